@@ -1,0 +1,1 @@
+"""What a broker and its workers can be asked, per transport; nothing here changes a cluster."""

@@ -1,0 +1,177 @@
+"""How to reach a broker: a bare Celery application per broker, and what a transport can do."""
+
+import json
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+from celery.app.utils import find_app
+from kombu import Connection
+from kombu.exceptions import KombuError
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.url import parse_url
+from kombu.utils.url import sanitize_url
+
+from monitor.errors import BrokerUnavailable
+from monitor.errors import SettingsError
+from monitor.errors import Unsupported
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+CONNECT_SECONDS = 5.0
+# Where Celery's events and remote control work (read in kombu's transports); memory is for tests.
+EVENT_TRANSPORTS = frozenset(
+    {"amqp", "redis", "sentinel", "filesystem", "mongodb", "gcpubsub", "qpid", "pgmq", "memory"}
+)
+SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
+# What configuration of the user's application must not decide: it is given, or is the worker's own.
+NOT_TAKEN_OVER = ("broker_url", "broker_read_url", "broker_write_url", "include", "imports")
+
+
+def without_password(url: str) -> str:
+    """The address for messages and pages: passwords masked, the query (which may hold secrets) left out."""
+    return ";".join(_sanitized(each) for each in url.split(";"))
+
+
+def _sanitized(url: str) -> str:
+    try:
+        return str(sanitize_url(url)).replace("%2F", "/") if "://" in url else "(no URL)"
+    except ValueError:
+        return f"{url.partition('://')[0]}://(an address that cannot be read)"
+
+
+def transport_of(url: str) -> str:
+    """The kind of broker: ``redis`` for redis, rediss and redis+socket; ``amqp`` for amqp, amqps and pyamqp ..."""
+    scheme = url.split(";")[0].partition("://")[0].partition("+")[0]
+    return SAME_TRANSPORT.get(scheme, scheme)
+
+
+def require_known(url: str) -> str:
+    """``transport_of(url)``; SettingsError if kombu has no such transport."""
+    transport = transport_of(url)
+    known = {SAME_TRANSPORT.get(alias, alias) for alias in TRANSPORT_ALIASES}
+    if transport not in known and "." not in transport:
+        raise SettingsError(f"there is no transport {transport!r}; known are {', '.join(sorted(known))}")
+    return transport
+
+
+def require_events(url: str) -> str:
+    """``transport_of(url)``; Unsupported if Celery sends no events over it."""
+    transport = require_known(url)
+    if transport not in EVENT_TRANSPORTS:
+        raise Unsupported(
+            f"Celery sends no events and takes no remote control over {transport}: tasks and workers cannot be "
+            "watched there. What can still be shown is the depth of its queues, and results where a result backend "
+            f"keeps them. Events work on {', '.join(sorted(EVENT_TRANSPORTS - {'memory'}))}.",
+            transport=transport,
+        )
+    return transport
+
+
+def app_for(broker: Broker, settings: Settings) -> Celery:
+    """A Celery application for this broker, with the configuration of ``settings.app`` if there is one.
+
+    Cached. It has none of the user's tasks. Raises SettingsError.
+    """
+    return _app(broker.url, settings.app, json.dumps(settings.broker_options, sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=64)
+def _app(url: str, user_app: str | None, options: str) -> Celery:
+    require_known(url)
+    app = Celery("celery-monitor", set_as_current=False, fixups=[])
+    app.conf.update(_configuration(user_app))
+    app.conf.broker_url = url
+    app.conf.broker_connection_timeout = CONNECT_SECONDS
+    app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **json.loads(options)}
+    return app
+
+
+def _configuration(user_app: str | None) -> dict[str, Any]:
+    if user_app is None:
+        return {}
+    table = load_app(user_app).conf.table(with_defaults=False, censored=False)
+    return {name: value for name, value in table.items() if name not in NOT_TAKEN_OVER}
+
+
+def load_app(name: str) -> Celery:
+    """The user's application, as ``celery -A`` finds it. Imports the user's code. Raises SettingsError."""
+    try:
+        return find_app(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"app {name!r} cannot be loaded: {error}; write module:attribute, as for celery -A"
+        ) from None
+
+
+def transport_options(app: Celery) -> Mapping[str, Any]:
+    """kombu's transport options in force."""
+    options: Mapping[str, Any] = app.conf.broker_transport_options
+    return options
+
+
+def parse_address(url: str) -> dict[str, Any]:
+    """kombu's own reading of a URL: hostname, port, userid, password, virtual_host, ssl and further options."""
+    try:
+        parts: dict[str, Any] = parse_url(url)
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"broker {without_password(url)}: {error}") from None
+    return parts
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn whatever a broker's library raises inside into BrokerUnavailable, with an address and an advice."""
+    # Every transport has exceptions of its own, and their libraries need not be installed.
+    errors: tuple[type[BaseException], ...] = (OSError, KombuError, *_library_errors(url))
+    try:
+        yield
+    except errors as error:
+        raise unavailable(url, error) from error
+
+
+@lru_cache(maxsize=64)
+def _library_errors(url: str) -> tuple[type[Exception], ...]:
+    try:
+        transport = Connection(url).transport
+    except ImportError as error:
+        raise Unsupported(f"{transport_of(url)} needs a package that is not installed: {error}") from None
+    return tuple({*transport.connection_errors, *transport.channel_errors})
+
+
+def unavailable(url: str, error: BaseException) -> BrokerUnavailable:
+    """What a person reads when a broker does not answer: where, what, and what to do."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return BrokerUnavailable(f"{without_password(url)}: {text}. {_advice(text)}")
+
+
+def _advice(text: str) -> str:
+    lowered = text.lower()
+    for words, advice in ADVICE:
+        if any(word in lowered for word in words):
+            return advice
+    return "Check that the broker runs and that the address in --broker is right; we go on trying."
+
+
+ADVICE = (
+    (("exclusive use",), "Another receiver reads this queue; give each its own --node-id."),
+    (
+        (
+            "wrongpass",
+            "noauth",
+            "invalid password",
+            "login was refused",
+            "access_refused",
+            "username-password",
+            "authentication",
+        ),
+        "Check the user name and password in --broker.",
+    ),
+    (("noperm",), "The user lacks a right: it needs PSUBSCRIBE, PING and the channels of events (ACL SETUSER)."),
+    (("not_allowed", "vhost"), "Check the virtual host in --broker, and the user's rights on it."),
+    (("certificate", "ssl", "tls"), "Check the ssl_ca_certs, ssl_certfile and ssl_keyfile given in the URL."),
+    (("name or service", "getaddrinfo", "name resolution"), "Check the host name in --broker."),
+)

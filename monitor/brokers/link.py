@@ -1,0 +1,77 @@
+"""One connection to a broker for one errand: opened with a limit, closed for certain, its errors in our words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kombu import Connection
+from kombu.exceptions import KombuError
+
+from monitor.brokers.connection import CONNECT_SECONDS
+from monitor.brokers.connection import app_for
+from monitor.brokers.connection import without_password
+from monitor.errors import BrokerUnavailable
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+ANSWER_SECONDS = 15.0  # for one command of the transport; kombu polls Redis in shorter ones
+CONFIRM_SECONDS = 10.0  # for RabbitMQ to say that it has a message; it is silent while its disk or memory is full
+# Without these a broker that swallows packets would hold a click for minutes.
+OPTIONS: dict[str, dict[str, object]] = {
+    "redis": {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS},
+    "amqp": {"confirm_publish": True, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS},
+}
+
+
+@contextmanager
+def link(broker: Broker, settings: Settings, *, heartbeat: float = 0, **options: object) -> Iterator[Connection]:
+    """A connection that is open. Raises BrokerUnavailable when it cannot be opened, or is lost within.
+
+    ``options`` are the transport's, beside those that every errand has.
+    """
+    connection = _connection(broker, settings, heartbeat, options)
+    errors = lost(connection)
+    try:
+        try:
+            connection.connect()
+        except errors as error:
+            raise unavailable(broker, f"does not answer ({said(error)}); nothing was sent") from error
+        try:
+            yield connection
+        except errors as error:
+            raise unavailable(broker, f"was lost ({said(error)}); what was under way may have arrived") from error
+    finally:
+        _close(connection, errors)
+
+
+def lost(connection: Connection) -> tuple[type[BaseException], ...]:
+    """The errors that mean that a connection is no more."""
+    return (*connection.connection_errors, OSError, KombuError)
+
+
+def said(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing, as a time-out does."""
+    return str(error) or type(error).__name__
+
+
+def unavailable(broker: Broker, what: str) -> BrokerUnavailable:
+    """The address is shown without its password."""
+    return BrokerUnavailable(
+        f"The broker of {broker.cluster} at {without_password(broker.url)} {what}. "
+        "Look whether it runs and can be reached from here.",
+        cluster=broker.cluster,
+    )
+
+
+def _connection(broker: Broker, settings: Settings, heartbeat: float, options: dict[str, object]) -> Connection:
+    app = app_for(broker, settings)
+    bare: Connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
+    defaults = OPTIONS.get(bare.transport.driver_type, {})
+    bare.transport_options = {**defaults, **(bare.transport_options or {}), **options}
+    return bare
+
+
+def _close(connection: Connection, errors: tuple[type[BaseException], ...]) -> None:
+    try:
+        connection.release()
+    except errors:
+        connection.collect()  # the far side is gone: free what is ours

@@ -1,0 +1,84 @@
+"""The messages of a queue on Redis. Reading takes nothing: a queue is a list per priority, the oldest at its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis import Redis
+
+from monitor.brokers.link import link
+from monitor.brokers.message import QueueMessage
+from monitor.brokers.message import Reading
+from monitor.brokers.message import describe_payload
+from monitor.brokers.message import digest_of
+from monitor.errors import NotFound
+from monitor.redact import Redactor
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+CHUNK = 20  # payloads fetched at once: each may be megabytes
+MOST_BYTES = 32_000_000  # fetched for one reading
+MOST_SEARCHED = 20_000  # messages looked at for the one to throw away
+
+
+class RedisMessages:
+    """Workers take from the first priority's list that has messages, its end first (kombu/transport/redis.py)."""
+
+    def __init__(self, broker: Broker, settings: Settings, queue: str, redactor: Redactor) -> None:
+        self.broker = broker
+        self.settings = settings
+        self.queue = queue
+        self.redactor = redactor
+
+    def read(self, limit: int) -> Reading:
+        """In the order of delivery; fewer where they are large."""
+        found: list[QueueMessage] = []
+        size = 0
+        with self._lists() as (client, keys):
+            waiting = sum(client.llen(key) for key in keys)
+            for _, payload in _walk(client, keys):
+                found.append(describe_payload(payload, self.redactor))
+                size += len(payload)
+                if len(found) == limit or size > MOST_BYTES:
+                    break
+        return Reading(messages=tuple(found), more=waiting > len(found))
+
+    def delete(self, digest: str) -> bool:
+        """Removes that payload; False when a worker took it while we looked."""
+        with self._lists() as (client, keys):
+            for number, (key, payload) in enumerate(_walk(client, keys)):
+                if digest_of(payload) == digest:
+                    return bool(client.lrem(key, -1, payload))
+                if number == MOST_SEARCHED:
+                    break
+        raise NotFound(
+            f"It is not among the next {MOST_SEARCHED} messages of {self.queue}: a worker may have taken it."
+        )
+
+    def purge(self) -> int:
+        with self._lists() as (client, keys):
+            pipeline = client.pipeline()
+            for key in keys:
+                pipeline.llen(key)
+                pipeline.delete(key)
+            return sum(pipeline.execute()[::2])
+
+    @contextmanager
+    def _lists(self) -> Iterator[tuple[Any, list[str]]]:
+        """A client, and the list of each priority. kombu's own client prefixes some commands and not others."""
+        with link(self.broker, self.settings) as connection:
+            channel: Any = connection.default_channel
+            keys = [
+                f"{channel.global_keyprefix}{channel._q_for_pri(self.queue, step)}" for step in channel.priority_steps
+            ]
+            yield Redis(connection_pool=channel.pool), keys
+
+
+def _walk(client: Any, keys: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The oldest first. What comes in meanwhile does so at the other end; what is taken makes us skip a few."""
+    for key in keys:
+        start = -1
+        while chunk := client.lrange(key, start - CHUNK + 1, start):
+            for payload in reversed(chunk):
+                yield key, payload
+            start -= CHUNK

@@ -1,0 +1,221 @@
+"""Announces the messages of tasks that fail, so that they can be sent again exactly. Runs inside your workers.
+
+One line of your application's configuration::
+
+    app.conf.task_annotations = {"*": {"Request": "monitor.capture:Request"}}
+
+or ``monitor.capture.install(app)``, which keeps annotations that are there. A task that fails for good, is rejected or
+is revoked then sends one more event, ``capture-message``, with its message as it came: body, headers, properties and
+route. Tasks that succeed or will be retried cost nothing.
+
+``monitor.capture:RequestOnReceive`` announces each message when it is received instead, so that a task whose worker
+is killed can be sent again as well. It costs an event with the whole message for every task.
+
+Imports Celery, kombu and the standard library only, and never raises into the worker: what cannot be captured is
+logged and left out.
+"""
+
+import base64
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery import Celery
+from celery.exceptions import Ignore
+from celery.exceptions import Reject
+from celery.exceptions import Retry
+from celery.worker.request import Request as CeleryRequest
+from kombu.utils.json import dumps
+
+EVENT = "capture-message"
+GROUP = "capture"  # not ``task``: other monitors take the type of a task's event for a state
+LIMIT_VARIABLE = "CELERY_CAPTURE_MAX_BYTES"
+DEFAULT_LIMIT = 256 * 1024
+PER_DELIVERY = ("delivery_info", "delivery_tag", "body_encoding", "application_headers")
+# The binary delay in front of a routing key: see kombu/transport/native_delayed_delivery.py.
+_DELAY = re.compile(r"^(?:[01]\.){28}")
+
+log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+def _limit() -> int:
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    return int(text) if text.isdecimal() else DEFAULT_LIMIT
+
+
+class Request(CeleryRequest):  # type: ignore[misc]  # celery has no types
+    """Celery's request, which also announces the message of a task that did not succeed.
+
+    ``max_bytes``: a longer body is left out, and only its size announced.
+    """
+
+    max_bytes = _limit()
+    _captured = False
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """Before Celery's own: what its result backend raises must not hide the message."""
+        if _is_over(exc_info):
+            self._capture("failed")
+        return super().on_failure(exc_info, *args, **kwargs)
+
+    def on_timeout(self, soft: bool, timeout: float) -> Any:
+        if not soft:
+            self._capture("failed")
+        return super().on_timeout(soft, timeout)
+
+    def reject(self, requeue: bool = False) -> Any:
+        if not requeue:
+            self._capture("rejected")
+        return super().reject(requeue=requeue)
+
+    def _announce_revoked(self, *args: Any, **kwargs: Any) -> Any:
+        self._capture("revoked")
+        return super()._announce_revoked(*args, **kwargs)
+
+    def _capture(self, why: str) -> None:
+        """Announces the message, once. Never raises: no task may suffer for being watched."""
+        try:
+            if not self._captured:
+                self._captured = True
+                _announce(self, why)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
+            _say(error)
+
+
+class RequestOnReceive(Request):
+    """Announces each message when it is received, in case the worker does not live to tell."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._capture("received")
+
+
+def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = None) -> None:
+    """Captures for every task of the application, beside the annotations that it has.
+
+    ``max_bytes`` is for this process; the environment's CELERY_CAPTURE_MAX_BYTES is for all.
+    """
+    if max_bytes is not None:
+        Request.max_bytes = max_bytes
+    name = f"{__name__}:{'RequestOnReceive' if on_receive else 'Request'}"
+    given = app.conf.task_annotations or ()
+    app.conf.task_annotations = [*(given if isinstance(given, (list, tuple)) else (given,)), {"*": {"Request": name}}]
+
+
+def _is_over(exc_info: Any) -> bool:
+    """The task will not run again by itself."""
+    error = exc_info.exception
+    if isinstance(error, ExceptionWithTraceback):
+        error = error.exc
+    if isinstance(error, Reject):
+        return not error.requeue
+    return not isinstance(error, (Retry, Ignore))
+
+
+def _announce(request: Request, why: str) -> None:
+    eventer = request.eventer
+    if not (eventer and eventer.enabled and request.task.send_events):
+        return
+    if eventer.groups and GROUP not in eventer.groups:
+        if "task" not in eventer.groups:
+            return  # task events are off
+        eventer.groups.add(GROUP)  # they were turned on by remote control
+    fields = describe(request, why)
+    if fields is not None:
+        eventer.send(EVENT, uuid=request.id, **fields)
+
+
+def describe(request: Request, why: str) -> dict[str, Any] | None:
+    """The fields of the event. ``None`` for protocol 1, whose id is in the body and cannot be replaced."""
+    message = request.message
+    headers = dict(message.headers or {})
+    if "id" not in headers or "task" not in headers:
+        return None
+    body, as_sent = wire_body(message)
+    if not as_sent:
+        headers.pop("compression", None)
+    delivery = message.delivery_info or {}
+    exchange, routing_key = delivery.get("exchange"), delivery.get("routing_key")
+    given = {name: value for name, value in (message.properties or {}).items() if name not in PER_DELIVERY}
+    described: dict[str, Any] = {
+        "why": why,
+        "size": len(body),
+        "as_sent": as_sent,
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "headers": dumps(headers),
+        "properties": dumps(given),
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "queue": queue_of(request.app, exchange, routing_key),
+        **_links(request),
+    }
+    if len(body) <= request.max_bytes:
+        described["body"] = base64.b64encode(body).decode("ascii")
+    else:
+        described["too_large"] = True
+    return {
+        "name": request.name,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
+        "message": described,
+    }
+
+
+def wire_body(message: Any) -> tuple[bytes, bool]:
+    """The body as it was on the wire, and whether it is that: elsewhere kombu has decompressed it already."""
+    raw = getattr(message, "_raw", None)  # of virtual transports
+    if isinstance(raw, Mapping) and isinstance(raw.get("body"), (str, bytes)):
+        encoding = (raw.get("properties") or {}).get("body_encoding")
+        if encoding in {None, "base64"}:
+            body = base64.b64decode(raw["body"]) if encoding else raw["body"]
+            return _bytes(body), True
+    return _bytes(message.body), "compression" not in (message.headers or {})
+
+
+def _bytes(body: Any) -> bytes:
+    return body.encode("utf-8") if isinstance(body, str) else bytes(body)
+
+
+def queue_of(app: Celery, exchange: str | None, routing_key: str | None) -> str | None:
+    """The queue that this worker had the message from, as far as its route tells."""
+    if routing_key is None:
+        return None
+    if not exchange:
+        return routing_key
+    key = _DELAY.sub("", routing_key)
+    queues = app.amqp.queues.consume_from
+    bound = [
+        name
+        for name, queue in queues.items()
+        if queue.routing_key == key and (key != routing_key or (queue.exchange and queue.exchange.name == exchange))
+    ]
+    if len(bound) == 1:
+        return str(bound[0])
+    return str(next(iter(queues))) if len(queues) == 1 else None
+
+
+def _links(request: Request) -> dict[str, Any]:
+    """What stands in the body behind the arguments, which a monitor cannot read where it is pickled."""
+    embed = request._payload[2] or {}
+    chord = embed.get("chord")
+    return {
+        "chain": len(embed.get("chain") or ()),
+        "callbacks": len(embed.get("callbacks") or ()),
+        "errbacks": len(embed.get("errbacks") or ()),
+        "chord": str(chord.get("task")) if isinstance(chord, Mapping) else None,
+    }
+
+
+def _say(error: Exception) -> None:
+    """Logs each kind of trouble once."""
+    kind = type(error).__name__
+    if kind not in _said:
+        _said.add(kind)
+        with suppress(Exception):
+            log.warning("a message could not be captured; this is said once: %s: %s", kind, error)

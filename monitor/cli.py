@@ -1,0 +1,190 @@
+"""Arguments to settings to work. The only module that prints."""
+
+import os
+import sys
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from monitor import __version__
+from monitor import demo as shop
+from monitor.brokers.application import broker_of
+from monitor.errors import MonitorError
+from monitor.serve import run_receive
+from monitor.serve import run_serve
+from monitor.serve import run_web
+from monitor.settings import SETTINGS
+from monitor.settings import Settings
+from monitor.settings import load
+from monitor.supervise import configure_logging
+from monitor.supervise import stop_on_signals
+
+EXIT_USAGE = 2
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+EPILOG = (
+    "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
+    "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file."
+)
+Runner = Callable[..., None]
+
+
+class Failure(click.ClickException):
+    """An error that is said in one line."""
+
+    exit_code = EXIT_USAGE
+
+
+class Command(click.Command):
+    """Says every error in one line, and lists the options there are when one is unknown."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            names = sorted(name for each in self.get_params(ctx) for name in each.opts if name.startswith("--"))
+            raise click.UsageError(
+                f"there is no option {error.option_name}; known are {', '.join(names)}", ctx
+            ) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MonitorError as error:
+            raise Failure(error.message) from error
+
+
+@click.group(context_settings=HELP)
+@click.version_option(__version__, prog_name="celery-monitor")
+def main() -> None:
+    """A dashboard for Celery: what runs, what failed and why, what is stuck; and retry.
+
+    \b
+    Look at it with made-up work:  celery-monitor demo
+    Watch your own broker:         celery-monitor serve --broker redis://localhost:6379/0
+    """
+
+
+def setting_options(without: Sequence[str] = ()) -> list[click.Parameter]:
+    """One option per setting, and the file that holds the others."""
+    config = click.Option(
+        ["--config"], type=click.Path(path_type=Path), metavar="FILE", help="TOML file with settings."
+    )
+    return [config, *(_setting_option(name) for name in SETTINGS if name not in without)]
+
+
+def _setting_option(name: str) -> click.Option:
+    metadata = SETTINGS[name].metadata
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(SETTINGS[name].default, bool):
+        return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=_help(name))
+    flags = ["-A", flag] if name == "app" else [flag]
+    return click.Option(flags, multiple=metadata["multiple"], metavar=metadata["metavar"], help=_help(name))
+
+
+def _help(name: str) -> str:
+    text = str(SETTINGS[name].metadata["help"])
+    shown = _shown(SETTINGS[name].default)
+    return f"{text[:1].upper()}{text[1:]}." + (f" [default: {shown}]" if shown else "")
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return str(default) if isinstance(default, (str, int, float)) else ""
+
+
+def _load(options: dict[str, Any]) -> Settings:
+    file = options.pop("config")
+    settings = load(options, os.environ, file)
+    configure_logging(settings.log_level)
+    if settings.app:
+        sys.path.insert(0, str(Path.cwd()))  # as celery does for -A
+    return settings
+
+
+def _command(name: str, run: Runner, text: str) -> Command:
+    def callback(**options: Any) -> None:
+        run(_load(options), stop_on_signals(), click.echo)
+
+    return Command(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
+
+
+main.add_command(
+    _command(
+        "serve",
+        run_serve,
+        "Watch brokers and serve the dashboard: one receiver process per broker and one web process.\n\n\b\n"
+        "Example:\n  celery-monitor serve --broker shop=redis://localhost:6379/0 --broker mail=amqp://localhost",
+    )
+)
+main.add_command(_command("receive", run_receive, "Only keep the record: read the brokers' events into the database."))
+main.add_command(_command("web", run_web, "Only serve the dashboard from a database that receivers fill."))
+
+
+@main.command(cls=Command)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
+@click.option("--port", default=5555, show_default=True, metavar="PORT", help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the demo's files (record, logs) here. Without it they are temporary and removed at the end.",
+)
+@click.option(
+    "--broker",
+    default="redis",
+    show_default=True,
+    metavar="redis|URL",
+    help="redis starts a Redis of its own; a URL such as amqp://localhost runs the shop there.",
+)
+@click.option("--rate", default=6.0, show_default=True, metavar="N", help="Tasks per second.")
+@click.option(
+    "--failures",
+    default=0.08,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Share of orders in which something goes wrong.",
+)
+def demo(**options: Any) -> None:
+    """Show a small shop at work: a broker, three workers, beat, traffic, and the dashboard.
+
+    Ctrl-C ends everything that it started, and nothing else.
+    """
+    configure_logging("warning")
+    shop.run(shop.Demo(**options), stop_on_signals(), click.echo)
+
+
+@click.command(
+    "monitor",
+    cls=Command,
+    params=setting_options(without=("app",)),
+    epilog=EPILOG,
+    context_settings=HELP,
+)
+@click.pass_context
+def celery_command(ctx: click.Context, /, **options: Any) -> None:
+    """Watch this application's broker and serve the dashboard (celery-monitor)."""
+    settings = _load(options | {"app": application_name(sys.argv, os.environ)})
+    if not settings.broker:
+        settings = replace(settings, broker=(broker_of(ctx.obj.app),))
+    run_serve(settings, stop_on_signals(), click.echo)
+
+
+def application_name(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """What ``celery -A NAME`` was given: Celery hands on the loaded application, not its name."""
+    words = iter(arguments)
+    for word in words:
+        if word in {"-A", "--app"}:
+            return next(words, None)
+        if word.startswith("--app="):
+            return word.removeprefix("--app=")
+        if word.startswith("-A"):
+            return word.removeprefix("-A")
+    return environ.get("APP") or environ.get("CELERY_APP")

@@ -1,0 +1,230 @@
+"""Bulk by query: its tasks are chosen once, shown, and become a job when somebody says yes."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from monitor.control.commands import BulkCommand
+from monitor.control.commands import Performed
+from monitor.control.legal import REFUSED
+from monitor.control.legal import WARNINGS
+from monitor.control.legal import why_not_revoke
+from monitor.control.retry import SAMPLES
+from monitor.control.retry import Prepared
+from monitor.control.retry import known_route
+from monitor.control.retry import prepare
+from monitor.control.revoke import FORGETFUL
+from monitor.control.target import Target
+from monitor.errors import ArgumentsUnknown
+from monitor.errors import Conflict
+from monitor.errors import InvalidInput
+from monitor.errors import NotFound
+from monitor.filters import Filter
+from monitor.filters import parse
+from monitor.records import Job
+from monitor.records import JobPreview
+from monitor.records import JobState
+from monitor.records import Message
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.settings import Settings
+from monitor.store import job_steps
+from monitor.store import jobs
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.jobs import Member
+
+JUDGED = 1000  # tasks whose arguments a preview reads; of more, it is an estimate
+MOST_REVOKED = 50_000  # that a worker remembers (CELERY_WORKER_REVOKES_MAX in celery/worker/state.py)
+MIN_RATE, MAX_RATE = 0.01, 100_000.0
+LONGEST_REASON = 200
+GONE = "it is no longer in the record"
+NO_QUEUE = "its queue is not known: events name it only with task_send_sent_event"
+
+
+def cluster_of(store: Store, settings: Settings, command: BulkCommand) -> str:
+    """The one cluster whose tasks match. Raises InvalidInput where there are several, NotFound where there is none."""
+    if command.cluster is not None:
+        return command.cluster
+    if command.job is not None:
+        return jobs.job(store, command.job).cluster
+    wanted = parse(command.query, Target.now())
+    found = [name for name in settings.clusters if queries.count(store, _within(wanted, name)).value]
+    if len(found) > 1:
+        terms = " or ".join(f"cluster:{name}" for name in found)
+        raise InvalidInput(f"Tasks of several clusters match, and a job works on one: add {terms}.", clusters=found)
+    if not found:
+        raise NotFound(f"No task matches {str(wanted) or 'any filter'!r}.")
+    return found[0]
+
+
+def preview(target: Target, command: BulkCommand, actor: str) -> Job:
+    """Chooses the tasks, and says what would be done to them; nothing is done.
+
+    Raises FilterError, InvalidInput, and NotFound where nothing matches.
+    """
+    check_rate(command.rate)
+    wanted = parse(command.query, target.now())
+    job = jobs.create_job(
+        target.store, target.cluster, command.verb, _within(wanted, target.cluster), str(wanted), actor
+    )
+    if not job.total:
+        jobs.delete_job(target.store, job.id)
+        raise NotFound(f"No task of cluster {target.cluster} matches {str(wanted) or 'any filter'!r}.")
+    jobs.save_preview(target.store, job.id, look(target, job))
+    return jobs.job(target.store, job.id)
+
+
+def start(target: Target, command: BulkCommand, actor: str) -> Performed:
+    """Makes a job of a preview, or of what matches now. The second yes to a preview changes nothing."""
+    check_rate(command.rate)
+    job = _confirmed(target, command) if command.job is not None else preview(target, command, actor)
+    began = job_steps.start_job(target.store, job.id, actor, command.reason, command.rate)
+    job = jobs.job(target.store, job.id)
+    if not began and job.state is JobState.PREPARING:
+        raise Conflict(f"The tasks of job {job.id} were never chosen to the end: make a new preview.")
+    details = {"job": job.id, "count": job.total, "query": job.query, "rate": job.rate}
+    if not began:
+        message = f"Job {job.id} was started before, and is {job.state}. Nothing was started a second time."
+        return Performed(outcome="done", message=message, details=details)
+    message = f"Job {job.id} started: {command.verb} {job.total} task{'s' if job.total != 1 else ''}."
+    return Performed(outcome="done", message=message, details=details)
+
+
+def abort(target: Target, number: int, actor: str) -> Performed:
+    """Raises Conflict for a job that has ended."""
+    job = _mine(target, number)
+    if not job_steps.stop_job(target.store, job.id, f"Aborted by {actor}."):
+        raise Conflict(f"Job {job.id} is {jobs.job(target.store, job.id).state}: there is nothing to abort.")
+    details = {"job": job.id, "count": job.total, "query": job.query}
+    return Performed(
+        outcome="done", message=f"Job {job.id} ends: what was not sent yet is left alone.", details=details
+    )
+
+
+def _confirmed(target: Target, command: BulkCommand) -> Job:
+    job = _mine(target, command.job or 0)
+    if job.verb != command.verb:
+        raise Conflict(f"Job {job.id} is to {job.verb} tasks, not to {command.verb} them.")
+    if str(parse(command.query, target.now())) != job.query:
+        raise Conflict(f"Job {job.id} is of the filter {job.query!r}: make a preview of {command.query!r} first.")
+    return job
+
+
+def _mine(target: Target, number: int) -> Job:
+    job = jobs.job(target.store, number)
+    if job.cluster != target.cluster:
+        raise Conflict(f"Job {job.id} is of cluster {job.cluster}, not of {target.cluster}.")
+    return job
+
+
+def _within(wanted: Filter, cluster: str) -> Filter:
+    quoted = cluster.replace("\\", "\\\\").replace('"', '\\"')
+    return wanted.with_term(f'cluster:"{quoted}"')
+
+
+def check_rate(rate: float | None) -> None:
+    if rate is not None and not (math.isfinite(rate) and MIN_RATE <= rate <= MAX_RATE):
+        raise InvalidInput(f"rate {rate} is not between {MIN_RATE} and {MAX_RATE:.0f} tasks per second")
+
+
+def look(target: Target, job: Job) -> JobPreview:
+    """What would come of the tasks; of many, what would come of some taken evenly from among all."""
+    members = jobs.sample_members(target.store, job, JUDGED)
+    if job.verb == "revoke":
+        refused = [why for each in members if (why := why_not_bulk_revoke(each)) is not None]
+        return _summed(job, len(members), [], refused, _revoke_warnings(target, job))
+    plans = list(plan_all(target, members).values())
+    prepared = [each for each in plans if isinstance(each, Prepared)]
+    refused = [each for each in plans if isinstance(each, str)]
+    return _summed(job, len(members), prepared, refused, _retry_warnings(target, job))
+
+
+def plan_all(target: Target, members: Sequence[Member]) -> dict[int, Prepared | str]:
+    """What would be sent, or why nothing, by the members' numbers."""
+    ids = [each.task.id for each in members if each.task is not None]
+    messages = queries.messages(target.store, target.cluster, ids)
+    return {each.number: _plan(target, each, messages.get(each.task.id if each.task else "")) for each in members}
+
+
+def _plan(target: Target, member: Member, message: Message | None) -> Prepared | str:
+    """In words that say nothing of the one task, so that reasons can be counted."""
+    task = member.task
+    if task is None:
+        return GONE
+    if task.state is not member.was:
+        return f"it was {member.was.word} when it was chosen, and is {task.state.word} now"
+    if why := REFUSED.get(task.state):
+        return f"{task.state.word}: {why}"
+    if message is None and known_route(task) is None:
+        return NO_QUEUE
+    try:
+        return prepare(target, task, None, None, None, message)
+    except ArgumentsUnknown as error:
+        return f"its arguments are not known: {error.detail.get('reason')}"[:LONGEST_REASON]
+    except Conflict as error:
+        return error.message.replace(f"task {task.id}", "it").replace(task.id, "it")[:LONGEST_REASON]
+
+
+def why_not_bulk_revoke(member: Member) -> str | None:
+    """The same for a revoke; ``None`` when it may be."""
+    if member.task is None:
+        return GONE
+    if why_not_revoke(member.task):
+        return f"it is {member.task.state.word}: there is nothing left to revoke"
+    return None
+
+
+def _summed(
+    job: Job, judged: int, prepared: Sequence[Prepared], refused: Sequence[str], warnings: list[str]
+) -> JobPreview:
+    estimated = judged < job.total
+
+    def share(number: int) -> int:
+        return round(number * job.total / judged) if estimated else number
+
+    unknown = sum("arguments" in reason for reason in refused)
+    fidelity = Counter[str](each.arguments.fidelity for each in prepared)
+    fidelity["unknown"] += unknown
+    known = {name: share(fidelity[name]) for name in ("exact", "probable", "unknown")} if job.verb == "retry" else {}
+    skipped = {reason: share(number) for reason, number in Counter(refused).most_common(10)}
+    return JobPreview(
+        judged=judged,
+        estimated=estimated,
+        sendable=job.total - share(len(refused)),
+        fidelity=known,
+        skipped=skipped,
+        samples=[_sample(each) for each in prepared[:: max(1, len(prepared) // SAMPLES)][:SAMPLES]],
+        warnings=warnings,
+    )
+
+
+def _sample(prepared: Prepared) -> dict[str, str]:
+    task: Task = prepared.task
+    return {
+        "id": task.id,
+        "name": prepared.name,
+        "args": prepared.arguments.args or "",
+        "kwargs": prepared.arguments.kwargs or "",
+        "fidelity": prepared.arguments.fidelity,
+        "to": str(prepared.route),
+    }
+
+
+def _retry_warnings(target: Target, job: Job) -> list[str]:
+    states = jobs.states_of(target.store, job)
+    found = [f"{states[state]} {state.word}. {text}" for state, text in WARNINGS.items() if states.get(state)]
+    again = jobs.sent_before(target.store, job)
+    if again:
+        found.append(f"{again} of these tasks {'was' if again == 1 else 'were'} sent again before: they run once more.")
+    return found
+
+
+def _revoke_warnings(target: Target, job: Job) -> list[str]:
+    states = jobs.states_of(target.store, job)
+    found = [f"Workers are told, and {FORGETFUL}."]
+    if running := states.get(TaskState.STARTED):
+        found.append(f"{running} {'is' if running == 1 else 'are'} running: a revoke does not end what runs.")
+    if job.total > MOST_REVOKED:
+        found.append(f"A worker remembers {MOST_REVOKED} revoked tasks, and forgets the oldest of more.")
+    return found

@@ -1,0 +1,43 @@
+"""What may be done to a task in its state, and why not. No I/O: pages ask before they offer a button."""
+
+from monitor.records import Message
+from monitor.records import Task
+from monitor.records import TaskState
+
+# Why a task in one of these states is not sent again.
+REFUSED = {
+    TaskState.PENDING: "it still waits in its queue, and will run",
+    TaskState.SCHEDULED: "a worker holds it until its ETA, and will run it",
+    TaskState.RECEIVED: "a worker has it, and will run it",
+    TaskState.STARTED: "it is running; terminate it first, or wait",
+    TaskState.RETRY: "it will run again by itself",
+}
+# What a person must know before a task in one of these states is sent again.
+WARNINGS = {
+    TaskState.SUCCESS: "It succeeded: what it did is done a second time.",
+    TaskState.LOST: "It is only presumed lost: if its worker comes back, or it is delivered again, it runs twice.",
+}
+
+SAME_ID = (
+    "Under the same id it overwrites its record and its result, whoever waits for the old result gets the new one, "
+    "and workers that hold the id among those revoked drop it without a word."
+)
+
+
+def warnings_of(task: Task, message: Message | None, *, same_id: bool = False) -> tuple[str, ...]:
+    """What a person must know before a task is sent again."""
+    warnings = [WARNINGS[task.state]] if task.state in WARNINGS else []
+    if message is not None and (body := message.chord):
+        warnings.append(f"It is a member of a chord: even if it succeeds, the chord's body {body} stays failed.")
+    if same_id:
+        warnings.append(SAME_ID)
+    return tuple(warnings)
+
+
+def why_not_revoke(task: Task, *, terminate: bool = False) -> str | None:
+    """The reason why a task is not revoked (or terminated) now; ``None`` when it may be."""
+    if task.state.finished:
+        return f"Task {task.id} is {task.state.word}: there is nothing left to revoke."
+    if terminate and task.state is not TaskState.STARTED:
+        return f"Task {task.id} is {task.state.word}: no process runs it. Revoke it instead."
+    return None

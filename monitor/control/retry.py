@@ -1,0 +1,287 @@
+"""Sending tasks again: only what is known to be right, under a new id, to the queue it had."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from dataclasses import replace
+from uuid import UUID
+from uuid import uuid4
+from uuid import uuid5
+
+from monitor.brokers.publish import Call
+from monitor.brokers.publish import Copy
+from monitor.brokers.publish import Publisher
+from monitor.brokers.publish import Route
+from monitor.brokers.publish import publisher
+from monitor.control.commands import Performed
+from monitor.control.commands import RetryTask
+from monitor.control.commands import RetryTasks
+from monitor.control.commands import TaskResult
+from monitor.control.exact import copy_of
+from monitor.control.exact import route_of
+from monitor.control.legal import REFUSED
+from monitor.control.legal import warnings_of
+from monitor.control.target import Target
+from monitor.control.target import distinct
+from monitor.control.target import summary
+from monitor.errors import ArgumentsUnknown
+from monitor.errors import ConfirmationRequired
+from monitor.errors import Conflict
+from monitor.errors import InvalidInput
+from monitor.errors import MonitorError
+from monitor.errors import NotTaken
+from monitor.errors import TakenUnknown
+from monitor.fidelity import Arguments
+from monitor.fidelity import edit
+from monitor.fidelity import is_whole
+from monitor.fidelity import judge
+from monitor.fidelity import without_secrets
+from monitor.messages import facts
+from monitor.records import Message
+from monitor.records import Task
+from monitor.redact import Redactor
+from monitor.store import queries
+from monitor.store.journal import link_retry
+from monitor.store.journal import unlink_retry
+
+MAX_COUNTDOWN = 366 * 86400.0
+SAMPLES = 5
+SAME_ID_SECONDS = 5.0  # within which a second press of the button is a double click
+DELAYED_EXCHANGE = "celery_delayed_"  # native delayed delivery stands there instead of the task's own exchange
+_REQUESTS = UUID("5b0c7d52-6f5f-4a8e-9d4b-0c5a3b9d3f61")  # of ids made from a request's
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A task that can be sent again."""
+
+    task: Task
+    name: str
+    arguments: Arguments
+    route: Route
+    message: Message | None = None  # what it is made of; None: of its name and arguments
+    same_id: bool = False
+
+    @property
+    def warning(self) -> str | None:
+        return " ".join(warnings_of(self.task, self.message, same_id=self.same_id)) or None
+
+    @property
+    def needs_confirmation(self) -> bool:
+        return self.arguments.fidelity == "probable" or self.warning is not None
+
+
+def retry_task(target: Target, command: RetryTask) -> Performed:
+    """Sends one task again. Raises Conflict and its kin with the reason; nothing was sent then."""
+    _check_countdown(command.countdown)
+    task = queries.task(target.store, command.id, target.cluster)
+    message = queries.message(target.store, task)
+    prepared = prepare(target, task, command.args, command.kwargs, command.queue, message)
+    prepared = replace(prepared, same_id=command.same_id)
+    if prepared.needs_confirmation and not command.confirm:
+        raise _confirmation(prepared, Redactor(target.settings.redact))
+    with publisher(target.broker, target.settings) as sender:
+        result = _send(target, sender, prepared, command.request_id, command.countdown)
+    if result.outcome == "failed":
+        raise NotTaken(result.message)
+    return Performed(
+        outcome="unconfirmed" if result.outcome == "unconfirmed" else "done",
+        message=result.message,
+        results=(result,),
+        details={
+            "new_id": result.new_id,
+            "to": str(prepared.route),
+            "fidelity": result.fidelity,
+            "countdown": command.countdown,
+            "same_id": command.same_id,
+        },
+    )
+
+
+def retry_tasks(target: Target, command: RetryTasks) -> Performed:
+    """Sends several again. What cannot be sent is skipped with the reason; the rest needs one confirmation."""
+    prepared, skipped = _prepare_all(target, distinct(command.ids))
+    if not command.confirm and any(each.needs_confirmation for each in prepared):
+        raise _confirmation_of_many(prepared, skipped, Redactor(target.settings.redact))
+    if not prepared:
+        return summary("Retry", skipped)
+    with publisher(target.broker, target.settings) as sender:
+        sent = send_all(target, sender, prepared, command.request_id)
+    return summary("Retry", [*sent, *skipped], new_ids={each.id: each.new_id for each in sent if each.new_id})
+
+
+def prepare(
+    target: Target,
+    task: Task,
+    args: str | None,
+    kwargs: str | None,
+    queue: str | None,
+    message: Message | None = None,
+) -> Prepared:
+    """What would be sent, and where to. Raises Conflict, ArgumentsUnknown or InvalidInput."""
+    if why := REFUSED.get(task.state):
+        raise Conflict(f"Task {task.id} is {task.state.word}: {why}.", state=task.state.word)
+    arguments = judge(task, message)
+    if message is not None and arguments.fidelity == "exact" and (arguments.args is not None or args is kwargs is None):
+        arguments = edit(arguments, args, kwargs)
+        name = str(facts(message).name)
+        route = route_of(message) if queue is None else find_route(target, task, queue)
+        return Prepared(task, name, arguments, route, message)
+    return _prepare_call(target, task, edit(arguments, args, kwargs), queue)
+
+
+def _prepare_call(target: Target, task: Task, arguments: Arguments, queue: str | None) -> Prepared:
+    """A message of our own making, of what is known."""
+    if task.name is None or not is_whole(task.name):
+        raise Conflict(f"The name of task {task.id} is not known whole, so nobody can be asked to run it.")
+    if arguments.args_value is None or arguments.kwargs_value is None:
+        raise ArgumentsUnknown(
+            f"The arguments of {task.name} are not known well enough to send it again: {arguments.reason}. "
+            "Give args and kwargs as JSON.",
+            reason=arguments.reason,
+        )
+    route = find_route(target, task, queue)
+    return Prepared(task, task.name, arguments, route)
+
+
+def find_route(target: Target, task: Task, queue: str | None) -> Route:
+    """The queue asked for, else the task's own, else its exchange and routing key; Conflict lists the queues."""
+    if queue is not None:
+        known = target.queue_names()
+        if queue not in known:
+            raise Conflict(f"No queue {queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
+        return Route("", queue)
+    if route := known_route(task):
+        return route
+    names = target.queue_names()
+    raise Conflict(
+        f"The queue of task {task.id} is not known: events name it only with task_send_sent_event. "
+        f"Choose one of {', '.join(names) or 'your queues (none is known yet)'}.",
+        queues=names,
+    )
+
+
+def known_route(task: Task) -> Route | None:
+    """Where a task went, as far as its events say so."""
+    if task.queue and is_whole(task.queue):
+        return Route("", task.queue)
+    if task.routing_key and task.exchange is not None and not task.exchange.startswith(DELAYED_EXCHANGE):
+        return Route(task.exchange, task.routing_key)
+    return None
+
+
+def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[TaskResult]]:
+    prepared = []
+    skipped = []
+    messages = queries.messages(target.store, target.cluster, ids)
+    for task_id in ids:
+        try:
+            task = queries.task(target.store, task_id, target.cluster)
+            prepared.append(prepare(target, task, None, None, None, messages.get(task_id)))
+        except ArgumentsUnknown as error:
+            skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message, fidelity="unknown"))
+        except MonitorError as error:
+            if error.status >= 500:  # the record cannot be read: that is no fault of the task
+                raise
+            skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message))
+    return prepared, skipped
+
+
+def send_all(target: Target, sender: Publisher, prepared: list[Prepared], request_id: str | None) -> list[TaskResult]:
+    """One result each. Once a message is in doubt the connection is gone, and the rest is not sent."""
+    results: list[TaskResult] = []
+    for each in prepared:
+        if results and results[-1].outcome == "unconfirmed":
+            message = "Not sent: the connection to the broker was lost before."
+            rest = prepared[len(results) :]
+            return results + [TaskResult(id=one.task.id, outcome="failed", message=message) for one in rest]
+        results.append(_send(target, sender, each, request_id, None))
+    return results
+
+
+def _send(
+    target: Target, sender: Publisher, prepared: Prepared, request_id: str | None, countdown: float | None
+) -> TaskResult:
+    """The link is written first, and taken back when the broker certainly has no message."""
+    task = prepared.task
+    new_id = task.id if prepared.same_id else _new_id(task, request_id)
+    fidelity = prepared.arguments.fidelity
+    again_after = SAME_ID_SECONDS if prepared.same_id else None
+    if not link_retry(target.store, target.cluster, task.id, new_id, fidelity, target.now(), again_after):
+        message = f"This was asked for before: it is task {new_id}. Nothing was sent a second time."
+        return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
+    try:
+        sender.send(call_of(prepared, new_id, countdown))
+    except TakenUnknown as error:
+        return TaskResult(id=task.id, outcome="unconfirmed", message=error.message, new_id=new_id, fidelity=fidelity)
+    except NotTaken as error:
+        unlink_retry(target.store, target.cluster, task.id, new_id)
+        return TaskResult(id=task.id, outcome="failed", message=error.message, fidelity=fidelity)
+    message = f"Sent again as {new_id} to {prepared.route}."
+    return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
+
+
+def call_of(prepared: Prepared, new_id: str, countdown: float | None = None) -> Call | Copy:
+    """What is sent: the message itself where it is known."""
+    task, arguments = prepared.task, prepared.arguments
+    if prepared.message is not None:
+        edited = (arguments.args_value or [], arguments.kwargs_value or {})
+        typed = edited if arguments.fidelity == "edited" else None
+        return copy_of(prepared.message, task.id, new_id, prepared.route, countdown, typed)
+    return Call(
+        id=new_id,
+        name=prepared.name,
+        args=arguments.args_value or [],
+        kwargs=arguments.kwargs_value or {},
+        route=prepared.route,
+        countdown=countdown,
+        root_id=task.root_id if task.root_id != task.id else None,
+        parent_id=task.parent_id,
+    )
+
+
+def _new_id(task: Task, request_id: str | None) -> str:
+    """One request makes one id per task, so that its second coming finds the first one's link."""
+    if request_id is None:
+        return str(uuid4())
+    return str(uuid5(_REQUESTS, f"{request_id}\0{task.cluster}\0{task.id}"))
+
+
+def _check_countdown(countdown: float | None) -> None:
+    if countdown is not None and not (math.isfinite(countdown) and 0 <= countdown <= MAX_COUNTDOWN):
+        raise InvalidInput(f"countdown {countdown} is not between 0 and {MAX_COUNTDOWN:.0f} seconds")
+
+
+def _confirmation(prepared: Prepared, redactor: Redactor) -> ConfirmationRequired:
+    arguments = without_secrets(prepared.arguments, redactor)
+    words = f"{prepared.warning} " if prepared.warning else ""
+    return ConfirmationRequired(
+        f"{words}Look at the arguments, then confirm: {prepared.name} goes to {prepared.route}.",
+        args=arguments.args,
+        kwargs=arguments.kwargs,
+        fidelity=arguments.fidelity,
+        source=arguments.source,
+        reason=arguments.reason,
+        warning=prepared.warning,
+        queue=prepared.route.queue,
+    )
+
+
+def _confirmation_of_many(
+    prepared: list[Prepared], skipped: list[TaskResult], redactor: Redactor
+) -> ConfirmationRequired:
+    fidelities = Counter(each.arguments.fidelity for each in prepared)
+    reasons = Counter(each.message for each in skipped)
+    shown = [(each, without_secrets(each.arguments, redactor)) for each in prepared[:SAMPLES]]
+    samples = [
+        {"id": each.task.id, "name": each.name, "args": known.args, "kwargs": known.kwargs} for each, known in shown
+    ]
+    return ConfirmationRequired(
+        f"{len(prepared)} tasks can be sent again, {len(skipped)} cannot. Look at the arguments, then confirm.",
+        sendable=len(prepared),
+        skipped=len(skipped),
+        fidelity=dict(fidelities),
+        reasons=dict(reasons.most_common(SAMPLES)),
+        warnings=sorted({each.warning for each in prepared if each.warning}),
+        samples=samples,
+    )

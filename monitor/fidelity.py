@@ -1,0 +1,307 @@
+"""What is known of a task's arguments, and how surely.
+
+A message that a worker captured (monitor/capture.py) is *exact*: it is sent again as it was, whatever is in it.
+Events carry no arguments, only a text that the publisher made of them once with ``saferepr(maxlen=1024,
+maxlevels=3)`` (celery/utils/saferepr.py). That text is cut, does not escape, and may have been written by hand,
+so it is believed only where nothing can have been lost: see ``read_repr``. Even then it is *probable*, never exact.
+"""
+
+import ast
+import json
+import math
+import re
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import Literal
+from typing import NoReturn
+
+from monitor.errors import InvalidInput
+from monitor.intake import NAME_LENGTH
+from monitor.messages import Unreadable
+from monitor.messages import json_text
+from monitor.messages import why_not_exact
+from monitor.records import Message
+from monitor.records import Task
+from monitor.redact import Redactor
+
+Fidelity = Literal["exact", "probable", "unknown", "edited"]  # edited: typed by a person, for one retry
+SOURCE = "event"  # the publisher's repr, as an event carried it
+CAPTURE = "capture"  # the message, as a worker captured it
+EDITOR = "editor"
+MAX_REPR = 1040  # stock saferepr never makes an uncut text longer: its limit, quotes, and closing brackets
+MAX_LEVELS = 3  # brackets within brackets that saferepr shows
+MAX_JSON = 1_000_000  # characters that the editor takes, of args and of kwargs
+MAX_JSON_LEVELS = 100
+
+_REPLACEMENT = "\ufffd"  # what a NUL or a lone surrogate became before it was stored
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MASK = "***"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """A task's arguments. Texts and values are all there, or none is: where they are unknown, and where they are
+    exact but in a form that is not opened here. ``masked``: a secret is left out, so they cannot be sent.
+    """
+
+    args: str | None
+    kwargs: str | None
+    args_value: list[object] | None
+    kwargs_value: dict[str, object] | None
+    fidelity: Fidelity
+    source: str | None
+    reason: str
+    masked: bool = False
+
+    @property
+    def known(self) -> bool:
+        return self.fidelity != "unknown"
+
+
+class Lossy(ValueError):
+    """A repr that cannot be believed; the message says why."""
+
+
+PROBABLE = (
+    "read back from the text that the publisher made of the arguments; "
+    "callbacks, the rest of a chain, group, priority and custom headers are not known and not sent again"
+)
+
+
+EXACT = "its message, as the worker got it: body, headers, links and priority are sent again as they were"
+
+
+def judge(task: Task, message: Message | None = None) -> Arguments:
+    """What is known of a task's arguments: by its captured message, else by the stored texts."""
+    if message is None:
+        return _judge_texts(task)
+    why_not = why_not_exact(message, task)
+    if why_not is None:
+        return _exact(message)
+    judged = _judge_texts(task)
+    return replace(judged, reason=f"{judged.reason}; {why_not}")
+
+
+def _exact(message: Message) -> Arguments:
+    """Sent as it is. What is in it is only shown where it is JSON."""
+    try:
+        document = _parse_json("body", json_text(message))
+    except Unreadable as error:
+        return replace(_unknown(f"{EXACT}; {error}"), fidelity="exact", source=CAPTURE)
+    except InvalidInput:
+        return replace(_unknown(f"{EXACT}; its arguments cannot be shown"), fidelity="exact", source=CAPTURE)
+    match document:
+        case [list() as args, dict() as kwargs, *_]:
+            return known(args, kwargs, "exact", CAPTURE, EXACT)
+        case _:
+            return replace(_unknown(f"{EXACT}; its arguments cannot be shown"), fidelity="exact", source=CAPTURE)
+
+
+def without_secrets(arguments: Arguments, redactor: Redactor) -> Arguments:
+    """The arguments as they may be shown: a captured message holds secrets that events were stored without."""
+    if arguments.args is None or arguments.kwargs is None:
+        return arguments
+    texts = [redactor.text(arguments.args), redactor.text(arguments.kwargs)]
+    if texts == [arguments.args, arguments.kwargs]:
+        return arguments
+    try:
+        args, kwargs = parse_json_arguments(*texts)
+    except InvalidInput:
+        hidden = replace(_unknown(arguments.reason), fidelity=arguments.fidelity, source=arguments.source)
+        return replace(hidden, masked=True)
+    return replace(known(args, kwargs, arguments.fidelity, str(arguments.source), arguments.reason), masked=True)
+
+
+def _judge_texts(task: Task) -> Arguments:
+    if task.args is None or task.kwargs is None:
+        return _unknown("no event carried its arguments")
+    try:
+        args = _within("args", task.args)
+        kwargs = _within("kwargs", task.kwargs)
+    except Lossy as error:
+        return _unknown(str(error))
+    if not isinstance(args, (list, tuple)):
+        return _unknown("args are neither a tuple nor a list")
+    if not isinstance(kwargs, dict):
+        return _unknown("kwargs are not a dictionary")
+    return known(list(args), kwargs, "probable", SOURCE, PROBABLE)
+
+
+def known(args: list[object], kwargs: dict[str, object], fidelity: Fidelity, source: str, reason: str) -> Arguments:
+    """Arguments that can be sent, with the JSON that shows them."""
+    return Arguments(
+        args=json.dumps(args, ensure_ascii=False, allow_nan=False),
+        kwargs=json.dumps(kwargs, ensure_ascii=False, allow_nan=False),
+        args_value=args,
+        kwargs_value=kwargs,
+        fidelity=fidelity,
+        source=source,
+        reason=reason,
+    )
+
+
+def edit(arguments: Arguments, args: str | None, kwargs: str | None) -> Arguments:
+    """What is known, with JSON that a person typed in the place of args, of kwargs or of both.
+
+    Raises InvalidInput for what is no JSON; unknown stays unknown until both are given.
+    """
+    if args is None and kwargs is None:
+        return arguments
+    args = arguments.args if args is None else args
+    kwargs = arguments.kwargs if kwargs is None else kwargs
+    if args is None or kwargs is None:
+        return arguments
+    return known(*parse_json_arguments(args, kwargs), "edited", EDITOR, "typed in by hand")
+
+
+def is_whole(name: str) -> bool:
+    """Whether a name was certainly stored as it was sent: neither cut nor with characters replaced."""
+    return len(name) < NAME_LENGTH and _REPLACEMENT not in name
+
+
+def _unknown(reason: str) -> Arguments:
+    return Arguments(
+        args=None, kwargs=None, args_value=None, kwargs_value=None, fidelity="unknown", source=None, reason=reason
+    )
+
+
+def _within(field: str, text: str) -> object:
+    try:
+        return read_repr(text)
+    except Lossy as error:
+        raise Lossy(f"{field}: {error}") from None
+
+
+def read_repr(text: str) -> object:
+    """The one JSON-able value of which saferepr makes this text, uncut; raises Lossy.
+
+    Without a backslash no string can hold an apostrophe, so quotes pair up as they look; without dots in a row
+    nothing was left out; and a value whose repr is the same text again has no second reading.
+    """
+    _check_text(text)
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise Lossy("not only plain values: an object, or something that was cut") from None
+    if _repr(value, 0) != text:
+        raise Lossy("reading it back gives another text than the publisher's")
+    return value
+
+
+def _check_text(text: str) -> None:
+    if "..." in text or "…" in text:
+        raise Lossy("shortened with dots: it was too long or too deep to be sent whole")
+    if len(text) > MAX_REPR:
+        raise Lossy("longer than Celery's limit, so written or cut by something else")
+    if _MASK in text:
+        raise Lossy("a secret in it is masked")
+    if "\\" in text:
+        raise Lossy("a backslash in it, which the publisher's text does not escape")
+    if _CONTROL.search(text):
+        raise Lossy("a control character in it")
+    if _REPLACEMENT in text:
+        raise Lossy("a character in it could not be stored as it was")
+
+
+def _repr(value: object, level: int) -> str:
+    """What saferepr makes of an accepted value; raises Lossy for any other."""
+    if isinstance(value, str):
+        return f"'{value}'"
+    if value is None or isinstance(value, (bool, int)):
+        return str(value)
+    if isinstance(value, float):
+        return _float(value)
+    if level >= MAX_LEVELS:
+        raise Lossy("deeper than the publisher's text shows")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)}: {_repr(each, level + 1)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_repr(each, level + 1) for each in value) + "]"
+    if isinstance(value, tuple):
+        return _tuple(value, level)
+    raise Lossy(f"a {type(value).__name__} in it, which JSON cannot carry")
+
+
+def _tuple(value: tuple[object, ...], level: int) -> str:
+    # The outermost holds the arguments. Inside, JSON would have made a list of it and pickle would not.
+    if level:
+        raise Lossy("a tuple inside, and whether the worker got a tuple or a list is not known")
+    inner = ", ".join(_repr(each, 1) for each in value)
+    return f"({inner},)" if len(value) == 1 else f"({inner})"
+
+
+def _float(value: float) -> str:
+    if not math.isfinite(value):
+        raise Lossy("an infinite number in it, which JSON cannot carry")
+    return str(value)
+
+
+def _key(key: object) -> str:
+    # JSON turns {1: ...} into {"1": ...} and pickle does not: which of them the worker got is not known.
+    if not isinstance(key, str):
+        raise Lossy(f"a key that is {key!r}, not a string")
+    return f"'{key}'"
+
+
+def parse_json_arguments(args: str, kwargs: str) -> tuple[list[object], dict[str, object]]:
+    """What a person typed: a JSON array and a JSON object.
+
+    Raises InvalidInput whose detail has ``field`` and, where there is a place, ``line`` and ``column`` (from 1).
+    """
+    args_value = _parse_json("args", args)
+    kwargs_value = _parse_json("kwargs", kwargs)
+    if not isinstance(args_value, list):
+        raise InvalidInput('args must be a JSON array, such as [1, "x"]', field="args", line=1, column=1)
+    if not isinstance(kwargs_value, dict):
+        raise InvalidInput('kwargs must be a JSON object, such as {"key": 1}', field="kwargs", line=1, column=1)
+    return args_value, kwargs_value
+
+
+def _parse_json(field: str, text: str) -> object:
+    if len(text) > MAX_JSON:
+        raise InvalidInput(f"{field}: {len(text)} characters are too many; at most {MAX_JSON}", field=field)
+    try:
+        value: object = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(
+            f"{field}, line {error.lineno}, column {error.colno}: {error.msg}",
+            field=field,
+            line=error.lineno,
+            column=error.colno,
+        ) from None
+    except RecursionError:
+        raise InvalidInput(f"{field}: nested too deeply", field=field) from None
+    except ValueError as error:
+        raise InvalidInput(f"{field}: {error}", field=field) from None
+    _check_value(field, value, 0)
+    return value
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON; write a number, a string or null")
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return result
+
+
+def _check_value(field: str, value: object, level: int) -> None:
+    """A value that every broker and worker can be given."""
+    if level > MAX_JSON_LEVELS:
+        raise InvalidInput(f"{field}: nested more than {MAX_JSON_LEVELS} levels deep", field=field)
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_value(field, key, level + 1)
+            _check_value(field, each, level + 1)
+    elif isinstance(value, list):
+        for each in value:
+            _check_value(field, each, level + 1)
+    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidInput(f"{field}: half of a surrogate pair cannot be sent", field=field)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInput(f"{field}: a number is too large", field=field)

@@ -1,0 +1,150 @@
+"""What a filter is made of: conditions, joined by *not*, *all* and *any*; each prints as it is written."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from monitor.filter_values import STATES_BY_WORD
+from monitor.filter_values import Interval
+from monitor.filter_values import Pattern
+from monitor.records import TaskState
+
+KEYWORDS = {"OR", "AND", "NOT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A bare word: a part of the name, the id, the arguments or the exception, in any case."""
+
+    pattern: Pattern
+
+    def __str__(self) -> str:
+        text = _quoted(self.pattern)
+        return f'"{text}"' if text in KEYWORDS or text.startswith("-") else text
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """In this state, or in any of ``unfinished``."""
+
+    word: str
+
+    @property
+    def states(self) -> frozenset[TaskState]:
+        return STATES_BY_WORD[self.word]
+
+    def __str__(self) -> str:
+        return f"state:{self.word}"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The text of a field fits a pattern; ``key`` is KEY of ``kwargs.KEY``."""
+
+    field: str
+    pattern: Pattern
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.field}{'.' + self.key if self.key else ''}:{_quoted(self.pattern)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A number, duration or time lies in an interval."""
+
+    field: str
+    interval: Interval
+
+    def __str__(self) -> str:
+        return f"{self.field}:{self.interval.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The field has no known value."""
+
+    field: str
+
+    def __str__(self) -> str:
+        return f'{self.field}:""'
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Everything that the term does not match, tasks of which it is unknown included."""
+
+    term: "Expression"
+
+    def __str__(self) -> str:
+        return f"-{_grouped(self.term)}"
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Every term holds; no terms: everything."""
+
+    terms: tuple["Expression", ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(f"({each})" if isinstance(each, Any) else str(each) for each in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Any:
+    """At least one term holds."""
+
+    terms: tuple["Expression", ...]
+
+    def __str__(self) -> str:
+        return " OR ".join(map(str, self.terms))
+
+
+Leaf = Word | State | Match | Range | Unknown
+Expression = Leaf | Not | All | Any
+
+
+def leaves(expression: Expression) -> Iterator[Leaf]:
+    """Every condition in it, at any depth."""
+    if isinstance(expression, Not):
+        yield from leaves(expression.term)
+    elif isinstance(expression, All | Any):
+        for each in expression.terms:
+            yield from leaves(each)
+    else:
+        yield expression
+
+
+def field_of(expression: Expression) -> str | None:
+    """The one field that an expression is about."""
+    found = {_leaf_field(each) for each in leaves(expression)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _leaf_field(leaf: Leaf) -> str | None:
+    if isinstance(leaf, Word):
+        return None
+    return "state" if isinstance(leaf, State) else leaf.field
+
+
+def _grouped(expression: Expression) -> str:
+    return f"({expression})" if isinstance(expression, All | Any) else str(expression)
+
+
+def _quoted(pattern: Pattern) -> str:
+    return "*".join(map(_quote, pattern.pieces)) if pattern.pieces != ("",) else '""'
+
+
+def _quote(piece: str) -> str:
+    if re.fullmatch(r'[^\s"():*]*', piece):
+        return piece
+    escaped = piece.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def join(kind: type[All] | type[Any], terms: list[Expression]) -> Expression:
+    """One term is itself; equal kinds are one level, so that each filter has one form."""
+    flat: list[Expression] = []
+    for each in terms:
+        flat.extend(each.terms if isinstance(each, kind) else (each,))
+    return flat[0] if len(flat) == 1 else kind(tuple(flat))

@@ -1,0 +1,198 @@
+"""The one sentence of health, composed from facts; no I/O, no clock.
+
+What is not known is said to be unknown: no broker means that we do not know, never that all is well.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Literal
+from typing import NamedTuple
+from urllib.parse import quote
+
+Tone = Literal["plain", "good", "warning", "bad"]
+
+GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
+GROWTH_LEAST = 10  # fewer messages more than before are noise
+NAMED_QUEUES = 2  # more growing queues than this are counted instead of named
+
+
+class Part(NamedTuple):
+    """A piece of the sentence, and where it leads: a path below the prefix and its query; ``None``: nowhere."""
+
+    text: str
+    path: str | None = None
+    query: Mapping[str, str] = {}
+    tone: Tone = "plain"
+
+
+class GrowingQueue(NamedTuple):
+    """A queue that fills faster than it is emptied. ``oldest_age`` in seconds, ``None``: not known."""
+
+    name: str
+    waiting: int
+    oldest_age: float | None = None
+
+
+class TopFailure(NamedTuple):
+    """The most common failure of the window."""
+
+    exception_type: str
+    name: str | None
+    times: int
+    group: int | None = None
+
+
+class Disconnected(NamedTuple):
+    """A receiver that does not hear its broker. ``since`` in seconds, ``None``: it never did."""
+
+    cluster: str
+    for_seconds: float | None = None
+    unwritten: bool = False  # it may hear its broker; the record does not say so
+
+
+class Facts(NamedTuple):
+    """What the sentence is made from. ``None`` is unknown; failures and gaps are of 15 min."""
+
+    workers_up: int = 0
+    workers_silent: int = 0
+    workers_offline: int = 0
+    seen_tasks: bool = False
+    receivers: int = 0
+    disconnected: Sequence[Disconnected] = ()
+    growing: Sequence[GrowingQueue] = ()
+    unattended: Sequence[GrowingQueue] = ()
+    failures: int | None = None
+    top_failure: TopFailure | None = None
+    missed_seconds: float = 0.0
+    lag_seconds: float | None = None
+    many_clusters: bool = False
+
+    @property
+    def workers_known(self) -> int:
+        return self.workers_up + self.workers_silent + self.workers_offline
+
+
+def sentence(facts: Facts) -> tuple[Part, ...]:
+    """The parts in the order in which they matter, or what to do when nothing was seen yet."""
+    if facts.receivers == 0:
+        return (Part("No receiver has run on this record yet, so nothing is known.", tone="warning"),)
+    parts = [*_receiver(facts), *_workers(facts), *_queues(facts), *_failures(facts), *_missed(facts)]
+    if _all_well(facts):
+        parts.append(Part("Nothing is failing and no queue is growing.", tone="good"))
+    return tuple(parts)
+
+
+def is_growing(samples: Sequence[tuple[float, int | None]], now: float) -> bool:
+    """Whether a queue holds clearly more than some minutes ago; ``samples`` are (time, messages ready), in order.
+
+    A queue that was measured less than twice in the window is not known to grow.
+    """
+    window = [ready for at, ready in samples if ready is not None and at >= now - GROWTH_SECONDS]
+    if len(window) < 2:
+        return False
+    return window[-1] - window[0] >= max(GROWTH_LEAST, window[0] // 10)
+
+
+def age_words(seconds: float) -> str:
+    """``40 s``, ``3 min``, ``2 h``, ``5 days``: one unit, rounded down, for a sentence."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size * (2 if unit == "days" else 1):
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(max(0.0, seconds))} s"
+
+
+def number_words(number: int) -> str:
+    """Digits, with thin separators from five digits on."""
+    return f"{number:,}".replace(",", "\u202f") if number > 9999 else str(number)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """``1 worker``, ``3 workers``."""
+    return f"{number_words(number)} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _all_well(facts: Facts) -> bool:
+    up = facts.workers_up > 0 and not facts.disconnected
+    return up and facts.failures == 0 and not (facts.growing or facts.unattended) and facts.missed_seconds == 0
+
+
+def _receiver(facts: Facts) -> list[Part]:
+    parts = []
+    for each in facts.disconnected:
+        named = f" of {each.cluster}" if facts.many_clusters else ""
+        since = f" since {age_words(each.for_seconds)}" if each.for_seconds is not None else ""
+        told = f"The record{named} is not written" if each.unwritten else f"The broker{named} cannot be reached"
+        parts.append(Part(f"{told}{since}, so what follows is old.", tone="bad"))
+    if facts.lag_seconds is not None and facts.lag_seconds > 2 and not facts.disconnected:
+        parts.append(Part(f"The receiver is {age_words(facts.lag_seconds)} behind.", tone="warning"))
+    return parts
+
+
+def _workers(facts: Facts) -> list[Part]:
+    if facts.workers_known == 0:
+        told = "Tasks were seen, but no worker." if facts.seen_tasks else "No worker has been seen yet."
+        return [Part(told, "/workers", tone="warning")]
+    if facts.workers_up == 0 and facts.workers_silent == 0:
+        return [Part(f"No worker is up; {number_words(facts.workers_offline)} known.", "/workers", tone="bad")]
+    parts = [Part(_workers_up(facts), "/workers", tone="plain" if facts.workers_offline == 0 else "warning")]
+    if facts.workers_silent:
+        silent = counted(facts.workers_silent, "worker is", "workers are")
+        parts.append(Part(f"{silent} silent, perhaps only busy.", "/workers", tone="warning"))
+    return parts
+
+
+def _workers_up(facts: Facts) -> str:
+    if facts.workers_up == facts.workers_known:
+        return f"{counted(facts.workers_up, 'worker')} up."
+    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up."
+
+
+def _queues(facts: Facts) -> list[Part]:
+    parts = [
+        Part(
+            f"{each.name} has {counted(each.waiting, 'message')} and no consumer{_oldest(each)}.",
+            _queue(each),
+            tone="bad",
+        )
+        for each in facts.unattended[:NAMED_QUEUES]
+    ]
+    unattended = {each.name for each in facts.unattended}
+    growing = [each for each in facts.growing if each.name not in unattended]
+    if len(growing) > NAMED_QUEUES:
+        return [*parts, Part(f"{number_words(len(growing))} queues are growing.", "/queues", tone="warning")]
+    for each in growing:
+        text = f"{each.name} is growing: {number_words(each.waiting)} waiting{_oldest(each)}."
+        parts.append(Part(text, _queue(each), tone="warning"))
+    return parts
+
+
+def _oldest(queue: GrowingQueue) -> str:
+    return "" if queue.oldest_age is None else f", oldest {age_words(queue.oldest_age)}"
+
+
+def _queue(queue: GrowingQueue) -> str:
+    return f"/queues/{quote(queue.name, safe='')}"
+
+
+def _failures(facts: Facts) -> list[Part]:
+    if not facts.failures:
+        return []
+    failed = {"q": "state:failed finished:>-15m"}
+    top = facts.top_failure
+    text = f"{counted(facts.failures, 'failure')} in 15 min"
+    if top is None:
+        return [Part(f"{text}.", "/tasks", failed, "bad")]
+    where = f" in {top.name}" if top.name else ""
+    share = "all" if top.times >= facts.failures else f"{number_words(top.times)} of them"
+    path, query = (f"/failures/{top.group}", {}) if top.group is not None else ("/tasks", failed)
+    if facts.failures == 1:
+        return [Part(f"{text}: {top.exception_type}{where}.", path, query, "bad")]
+    words = f"{share} {top.exception_type}{where}."
+    return [Part(f"{text},", "/tasks", failed, "bad"), Part(words, path, query, "bad")]
+
+
+def _missed(facts: Facts) -> list[Part]:
+    if facts.missed_seconds <= 0:
+        return []
+    missed = age_words(max(1.0, facts.missed_seconds))
+    return [Part(f"Events of {missed} may be missing from these numbers.", "/", {"range": "1h"}, "warning")]

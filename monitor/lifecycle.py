@@ -1,0 +1,232 @@
+"""fold: one event into what is known of its task. No I/O, no clock.
+
+A task is a set of facts: each run was received, started and ended at times stamped by one worker. Events come
+late, twice, out of order, or not at all, so the common case (the next event of the only run) is taken directly,
+and every other case by sorting all facts anew: whatever the order of arrival, the same facts give the same task.
+"""
+
+from collections.abc import Callable
+from datetime import UTC
+from datetime import datetime
+
+import msgspec
+
+from monitor.records import Event
+from monitor.records import Outcome
+from monitor.records import Run
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.runs import Fact
+from monitor.runs import arrange
+from monitor.runs import facts_of
+from monitor.runs import measured
+
+CAPTURED = "capture-message"  # monitor/capture.py sends it
+_OUTCOMES = {
+    "task-succeeded": Outcome.SUCCEEDED,
+    "task-failed": Outcome.FAILED,
+    "task-retried": Outcome.RETRIED,
+    "task-revoked": Outcome.REVOKED,
+    "task-rejected": Outcome.REJECTED,
+    "task-cancelled": Outcome.CANCELLED,
+    "task-lost": Outcome.LOST,  # ours: reconcile.py says so, with its evidence as the exception
+}
+_STATES = {
+    Outcome.SUCCEEDED: TaskState.SUCCESS,
+    Outcome.FAILED: TaskState.FAILURE,
+    Outcome.RETRIED: TaskState.RETRY,
+    Outcome.REVOKED: TaskState.REVOKED,
+    Outcome.REJECTED: TaskState.REJECTED,
+    Outcome.REQUEUED: TaskState.PENDING,
+    Outcome.CANCELLED: TaskState.RETRY,  # unacknowledged, so the broker delivers it again
+    Outcome.LOST: TaskState.LOST,
+}
+
+
+def fold(task: Task, event: Event) -> bool:
+    """Takes an event into its task; True if it said anything new. Never raises for an Event.
+
+    An event of a type that is not a task's lifecycle says nothing.
+    """
+    handler = _HANDLERS.get(event.type)
+    return handler(task, event) if handler else False
+
+
+def is_lifecycle(event_type: str) -> bool:
+    """``fold`` knows this type."""
+    return event_type in _HANDLERS
+
+
+def parse_time(text: str | None) -> float | None:
+    """Epoch seconds of an ISO time as Celery sends it; one without a zone is UTC. ``None`` if it is no time."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _sent(task: Task, event: Event) -> bool:
+    before = (task.sent, task.queue, task.name, task.args, task.root_id, task.client)
+    if task.sent is None or event.timestamp < task.sent:
+        task.sent = event.timestamp
+    task.queue = task.queue or event.queue
+    task.exchange = task.exchange or event.exchange
+    task.routing_key = task.routing_key or event.routing_key
+    task.client = task.client or event.hostname
+    _identify(task, event, latest=False)
+    return before != (task.sent, task.queue, task.name, task.args, task.root_id, task.client)
+
+
+def _received(task: Task, event: Event) -> bool:
+    eta = parse_time(event.eta)
+    if not task.runs:
+        run = Run(event.hostname, event.pid, event.retries, event.timestamp, None, None, eta)
+        task.runs = [run]
+        task.state = _state(run)
+    else:
+        fact = Fact(event.timestamp, "received", event.hostname, event.pid, retries=event.retries, eta=eta)
+        if not _rearrange(task, fact):
+            return False
+    last = task.runs[-1]
+    _identify(task, event, latest=last.received == event.timestamp and last.worker == event.hostname)
+    return True
+
+
+def _started(task: Task, event: Event) -> bool:
+    runs = task.runs
+    if len(runs) == 1:
+        run = runs[0]
+        waiting = run.started is None and run.ended is None and run.worker == event.hostname
+        if waiting and run.received is not None and run.received <= event.timestamp:
+            run.started = event.timestamp
+            task.state = TaskState.STARTED
+            return True
+    return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))
+
+
+def _ended(task: Task, event: Event) -> bool:
+    outcome = _OUTCOMES[event.type]
+    if outcome is Outcome.REJECTED and event.requeue:
+        outcome = Outcome.REQUEUED
+    exception = event.exception
+    if outcome is Outcome.REVOKED:
+        exception = _revocation(event)
+    runs = task.runs
+    if len(runs) == 1:
+        run = runs[0]
+        begun = run.started if run.started is not None else run.received
+        if run.worker == event.hostname and run.ended is None and begun is not None and begun <= event.timestamp:
+            run.ended = event.timestamp
+            run.outcome = outcome
+            run.runtime = event.runtime if event.runtime is not None else measured(run)
+            run.result = event.result
+            run.exception = exception
+            run.traceback = event.traceback
+            task.state = _STATES[outcome]
+            return True
+    fact = Fact(
+        event.timestamp,
+        "ended",
+        event.hostname,
+        event.pid,
+        outcome=outcome,
+        runtime=event.runtime,
+        result=event.result,
+        exception=exception,
+        traceback=event.traceback,
+    )
+    return _rearrange(task, fact)
+
+
+def _captured(task: Task, event: Event) -> bool:
+    """The message itself: it knows what events leave out, and is no event in the task's life.
+
+    It may come before anything else is known of the task, and makes none by itself.
+    """
+    message = event.message
+    if message is None:
+        return False
+    before = (task.name, task.queue, task.exchange, task.routing_key, task.root_id, task.parent_id)
+    task.queue = task.queue or message.queue
+    if task.routing_key is None:
+        task.exchange, task.routing_key = message.exchange, message.routing_key
+    _identify(task, event, latest=False)
+    known = bool(task.runs) or task.sent is not None
+    return known and before != (task.name, task.queue, task.exchange, task.routing_key, task.root_id, task.parent_id)
+
+
+def _due(task: Task, _: Event) -> bool:
+    """The ETA has come, and the worker may start the task at any time."""
+    if task.state is not TaskState.SCHEDULED:
+        return False
+    task.state = TaskState.RECEIVED
+    return True
+
+
+def _found(task: Task, event: Event) -> bool:
+    """The worker still knows a task that was believed lost."""
+    found = False
+    for run in task.runs:
+        if run.outcome is Outcome.LOST and run.worker == event.hostname and run.pid == event.pid:
+            run.outcome = run.ended = run.exception = None
+            found = True
+    if found:
+        task.state = _state(task.runs[-1])
+    return found
+
+
+def _identify(task: Task, event: Event, *, latest: bool) -> None:
+    """What the message says of itself. A retry may bring other arguments: the latest run's are the task's."""
+    task.name = task.name or event.name
+    if latest or task.args is None:
+        task.args = event.args if event.args is not None else task.args
+    if latest or task.kwargs is None:
+        task.kwargs = event.kwargs if event.kwargs is not None else task.kwargs
+    if event.expires and (latest or task.expires is None):
+        task.expires = parse_time(event.expires)
+    task.root_id = task.root_id or event.root_id
+    if task.parent_id is None and event.parent_id != task.id:  # a retried task names itself as its parent
+        task.parent_id = event.parent_id
+
+
+def _rearrange(task: Task, fact: Fact) -> bool:
+    """Sorts all facts of the task anew with one more. False if nothing comes of it."""
+    before = [msgspec.structs.astuple(run) for run in task.runs]
+    runs = arrange([*facts_of(task.runs), fact])
+    if not runs:
+        return False
+    task.runs = runs
+    task.state = _state(runs[-1])
+    return before != [msgspec.structs.astuple(run) for run in runs]
+
+
+def _state(run: Run) -> TaskState:
+    if run.outcome is not None:
+        return _STATES[run.outcome]
+    if run.started is not None:
+        return TaskState.STARTED
+    if run.eta is not None and run.received is not None and run.eta > run.received:
+        return TaskState.SCHEDULED
+    return TaskState.RECEIVED
+
+
+def _revocation(event: Event) -> str:
+    if event.expired:
+        return "expired"
+    if event.terminated:
+        return f"terminated by signal {event.signum}" if event.signum else "terminated"
+    return "revoked"
+
+
+_HANDLERS: dict[str, Callable[[Task, Event], bool]] = {
+    "task-sent": _sent,
+    "task-received": _received,
+    "task-started": _started,
+    CAPTURED: _captured,
+    "task-due": _due,  # ours: no event tells that an ETA has come
+    "task-found": _found,  # ours: reconcile.py
+    **dict.fromkeys(_OUTCOMES, _ended),
+}

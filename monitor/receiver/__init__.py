@@ -1,0 +1,1 @@
+"""From the broker to rows: sources yield events, ingest folds and stores them."""

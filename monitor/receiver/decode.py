@@ -1,0 +1,143 @@
+"""Bytes of a message body to Events. Fast for what Celery sends, patient with everything else, never raises."""
+
+import json
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from monitor.records import Event
+from monitor.records import Message
+
+INTEGERS = range(-(2**63), 2**63)
+LAST_TIMESTAMP = 253_402_300_800  # the year 10000
+TASK_EVENTS = frozenset(
+    f"task-{word}"
+    for word in (
+        "sent",
+        "received",
+        "started",
+        "succeeded",
+        "failed",
+        "retried",
+        "rejected",
+        "revoked",
+        "cancelled",
+    )
+)
+
+_decode_many = msgspec.json.Decoder(list[Event]).decode
+_decode_one = msgspec.json.Decoder(Event).decode
+_count_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def decode(body: bytes) -> tuple[list[Event], int]:
+    """The events of one message body, and how many things in it are no events.
+
+    A worker with an event loop sends lists of up to 24, others send single events.
+    A field of a wrong type becomes unknown; an event without type, timestamp, hostname or (for a task's own
+    events) uuid counts as malformed.
+    """
+    try:
+        events = _decode_many(body) if body[:1] == b"[" else [_decode_one(body)]
+    except (ValueError, RecursionError):
+        return _decode_leniently(body)
+    for event in events:
+        if event.uuid is None and event.type in TASK_EVENTS:
+            return _decode_leniently(body)
+    return events, 0
+
+
+def count(body: bytes) -> int:
+    """How many events a body holds, without decoding them: for counting what must be dropped."""
+    if body[:1] != b"[":
+        return 1
+    try:
+        return len(_count_items(body))
+    except (ValueError, RecursionError):
+        return 1
+
+
+def _decode_leniently(body: bytes) -> tuple[list[Event], int]:
+    try:
+        # The standard library takes NaN and lone surrogates, which older workers do send.
+        document = json.loads(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return [], 1
+    items = document if isinstance(document, list) else [document]
+    events = [event for event in map(_event, items) if event is not None]
+    return events, len(items) - len(events)
+
+
+def _event(item: object) -> Event | None:
+    if not isinstance(item, dict):
+        return None
+    known = {name: READERS[name](value) for name, value in item.items() if name in READERS}
+    if any(known.get(name) is None for name in ("type", "timestamp", "hostname")):
+        return None
+    if known["type"] in TASK_EVENTS and known.get("uuid") is None:
+        return None
+    return Event(**known)
+
+
+def _text(value: object) -> str | None:
+    """Text that can be encoded: lone surrogates are replaced."""
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else None
+
+
+def _integer(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value in INTEGERS else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
+
+
+def _timestamp(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and 0 <= number < LAST_TIMESTAMP else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _signal(value: object) -> int | str | None:
+    return _text(value) if isinstance(value, str) else _integer(value)
+
+
+def _numbers(value: object) -> tuple[float, ...] | None:
+    if not isinstance(value, (list, tuple)):
+        return None
+    numbers = tuple(number for number in map(_number, value) if number is not None)
+    return numbers if len(numbers) == len(value) else None
+
+
+def _message(value: object) -> Message | None:
+    try:
+        return msgspec.convert(value, Message)
+    except (ValueError, RecursionError):
+        return None
+
+
+READERS: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("type", "hostname", "uuid", "name", "args", "kwargs", "root_id", "parent_id"), _text),
+    **dict.fromkeys(("eta", "expires", "queue", "exchange", "routing_key", "result", "exception"), _text),
+    **dict.fromkeys(("traceback", "sw_ident", "sw_ver", "sw_sys"), _text),
+    **dict.fromkeys(("pid", "clock", "retries", "active", "processed"), _integer),
+    **dict.fromkeys(("runtime", "freq"), _number),
+    **dict.fromkeys(("requeue", "terminated", "expired"), _flag),
+    "timestamp": _timestamp,
+    "signum": _signal,
+    "loadavg": _numbers,
+    "message": _message,
+}

@@ -1,0 +1,259 @@
+"""The receiver: reads a source, stores what it says, and says how it fares.
+
+One thread reads, folds and stores, so the order of events is kept and a batch is acknowledged only when it is
+committed. While the database is away the source holds events back, within its bound; while the broker is away the
+hole is noted as a Gap.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from queue import Empty
+from queue import SimpleQueue
+
+import msgspec
+
+from monitor.errors import BrokerUnavailable
+from monitor.errors import StoreRefused
+from monitor.errors import StoreUnavailable
+from monitor.receiver.hole import Hole
+from monitor.receiver.sources.base import Source
+from monitor.records import Delivery
+from monitor.records import ReceiverHealth
+from monitor.settings import Settings
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.retention import CHUNK
+from monitor.store.retention import Retention
+from monitor.store.writer import Writer
+from monitor.store.writer import Written
+
+log = logging.getLogger(__name__)
+
+HEALTH_SECONDS = 1.0
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
+RETENTION_SECONDS = 60.0  # between two looks when there was nothing more to delete
+MALFORMED_SECONDS = 10.0  # between two log lines
+NOTICES = 5
+
+
+class Receiver:
+    """Receives the events of one cluster."""
+
+    def __init__(self, store: Store, source: Source, cluster: str, settings: Settings) -> None:
+        self._store = store
+        self._source = source
+        self._settings = settings
+        self._writer = Writer(store, cluster, settings)
+        self._retention = Retention(store, cluster, settings)
+        self._retention_at = 0.0
+        self._conclusions: SimpleQueue[Delivery] = SimpleQueue()
+        self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name)
+        self._saved_at = 0.0
+        self._untold = 0  # malformed messages that the log does not tell of yet
+        self._tell_at = 0.0
+        self._hole = Hole(store, cluster, kept_by_broker=source.keeps_events)
+
+    @property
+    def health(self) -> ReceiverHealth:
+        """What was last said of the receiver; replaced as a whole, so any thread may read it."""
+        return self._health
+
+    def conclude(self, delivery: Delivery) -> None:
+        """Takes events that were concluded, not received (``task-lost``); from any thread."""
+        self._conclusions.put(delivery)
+
+    def notice(self, text: str) -> None:
+        """Says something that the receiver did by itself; the newest few are kept."""
+        self._change(notices=(*self._health.notices, text)[-NOTICES:])
+
+    def run(self, stop: threading.Event) -> None:
+        """Receives until told to stop. Broker and database may come and go."""
+        self._resume(stop)
+        attempt = 0
+        while not stop.is_set():
+            try:
+                self._connect()
+                attempt = 0
+                self._receive(stop)
+            except BrokerUnavailable as error:
+                self._disconnected(error)
+                _pause(stop, attempt)
+                attempt += 1
+        self._source.close()
+        self._change(connected=False, error="the receiver was stopped")
+        if unsaved := self._save_health():
+            log.error("%s", unsaved)
+
+    def _resume(self, stop: threading.Event) -> None:
+        """Takes up what the last receiver of this cluster left; waits for the database."""
+        cluster = self._health.cluster
+        attempt = 0
+        while not stop.is_set():
+            try:
+                last = next((each for each in queries.health(self._store) if each.cluster == cluster), None)
+            except StoreUnavailable as error:
+                log.error("%s", error)
+                _pause(stop, attempt)
+                attempt += 1
+                continue
+            if last is not None:
+                self._health = msgspec.structs.replace(last, connected=False, source=self._source.name, notices=())
+                self._hole.open(last.updated_at or time.time(), "the receiver was not running")
+            return
+
+    # The broker
+
+    def _connect(self) -> None:
+        self._source.connect()
+        now = time.time()
+        expired = self._hole.seconds(now) > self._settings.event_queue_ttl
+        self._hole.close(now, missed=self._source.missed or expired)
+        self._change(connected=True, error=None, lag_seconds=0.0)
+        log.info("receiving events of %s through %s", self._health.cluster, self._source.name)
+
+    def _disconnected(self, error: BrokerUnavailable) -> None:
+        if self._health.connected or self._health.error != error.message:
+            log.warning("%s", error)
+        began = self._source.heard_at if self._health.connected else time.time()
+        self._hole.open(began, f"no connection to the broker: {error.message}")
+        self._change(connected=False, error=error.message, lag_seconds=None)
+        self._keep_house(time.time())
+
+    def _receive(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            deliveries = self._collect()
+            if any(each.events or each.malformed or each.dropped for each in deliveries):
+                self._store_batch(deliveries, stop)
+            self._source.acknowledge()
+            self._keep_house(time.time())
+
+    def _collect(self) -> list[Delivery]:
+        """What there is to store: at once what has arrived, else what comes within the batch's time."""
+        deliveries = []
+        while True:
+            try:
+                deliveries.append(self._conclusions.get_nowait())
+            except Empty:
+                break
+        deliveries.append(self._source.read(self._settings.batch_seconds))
+        return deliveries
+
+    # The database
+
+    def _store_batch(self, deliveries: Sequence[Delivery], stop: threading.Event) -> None:
+        """Stores a batch, however long the database is away. Only what it refuses for itself is dropped."""
+        attempt = 0
+        while not stop.is_set():
+            try:
+                self._wrote(self._writer.write(deliveries, self._counted(deliveries)), deliveries)
+            except StoreUnavailable as error:
+                unsaved = self._save_health(unwritten=error.message)
+                if isinstance(error, StoreRefused) and not unsaved:  # it answers: it is the batch that it refuses
+                    self._store_apart(deliveries, error, stop)
+                    return
+                log.error("%s; events wait", error)
+                _pause(stop, attempt)
+                attempt += 1
+            else:
+                return
+        raise BrokerUnavailable("stopped before the last batch was stored; the broker still has it if it keeps events")
+
+    def _store_apart(self, deliveries: Sequence[Delivery], error: StoreRefused, stop: threading.Event) -> None:
+        """Halves a batch that is refused until the events that cannot be stored stand alone."""
+        if len(deliveries) > 1:
+            for delivery in deliveries:
+                self._store_batch([delivery], stop)
+            return
+        (delivery,) = deliveries
+        middle = len(delivery.events) // 2
+        if not middle:
+            self._drop(delivery, error)
+            return
+        self._store_batch([msgspec.structs.replace(delivery, events=delivery.events[:middle])], stop)
+        rest = msgspec.structs.replace(delivery, events=delivery.events[middle:], malformed=0, dropped=0)
+        self._store_batch([rest], stop)
+
+    def _drop(self, delivery: Delivery, error: StoreRefused) -> None:
+        log.error("an event is dropped, since it cannot be stored (%s): %.500r", error, delivery.events)
+        lost = delivery.dropped + len(delivery.events)
+        self._hole.dropped(delivery.arrived, time.time(), lost)
+        self._change(dropped_total=self._health.dropped_total + lost)
+
+    def _counted(self, deliveries: Sequence[Delivery]) -> ReceiverHealth:
+        """The health as it is when this batch is stored, in whose transaction it goes."""
+        health, now = self._health, time.time()
+        events = sum(len(each.events) for each in deliveries)
+        arrived = [each.arrived for each in deliveries if each.events]
+        lag = max(now - min(arrived, default=now), self._writer.behind(deliveries, now))
+        return msgspec.structs.replace(
+            health,
+            error=None,
+            last_event_at=max(arrived, default=health.last_event_at),
+            lag_seconds=max(0.0, lag),
+            events_total=health.events_total + events,
+            malformed_total=health.malformed_total + sum(each.malformed for each in deliveries),
+            dropped_total=health.dropped_total + sum(each.dropped for each in deliveries),
+            updated_at=now,
+        )
+
+    def _wrote(self, written: Written, deliveries: Sequence[Delivery]) -> None:
+        health = self._counted(deliveries)
+        self._health = msgspec.structs.replace(
+            health,
+            unknown_total=health.unknown_total + written.unknown,
+            malformed_total=health.malformed_total + written.refused,
+        )
+        self._saved_at = time.monotonic()
+        self._tell_malformed(sum(each.malformed for each in deliveries) + written.refused)
+        for each in deliveries:
+            if each.dropped:
+                self._hole.dropped(each.arrived, health.updated_at or each.arrived, each.dropped)
+
+    def _tell_malformed(self, count: int) -> None:
+        if not count:
+            return
+        self._change(malformed_at=self._health.updated_at)
+        self._untold += count
+        if time.monotonic() >= self._tell_at:
+            log.warning("%d messages were no events; they are counted and not stored", self._untold)
+            self._untold, self._tell_at = 0, time.monotonic() + MALFORMED_SECONDS
+
+    def _keep_house(self, now: float) -> None:
+        """What is due beside the events: the health, ETAs that have come, old tasks, gaps that wait to be noted."""
+        if time.monotonic() - self._saved_at < HEALTH_SECONDS:
+            return
+        if self._health.connected:  # a second without a batch: there was nothing to be behind of
+            self._change(lag_seconds=0.0)
+        try:
+            if unsaved := self._save_health():
+                raise unsaved
+            self._hole.store()
+            self._writer.mark_due(now)
+            if time.monotonic() >= self._retention_at:
+                gone = self._retention.step(now)
+                if gone:
+                    self._writer.forget()
+                self._retention_at = time.monotonic() + (0.0 if gone == CHUNK else RETENTION_SECONDS)
+        except StoreUnavailable as error:
+            log.error("%s", error)
+
+    def _change(self, **fields: object) -> None:
+        self._health = msgspec.structs.replace(self._health, **fields)
+
+    def _save_health(self, unwritten: str | None = None) -> StoreUnavailable | None:
+        """Says how the receiver fares; gives the reason where even that cannot be stored."""
+        self._saved_at = time.monotonic()
+        self._change(updated_at=time.time())
+        try:
+            journal.save_health(self._store, msgspec.structs.replace(self._health, unwritten=unwritten))
+        except StoreUnavailable as error:
+            return error
+        return None
+
+
+def _pause(stop: threading.Event, attempt: int) -> None:
+    """Waits longer the more often it failed, and not too long to notice that it is well again."""
+    stop.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])

@@ -1,0 +1,249 @@
+"""Concludes from silence: workers that are gone, and the tasks that went with them.
+
+Nobody is accused while the receiver itself may be deaf. Silence counts only while we have listened: from the last
+heartbeat, or from when the receiver last connected, caught up, or woke. Every conclusion can be taken back: by any
+later event of the worker, by a redelivery, or by the worker's own word that it still knows the task.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import msgspec
+
+from monitor.brokers.remote import Remote
+from monitor.errors import MonitorError
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import ReceiverHealth
+from monitor.records import TaskState
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store import standing
+from monitor.store.engine import Store
+from monitor.store.standing import Holder
+
+STEP_SECONDS = 1.0
+LAG_SECONDS = 2.0  # a receiver further behind than this judges nobody
+DEAF_SECONDS = 5.0  # without a step or a word of the receiver: it was suspended, or waits for the database
+GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way
+UNHEARD_SECONDS = 30.0  # silence of a worker that sends no heartbeats, after which it is asked
+PING_SECONDS = 1.0
+PINGS = 2  # unanswered in a row before a worker is taken for gone
+ASK_AGAIN_SECONDS = 30.0  # between pings beyond those
+SOLO_SECONDS = 300.0  # a solo pool neither beats nor answers while it works
+SETTLE_SECONDS = 5.0  # before a new process or a goodbye is believed: its last events may be on their way
+LOST_AT_ONCE = 1000
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Judges the workers of one cluster once a second, in a thread of its own.
+
+    ``health`` gives what the receiver says of itself; ``conclude`` takes events that were concluded.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: str,
+        remote: Remote,
+        health: Callable[[], ReceiverHealth],
+        conclude: Callable[[Delivery], None],
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._remote = remote
+        self._health = health
+        self._conclude = conclude
+        self._stepped_at = 0.0
+        self._listening_since = 0.0
+        self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
+        self._gone: dict[str, str] = {}  # the evidence against workers that were taken for gone
+        self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}
+        self._doubted: set[Holder] = set()  # whose tasks we called lost, and who may come back
+        self._said = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Judges until told to stop; broker and database may come and go."""
+        while not stop.wait(STEP_SECONDS):
+            try:
+                self.step(time.time())
+                self._said = ""
+            except MonitorError as error:
+                if error.message != self._said:
+                    log.warning("workers cannot be judged: %s", error)
+                self._said = error.message
+
+    def step(self, now: float) -> None:
+        """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
+        if not self._listening(now):
+            return
+        workers = queries.workers(self._store, self._cluster)
+        self._settle(workers, now)
+        self._judge_silent(workers, now)
+        held = standing.holders(self._store, self._cluster)
+        by_name = {worker.hostname: worker for worker in workers}
+        for holder in held:
+            worker = by_name.get(holder.hostname)
+            evidence = self._evidence(worker, holder, now) if worker else None
+            if worker and evidence:
+                self._lose(worker, holder, evidence, now)
+        self._find_again(by_name, now)
+
+    def _listening(self, now: float) -> bool:
+        """Whether silence means anything now; if not, listening begins anew."""
+        health = self._health()
+        awake = now - self._stepped_at < DEAF_SECONDS and now - (health.updated_at or 0.0) < DEAF_SECONDS
+        level = health.connected and health.lag_seconds is not None and health.lag_seconds <= LAG_SECONDS
+        self._stepped_at = now
+        if not (awake and level):
+            self._listening_since = now
+            self._unanswered.clear()
+            self._settled.clear()
+        return awake and level
+
+    def _settle(self, workers: Sequence[Worker], now: float) -> None:
+        """Notes since when each worker has had this process and status."""
+        for worker in workers:
+            pid, status, _ = self._settled.get(worker.hostname, (None, None, now))
+            if (pid, status) != (worker.pid, worker.status):
+                self._settled[worker.hostname] = (worker.pid, worker.status, now)
+
+    # Silent workers
+
+    def _judge_silent(self, workers: Sequence[Worker], now: float) -> None:
+        silent = {worker.hostname: worker for worker in workers if self._is_silent(worker, now)}
+        for worker in workers:
+            if worker.hostname not in silent:
+                self._unanswered.pop(worker.hostname, None)
+            if worker.status is WorkerStatus.ONLINE:
+                self._gone.pop(worker.hostname, None)
+        names = [name for name in silent if self._to_be_asked(name, now)]
+        answered = self._remote.ask("ping", destination=names, timeout=PING_SECONDS) if names else {}
+        for name in names:
+            self._take_answer(silent[name], name in answered, now)
+
+    def _to_be_asked(self, hostname: str, now: float) -> bool:
+        """A worker that works and cannot answer finds all our pings when it is done: few, then."""
+        count, asked_at = self._unanswered.get(hostname, (0, 0.0))
+        return count < PINGS or now - asked_at >= ASK_AGAIN_SECONDS
+
+    def _take_answer(self, worker: Worker, answered: bool, now: float) -> None:
+        if answered:
+            self._unanswered.pop(worker.hostname, None)
+            self._mark(worker, WorkerStatus.SILENT if worker.freq else WorkerStatus.ONLINE, now)
+            return
+        count = self._unanswered.get(worker.hostname, (0, 0.0))[0] + 1
+        self._unanswered[worker.hostname] = (count, now)
+        if count < PINGS or not self._may_be_gone(worker, now):
+            self._mark(worker, WorkerStatus.SILENT, now)
+            return
+        name = _name(worker.hostname, worker.pid)
+        self._gone[worker.hostname] = f"{name} is gone: {_last_heard(worker, now)}, and it did not answer {count} pings"
+        self._mark(worker, WorkerStatus.OFFLINE, now)
+
+    def _is_silent(self, worker: Worker, now: float) -> bool:
+        limit = 2 * worker.freq + GRACE_SECONDS if worker.freq else UNHEARD_SECONDS
+        return worker.status is not WorkerStatus.OFFLINE and self._silence(worker, now) > limit
+
+    def _silence(self, worker: Worker, now: float) -> float:
+        """Seconds for which we have listened and heard nothing."""
+        heard = max(worker.last_heartbeat or 0.0, 0.0 if worker.freq else worker.inspected_at or 0.0)
+        return now - max(heard, self._listening_since)
+
+    def _may_be_gone(self, worker: Worker, now: float) -> bool:
+        return worker.pool != "solo" or self._silence(worker, now) > SOLO_SECONDS
+
+    def _mark(self, judged: Worker, status: WorkerStatus, now: float) -> None:
+        """Stores the verdict, unless the worker has been heard of meanwhile."""
+        if judged.status is status:
+            return
+
+        def change(worker: Worker) -> Worker:
+            if (worker.last_heartbeat, worker.pid, worker.status) != (
+                judged.last_heartbeat,
+                judged.pid,
+                judged.status,
+            ):
+                return worker
+            offline_at = now if status is WorkerStatus.OFFLINE else None
+            return msgspec.structs.replace(worker, status=status, offline_at=offline_at)
+
+        journal.change_workers(self._store, self._cluster, [judged.hostname], change)
+        log.info("%s is %s", judged.hostname, status.value)
+
+    # Tasks
+
+    def _evidence(self, worker: Worker, holder: Holder, now: float) -> str | None:
+        """Why what this process holds is lost; ``None``: it is not."""
+        pid, status, since = self._settled.get(worker.hostname, (None, worker.status, now))
+        gone = self._gone.get(worker.hostname)
+        if status is WorkerStatus.OFFLINE and gone is not None and holder.pid == pid:
+            return gone
+        if now - since < SETTLE_SECONDS:
+            return None
+        name = _name(worker.hostname, holder.pid)
+        if holder.pid is not None and pid is not None and holder.pid != pid:
+            return f"{name} is gone: process {pid} has taken its place"
+        if status is WorkerStatus.OFFLINE:
+            return f"{name} is gone: it went offline {_ago(worker.offline_at, now)} and had not ended the task"
+        return None
+
+    def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> None:
+        ids = standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE)
+        at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
+        self._tell("task-lost", holder, ids, at, now, evidence)
+        self._doubted.add(holder)
+        log.warning("%d tasks are lost: %s", len(ids), evidence)
+
+    def _find_again(self, workers: dict[str, Worker], now: float) -> None:
+        """A process that came back is asked which of its lost tasks it still knows."""
+        for holder in list(self._doubted):
+            worker = workers.get(holder.hostname)
+            if worker is None or (worker.pid != holder.pid and worker.status is WorkerStatus.ONLINE):
+                self._doubted.discard(holder)
+            elif worker.status is WorkerStatus.ONLINE:
+                self._ask_for_lost(holder, worker, now)
+
+    def _ask_for_lost(self, holder: Holder, worker: Worker, now: float) -> None:
+        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), LOST_AT_ONCE)
+        if ids:
+            reply = self._remote.ask(
+                "query_task", {"ids": ids}, destination=[holder.hostname], timeout=PING_SECONDS
+            ).get(holder.hostname)
+            if reply is None or not isinstance(reply.ok, dict):
+                return
+            found = [each for each in ids if each in reply.ok]
+            self._tell("task-found", holder, found, now - (worker.skew or 0.0), now, None)
+        self._doubted.discard(holder)
+
+    def _tell(
+        self, event_type: str, holder: Holder, ids: Sequence[str], at: float, now: float, evidence: str | None
+    ) -> None:
+        events = [
+            Event(
+                type=event_type, timestamp=at, hostname=holder.hostname, pid=holder.pid, uuid=each, exception=evidence
+            )
+            for each in ids
+        ]
+        if events:
+            self._conclude(Delivery(events=events, arrived=now))
+
+
+def _name(hostname: str, pid: int | None) -> str:
+    return f"{hostname} (process {pid})" if pid else hostname
+
+
+def _last_heard(worker: Worker, now: float) -> str:
+    heard = _ago(worker.last_heartbeat, now)
+    return f"its last heartbeat came {heard} (one is due every {worker.freq:g} s)" if worker.freq else f"heard {heard}"
+
+
+def _ago(then: float | None, now: float) -> str:
+    return "at an unknown time" if then is None else f"{max(0.0, now - then):.0f} s ago"

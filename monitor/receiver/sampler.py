@@ -1,0 +1,263 @@
+"""Measures queues and asks workers about themselves, beside the stream of events."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import msgspec
+
+from monitor.brokers.beat import entries_of_app
+from monitor.brokers.beat import entries_of_conf
+from monitor.brokers.generic import Probe
+from monitor.brokers.remote import Remote
+from monitor.brokers.remote import Reply
+from monitor.errors import MonitorError
+from monitor.errors import Unsupported
+from monitor.records import Action
+from monitor.records import Queue
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.redact import Redactor
+from monitor.settings import Settings
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store import standing
+from monitor.store.engine import Store
+from monitor.store.schedule import save_schedule
+from monitor.store.terms import cluster_id
+
+ACTOR = "celery-monitor"
+ANSWER_SECONDS = 1.0
+SCHEDULE_SECONDS = 300.0
+EVENTS_WERE_OFF = "task events enabled"  # celery/worker/control.py; else "task events already enabled"
+RUSAGE_KEPT = ("utime", "stime", "maxrss")
+
+log = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Samples one cluster, in a thread of its own. ``notice`` is told what was done unasked."""
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: str,
+        probe: Probe,
+        remote: Remote,
+        settings: Settings,
+        notice: Callable[[str], None] = log.info,
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._probe = probe
+        self._remote: Remote | None = remote
+        self._settings = settings
+        self._notice = notice
+        self._inspected_at = 0.0
+        self._known: set[tuple[str, int | None]] = set()  # processes that were asked
+        self._switched: dict[tuple[str, int | None], bool] = {}  # whether task events are on, by process
+        self._said = ""
+        self._redactor = Redactor(settings.redact)
+        self._scheduled_at = 0.0
+        self._told: set[tuple[str, int | None]] = set()  # processes that told their schedule
+
+    def run(self, stop: threading.Event) -> None:
+        """Samples until told to stop; broker and database may come and go."""
+        while not stop.is_set():
+            try:
+                self.step(time.time())
+                self._said = ""
+            except MonitorError as error:
+                if error.message != self._said:
+                    log.warning("queues and workers of %s cannot be measured: %s", self._cluster, error)
+                self._said = error.message
+            stop.wait(self._settings.sample_seconds)
+        self._probe.close()
+
+    def step(self, now: float) -> None:
+        """One round: workers where it is time or one is new, then queues. Raises Broker- and StoreUnavailable."""
+        workers = [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
+        new = {(worker.hostname, worker.pid) for worker in workers} - self._known
+        if self._remote and (new or now - self._inspected_at >= self._settings.inspect_seconds):
+            try:
+                workers = self._inspect(self._remote, workers, now)
+            except Unsupported as error:
+                log.info("%s", error)
+                self._remote = None
+        self._ask_schedule(workers, now)
+        self._sample_queues(workers, now)
+
+    # What beat sends
+
+    def _ask_schedule(self, workers: Sequence[Worker], now: float) -> None:
+        """Reads the schedule from the application, else from the workers' configuration; now and then again."""
+        processes = {(worker.hostname, worker.pid) for worker in workers}
+        if processes <= self._told and now - self._scheduled_at < SCHEDULE_SECONDS:
+            return
+        if self._settings.app is not None:
+            found = entries_of_app(self._settings.app, self._cluster, self._redactor, now)
+            save_schedule(self._store, self._cluster, found, now)
+        elif self._remote is not None and workers:
+            names = [worker.hostname for worker in workers]
+            replies = self._remote.ask("conf", timeout=ANSWER_SECONDS, expected=names)
+            confs = [reply.ok for _, reply in sorted(replies.items()) if isinstance(reply.ok, dict)]
+            if confs:  # nobody answered: what was told before still stands
+                told = [each for conf in confs for each in entries_of_conf(conf, self._cluster, self._redactor, now)]
+                save_schedule(self._store, self._cluster, told, now)
+        self._told, self._scheduled_at = processes, now
+
+    # Queues
+
+    def _sample_queues(self, workers: Sequence[Worker], now: float) -> None:
+        consumers: dict[str, list[str]] = {}
+        for worker in workers:
+            for queue in worker.queues or ():
+                consumers.setdefault(queue, []).append(worker.hostname)
+        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys())
+        if not names:
+            return
+        complete = self._remote is not None and all(worker.queues is not None for worker in workers)
+        queues = [_consumed(queue, consumers, complete) for queue in self._probe.sample(names)]
+        journal.save_queues(self._store, self._cluster, queues, now)
+
+    # Workers
+
+    def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> list[Worker]:
+        """Asks everybody; gives the workers that are up, as they are stored afterwards."""
+        expected = [worker.hostname for worker in workers]
+        queues = remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=expected)
+        stats = remote.ask("stats", timeout=ANSWER_SECONDS, expected=sorted({*expected, *queues}))
+        self._inspected_at = now
+        answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
+        self._merge({name: answer for name, answer in answers.items() if answer}, now)
+        self._judge_events(remote, stats, now)
+        after = [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
+        self._known = {(worker.hostname, worker.pid) for worker in after}
+        return after
+
+    def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> None:
+        """Adds what workers answered to what events told of them. Who was never heard of is new."""
+        with self._store.begin() as connection:
+            number = cluster_id(self._store, connection, self._cluster)
+            known = journal.load_workers(connection, number, list(answers))
+            merged = []
+            for hostname, answer in answers.items():
+                worker = known.get(hostname) or Worker(
+                    cluster=self._cluster, hostname=hostname, status=WorkerStatus.ONLINE, first_seen=now
+                )
+                pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
+                if worker.status is WorkerStatus.OFFLINE and (worker.offline_at or 0.0) < now:  # asked after it left
+                    worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
+                merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
+            journal.save_workers(self._store, connection, number, merged)
+
+    def _judge_events(self, remote: Remote, stats: Mapping[str, Reply], now: float) -> None:
+        """Finds out of each new process whether its task events are on; turns them on if that is wanted."""
+        asked = {name: (name, _whole(_fields(reply).get("pid"))) for name, reply in stats.items() if reply.ok}
+        unknown = {name: process for name, process in asked.items() if process not in self._switched}
+        if self._settings.enable_events and not self._settings.read_only and unknown:
+            self._turn_on(remote, unknown, now)
+        elif unknown:
+            seen = standing.seen_workers(self._store, self._cluster)
+            for name, process in unknown.items():
+                if name in seen:
+                    self._switched[process] = True
+                elif _processed(_fields(stats[name])):
+                    self._switched[process] = False
+        # Only what is new: a worker whose events somebody turned off since then is not said to send them.
+        found = {name: self._switched[process] for name, process in unknown.items() if process in self._switched}
+        self._switched = {process: self._switched[process] for process in asked.values() if process in self._switched}
+        journal.change_workers(
+            self._store,
+            self._cluster,
+            list(found),
+            lambda worker: msgspec.structs.replace(worker, events_enabled=found[worker.hostname]),
+        )
+
+    def _turn_on(self, remote: Remote, processes: Mapping[str, tuple[str, int | None]], now: float) -> None:
+        replies = remote.ask("enable_events", destination=list(processes), timeout=ANSWER_SECONDS)
+        for name, reply in replies.items():
+            if name not in processes or reply.error is not None:
+                continue
+            self._switched[processes[name]] = True
+            if reply.ok == EVENTS_WERE_OFF:
+                self._record_turned_on(name, now)
+
+    def _record_turned_on(self, worker: str, now: float) -> None:
+        text = f"{worker} sent no task events; they were turned on. Start it with -E to keep them on."
+        self._notice(text)
+        journal.record_action(
+            self._store,
+            Action(
+                at=now,
+                actor=ACTOR,
+                action="enable_events",
+                cluster=self._cluster,
+                target=worker,
+                count=1,
+                reason="the worker sent no task events",
+                message=text,
+            ),
+        )
+
+
+def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:
+    """Adds who consumes. Where the broker counts no consumers, workers that all said what they consume are counted."""
+    workers = tuple(sorted(consumers.get(queue.name, ())))
+    counted = len(workers) if queue.consumers is None and complete else queue.consumers
+    return msgspec.structs.replace(queue, workers=workers, consumers=counted)
+
+
+def _answer(queues: Reply | None, stats: Reply | None) -> dict[str, object]:
+    """What the answers of one worker say, as fields of Worker; only what was answered."""
+    answer: dict[str, object] = {}
+    if queues is not None and isinstance(queues.ok, list):
+        names = [str(each.get("name")) for each in queues.ok if isinstance(each, dict) and each.get("name")]
+        answer["queues"] = tuple(sorted(names))
+    fields = _fields(stats)
+    if fields:
+        pool = fields.get("pool")
+        pool = pool if isinstance(pool, dict) else {}
+        answer["pid"] = _whole(fields.get("pid"))
+        answer["prefetch"] = _whole(fields.get("prefetch_count"))
+        answer["pool"] = _pool_name(pool.get("implementation"))
+        answer["pool_size"] = _pool_size(pool)
+        answer["rusage"] = _rusage(fields.get("rusage"))
+    return answer
+
+
+def _fields(reply: Reply | None) -> dict[str, object]:
+    return reply.ok if reply is not None and isinstance(reply.ok, dict) else {}
+
+
+def _pool_size(pool: Mapping[str, object]) -> int | None:
+    """prefork says the size that it began with for ever; the processes that live stand beside it."""
+    processes = pool.get("processes")
+    return len(processes) if isinstance(processes, list) else _whole(pool.get("max-concurrency"))
+
+
+def _pool_name(implementation: object) -> str | None:
+    """``prefork`` of ``celery.concurrency.prefork:TaskPool``."""
+    if not isinstance(implementation, str):
+        return None
+    return implementation.partition(":")[0].rpartition(".")[2] or None
+
+
+def _rusage(given: object) -> dict[str, float] | None:
+    if not isinstance(given, dict):
+        return None
+    kept = {name: given[name] for name in RUSAGE_KEPT if isinstance(given.get(name), (int, float))}
+    return {name: float(value) for name, value in kept.items()} or None
+
+
+def _processed(fields: Mapping[str, object]) -> bool:
+    """The worker has taken at least one task."""
+    total = fields.get("total")
+    return isinstance(total, dict) and bool(total)
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

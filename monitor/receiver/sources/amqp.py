@@ -1,0 +1,228 @@
+"""Events from RabbitMQ: py-amqp opens the connection and the queue, then deliveries are split here.
+
+py-amqp builds a Message and several calls for each delivery; on the stream of frames that follows basic.consume
+we look at three numbers each, and hand every other frame back to it.
+"""
+
+import struct
+import time
+
+from amqp import Channel
+from amqp import Connection
+from amqp import basic_message
+from kombu import Connection as KombuConnection
+from kombu.compression import decompress
+
+from monitor.brokers.connection import CONNECT_SECONDS
+from monitor.brokers.connection import app_for
+from monitor.brokers.connection import explained
+from monitor.brokers.connection import unavailable
+from monitor.errors import BrokerUnavailable
+from monitor.receiver.sources.base import Inbox
+from monitor.receiver.sources.queue import declare
+from monitor.receiver.sources.queue import remember
+from monitor.receiver.sources.wire import SEND_SECONDS
+from monitor.receiver.sources.wire import Drain
+from monitor.records import Delivery
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+HEARTBEAT_SECONDS = 5  # two of them missed: the peer is dead
+METHOD, HEADER, BODY = 1, 2, 3
+FRAME_OVERHEAD = 8  # type, channel and size before, the end mark behind
+FRAME_END = 0xCE
+DELIVER = struct.pack(">HH", 60, 60)
+HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+_frame = struct.Struct(">BHI").unpack_from
+_body_size = struct.Struct(">Q").unpack_from
+_ack = struct.Struct(">BHIHHQBB").pack
+KNOWN_PROPERTIES = 1000  # senders whose message properties are remembered; each worker's are constant
+
+
+class AmqpSource:
+    """The fast path for RabbitMQ: a durable queue, acknowledged after the commit."""
+
+    name = "amqp"
+    keeps_events = True
+    missed = True
+
+    def __init__(self, broker: Broker, settings: Settings) -> None:
+        self._url = broker.url
+        self._settings = settings
+        self._app = app_for(broker, settings)
+        self._inbox = self._new_inbox()
+        self._kombu: KombuConnection | None = None
+        self._wire: AmqpWire | None = None
+        self._drain: Drain | None = None
+
+    def _new_inbox(self) -> Inbox:
+        return Inbox(self._settings.buffer_bytes, drops=False)
+
+    @property
+    def heard_at(self) -> float:
+        return self._inbox.heard_at
+
+    def connect(self) -> None:
+        self.close()
+        self._inbox = self._new_inbox()
+        with explained(self._url):
+            self._kombu = open_connection(self._app.connection_for_read(heartbeat=HEARTBEAT_SECONDS))
+            connection: Connection = self._kombu.connection
+            try:
+                declared = declare(connection, self._app, self._settings)
+                declared.channel.basic_consume(declared.name)
+                remember(declared)
+                self.missed = declared.missed
+            except BaseException:
+                connection.collect()
+                raise
+        self._wire = AmqpWire(self._url, connection, declared.channel)
+        self._drain = Drain(connection.transport.sock, self._wire, self._inbox, drops=False)
+        self._drain.start()
+
+    def read(self, timeout: float) -> Delivery:
+        try:
+            return self._inbox.take(timeout, self._settings.batch_events, self._settings.batch_seconds)
+        except BrokerUnavailable:
+            self.close()
+            raise
+
+    def acknowledge(self) -> None:
+        if self._wire and self._drain:
+            # Deliveries of a channel are numbered from 1 in their order.
+            self._wire.acknowledge(self._inbox.messages_taken)
+            self._drain.wake()
+
+    def close(self) -> None:
+        drain, self._drain, wire, self._wire = self._drain, None, self._wire, None
+        if drain and wire:
+            wire.leave()
+            drain.stop()
+            # What we have not acknowledged comes again on the next connection.
+            self._inbox.forget()
+
+
+def open_connection(connection: KombuConnection) -> KombuConnection:
+    """Connect, trying each address of a failover list once."""
+    connection.connect_timeout = int(CONNECT_SECONDS)
+    if connection.transport.driver_type == "amqp" and isinstance(connection.ssl, dict):
+        # kombu reads ssl_ca_certs=... from a URL and py-amqp knows it as ca_certs.
+        connection.ssl = {name.removeprefix("ssl_"): value for name, value in connection.ssl.items()}
+        if connection.ssl.pop("check_hostname", True) and connection.ssl.get("cert_reqs"):
+            connection.ssl.setdefault("server_hostname", connection.hostname)
+    tries = max(len(connection.alt), 1)
+    connection.ensure_connection(max_retries=tries, interval_start=0, interval_step=0, timeout=CONNECT_SECONDS * tries)
+    return connection
+
+
+class AmqpWire:
+    """AMQP 0-9-1 after basic.consume."""
+
+    def __init__(self, url: str, connection: Connection, channel: Channel) -> None:
+        self._url = url
+        self._connection = connection
+        self._channel = channel
+        self._channel_id: int = channel.channel_id
+        self._rest = b""
+        self._awaited = 0  # bytes of the present body that are still to come
+        self._chunks: list[bytes] = []
+        self._encoding: str | None = None
+        self._encodings: dict[bytes, str | None] = {}
+        self._committed = 0
+        self._acknowledged = 0
+        self._sent_at = time.monotonic()
+        self._leaving = False
+
+    def acknowledge(self, number: int) -> None:
+        """Everything up to this delivery is committed; said to the broker at the next tick."""
+        self._committed = number
+
+    def leave(self) -> None:
+        """Say goodbye at the next tick, with the last acknowledgement before it."""
+        self._leaving = True
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        data = self._rest + data if self._rest else data
+        bodies: list[bytes | None] = []
+        start, length = 0, len(data)
+        while length - start >= FRAME_OVERHEAD:
+            kind, channel, size = _frame(data, start)
+            end = start + size + FRAME_OVERHEAD
+            if end > length:
+                break
+            if data[end - 1] != FRAME_END:
+                raise ConnectionError("the broker sent a frame without an end")
+            ours = channel == self._channel_id
+            if ours and kind == HEADER:
+                self._header(data, start + 7, end - 1, bodies)
+            elif ours and kind == BODY:
+                self._body(data[start + 7 : end - 1], bodies)
+            elif not ours or kind != METHOD or data[start + 7 : start + 11] != DELIVER:
+                self._other(kind, channel, data[start + 7 : end - 1])
+            start = end
+        self._rest = data[start:]
+        return bodies
+
+    def _header(self, data: bytes, start: int, end: int, bodies: list[bytes | None]) -> None:
+        (self._awaited,) = _body_size(data, start + 4)
+        properties = data[start + 12 : end]
+        try:
+            self._encoding = self._encodings[properties]
+        except KeyError:
+            self._encoding = self._learn(properties, data[start:end])
+        if not self._awaited:
+            bodies.append(b"")
+
+    def _learn(self, properties: bytes, header: bytes) -> str | None:
+        message = basic_message.Message()
+        message.inbound_header(header)
+        headers = message.properties.get("application_headers") or {}
+        content_type = message.properties.get("content_type", "application/json")
+        encoding = headers.get("compression") if content_type == "application/json" else content_type
+        if len(self._encodings) < KNOWN_PROPERTIES:
+            self._encodings[properties] = encoding
+        return encoding
+
+    def _body(self, chunk: bytes, bodies: list[bytes | None]) -> None:
+        self._awaited -= len(chunk)
+        if self._awaited > 0:
+            self._chunks.append(chunk)
+            return
+        if self._chunks:
+            chunk = b"".join((*self._chunks, chunk))
+            self._chunks = []
+        bodies.append(chunk if self._encoding is None else _decompress(chunk, self._encoding))
+
+    def _other(self, kind: int, channel: int, payload: bytes) -> None:
+        # py-amqp answers what must be answered, and raises what ends the channel or the connection.
+        self._connection.transport.sock.settimeout(SEND_SECONDS)
+        self._connection.on_inbound_frame((kind, channel, payload))
+
+    def tick(self, idle: float) -> bytes:
+        now = time.monotonic()
+        interval = self._connection.heartbeat or HEARTBEAT_SECONDS
+        if self._connection.heartbeat and idle > 2 * interval:
+            raise TimeoutError(f"no heartbeat for {idle:.0f} s")
+        out = b""
+        if self._committed > self._acknowledged:
+            self._acknowledged = self._committed
+            out = _ack(METHOD, self._channel_id, 13, 60, 80, self._committed, 1, FRAME_END)
+        elif now - self._sent_at >= interval / 2:
+            out = HEARTBEAT_FRAME
+        if out:
+            self._sent_at = now
+        if self._leaving:
+            self._leaving = False
+            # connection.close 200
+            out += struct.pack(">BHIHHHBHHB", METHOD, 0, 11, 10, 50, 200, 0, 0, 0, FRAME_END)
+        return out
+
+    def explain(self, error: Exception) -> BrokerUnavailable:
+        return unavailable(self._url, error)
+
+
+def _decompress(body: bytes, encoding: str) -> bytes | None:
+    try:
+        return bytes(decompress(body, encoding))
+    except Exception:  # noqa: BLE001  each compressor has its own errors; the body is counted as malformed
+        return None

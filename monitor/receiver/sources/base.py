@@ -1,0 +1,249 @@
+"""What a source of events is, and the bounded inbox between the thread that reads and the one that stores."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import NamedTuple
+from typing import Protocol
+
+from monitor.errors import BrokerUnavailable
+from monitor.receiver.decode import count
+from monitor.receiver.decode import decode
+from monitor.receiver.spool import Spool
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+log = logging.getLogger(__name__)
+
+AWAY_SECONDS = 1.0  # without a call to take(): the database is away
+# So much in one read of the socket is a burst. The reading thread then gets the interpreter for itself for a while:
+# Redis cuts off a subscriber that is 32 MB behind.
+BURST_BYTES = 256 * 1024
+BURST_SECONDS = 0.02
+YIELD_SECONDS = 0.3  # at most, before each batch
+MESSAGE_OVERHEAD = 100  # bytes that Python needs beside a body
+BATCH_BYTES = 16 * 1024 * 1024  # decoded and stored at once; a traceback has no bound of its own
+
+
+class Source(Protocol):
+    """Where events come from. One connection; connect() may be called again after it was lost."""
+
+    name: str  # "redis", "amqp" or "kombu"
+    keeps_events: bool  # the broker keeps events while we are away
+    missed: bool  # after connect(): events may be missing that were sent since the last connection
+
+    @property
+    def heard_at(self) -> float:
+        """When anything last came from the broker: until then the connection was good."""
+
+    def connect(self) -> None:
+        """Connect and subscribe, or raise BrokerUnavailable within a few seconds."""
+
+    def read(self, timeout: float) -> Delivery:
+        """What has arrived, at once if anything has, else after ``timeout`` seconds nothing.
+
+        Raises BrokerUnavailable when the connection is lost.
+        """
+
+    def acknowledge(self) -> None:
+        """Everything returned by read() so far is committed."""
+
+    def close(self) -> None:
+        """Let go of the connection. May be called at any time, also twice."""
+
+
+def spool_of(broker: Broker, settings: Settings) -> Spool | None:
+    """Where the events of this cluster wait on disk; ``None`` where the setting is 0."""
+    if not settings.spool_bytes:
+        return None
+    return Spool(settings.spool_directory / broker.cluster, settings.spool_bytes)
+
+
+class Batch(NamedTuple):
+    """Messages that came with one read of the socket. A body of ``None`` could not be unwrapped."""
+
+    arrived: float
+    bodies: list[bytes | None]
+    size: int
+
+
+class Inbox:
+    """Batches that have arrived and are not decoded yet, bounded in bytes.
+
+    With ``drops`` (brokers that keep nothing for us) a batch beyond the bound is dropped and its events
+    counted; otherwise the reading thread asks ``full`` and leaves them at the broker. With a ``spool``, what comes
+    while half of the bound is used, or while nobody takes anything, waits there, and only what it refuses is dropped.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        drops: bool,
+        unwrap: Callable[[bytes], bytes | None] | None = None,
+        spool: Spool | None = None,
+    ) -> None:
+        self._limit = limit
+        self._spool = spool
+        self._taken_at = time.monotonic()
+        self._burst_at = 0.0
+        self._drops = drops
+        self._unwrap = unwrap
+        self._batches: deque[Batch] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._error: BrokerUnavailable | None = None
+        self._changed = threading.Condition()
+        self.messages_taken = 0
+        self.heard_at = time.time()
+
+    @property
+    def full(self) -> bool:
+        return self._size >= self._limit
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held in memory."""
+        return self._size
+
+    def put(self, bodies: list[bytes | None]) -> None:
+        """Keep what has just been read, or drop and count it."""
+        size = sum(len(body) + MESSAGE_OVERHEAD for body in bodies if body is not None)
+        batch = Batch(time.time(), bodies, size)
+        if size >= BURST_BYTES:
+            self._burst_at = time.monotonic()
+        with self._changed:
+            if self._keep(batch):
+                self._changed.notify()
+                return
+        dropped = self._count(bodies)  # not under the lock: it takes a while
+        with self._changed:
+            self._dropped += dropped
+            self._changed.notify()
+
+    def _keep(self, batch: Batch) -> bool:
+        if (
+            self._spool is not None
+            and self._should_spool(batch.size)
+            and self._spool.append(batch.arrived, batch.bodies)
+        ):
+            return True
+        if self._drops and self._size and self._size + batch.size > self._limit:
+            return False
+        self._batches.append(batch)
+        self._size += batch.size
+        return True
+
+    def _should_spool(self, size: int) -> bool:
+        if self._spool is not None and not self._spool.empty:
+            return True  # behind what waits there already
+        behind = time.monotonic() - self._taken_at > AWAY_SECONDS
+        return self._size + size > self._limit // 2 or (behind and self._size > 0)
+
+    def fail(self, error: BrokerUnavailable) -> None:
+        """The connection is lost: said by take() once everything kept has been taken."""
+        with self._changed:
+            self._error = error
+            self._changed.notify()
+
+    def commit(self) -> None:
+        """What was taken is stored: the spool may let go of it."""
+        if self._spool is not None:
+            with self._changed:
+                self._spool.commit()
+
+    def close(self) -> None:
+        """Leave what nobody has taken in the spool, for the next receiver."""
+        if self._spool is None:
+            return
+        with self._changed:
+            while self._batches and self._spool.append(self._batches[0].arrived, self._batches[0].bodies):
+                self._pop()
+            self._spool.close()
+
+    def forget(self) -> None:
+        """Drop what was not taken: the broker will deliver it again."""
+        with self._changed:
+            self._batches.clear()
+            self._size = 0
+
+    def take(self, timeout: float, batch_events: int, batch_seconds: float) -> Delivery:
+        """Decode what is there, up to about ``batch_events`` or BATCH_BYTES that came within ``batch_seconds``."""
+        self._yield_to_reader()
+        first = self._next(timeout)
+        if first is None:
+            return Delivery([], time.time(), 0, self._take_dropped())
+        events: list[Event] = []
+        malformed = size = 0
+        batch: Batch | None = first
+        while batch is not None:
+            malformed += self._decode(batch.bodies, events)
+            self.messages_taken += len(batch.bodies)
+            size += batch.size
+            more = len(events) < batch_events and size < BATCH_BYTES
+            batch = self._next_before(first.arrived + batch_seconds) if more else None
+        return Delivery(events, first.arrived, malformed, self._take_dropped())
+
+    def _yield_to_reader(self) -> None:
+        latest = time.monotonic() + YIELD_SECONDS
+        while self._drops and self._burst_at + BURST_SECONDS > time.monotonic() < latest:
+            time.sleep(BURST_SECONDS / 2)
+
+    def _next(self, timeout: float) -> Batch | None:
+        with self._changed:
+            self._taken_at = time.monotonic()
+            self._changed.wait_for(lambda: self._waiting or self._error or self._dropped, timeout)
+            if self._waiting:
+                return self._pop()
+            if self._error and not self._dropped:
+                raise self._error
+            return None
+
+    def _next_before(self, latest: float) -> Batch | None:
+        # One Delivery has one time of arrival: what came much later goes into the next.
+        with self._changed:
+            spooled = self._spool.next_arrived() if self._spool is not None else None
+            arrived = self._batches[0].arrived if self._batches else spooled
+            return self._pop() if arrived is not None and arrived <= latest else None
+
+    @property
+    def _waiting(self) -> bool:
+        return bool(self._batches) or (self._spool is not None and not self._spool.empty)
+
+    def _from_spool(self) -> Batch:
+        record = self._spool.read() if self._spool is not None else None
+        if record is None:
+            return Batch(time.time(), [], 0)
+        return Batch(record.arrived, [None] if record.damaged else record.bodies, 0)
+
+    def _pop(self) -> Batch:
+        batch = self._batches.popleft() if self._batches else self._from_spool()
+        self._size -= batch.size
+        return batch
+
+    def _take_dropped(self) -> int:
+        with self._changed:
+            dropped, self._dropped = self._dropped, 0
+            return dropped
+
+    def _decode(self, bodies: Iterable[bytes | None], events: list[Event]) -> int:
+        malformed = 0
+        for wrapped in bodies:
+            body = wrapped if wrapped is None or self._unwrap is None else self._unwrap(wrapped)
+            if body is None:
+                malformed += 1
+                continue
+            decoded, bad = decode(body)
+            events += decoded
+            malformed += bad
+        return malformed
+
+    def _count(self, bodies: Iterable[bytes | None]) -> int:
+        unwrap = self._unwrap or (lambda body: body)
+        unwrapped = (None if body is None else unwrap(body) for body in bodies)
+        return sum(1 if body is None else count(body) for body in unwrapped)

@@ -1,0 +1,231 @@
+"""Events from Redis: a plain socket, RESP2, one PSUBSCRIBE, parsed in C.
+
+kombu publishes an event on ``{global_keyprefix}/{db}.celeryev/<routing key>`` as a JSON envelope around a
+base64 body (kombu/transport/redis.py, Channel._get_publish_topic). Redis keeps nothing for us while we are away.
+"""
+
+import socket
+from binascii import Error as Base64Error
+from binascii import a2b_base64
+from typing import Any
+
+import hiredis
+import msgspec
+from celery import Celery
+from kombu.compression import decompress
+
+from monitor.brokers.connection import app_for
+from monitor.brokers.connection import explained
+from monitor.brokers.connection import transport_options
+from monitor.brokers.connection import unavailable
+from monitor.errors import BrokerUnavailable
+from monitor.errors import Unsupported
+from monitor.receiver.sources.base import Inbox
+from monitor.receiver.sources.base import spool_of
+from monitor.receiver.sources.redis_address import Address
+from monitor.receiver.sources.redis_address import open_socket
+from monitor.receiver.sources.redis_address import parse_redis_address
+from monitor.receiver.sources.wire import Drain
+from monitor.records import Delivery
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+PING_AFTER_SECONDS = 3.0
+DEAD_AFTER_SECONDS = 9.0
+# Transport options that do not change where and how events are published, or that channel_pattern() heeds.
+KNOWN_OPTIONS = frozenset(
+    {
+        "global_keyprefix",
+        "fanout_prefix",
+        "fanout_patterns",
+        "sep",
+        "ack_emulation",
+        "unacked_key",
+        "unacked_index_key",
+        "unacked_mutex_key",
+        "unacked_mutex_expire",
+        "visibility_timeout",
+        "unacked_restore_limit",
+        "unacked_restore_interval",
+        "unacked_restore_throttle",
+        "socket_timeout",
+        "socket_connect_timeout",
+        "socket_keepalive",
+        "socket_keepalive_options",
+        "queue_order_strategy",
+        "max_connections",
+        "health_check_interval",
+        "retry_on_timeout",
+        "priority_steps",
+        "client_name",
+        "body_encoding",
+        "polling_interval",
+        "max_retries",
+        "interval_start",
+        "interval_step",
+        "interval_max",
+    }
+)
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """The part of kombu's virtual message that matters; a worker's headers hold its hostname, rarely more."""
+
+    body: str
+    properties: dict[str, msgspec.Raw]
+    headers: dict[str, msgspec.Raw] = {}
+    content_type: str | None = msgspec.field(name="content-type", default=None)
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+
+
+def unwrap(message: bytes) -> bytes | None:
+    """The body inside an envelope, or ``None`` where it is no JSON in a message of kombu's."""
+    try:
+        envelope = _decode_envelope(message)
+        if envelope.content_type not in (None, "application/json"):
+            return None
+        if bytes(envelope.properties.get("body_encoding", b"null")) == b'"base64"':
+            body = a2b_base64(envelope.body)
+        else:
+            body = envelope.body.encode()
+        compression = envelope.headers.get("compression")
+        return body if compression is None else _decompress(body, compression)
+    except (ValueError, Base64Error, RecursionError):
+        return None
+
+
+def _decompress(body: bytes, compression: msgspec.Raw) -> bytes | None:
+    name = msgspec.json.decode(compression)
+    try:
+        return body if name is None else bytes(decompress(body, name))
+    except Exception:  # noqa: BLE001  each compressor has its own errors; the body is counted as malformed
+        return None
+
+
+def channel_pattern(app: Celery, db: int) -> str:
+    """What to PSUBSCRIBE to."""
+    options = transport_options(app)
+    prefix = options.get("fanout_prefix", True)
+    prefix = "/{db}." if prefix is True else prefix or ""
+    pattern = "/*" if options.get("fanout_patterns", True) else ""
+    return f"{options.get('global_keyprefix', '')}{prefix.format(db=db)}{app.conf.event_exchange}{pattern}"
+
+
+def serves(broker: Broker, settings: Settings) -> bool:
+    """Nothing in the address or options of this Redis needs kombu."""
+    app = app_for(broker, settings)
+    if app.conf.broker_use_ssl or not transport_options(app).keys() <= KNOWN_OPTIONS:
+        return False
+    try:
+        parse_redis_address(broker.url)
+    except Unsupported:
+        return False
+    return True
+
+
+class RedisSource:
+    """The fast path for Redis."""
+
+    name = "redis"
+    keeps_events = False
+    missed = True
+
+    def __init__(self, broker: Broker, settings: Settings) -> None:
+        self._url = broker.url
+        self._settings = settings
+        self._address = parse_redis_address(broker.url)
+        self._pattern = channel_pattern(app_for(broker, settings), self._address.db)
+        self._spool = spool_of(broker, settings)
+        self._inbox = self._new_inbox()
+        self._drain: Drain | None = None
+
+    def _new_inbox(self) -> Inbox:
+        return Inbox(self._settings.buffer_bytes, drops=True, unwrap=unwrap, spool=self._spool)
+
+    @property
+    def heard_at(self) -> float:
+        return self._inbox.heard_at
+
+    def connect(self) -> None:
+        self.close()
+        self._inbox = self._new_inbox()
+        with explained(self._url):
+            sock = open_socket(self._address)
+            try:
+                wire = RedisWire(self._url, self._pattern)
+                bodies = wire.greet(sock, self._address)
+            except BaseException:
+                sock.close()
+                raise
+        if bodies:
+            self._inbox.put(bodies)
+        self._drain = Drain(sock, wire, self._inbox, drops=True)
+        self._drain.start()
+
+    def read(self, timeout: float) -> Delivery:
+        return self._inbox.take(timeout, self._settings.batch_events, self._settings.batch_seconds)
+
+    def acknowledge(self) -> None:
+        """Nothing to say to Redis, which forgot the events as it sent them; the spool may forget them too."""
+        self._inbox.commit()
+
+    def close(self) -> None:
+        drain, self._drain = self._drain, None
+        if drain:
+            drain.stop()
+            self._inbox.close()
+
+
+class RedisWire:
+    """RESP2 in subscriber mode."""
+
+    def __init__(self, url: str, pattern: str) -> None:
+        self._url = url
+        self._pattern = pattern
+        self._reader = hiredis.Reader()
+        self._pinged = False
+
+    def greet(self, sock: socket.socket, address: Address) -> list[bytes | None]:
+        """Log in and subscribe; returns events that came along. Raises BrokerUnavailable."""
+        if address.password is not None:
+            user = [address.username] if address.username else []
+            self._ask(sock, "AUTH", *user, address.password)
+        self._ask(sock, "PSUBSCRIBE", self._pattern)
+        return self.feed(b"")
+
+    def _ask(self, sock: socket.socket, *command: Any) -> None:
+        sock.sendall(hiredis.pack_command(command))
+        while (reply := self._reader.gets()) is False:
+            data = sock.recv(65536)
+            if not data:
+                raise ConnectionError("the broker closed the connection")
+            self._reader.feed(data)
+        if isinstance(reply, hiredis.ReplyError):
+            raise unavailable(self._url, reply)
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        reader = self._reader
+        reader.feed(data)
+        self._pinged = False
+        gets = reader.gets
+        bodies: list[bytes | None] = []
+        while (reply := gets()) is not False:
+            if type(reply) is list:
+                if len(reply) == 4:  # pmessage, pattern, channel, data; others confirm and pong
+                    bodies.append(reply[3])
+            elif isinstance(reply, hiredis.ReplyError):
+                raise unavailable(self._url, reply)
+        return bodies
+
+    def tick(self, idle: float) -> bytes:
+        if idle > DEAD_AFTER_SECONDS:
+            raise TimeoutError(f"no answer for {idle:.0f} s")
+        if idle < PING_AFTER_SECONDS or self._pinged:
+            return b""
+        self._pinged = True
+        return bytes(hiredis.pack_command(("PING",)))
+
+    def explain(self, error: Exception) -> BrokerUnavailable:
+        return unavailable(self._url, error)

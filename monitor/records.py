@@ -1,0 +1,660 @@
+"""The vocabulary: what every layer calls things. Imports nothing of ours.
+
+Times are UTC epoch seconds; durations are seconds; ``None`` always means *unknown*, never zero or empty.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+from typing import Generic
+from typing import Literal
+from typing import TypeVar
+
+import msgspec
+
+
+class TaskState(StrEnum):
+    """What is known of a task now; Celery's names where it has one."""
+
+    PENDING = "PENDING"  # sent (or put back), and no worker has it
+    SCHEDULED = "SCHEDULED"  # a worker holds it until its ETA
+    RECEIVED = "RECEIVED"
+    STARTED = "STARTED"
+    RETRY = "RETRY"  # failed, and will run again by itself
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    REVOKED = "REVOKED"
+    REJECTED = "REJECTED"
+    LOST = "LOST"  # a worker took it and is gone, or no longer knows of it; reversible
+
+    @property
+    def word(self) -> str:
+        """The word that people type and read: ``failed`` for FAILURE."""
+        return STATE_WORDS[self]
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is expected of the task."""
+        return self in FINISHED_STATES
+
+
+STATE_WORDS: dict[TaskState, str] = {state: state.lower() for state in TaskState} | {
+    TaskState.SUCCESS: "succeeded",
+    TaskState.FAILURE: "failed",
+}
+FINISHED_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED, TaskState.REJECTED})
+UNFINISHED_STATES = frozenset(TaskState) - FINISHED_STATES
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRIED = "retried"
+    REVOKED = "revoked"
+    REJECTED = "rejected"
+    REQUEUED = "requeued"  # rejected back into the queue: not the end of the task
+    CANCELLED = "cancelled"  # the worker lost its connection and gave a late-acknowledged task back
+    LOST = "lost"
+
+
+# What every database holds. The JSON decoder checks it in C; decode.py makes an unknown of what is beyond.
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to the year 9999
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of a task as a worker got it: what ``monitor.capture`` announces, and what is stored.
+
+    ``headers`` and ``properties`` are JSON as kombu writes it. ``body`` is ``None`` where it was too large.
+    """
+
+    why: str  # failed, rejected, revoked, received
+    size: Integer  # bytes of the body
+    headers: str
+    properties: str
+    body: bytes | None = None
+    as_sent: bool = True  # False: compressed on its way, and the worker has only what was inside
+    content_type: str | None = None
+    content_encoding: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    queue: str | None = None
+    chain: Integer = 0  # tasks that follow
+    callbacks: Integer = 0
+    errbacks: Integer = 0
+    chord: str | None = None  # name of the chord's body, of which the task is a member
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One event as its sender stamped it (celery/events/dispatcher.py).
+
+    ``timestamp`` is the sender's own clock; ``utcoffset`` is not kept, since adjusting by it corrupts the time.
+    """
+
+    type: str
+    timestamp: Timestamp
+    hostname: str
+    pid: Integer | None = None
+    clock: Integer | None = None
+    # task-*
+    uuid: str | None = None
+    name: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    retries: Integer | None = None
+    eta: str | None = None
+    expires: str | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    result: str | None = None
+    runtime: float | None = None
+    exception: str | None = None
+    traceback: str | None = None
+    requeue: bool | None = None
+    terminated: bool | None = None
+    signum: Integer | str | None = None
+    expired: bool | None = None
+    # capture-message
+    message: Message | None = None
+    # worker-*
+    freq: float | None = None
+    active: Integer | None = None
+    processed: Integer | None = None
+    loadavg: tuple[float, ...] | None = None
+    sw_ident: str | None = None
+    sw_ver: str | None = None
+    sw_sys: str | None = None
+
+
+class Delivery(msgspec.Struct, frozen=True, gc=False):
+    """What one read of a source gave.
+
+    ``arrived`` is our clock when the bytes were read; ``malformed`` counts bodies that are no events;
+    ``dropped`` counts events that the source had to throw away since the last delivery.
+    """
+
+    events: list[Event]
+    arrived: float
+    malformed: int = 0
+    dropped: int = 0
+
+
+class Run(msgspec.Struct):
+    """One attempt of a task on one worker."""
+
+    worker: str | None = None
+    pid: int | None = None
+    retries: int | None = None
+    received: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    eta: float | None = None
+    outcome: Outcome | None = None
+    runtime: float | None = None
+    result: str | None = None
+    exception: str | None = None
+    traceback: str | None = None
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds ready to run and not running: from receipt, or from its ETA where that is later."""
+        if self.started is None or self.received is None:
+            return None
+        ready = self.received if self.eta is None or self.eta < self.received else self.eta
+        return self.started - ready if self.started > ready else 0.0
+
+
+class Task(msgspec.Struct):
+    """What is known of one task now. ``runs`` are in order, the latest last; it may be empty (only sent)."""
+
+    cluster: str
+    id: str
+    state: TaskState = TaskState.PENDING
+    name: str | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    client: str | None = None  # who sent it: the hostname of task-sent
+    args: str | None = None  # the publisher's repr, possibly truncated: see fidelity.py
+    kwargs: str | None = None
+    sent: float | None = None
+    expires: float | None = None
+    root_id: str | None = None  # its own id when it is a root
+    parent_id: str | None = None
+    failure_group: int | None = None
+    runs: list[Run] = []
+    pk: int | None = None  # the row, once stored
+
+    @property
+    def run(self) -> Run | None:
+        """The latest run."""
+        return self.runs[-1] if self.runs else None
+
+    @property
+    def retries(self) -> int | None:
+        return self.runs[-1].retries if self.runs else None
+
+    @property
+    def worker(self) -> str | None:
+        return self.runs[-1].worker if self.runs else None
+
+    @property
+    def eta(self) -> float | None:
+        return self.runs[-1].eta if self.runs else None
+
+    @property
+    def received(self) -> float | None:
+        return self.runs[-1].received if self.runs else None
+
+    @property
+    def started(self) -> float | None:
+        return self.runs[-1].started if self.runs else None
+
+    @property
+    def finished(self) -> float | None:
+        return self.runs[-1].ended if self.runs else None
+
+    @property
+    def runtime(self) -> float | None:
+        return self.runs[-1].runtime if self.runs else None
+
+    @property
+    def wait(self) -> float | None:
+        return self.runs[-1].wait if self.runs else None
+
+    @property
+    def result(self) -> str | None:
+        return self.runs[-1].result if self.runs else None
+
+    @property
+    def exception(self) -> str | None:
+        return self.runs[-1].exception if self.runs else None
+
+    @property
+    def traceback(self) -> str | None:
+        return self.runs[-1].traceback if self.runs else None
+
+
+class WorkerStatus(StrEnum):
+    """Whether a worker can be counted on."""
+
+    ONLINE = "online"
+    SILENT = "silent"  # no heartbeat for over two intervals, and it may only be busy
+    OFFLINE = "offline"  # said goodbye, was replaced by a new process, or stayed silent for long
+
+
+class Worker(msgspec.Struct, kw_only=True):
+    """One worker, by its node name. Inspect's answers stay ``None`` until the worker has given them."""
+
+    cluster: str
+    hostname: str
+    status: WorkerStatus
+    pid: int | None = None
+    first_seen: float | None = None
+    last_heartbeat: float | None = None  # our clock at arrival
+    offline_at: float | None = None
+    freq: float | None = None
+    skew: float | None = None  # our clock minus the worker's
+    active: int | None = None
+    processed: int | None = None
+    loadavg: tuple[float, ...] | None = None
+    sw_ident: str | None = None
+    sw_ver: str | None = None
+    sw_sys: str | None = None
+    queues: tuple[str, ...] | None = None  # active_queues
+    pool: str | None = None  # prefork, threads, ...
+    pool_size: int | None = None
+    prefetch: int | None = None
+    rusage: dict[str, float] | None = None
+    inspected_at: float | None = None
+    events_enabled: bool | None = None  # False: it answers and sends no task events
+
+
+class Queue(msgspec.Struct, kw_only=True):
+    """One queue as last sampled. Whatever a transport cannot tell is ``None``."""
+
+    cluster: str
+    name: str
+    ready: int | None = None
+    unacked: int | None = None
+    consumers: int | None = None
+    oldest: float | None = None  # epoch seconds at or before which the oldest waiting message was sent: age is ≥
+    sampled_at: float | None = None
+    workers: tuple[str, ...] = ()
+
+
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue that somebody told the workers to take no more from. They forget it when they are started again."""
+
+    cluster: str
+    queue: str
+    by: str
+    at: float
+    workers: tuple[str, ...]  # that took from it, and are to take from it again
+    reason: str | None = None
+
+
+class Gap(msgspec.Struct, kw_only=True):
+    """A span in which events may have been missed. ``ended`` is ``None`` while it lasts."""
+
+    cluster: str
+    began: float
+    ended: float | None
+    cause: str
+    dropped: int | None = None  # events known to be dropped; None: not known
+
+
+class ReceiverHealth(msgspec.Struct, kw_only=True):
+    """What the receiver of one cluster last said of itself."""
+
+    cluster: str
+    connected: bool
+    source: str | None = None  # redis, amqp, kombu
+    error: str | None = None  # why it is not connected
+    unwritten: str | None = None  # why the record cannot be written now; all else is then as old as updated_at
+    last_event_at: float | None = None
+    lag_seconds: float | None = None
+    events_total: int = 0
+    dropped_total: int = 0
+    malformed_total: int = 0
+    malformed_at: float | None = None  # when the last one came
+    unknown_total: int = 0  # events of a type that we do not know
+    updated_at: float | None = None  # when it last said so
+    notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
+
+
+class Action(msgspec.Struct, kw_only=True):
+    """Who did what, to what, why, and what came of it. Append-only."""
+
+    id: int | None = None
+    at: float
+    actor: str
+    action: str
+    cluster: str
+    target: str | None = None  # a task id, a worker, a queue
+    query: str | None = None
+    count: int | None = None
+    reason: str | None = None
+    parameters: dict[str, object] = {}
+    outcome: str = "done"  # done, denied, failed, unconfirmed
+    message: str | None = None
+
+
+class FailureState(StrEnum):
+    """What people have decided about a failure group, and whether it came back since."""
+
+    OPEN = "open"
+    REGRESSED = "regressed"  # it was resolved, and failed again
+    RESOLVED = "resolved"
+    MUTED = "muted"
+
+
+class JobState(StrEnum):
+    """How far a bulk action is."""
+
+    PREPARING = "preparing"  # its tasks are being chosen
+    PREVIEW = "preview"  # its tasks are chosen, and nobody has said yes
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"  # somebody aborted it, and what is on its way ends first
+    DONE = "done"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in {JobState.DONE, JobState.ABORTED, JobState.FAILED}
+
+
+class JobOutcome(StrEnum):
+    """What came of one task of a job."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    UNCONFIRMED = "unconfirmed"  # it may have been sent, and is not sent a second time
+
+
+class JobReason(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of a job had this outcome for this reason."""
+
+    outcome: JobOutcome
+    reason: str
+    count: int
+
+
+class JobTask(msgspec.Struct, frozen=True, kw_only=True):
+    """One task of a job. ``new_id`` is the task that it was sent again as."""
+
+    id: str
+    outcome: JobOutcome
+    reason: str | None = None
+    new_id: str | None = None
+
+
+class JobPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job would do, before anybody says yes. With ``estimated``, the numbers are those of ``judged`` tasks
+    taken evenly from among all, multiplied."""
+
+    judged: int = 0
+    estimated: bool = False
+    sendable: int = 0
+    fidelity: dict[str, int] = {}
+    skipped: dict[str, int] = {}  # by reason
+    samples: list[dict[str, str]] = []
+    warnings: list[str] = []
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """A bulk action on the tasks that matched a query at one moment. ``rate`` is in tasks per second."""
+
+    id: int
+    token: str
+    cluster: str
+    verb: Literal["retry", "revoke"]
+    query: str
+    at: float
+    actor: str
+    reason: str | None = None
+    rate: float | None = None
+    state: JobState
+    total: int = 0
+    position: int = 0
+    preview: JobPreview = JobPreview()
+    started: float | None = None
+    ended: float | None = None
+    message: str | None = None
+    batch: str | None = None
+    reasons: tuple[JobReason, ...] = ()
+
+    def count(self, outcome: JobOutcome) -> int:
+        """Tasks that ended so."""
+        return sum(each.count for each in self.reasons if each.outcome is outcome)
+
+    @property
+    def left(self) -> int:
+        """Tasks without an outcome yet."""
+        return self.total - sum(each.count for each in self.reasons)
+
+
+class FailureGroup(msgspec.Struct, kw_only=True):
+    """Failures that share a signature."""
+
+    id: int
+    cluster: str
+    name: str | None
+    exception_type: str
+    message: str  # masked
+    frame: str | None  # the deciding frame, ``shop/pay.py in charge``
+    first_seen: float
+    last_seen: float
+    count: int
+    state: FailureState = FailureState.OPEN
+    state_at: float | None = None  # when it became so; ``None`` where nobody has touched it
+
+
+class FailureWindows(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one failure group failed lately. ``workers`` are those known to be affected in the span asked for."""
+
+    hour: int = 0
+    day: int = 0
+    week: int = 0
+    workers: int = 0
+    trend: tuple[int, ...] = ()  # the span asked for in equal steps, the last still filling
+
+
+class FailureSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure group with its windows; ``group.count`` is of the span asked for."""
+
+    group: FailureGroup
+    windows: FailureWindows
+
+
+class FailureTrend(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures of one group over time, in steps of ``step`` seconds, and by worker."""
+
+    since: float
+    until: float
+    step: int
+    at: tuple[int, ...]
+    counts: tuple[int, ...]
+    by_worker: tuple[tuple[str | None, int], ...]  # the most first; ``None``: the worker is not known
+
+
+class Count(msgspec.Struct, frozen=True):
+    """A number of tasks. ``exact`` is False where counting stopped: then it is at least ``value``."""
+
+    value: int
+    exact: bool = True
+
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """One page of a keyset-paged list. Cursors are opaque; ``None``: nothing there.
+
+    ``searched`` is set where not every row was looked at: how many of the newest were. Then ``next`` searches on.
+    """
+
+    items: list[T]
+    next: str | None = None
+    previous: str | None = None
+    count: Count | None = None
+    searched: Count | None = None
+
+
+class Facet(msgspec.Struct, frozen=True):
+    """One value of a field among the tasks of a list; ``term`` is the filter term that narrows to it."""
+
+    value: str  # empty: unknown
+    count: Count
+    term: str
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that was sent again by a person: the new one. ``state`` is ``None`` until it is heard of."""
+
+    id: str
+    state: TaskState | None
+    at: float
+    fidelity: str
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Which task this one repeats, and which ones repeat it."""
+
+    retry_of: str | None = None
+    retried_as: tuple[Link, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One task of a workflow, as much of it as a tree of thousands needs. ``state`` None: not in the record."""
+
+    id: str
+    parent_id: str | None = None
+    name: str | None = None
+    state: TaskState | None = None
+    queue: str | None = None
+    worker: str | None = None
+    sent: float | None = None
+    received: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    eta: float | None = None
+
+
+class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A root task and how many tasks of each state stand under it, itself included."""
+
+    root: Step
+    cluster: str
+    states: dict[TaskState, int]
+    last_seen: float  # when the latest of its tasks was received, or sent
+
+    @property
+    def tasks(self) -> int:
+        return sum(self.states.values())
+
+
+class ScheduleEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that beat sends by itself. Either ``every`` is known, or the five sets of a crontab, or neither."""
+
+    cluster: str
+    name: str
+    task: str
+    schedule: str  # as it is configured
+    every: float | None = None  # seconds
+    minutes: tuple[int, ...] | None = None
+    hours: tuple[int, ...] | None = None
+    weekdays: tuple[int, ...] | None = None  # 0 is Sunday
+    days: tuple[int, ...] | None = None
+    months: tuple[int, ...] | None = None
+    timezone: str | None = None  # of the crontab; ``None``: beat's own, which is not known
+    args: str = "()"  # as events show them, secrets masked
+    kwargs: str = "{}"
+    args_json: str | None = None  # ``None``: not known well enough to send it
+    kwargs_json: str | None = None
+    queue: str | None = None
+    source: Literal["workers", "app"] = "workers"
+    heard_at: float = 0.0
+
+
+class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that may have been sent by beat for an entry."""
+
+    id: str
+    at: float  # when it was sent, else received
+    state: TaskState
+    client: str | None  # who sent it, as far as that was told
+
+
+class QueueSample(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue at one time; the largest depth where it spans several."""
+
+    at: float
+    ready: int | None
+    unacked: int | None
+    consumers: int | None
+    oldest: float | None
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class Bucket(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened from ``at`` on, for the length of the series' resolution."""
+
+    at: float
+    received: int = 0
+    started: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    revoked: int = 0
+    rejected: int = 0
+    lost: int = 0
+    wait: Percentiles | None = None
+    run: Percentiles | None = None
+
+
+class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker came up again with a new process."""
+
+    cluster: str
+    hostname: str
+    at: float
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """The course of things from ``since`` to ``until``; ``buckets`` has one for each ``resolution`` seconds."""
+
+    since: float
+    until: float
+    resolution: int
+    buckets: list[Bucket]
+    gaps: list["Gap"]
+    depth: list[QueueSample]  # of the one queue asked for, else of all together
+    starts: list[WorkerStart] = []
+
+
+class NameTotal(msgspec.Struct, frozen=True, kw_only=True):
+    """What the tasks of one name took in a span of time."""
+
+    name: str | None
+    runs: int
+    failed: int
+    seconds: float  # of run time altogether, within 2 %
+    run: Percentiles | None
+    wait: Percentiles | None

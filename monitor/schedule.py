@@ -1,0 +1,213 @@
+"""When beat was due and what became of it. No I/O, no clock.
+
+Beat says nothing of itself: what it sent is known by name and arguments, and by its sender where task-sent tells it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from datetime import datetime
+from datetime import timedelta
+from itertools import pairwise
+from statistics import median
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfoNotFoundError
+
+from monitor.records import Gap
+from monitor.records import ScheduledRun
+from monitor.records import ScheduleEntry
+
+LATE_SECONDS = 5.0  # beat wakes up at least this often
+LATE_SHARE = 0.1  # of an interval
+LONGEST_SEARCH_DAYS = 4 * 366 + 1  # the 29th of February
+MOST_DUE = 2000
+_WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+
+
+class Standing(NamedTuple):
+    """How an entry does. Times are epoch seconds, ``None`` is unknown; counts are of the time since ``since``."""
+
+    last: ScheduledRun | None
+    next: float | None
+    overdue: float | None  # since when it should have been sent again
+    drift: float | None  # seconds: by how much sending is late, in the middle
+    missed: tuple[float, ...] | None  # when it was due and nothing was sent; ``None``: cannot be told
+    late: int | None
+    runs: tuple[ScheduledRun, ...]  # the newest first
+    sure: bool  # by its sender, not by name and arguments alone
+    since: float
+
+
+def own_runs(runs: Mapping[str, Sequence[ScheduledRun]]) -> dict[str, tuple[tuple[ScheduledRun, ...], bool]]:
+    """The runs of each entry that beat sent, and whether that is sure: it has one sender for all its entries.
+
+    A sender of several entries is beat, and anybody else sent the task for reasons of their own.
+    """
+    entries: dict[str, set[str]] = defaultdict(set)
+    for name, found in runs.items():
+        for run in found:
+            if run.client is not None:
+                entries[run.client].add(name)
+    beats = {client for client, names in entries.items() if len(names) > 1}
+    judged = {}
+    for name, found in runs.items():
+        mine = tuple(run for run in found if run.client in beats)
+        judged[name] = (mine, True) if mine else (tuple(found), False)
+    return judged
+
+
+def judge(
+    entry: ScheduleEntry, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], since: float, now: float, *, sure: bool
+) -> Standing:
+    """What the record tells of an entry; time in which events may have been missed accuses nobody."""
+    last = runs[0] if runs else None
+    after = _next(entry, last.at if last else None, now)
+    grace = _grace(entry)
+    due = after if after is not None and last is not None and after + grace < now else None
+    overdue = due if due is not None and not _in_gap(gaps, due, now) else None
+    missed: tuple[float, ...] | None = None
+    late: int | None = None
+    drift: float | None = None
+    if entry.every is not None:
+        missed, late, drift = _by_spacing(entry.every, runs, gaps, grace)
+    elif entry.minutes is not None and _zone(entry) is not None:
+        missed, late, drift = _by_calendar(entry, runs, gaps, since, now)
+    upcoming = after if due is None else None if entry.every is not None else _next(entry, now, now)
+    return Standing(last, upcoming, overdue, drift, missed, late, tuple(runs), sure, since)
+
+
+def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[float]:
+    """When a crontab is due, in order, ``since`` left out. Nothing where it, or its time zone, is not known."""
+    zone = _zone(entry)
+    if zone is None or None in (entry.minutes, entry.hours, entry.weekdays, entry.days, entry.months):
+        return
+    day = datetime.fromtimestamp(since, zone).replace(hour=0, minute=0, second=0, microsecond=0)
+    for _ in range(LONGEST_SEARCH_DAYS):
+        if day.timestamp() > until:
+            return
+        right_day = day.isoweekday() % 7 in (entry.weekdays or ()) and day.day in (entry.days or ())
+        if right_day and day.month in (entry.months or ()):
+            for hour in entry.hours or ():
+                for minute in entry.minutes or ():
+                    at = day.replace(hour=hour, minute=minute).timestamp()
+                    if since < at <= until:
+                        yield at
+        day = (day + timedelta(days=1)).replace(hour=0, minute=0)
+
+
+def in_words(entry: ScheduleEntry) -> str | None:
+    """``every 10 s``, ``every 2 minutes``, ``at 07:30 on Monday``; ``None`` where it is not understood."""
+    if entry.every is not None:
+        return f"every {_interval_words(entry.every)}"
+    if entry.minutes is None or entry.hours is None:
+        return None
+    return " ".join(each for each in (_time_words(entry.minutes, entry.hours), _day_words(entry)) if each)
+
+
+def _next(entry: ScheduleEntry, last: float | None, now: float) -> float | None:
+    if entry.every is not None:
+        return None if last is None else last + entry.every
+    after = now if last is None else last
+    return next(due_times(entry, after, after + LONGEST_SEARCH_DAYS * 86400.0), None)
+
+
+def _grace(entry: ScheduleEntry) -> float:
+    return max(LATE_SECONDS, LATE_SHARE * entry.every) if entry.every is not None else 60.0
+
+
+def _by_spacing(
+    every: float, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], grace: float
+) -> tuple[tuple[float, ...], int, float | None]:
+    missed: list[float] = []
+    late = 0
+    drifts = []
+    for newer, older in pairwise(runs):
+        between = newer.at - older.at
+        if _in_gap(gaps, older.at, newer.at):
+            continue
+        if between >= 1.5 * every + LATE_SECONDS:
+            count = min(MOST_DUE, max(1, round(between / every) - 1))
+            missed += [older.at + every * (number + 1) for number in range(count)]
+        elif between > 0.5 * every:
+            drifts.append(between - every)
+            late += between > every + grace
+    return tuple(sorted(missed)[-MOST_DUE:]), late, median(drifts) if drifts else None
+
+
+def _by_calendar(
+    entry: ScheduleEntry, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], since: float, now: float
+) -> tuple[tuple[float, ...] | None, int | None, float | None]:
+    if not runs:
+        return None, None, None
+    begin = max(since, runs[-1].at - 60.0)  # before its first run nobody knows whether the entry was there
+    due = [at for at, _ in zip(due_times(entry, begin, now - 60.0), range(MOST_DUE), strict=False)]
+    times = sorted(run.at for run in runs)
+    missed = []
+    lateness = []
+    at = 0
+    for moment, following in pairwise([*due, now]):
+        while at < len(times) and times[at] < moment - 1.0:
+            at += 1
+        if at < len(times) and times[at] < following - 1.0:
+            lateness.append(times[at] - moment)
+        elif not _in_gap(gaps, moment - 1.0, min(following, moment + 120.0)):
+            missed.append(moment)
+    late = sum(each > LATE_SECONDS for each in lateness)
+    return tuple(missed), late, median(lateness) if lateness else None
+
+
+def _in_gap(gaps: Sequence[Gap], began: float, ended: float) -> bool:
+    return any(gap.began < ended and (gap.ended is None or gap.ended > began) for gap in gaps)
+
+
+def _zone(entry: ScheduleEntry) -> ZoneInfo | None:
+    if entry.timezone is None:
+        return None
+    try:
+        return ZoneInfo(entry.timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
+def _interval_words(seconds: float) -> str:
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size and seconds % size == 0:
+            number = int(seconds // size)
+            return unit if number == 1 else f"{number} {unit}s"
+    return f"{seconds:g} s"
+
+
+def _time_words(minutes: Sequence[int], hours: Sequence[int]) -> str:
+    step = _step(minutes, 60)
+    if len(hours) == 24 and step is not None:
+        return "every minute" if step == 1 else f"every {step} minutes"
+    if len(minutes) * len(hours) <= 6:
+        return "at " + ", ".join(f"{hour:02}:{minute:02}" for hour in hours for minute in minutes)
+    told = f"at minute {_listed(minutes)}" if step is None else "every minute" if step == 1 else f"every {step} minutes"
+    return told if len(hours) == 24 else f"{told} of the hours {_listed(hours)}"
+
+
+def _day_words(entry: ScheduleEntry) -> str:
+    words = []
+    if entry.weekdays is not None and len(entry.weekdays) < 7:
+        words.append("on " + ", ".join(_WEEKDAYS[day] for day in entry.weekdays))
+    if entry.days is not None and len(entry.days) < 31:
+        words.append(f"on day {_listed(entry.days)} of the month")
+    if entry.months is not None and len(entry.months) < 12:
+        words.append(f"in month {_listed(entry.months)}")
+    return " ".join(words)
+
+
+def _step(values: Sequence[int], of: int) -> int | None:
+    """The step of ``*/n``."""
+    step = of if len(values) == 1 else values[1] - values[0]
+    return step if len(values) > 1 and tuple(values) == tuple(range(0, of, step)) else None
+
+
+def _listed(values: Sequence[int]) -> str:
+    """``8–17`` or ``1, 5, 9``."""
+    if len(values) > 2 and tuple(values) == tuple(range(values[0], values[-1] + 1)):
+        return f"{values[0]}–{values[-1]}"
+    return ", ".join(map(str, values))

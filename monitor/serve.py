@@ -1,0 +1,128 @@
+"""What ``serve``, ``receive`` and ``web`` run: one receiver per broker and one web process, kept alive."""
+
+import http.client
+import json
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from threading import Event
+
+from monitor.brokers.application import broker_of_app
+from monitor.errors import SettingsError
+from monitor.receiver import process
+from monitor.settings import Settings
+from monitor.store.engine import open_store
+from monitor.supervise import Job
+from monitor.supervise import python_job
+from monitor.supervise import supervise
+from monitor.web import server
+from monitor.web.security import check_bind
+
+Announce = Callable[[str], object]
+ANSWER_SECONDS = 1.0
+
+
+def with_brokers(settings: Settings) -> Settings:
+    """Settings that name a broker: the given ones, else the application's own. Raises SettingsError."""
+    if settings.broker:
+        return settings
+    if settings.app:
+        return replace(settings, broker=(broker_of_app(settings.app),))
+    raise SettingsError(
+        "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
+        "or look at celery-monitor demo first"
+    )
+
+
+def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
+    """Receivers and the web process, until ``stop`` is set."""
+    settings = with_brokers(settings)
+    _run(settings, receiver_jobs(settings), stop, announce)
+
+
+def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
+    """The web process alone."""
+    _run(settings, [], stop, announce)
+
+
+def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
+    """The receivers alone."""
+    settings = with_brokers(settings)
+    prepare_store(settings)
+    supervise(
+        receiver_jobs(settings),
+        stop,
+        ready=lambda: True,
+        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {settings.database}"),
+    )
+
+
+def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -> None:
+    check_bind(settings)
+    prepare_store(settings)
+    with closing(server.bind(settings.host, settings.port)) as listener:
+        settings = with_port(settings, listener)
+        address = url_of(settings)
+        supervise(
+            [web_job(settings, listener), *jobs],
+            stop,
+            ready=lambda: answers(settings),
+            announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C ends it)"),
+        )
+
+
+def prepare_store(settings: Settings) -> None:
+    """Opens and migrates the database once, so that a wrong address is said before anything starts."""
+    open_store(settings.database).close()
+
+
+def receiver_jobs(settings: Settings) -> list[Job]:
+    return [
+        python_job(f"receiver of {broker.cluster}", settings.log_level, process.run, settings, broker)
+        for broker in settings.broker
+    ]
+
+
+def web_job(settings: Settings, listener: socket.socket) -> Job:
+    """The listener is ours and outlives a dead web process: browsers wait for the next one in its queue."""
+    return python_job("web", settings.log_level, server.serve, settings, listener)
+
+
+def with_port(settings: Settings, listener: socket.socket) -> Settings:
+    """The port that ``--port 0`` got."""
+    return replace(settings, port=int(listener.getsockname()[1]))
+
+
+def url_of(settings: Settings) -> str:
+    """The address that a browser on this machine can open."""
+    host = _reachable(settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.url_prefix.rstrip('/')}/"
+
+
+def answers(settings: Settings) -> bool:
+    """Whether the web process answers at all, with whatever status."""
+    return _get(settings, "/healthcheck") is not None
+
+
+def is_connected(settings: Settings) -> bool:
+    """Whether the web process answers, and every receiver hears its broker."""
+    body = _get(settings, "/api/v1/health")
+    if body is None:
+        return False
+    items = json.loads(body)["items"]
+    return bool(items) and all(each["connected"] for each in items)
+
+
+def _get(settings: Settings, path: str) -> bytes | None:
+    client = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=ANSWER_SECONDS)
+    with closing(client):
+        try:
+            client.request("GET", f"{settings.url_prefix.rstrip('/')}{path}")
+            return client.getresponse().read()
+        except OSError:
+            return None
+
+
+def _reachable(host: str) -> str:
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))  # noqa: S104

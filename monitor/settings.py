@@ -1,0 +1,315 @@
+"""Every setting in one table: name, type, default, environment variable, option, help.
+
+A setting comes from an option, else ``CELERY_MONITOR_<NAME>``, else the TOML file, else its default.
+An unknown name, wherever it stands, raises and lists what is known.
+"""
+
+import tomllib
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from typing import NamedTuple
+
+import msgspec
+
+from monitor.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
+DEFAULT_CLUSTER = "default"
+REDACTED_KEYS = (
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "authorization",
+    "api_key",
+    "apikey",
+    "access_key",
+    "private_key",
+    "cookie",
+    "credential",
+)
+
+
+class Broker(NamedTuple):
+    """One cluster and the address of its broker."""
+
+    cluster: str
+    url: str
+
+
+def parse_broker(text: str) -> Broker:
+    """``URL`` or ``NAME=URL``; a name has letters, digits, ``-`` and ``_`` only."""
+    name, separator, url = text.partition("=")
+    if not separator or "://" in name:
+        name, url = DEFAULT_CLUSTER, text
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise SettingsError(f"broker name {name!r}: use letters, digits, - and _")
+    if "://" not in url:
+        raise SettingsError(f"broker {url!r} is no URL; write for example redis://localhost:6379/0 or amqp://localhost")
+    return Broker(name, url)
+
+
+def parse_bool(text: str) -> bool:
+    """Celery's own words for yes and no."""
+    word = text.strip().lower()
+    if word in {"1", "true", "yes", "on", "y", "t"}:
+        return True
+    if word in {"0", "false", "no", "off", "n", "f"}:
+        return False
+    raise SettingsError(f"{text!r} is neither yes nor no; write true or false")
+
+
+def parse_int(text: str) -> int:
+    """A whole number that is not negative."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise SettingsError(f"{text!r} is no whole number") from None
+    if number < 0:
+        raise SettingsError(f"{text!r} is negative")
+    return number
+
+
+def parse_float(text: str) -> float:
+    """A number of seconds or a rate: positive and finite."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise SettingsError(f"{text!r} is no number") from None
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"{text!r} is not a positive, finite number")
+    return number
+
+
+def parse_json_object(text: str) -> dict[str, object]:
+    """A JSON object, such as kombu's transport options."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{text!r} is no JSON object: {error}") from None
+
+
+def parse_choice(*allowed: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise SettingsError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _setting(default: Any, parse: Callable[[str], Any], help: str, *, multiple: bool = False, metavar: str = "") -> Any:  # noqa: A002
+    metadata = {"parse": parse, "help": help, "multiple": multiple, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One value per setting. The metadata is what --help, docs/settings.md and the TOML reader use."""
+
+    broker: tuple[Broker, ...] = _setting(
+        (), parse_broker, "broker to watch, may be given several times", multiple=True, metavar="[NAME=]URL"
+    )
+    app: str | None = _setting(
+        None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
+    )
+    database: str = _setting(
+        "sqlite:///celery-monitor.db", str, "where the record is kept: sqlite:/// or postgresql://", metavar="URL"
+    )
+    host: str = _setting(
+        "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
+    )
+    port: int = _setting(5555, parse_int, "port to listen on; 0 takes a free one", metavar="PORT")
+    url_prefix: str = _setting("", str, "path under which the dashboard is served, such as /celery", metavar="PATH")
+    basic_auth: tuple[str, ...] = _setting(
+        (),
+        str,
+        "user:password or user:argon2-hash, optionally user:role:hash; may be given several times",
+        multiple=True,
+        metavar="USER:HASH",
+    )
+    read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
+    secret_key: str | None = _setting(
+        None, str, "key that signs page tokens; made and kept in the database when unset", metavar="TEXT"
+    )
+    trusted_hosts: tuple[str, ...] = _setting(
+        (), str, "host names the page may be asked for by, beyond loopback and --host", multiple=True, metavar="HOST"
+    )
+    source: str = _setting(
+        "auto",
+        parse_choice("auto", "kombu", "redis", "amqp"),
+        "how events are read: auto, kombu, redis or amqp",
+        metavar="NAME",
+    )
+    broker_options: dict[str, object] = _setting(
+        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON"
+    )
+    broker_api: str | None = _setting(
+        None, str, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
+    )
+    node_id: str = _setting(
+        "celery-monitor",
+        str,
+        "name of the receiver's queue on the broker; two receivers need two names",
+        metavar="NAME",
+    )
+    event_queue_ttl: float = _setting(
+        86400.0, parse_float, "seconds that RabbitMQ keeps events while no receiver runs", metavar="SECONDS"
+    )
+    event_queue_max: int = _setting(
+        2_000_000, parse_int, "events that RabbitMQ keeps at most while no receiver runs", metavar="N"
+    )
+    event_queue_max_bytes: int = _setting(
+        2 * 1024**3, parse_int, "bytes of events that RabbitMQ keeps at most while no receiver runs", metavar="BYTES"
+    )
+    enable_events: bool = _setting(True, parse_bool, "turn task events on at workers that have them off")
+    batch_seconds: float = _setting(
+        0.1, parse_float, "longest time events wait before they are stored", metavar="SECONDS"
+    )
+    batch_events: int = _setting(5000, parse_int, "most events stored in one transaction", metavar="N")
+    buffer_bytes: int = _setting(
+        16 * 1024 * 1024,
+        parse_int,
+        "bytes of unread events held in memory; from half of it on they wait on disk where the broker keeps none",
+        metavar="BYTES",
+    )
+    spool_bytes: int = _setting(
+        4 * 1024**3,
+        parse_int,
+        "bytes of events that may wait on disk for a burst to end or the database to return; 0 keeps none there",
+        metavar="BYTES",
+    )
+    spool_dir: str | None = _setting(
+        None,
+        str,
+        "folder where events wait; beside an SQLite file, else in the working directory, when unset",
+        metavar="DIR",
+    )
+    sample_seconds: float = _setting(2.0, parse_float, "how often queues are measured", metavar="SECONDS")
+    inspect_seconds: float = _setting(
+        30.0, parse_float, "how often workers are asked for queues and statistics", metavar="SECONDS"
+    )
+    max_text: int = _setting(
+        65536, parse_int, "characters kept of each args, kwargs, result, exception and traceback", metavar="N"
+    )
+    redact: tuple[str, ...] = _setting(
+        REDACTED_KEYS,
+        str,
+        "keys whose values are masked before storage; given, it replaces the built-in list",
+        multiple=True,
+        metavar="KEY",
+    )
+    capture: bool = _setting(
+        True, parse_bool, "keep the messages that workers with monitor.capture announce, for exact retries"
+    )
+    max_message_bytes: int = _setting(
+        1024 * 1024, parse_int, "longest message body that is kept; of a longer one only the size", metavar="BYTES"
+    )
+    keep_message_days: float = _setting(
+        7.0, parse_float, "days that captured messages are kept; never longer than their task", metavar="DAYS"
+    )
+    keep_message_bytes: int = _setting(
+        4 * 1024**3, parse_int, "bytes of captured messages kept at most per cluster", metavar="BYTES"
+    )
+    keep_tasks: int = _setting(10_000_000, parse_int, "tasks kept at most per cluster", metavar="N")
+    keep_succeeded_days: float = _setting(7.0, parse_float, "days that succeeded tasks are kept", metavar="DAYS")
+    keep_failed_days: float = _setting(30.0, parse_float, "days that all other tasks are kept", metavar="DAYS")
+    log_level: str = _setting(
+        "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
+    )
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        return tuple(broker.cluster for broker in self.broker)
+
+    @property
+    def spool_directory(self) -> Path:
+        """Where events wait on disk, a folder for each cluster."""
+        if self.spool_dir is not None:
+            return Path(self.spool_dir)
+        kind, _, file = self.database.partition(":///")
+        return Path(f"{file.partition('?')[0] if kind.startswith('sqlite') else 'celery-monitor'}.spool")
+
+
+SETTINGS = {f.name: f for f in fields(Settings)}
+
+
+def known() -> str:
+    """The names, for an error message."""
+    return ", ".join(sorted(SETTINGS))
+
+
+def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
+    """Settings from given options over the environment over a TOML file over defaults.
+
+    An option that is ``None`` or an empty tuple was not given. Raises SettingsError.
+    """
+    given: dict[str, object] = {}
+    given |= _from_file(file) if file else {}
+    given |= _from_environment(environ)
+    given |= {_checked(name): value for name, value in options.items() if value is not None and value != ()}
+    values = {name: _parsed(name, value) for name, value in given.items()}
+    settings = Settings(**values)  # type: ignore[arg-type]
+    _check_clusters(settings)
+    return settings
+
+
+def _checked(name: str) -> str:
+    if name not in SETTINGS:
+        raise SettingsError(f"there is no setting {name!r}; known are {known()}")
+    return name
+
+
+def _from_file(file: Path) -> dict[str, object]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is no TOML: {error}") from None
+    return {_checked(name): value for name, value in table.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    given: dict[str, object] = {}
+    for variable, text in environ.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = _checked(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
+            given[name] = tuple(text.split()) if SETTINGS[name].metadata["multiple"] else text
+    return given
+
+
+def _parsed(name: str, value: object) -> object:
+    metadata = SETTINGS[name].metadata
+    parse: Callable[[str], object] = metadata["parse"]
+    if metadata["multiple"]:
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        return tuple(_parse_one(name, parse, each) for each in values)
+    return _parse_one(name, parse, value)
+
+
+def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
+    if isinstance(value, (Broker, dict)):
+        return value
+    try:
+        return parse(value if isinstance(value, str) else str(value))
+    except SettingsError as error:
+        raise SettingsError(f"{name}: {error.message}") from None
+
+
+def _check_clusters(settings: Settings) -> None:
+    names = settings.clusters
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(
+                f"two brokers are called {name!r}; name them, as in --broker shop=redis://... --broker mail=amqp://..."
+            )

@@ -1,0 +1,80 @@
+"""``task_count``: tasks by cluster, state, name, queue and worker. Small and exact; never a scan of tasks."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger
+from sqlalchemy import ColumnElement
+from sqlalchemy import Connection
+from sqlalchemy import case
+from sqlalchemy import cast
+from sqlalchemy import func
+from sqlalchemy import select
+
+from monitor.store import schema
+
+_cube = schema.task_count.c
+_KEY = ("cluster_id", "state", "name_id", "queue_id", "worker_id")
+
+
+def total(connection: Connection, where: ColumnElement[bool] | None) -> int:
+    """Tasks that match a condition on the cube."""
+    statement = select(_sum(_cube["count"]))
+    found: int = connection.execute(statement if where is None else statement.where(where)).scalar_one()
+    return found
+
+
+def totals_by(connection: Connection, column: str, where: ColumnElement[bool] | None) -> dict[int, int]:
+    """Tasks that match, by the numbers in one column. Several groups of the key become one value here."""
+    order = _KEY[: _KEY.index(column) + 1]  # of the key: so nothing is sorted
+    statement = select(_cube[column], _sum(_cube["count"])).where(_cube["count"] > 0)
+    if column == "worker_id":
+        order = (column,)
+    if where is not None:
+        statement = statement.where(where)
+    rows = connection.execute(statement.group_by(*(_cube[each] for each in order)))
+    counts: Counter[int] = Counter()
+    for number, count in rows:
+        counts[number] += count
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many tasks of a state or a name there are, and how many of them match."""
+
+    all: int
+    matching: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Where the tasks that match are to be found."""
+
+    whole: Share
+    states: dict[int, Share]
+    names: dict[int, Share]
+
+
+def estimate(connection: Connection, where: ColumnElement[bool]) -> Estimate:
+    """Counts by state and by name, beside those that match the condition."""
+    matching = _sum(case((where, _cube["count"]), else_=0))
+    order = (_cube.cluster_id, _cube.state, _cube.name_id)  # of the key: so nothing is sorted
+    statement = select(_cube.state, _cube.name_id, _sum(_cube["count"]), matching).group_by(*order)
+    states: dict[int, Share] = {}
+    names: dict[int, Share] = {}
+    whole = Share(0, 0)
+    for state, name, count, found in connection.execute(statement):
+        added = Share(count, found)
+        whole = _plus(whole, added)
+        states[state] = _plus(states.get(state), added)
+        names[name] = _plus(names.get(name), added)
+    return Estimate(whole, states, names)
+
+
+def _plus(share: Share | None, added: Share) -> Share:
+    return Share(share.all + added.all, share.matching + added.matching) if share else added
+
+
+def _sum(column: ColumnElement[int]) -> ColumnElement[int]:
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)

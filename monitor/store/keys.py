@@ -1,0 +1,26 @@
+"""A task's id in as few bytes as possible.
+
+Celery's own ids are UUIDs in canonical form: 16 bytes. Any other string is kept as UTF-8 behind a NUL
+(two where that would make 16), which no stored id begins with: NUL is replaced before storage.
+"""
+
+import re
+from uuid import UUID
+
+_UUID_LENGTH = 16
+_is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+
+
+def to_key(task_id: str) -> bytes:
+    """The bytes that stand for a task id; ``from_key`` gives the id back."""
+    if _is_uuid(task_id):
+        return bytes.fromhex(task_id.replace("-", ""))
+    key = b"\0" + task_id.encode()
+    return b"\0" + key if len(key) == _UUID_LENGTH else key
+
+
+def from_key(key: bytes) -> str:
+    """The task id that ``to_key`` was given."""
+    if len(key) == _UUID_LENGTH:
+        return str(UUID(bytes=bytes(key)))
+    return bytes(key).lstrip(b"\0").decode()

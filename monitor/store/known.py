@@ -1,0 +1,104 @@
+"""The tasks that a batch of events names, as they are stored: from memory if they were written lately."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy import Row
+from sqlalchemy import select
+
+from monitor.records import FINISHED_STATES
+from monitor.records import Event
+from monitor.records import Run
+from monitor.records import Task
+from monitor.store import schema
+from monitor.store.keys import to_key
+from monitor.store.rows import run_of
+from monitor.store.rows import task_of
+from monitor.store.terms import texts
+
+REMEMBERED = 10_000  # unfinished tasks of which more is soon to come
+LONGEST_TEXT = 2000  # characters of a task that is remembered
+CHUNK = 500
+_FIRST_WORDS = frozenset({"task-sent", "task-received"})
+_TERM_COLUMNS = ("name_id", "queue_id", "worker_id", "client_id", "exchange_id", "routing_key_id")
+
+
+class Known:
+    """Stored tasks of one cluster. Its writer alone changes them, so what it has written stays true."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self._recent: OrderedDict[str, Task] = OrderedDict()
+
+    def forget(self) -> None:
+        """Drops what is in memory: after a rollback, or when tasks were deleted."""
+        self._recent.clear()
+
+    def find(
+        self, connection: Connection, number: int, by_task: Mapping[str, Sequence[Event]], *, certain: bool
+    ) -> dict[str, Task]:
+        """The stored ones among these tasks.
+
+        Unless ``certain``, a task whose story begins with these events is believed to be new: whoever inserts it
+        finds out if its key is taken.
+        """
+        recent = self._recent
+        found = {task_id: recent[task_id] for task_id in by_task if task_id in recent}
+        unsure = [
+            task_id
+            for task_id, events in by_task.items()
+            if task_id not in found and (certain or events[0].retries or events[0].type not in _FIRST_WORDS)
+        ]
+        if unsure:
+            found |= load(connection, number, self._cluster, unsure)
+        return found
+
+    def remember(self, tasks: Iterable[Task]) -> None:
+        """Keeps the unfinished ones of these written tasks."""
+        recent = self._recent
+        for task in tasks:
+            if task.state in FINISHED_STATES or len(task.runs) > 1 or not _is_short(task):
+                recent.pop(task.id, None)
+            else:
+                recent[task.id] = task
+        while len(recent) > REMEMBERED:
+            recent.popitem(last=False)
+
+
+def _is_short(task: Task) -> bool:
+    return len(task.args or "") + len(task.kwargs or "") + len(task.traceback or "") <= LONGEST_TEXT
+
+
+def load(connection: Connection, number: int, cluster: str, task_ids: Sequence[str]) -> dict[str, Task]:
+    """The stored ones among these tasks, with all their runs, read from the database."""
+    table = schema.task
+    rows: list[Row[Any]] = []
+    for start in range(0, len(task_ids), CHUNK):
+        keys = [to_key(each) for each in task_ids[start : start + CHUNK]]
+        rows += connection.execute(select(table).where(table.c.cluster_id == number, table.c.key.in_(keys))).all()
+    if not rows:
+        return {}
+    names = texts(connection, {getattr(row, column) for row in rows for column in _TERM_COLUMNS})
+    tasks = {row.id: task_of(row, cluster, names) for row in rows}
+    earlier = [row.id for row in rows if row.earlier_runs]
+    for task_id, runs in _load_runs(connection, earlier).items():
+        tasks[task_id].runs = runs + tasks[task_id].runs
+    return {task.id: task for task in tasks.values()}
+
+
+def _load_runs(connection: Connection, task_ids: list[int]) -> dict[int, list[Run]]:
+    table = schema.run
+    rows: list[Row[Any]] = []
+    for start in range(0, len(task_ids), CHUNK):
+        chunk = task_ids[start : start + CHUNK]
+        statement = select(table).where(table.c.task_id.in_(chunk)).order_by(table.c.task_id, table.c.ordinal)
+        rows += connection.execute(statement).all()
+    names = texts(connection, {row.worker_id for row in rows})
+    runs: dict[int, list[Run]] = {}
+    for row in rows:
+        runs.setdefault(row.task_id, []).append(run_of(row, names))
+    return runs

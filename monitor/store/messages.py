@@ -1,0 +1,100 @@
+"""Messages of tasks as workers captured them: apart from the tasks, one per task, the newest."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+from sqlalchemy import delete
+from sqlalchemy import func
+from sqlalchemy import select
+from sqlalchemy import tuple_
+
+from monitor.records import Event
+from monitor.records import Message
+from monitor.records import Task
+from monitor.settings import Settings
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.keys import from_key
+from monitor.store.keys import to_key
+from monitor.store.load import numbers_of
+
+DAY_SECONDS = 86_400.0
+_CHUNK = 500
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Message).decode
+_table = schema.message
+
+
+def message(store: Store, task: Task) -> Message | None:
+    """The captured message of a task; ``None`` where there is none (any more)."""
+    return messages(store, task.cluster, [task.id]).get(task.id)
+
+
+def messages(store: Store, cluster: str, task_ids: Sequence[str]) -> dict[str, Message]:
+    """The captured messages of these tasks, by the task's id."""
+    found: dict[str, Message] = {}
+    with store.read() as connection:
+        numbers = numbers_of(connection, cluster)
+        for start in range(0, len(task_ids), _CHUNK):
+            keys = [to_key(each) for each in task_ids[start : start + _CHUNK]]
+            statement = select(_table).where(_table.c.cluster_id.in_(numbers), _table.c.key.in_(keys))
+            found.update((from_key(row.key), _message(row)) for row in connection.execute(statement))
+    return found
+
+
+def _message(row: Any) -> Message:
+    return msgspec.structs.replace(_unpack(row.record), body=row.body)
+
+
+def save_messages(store: Store, connection: Connection, cluster: int, events: Iterable[Event]) -> None:
+    """Stores the messages of these events inside the caller's transaction. An older one never replaces a newer."""
+    rows = [
+        _row(cluster, event.uuid, event.timestamp, event.message)
+        for event in events
+        if event.uuid is not None and event.message is not None
+    ]
+    if not rows:
+        return
+    statement = store.insert(_table)
+    new = statement.excluded
+    changed = {name: new[name] for name in ("at", "size", "body", "record")}
+    upsert = statement.on_conflict_do_update(
+        index_elements=["cluster_id", "key"], set_=changed, where=new.at >= _table.c.at
+    )
+    connection.execute(upsert, rows)
+
+
+def _row(cluster: int, task_id: str, at: float, given: Message) -> dict[str, object]:
+    record = _pack(msgspec.structs.replace(given, body=None))
+    size = len(record) + len(given.body or b"")
+    return {"cluster_id": cluster, "key": to_key(task_id), "at": at, "size": size, "body": given.body, "record": record}
+
+
+def delete_messages(connection: Connection, cluster: int, keys: Sequence[bytes]) -> None:
+    """With their tasks."""
+    connection.execute(delete(_table).where(_table.c.cluster_id == cluster, _table.c.key.in_(keys)))
+
+
+def expire_messages(connection: Connection, cluster: int, settings: Settings, now: float, limit: int) -> int:
+    """Deletes at most ``limit`` messages that are too old or too much; all of them where none shall be kept."""
+    before = now - settings.keep_message_days * DAY_SECONDS if settings.capture else float("inf")
+    oldest = select(_table.c.key, _table.c.at, _table.c.size).where(_table.c.cluster_id == cluster)
+    oldest = oldest.order_by(_table.c.at).limit(limit)
+    surplus = _bytes(connection, cluster) - settings.keep_message_bytes
+    keys = []
+    for row in connection.execute(oldest):
+        if row.at >= before and surplus <= 0:
+            break
+        keys.append((cluster, row.key))
+        surplus -= row.size
+    for start in range(0, len(keys), _CHUNK):
+        mine = tuple_(_table.c.cluster_id, _table.c.key).in_(keys[start : start + _CHUNK])
+        connection.execute(delete(_table).where(mine))
+    return len(keys)
+
+
+def _bytes(connection: Connection, cluster: int) -> int:
+    return int(connection.execute(select(func.sum(_table.c.size)).where(_table.c.cluster_id == cluster)).scalar() or 0)

@@ -1,0 +1,214 @@
+"""The counters in the database, changed by deltas inside the writer's transaction."""
+
+from collections import OrderedDict
+from collections import defaultdict
+from collections.abc import Iterable
+from collections.abc import Mapping
+
+from sqlalchemy import BigInteger
+from sqlalchemy import Connection
+from sqlalchemy import Double
+from sqlalchemy import bindparam
+from sqlalchemy import case
+from sqlalchemy import select
+from sqlalchemy import update
+
+from monitor.records import FailureState
+from monitor.records import TaskState
+from monitor.sketch import Sketch
+from monitor.store import schema
+from monitor.store.deltas import COUNT_FIELDS
+from monitor.store.deltas import Deltas
+from monitor.store.deltas import FailureTally
+from monitor.store.deltas import Place
+from monitor.store.deltas import Tally
+from monitor.store.engine import Prepared
+from monitor.store.engine import Store
+from monitor.store.schema import STATE_CODES
+from monitor.store.schema import TERM_KINDS
+from monitor.store.terms import Terms
+
+RESOLUTIONS = (60, 3600, 86400)  # seconds
+_BUCKETS_IN_MEMORY = 24
+_NAME, _QUEUE, _WORKER = (TERM_KINDS[kind] for kind in ("name", "queue", "worker"))
+_KEY = ("resolution", "at", "cluster_id", "name_id", "queue_id", "worker_id")
+
+Key = tuple[int, int, int]  # name, queue, worker
+Bucket = dict[Key, Tally]
+
+
+class Counters:
+    """Applies deltas for one cluster. It alone writes them, so what it has read stays true until a rollback."""
+
+    def __init__(self, store: Store, terms: Terms) -> None:
+        self._terms = terms
+        self._buckets: OrderedDict[tuple[int, int], Bucket] = OrderedDict()
+        self._groups: dict[bytes, int] = {}
+        self._count_tasks = _adding(store, schema.task_count, "count")
+        self._count_failures = _adding(store, schema.failure_rollup, "count")
+        self._change_group = _changing_group(store)
+        self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run"))
+        self._store = store
+
+    def forget(self) -> None:
+        """Drops what is in memory, after a rollback."""
+        self._buckets.clear()
+        self._groups.clear()
+
+    def apply(self, connection: Connection, cluster_id: int, deltas: Deltas) -> None:
+        """Changes every counter that the deltas name. The names are interned already."""
+        self._apply_tasks(connection, cluster_id, deltas.tasks)
+        self._apply_rollups(connection, cluster_id, deltas.rollups)
+        self._apply_failures(connection, deltas.failures.values())
+
+    def group_id(self, digest: bytes) -> int | None:
+        """The number of a failure group that ``ensure_groups`` has seen."""
+        return self._groups.get(digest)
+
+    def ensure_groups(self, connection: Connection, cluster_id: int, failures: Mapping[bytes, FailureTally]) -> None:
+        """Makes sure that each failure group has a number."""
+        for digest, tally in failures.items():
+            if digest not in self._groups:
+                self._groups[digest] = self._make_group(connection, cluster_id, digest, tally)
+
+    def _apply_tasks(
+        self,
+        connection: Connection,
+        cluster_id: int,
+        tasks: Mapping[tuple[TaskState, str | None, str | None, str | None], int],
+    ) -> None:
+        term = self._terms.id
+        rows = [
+            (cluster_id, STATE_CODES[state], term(_NAME, name), term(_QUEUE, queue), term(_WORKER, worker), count)
+            for (state, name, queue, worker), count in tasks.items()
+            if count
+        ]
+        self._count_tasks.run(connection, rows)
+
+    def _apply_rollups(self, connection: Connection, cluster_id: int, rollups: Mapping[Place, Tally]) -> None:
+        term = self._terms.id
+        changed: dict[tuple[int, int], set[Key]] = defaultdict(set)
+        for place, delta in rollups.items():
+            if delta.empty:
+                continue
+            minute, name, queue, worker = place
+            key = (term(_NAME, name), term(_QUEUE, queue), term(_WORKER, worker))
+            for resolution in RESOLUTIONS:
+                at = minute // resolution * resolution
+                _add(self._bucket(connection, cluster_id, resolution, at).setdefault(key, Tally()), delta)
+                changed[resolution, at].add(key)
+        rows = []
+        for (resolution, at), keys in changed.items():
+            tallies = self._buckets[resolution, at]
+            rows += [(resolution, at, cluster_id, *key, *_values(tallies[key])) for key in keys]
+        self._put_rollup.run(connection, rows)
+        while len(self._buckets) > _BUCKETS_IN_MEMORY:
+            self._buckets.popitem(last=False)
+
+    def _bucket(self, connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
+        found = self._buckets.get((resolution, at))
+        if found is None:
+            found = self._buckets[resolution, at] = _load_bucket(connection, cluster_id, resolution, at)
+        else:
+            self._buckets.move_to_end((resolution, at))
+        return found
+
+    def _apply_failures(self, connection: Connection, tallies: Iterable[FailureTally]) -> None:
+        rows: dict[tuple[int, int, int, int], int] = defaultdict(int)
+        changes = []
+        for tally in tallies:
+            group = self._groups[tally.signature.digest]
+            for (minute, worker), count in tally.counts.items():
+                for resolution in RESOLUTIONS:
+                    at = minute // resolution * resolution
+                    rows[resolution, at, group, self._terms.id(_WORKER, worker)] += count
+            if any(tally.counts.values()):
+                changes.append((sum(tally.counts.values()), tally.first, tally.last, group))
+            if any(count > 0 for count in tally.counts.values()):
+                _reopen(connection, group, tally.latest)
+        self._count_failures.run(connection, [(*place, count) for place, count in rows.items() if count])
+        self._change_group.run(connection, changes)
+
+    def _make_group(self, connection: Connection, cluster_id: int, digest: bytes, tally: FailureTally) -> int:
+        table = schema.failure_group
+        values = {
+            "cluster_id": cluster_id,
+            "signature": digest,
+            "name": tally.name,
+            "exception_type": tally.signature.exception_type,
+            "message": tally.signature.message,
+            "frame": tally.signature.frame,
+            "first_seen": tally.first if tally.last else 0.0,
+            "last_seen": tally.last,
+        }
+        connection.execute(self._store.insert(table).values(values).on_conflict_do_nothing())
+        statement = select(table.c.id).where(table.c.cluster_id == cluster_id, table.c.signature == digest)
+        number: int = connection.execute(statement).scalar_one()
+        return number
+
+
+def _reopen(connection: Connection, group: int, failed_at: float) -> None:
+    """A failure after somebody called the group resolved: it has come back. One from before, told late, has not."""
+    table = schema.failure_group
+    resolved = (table.c.id == group, table.c.state == FailureState.RESOLVED.value, table.c.state_at < failed_at)
+    connection.execute(table.update().where(*resolved).values(state=FailureState.REGRESSED.value, state_at=failed_at))
+
+
+def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
+    table = schema.rollup
+    statement = select(table).where(
+        table.c.resolution == resolution, table.c.at == at, table.c.cluster_id == cluster_id
+    )
+    bucket: Bucket = {}
+    for row in connection.execute(statement):
+        tally = bucket[row.name_id, row.queue_id, row.worker_id] = Tally()
+        tally.counts = [getattr(row, field) for field in COUNT_FIELDS]
+        tally.wait = Sketch.from_bytes(row.wait).counts
+        tally.run = Sketch.from_bytes(row.run).counts
+    return bucket
+
+
+def _add(tally: Tally, delta: Tally) -> None:
+    tally.counts = [one + other for one, other in zip(tally.counts, delta.counts, strict=True)]
+    for counts, more in ((tally.wait, delta.wait), (tally.run, delta.run)):
+        for number, count in more.items():
+            total = counts.get(number, 0) + count
+            if total:
+                counts[number] = total
+            else:
+                counts.pop(number, None)
+
+
+def _values(tally: Tally) -> tuple[object, ...]:
+    return (*tally.counts, Sketch(tally.wait).to_bytes(), Sketch(tally.run).to_bytes())
+
+
+def _adding(store: Store, table: object, column: str) -> Prepared:
+    """An insert that adds to what is there."""
+    statement = store.insert(table)  # type: ignore[arg-type]
+    keys = [each.name for each in statement.table.primary_key]
+    total = statement.table.c[column] + statement.excluded[column]
+    return Prepared(store, statement.on_conflict_do_update(index_elements=keys, set_={column: total}), [*keys, column])
+
+
+def _changing_group(store: Store) -> Prepared:
+    """Adds to a failure group's count and widens its span."""
+    table = schema.failure_group
+    first, last = bindparam("first", type_=Double), bindparam("last", type_=Double)
+    statement = (
+        update(table)
+        .where(table.c.id == bindparam("group"))
+        .values(
+            count=table.c["count"] + bindparam("added", type_=BigInteger),
+            first_seen=case((table.c.first_seen > first, first), else_=table.c.first_seen),
+            last_seen=case((table.c.last_seen < last, last), else_=table.c.last_seen),
+        )
+    )
+    return Prepared(store, statement, ["added", "first", "last", "group"])
+
+
+def _replacing(store: Store, table: object, columns: tuple[str, ...]) -> Prepared:
+    """An insert that puts new values over what is there."""
+    statement = store.insert(table)  # type: ignore[arg-type]
+    changes = {name: statement.excluded[name] for name in columns}
+    return Prepared(store, statement.on_conflict_do_update(index_elements=list(_KEY), set_=changes), [*_KEY, *columns])

@@ -1,0 +1,158 @@
+"""Tasks and runs as rows, and back."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+from monitor.records import Outcome
+from monitor.records import Run
+from monitor.records import Task
+from monitor.store import schema
+from monitor.store.keys import from_key
+from monitor.store.keys import to_key
+from monitor.store.schema import OUTCOME_CODES
+from monitor.store.schema import STATE_CODES
+from monitor.store.schema import TERM_KINDS
+
+TASK_COLUMNS = tuple(column.name for column in schema.task.columns)
+IDENTITY = ("id", "cluster_id", "key")
+CHANGING_COLUMNS = tuple(name for name in TASK_COLUMNS if name not in IDENTITY)
+RUN_COLUMNS = tuple(column.name for column in schema.run.columns)
+STATES = {code: state for state, code in STATE_CODES.items()}
+OUTCOMES: dict[int | None, Outcome | None] = {None: None} | {code: each for each, code in OUTCOME_CODES.items()}
+_CODES: dict[Outcome | None, int | None] = {None: None} | OUTCOME_CODES
+_NAME, _QUEUE, _WORKER, _CLIENT, _EXCHANGE, _ROUTING_KEY = (
+    TERM_KINDS[kind] for kind in ("name", "queue", "worker", "client", "exchange", "routing_key")
+)
+_NO_RUN = Run()
+_SELF = b""  # as root: the task itself
+
+TermId = Callable[[int, str | None], int]
+
+
+def terms_of(tasks: Iterable[Task]) -> Iterator[tuple[int, str]]:
+    """The names that the rows of tasks need, as (kind, text)."""
+    named: set[tuple[str | None, ...]] = set()
+    workers: set[str | None] = set()
+    for task in tasks:
+        named.add((task.name, task.queue, task.client, task.exchange, task.routing_key))
+        for run in task.runs:
+            workers.add(run.worker)
+    kinds = (_NAME, _QUEUE, _CLIENT, _EXCHANGE, _ROUTING_KEY)
+    for texts in named:
+        yield from ((kind, text) for kind, text in zip(kinds, texts, strict=True) if text is not None)
+    yield from ((_WORKER, worker) for worker in workers if worker is not None)
+
+
+def seen(task: Task) -> float:
+    """The time by which lists are sorted: received, else sent, else the first thing said of the latest run."""
+    run = task.runs[-1] if task.runs else _NO_RUN
+    for time in (run.received, task.sent, run.started, run.ended):
+        if time is not None:
+            return time
+    return 0.0
+
+
+def task_row(task: Task, cluster_id: int, term: TermId) -> tuple[object, ...]:
+    """The values of TASK_COLUMNS."""
+    return (task.pk, cluster_id, to_key(task.id), *task_values(task, term))
+
+
+def task_values(task: Task, term: TermId) -> tuple[object, ...]:
+    """The values of CHANGING_COLUMNS: of a stored task, all that can change."""
+    run = task.runs[-1] if task.runs else _NO_RUN
+    root = task.root_id
+    return (
+        STATE_CODES[task.state],
+        seen(task),
+        term(_NAME, task.name),
+        term(_QUEUE, task.queue),
+        term(_WORKER, run.worker),
+        _CODES[run.outcome],
+        run.retries,
+        run.pid,
+        run.received,
+        run.started,
+        run.ended,
+        run.eta,
+        run.runtime,
+        task.sent,
+        task.expires,
+        term(_CLIENT, task.client),
+        term(_EXCHANGE, task.exchange),
+        term(_ROUTING_KEY, task.routing_key),
+        min(max(len(task.runs) - 1, 0), 32767),
+        task.failure_group,
+        None if root is None else _SELF if root == task.id else to_key(root),
+        None if task.parent_id is None else to_key(task.parent_id),
+        task.args,
+        task.kwargs,
+        run.result,
+        run.exception,
+        run.traceback,
+    )
+
+
+def run_row(task_id: int, ordinal: int, run: Run, term: TermId) -> tuple[object, ...]:
+    """The values of RUN_COLUMNS."""
+    return (
+        task_id,
+        ordinal,
+        term(_WORKER, run.worker),
+        _CODES[run.outcome],
+        run.retries,
+        run.pid,
+        run.received,
+        run.started,
+        run.ended,
+        run.eta,
+        run.runtime,
+        run.result,
+        run.exception,
+        run.traceback,
+    )
+
+
+def run_of(row: Any, texts: Mapping[int, str]) -> Run:
+    """The run of a row that has at least RUN_COLUMNS without traceback; a column left out is unknown."""
+    return Run(
+        worker=texts.get(row.worker_id),
+        pid=row.pid,
+        retries=row.retries,
+        received=row.received,
+        started=row.started,
+        ended=row.ended,
+        eta=row.eta,
+        outcome=OUTCOMES[row.outcome],
+        runtime=row.runtime,
+        result=getattr(row, "result", None),
+        exception=getattr(row, "exception", None),
+        traceback=getattr(row, "traceback", None),
+    )
+
+
+def task_of(row: Any, cluster: str, texts: Mapping[int, str]) -> Task:
+    """The task of a row, with its latest run only."""
+    task_id = from_key(row.key)
+    run = run_of(row, texts)
+    return Task(
+        cluster=cluster,
+        id=task_id,
+        state=STATES[row.state],
+        name=texts.get(row.name_id),
+        queue=texts.get(row.queue_id),
+        exchange=texts.get(row.exchange_id),
+        routing_key=texts.get(row.routing_key_id),
+        client=texts.get(row.client_id),
+        args=row.args,
+        kwargs=row.kwargs,
+        sent=row.sent,
+        expires=row.expires,
+        root_id=None if row.root is None else task_id if len(row.root) == 0 else from_key(row.root),
+        parent_id=None if row.parent is None else from_key(row.parent),
+        failure_group=row.failure_group_id,
+        runs=[] if run == _NO_RUN else [run],
+        pk=row.id,
+    )

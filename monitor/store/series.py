@@ -1,0 +1,259 @@
+"""The course of things over time, from rollups: never from tasks."""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import ColumnElement
+from sqlalchemy import Connection
+from sqlalchemy import func
+from sqlalchemy import select
+
+from monitor.errors import InvalidInput
+from monitor.records import Bucket
+from monitor.records import Gap
+from monitor.records import NameTotal
+from monitor.records import Percentiles
+from monitor.records import QueueSample
+from monitor.records import Series
+from monitor.records import WorkerStart
+from monitor.sketch import Sketch
+from monitor.store import schema
+from monitor.store.clusters import gaps_between
+from monitor.store.engine import Store
+from monitor.store.load import checked_time
+from monitor.store.load import cluster_names
+from monitor.store.load import numbers_of
+from monitor.store.load import term_ids
+from monitor.store.sketches import Among
+from monitor.store.sketches import Durations
+from monitor.store.sketches import Kept
+from monitor.store.sketches import Mark
+from monitor.store.sketches import NameSums
+from monitor.store.sketches import Where
+from monitor.store.sketches import joined
+from monitor.store.sketches import merged
+from monitor.store.sketches import name_sums
+from monitor.store.terms import texts
+
+RESOLUTIONS = (60, 3600, 86400)
+MOST_STARTS = 500
+OPEN_BUCKETS = 2  # the last ones change all the time
+MOST_BUCKETS = 750  # by the minute up to half a day, by the hour up to a month
+COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
+_rollup = schema.rollup.c
+_kept: WeakKeyDictionary[Store, Kept] = WeakKeyDictionary()
+
+
+def resolution_of(since: float, until: float) -> int:
+    """The finest that gives a chart no more points than it can show. Raises InvalidInput for an endless span."""
+    checked_time(since)
+    if not 0 < until - since <= RESOLUTIONS[-1] * MOST_BUCKETS:
+        raise InvalidInput("a span of time ends after it begins, and is of two years at most")
+    return next(each for each in RESOLUTIONS if (until - since) / each <= MOST_BUCKETS)
+
+
+def began(store: Store) -> float | None:
+    """The first minute that charts by the minute can show; ``None`` for an empty record."""
+    with store.read() as connection:
+        at = connection.execute(select(func.min(_rollup.at)).where(_rollup.resolution == RESOLUTIONS[0])).scalar_one()
+    return None if at is None else float(at)
+
+
+def series(
+    store: Store,
+    *,
+    since: float,
+    until: float,
+    cluster: str | None = None,
+    name: str | None = None,
+    queue: str | None = None,
+    worker: str | None = None,
+) -> Series:
+    """Counts by outcome, wait and run time, depth and gaps, in equal buckets, the empty ones too."""
+    step = resolution_of(since, until)
+    with store.read() as connection:
+        wanted = _wanted(connection, step, since, until, cluster, {"name": name, "queue": queue, "worker": worker})
+        sums = _sums(connection, wanted)
+        among: Among = (*numbers_of(connection, cluster), f"{name!r} {queue!r} {worker!r}")
+        durations = _durations(connection, _kept.setdefault(store, Kept()), wanted, step, sums, among)
+        gaps: list[Gap] = gaps_between(connection, since, until, cluster)
+        depth = _depth(connection, step, since, until, cluster, queue)
+        began = _starts(connection, since, until, cluster, worker)
+    starts = range(int(since // step) * step, int(-(-until // step)) * step, step)
+    buckets = [_bucket(at, sums.get(at), durations.get(at)) for at in starts]
+    return Series(since=since, until=until, resolution=step, buckets=buckets, gaps=gaps, depth=depth, starts=began)
+
+
+def _starts(
+    connection: Connection, since: float, until: float, cluster: str | None, worker: str | None
+) -> list[WorkerStart]:
+    """The latest restarts of a span, in order."""
+    table = schema.worker_start.c
+    names = cluster_names(connection)
+    numbers = [number for number, name in names.items() if cluster in {None, name}]
+    wanted = [table.cluster_id.in_(numbers), table.at >= since, table.at < until]
+    if worker is not None:
+        wanted.append(table.hostname == worker)
+    statement = select(table.cluster_id, table.hostname, table.at).where(*wanted).order_by(table.at.desc())
+    rows = connection.execute(statement.limit(MOST_STARTS)).all()
+    return [WorkerStart(cluster=names[row.cluster_id], hostname=row.hostname, at=row.at) for row in reversed(rows)]
+
+
+class _Sums(NamedTuple):
+    """The counts of one bucket, and by what is seen that it has changed."""
+
+    counts: dict[str, int]
+    mark: Mark
+
+
+def _bucket(at: int, sums: _Sums | None, durations: Durations | None) -> Bucket:
+    if sums is None or durations is None:
+        return Bucket(at=at)
+    return Bucket(at=at, **sums.counts, wait=percentiles(durations.wait), run=percentiles(durations.run))
+
+
+def percentiles(sketch: Sketch | None) -> Percentiles | None:
+    """``None`` where nothing was measured."""
+    found = sketch.quantiles((0.5, 0.95, 0.99)) if sketch is not None else None
+    return Percentiles(*found) if found else None
+
+
+def _wanted(
+    connection: Connection, step: int, since: float, until: float, cluster: str | None, names: dict[str, str | None]
+) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [
+        _rollup.resolution == step,
+        _rollup.at >= int(since // step) * step,
+        _rollup.at < until,
+    ]
+    if cluster is not None:
+        conditions.append(_rollup.cluster_id.in_(numbers_of(connection, cluster)))
+    for kind, text in names.items():
+        if text is not None:
+            conditions.append(_rollup[f"{kind}_id"].in_(term_ids(connection, kind, [text])))
+    return conditions
+
+
+def _sums(connection: Connection, wanted: list[ColumnElement[bool]]) -> dict[int, _Sums]:
+    sums = [func.sum(_rollup[each]).label(each) for each in COUNTS]
+    sizes = [func.coalesce(func.sum(func.length(_rollup[each])), 0) for each in ("wait", "run")]
+    statement = select(_rollup.at, *sums, func.count(), *sizes).where(*wanted).group_by(_rollup.at)
+    found = {}
+    for at, *numbers in connection.execute(statement):
+        mark = tuple(int(each) for each in numbers)
+        found[at] = _Sums(dict(zip(COUNTS, mark, strict=False)), mark)
+    return found
+
+
+def _durations(
+    connection: Connection,
+    kept: Kept,
+    wanted: list[ColumnElement[bool]],
+    step: int,
+    sums: dict[int, _Sums],
+    among: Among,
+) -> dict[int, Durations]:
+    """Of each bucket; merged anew only where it has changed since somebody looked."""
+    places: dict[int, Where] = {at: (step, at, among) for at in sums}
+    known = {at: kept.take(place, sums[at].mark) for at, place in places.items()}
+    found = {at: durations for at, durations in known.items() if durations is not None}
+    changed = [at for at in sums if at not in found]
+    if changed:
+        these = [*wanted, _rollup.at >= min(changed), _rollup.at <= max(changed)]
+        waits, runs = (merged(connection, these, column, "at") for column in ("wait", "run"))
+        for at in changed:
+            found[at] = Durations(waits.get(at, Sketch()), runs.get(at, Sketch()))
+            kept.put(places[at], sums[at].mark, found[at])
+    return found
+
+
+def _depth(
+    connection: Connection, step: int, since: float, until: float, cluster: str | None, queue: str | None
+) -> list[QueueSample]:
+    """The largest depth of each bucket; of several queues, the sum over them."""
+    sample = schema.queue_sample.c
+    start = sample.at - sample.at % step
+    wanted = [sample.at >= int(since // step) * step, sample.at < until]
+    if cluster is not None:
+        wanted.append(sample.cluster_id.in_(numbers_of(connection, cluster)))
+    if queue is not None:
+        wanted.append(sample.name == queue)
+    columns = [func.max(sample[each]).label(each) for each in ("ready", "unacked", "consumers")]
+    each_queue = (
+        select(start.label("at"), *columns, func.min(sample.oldest).label("oldest"))
+        .where(*wanted)
+        .group_by(start, sample.cluster_id, sample.name)
+        .subquery()
+    ).c
+    total = [func.sum(each_queue[each]).label(each) for each in ("ready", "unacked", "consumers")]
+    statement = select(each_queue.at, *total, func.min(each_queue.oldest).label("oldest"))
+    rows = connection.execute(statement.group_by(each_queue.at).order_by(each_queue.at))
+    return [_sample(row) for row in rows]
+
+
+def _sample(row: Any) -> QueueSample:
+    depths = (row.ready, row.unacked, row.consumers)
+    ready, unacked, consumers = (None if each is None else int(each) for each in depths)
+    return QueueSample(at=row.at, ready=ready, unacked=unacked, consumers=consumers, oldest=row.oldest)
+
+
+def most_time(
+    store: Store, *, since: float, until: float, cluster: str | None = None, limit: int = 10
+) -> list[NameTotal]:
+    """The task names that kept workers busy for longest."""
+    return _ranked(store, since, until, cluster, limit, lambda each: each.seconds)
+
+
+def slowest(
+    store: Store, *, since: float, until: float, cluster: str | None = None, limit: int = 10
+) -> list[NameTotal]:
+    """The task names whose 95th percentile of run time is largest."""
+    return _ranked(store, since, until, cluster, limit, lambda each: each.run.p95 if each.run else 0.0)
+
+
+def _ranked(
+    store: Store, since: float, until: float, cluster: str | None, limit: int, key: Callable[[NameTotal], float]
+) -> list[NameTotal]:
+    totals = [each for each in name_totals(store, since=since, until=until, cluster=cluster) if each.run]
+    return sorted(totals, key=key, reverse=True)[:limit]
+
+
+def name_totals(store: Store, *, since: float, until: float, cluster: str | None = None) -> list[NameTotal]:
+    """What the tasks of each name took in a span."""
+    step = resolution_of(since, until)
+    with store.read() as connection:
+        wanted = _wanted(connection, step, since, until, cluster, {})
+        sums = _sums(connection, wanted)
+        found = _by_name(connection, _kept.setdefault(store, Kept()), wanted, sums, (step, cluster))
+        names = texts(connection, found)
+    return [
+        NameTotal(
+            name=names.get(key),
+            runs=each.runs,
+            failed=each.failed,
+            seconds=each.durations.run.total,
+            run=percentiles(each.durations.run),
+            wait=percentiles(each.durations.wait),
+        )
+        for key, each in found.items()
+    ]
+
+
+def _by_name(
+    connection: Connection,
+    kept: Kept,
+    wanted: list[ColumnElement[bool]],
+    sums: dict[int, _Sums],
+    span: tuple[int, str | None],
+) -> dict[int, NameSums]:
+    """Most buckets are closed: what they came to is kept together, until one of them changes or leaves the span."""
+    closed = sorted(sums)[:-OPEN_BUCKETS]
+    mark = tuple((at, *sums[at].mark) for at in closed)
+    border = closed[-1] if closed else -1
+    older = kept.take_names(span, mark)
+    if older is None:
+        older = name_sums(connection, [*wanted, _rollup.at <= border])
+        kept.put_names(span, mark, older)
+    return joined(older, name_sums(connection, [*wanted, _rollup.at > border]))

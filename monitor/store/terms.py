@@ -1,0 +1,73 @@
+"""Interned names: task names, queues, workers and the like, and clusters, as small numbers."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection
+from sqlalchemy import select
+from sqlalchemy import tuple_
+
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.schema import UNKNOWN
+
+_CHUNK = 500
+_CACHE_LIMIT = 50_000
+
+
+class Terms:
+    """Numbers of names, kept in memory. One transaction at a time; ``forget`` after a rollback."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ids: dict[tuple[int, str], int] = {}
+
+    def forget(self) -> None:
+        """Drops what is in memory: a rolled back transaction may have taken numbers back."""
+        self._ids.clear()
+
+    def load(self, connection: Connection, wanted: Iterable[tuple[int, str]]) -> None:
+        """Makes sure that each (kind, text) has a number."""
+        missing = list({each for each in wanted if each not in self._ids})
+        if len(self._ids) + len(missing) > _CACHE_LIMIT:
+            self.forget()
+        self._find(connection, missing)
+        new = [each for each in missing if each not in self._ids]
+        if new:
+            statement = self._store.insert(schema.term).on_conflict_do_nothing()
+            connection.execute(statement, [{"kind": kind, "text": text} for kind, text in new])
+            self._find(connection, new)
+
+    def id(self, kind: int, text: str | None) -> int:
+        """The number of a loaded name; 0 for one that is unknown."""
+        return UNKNOWN if text is None else self._ids[kind, text]
+
+    def _find(self, connection: Connection, wanted: list[tuple[int, str]]) -> None:
+        table = schema.term
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
+            statement = select(table.c.kind, table.c.text, table.c.id).where(
+                tuple_(table.c.kind, table.c.text).in_(chunk)
+            )
+            for kind, text, number in connection.execute(statement):
+                self._ids[kind, text] = number
+
+
+def texts(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
+    """The names that these numbers stand for; 0 has none."""
+    wanted = [each for each in set(ids) if each != UNKNOWN]
+    found: dict[int, str] = {}
+    for start in range(0, len(wanted), _CHUNK):
+        chunk = wanted[start : start + _CHUNK]
+        statement = select(schema.term.c.id, schema.term.c.text).where(schema.term.c.id.in_(chunk))
+        found.update({row.id: row.text for row in connection.execute(statement)})
+    return found
+
+
+def cluster_id(store: Store, connection: Connection, name: str) -> int:
+    """The number of a cluster, which is made when it is new."""
+    statement = select(schema.cluster.c.id).where(schema.cluster.c.name == name)
+    found: int | None = connection.execute(statement).scalar()
+    if found is None:
+        connection.execute(store.insert(schema.cluster).values(name=name).on_conflict_do_nothing())
+        found = connection.execute(statement).scalar_one()
+    return found

@@ -1,0 +1,328 @@
+"""The only writer of task records: events in, rows out, one transaction a batch.
+
+Everything that a batch changes stands in one transaction: tasks, runs, counters, failure groups, workers and the
+receiver's own state. So an event that comes twice changes nothing, and a count never disagrees with a list.
+"""
+
+import time
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import field
+
+from sqlalchemy import Connection
+from sqlalchemy import bindparam
+from sqlalchemy import func
+from sqlalchemy import select
+from sqlalchemy import update
+
+from monitor.intake import Intake
+from monitor.lifecycle import fold
+from monitor.lifecycle import is_lifecycle
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import Outcome
+from monitor.records import ReceiverHealth
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.settings import Settings
+from monitor.store import journal
+from monitor.store import schema
+from monitor.store.deltas import Deltas
+from monitor.store.deltas import signature_of
+from monitor.store.early import Early
+from monitor.store.engine import KeyTaken
+from monitor.store.engine import Prepared
+from monitor.store.engine import Store
+from monitor.store.keys import from_key
+from monitor.store.known import Known
+from monitor.store.messages import save_messages
+from monitor.store.rollups import Counters
+from monitor.store.rows import CHANGING_COLUMNS
+from monitor.store.rows import RUN_COLUMNS
+from monitor.store.rows import TASK_COLUMNS
+from monitor.store.rows import run_row
+from monitor.store.rows import task_row
+from monitor.store.rows import task_values
+from monitor.store.rows import terms_of
+from monitor.store.schema import STATE_CODES
+from monitor.store.schema import TERM_KINDS
+from monitor.store.terms import Terms
+from monitor.store.terms import cluster_id
+from monitor.workers import fold_worker
+
+CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
+SOLE_QUEUE_SECONDS = 2.0
+_CHUNK = 500
+_NOT_BY_A_WORKER = frozenset({"task-sent", "task-due", "task-lost", "task-found"})
+
+
+@dataclass
+class Written:
+    """What one batch came to."""
+
+    events: int = 0
+    tasks: int = 0
+    refused: int = 0  # events without a time or a task id
+    unknown: int = 0  # events of types that we do not know
+
+
+@dataclass
+class Batch:
+    """The events of a batch by what they tell of; captured messages by their task."""
+
+    by_task: dict[str, list[Event]] = field(default_factory=dict)
+    by_worker: dict[str, list[tuple[Event, float]]] = field(default_factory=dict)
+    captured: dict[str, Event] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes the events of one cluster. One at a time for each cluster."""
+
+    def __init__(self, store: Store, cluster: str, settings: Settings) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._known = Known(cluster)
+        self._intake = Intake(settings.max_text, settings.redact, settings.max_message_bytes)
+        self._capture = settings.capture
+        self._early = Early()
+        self._terms = Terms(store)
+        self._counters = Counters(store, self._terms)
+        self._cluster_id: int | None = None
+        self._next_number: int | None = None
+        self._skews: dict[str, float] = {}  # of the workers that are stored
+        self._sole_queues: dict[str, str] = {}
+        self._sole_queues_at = 0.0
+        self._insert_task = Prepared(store, schema.task.insert(), TASK_COLUMNS)
+        self._update_task = _updating_task(store)
+        self._insert_run = Prepared(store, schema.run.insert(), RUN_COLUMNS)
+
+    def write(self, deliveries: Sequence[Delivery], health: ReceiverHealth | None = None) -> Written:
+        """Stores a batch in one transaction, with what the receiver says of itself.
+
+        Raises StoreUnavailable; then nothing of the batch is stored, and it can be written again.
+        """
+        written = Written()
+        batch = self._sort(deliveries, written)
+        with self._forgetting():
+            try:
+                self._commit(batch, health, written, certain=False)
+            except KeyTaken:  # a task that was believed to be new is stored already
+                self.forget()
+                self._commit(batch, health, written, certain=True)
+        return written
+
+    def _commit(self, batch: Batch, health: ReceiverHealth | None, written: Written, *, certain: bool) -> None:
+        with self._store.begin() as connection:
+            number = self._begin(connection)
+            self._write_workers(connection, number, batch.by_worker)
+            tasks = self._write_tasks(connection, number, batch.by_task, certain=certain)
+            if self._capture and batch.captured:
+                save_messages(self._store, connection, number, batch.captured.values())
+            if health is not None:
+                journal.put_health(self._store, connection, number, health)
+        self._known.remember(tasks)
+        written.tasks = len(tasks)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.forget()
+            raise
+
+    def behind(self, deliveries: Sequence[Delivery], now: float) -> float:
+        """Seconds since the newest of these events was sent, by our clock; 0 where no sender's skew is known."""
+        sent = [
+            event.timestamp + self._skews[event.hostname]
+            for delivery in deliveries
+            for event in delivery.events[-1:]
+            if event.hostname in self._skews
+        ]
+        return max(0.0, now - max(sent)) if sent else 0.0
+
+    def mark_due(self, now: float) -> int:
+        """Takes scheduled tasks whose ETA has come out of SCHEDULED; gives their number, at most a chunk."""
+        table = schema.task
+        with self._store.read() as connection:
+            statement = (
+                select(table.c.key)
+                .where(table.c.state == STATE_CODES[TaskState.SCHEDULED], table.c.eta <= now)
+                .order_by(table.c.eta)
+                .limit(_CHUNK)
+            )
+            ids = [from_key(key) for key in connection.execute(statement).scalars()]
+        if ids:
+            events = [Event(type="task-due", timestamp=now, hostname="", uuid=each) for each in ids]
+            self.write([Delivery(events=events, arrived=now)])
+        return len(ids)
+
+    def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
+        batch = Batch()
+        for delivery in deliveries:
+            for dirty in delivery.events:
+                event = self._intake.clean(dirty)
+                if event is None:
+                    written.refused += 1
+                    continue
+                written.events += 1
+                if event.uuid is not None and is_lifecycle(event.type):
+                    events = batch.by_task.get(event.uuid)
+                    if events is None:
+                        batch.by_task[event.uuid] = [event]
+                    else:
+                        events.append(event)
+                    if event.message is not None:
+                        batch.captured[event.uuid] = event
+                        self._early.keep(event.uuid, event)
+                    if event.hostname not in self._skews and event.type not in _NOT_BY_A_WORKER:
+                        batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
+                elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
+                    batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
+                else:
+                    written.unknown += 1
+        return batch
+
+    def _begin(self, connection: Connection) -> int:
+        if self._cluster_id is None:
+            self._cluster_id = cluster_id(self._store, connection, self._cluster)
+        if self._next_number is None:
+            table = schema.task
+            statement = select(func.max(table.c.id)).where(table.c.cluster_id == self._cluster_id)
+            largest = connection.execute(statement).scalar() or 0
+            self._next_number = (largest >> CLUSTER_BITS) + 1
+        if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
+            self._sole_queues = _sole_queues(connection, self._cluster_id)
+            self._sole_queues_at = time.monotonic()
+        return self._cluster_id
+
+    def forget(self) -> None:
+        """After a rollback, or when others changed what is stored, nothing that is in memory is sure."""
+        self._known.forget()
+        self._terms.forget()
+        self._counters.forget()
+        self._skews.clear()
+        self._next_number = self._cluster_id = None
+
+    # Workers
+
+    def _write_workers(
+        self,
+        connection: Connection,
+        number: int,
+        by_worker: dict[str, list[tuple[Event, float]]],
+    ) -> None:
+        if not by_worker:
+            return
+        known = journal.load_workers(connection, number, list(by_worker))
+        starts = []
+        for hostname, events in by_worker.items():
+            worker = known.get(hostname)
+            for event, arrived in events:
+                before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
+                if before is not None and None is not before.pid != worker.pid:
+                    starts.append((hostname, worker.last_heartbeat or arrived))
+            if worker is not None:
+                known[hostname] = worker
+                self._skews[hostname] = worker.skew or 0.0
+        journal.save_workers(self._store, connection, number, list(known.values()))
+        journal.save_worker_starts(self._store, connection, number, starts)
+
+    # Tasks
+
+    def _write_tasks(
+        self, connection: Connection, number: int, by_task: dict[str, list[Event]], *, certain: bool
+    ) -> list[Task]:
+        if not by_task:
+            return []
+        stored = self._known.find(connection, number, by_task, certain=certain)
+        deltas = Deltas(self._skews)
+        new: list[Task] = []
+        changed: list[Task] = []
+        for task_id, events in by_task.items():
+            task = stored.get(task_id)
+            if task is None:
+                task = Task(self._cluster, task_id)
+                self._early.tell(task)
+                if self._fold(task, events):
+                    new.append(task)
+            else:
+                deltas.take_out(task)
+                if self._fold(task, events):
+                    changed.append(task)
+            if task.runs or task.sent is not None:  # not one of which nothing but its loss was said
+                deltas.put_in(task)
+        self._save(connection, number, new, changed, deltas)
+        return [*new, *changed]
+
+    def _fold(self, task: Task, events: list[Event]) -> bool:
+        said = False
+        for event in events:
+            said |= fold(task, event)
+        if task.queue is None and task.runs:
+            queue = self._sole_queues.get(task.runs[-1].worker or "")
+            if queue is not None:  # a worker with one queue can have it from nowhere else
+                task.queue = queue
+                said = True
+        return said
+
+    def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:
+        for task in new:
+            task.pk = self._take_number(number)
+        wanted = {*terms_of((*new, *changed)), *_terms_of_counters(deltas)}
+        self._terms.load(connection, wanted)
+        self._counters.ensure_groups(connection, number, deltas.failures)
+        for task in (*new, *changed):
+            task.failure_group = self._group_of(task)
+        term = self._terms.id
+        self._insert_task.run(connection, [task_row(task, number, term) for task in new])
+        self._update_task.run(connection, [(*task_values(task, term), task.pk) for task in changed])
+        self._save_earlier_runs(connection, (*new, *changed))
+        self._counters.apply(connection, number, deltas)
+
+    def _take_number(self, number: int) -> int:
+        taken = self._next_number or 1
+        self._next_number = taken + 1
+        return taken << CLUSTER_BITS | number & (1 << CLUSTER_BITS) - 1
+
+    def _group_of(self, task: Task) -> int | None:
+        run = task.run
+        if run is None or run.outcome is not Outcome.FAILED:
+            return None
+        return self._counters.group_id(signature_of(task.name, run.exception, run.traceback).digest)
+
+    def _save_earlier_runs(self, connection: Connection, tasks: Iterable[Task]) -> None:
+        several = [task for task in tasks if len(task.runs) > 1]
+        for start in range(0, len(several), _CHUNK):
+            ids = [task.pk for task in several[start : start + _CHUNK]]
+            connection.execute(schema.run.delete().where(schema.run.c.task_id.in_(ids)))
+        rows = [
+            run_row(task.pk or 0, ordinal, run, self._terms.id)
+            for task in several
+            for ordinal, run in enumerate(task.runs[:-1])
+        ]
+        self._insert_run.run(connection, rows)
+
+
+def _updating_task(store: Store) -> Prepared:
+    statement = update(schema.task).where(schema.task.c.id == bindparam("row_id"))
+    changes: dict[str, object] = {name: bindparam(name) for name in CHANGING_COLUMNS}
+    return Prepared(store, statement.values(changes), [*CHANGING_COLUMNS, "row_id"])
+
+
+def _terms_of_counters(deltas: Deltas) -> Iterable[tuple[int, str]]:
+    kinds = TERM_KINDS["name"], TERM_KINDS["queue"], TERM_KINDS["worker"]
+    for place in deltas.rollups:
+        yield from ((kind, text) for kind, text in zip(kinds, place[1:], strict=True) if text is not None)
+    for counted in deltas.tasks:
+        yield from ((kind, text) for kind, text in zip(kinds, counted[1:], strict=True) if text is not None)
+
+
+def _sole_queues(connection: Connection, number: int) -> dict[str, str]:
+    """The queue of each worker that consumes from exactly one."""
+    statement = select(schema.worker.c.record).where(schema.worker.c.cluster_id == number)
+    workers = [journal.unpack_worker(record) for record in connection.execute(statement).scalars()]
+    return {each.hostname: each.queues[0] for each in workers if each.queues is not None and len(each.queues) == 1}

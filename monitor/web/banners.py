@@ -1,0 +1,131 @@
+"""What every page must say before anything else: that the record has holes, is late, or hears nothing."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Literal
+from typing import NamedTuple
+
+from monitor.health_sentence import age_words
+from monitor.health_sentence import counted
+from monitor.records import Gap
+from monitor.records import ReceiverHealth
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+
+SKEW_SECONDS = 2.0
+LAG_SECONDS = 2.0
+SILENT_RECEIVER_SECONDS = 15.0  # it writes its health every few seconds
+GAP_SHOWN_SECONDS = 3600.0  # how long a gap that is over stays in the banner; charts show it for ever
+NAMED_WORKERS = 3
+
+
+class Banner(NamedTuple):
+    """One message. ``then`` says what to do; ``since`` is a moment to show, and ``mark`` what happened then."""
+
+    kind: Literal["receiver", "record", "broker", "gap", "malformed", "no-workers", "events-off", "skew", "lag"]
+    tone: Literal["bad", "warning"]
+    text: str
+    then: str = ""
+    since: float | None = None
+    mark: str = "Last heard"
+    link: str | None = None
+    enable: str | None = None  # cluster whose workers the button turns events on at
+
+
+def gaps_shown_since(now: float) -> float:
+    """How far back gaps must be read for ``banners``."""
+    return now - GAP_SHOWN_SECONDS
+
+
+def banners(
+    health: Sequence[ReceiverHealth], workers: Sequence[Worker], gaps: Sequence[Gap], now: float
+) -> tuple[Banner, ...]:
+    """All that is wrong with what the pages know, the worst first; one banner per kind and cluster."""
+    if not health:
+        return (_no_receiver(),)
+    found: list[Banner] = []
+    for receiver in health:
+        own = [worker for worker in workers if worker.cluster == receiver.cluster]
+        named = f" of {receiver.cluster}" if len(health) > 1 else ""
+        found += _receiver(receiver, named, now)
+        found += _gaps([gap for gap in gaps if gap.cluster == receiver.cluster], named, now)
+        found += _malformed(receiver, named, now)
+        found += _workers(receiver, own, named)
+    return tuple(sorted(found, key=lambda banner: banner.tone != "bad"))
+
+
+def _no_receiver() -> Banner:
+    return Banner(
+        "receiver",
+        "warning",
+        "No receiver has run on this record yet.",
+        "Start one: celery-monitor serve --broker redis://localhost:6379/0",
+    )
+
+
+def _receiver(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner]:
+    if health.unwritten is not None:
+        text = f"The record{named} is not being written: {health.unwritten}."
+        then = "Events wait where there is room. These pages show what was known when it was last written."
+        yield Banner("record", "bad", text, then, health.last_event_at, "Last event")
+    if health.updated_at is not None and now - health.updated_at > SILENT_RECEIVER_SECONDS and not health.unwritten:
+        text = f"The receiver{named} does not run. These pages show what was known when it last wrote."
+        yield Banner("receiver", "bad", text, "Start celery-monitor serve or receive.", health.updated_at)
+    elif not health.connected:
+        because = f": {health.error}" if health.error else "."
+        text = f"The broker{named} cannot be reached{because}"
+        yield Banner("broker", "bad", text, "Events may be missed; it is tried again by itself.", health.last_event_at)
+    elif health.lag_seconds is not None and health.lag_seconds > LAG_SECONDS:
+        text = f"The receiver{named} is {age_words(health.lag_seconds)} behind."
+        yield Banner("lag", "warning", text, "These pages show what was true then.")
+
+
+def _gaps(gaps: Sequence[Gap], named: str, now: float) -> Iterable[Banner]:
+    recent = [gap for gap in gaps if gap.ended is None or gap.ended > gaps_shown_since(now)]
+    if not recent:
+        return
+    last = max(recent, key=lambda gap: gap.began)
+    more = f" and {counted(len(recent) - 1, 'more gap')} in this hour" if len(recent) > 1 else ""
+    dropped = f", {counted(last.dropped, 'event')} known to be missing" if last.dropped else ""
+    if last.ended is None:
+        span = f"Events{named} are being missed: {last.cause}{dropped}{more}."
+    else:
+        length = age_words(max(1.0, last.ended - last.began))
+        span = f"Events{named} of {length} may be missing: {last.cause}{dropped}{more}."
+    yield Banner("gap", "warning", span, "Charts hatch that time; states may be old.", last.began, "Began")
+
+
+def _malformed(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner]:
+    if health.malformed_at is not None and now - health.malformed_at < GAP_SHOWN_SECONDS:
+        came = counted(health.malformed_total, "message")
+        text = f"{came}{named} {'was no event' if health.malformed_total == 1 else 'were no events'}."
+        yield Banner("malformed", "warning", text, "They are not stored.", health.malformed_at, "The last came")
+
+
+def _workers(health: ReceiverHealth, workers: Sequence[Worker], named: str) -> Iterable[Banner]:
+    alive = [worker for worker in workers if worker.status is not WorkerStatus.OFFLINE]
+    if not alive and health.connected:
+        told = f"No worker{named} is up." if workers else f"No worker{named} has been seen."
+        yield Banner("no-workers", "bad" if workers else "warning", told, "Tasks wait until one starts.")
+    silent = [worker.hostname for worker in alive if worker.events_enabled is False]
+    if silent:
+        text = (
+            f"{_names(silent)} {'sends' if len(silent) == 1 else 'send'} no task events, so tasks there are not seen."
+        )
+        yield Banner("events-off", "warning", text, link="/workers", enable=health.cluster)
+    skewed = [worker for worker in alive if worker.skew is not None and abs(worker.skew) > SKEW_SECONDS]
+    if skewed:
+        yield _skew(skewed)
+
+
+def _skew(workers: Sequence[Worker]) -> Banner:
+    worst = max(abs(worker.skew or 0.0) for worker in workers)
+    clocks = "clock is" if len(workers) == 1 else "clocks are"
+    text = f"{_names([worker.hostname for worker in workers])}: {clocks} off by up to {worst:.1f} s."
+    return Banner("skew", "warning", text, "Waiting times are wrong by as much; set the clock (NTP).", link="/workers")
+
+
+def _names(hostnames: Sequence[str]) -> str:
+    if len(hostnames) <= NAMED_WORKERS:
+        return ", ".join(hostnames)
+    return f"{', '.join(hostnames[:NAMED_WORKERS])} and {len(hostnames) - NAMED_WORKERS} more"

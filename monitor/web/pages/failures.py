@@ -1,0 +1,194 @@
+"""What fails, grouped by what it has in common; and one group: why, where, since when, and what to do about it."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from monitor.control.commands import ChangeFailure
+from monitor.control.commands import MuteFailure
+from monitor.control.commands import ReopenFailure
+from monitor.control.commands import ResolveFailure
+from monitor.errors import InvalidInput
+from monitor.errors import MonitorError
+from monitor.failures import mask
+from monitor.filters import parse
+from monitor.records import FailureGroup
+from monitor.records import FailureState
+from monitor.records import FailureTrend
+from monitor.records import Task
+from monitor.store import queries
+from monitor.store.failures import UNRESOLVED
+from monitor.web import charts
+from monitor.web import tracebacks
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import View
+from monitor.web.ranges import RANGE_WORDS
+from monitor.web.ranges import Range
+from monitor.web.ranges import parse_range
+from monitor.web.ranges import step_words
+
+MOST_GROUPS = 200
+DEFAULT_RANGE = "24h"
+NEW_SECONDS = 86400.0  # a group is new for a day
+SAMPLES = 500  # tasks whose arguments are compared
+LISTED = 10
+WINDOWS = (("1h", "hour"), ("24h", "day"), ("7d", "week"))
+SHOWN = {
+    "open": UNRESOLVED,
+    "resolved": (FailureState.RESOLVED,),
+    "muted": (FailureState.MUTED,),
+    "all": tuple(FailureState),
+}
+
+
+class Share(NamedTuple):
+    """One value among the failures of a group, and the query that shows them; ``None`` is unknown."""
+
+    value: str | None
+    times: int
+    query: str | None = None
+    field: str | None = None
+
+
+def context(view: View) -> Context:
+    span = _span(view)
+    shown = view.query.get("state") or "open"
+    if shown not in SHOWN:
+        raise InvalidInput(f"there is no state {shown!r}; known are {', '.join(SHOWN)}")
+    rows = queries.failure_summaries(
+        view.store,
+        since=span.since,
+        now=view.now,
+        cluster=view.cluster,
+        states=SHOWN[shown],
+        limit=MOST_GROUPS,
+    )
+    states = queries.group_states(view.store, since=span.since, cluster=view.cluster)
+    return {
+        "rows": rows,
+        "words": {row.group.id: state_word(row.group, view.now) for row in rows},
+        "trends": {row.group.id: charts.bars(row.windows.trend) for row in rows},
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "shown": shown,
+        "counts": {name: sum(states[state] for state in SHOWN[name]) for name in SHOWN},
+        "windows": other_windows(span),
+        "several": len({row.group.cluster for row in rows}) > 1,
+        "full": len(rows) == MOST_GROUPS,
+    }
+
+
+def failure_context(view: View) -> Context:
+    """One group. Raises NotFound."""
+    number = view.params["id"]
+    span = _span(view)
+    summary = queries.failure_summary(view.store, number, since=span.since, now=span.until)
+    group = summary.group
+    trend = queries.failure_trend(view.store, number, since=span.since, until=span.until)
+    kept = queries.latest_of_group(view.store, number, SAMPLES)
+    sample = queries.task(view.store, kept[0].id, kept[0].cluster) if kept else None
+    return {
+        "title": group.exception_type,
+        "group": group,
+        "word": state_word(group, view.now),
+        "windows": summary.windows,
+        "others": other_windows(span),
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "chart": _chart(view, trend),
+        "step_words": step_words(trend.step),
+        "by_worker": [Share(worker, count, field="worker") for worker, count in trend.by_worker[:LISTED]],
+        "workers_total": len(trend.by_worker),
+        "by_queue": _by_queue(view, number),
+        "by_shape": _by_shape(kept),
+        "compared": len(kept),
+        "sample": sample,
+        "parts": tracebacks.parts(sample.traceback) if sample and sample.traceback else [],
+        "tasks": kept[:LISTED],
+        "may": {verb: view.may(command.action) for verb, command in COMMANDS.items()},
+        "may_retry": view.may("task.retry"),
+    }
+
+
+def other_windows(span: Range) -> list[tuple[str, str]]:
+    """The spans that are told beside the one looked at, each with its field of FailureWindows."""
+    return [(name, field) for name, field in WINDOWS if name != span.name]
+
+
+def state_word(group: FailureGroup, now: float) -> str:
+    """``new`` for an open group of the last day, else its state."""
+    fresh = group.state is FailureState.OPEN and now - group.first_seen < NEW_SECONDS
+    return "new" if fresh else group.state.value
+
+
+COMMANDS: dict[str, type[ResolveFailure] | type[MuteFailure] | type[ReopenFailure]] = {
+    "resolve": ResolveFailure,
+    "mute": MuteFailure,
+    "reopen": ReopenFailure,
+}
+
+
+def change(verb: str) -> Callable[[View, Deed], Result]:
+    """The form that resolves, mutes or reopens a group."""
+
+    def act(view: View, deed: Deed) -> Result:
+        number = view.params["id"]
+        reason = str(deed.form.get("reason") or "") or None
+        group = queries.failure_group(view.store, number)
+        command: ChangeFailure = COMMANDS[verb](cluster=group.cluster, group=number, reason=reason)
+        to = f"/failures/{number}"
+        try:
+            performed = deed.controller.perform(deed.actor, command)
+        except MonitorError as error:
+            return Result(to, notice=error.message, tone="bad")
+        return Result(to, notice=performed.message)
+
+    return act
+
+
+def _span(view: View) -> Range:
+    query = view.query if {"range", "since", "until"} & set(view.query) else {"range": DEFAULT_RANGE}
+    return parse_range(query, view.now)
+
+
+def _chart(view: View, trend: FailureTrend) -> charts.Chart:
+    gaps = queries.gaps(view.store, trend.since, view.cluster)
+    return charts.Chart(
+        kind="stacked",
+        unit="count",
+        since=trend.at[0],
+        until=trend.at[-1] + trend.step,
+        step=trend.step,
+        at=trend.at,
+        series=[
+            charts.ChartSeries(name="failed", colour="--state-failed", values=trend.counts, rest=sum(trend.counts))
+        ],
+        gaps=charts.gap_spans(gaps, trend.since, trend.until),
+        partial=trend.at[-1] if trend.at[-1] + trend.step > view.now else None,
+    )
+
+
+def _by_queue(view: View, number: int) -> list[Share]:
+    found = queries.facets(view.store, parse(f"group:{number}", view.now), ("queue",))["queue"]
+    return [Share(each.value or None, each.count.value, each.term) for each in found[:LISTED]]
+
+
+def _by_shape(tasks: list[Task]) -> list[Share]:
+    """The arguments with what differs masked: whether it is always the same kind of call that fails."""
+    shapes = Counter(mask(f"{task.args or '(unknown)'} {task.kwargs or ''}".strip()) for task in tasks)
+    return [Share(shape, count) for shape, count in shapes.most_common(LISTED)]
+
+
+PAGE = Page("/failures", "failures.html", context, title="Failures", nav="Failures", regions=("failures",))
+GROUP_PAGE = Page(
+    "/failures/{id:int}",
+    "failure.html",
+    failure_context,
+    title="Failure",
+    regions=("head", "numbers", "why"),
+    actions={verb: change(verb) for verb in COMMANDS},
+    script="charts.js",
+)

@@ -1,0 +1,120 @@
+"""A bulk action: what it would do, before anybody says yes; then how far it is, and what came of it."""
+
+import math
+from typing import Any
+
+from monitor.control.commands import AbortJob
+from monitor.control.commands import BulkRetry
+from monitor.control.commands import BulkRevoke
+from monitor.errors import InvalidInput
+from monitor.errors import MonitorError
+from monitor.errors import NotFound
+from monitor.records import Job
+from monitor.records import JobOutcome
+from monitor.records import JobState
+from monitor.store import jobs
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import View
+
+LISTED = 50
+LISTABLE = (JobOutcome.DONE, JobOutcome.SKIPPED, JobOutcome.FAILED, JobOutcome.UNCONFIRMED)
+
+
+def context(view: View) -> Context:
+    job = jobs.job(view.store, number(view))
+    outcome = _outcome(view)
+    listed = job.state not in {JobState.PREPARING, JobState.PREVIEW} and outcome is not None
+    cursor = view.query.get("cursor") or None
+    return {
+        "title": f"{'Preview' if job.state is JobState.PREVIEW else 'Job'} {job.id}",
+        "job": job,
+        "preview": job.preview,
+        "ended": job.state.ended,
+        "counts": {each: job.count(each) for each in LISTABLE},
+        "reasons": [each for each in job.reasons if each.reason],
+        "rate_now": _rate_now(job, view.now),
+        "outcome": outcome,
+        "members": jobs.job_tasks(view.store, job, outcome=outcome, limit=LISTED, cursor=cursor) if listed else None,
+    }
+
+
+def number(view: View) -> int:
+    """The job that the address names."""
+    text = str(view.params["id"])
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise NotFound(f"There is no job {text!r}.")
+    return int(text)
+
+
+def _outcome(view: View) -> JobOutcome | None:
+    text = view.query.get("outcome") or None
+    if text is not None and text not in {each.value for each in LISTABLE}:
+        raise InvalidInput(f"outcome {text!r} is not one of {', '.join(LISTABLE)}")
+    return JobOutcome(text) if text else None
+
+
+def _rate_now(job: Job, now: float) -> float | None:
+    """Tasks per second since it started."""
+    taken = (job.ended or now) - job.started if job.started else 0.0
+    return (job.total - job.left) / taken if taken > 0 else None
+
+
+def start(view: View, deed: Deed) -> Result:
+    """Somebody says yes to a preview."""
+    job = jobs.job(view.store, number(view))
+    kind = BulkRetry if job.verb == "retry" else BulkRevoke
+    try:
+        command = kind(
+            cluster=job.cluster,
+            query=job.query,
+            job=job.id,
+            rate=_rate(deed),
+            reason=str(deed.form.get("reason") or "").strip() or None,
+        )
+        performed = deed.controller.perform(deed.actor, command)
+    except MonitorError as error:
+        return _back(view, job, error.message, "bad")
+    deed.jobs.start()
+    return _back(view, job, performed.message, "good")
+
+
+def abort(view: View, deed: Deed) -> Result:
+    """Ends the job after the batch that is on its way."""
+    job = jobs.job(view.store, number(view))
+    try:
+        performed = deed.controller.perform(deed.actor, AbortJob(cluster=job.cluster, job=job.id))
+    except MonitorError as error:
+        return _back(view, job, error.message, "bad")
+    deed.jobs.start()
+    return _back(view, job, performed.message, "warning")
+
+
+def _rate(deed: Deed) -> float | None:
+    text = str(deed.form.get("rate") or "").strip()
+    if not text:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if math.isnan(rate):
+        raise InvalidInput(f"{text!r} is no number of tasks per second; leave it empty for as fast as it goes.")
+    return rate
+
+
+def _back(view: View, job: Job, notice: str, tone: str) -> Result:
+    query: dict[str, Any] = {"cluster": view.cluster}
+    return Result(f"/jobs/{job.id}", query, notice, tone)
+
+
+PAGE = Page(
+    "/jobs/{id}",
+    "job.html",
+    context,
+    title="Job",
+    regions=("job",),
+    actions={"start": start, "abort": abort},
+)

@@ -1,0 +1,81 @@
+"""Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
+
+from monitor.health_sentence import sentence
+from monitor.records import ReceiverHealth
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.store import queries
+from monitor.store.failures import UNRESOLVED
+from monitor.web import charts
+from monitor.web.pages import Context
+from monitor.web.pages import Page
+from monitor.web.pages import View
+from monitor.web.ranges import RANGE_WORDS
+from monitor.web.ranges import Range
+from monitor.web.ranges import parse_range
+from monitor.web.ranges import step_words
+from monitor.web.vitals import read_facts
+
+LISTED = 6
+WORKERS_SHOWN = 60
+
+
+def context(view: View) -> Context:
+    span = parse_range(view.query, view.now, queries.began(view.store))
+    workers = queries.workers(view.store, view.cluster)
+    facts = read_facts(view.store, view.cluster, view.now, workers)
+    return {
+        "sentence": sentence(facts),
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "nothing_yet": not facts.seen_tasks and facts.workers_known == 0,
+        "receivers": _receivers(view),
+        "workers": sorted(workers, key=_worker_order)[:WORKERS_SHOWN],
+        "workers_total": len(workers),
+        **_charts(view, span),
+        **_lists(view, span),
+    }
+
+
+def _receivers(view: View) -> list[ReceiverHealth]:
+    return [each for each in queries.health(view.store) if view.cluster in (None, each.cluster)]
+
+
+def _charts(view: View, span: Range) -> Context:
+    series = queries.series(view.store, since=span.since, until=span.until, cluster=view.cluster)
+    finished = charts.throughput(series, view.now)
+    return {
+        "charts": (
+            ("throughput", f"Finished per {step_words(finished.step)}", finished),
+            ("depth", "Waiting in queues", charts.depth(series)),
+            ("wait", "Wait: more workers shorten it", charts.percentiles(series, "wait", view.now)),
+            ("run", "Run time: the code decides it", charts.percentiles(series, "run", view.now)),
+        )
+    }
+
+
+def _lists(view: View, span: Range) -> Context:
+    store, cluster = view.store, view.cluster
+    totals = queries.name_totals(store, since=span.since, until=span.until, cluster=cluster)
+    ran = [each for each in totals if each.run is not None]
+    return {
+        "groups": queries.failure_groups(store, since=span.since, cluster=cluster, states=UNRESOLVED, limit=LISTED),
+        "most_time": sorted(ran, key=lambda each: -each.seconds)[:LISTED],
+        "slowest": sorted(ran, key=lambda each: -each.run.p95 if each.run else 0.0)[:LISTED],
+        "running": queries.longest_running(store, cluster=cluster, limit=LISTED),
+    }
+
+
+def _worker_order(worker: Worker) -> tuple[bool, str, str]:
+    return worker.status is WorkerStatus.OFFLINE, worker.hostname, worker.cluster
+
+
+PAGE = Page(
+    "/",
+    "overview.html",
+    context,
+    title="Overview",
+    nav="Overview",
+    regions=("health", "span", "charts", "lists", "strip"),
+    script="charts.js",
+)

@@ -1,0 +1,202 @@
+"""What waits, since when, and whether anybody takes it."""
+
+from dataclasses import dataclass
+from dataclasses import replace
+from urllib.parse import quote
+
+from monitor.control.commands import Command
+from monitor.control.queue_commands import DeleteMessage
+from monitor.control.queue_commands import PauseQueue
+from monitor.control.queue_commands import PurgeQueue
+from monitor.control.queue_commands import ReadQueue
+from monitor.control.queue_commands import ResumeQueue
+from monitor.errors import MonitorError
+from monitor.errors import NotFound
+from monitor.records import Pause
+from monitor.records import Queue
+from monitor.records import QueueSample
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.store import breakdowns
+from monitor.store import queries
+from monitor.web import charts
+from monitor.web.forms import Form
+from monitor.web.forms import doing
+from monitor.web.forms import fields
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import View
+from monitor.web.ranges import RANGE_WORDS
+from monitor.web.ranges import parse_range
+from monitor.web.ranges import step_words
+from monitor.web.vitals import grows
+from monitor.web.vitals import unattended
+
+RATE_SECONDS = 300.0
+TREND_SECONDS = 3600.0
+COMMANDS = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A queue with what follows from its samples. Rates are per second; ``None`` is unknown."""
+
+    queue: Queue
+    out_rate: float | None
+    in_rate: float | None
+    drain_seconds: float | None
+    trend: str
+    growing: bool
+    unattended: bool
+    pause: Pause | None = None
+    takers: tuple[str, ...] = ()  # workers that take from it by what they last said, newer than the sample
+
+    @property
+    def key(self) -> str:
+        return f"{self.queue.cluster}\n{self.queue.name}"
+
+
+def context(view: View) -> Context:
+    rows = read_rows(view)
+    return {"rows": rows, "alone": [row for row in rows if row.unattended and not row.pause], "several": _several(rows)}
+
+
+def queue_context(view: View) -> Context:
+    """One queue. Several clusters may have one of that name: each is shown."""
+    name = str(view.params["name"])
+    rows = [row for row in read_rows(view) if row.queue.name == name]
+    if not rows:
+        raise NotFound(f"No queue is called {name!r}. It may have been deleted, or never been measured.")
+    span = parse_range(view.query, view.now)
+    cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
+    series = queries.series(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
+    finished = charts.throughput(series, view.now)
+    return {
+        "name": name,
+        "rows": rows,
+        "several": _several(rows),
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "reading": None,
+        "reading_of": None,
+        "can": {command.action.partition(".")[2]: view.may(command.action) for command in COMMANDS},
+        "charts": (
+            ("depth", "Waiting and unacknowledged", charts.depth(series, with_unacked=True)),
+            ("wait", "Wait", charts.percentiles(series, "wait", view.now)),
+            ("throughput", f"Finished per {step_words(finished.step)}", finished),
+        ),
+    }
+
+
+def read_messages(view: View, deed: Deed) -> Result:
+    """The page with the messages on it. Reading marks them on some brokers, so it is no link that a robot follows."""
+    form = fields(deed.form)
+    command = ReadQueue(cluster=form.get("of_cluster", ""), queue=str(view.params["name"]))
+    try:
+        performed = deed.controller.perform(deed.actor, command)
+    except MonitorError as error:
+        return Result(f"/queues/{_quoted(view)}", {"cluster": view.cluster}, error.message, "bad")
+    return Result(context={"reading": performed.reading, "reading_of": command.cluster})
+
+
+def _quoted(view: View) -> str:
+    return quote(str(view.params["name"]), safe="", errors="replace")
+
+
+def _pause(name: str, form: Form) -> Command:
+    return PauseQueue(cluster=form.get("of_cluster", ""), queue=name, reason=form.get("reason", "").strip() or None)
+
+
+def _resume(name: str, form: Form) -> Command:
+    return ResumeQueue(cluster=form.get("of_cluster", ""), queue=name)
+
+
+def _purge(name: str, form: Form) -> Command:
+    return PurgeQueue(cluster=form.get("of_cluster", ""), queue=name, confirm=form.get("confirm"))
+
+
+def _delete(name: str, form: Form) -> Command:
+    digest, task_id = form.get("digest", ""), form.get("id") or None
+    return DeleteMessage(cluster=form.get("of_cluster", ""), queue=name, digest=digest, id=task_id)
+
+
+def read_rows(view: View) -> list[QueueRow]:
+    """All queues: those that nobody empties first, then those that grow, then by name, so that rows stay in place."""
+    depths = breakdowns.depths(view.store, since=view.now - TREND_SECONDS, cluster=view.cluster)
+    since = view.now - RATE_SECONDS
+    flows = breakdowns.flows(view.store, "queue", since=since, now=view.now, cluster=view.cluster)
+    pauses = queries.pauses(view.store, view.cluster)
+    workers = queries.workers(view.store, view.cluster)
+    rows = [
+        replace(
+            _row(queue, depths, flows, view.now),
+            pause=pauses.get((queue.cluster, queue.name)),
+            takers=_takers(queue, workers),
+        )
+        for queue in queries.queues(view.store, view.cluster)
+    ]
+    return sorted(rows, key=lambda row: (not row.unattended, not row.growing, row.queue.name, row.queue.cluster))
+
+
+def _row(
+    queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], flows: breakdowns.Flows, now: float
+) -> QueueRow:
+    samples = depths.get((queue.cluster, queue.name), [])
+    flow = flows.of(queue.cluster, queue.name)
+    out_rate = None if flow is None else flow.taken / flows.seconds
+    change = _change(queue, samples, now)
+    return QueueRow(
+        queue=queue,
+        out_rate=out_rate,
+        in_rate=None if out_rate is None or change is None else max(0.0, out_rate + change),
+        drain_seconds=_drain(queue.ready, change),
+        trend=charts.sparkline([sample.ready for sample in samples]),
+        growing=grows(queue, depths, now),
+        unattended=unattended(queue),
+    )
+
+
+def _takers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
+    return tuple(
+        worker.hostname
+        for worker in workers
+        if worker.cluster == queue.cluster
+        and worker.status is not WorkerStatus.OFFLINE
+        and queue.name in (worker.queues or ())
+    )
+
+
+def _change(queue: Queue, samples: list[QueueSample], now: float) -> float | None:
+    """Messages per second by which the queue grew, or shrank, over the span of the rates."""
+    known = [sample for sample in samples if sample.ready is not None and sample.at >= now - RATE_SECONDS]
+    if not known or queue.ready is None or now - known[0].at < 30:
+        return None
+    return (queue.ready - (known[0].ready or 0)) / (now - known[0].at)
+
+
+def _drain(ready: int | None, change: float | None) -> float | None:
+    return ready / -change if ready and change is not None and change < 0 else None
+
+
+def _several(rows: list[QueueRow]) -> bool:
+    return len({row.queue.cluster for row in rows}) > 1
+
+
+PAGE = Page("/queues", "queues.html", context, title="Queues", nav="Queues", regions=("queues",))
+QUEUE_PAGE = Page(
+    "/queues/{name:name}",
+    "queue.html",
+    queue_context,
+    title="Queue",
+    regions=("queue", "charts"),
+    actions={
+        "pause": doing("/queues", "name", _pause),
+        "resume": doing("/queues", "name", _resume),
+        "purge": doing("/queues", "name", _purge),
+        "messages": read_messages,
+        "delete-message": doing("/queues", "name", _delete),
+    },
+    script="charts.js",
+)

@@ -1,0 +1,79 @@
+"""What beat sends: when it did last, when it will next, what it missed, and what became of it."""
+
+from monitor.control.commands import RunScheduled
+from monitor.errors import MonitorError
+from monitor.schedule import in_words
+from monitor.store import queries
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import View
+from monitor.web.timetable import Scheduled
+from monitor.web.timetable import read_schedule
+
+SHOWN_RUNS = 12
+STOPPED_ENTRIES = 2  # entries overdue together say that beat itself has stopped
+
+
+def context(view: View) -> Context:
+    rows = read_schedule(view.store, view.cluster, view.now)
+    clusters = [view.cluster] if view.cluster else list(view.settings.clusters)
+    overdue = [row for row in rows if row.standing.overdue is not None]
+    return {
+        "rows": sorted(rows, key=_order),
+        "words": {_key(row): in_words(row.entry) for row in rows},
+        "key": _key,
+        "shown_runs": SHOWN_RUNS,
+        "overdue": overdue,
+        "stopped": len(overdue) >= STOPPED_ENTRIES and len(overdue) == sum(_expected(row) for row in rows),
+        "unheard": [name for name in clusters if queries.schedule_heard_at(view.store, name) is None],
+        "several": len({row.entry.cluster for row in rows}) > 1,
+        "may_run": view.may(RunScheduled.action),
+        "asked": _asked(view, rows),
+    }
+
+
+def run(view: View, deed: Deed) -> Result:
+    """Sends what an entry sends, after its arguments were seen."""
+    command = RunScheduled(
+        cluster=str(deed.form.get("of_cluster") or ""), entry=str(deed.form.get("entry") or ""), confirm=True
+    )
+    try:
+        performed = deed.controller.perform(deed.actor, command)
+    except MonitorError as error:
+        return Result("/schedule", {"cluster": view.cluster}, f"Nothing was sent. {error.message}", "bad")
+    sent = performed.results[0].id
+    return Result(
+        "/schedule", {"cluster": view.cluster}, performed.message, link="/tasks", link_query={"q": f'id:"{sent}"'}
+    )
+
+
+def _asked(view: View, rows: list[Scheduled]) -> Scheduled | None:
+    """The entry that somebody is about to run."""
+    wanted = (view.query.get("of"), view.query.get("run"))
+    may = view.may(RunScheduled.action)
+    return next((row for row in rows if may and (row.entry.cluster, row.entry.name) == wanted), None)
+
+
+def _expected(row: Scheduled) -> bool:
+    return row.standing.last is not None and (row.standing.next is not None or row.standing.overdue is not None)
+
+
+def _order(row: Scheduled) -> tuple[bool, str, str]:
+    return row.standing.overdue is None, row.entry.name, row.entry.cluster
+
+
+def _key(row: Scheduled) -> str:
+    return f"{row.entry.cluster}\n{row.entry.name}"
+
+
+PAGE = Page(
+    "/schedule",
+    "schedule.html",
+    context,
+    title="Schedule",
+    nav="Schedule",
+    regions=("schedule",),
+    actions={"run": run},
+)

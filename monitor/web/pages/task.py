@@ -1,0 +1,263 @@
+"""One task: what happened to it, with what, why it failed, and what can be done."""
+
+import json
+from dataclasses import replace
+from typing import NamedTuple
+from urllib.parse import quote
+from uuid import uuid4
+
+from monitor import fidelity
+from monitor.control.commands import SIGNALS
+from monitor.control.commands import Performed
+from monitor.control.commands import RetryTask
+from monitor.control.commands import RevokeTask
+from monitor.control.legal import REFUSED
+from monitor.control.legal import SAME_ID
+from monitor.control.legal import warnings_of
+from monitor.errors import ArgumentsUnknown
+from monitor.errors import Conflict
+from monitor.errors import InvalidInput
+from monitor.errors import MonitorError
+from monitor.errors import NotFound
+from monitor.messages import Unreadable
+from monitor.messages import facts
+from monitor.messages import stamps_of
+from monitor.records import Link
+from monitor.records import Message
+from monitor.records import Run
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.redact import Redactor
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.web import tracebacks
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import View
+
+PANELS = ("retry", "edit", "revoke", "terminate")
+ONE_LINE = 88
+MOST_DRAWN = 50  # runs in the timeline; the latest ones
+
+
+class Bar(NamedTuple):
+    """A run in the timeline; positions are percent of its width."""
+
+    run: Run
+    number: int
+    waited_from: float
+    ran_from: float
+    ends: float
+    ended: bool
+
+
+class Repeat(NamedTuple):
+    """A task that this one was sent again as; ``task`` is None until a worker or the sender has told of it."""
+
+    link: Link
+    task: Task | None
+
+
+def context(view: View) -> Context:
+    """Everything of one task. Raises NotFound."""
+    task = queries.task(view.store, view.params["id"], view.cluster)
+    lineage = queries.lineage(view.store, task)
+    message = queries.message(view.store, task)
+    known = fidelity.judge(task, message)
+    redactor = Redactor(view.settings.redact)
+    arguments = fidelity.without_secrets(known, redactor)
+    return {
+        "title": task.name or task.id,
+        "task": task,
+        "arguments": arguments,
+        "bars": timeline(task),
+        "earlier": max(0, len(task.runs) - MOST_DRAWN),
+        "parts": tracebacks.parts(task.traceback) if task.traceback else [],
+        "origin": _read(view.store, task.cluster, lineage.retry_of),
+        "retry_of": lineage.retry_of,
+        "repeats": [Repeat(link, _read(view.store, task.cluster, link.id)) for link in reversed(lineage.retried_as)],
+        "can": allowed(view, task),
+        "signals": SIGNALS,
+        "told": told(message, redactor),
+        **_panel(view, task, arguments),
+        **_editor(view, task, known, arguments),
+        "warning": " ".join(warnings_of(task, message)) or None,
+    }
+
+
+def allowed(view: View, task: Task) -> frozenset[str]:
+    """The actions that make sense in this state, for who looks."""
+    can = set()
+    if view.may("task.retry") and task.state not in REFUSED:
+        can |= {"retry", "edit"}
+    if view.may("task.revoke") and not task.state.finished and task.state is not TaskState.LOST:
+        can |= {"terminate"} if task.state is TaskState.STARTED else {"revoke"}
+    return frozenset(can)
+
+
+def _panel(view: View, task: Task, arguments: fidelity.Arguments) -> Context:
+    """What is asked before something is done. Arguments that are not known can only be typed in."""
+    panel = view.query.get("panel")
+    if panel not in PANELS or panel not in allowed(view, task):
+        panel = None
+    if panel == "retry" and not arguments.known:
+        panel = "edit"
+    queues = sorted({queue.name for queue in queries.queues(view.store, task.cluster)}) if panel else []
+    return {"panel": panel, "queues": queues, "request_id": str(uuid4()) if panel else None, "same_id": SAME_ID}
+
+
+def _editor(view: View, task: Task, known: fidelity.Arguments, shown: fidelity.Arguments) -> Context:
+    """What stands in the form at first. What is masked would be sent masked: nothing stands there then."""
+    readable = not shown.masked or view.may("message.read")
+    values = (known.args_value, known.kwargs_value) if readable else (None, None)
+    texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
+    empty = not readable or known.args_value is None
+    return {
+        "editor": {**texts, "queue": task.queue, "countdown": ""},
+        "editor_empty": empty,
+        "loses_links": known.fidelity == "exact" and known.args_value is None,
+        "editor_error": None,
+        "editor_field": None,
+    }
+
+
+def told(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
+    """What a captured message tells beside the events, as a person reads it."""
+    if message is None:
+        return []
+    try:
+        known = facts(message)
+    except Unreadable:
+        return []
+    place = f" (place {known.group_index + 1})" if known.group_index is not None else ""
+    rows = [
+        ("Real name", known.name if known.shadow else None),
+        ("Priority", str(known.priority) if known.priority is not None else None),
+        ("Group", f"{known.group}{place}" if known.group else None),
+        ("Chord", f"before {message.chord}" if message.chord else None),
+        ("Chain", f"{message.chain} more behind it" if message.chain else None),
+        ("Callbacks", str(message.callbacks) if message.callbacks else None),
+        ("Error callbacks", str(message.errbacks) if message.errbacks else None),
+        ("Stamps", ", ".join(f"{name}={value}" for name, value in stamps_of(known, redactor).items()) or None),
+        ("Sent by beat as", known.beat),
+        ("Message", f"{message.size:,} bytes of {message.content_type or 'unknown type'}"),
+    ]
+    return [(label, text) for label, text in rows if text is not None]
+
+
+def editable(value: object) -> str:
+    """What stands in the editor at first: nothing where nothing is known, never an invented ``[]``."""
+    return (
+        "" if value is None else json.dumps(value, indent=2 if len(str(value)) > ONE_LINE else None, ensure_ascii=False)
+    )
+
+
+def _read(store: Store, cluster: str, task_id: str | None) -> Task | None:
+    try:
+        return queries.task(store, task_id, cluster) if task_id is not None else None
+    except NotFound:
+        return None
+
+
+def timeline(task: Task) -> list[Bar]:
+    """The latest runs on one scale, from sending (or receipt) to the last thing known."""
+    runs = task.runs[-MOST_DRAWN:]
+    moments = [at for run in runs for at in (run.received, run.started, run.ended) if at is not None]
+    if task.sent is not None and len(task.runs) <= MOST_DRAWN:
+        moments.append(task.sent)
+    if not moments:
+        return []
+    begin, end = min(moments), max(moments)
+    span = max(end - begin, 0.001) * (1.0 if all(run.ended is not None for run in runs) else 1.15)
+    first = len(task.runs) - len(runs)
+    return [_bar(run, first + index + 1, begin, span) for index, run in enumerate(runs)]
+
+
+def _bar(run: Run, number: int, begin: float, span: float) -> Bar:
+    def place(at: float | None, otherwise: float) -> float:
+        return otherwise if at is None else round(min(100.0, max(0.0, (at - begin) / span * 100)), 2)
+
+    received = place(run.received, place(run.started, 0.0))
+    started = place(run.started, place(run.ended, 100.0))
+    return Bar(run, number, received, started, place(run.ended, 100.0), run.ended is not None)
+
+
+def retry(view: View, deed: Deed) -> Result:
+    """Sends it again as it is, or as it was edited."""
+    form = {name: str(value) for name, value in deed.form.items()}
+    edited = form.get("edited") == "1"
+    command = RetryTask(
+        cluster=_cluster(view, form),
+        id=view.params["id"],
+        args=form.get("args", "") if edited else None,
+        kwargs=form.get("kwargs", "") if edited else None,
+        queue=form.get("queue") or None,
+        same_id=form.get("same_id") == "1",
+        confirm=form.get("confirm") == "1",
+        request_id=form.get("request_id") or None,
+    )
+    try:
+        command = replace(command, countdown=_countdown(form.get("countdown", "")))
+        performed = deed.controller.perform(deed.actor, command)
+    except (InvalidInput, ArgumentsUnknown, Conflict) as error:
+        return _ask_again(form, error, "edit" if edited or isinstance(error, ArgumentsUnknown) else "retry")
+    except MonitorError as error:
+        return _to_task(view, f"Nothing was sent. {error.message}", "bad")
+    return _to_task(view, performed.message, _tone(performed))
+
+
+def revoke(view: View, deed: Deed) -> Result:
+    """Tells the workers not to run it; with terminate, kills the process that does."""
+    form = {name: str(value) for name, value in deed.form.items()}
+    command = RevokeTask(
+        cluster=_cluster(view, form),
+        id=view.params["id"],
+        terminate=form.get("terminate") == "1",
+        signal=form.get("signal", "SIGTERM"),
+    )
+    try:
+        performed = deed.controller.perform(deed.actor, command)
+    except MonitorError as error:
+        return _to_task(view, error.message, "bad")
+    return _to_task(view, performed.message, _tone(performed))
+
+
+def _cluster(view: View, form: dict[str, str]) -> str:
+    return form.get("of_cluster") or queries.task(view.store, view.params["id"], view.cluster).cluster
+
+
+def _countdown(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidInput(f"countdown {text!r} is no number of seconds", field="countdown") from None
+
+
+def _ask_again(form: dict[str, str], error: MonitorError, panel: str) -> Result:
+    editor = {name: form.get(name, "") for name in ("args", "kwargs", "queue", "countdown")}
+    said = {"panel": panel, "editor_error": error.message, "editor_field": error.detail.get("field")}
+    kept = {"editor": editor} if form.get("edited") == "1" else {}
+    return Result(context={**said, **kept, "request_id": str(uuid4())}, status=error.status)
+
+
+def _tone(performed: Performed) -> str:
+    return {"done": "good", "unconfirmed": "warning", "failed": "bad"}[performed.outcome]
+
+
+def _to_task(view: View, notice: str, tone: str) -> Result:
+    return Result(f"/tasks/{quote(view.params['id'], safe='')}", {"cluster": view.cluster}, notice, tone)
+
+
+PAGE = Page(
+    "/tasks/{id:name}",
+    "task.html",
+    context,
+    title="Task",
+    regions=("head", "timeline", "failure", "data", "repeats"),
+    actions={"retry": retry, "revoke": revoke},
+    script="tasks.js",
+)

@@ -1,0 +1,295 @@
+"""The list of tasks: query, facets, rows, and what can be done to those that are selected."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from monitor.control.commands import MAX_TASKS
+from monitor.control.commands import BulkCommand
+from monitor.control.commands import BulkRetry
+from monitor.control.commands import BulkRevoke
+from monitor.control.commands import Performed
+from monitor.control.commands import RetryTasks
+from monitor.control.commands import RevokeTasks
+from monitor.control.legal import REFUSED
+from monitor.errors import ConfirmationRequired
+from monitor.errors import FilterError
+from monitor.errors import InvalidInput
+from monitor.errors import MonitorError
+from monitor.errors import NotFound
+from monitor.filters import FIELDS
+from monitor.filters import Filter
+from monitor.filters import parse
+from monitor.records import Facet
+from monitor.records import Page as ListPage
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.store import queries
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import Rows
+from monitor.web.pages import View
+
+NEWEST = "-received"
+SIZES = (25, 50, 100, 200)
+MOST_HELD = 60
+LINKED = 30  # new ids that one link can name
+COLUMNS = {
+    "name": "Name",
+    "args": "Arguments",
+    "queue": "Queue",
+    "worker": "Worker",
+    "received": "Received",
+    "wait": "Wait",
+    "runtime": "Run time",
+    "retries": "Retries",
+    "cluster": "Cluster",
+    "id": "Id",
+    "started": "Started",
+    "finished": "Finished",
+    "result": "Result",
+}
+SHOWN = ("name", "args", "queue", "worker", "received", "wait", "runtime", "retries")
+SORTABLE = ("name", "received", "wait", "runtime", "retries")
+FACETS = {"state": "State", "exception": "Exception", "name": "Name", "queue": "Queue", "worker": "Worker"}
+SPANS = {"any time": None, "15 min": "-15m", "1 h": "-1h", "24 h": "-24h", "7 d": "-7d"}
+RETRYABLE = {state.word for state in TaskState} - {state.word for state in REFUSED}
+REVOKABLE = {state.word for state in TaskState if not state.finished}
+TABS = {"All": None, "Unfinished": "unfinished", "Failed": "failed", "Succeeded": "succeeded"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A link that changes the query; ``on`` when it is what the query says now."""
+
+    label: str
+    query: str
+    on: bool
+
+
+def term(field: str, value: str) -> str:
+    """The term that finds exactly this value."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{field}:"{escaped}"'
+
+
+def row_key(task: Task) -> str:
+    """A task's name on the page: ids repeat between clusters."""
+    return f"{task.cluster} {task.id}"
+
+
+def context(view: View) -> Context:
+    """Everything of the list; a wrong filter finds nothing and says what is wrong with it."""
+    text = view.query.get("q", "").strip()
+    sort, limit = view.query.get("sort", NEWEST), _limit(view)
+    known: Context = {
+        "q": text,
+        "columns": _columns(view),
+        "col": _columns(view) if _columns(view) != SHOWN else None,
+        "all_columns": COLUMNS,
+        "sort": sort,
+        "limit": limit,
+        "sortable": SORTABLE,
+        "fields": FIELDS.values(),
+        "problem": None,
+        "preview": None,
+    }
+    try:
+        asked = parse(text, view.now)
+        return known | _found(view, asked, sort, limit)
+    except FilterError as error:
+        empty = {
+            "filter": Filter(),
+            "page": ListPage[Task]([]),
+            "tasks": [],
+            "facets": {},
+            "chips": [],
+            "spans": [],
+            "tabs": [],
+            "offered": (),
+        }
+        return known | empty | {"problem": error, "first": True}
+
+
+def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
+    within = asked.with_term(term("cluster", view.cluster)) if view.cluster else asked
+    cursor = view.query.get("cursor") or None
+    facets = queries.facets(view.store, within, tuple(FACETS))
+    page = queries.tasks(view.store, within, sort=sort, limit=limit, cursor=cursor)
+    choices = {name: (FACETS[name], _choices(asked, name, values)) for name, values in facets.items()}
+    return {
+        "filter": asked,
+        "page": page,
+        "tasks": page.items,
+        "held": _held(view),
+        "first": cursor is None,
+        "chips": [Choice(chip.text, str(asked.without(chip)), True) for chip in asked.chips],
+        "facets": choices,
+        "offered": tuple(_offered(view, choices["state"][1])),
+        "spans": list(_spans(asked)),
+        "tabs": list(_tabs(asked)),
+    }
+
+
+def _held(view: View) -> list[Task]:
+    """Rows that are still on somebody's screen, though others have taken their place on the page."""
+    found = []
+    for key in view.held[:MOST_HELD]:
+        cluster, _, task_id = key.partition(" ")
+        try:
+            found.append(queries.task(view.store, task_id, cluster))
+        except NotFound:
+            continue
+    return found
+
+
+def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[Choice, Facet]]:
+    terms = {chip.text for chip in asked.chips}
+    rest = asked.without_field(field)
+    return [
+        (Choice(each.value, str(rest if each.term in terms else rest.with_term(each.term)), each.term in terms), each)
+        for each in facets
+    ]
+
+
+def _offered(view: View, states: list[tuple[Choice, Facet]]) -> Iterable[str]:
+    """What may be done to all that match, by the states they are in."""
+    on = [facet.value for choice, facet in states if choice.on] or [facet.value for _, facet in states]
+    if view.may("bulk.retry") and set(on) & RETRYABLE:
+        yield "retry"
+    if view.may("bulk.revoke") and set(on) & REVOKABLE:
+        yield "revoke"
+
+
+def _spans(asked: Filter) -> Iterable[Choice]:
+    now = [chip.text for chip in asked.chips if chip.field == "received"]
+    rest = asked.without_field("received")
+    for label, span in SPANS.items():
+        wanted = rest if span is None else rest.with_term(f"received:>{span}")
+        yield Choice(label, str(wanted), [chip.text for chip in wanted.chips if chip.field == "received"] == now)
+
+
+def _tabs(asked: Filter) -> Iterable[Choice]:
+    now = [chip.text for chip in asked.chips if chip.field == "state"]
+    rest = asked.without_field("state")
+    for label, word in TABS.items():
+        wanted = [f"state:{word}"] if word else []
+        yield Choice(label, str(rest.with_term(wanted[0]) if wanted else rest), now == wanted)
+
+
+def _columns(view: View) -> tuple[str, ...]:
+    asked = view.query.getlist("col")
+    return tuple(name for name in COLUMNS if name in asked) or SHOWN
+
+
+def _limit(view: View) -> int:
+    text = view.query.get("limit", "50")
+    if text not in {str(size) for size in SIZES}:
+        raise InvalidInput(f"limit {text!r} is not one of {', '.join(map(str, SIZES))}")
+    return int(text)
+
+
+def retry(view: View, deed: Deed) -> Result:
+    """Sends the selected tasks again: what needs a look is shown first."""
+    confirmed = deed.form.get("confirm") == "1"
+    request_id = str(deed.form.get("request_id") or uuid4())
+    selected = _selected(deed)
+    done: list[Performed] = []
+    try:
+        for cluster, ids in selected.items():
+            done.append(
+                deed.controller.perform(
+                    deed.actor,
+                    RetryTasks(cluster=cluster, ids=tuple(ids), confirm=confirmed, request_id=request_id),
+                )
+            )
+    except ConfirmationRequired as error:
+        preview = {"detail": error.detail, "message": error.message, "keys": _keys(selected), "request_id": request_id}
+        return Result(context={"preview": preview})
+    except MonitorError as error:
+        return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
+    new = [result.new_id for each in done for result in each.results if result.new_id]
+    return _back(view, _said(done), _tone(done), new)
+
+
+def revoke(view: View, deed: Deed) -> Result:
+    """Tells the workers not to run the selected tasks."""
+    done: list[Performed] = []
+    try:
+        for cluster, ids in _selected(deed).items():
+            done.append(deed.controller.perform(deed.actor, RevokeTasks(cluster=cluster, ids=tuple(ids))))
+    except MonitorError as error:
+        return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
+    return _back(view, _said(done), _tone(done))
+
+
+def bulk_retry(view: View, deed: Deed) -> Result:
+    """Chooses every task that matches, and shows what would be sent."""
+    return _preview(view, deed, BulkRetry)
+
+
+def bulk_revoke(view: View, deed: Deed) -> Result:
+    """Chooses every task that matches, and shows what would be revoked."""
+    return _preview(view, deed, BulkRevoke)
+
+
+def _preview(view: View, deed: Deed, kind: type[BulkCommand]) -> Result:
+    query = view.query.get("q", "").strip()
+    try:
+        job = deed.controller.preview(deed.actor, kind(cluster=view.cluster, query=query))
+    except MonitorError as error:
+        return _back(view, error.message, "bad")
+    return Result(f"/jobs/{job.id}", {"cluster": view.cluster})
+
+
+def _selected(deed: Deed) -> dict[str, list[str]]:
+    keys = [str(value) for value in deed.form.getlist("task")]
+    if not keys:
+        raise InvalidInput("No task is selected; select some in the list first.")
+    if len(keys) > MAX_TASKS:
+        raise InvalidInput(f"{len(keys)} tasks are selected; at most {MAX_TASKS} go at once.")
+    selected: dict[str, list[str]] = {}
+    for key in keys:
+        cluster, separator, task_id = key.partition(" ")
+        if not separator:
+            raise InvalidInput(f"{key!r} names no task; it would be a cluster, a space and an id.")
+        selected.setdefault(cluster, []).append(task_id)
+    return selected
+
+
+def _keys(selected: dict[str, list[str]]) -> list[str]:
+    return [f"{cluster} {task_id}" for cluster, ids in selected.items() for task_id in ids]
+
+
+def _said(done: list[Performed]) -> str:
+    said = [each.message for each in done]
+    reasons = {result.message for each in done for result in each.results if result.outcome in {"skipped", "failed"}}
+    return " ".join([*(f"{text.rstrip('.')}." for text in said), *sorted(reasons)[:3]])
+
+
+def _tone(done: list[Performed]) -> str:
+    outcomes = {result.outcome for each in done for result in each.results}
+    return "bad" if "failed" in outcomes else "warning" if outcomes - {"done"} else "good"
+
+
+def _back(view: View, notice: str, tone: str, new: list[str] | None = None) -> Result:
+    query: dict[str, Any] = {name: view.query.get(name) for name in ("q", "sort", "limit", "cluster")}
+    query["col"] = view.query.getlist("col")
+    shown = " OR ".join(f"id:{task_id}" for task_id in (new or [])[:LINKED])
+    return Result("/tasks", query, notice, tone, link="/tasks" if shown else None, link_query={"q": shown})
+
+
+PAGE = Page(
+    "/tasks",
+    "tasks.html",
+    context,
+    title="Tasks",
+    nav="Tasks",
+    regions=("tabs", "facets", "summary", "bulk", "pager"),
+    rows={"tasks": Rows("_task_row.html", "task", "tasks", row_key)},
+    actions={"retry": retry, "revoke": revoke, "bulk-retry": bulk_retry, "bulk-revoke": bulk_revoke},
+    script="tasks.js",
+)

@@ -1,0 +1,198 @@
+"""Who works: which workers can be counted on, what they have in hand, and which tell us nothing."""
+
+from dataclasses import dataclass
+
+from monitor.control.commands import SIGNALS
+from monitor.control.inspect import Inside
+from monitor.control.inspect import look_inside
+from monitor.control.worker_commands import EnableEvents
+from monitor.control.worker_commands import RevokeStamped
+from monitor.errors import MonitorError
+from monitor.errors import NotFound
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.store import breakdowns
+from monitor.store import queries
+from monitor.web import charts
+from monitor.web import worker_forms
+from monitor.web.banners import SKEW_SECONDS
+from monitor.web.forms import back
+from monitor.web.forms import fields
+from monitor.web.pages import Context
+from monitor.web.pages import Deed
+from monitor.web.pages import Page
+from monitor.web.pages import Result
+from monitor.web.pages import View
+from monitor.web.ranges import RANGE_WORDS
+from monitor.web.ranges import parse_range
+from monitor.web.ranges import step_words
+
+RATE_SECONDS = 3600.0
+MOST_NAMES = 200
+FOLD_SECONDS = 600.0  # an offline worker folds away when nothing was heard of it for this long
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker with what its runs and its fellows say of it."""
+
+    worker: Worker
+    flow: breakdowns.Flow | None
+    differs: bool  # its Celery is another version than most have
+    skewed: bool
+    silent_events: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.worker.cluster}\n{self.worker.hostname}"
+
+
+def context(view: View) -> Context:
+    rows = read_rows(view)
+    folded = [row for row in rows if _folds(row.worker, view.now)]
+    shown = [row for row in rows if not _folds(row.worker, view.now)]
+    return {
+        "rows": shown,
+        "folded": folded,
+        "muted_clusters": sorted({row.worker.cluster for row in shown if row.silent_events}),
+        "several": len({row.worker.cluster for row in rows}) > 1,
+        "versions": sorted({row.worker.sw_ver for row in shown if row.worker.sw_ver}),
+        "may_enable": view.may(EnableEvents.action),
+        "may_revoke": view.may(RevokeStamped.action),
+        "signals": SIGNALS,
+        "clusters": view.settings.clusters,
+        "receivers": queries.health(view.store),
+    }
+
+
+def worker_context(view: View) -> Context:
+    """One worker. Several clusters may have one of that name: each is shown."""
+    hostname = str(view.params["hostname"])
+    rows = [row for row in read_rows(view) if row.worker.hostname == hostname]
+    if not rows:
+        raise NotFound(f"No worker is called {hostname!r}, at least none that was heard of.")
+    span = parse_range(view.query, view.now)
+    cluster = view.cluster or (rows[0].worker.cluster if len(rows) == 1 else None)
+    series = queries.series(view.store, since=span.since, until=span.until, cluster=cluster, worker=hostname)
+    finished = charts.throughput(series, view.now)
+    return {
+        "hostname": hostname,
+        "rows": rows,
+        "several": len(rows) > 1,
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "may_enable": view.may(EnableEvents.action),
+        "can": {action.partition(".")[2]: view.may(action) for action in worker_forms.OFFERED},
+        "task_names": queries.terms(view.store, "name", "", MOST_NAMES),
+        "queue_names_known": sorted({queue.name for queue in queries.queues(view.store, cluster)}),
+        "asked": view.query.get("ask") == "1",
+        "look": lambda worker: _look(view, worker),  # asked when a page is made, not at each live update
+        "charts": (
+            ("throughput", f"Finished per {step_words(finished.step)}", finished),
+            ("run", "Run time", charts.percentiles(series, "run", view.now)),
+        ),
+    }
+
+
+def read_rows(view: View) -> list[WorkerRow]:
+    """All workers: those that are up first, then by name."""
+    workers = queries.workers(view.store, view.cluster)
+    since = view.now - RATE_SECONDS
+    flows = breakdowns.flows(view.store, "worker", since=since, now=view.now, cluster=view.cluster)
+    usual = _usual_versions(workers)
+    rows = [
+        WorkerRow(
+            worker=worker,
+            flow=flows.of(worker.cluster, worker.hostname),
+            differs=worker.sw_ver is not None and worker.sw_ver != usual.get(worker.cluster),
+            skewed=_skewed(worker),
+            silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
+        )
+        for worker in workers
+    ]
+    return sorted(rows, key=lambda row: (row.worker.status is WorkerStatus.OFFLINE, row.worker.hostname, row.key))
+
+
+def enable_events(view: View, deed: Deed) -> Result:
+    """Turns task events on at the workers of a cluster that have them off, or at the one that is named."""
+    cluster = str(deed.form.get("cluster") or "")
+    named = deed.form.get("worker")
+    silent = [
+        row.worker.hostname
+        for row in read_rows(view)
+        if row.worker.cluster == cluster and row.silent_events and named in (None, row.worker.hostname)
+    ]
+    if not silent:
+        return Result("/workers", notice="No worker there has its task events off any more.")
+    performed = deed.controller.perform(deed.actor, EnableEvents(cluster=cluster, workers=tuple(silent)))
+    tone = {"done": "good", "unconfirmed": "warning"}.get(performed.outcome, "bad")
+    return Result("/workers", notice=performed.message, tone=tone)
+
+
+def revoke_stamped(view: View, deed: Deed) -> Result:
+    """Tells every worker of a cluster to skip tasks with a stamp."""
+    form = fields(deed.form)
+    command = RevokeStamped(
+        cluster=form.get("of_cluster", ""),
+        workers=(),
+        header=form.get("header", "").strip(),
+        stamps=tuple(stamp for stamp in form.get("stamps", "").split() if stamp),
+        terminate=form.get("terminate") == "1",
+        signal=form.get("signal", "SIGTERM"),
+    )
+    try:
+        return back("/workers", view, deed.controller.perform(deed.actor, command))
+    except MonitorError as error:
+        return Result("/workers", {"cluster": view.cluster}, error.message, "bad")
+
+
+def _look(view: View, worker: Worker) -> Inside | MonitorError:
+    """What the worker answers now, or why it cannot be asked."""
+    try:
+        return look_inside(view.settings, worker)
+    except MonitorError as error:
+        return error
+
+
+def _skewed(worker: Worker) -> bool:
+    alive = worker.status is not WorkerStatus.OFFLINE
+    return alive and worker.skew is not None and abs(worker.skew) > SKEW_SECONDS
+
+
+def _folds(worker: Worker, now: float) -> bool:
+    last = max(worker.offline_at or 0.0, worker.last_heartbeat or 0.0)
+    return worker.status is WorkerStatus.OFFLINE and now - last > FOLD_SECONDS
+
+
+def _usual_versions(workers: list[Worker]) -> dict[str, str]:
+    """The version that most workers of each cluster have; the higher one of two that tie."""
+    usual = {}
+    for cluster in {worker.cluster for worker in workers}:
+        versions = [
+            worker.sw_ver
+            for worker in workers
+            if worker.cluster == cluster and worker.sw_ver and worker.status is not WorkerStatus.OFFLINE
+        ]
+        if versions:
+            usual[cluster] = max(set(versions), key=lambda version: (versions.count(version), version))
+    return usual
+
+
+PAGE = Page(
+    "/workers",
+    "workers.html",
+    context,
+    title="Workers",
+    nav="Workers",
+    regions=("workers", "folded"),
+    actions={"enable-events": enable_events, "revoke-stamped": revoke_stamped},
+)
+WORKER_PAGE = Page(
+    "/workers/{hostname:name}",
+    "worker.html",
+    worker_context,
+    title="Worker",
+    regions=("worker", "charts"),
+    actions=worker_forms.ACTIONS,
+    script="charts.js",
+)

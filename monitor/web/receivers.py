@@ -1,0 +1,51 @@
+"""What the receivers say of themselves, and what they cannot say: that the record takes no writing."""
+
+import time
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from monitor.errors import StoreUnavailable
+from monitor.records import ReceiverHealth
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store.engine import Store
+
+UNWRITTEN_SECONDS = 4.0  # a receiver writes its health every second
+PROVE_SECONDS = 2.0  # between two tries to write
+
+_proved: WeakKeyDictionary[Store, tuple[float, str | None]] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def read_health(store: Store, now: float) -> list[ReceiverHealth]:
+    """The health of every receiver.
+
+    One that has not written for seconds may be dead, or have a database that takes nothing: it cannot write
+    which. So we try to write ourselves.
+    """
+    return [_judged(store, health, now) for health in queries.health(store)]
+
+
+def _judged(store: Store, health: ReceiverHealth, now: float) -> ReceiverHealth:
+    if health.updated_at is None or now - health.updated_at <= UNWRITTEN_SECONDS:
+        return health
+    return msgspec.structs.replace(health, unwritten=_why_unwritable(store))
+
+
+def _why_unwritable(store: Store) -> str | None:
+    with _lock:
+        tried_at, error = _proved.get(store, (0.0, None))
+        if not tried_at or time.monotonic() - tried_at > PROVE_SECONDS:
+            error = _try(store)
+            _proved[store] = (time.monotonic(), error)
+        return error
+
+
+def _try(store: Store) -> str | None:
+    try:
+        journal.prove_writable(store)
+    except StoreUnavailable as error:
+        return error.message
+    return None

@@ -1,0 +1,81 @@
+"""Reads the facts from which the sentence of health is composed."""
+
+from collections.abc import Sequence
+
+from monitor.health_sentence import Disconnected
+from monitor.health_sentence import Facts
+from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import TopFailure
+from monitor.health_sentence import is_growing
+from monitor.records import Queue
+from monitor.records import QueueSample
+from monitor.records import ReceiverHealth
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.store import breakdowns
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.failures import UNRESOLVED
+from monitor.web.receivers import read_health
+
+WINDOW_SECONDS = 900.0
+RECEIVER_SILENT_SECONDS = 15.0
+
+
+def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[Worker]) -> Facts:
+    """What is known of one cluster, or of all, at ``now``."""
+    since = now - WINDOW_SECONDS
+    health = [each for each in read_health(store, now) if cluster in (None, each.cluster)]
+    queues = queries.queues(store, cluster)
+    depths = breakdowns.depths(store, since=since, cluster=cluster)
+    recent = breakdowns.flows(store, "worker", since=since, now=now, cluster=cluster)
+    gaps = queries.gaps(store, since, cluster)
+    heard = [each for each in health if each.last_event_at is not None]
+    return Facts(
+        workers_up=_count(workers, WorkerStatus.ONLINE),
+        workers_silent=_count(workers, WorkerStatus.SILENT),
+        workers_offline=_count(workers, WorkerStatus.OFFLINE),
+        seen_tasks=any(queries.state_counts(store, cluster).values()),
+        receivers=len(health),
+        disconnected=[found for each in health if (found := _disconnected(each, now))],
+        growing=[_waiting(queue, now) for queue in queues if grows(queue, depths, now)],
+        unattended=[_waiting(queue, now) for queue in queues if unattended(queue)],
+        failures=sum(flow.failed for flow in recent.by_key.values()) if heard else None,
+        top_failure=_top_failure(store, cluster, since) if heard else None,
+        missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
+        lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
+        many_clusters=len(health) > 1,
+    )
+
+
+def grows(queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], now: float) -> bool:
+    """Whether the queue fills faster than it is emptied, by its samples and what it holds now."""
+    samples = [(sample.at, sample.ready) for sample in depths.get((queue.cluster, queue.name), ())]
+    return is_growing([*samples, (queue.sampled_at or now, queue.ready)], now)
+
+
+def unattended(queue: Queue) -> bool:
+    """Messages wait, and it is known that nobody takes them."""
+    return queue.consumers == 0 and bool(queue.ready)
+
+
+def _count(workers: Sequence[Worker], status: WorkerStatus) -> int:
+    return sum(worker.status is status for worker in workers)
+
+
+def _waiting(queue: Queue, now: float) -> GrowingQueue:
+    return GrowingQueue(queue.name, queue.ready or 0, None if queue.oldest is None else now - queue.oldest)
+
+
+def _disconnected(health: ReceiverHealth, now: float) -> Disconnected | None:
+    silent = health.updated_at is not None and now - health.updated_at > RECEIVER_SILENT_SECONDS
+    if silent or health.unwritten:
+        return Disconnected(health.cluster, now - (health.updated_at or now), unwritten=True)
+    if health.connected:
+        return None
+    return Disconnected(health.cluster, None if health.last_event_at is None else now - health.last_event_at)
+
+
+def _top_failure(store: Store, cluster: str | None, since: float) -> TopFailure | None:
+    groups = queries.failure_groups(store, since=since, cluster=cluster, states=UNRESOLVED, limit=1)
+    return TopFailure(groups[0].exception_type, groups[0].name, groups[0].count, groups[0].id) if groups else None

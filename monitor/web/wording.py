@@ -1,0 +1,143 @@
+"""Numbers, durations, times and foreign text as people read them. No I/O, no clock."""
+
+import re
+import unicodedata
+from datetime import UTC
+from datetime import datetime
+
+from markupsafe import Markup
+
+from monitor.records import Count
+from monitor.records import TaskState
+from monitor.records import WorkerStatus
+
+THIN = "\u202f"  # a narrow space that does not break
+UNKNOWN = "unknown"
+SEPARATED_FROM = 10_000
+
+GLYPHS: dict[TaskState, str] = {
+    TaskState.SUCCESS: "✓",
+    TaskState.FAILURE: "✕",
+    TaskState.RETRY: "↻",
+    TaskState.STARTED: "▶",
+    TaskState.RECEIVED: "●",
+    TaskState.PENDING: "○",
+    TaskState.SCHEDULED: "◷",
+    TaskState.REVOKED: "⊘",
+    TaskState.REJECTED: "⤫",
+    TaskState.LOST: "?",
+}
+WORKER_GLYPHS: dict[WorkerStatus, str] = {
+    WorkerStatus.ONLINE: "●",
+    WorkerStatus.SILENT: "◐",
+    WorkerStatus.OFFLINE: "○",
+}
+
+# Bidi controls reorder what stands around them, and format characters hide; both are shown by their number.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_JOINER = "\u200d"  # holds emoji together: 👩‍🚀 is three characters
+
+
+def number(value: float | None) -> str:
+    """A count: thin separators from five digits on."""
+    if value is None:
+        return UNKNOWN
+    text = f"{value:.0f}"
+    return re.sub(r"\B(?=(\d{3})+$)", THIN, text) if abs(value) >= SEPARATED_FROM else text
+
+
+def counted(count: Count | None) -> str:
+    """A Count: one that stopped early carries a +."""
+    if count is None:
+        return UNKNOWN
+    return number(count.value) if count.exact else f"{number(count.value)}+"
+
+
+def duration(seconds: float | None) -> str:
+    """``340 ms``, ``2.1 s``, ``3 m 12 s``, ``2 h 5 m``, ``3 d 4 h``."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 0:
+        return f"−{duration(-seconds)}"
+    if seconds < 0.0005:
+        return "0 ms" if seconds == 0 else "<1 ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    return _long_duration(round(seconds))
+
+
+def _long_duration(seconds: int) -> str:
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // part} {smaller}"
+    return f"{seconds} s"
+
+
+def iso(at: float) -> str:
+    """The moment as ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment(at: float | None, kind: str = "ago") -> Markup:
+    """A ``<time>``. Without scripts it reads as UTC; with them as ``3 s ago`` in place, absolute on hover.
+
+    ``kind``: ``ago`` relative, ``clock`` the time of day in the viewer's zone, ``since`` a duration that goes on.
+    """
+    if at is None:
+        return Markup('<span class="unknown">unknown</span>')
+    try:
+        told = datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError):
+        return Markup('<span class="unknown">impossible time</span>')
+    return Markup('<time datetime="{}" data-time="{}" title="{}">{}</time>').format(
+        iso(at),
+        kind,
+        f"{told:%Y-%m-%d %H:%M:%S} UTC",
+        f"{told:%H:%M:%S}" if kind == "clock" else f"{told:%b %d %H:%M:%S}",
+    )
+
+
+def visible(text: str) -> str:
+    """The text with control, bidi and other hidden characters shown by picture or number; line ends and tabs stay."""
+    return _HIDDEN.sub(_shown, text)
+
+
+def _shown(match: re.Match[str]) -> str:
+    character = match.group()
+    if character == _JOINER and _joins(match.string, match.start()):
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟦U+{code:04X}⟧"
+
+
+def _joins(text: str, at: int) -> bool:
+    after = text[at + 1 : at + 2]
+    return bool(after) and unicodedata.category(after) == "So"
+
+
+def short(text: str | None, length: int = 80) -> str:
+    """One line of at most ``length`` characters; what was cut is marked."""
+    if text is None:
+        return UNKNOWN
+    line = " ".join(text[: length * 4].split())
+    return line if len(line) <= length and len(text) <= length * 4 else f"{line[: length - 1]}…"
+
+
+def exception_line(text: str | None) -> tuple[str, str]:
+    """Type and message of an exception's repr: ``KeyError('a')`` is ``("KeyError", "'a'")``."""
+    if not text:
+        return UNKNOWN, ""
+    match = re.match(r"([A-Za-z_][\w.]*)\((.*?)\)?$", text, re.DOTALL)
+    if not match:
+        return text, ""
+    message = match.group(2).rstrip(",")
+    if len(message) > 1 and message[0] == message[-1] and message[0] in "'\"":
+        message = message[1:-1]
+    return match.group(1), message

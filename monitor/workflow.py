@@ -1,0 +1,200 @@
+"""The tree of a workflow, from its tasks' parents: what stands under what, what took longest, what is missing. No I/O.
+
+Events name a task's parent and root and no more: not which tasks were one group, nor what a chord still waits for.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from monitor.records import Step
+from monitor.records import TaskState
+
+FEW = 5  # children of one name that are shown one by one
+MOST_ROWS = 500
+PAGE_ROWS = 100
+
+
+class Row(NamedTuple):
+    """A line of the tree: one task, or all of one name under one parent. ``page`` rows of a bundle are shown."""
+
+    depth: int
+    step: Step  # of a bundle, the first
+    tasks: int
+    states: Counter[TaskState | None]
+    begins: float | None
+    ends: float | None
+    bundle: bool = False
+    opened: bool = False
+    critical: bool = False
+    detached: bool = False  # its parent is not in the record
+
+
+class Opened(NamedTuple):
+    """Which bundle is unfolded, and from which of its tasks on."""
+
+    parent: str
+    name: str
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Steps by id, and their children in the order in which they came."""
+
+    root: Step
+    steps: dict[str, Step]
+    children: dict[str, list[str]]
+    detached: frozenset[str]
+    below: dict[str, Counter[TaskState | None]]  # tasks by state in each subtree, its top included
+
+    @property
+    def unfinished(self) -> list[Step]:
+        return [step for step in self.steps.values() if step.state is not None and not step.state.finished]
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """From the first thing known to the last."""
+        moments = [at for step in self.steps.values() for at in moments_of(step)]
+        return (min(moments), max(moments)) if moments else None
+
+    def path_to(self, step_id: str) -> list[Step]:
+        """From the root down to a step."""
+        parents = {child: parent for parent, children in self.children.items() for child in children}
+        path = [step_id]
+        while path[-1] in parents:
+            path.append(parents[path[-1]])
+        return [self.steps[each] for each in reversed(path)]
+
+
+def build(steps: Sequence[Step]) -> Tree:
+    """The tree; the first step is its root. Who has no known parent, or is its own ancestor, hangs on the root."""
+    root = steps[0]
+    known = {step.id: step for step in steps}
+    children: dict[str, list[str]] = {}
+    detached = set()
+    for step in steps[1:]:
+        parent = step.parent_id if step.parent_id in known and step.parent_id != step.id else None
+        if parent is None:
+            detached.add(step.id)
+        children.setdefault(parent or root.id, []).append(step.id)
+    reached = set(_reached(root.id, children))
+    for lost in [each for each in known if each not in reached]:  # a circle
+        parent_id = known[lost].parent_id
+        if parent_id is not None and lost in children.get(parent_id, ()):
+            children[parent_id].remove(lost)
+        children.setdefault(root.id, []).append(lost)
+        detached.add(lost)
+    order = _reached(root.id, children)
+    return Tree(root, known, children, frozenset(detached), _below(order, known, children))
+
+
+def critical_path(tree: Tree) -> list[Step]:
+    """The way to the unfinished task of which nothing was heard for longest; of a finished workflow, to its end."""
+    unfinished = [step for step in tree.unfinished if moments_of(step)]
+    if unfinished:
+        return tree.path_to(min(unfinished, key=lambda step: max(moments_of(step))).id)
+    ended = [step for step in tree.steps.values() if step.ended is not None]
+    return tree.path_to(max(ended, key=lambda step: step.ended or 0.0).id) if ended else []
+
+
+def waiting_for(tree: Tree) -> list[tuple[TaskState, str | None, str | None, int]]:
+    """Unfinished tasks by state, name and queue, the most first."""
+    counts = Counter((step.state, step.name, step.queue) for step in tree.unfinished)
+    return [(state, name, queue, n) for (state, name, queue), n in counts.most_common() if state is not None]
+
+
+def rows(tree: Tree, opened: Opened | None = None, critical: AbstractSet[str] = frozenset()) -> list[Row]:
+    """The lines of the tree: children of one name become one line where they are more than a few."""
+    found: list[Row] = []
+    stack: list[tuple[int, Row | None, str]] = [(0, None, tree.root.id)]
+    while stack and len(found) < MOST_ROWS:
+        depth, bundle, step_id = stack.pop()
+        if bundle is not None:
+            found.append(bundle)
+            continue
+        found.append(_line(tree, step_id, depth, critical))
+        below: list[tuple[int, Row | None, str]] = []
+        for name, ids in _by_name(tree, step_id).items():
+            if len(ids) <= FEW:
+                below += [(depth + 1, None, each) for each in ids]
+                continue
+            here = opened is not None and (opened.parent, opened.name) == (step_id, name or "")
+            below.append((depth + 1, _bundle(tree, ids, depth + 1, critical, opened=here), ""))
+            if here and opened is not None:
+                below += [(depth + 2, None, each) for each in ids[opened.start : opened.start + PAGE_ROWS]]
+        stack += reversed(below)
+    return found
+
+
+def rows_to(tree: Tree, wanted: Iterable[str], critical: AbstractSet[str] = frozenset()) -> list[Row]:
+    """The lines of these tasks and of all above them, nothing folded."""
+    parents = {child: parent for parent, children in tree.children.items() for child in children}
+    kept: set[str] = set()
+    for each in wanted:
+        at: str | None = each if each in tree.steps else None
+        while at is not None and at not in kept:
+            kept.add(at)
+            at = parents.get(at)
+    found: list[Row] = []
+    stack = [(0, tree.root.id)]
+    while stack and len(found) < MOST_ROWS:
+        depth, step_id = stack.pop()
+        if step_id in kept:
+            found.append(_line(tree, step_id, depth, critical))
+            stack += [(depth + 1, each) for each in reversed(tree.children.get(step_id, []))]
+    return found
+
+
+def moments_of(step: Step) -> list[float]:
+    """When anything is known to have happened to it; an ETA has not happened."""
+    return [at for at in (step.sent, step.received, step.started, step.ended) if at is not None]
+
+
+def _line(tree: Tree, step_id: str, depth: int, critical: AbstractSet[str]) -> Row:
+    step, below = tree.steps[step_id], tree.below[step_id]
+    moments = moments_of(step)
+    first, last = (min(moments), max(moments)) if moments else (None, None)
+    inside = step_id in critical
+    return Row(depth, step, sum(below.values()), below, first, last, critical=inside, detached=step_id in tree.detached)
+
+
+def _bundle(tree: Tree, ids: list[str], depth: int, critical: AbstractSet[str], *, opened: bool) -> Row:
+    states: Counter[TaskState | None] = Counter(tree.steps[each].state for each in ids)
+    moments = [at for each in ids for at in moments_of(tree.steps[each])]
+    first, last = (min(moments), max(moments)) if moments else (None, None)
+    inside = not critical.isdisjoint(ids)
+    return Row(depth, tree.steps[ids[0]], len(ids), states, first, last, bundle=True, opened=opened, critical=inside)
+
+
+def _by_name(tree: Tree, step_id: str) -> dict[str | None, list[str]]:
+    names: dict[str | None, list[str]] = {}
+    for each in tree.children.get(step_id, []):
+        names.setdefault(tree.steps[each].name, []).append(each)
+    return names
+
+
+def _reached(root_id: str, children: dict[str, list[str]]) -> list[str]:
+    """All that hang on the root, each after its parent."""
+    order = []
+    stack = [root_id]
+    while stack:
+        at = stack.pop()
+        order.append(at)
+        stack += children.get(at, [])
+    return order
+
+
+def _below(
+    order: list[str], steps: dict[str, Step], children: dict[str, list[str]]
+) -> dict[str, Counter[TaskState | None]]:
+    below: dict[str, Counter[TaskState | None]] = {}
+    for each in reversed(order):
+        counts: Counter[TaskState | None] = Counter([steps[each].state])
+        for child in children.get(each, []):
+            counts.update(below[child])
+        below[each] = counts
+    return below

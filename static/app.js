@@ -1,0 +1,75 @@
+// What every page does: live updates, times, keys, theme, copying, and the title that counts failures.
+import { startKeys } from "./keys.js";
+import { Live } from "./live.js";
+import { Rows } from "./rows.js";
+import { startTimes } from "./times.js";
+
+const YEAR = 31_536_000;
+
+function startTheme() {
+  const root = document.documentElement;
+  const dark = () =>
+    root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.getElementById("theme").addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    const path = document.body.dataset.base || "/";
+    document.cookie = `celery_monitor_theme=${root.dataset.theme}; path=${path}; max-age=${YEAR}; samesite=strict`;
+  });
+}
+
+// Live regions are shared by all who watch, so their forms come without a token.
+function startForms() {
+  document.addEventListener("submit", (event) => {
+    const field = event.target.querySelector('input[name="csrf_token"]');
+    if (field) field.value = document.body.dataset.token;
+  });
+}
+
+function startCopying() {
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent.trim());
+    button.dataset.tinted = "";
+    setTimeout(() => delete button.dataset.tinted, 600);
+  });
+}
+
+// The tab counts the failures since it was last looked at, and its sign turns.
+function startTitle() {
+  const title = document.title;
+  const sign = document.querySelector('link[rel="icon"]');
+  const failed = () => Number(document.getElementById("region-shell_nav")?.dataset.failed ?? 0);
+  let seen = failed();
+  const tell = () => {
+    const fresh = failed() - seen;
+    if (fresh < 0) seen = failed();
+    document.title = fresh > 0 ? `(${fresh}) ${title}` : title;
+    const address = fresh > 0 ? sign.dataset.failing : sign.dataset.calm;
+    if (sign.getAttribute("href") !== address) sign.setAttribute("href", address);
+  };
+  document.addEventListener("monitor:heard", tell);
+  const looked = () => {
+    seen = failed();
+    tell();
+  };
+  addEventListener("focus", looked);
+  document.addEventListener("visibilitychange", () => !document.hidden && looked());
+}
+
+function startNarrow() {
+  if (!matchMedia("(width < 1200px)").matches) return;
+  for (const element of document.querySelectorAll("[data-narrow-closed]")) element.removeAttribute("open");
+}
+
+startNarrow();
+startTimes();
+startTheme();
+startForms();
+startCopying();
+startTitle();
+startKeys();
+const rows = new Rows();
+const live = new Live(rows);
+rows.onHold((keys) => live.hold(keys));
+live.start();

@@ -1,0 +1,142 @@
+// The live socket: says which view this is, morphs what comes back. What rows do is in rows.js.
+
+import { retell, serverSaid } from "./times.js";
+import { Idiomorph } from "./vendor/idiomorph.js";
+
+const STALE_AFTER = 13_000; // the server says something every 4 s
+const LONGEST_PAUSE = 10_000;
+
+const KEPT = new Set(["open", "aria-selected", "data-tinted", "data-told", "style"]);
+
+function told(element) {
+  const times = [...element.querySelectorAll("time")];
+  return times.length ? times.map((time) => time.dateTime).join() : element.textContent.trim();
+}
+
+export function fragment(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content.firstElementChild;
+}
+
+// Changes an element into what the HTML says; what a person has opened, typed or ticked stays.
+export function morph(element, html) {
+  const changed = [];
+  Idiomorph.morph(element, fragment(html), {
+    morphStyle: "outerHTML",
+    callbacks: {
+      beforeNodeMorphed(before, after) {
+        if (before.nodeType !== Node.ELEMENT_NODE || after.nodeType !== Node.ELEMENT_NODE) return true;
+        if (before.tagName === "TIME" && after.tagName === "TIME" && before.dateTime === after.dateTime) return false;
+        if (before.tagName === "INPUT" || before.hasAttribute("data-rows")) return false;
+        if (before.hasAttribute("data-tint") && told(before) !== told(after)) changed.push(before);
+        return true;
+      },
+      beforeAttributeUpdated: (name) => !KEPT.has(name),
+    },
+  });
+  for (const each of changed) tint(each);
+}
+
+function tint(element) {
+  element.removeAttribute("data-tinted");
+  void element.offsetWidth; // so that the animation starts anew
+  element.setAttribute("data-tinted", "");
+  element.addEventListener("animationend", () => element.removeAttribute("data-tinted"), { once: true });
+}
+
+// A banner that comes or goes must not move the row that is pointed at: its place changes when the pointer leaves.
+function holdPlace(region) {
+  const rows = document.querySelector("[data-rows]:hover");
+  if (!rows || region.style.height) return;
+  const { height, marginBlockEnd } = getComputedStyle(region);
+  Object.assign(region.style, { height, marginBlockEnd });
+  rows.addEventListener("pointerleave", () => Object.assign(region.style, { height: "", marginBlockEnd: "" }), {
+    once: true,
+  });
+}
+
+export class Live {
+  #socket = null;
+  #pause = 500;
+  #heard = Date.now();
+  #held = [];
+  #rows;
+  #view;
+  #base;
+  #token;
+  #sign = document.getElementById("live");
+
+  constructor(rows) {
+    const { view, base, token } = document.body.dataset;
+    this.#rows = rows;
+    this.#view = view;
+    this.#base = base;
+    this.#token = token;
+  }
+
+  start() {
+    this.#connect();
+    setInterval(() => this.#check(), 1000);
+    addEventListener("pageshow", (event) => event.persisted && this.#connect());
+    addEventListener("pagehide", () => this.#socket?.close());
+  }
+
+  // Rows that are still shown, though newer ones have taken their place on the page.
+  hold(keys) {
+    if (keys.length === this.#held.length && keys.every((key) => this.#held.includes(key))) return;
+    this.#held = keys;
+    this.#ask();
+  }
+
+  #connect() {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const token = encodeURIComponent(this.#token);
+    const socket = new WebSocket(`${scheme}://${location.host}${this.#base}/live?token=${token}`);
+    this.#socket = socket;
+    socket.addEventListener("open", () => this.#ask());
+    socket.addEventListener("message", (event) => this.#hear(JSON.parse(event.data)));
+    socket.addEventListener("close", () => this.#lost(socket));
+  }
+
+  #ask() {
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    this.#socket.send(JSON.stringify({ view: this.#view, held: this.#held }));
+  }
+
+  #lost(socket) {
+    if (socket !== this.#socket) return;
+    this.#show(Date.now() - this.#heard > STALE_AFTER ? "stale" : "reconnecting");
+    const pause = this.#pause * (0.75 + Math.random() / 2);
+    this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2);
+    setTimeout(() => this.#connect(), pause);
+  }
+
+  #hear(said) {
+    this.#heard = Date.now();
+    this.#pause = 500;
+    serverSaid(said.at);
+    for (const [name, html] of Object.entries(said.regions ?? {})) {
+      const region = document.getElementById(`region-${name}`);
+      if (!region) continue;
+      if (name === "shell_banners") holdPlace(region);
+      morph(region, html);
+    }
+    for (const [name, rows] of Object.entries(said.rows ?? {})) this.#rows.hear(name, rows);
+    retell();
+    this.#show(said.error ? "failing" : "live", said.error?.message);
+    document.dispatchEvent(new CustomEvent("monitor:heard", { detail: said }));
+  }
+
+  #check() {
+    if (Date.now() - this.#heard > STALE_AFTER) this.#show("stale");
+  }
+
+  #show(state, why = "") {
+    const since = new Date(this.#heard).toLocaleTimeString(undefined, { hour12: false });
+    const words = { live: "live", reconnecting: "reconnecting", stale: `stale since ${since}`, failing: "not updated" };
+    if (this.#sign.textContent !== words[state]) this.#sign.textContent = words[state];
+    this.#sign.dataset.live = state === "failing" ? "stale" : state;
+    this.#sign.title = why;
+  }
+}

@@ -1,0 +1,79 @@
+import { startCompletion } from "./query.js";
+
+// The list: what is selected, and which actions that allows. The task: JSON checked while it is typed.
+const selection = document.getElementById("selection");
+
+function count(rows, attribute) {
+  return rows.filter((row) => row.hasAttribute(attribute)).length;
+}
+
+function label(button, verb, number, selected) {
+  if (!button) return;
+  button.hidden = number === 0;
+  button.disabled = number === 0;
+  const skipped = number < selected ? ` of ${selected}` : "";
+  button.textContent = `${verb} ${number}${skipped} task${(skipped ? selected : number) === 1 ? "" : "s"}`;
+}
+
+function tell() {
+  const rows = [...selection.querySelectorAll("tbody tr:has(.pick input:checked)")];
+  const counted = document.getElementById("selected-count");
+  counted.hidden = rows.length === 0;
+  counted.textContent = `${rows.length} selected`;
+  label(document.getElementById("retry-selected"), "Retry", count(rows, "data-retry"), rows.length);
+  label(document.getElementById("revoke-selected"), "Revoke", count(rows, "data-revoke"), rows.length);
+}
+
+function startSelection() {
+  const all = document.getElementById("pick-all");
+  all.hidden = false;
+  all.addEventListener("change", () => {
+    for (const box of selection.querySelectorAll("tbody .pick input")) box.checked = all.checked;
+    tell();
+  });
+  selection.addEventListener("change", tell);
+  document.addEventListener("monitor:heard", tell);
+  selection.addEventListener("monitor:rows", tell);
+  addEventListener("pageshow", tell);
+  tell();
+}
+
+function problem(text, kind) {
+  try {
+    const value = JSON.parse(text);
+    const fits =
+      kind === "array" ? Array.isArray(value) : value !== null && typeof value === "object" && !Array.isArray(value);
+    return fits ? "" : `This must be a JSON ${kind}, such as ${kind === "array" ? '[1, "x"]' : '{"key": 1}'}.`;
+  } catch (error) {
+    return error.message;
+  }
+}
+
+// Said beside the field: a browser's own bubble would take the caret back from the next field.
+function noteOf(area) {
+  const note = document.createElement("span");
+  note.id = `${area.name}-problem`;
+  note.className = "field-error";
+  note.setAttribute("role", "alert");
+  area.closest("label").after(note);
+  area.setAttribute("aria-describedby", note.id);
+  return note;
+}
+
+function startEditor() {
+  for (const area of document.querySelectorAll("[data-json]")) {
+    const note = noteOf(area);
+    const check = () => {
+      const wrong = area.value && problem(area.value, area.dataset.json);
+      area.setCustomValidity(wrong);
+      area.setAttribute("aria-invalid", String(wrong !== ""));
+      return wrong;
+    };
+    area.addEventListener("input", () => !check() && note.replaceChildren());
+    area.addEventListener("change", () => note.replaceChildren(check()));
+  }
+}
+
+if (selection) startSelection();
+startCompletion();
+startEditor();
