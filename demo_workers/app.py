@@ -1,0 +1,68 @@
+"""The application and its configuration.
+
+Every worker, beat and every program that sends tasks imports this one object. Where the broker is comes from the
+environment, so that the same code runs on Redis and on RabbitMQ.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from celery import Celery
+
+from demo_workers.routing import DEFAULT_QUEUE
+from demo_workers.routing import EXCHANGE
+from demo_workers.routing import QUEUES
+from demo_workers.routing import ROUTES
+from demo_workers.schedule import SCHEDULE
+
+BROKER_URL = os.environ.get("DEMO_BROKER", "redis://127.0.0.1:6379/0")
+DIRECTORY = Path(os.environ.get("DEMO_DIR", Path(tempfile.gettempdir(), "celery-monitor-demo")))
+
+
+def result_backend(broker_url: str, directory: Path) -> str:
+    """Redis keeps results too; RabbitMQ does not keep them in a form that chords can use, so files do."""
+    if broker_url.startswith("redis"):
+        return broker_url
+    results = directory / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    return results.as_uri()
+
+
+app = Celery(
+    "shop",
+    broker=BROKER_URL,
+    backend=result_backend(BROKER_URL, DIRECTORY),
+    include=[
+        "demo_workers.mail",
+        "demo_workers.payments",
+        "demo_workers.warehouse",
+        "demo_workers.workflows",
+        "demo_workers.reminders",
+        "demo_workers.misbehave",
+    ],
+)
+app.conf.update(
+    # What a monitor needs: workers announce what they do, and senders announce what they sent.
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    task_track_started=True,
+    # A payment that fails is sent again from the dashboard with the very message it had. The warehouse does without,
+    # to show the difference: there, the arguments are only probable.
+    task_annotations={name: {"Request": "monitor.capture:Request"} for name in ("payments.charge", "payments.refund")},
+    # Where tasks go: see routing.py.
+    task_queues=QUEUES,
+    task_default_queue=DEFAULT_QUEUE,
+    task_default_exchange=EXCHANGE.name,
+    task_routes=ROUTES,
+    # When beat sends what: see schedule.py.
+    beat_schedule=SCHEDULE,
+    timezone="UTC",
+    # A worker takes one task beyond those it runs, so that slow tasks do not hold quick ones back.
+    worker_prefetch_multiplier=1,
+    # Results of a shop are looked at soon or never.
+    result_expires=600,
+    broker_connection_retry_on_startup=True,
+    # Start when the broker does, not seconds later.
+    broker_connection_timeout=2,
+)

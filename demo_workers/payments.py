@@ -1,0 +1,74 @@
+"""Retries with back-off and jitter, error handling, and idempotency.
+
+Orders whose number ends in 7 pay at a bank whose line drops the first call: ``charge`` tries again by itself. Orders
+whose number ends in 3 pay with a card that is refused the first time: trying again by itself would not help, a person
+has to look. Both succeed at the next attempt, so *retry* in the monitor works on them.
+"""
+
+import random
+import time
+from typing import Any
+
+from celery import Task
+
+from demo_workers.app import app
+from demo_workers.ledger import count_attempt
+from demo_workers.ledger import record_payment
+
+DROPPED_LINE = 7
+REFUSED_CARD = 3
+
+
+class BankUnreachable(Exception):
+    """The line is down. It may be back in a moment: worth another attempt."""
+
+
+class CardRefused(Exception):
+    """The bank said no. The same question gets the same answer, until somebody has talked to the customer."""
+
+
+class Payment(Task):  # type: ignore[misc]  # celery has no types
+    """Error handling in one place for all payments."""
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        """Called once, when no attempt is left. A real shop would tell somebody here."""
+        app.log.get_default_logger().warning("payment %s needs a person: %s", task_id, exc)
+
+
+@app.task(
+    name="payments.charge",
+    base=Payment,
+    autoretry_for=(BankUnreachable,),
+    retry_backoff=1,  # waits 1, 2, 4, 8 ... seconds
+    retry_backoff_max=60,
+    retry_jitter=True,  # ... somewhere up to them, so that a thousand failures do not return at the same moment
+    max_retries=5,
+    soft_time_limit=20,
+)
+def charge(order: int, amount: float, currency: str = "EUR") -> str:
+    """Runs twice without harm: the ledger knows what is paid (idempotency)."""
+    attempt = count_attempt(order)
+    time.sleep(random.uniform(0.1, 0.5))
+    if attempt == 1 and order % 10 == DROPPED_LINE:
+        raise BankUnreachable(f"bank.example.com dropped the line during order {order}")
+    if attempt == 1 and order % 10 == REFUSED_CARD:
+        raise CardRefused(f"card of order {order} was refused: limit reached")
+    if not record_payment(order, amount):
+        return f"order {order} had been paid before"
+    return f"{amount:.2f} {currency} received for order {order}"
+
+
+# bind=True hands the task itself in: self.request tells which attempt this is, self.retry asks for another.
+@app.task(name="payments.refund", bind=True, base=Payment, max_retries=3)
+def refund(self: Any, order: int, amount: float) -> str:
+    """A retry by hand, when the moment of the next attempt depends on the error."""
+    time.sleep(random.uniform(0.1, 0.3))
+    if self.request.retries == 0 and order % 10 == DROPPED_LINE:
+        raise self.retry(exc=BankUnreachable(f"no answer to the refund of order {order}"), countdown=2)
+    return f"{amount:.2f} paid back for order {order}"
+
+
+@app.task(name="payments.note_failure")
+def note_failure(request: Any, exc: Exception, traceback: str) -> str:
+    """An error callback: sent along with ``link_error``, it runs where the failed task did."""
+    return f"noted: {request.id} failed with {exc!r}"

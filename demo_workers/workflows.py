@@ -1,0 +1,42 @@
+"""Tasks that follow each other (chain), run side by side (group), or run side by side and then come together (chord).
+
+A signature, ``task.s(...)``, is a call that has not been made yet. The result of a task becomes the first argument of
+the next; ``.si(...)`` is immutable and takes no such argument.
+"""
+
+from celery import chain
+from celery import chord
+from celery import group
+
+from demo_workers.app import app
+from demo_workers.mail import receipt
+from demo_workers.payments import charge
+from demo_workers.payments import note_failure
+from demo_workers.warehouse import SHELVES
+from demo_workers.warehouse import count_shelf
+from demo_workers.warehouse import pick
+from demo_workers.warehouse import print_label
+
+
+@app.task(name="workflows.check_out")
+def check_out(order: int, amount: float, items: int, address: str) -> str:
+    """Payment, then picking, then label and receipt side by side; nothing is picked that is not paid."""
+    steps = chain(
+        charge.si(order, amount).on_error(note_failure.s()),
+        pick.si(order, items),
+        group(print_label.si(order), receipt.si(order, address)),
+    )
+    return f"order {order} began as {steps.apply_async().id}"
+
+
+@app.task(name="workflows.daily_report")
+def daily_report(shop: str) -> str:
+    """Count every shelf at once, and add up when all are counted."""
+    counts = chord((count_shelf.s(shelf) for shelf in SHELVES), add_up.s(shop))
+    return f"report of {shop} will be {counts.apply_async().id}"
+
+
+@app.task(name="workflows.add_up")
+def add_up(counts: list[int], shop: str) -> str:
+    """The body of the chord: it gets the results of all members."""
+    return f"{sum(counts)} things on {len(counts)} shelves of {shop}"
