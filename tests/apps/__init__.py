@@ -1,0 +1,1 @@
+"""Small Celery applications that real worker processes run in tests."""

@@ -1,0 +1,85 @@
+"""Addresses, the application behind them, and what a person reads when a broker does not answer."""
+
+import pytest
+
+from monitor.brokers.connection import app_for
+from monitor.brokers.connection import explained
+from monitor.brokers.connection import require_events
+from monitor.brokers.connection import transport_of
+from monitor.brokers.connection import transport_options
+from monitor.brokers.connection import without_password
+from monitor.errors import BrokerUnavailable
+from monitor.errors import SettingsError
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+BROKER = Broker("shop", "redis://localhost:6399/9")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:s3cret@shop:6399/9", "redis://:**@shop:6399/9"),
+        ("amqp://ann:s3cret@shop//prod", "amqp://ann:**@shop//prod"),
+        ("rediss://ann:s3cret@shop/1?ssl_keyfile=s3cret", "rediss://ann:**@shop/1"),
+        ("amqp://a:s3cret@h1//;amqp://b:s3cret@h2//", "amqp://a:**@h1//;amqp://b:**@h2//"),
+        ("redis://:s3cret@shop:port/9", "redis://(an address that cannot be read)"),
+        ("redis://:s3c/ret@shop/9", None),
+        ("s3cret", "(no URL)"),
+    ],
+)
+def test_no_address_shows_a_password(url: str, shown: str | None) -> None:
+    text = without_password(url)
+    assert "s3c" not in text
+    assert shown is None or text == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "transport"),
+    [
+        ("redis://h", "redis"),
+        ("rediss://h", "redis"),
+        ("redis+socket:///run/r.sock", "redis"),
+        ("sentinel://h;sentinel://i", "sentinel"),
+        ("amqps://h", "amqp"),
+        ("pyamqp://h", "amqp"),
+        ("filesystem://", "filesystem"),
+    ],
+)
+def test_transport(url: str, transport: str) -> None:
+    assert transport_of(url) == require_events(url) == transport
+
+
+def test_the_app_has_the_brokers_address_and_options_and_is_made_once() -> None:
+    settings = Settings(broker_options={"global_keyprefix": "shop:"})
+    app = app_for(BROKER, settings)
+    assert app.conf.broker_url == BROKER.url
+    assert transport_options(app)["global_keyprefix"] == "shop:"
+    assert app_for(BROKER, settings) is app
+    assert app_for(Broker("mail", "redis://localhost:6399/8"), settings) is not app
+
+
+def test_the_users_configuration_is_taken_over_but_not_its_broker() -> None:
+    settings = Settings(app="tests.apps.configured", broker_options={"sep": ":"})
+    app = app_for(BROKER, settings)
+    assert app.conf.broker_url == BROKER.url
+    assert app.conf.event_exchange == "shopev"
+    assert app.conf.task_default_queue == "shop-default"
+    assert dict(transport_options(app)) == {"global_keyprefix": "conf:", "sep": ":"}
+
+
+@pytest.mark.parametrize("name", ["tests.apps.nowhere", "tests.apps.configured:nothing"])
+def test_an_app_that_cannot_be_loaded_is_said(name: str) -> None:
+    with pytest.raises(SettingsError, match="as for celery -A"):
+        app_for(BROKER, Settings(app=name))
+
+
+def test_an_error_of_the_brokers_library_gets_an_address_and_an_advice() -> None:
+    expected = r"^redis://localhost:6399/9: boom\. Check that the broker runs"
+    with pytest.raises(BrokerUnavailable, match=expected), explained(BROKER.url):
+        raise ConnectionError("boom.")
+
+
+def test_an_error_of_ours_is_not_disguised() -> None:
+    with pytest.raises(ZeroDivisionError), explained(BROKER.url):
+        raise ZeroDivisionError

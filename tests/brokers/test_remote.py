@@ -1,0 +1,113 @@
+import os
+import signal
+import statistics
+import time
+
+import pytest
+import redis
+
+from monitor.brokers.link import link
+from monitor.brokers.remote import COMMANDS
+from monitor.brokers.remote import Remote
+from monitor.brokers.remote import Reply
+from monitor.errors import BrokerUnavailable
+from monitor.errors import InvalidInput
+from monitor.errors import Unsupported
+from monitor.settings import Broker
+from monitor.settings import Settings
+from tests.workers import running_worker
+
+
+def make_remote(url: str) -> Remote:
+    broker = Broker("shop", url)
+    return Remote(broker, Settings(broker=(broker,)))
+
+
+def test_a_targeted_question_takes_milliseconds(broker_url: str) -> None:
+    with running_worker(broker_url) as worker:
+        remote = make_remote(broker_url)
+        seconds = []
+        for _ in range(11):
+            began = time.perf_counter()
+            assert remote.ask("ping", {}, [worker.hostname]) == {worker.hostname: Reply(worker.hostname, ok="pong")}
+            seconds.append(time.perf_counter() - began)
+        assert statistics.median(seconds) < 0.1  # kombu's broadcast to everybody waits for a second
+
+
+def test_a_broadcast_ends_with_the_last_expected_answer_or_with_silence(broker_url: str) -> None:
+    with running_worker(broker_url) as one, running_worker(broker_url) as two:
+        remote = make_remote(broker_url)
+        heard: list[str] = []
+        began = time.monotonic()
+        expected = [one.hostname, two.hostname]
+        replies = remote.ask("ping", timeout=5.0, on_reply=lambda reply: heard.append(reply.worker), expected=expected)
+        assert time.monotonic() - began < 2
+        assert sorted(heard) == sorted(replies) == sorted(expected)
+        began = time.monotonic()
+        assert sorted(remote.ask("ping", timeout=0.5)) == sorted(expected)
+        assert 0.5 <= time.monotonic() - began < 4
+
+
+def test_who_does_not_answer_is_missing(broker_url: str) -> None:
+    with running_worker(broker_url) as worker:
+        remote = make_remote(broker_url)
+        assert list(remote.ask("ping", {}, [worker.hostname, "gone@shop"], 0.3)) == [worker.hostname]
+        os.kill(worker.pid, signal.SIGSTOP)
+        try:
+            assert remote.ask("ping", {}, [worker.hostname], 0.3) == {}
+        finally:
+            os.kill(worker.pid, signal.SIGCONT)
+        assert list(remote.ask("ping", {}, [worker.hostname], 10.0)) == [worker.hostname]
+
+
+def test_answers_are_values_or_errors(broker_url: str) -> None:
+    with running_worker(broker_url) as worker:
+        remote = make_remote(broker_url)
+        refused = remote.ask("pool_grow", {"n": "many"}, [worker.hostname], 5.0)[worker.hostname]
+        assert refused.ok is None
+        assert "TypeError" in str(refused.error)
+        stats = remote.ask("stats", {}, [worker.hostname], 5.0)[worker.hostname].ok
+        assert isinstance(stats, dict)
+        assert stats["pid"] == worker.pid
+        queues = remote.ask("active_queues", {}, [worker.hostname], 5.0)[worker.hostname].ok
+        assert isinstance(queues, list)
+        assert [queue["name"] for queue in queues] == [worker.queue]
+
+
+def test_nothing_is_left_on_the_broker(redis_url: str) -> None:
+    remote = make_remote(redis_url)
+    assert remote.ask("ping", timeout=0.1) == {}
+    client = redis.Redis.from_url(redis_url)
+    try:
+        assert [key for key in client.keys("*") if b"reply" in key] == []
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("command", ["election", "", "hello", "Ping"])
+def test_a_command_that_is_not_ours_is_not_sent(command: str) -> None:
+    with pytest.raises(InvalidInput, match="known are active"):
+        make_remote("redis://127.0.0.1:1/0").ask(command)
+    assert "election" not in COMMANDS
+
+
+def test_nobody_asked_is_nobody_answering() -> None:
+    assert make_remote("redis://127.0.0.1:1/0").ask("ping", {}, []) == {}
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_does_not_answer_is_said_without_its_password(scheme: str) -> None:
+    with pytest.raises(BrokerUnavailable, match="nothing was sent") as caught:
+        make_remote(f"{scheme}://olga:s3cret@127.0.0.1:1/0").ask("ping")
+    assert "s3cret" not in caught.value.message
+
+
+def test_a_transport_without_broadcast_is_said() -> None:
+    with pytest.raises(Unsupported):
+        make_remote("sqla+sqlite:///:memory:").ask("ping")
+
+
+def test_a_connection_that_is_lost_is_not_said_to_have_sent_nothing(redis_url: str) -> None:
+    broker = Broker("shop", redis_url)
+    with pytest.raises(BrokerUnavailable, match="may have arrived"), link(broker, Settings(broker=(broker,))):
+        raise ConnectionResetError("by the peer")

@@ -1,0 +1,340 @@
+"""Bulk by query: what is chosen, what is shown, and what comes of it."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from monitor.access import Actor
+from monitor.access import Role
+from monitor.brokers.batch import batches
+from monitor.brokers.publish import Call
+from monitor.brokers.publish import Route
+from monitor.control.commands import AbortJob
+from monitor.control.commands import BulkRetry
+from monitor.control.commands import BulkRevoke
+from monitor.errors import Conflict
+from monitor.errors import FilterError
+from monitor.errors import Forbidden
+from monitor.errors import InvalidInput
+from monitor.errors import NotFound
+from monitor.filters import parse
+from monitor.records import JobOutcome
+from monitor.records import JobReason
+from monitor.records import JobState
+from monitor.store import job_steps
+from monitor.store import jobs
+from monitor.store import queries
+from monitor.store.job_steps import Lease
+from monitor.store.job_steps import Sent
+from tests.control.bulk_shop import CLUSTER
+from tests.control.bulk_shop import OLGA
+from tests.control.bulk_shop import Shop
+from tests.control.bulk_shop import failure
+from tests.control.bulk_shop import open_shop
+from tests.control.bulk_shop import other_process
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.workers import wait_for
+
+VERA = Actor("vera", Role.VIEWER)
+
+
+@pytest.fixture
+def shop(broker_url: str, tmp_path: Path) -> Iterator[Shop]:
+    with open_shop(broker_url, f"sqlite:///{tmp_path}/record.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def redis_shop(redis_url: str, tmp_path: Path) -> Iterator[Shop]:
+    with open_shop(redis_url, f"sqlite:///{tmp_path}/record.db") as opened:
+        yield opened
+
+
+def test_every_task_that_matches_is_sent_once_and_linked(shop: Shop) -> None:
+    shop.fail(1, 1234)
+    job = shop.run(shop.retry(reason="gateway is back"))
+    assert (job.state, job.total, job.count(JobOutcome.DONE), job.left) == (JobState.DONE, 1234, 1234, 0)
+    expected = {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 1235)}
+    assert shop.sent() == expected
+    (link,) = queries.lineage(shop.store, queries.task(shop.store, make_id(777), CLUSTER)).retried_as
+    assert link.id == jobs.sent_as(job, make_id(777))
+    assert job.message == "Retry: 1234 done."
+
+
+def test_a_job_goes_on_where_a_killed_process_left_it(shop: Shop) -> None:
+    """Killed three times while batches are on their way; the ledger is the queue itself."""
+    shop.fail(1, 4000)
+    job = shop.retry()
+    for share in (0.1, 0.4, 0.7):
+        with other_process(shop.settings, lease_seconds=1.0) as process:
+            wait_for(lambda: shop.job(job).position >= share * job.total, 60, "progress")  # noqa: B023
+            process.kill()
+            process.wait(10)
+    assert shop.job(job).state is JobState.RUNNING
+    job = shop.run(job)
+    assert (job.state, job.count(JobOutcome.DONE), job.left) == (JobState.DONE, 4000, 0)
+    assert shop.sent() == {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 4001)}
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_crash_between_link_and_outcome_is_settled_with_the_broker(shop: Shop, arrived: bool) -> None:
+    """The process dies after it wrote the links: before the broker has the batch, or after."""
+    shop.fail(1, 7)
+    job = shop.retry()
+    found = job_steps.claim_job(shop.store, [CLUSTER], "dead", time.time(), 0.2)
+    assert found
+    batch = [Sent(n - 1, make_id(n), jobs.sent_as(job, make_id(n)), "probable") for n in range(1, 4)]
+    job_steps.begin_batch(Lease(shop.store, job.id, "dead", 0.2), found, "a token", batch, [], time.time())
+    if arrived:
+        route = Route("", shop.queue)
+        with batches(shop.settings.broker[0], shop.settings, job.token) as sender:
+            calls = [Call(id=each.new_id, name="shop.charge", args=[1], kwargs={}, route=route) for each in batch]
+            sender.send_all("a token", calls)
+    job = shop.run(job)
+    assert job.count(JobOutcome.DONE) == 7
+    assert shop.sent() == {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 8)}
+
+
+def test_a_process_that_was_only_asleep_sends_nothing_late(redis_shop: Shop) -> None:
+    shop = redis_shop
+    route = Route("", shop.queue)
+    calls = [Call(id=make_id(31), name="shop.charge", args=[1], kwargs={}, route=route)]
+    with batches(shop.settings.broker[0], shop.settings, "a job") as sleeper:
+        with batches(shop.settings.broker[0], shop.settings, "a job") as successor:
+            assert successor.settle("its token") is False
+        with pytest.raises(Exception, match="settled by another process"):
+            sleeper.send_all("its token", calls)
+    assert shop.sent() == {}
+
+
+def test_only_one_connection_to_rabbitmq_works_at_a_job(amqp_url: str, tmp_path: Path) -> None:
+    with open_shop(amqp_url, f"sqlite:///{tmp_path}/record.db") as shop:
+        broker, settings = shop.settings.broker[0], shop.settings
+        with (
+            batches(broker, settings, "a job") as first,
+            pytest.raises(Exception, match="still holds its connection"),
+            batches(broker, settings, "a job"),
+        ):
+            raise AssertionError
+        with batches(broker, settings, "a job") as second:
+            second.end()
+        assert first is not second
+
+
+def test_tasks_that_fail_after_the_preview_are_left_alone(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 20)
+    preview = shop.preview(BulkRetry(query="state:failed"))
+    shop.fail(21, 30)
+    job = shop.run(shop.start(BulkRetry(query="state:failed", job=preview.id)))
+    assert (job.id, job.total) == (preview.id, 20)
+    assert shop.sent() == {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 21)}
+
+
+def test_a_relative_time_counts_from_the_preview(redis_shop: Shop) -> None:
+    shop = redis_shop
+    now = time.time()
+    given = {"uuid": make_id(1), "name": "shop.charge", "args": "(1,)", "kwargs": "{}"}
+    shop.write(
+        make_event("task-sent", queue=shop.queue, exchange="", routing_key=shop.queue, timestamp=now - 3.0, **given),
+        make_event("task-received", timestamp=now - 3.0, **given),
+        make_event("task-failed", timestamp=now, uuid=make_id(1), exception="E()", traceback=""),
+    )
+    preview = shop.preview(BulkRetry(query="state:failed received:>-4s"))
+    time.sleep(1.5)
+    job = shop.run(shop.start(BulkRetry(query="state:failed received:>-4s", job=preview.id)))
+    assert job.count(JobOutcome.DONE) == 1
+
+
+def test_what_cannot_be_sent_is_skipped_with_a_reason_that_can_be_counted(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 5)
+    shop.fail(6, 8, args="('aaa...',)")
+    given = {"uuid": make_id(9), "name": "shop.charge", "args": "(9,)", "kwargs": "{}", "timestamp": NOW}
+    shop.write(make_event("task-received", **given), make_event("task-failed", exception="E()", traceback="", **given))
+    preview = shop.preview(BulkRetry(query="state:failed"))
+    assert preview.preview.fidelity == {"exact": 0, "probable": 5, "unknown": 3}
+    assert (preview.preview.sendable, preview.preview.estimated, len(preview.preview.samples)) == (5, False, 5)
+    job = shop.run(shop.start(BulkRetry(query="state:failed", job=preview.id)))
+    assert [(each.outcome, each.count) for each in job.reasons if each.reason] == [
+        (JobOutcome.SKIPPED, 3),
+        (JobOutcome.SKIPPED, 1),
+    ]
+    assert "dots" in job.reasons[1].reason
+    assert "queue is not known" in job.reasons[2].reason
+    skipped = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3)
+    rest = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3, cursor=skipped.next)
+    assert {each.id for each in (*skipped.items, *rest.items)} == {make_id(number) for number in range(6, 10)}
+    assert {each.new_id for each in skipped.items} == {None}
+
+
+def test_a_task_that_changed_or_was_sent_by_somebody_else_meanwhile_is_skipped(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 4)
+    first = shop.preview(BulkRetry(query="state:failed"))
+    second = shop.preview(BulkRetry(query=f"id:{make_id(2)} OR id:{make_id(3)}"))
+    shop.write(make_event("task-succeeded", uuid=make_id(1), timestamp=NOW + 99, result="1", runtime=1.5))
+    shop.run(shop.start(BulkRetry(query=second.query, job=second.id)))
+    job = shop.run(shop.start(BulkRetry(query="state:failed", job=first.id)))
+    reasons = {each.reason: each.count for each in job.reasons if each.outcome is JobOutcome.SKIPPED}
+    assert reasons == {
+        "it was failed when it was chosen, and is succeeded now": 1,
+        "somebody sent it again after these tasks were chosen": 2,
+    }
+    assert sum(shop.sent().values()) == 3
+
+
+def test_two_jobs_at_once_send_each_task_once(shop: Shop) -> None:
+    shop.fail(1, 1500)
+    started = [shop.retry("state:failed"), shop.retry("name:shop.charge state:failed")]
+    with shop.running():
+        ended = [shop.wait(job) for job in started]
+    assert [job.total for job in ended] == [1500, 1500]
+    assert sum(job.count(JobOutcome.DONE) for job in ended) == 1500
+    assert sum(job.count(JobOutcome.SKIPPED) for job in ended) == 1500
+    assert sorted(shop.sent().values()) == [1] * 1500
+
+
+def test_a_double_click_makes_one_job(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 30)
+    preview = shop.preview(BulkRetry(query="state:failed"))
+    command = BulkRetry(query="state:failed", job=preview.id)
+    with ThreadPoolExecutor(6) as pool:
+        said = list(pool.map(lambda _: shop.controller.perform(OLGA, command).message, range(6)))
+    assert sum("started: retry 30 tasks" in each for each in said) == 1
+    assert sum("Nothing was started a second time" in each for each in said) == 5
+    assert [job.id for job in jobs.jobs(shop.store)] == [preview.id]
+    shop.run(preview)
+    assert sum(shop.sent().values()) == 30
+
+
+def test_a_throttle_is_kept_and_an_abort_leaves_the_rest_alone(shop: Shop) -> None:
+    shop.fail(1, 400)
+    job = shop.retry(rate=40.0)
+    began = time.monotonic()
+    with shop.running():
+        wait_for(lambda: shop.job(job).count(JobOutcome.DONE) >= 80, what="80 tasks")
+        elapsed = time.monotonic() - began
+        shop.controller.perform(OLGA, AbortJob(cluster=CLUSTER, job=job.id))
+        job = shop.wait(job)
+    sent = sum(shop.sent().values())
+    assert job.state is JobState.ABORTED
+    assert 80 <= job.count(JobOutcome.DONE) == sent <= 40 * (elapsed + 2)
+    assert job.left == 400 - sent
+    assert job.message == f"Aborted by olga. Retry: {sent} done, {400 - sent} not sent."
+    with pytest.raises(Conflict, match="nothing to abort"):
+        shop.controller.perform(OLGA, AbortJob(cluster=CLUSTER, job=job.id))
+
+
+def test_a_job_waits_for_a_broker_that_is_away(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 3)
+    job = shop.retry()
+    away = shop.settings.broker[0].__class__(CLUSTER, "redis://127.0.0.1:1/0")
+    here, shop.settings = shop.settings, shop.settings.__class__(broker=(away,), database=shop.settings.database)
+    with shop.running():
+        wait_for(lambda: "does not answer" in (shop.job(job).message or ""), what="the reason")
+    shop.settings = here
+    assert shop.run(job).count(JobOutcome.DONE) == 3
+
+
+def test_a_queue_that_is_gone_fails_its_tasks_alone_and_leaves_no_link(amqp_url: str, tmp_path: Path) -> None:
+    with open_shop(amqp_url, f"sqlite:///{tmp_path}/record.db") as shop:
+        shop.fail(1, 3)
+        shop.write(*failure(4, "no-such-queue"))
+        job = shop.run(shop.retry())
+        assert (job.count(JobOutcome.DONE), job.count(JobOutcome.FAILED)) == (3, 1)
+        assert "no queue no-such-queue" in next(each.reason for each in job.reasons if each.reason)
+        assert queries.lineage(shop.store, queries.task(shop.store, make_id(4), CLUSTER)).retried_as == ()
+        assert shop.sent().total() == 3
+
+
+def test_revoke_tells_workers_in_batches_and_skips_what_has_ended(shop: Shop) -> None:
+    shop.fail(1, 3)
+    waiting = [
+        make_event("task-sent", uuid=make_id(n), name="shop.charge", queue=shop.queue, timestamp=NOW + n)
+        for n in range(10, 15)
+    ]
+    shop.write(*waiting)
+    job = shop.run(shop.start(BulkRevoke(query="name:shop.charge", reason="wrong price")))
+    assert JobReason(outcome=JobOutcome.SKIPPED, reason="it is failed: there is nothing left to revoke", count=3) in (
+        job.reasons
+    )
+    assert job.count(JobOutcome.UNCONFIRMED) == 5
+    assert job.preview.warnings
+
+
+def test_the_trail_has_query_count_reason_and_outcome_of_start_and_end_and_every_denial(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 4)
+    with pytest.raises(Forbidden):
+        shop.start(BulkRetry(query="state:failed"), VERA)
+    with pytest.raises(Forbidden):
+        shop.controller.preview(VERA, BulkRevoke(query="state:failed"))
+    shop.run(shop.retry("state:failed", reason="card is back"))
+    trail = [
+        (each.actor, each.action, each.outcome, each.query, each.count, each.reason)
+        for each in queries.actions(shop.store).items
+    ]
+    assert trail == [
+        ("olga", "bulk.retry", "done", "state:failed", 4, "card is back"),
+        ("olga", "bulk.retry", "done", "state:failed", 4, "card is back"),
+        ("vera", "bulk.revoke", "denied", "state:failed", None, None),
+        ("vera", "bulk.retry", "denied", "state:failed", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (BulkRetry(query="colour:red"), FilterError),
+        (BulkRetry(query="name:nothing"), NotFound),
+        (BulkRetry(query="state:failed", rate=0.0), InvalidInput),
+        (BulkRetry(query="state:failed", rate=float("nan")), InvalidInput),
+        (BulkRetry(query="state:failed", cluster="attic"), NotFound),
+        (BulkRetry(query="state:failed", job=77), NotFound),
+        (BulkRetry(query="state:\x00"), InvalidInput),
+    ],
+)
+def test_what_cannot_be_understood_is_refused_and_makes_no_job(
+    redis_shop: Shop, command: BulkRetry, error: type[Exception]
+) -> None:
+    redis_shop.fail(1, 2)
+    with pytest.raises(error):
+        redis_shop.start(command)
+    assert jobs.jobs(redis_shop.store) == []
+
+
+def test_a_preview_is_of_its_own_filter_and_verb_alone(redis_shop: Shop) -> None:
+    redis_shop.fail(1, 2)
+    preview = redis_shop.preview(BulkRetry(query="state:failed"))
+    with pytest.raises(Conflict, match="make a preview"):
+        redis_shop.start(BulkRetry(query="", job=preview.id))
+    with pytest.raises(Conflict, match="is to retry tasks"):
+        redis_shop.start(BulkRevoke(query="state:failed", job=preview.id))
+    assert redis_shop.job(preview).state is JobState.PREVIEW
+
+
+def test_a_filter_then_retry_never_touches_what_it_does_not_match(redis_shop: Shop) -> None:
+    """Generated tasks and filters: what is sent again is exactly what the list shows for the filter."""
+    shop = redis_shop
+    random = Random(7)
+    names = ["shop.charge", "shop.refund", "mail.send"]
+    for number in range(1, 200):
+        shop.write(*failure(number, shop.queue, random.choice(names), f"({number % 9}, 'EUR')"))
+    terms = ["name:shop.*", "-name:mail.send", "args:3", "state:failed", "received:>2026-05-28T20:28", "charge"]
+    terms += ["(name:shop.refund OR args:5)", f"-id:{make_id(5)}", "exception:ValueError", "queue:nowhere"]
+    for _ in range(25):
+        query = " ".join(random.sample(terms, random.randint(1, 3)))
+        wanted = {task.id for task in queries.tasks(shop.store, parse(query, time.time()), limit=500).items}
+        if not wanted:
+            continue
+        preview = shop.preview(BulkRetry(query=query))
+        assert {each.id for each in jobs.job_tasks(shop.store, preview, limit=500).items} == wanted, query

@@ -1,0 +1,85 @@
+"""What a real worker says of itself, and what is made of it when it says only part."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from monitor.control.inspect import look_inside
+from monitor.control.inspect import task_limits
+from monitor.errors import NotFound
+from monitor.records import TaskState
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+from monitor.store import queries
+from tests.control.watch import CLUSTER
+from tests.control.watch import watching
+from tests.workers import running_worker
+
+
+def test_worker_tells_what_it_has_in_hand(broker_url: str, tmp_path: Path) -> None:
+    config = {"task_soft_time_limit": 77, "security_key_password": "hunter2"}
+    with (
+        watching(broker_url, tmp_path) as watch,
+        running_worker(broker_url, concurrency=1, config=config) as worker,
+    ):
+        watch.wait_for_worker(worker)
+        running = worker.send("sleep", 6)
+        watch.wait_for(running, TaskState.STARTED)
+        held = worker.send("echo", {"password": "hunter2"}, countdown=500)
+        watch.wait_for(held, TaskState.SCHEDULED)
+        inside = look_inside(watch.settings, queries.worker(watch.store, worker.hostname))
+        (active,) = inside.active or ()
+        assert (active.id, active.name, active.args) == (running, "basic.sleep", "(6,)")
+        assert active.started is not None
+        assert abs(time.time() - active.started) < 10
+        assert active.soft_limit == 77
+        (scheduled,) = inside.scheduled or ()
+        assert (scheduled.id, scheduled.eta is not None) == (held, True)
+        assert inside.revoked == ()
+        assert inside.stats is not None
+        assert inside.stats["pool.max-concurrency"] == "1"
+        assert inside.registered is not None
+        assert inside.registered["basic.overrun"]["time_limit"] == "1"
+        assert "hunter2" not in repr(inside)
+
+
+def test_one_argument_that_is_no_json_silences_that_answer_alone(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("C_FORCE_ROOT", "1")
+    pickle = {"accept_content": ["json", "pickle"]}
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url, config=pickle) as worker:
+        watch.wait_for_worker(worker)
+        running = worker.send("echo", object, countdown=500, serializer="pickle")
+        watch.wait_for(running, TaskState.SCHEDULED)
+        inside = look_inside(watch.settings, queries.worker(watch.store, worker.hostname))
+        assert inside.active == ()
+        assert inside.scheduled is None or inside.scheduled[0].id == running
+
+
+def test_silent_worker_is_given_up_soon(redis_url: str, tmp_path: Path) -> None:
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url) as worker:
+        watch.wait_for_worker(worker)
+        known = queries.worker(watch.store, worker.hostname)
+        os.kill(worker.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            assert look_inside(watch.settings, known).silent
+        finally:
+            os.kill(worker.pid, signal.SIGCONT)
+        assert time.monotonic() - began < 3
+        with pytest.raises(NotFound):
+            look_inside(watch.settings, Worker(cluster="mail", hostname="a@mail", status=WorkerStatus.ONLINE))
+        assert known.cluster == CLUSTER
+
+
+def test_limits_behind_a_name_are_read() -> None:
+    said = ["shop.mail", "shop.pay [rate_limit=10/m time_limit=30 soft_time_limit=2.5]"]
+    assert task_limits(said) == {
+        "shop.mail": {},
+        "shop.pay": {"rate_limit": "10/m", "time_limit": "30", "soft_time_limit": "2.5"},
+    }
+    assert task_limits({"odd": 1}) == {}

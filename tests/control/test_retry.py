@@ -1,0 +1,150 @@
+"""Retry where a broker or a process fails, and where two people press at once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from monitor.access import Actor
+from monitor.access import Role
+from monitor.brokers.publish import Route
+from monitor.brokers.publish import publisher
+from monitor.control.commands import RetryTask
+from monitor.control.retry import find_route
+from monitor.control.retry import prepare
+from monitor.control.retry import send_all
+from monitor.control.target import Target
+from monitor.errors import ConfirmationRequired
+from monitor.errors import Conflict
+from monitor.errors import Forbidden
+from monitor.records import Delivery
+from monitor.store import queries
+from monitor.store.engine import open_store
+from monitor.store.journal import link_retry
+from monitor.store.writer import Writer
+from tests.control.watch import CLUSTER
+from tests.control.watch import Watch
+from tests.control.watch import make_settings
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.factories import make_task
+from tests.servers import running_redis
+
+QUEUE = "payments"
+
+
+@pytest.fixture
+def watch(redis_url: str, tmp_path: Path) -> Iterator[Watch]:
+    """A record of failed tasks 1 to 4, on a broker where nobody works."""
+    settings = make_settings(redis_url, tmp_path)
+    store = open_store(settings.database)
+    events = []
+    for number in range(1, 5):
+        given = {"uuid": make_id(number), "timestamp": NOW + number}
+        texts = {"name": "shop.charge", "args": f"({number},)", "kwargs": "{}", "retries": 0}
+        events += [
+            make_event("task-sent", queue=QUEUE, exchange="", routing_key=QUEUE, **given, **texts),
+            make_event("task-received", **given, **texts),
+            make_event("task-started", **given),
+            make_event("task-failed", exception="ValueError('no')", traceback="...", **given),
+        ]
+    Writer(store, CLUSTER, settings).write([Delivery(events=events, arrived=NOW + 9)])
+    yield Watch(store, settings)
+    store.close()
+
+
+def target_of(watch: Watch) -> Target:
+    return Target(watch.store, watch.settings, watch.settings.broker[0])
+
+
+def waiting(watch: Watch) -> int:
+    with closing(redis.Redis.from_url(watch.settings.broker[0].url)) as client:
+        return int(client.llen(QUEUE))
+
+
+def test_two_presses_at_the_same_time_send_one_message(watch: Watch) -> None:
+    command = RetryTask(cluster=CLUSTER, id=make_id(1), confirm=True, request_id="the form of 12:03")
+    with ThreadPoolExecutor(8) as pool:
+        performed = list(pool.map(lambda _: watch.perform(command), range(8)))
+    assert len({each.results[0].new_id for each in performed}) == 1
+    assert sum("Sent again" in each.message for each in performed) == 1
+    assert waiting(watch) == 1
+
+
+def test_a_link_without_a_task_says_that_nobody_has_seen_it(watch: Watch) -> None:
+    """As after a crash between the link and the message."""
+    link_retry(watch.store, CLUSTER, make_id(1), "never-sent", "probable", NOW)
+    (link,) = queries.lineage(watch.store, queries.task(watch.store, make_id(1), CLUSTER)).retried_as
+    assert (link.id, link.state, link.at) == ("never-sent", None, NOW)
+
+
+def test_a_broker_that_dies_between_two_messages_leaves_one_in_doubt_and_sends_no_more(
+    watch: Watch, tmp_path: Path
+) -> None:
+    with running_redis(tmp_path) as server:
+        url = f"redis://127.0.0.1:{server.port}/2"
+        settings = make_settings(url, tmp_path)
+        target = Target(watch.store, settings, settings.broker[0])
+        tasks = [queries.task(watch.store, make_id(number), CLUSTER) for number in (1, 2, 3, 4)]
+        prepared = [prepare(target, task, None, None, None) for task in tasks]
+        with publisher(target.broker, settings) as sender:
+            first = send_all(target, sender, prepared[:1], None)
+            server.stop()
+            rest = send_all(target, sender, prepared[1:], None)
+    assert [result.outcome for result in first + rest] == ["done", "unconfirmed", "failed", "failed"]
+    linked = [len(queries.lineage(watch.store, task).retried_as) for task in tasks]
+    assert linked == [1, 1, 0, 0]
+    assert "may have arrived" in rest[0].message
+
+
+def test_a_message_that_the_broker_refuses_leaves_no_link(watch: Watch, tmp_path: Path) -> None:
+    with running_redis(tmp_path, "--maxmemory", "1") as server:
+        settings = make_settings(f"redis://127.0.0.1:{server.port}/2", tmp_path)
+        target = Target(watch.store, settings, settings.broker[0])
+        task = queries.task(watch.store, make_id(1), CLUSTER)
+        with publisher(target.broker, settings) as sender:
+            (result,) = send_all(target, sender, [prepare(target, task, None, None, None)], "one press")
+    assert result.outcome == "failed"
+    assert queries.lineage(watch.store, task).retried_as == ()
+
+
+def test_a_route_is_the_queue_else_the_exchange_else_a_question(watch: Watch) -> None:
+    target = target_of(watch)
+    assert find_route(target, make_task(queue="mail"), None) == Route("", "mail")
+    assert find_route(target, make_task(queue="mail"), QUEUE) == Route("", QUEUE)
+    keyed = make_task(queue=None, exchange="shop", routing_key="shop.mail")
+    assert find_route(target, keyed, None) == Route("shop", "shop.mail")
+    for unknown in (
+        make_task(queue=None),
+        make_task(queue=None, exchange="celery_delayed_27", routing_key="0.1.mail"),
+        make_task(queue="cut" * 171),
+        make_task(queue="ma\ufffdil"),
+    ):
+        with pytest.raises(Conflict) as caught:
+            find_route(target, unknown, None)
+        assert caught.value.detail["queues"] == [QUEUE]
+
+
+def test_a_name_that_is_not_known_whole_is_not_called(watch: Watch) -> None:
+    watch_target = target_of(watch)
+    failed = queries.task(watch.store, make_id(1), CLUSTER).state
+    for name in (None, "n" * 512, "shop.\ufffd"):
+        with pytest.raises(Conflict, match="not known whole"):
+            prepare(watch_target, make_task(name=name, state=failed), None, None, None)
+
+
+def test_what_was_done_is_told_when_it_cannot_be_recorded(watch: Watch, redis_url: str) -> None:
+    with watch.store.begin() as connection:
+        connection.exec_driver_sql("CREATE TRIGGER full BEFORE INSERT ON action BEGIN SELECT RAISE(ABORT, 'full'); END")
+    with pytest.raises(ConfirmationRequired):
+        watch.perform(RetryTask(cluster=CLUSTER, id=make_id(1)))
+    performed = watch.perform(RetryTask(cluster=CLUSTER, id=make_id(1), confirm=True))
+    assert performed.outcome == "done"
+    assert "could not be written to the record of actions" in performed.message
+    assert waiting(watch) == 1
+    with pytest.raises(Forbidden, match="vera is viewer"):
+        watch.perform(RetryTask(cluster=CLUSTER, id=make_id(1), confirm=True), Actor("vera", Role.VIEWER))

@@ -1,0 +1,344 @@
+"""Every command on workers against real ones on both brokers: what they answer, refuse, or do not say."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from monitor.access import Actor
+from monitor.access import Role
+from monitor.brokers.remote import Remote
+from monitor.control.inspect import pool_processes
+from monitor.control.inspect import queue_names
+from monitor.control.worker_commands import AddConsumer
+from monitor.control.worker_commands import Autoscale
+from monitor.control.worker_commands import CancelConsumer
+from monitor.control.worker_commands import DisableEvents
+from monitor.control.worker_commands import EnableEvents
+from monitor.control.worker_commands import PoolGrow
+from monitor.control.worker_commands import PoolRestart
+from monitor.control.worker_commands import PoolShrink
+from monitor.control.worker_commands import RateLimit
+from monitor.control.worker_commands import RevokeStamped
+from monitor.control.worker_commands import Shutdown
+from monitor.control.worker_commands import TimeLimit
+from monitor.control.worker_commands import WorkerCommand
+from monitor.errors import ConfirmationRequired
+from monitor.errors import Conflict
+from monitor.errors import Forbidden
+from monitor.errors import InvalidInput
+from monitor.records import TaskState
+from monitor.store import queries
+from monitor.store.journal import change_workers
+from tests.control.watch import CLUSTER
+from tests.control.watch import Watch
+from tests.control.watch import watching
+from tests.workers import Worker
+from tests.workers import running_worker
+from tests.workers import wait_for
+
+ADMIN = Actor("root", Role.ADMIN)
+
+
+@pytest.fixture
+def watch(broker_url: str, tmp_path: Path) -> Iterator[Watch]:
+    with watching(broker_url, tmp_path) as watch:
+        yield watch
+
+
+@pytest.fixture
+def redis_watch(redis_url: str, tmp_path: Path) -> Iterator[Watch]:
+    with watching(redis_url, tmp_path) as watch:
+        yield watch
+
+
+def url_of(watch: Watch) -> str:
+    return watch.settings.broker[0].url
+
+
+def queues_of(watch: Watch, worker: Worker) -> list[str]:
+    reply = Remote(watch.settings.broker[0], watch.settings).ask("active_queues", {}, [worker.hostname], 5.0)
+    return queue_names(reply[worker.hostname].ok) or []
+
+
+def processes_of(watch: Watch, worker: Worker) -> int | None:
+    reply = Remote(watch.settings.broker[0], watch.settings).ask("stats", {}, [worker.hostname], 5.0)
+    return pool_processes(reply[worker.hostname].ok)
+
+
+def told(watch: Watch, command: WorkerCommand) -> tuple[str, str]:
+    """Outcome and message, which are also what is recorded."""
+    performed = watch.perform(command, ADMIN)
+    action = watch.last_action()
+    assert (action.action, action.outcome, action.message) == (command.action, performed.outcome, performed.message)
+    return performed.outcome, performed.message
+
+
+def test_pool_grows_and_shrinks_and_never_to_nothing(watch: Watch) -> None:
+    with running_worker(url_of(watch), concurrency=1) as worker:
+        watch.wait_for_worker(worker)
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
+        outcome, message = told(watch, PoolGrow(**to, number=2))
+        assert outcome == "done"
+        assert "It answered: pool will grow. From 1 to 3 processes" in message
+        assert queries.worker(watch.store, worker.hostname).pool_size == 3
+        wait_for(lambda: processes_of(watch, worker) == 3, what="three processes")
+        outcome, message = told(watch, PoolShrink(**to, number=1))
+        assert outcome == "done"
+        assert "It answered: pool will shrink. From 3 to 2 processes" in message
+        wait_for(lambda: processes_of(watch, worker) == 2, what="two processes")
+        outcome, message = told(watch, PoolShrink(**to, number=2))
+        assert outcome == "failed"
+        assert "leaves none to run tasks. Nothing was sent" in message
+        assert watch.wait_for(worker.send("add", 2, 3), TaskState.SUCCESS)
+
+
+def test_busy_processes_are_not_taken_away(redis_watch: Watch) -> None:
+    with running_worker(url_of(redis_watch), concurrency=2) as worker:
+        redis_watch.wait_for_worker(worker)
+        for _ in range(2):
+            redis_watch.wait_for(worker.send("sleep", 4), TaskState.STARTED)
+        command = PoolShrink(cluster=CLUSTER, workers=(worker.hostname,), number=1)
+        outcome, message = told(redis_watch, command)
+        assert outcome == "failed"
+        assert "All its processes are busy, and none was taken away." in message
+
+
+def test_pool_of_threads_says_that_it_is_fixed(redis_watch: Watch) -> None:
+    with running_worker(url_of(redis_watch), pool="threads") as worker:
+        redis_watch.wait_for_worker(worker)
+        outcome, message = told(redis_watch, PoolGrow(cluster=CLUSTER, workers=(worker.hostname,)))
+        assert outcome == "failed"
+        assert "start the worker again with another --concurrency. It answered: AttributeError" in message
+
+
+def test_autoscale_needs_its_option(watch: Watch) -> None:
+    autoscale: dict[str, Any] = {"cluster": CLUSTER, "maximum": 3, "minimum": 2}
+    with running_worker(url_of(watch)) as fixed:
+        watch.wait_for_worker(fixed)
+        outcome, message = told(watch, Autoscale(**autoscale, workers=(fixed.hostname,)))
+        assert outcome == "failed"
+        assert "was not started with --autoscale" in message
+    options = ("--without-gossip", "--without-mingle", "--autoscale=2,1")
+    with running_worker(url_of(watch), options=options) as scaling:
+        watch.wait_for_worker(scaling)
+        outcome, message = told(watch, Autoscale(**autoscale, workers=(scaling.hostname,)))
+        assert (outcome, message) == ("done", f"{scaling.hostname}: It answered: autoscale now max=3 min=2.")
+        outcome, message = told(watch, PoolGrow(cluster=CLUSTER, workers=(scaling.hostname,)))
+        assert outcome == "failed"
+        assert "It scales itself (--autoscale)" in message
+
+
+def test_pool_restart_needs_its_setting(watch: Watch) -> None:
+    with running_worker(url_of(watch)) as fixed:
+        watch.wait_for_worker(fixed)
+        outcome, message = told(watch, PoolRestart(cluster=CLUSTER, workers=(fixed.hostname,)))
+        assert outcome == "failed"
+        assert "worker_pool_restarts = True" in message
+    with running_worker(url_of(watch), config={"worker_pool_restarts": True}) as worker:
+        watch.wait_for_worker(worker)
+        outcome, message = told(watch, PoolRestart(cluster=CLUSTER, workers=(worker.hostname,)))
+        assert (outcome, message) == ("done", f"{worker.hostname}: It answered: reload started.")
+
+
+def test_consumer_is_added_and_cancelled_and_the_worker_really_does(watch: Watch) -> None:
+    with running_worker(url_of(watch)) as worker:
+        watch.wait_for_worker(worker)
+        more = f"{worker.queue}-more"
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,), "queue": more}
+        outcome, message = told(watch, AddConsumer(**to))
+        assert outcome == "done"
+        assert f"It takes from {more}; now from {worker.queue}, {more}." in message
+        assert queues_of(watch, worker) == [worker.queue, more]
+        watch.wait_for(worker.send("add", 2, 3, queue=more), TaskState.SUCCESS)
+        outcome, message = told(watch, CancelConsumer(**to))
+        assert outcome == "done"
+        assert f"It takes no more from {more}" in message
+        assert queues_of(watch, worker) == [worker.queue]
+        waiting = worker.send("add", 2, 3, queue=more)
+        watch.wait_for(waiting, TaskState.PENDING)
+        with worker.app.connection_for_write() as connection:
+            connection.default_channel.queue_delete(more)
+
+
+def test_limits_are_set_cleared_and_refused(watch: Watch) -> None:
+    with running_worker(url_of(watch), config={"worker_pool_restarts": True}) as worker:
+        watch.wait_for_worker(worker)
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
+        outcome, message = told(watch, RateLimit(**to, task="basic.add", rate="7/m"))
+        assert (outcome, "at most 7 per minute" in message) == ("done", True)
+        outcome, message = told(watch, RateLimit(**to, task="basic.add", rate="0"))
+        assert (outcome, "without a limit" in message) == ("done", True)
+        outcome, message = told(watch, TimeLimit(**to, task="basic.sleep", soft=None, hard=1.0))
+        assert outcome == "unconfirmed"
+        assert "basic.sleep has no soft limit and a hard limit of 1 s from when its pool is restarted" in message
+        watch.wait_for(worker.send("sleep", 1.5), TaskState.SUCCESS)  # Celery said yes, and keeps the limits it had
+        assert told(watch, PoolRestart(**to))[0] == "done"
+        assert "TimeLimitExceeded" in str(watch.wait_for(worker.send("sleep", 30), TaskState.FAILURE).traceback)
+        for command in (
+            RateLimit(**to, task="shop.nope", rate="7/m"),
+            TimeLimit(**to, task="shop.nope", soft=1, hard=2),
+        ):
+            outcome, message = told(watch, command)
+            assert outcome == "failed"
+            assert "It has no task of that name." in message
+
+
+def test_time_limit_on_threads_is_said_to_do_nothing(redis_watch: Watch) -> None:
+    with running_worker(url_of(redis_watch), pool="threads") as worker:
+        redis_watch.wait_for_worker(worker)
+        remember_pool(redis_watch, worker, "threads")
+        command = TimeLimit(cluster=CLUSTER, workers=(worker.hostname,), task="basic.sleep", soft=None, hard=1.5)
+        outcome, message = told(redis_watch, command)
+        assert outcome == "failed"
+        assert "a threads pool keeps no time limits" in message
+
+
+def test_events_are_turned_off_and_on_unless_the_worker_was_started_with_them(watch: Watch) -> None:
+    with running_worker(url_of(watch), events=False) as quiet, running_worker(url_of(watch)) as loud:
+        for worker in (quiet, loud):
+            watch.wait_for_worker(worker)
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (quiet.hostname,)}
+        assert told(watch, EnableEvents(**to))[1].endswith("It answered: task events enabled.")
+        watch.wait_for(quiet.send("add", 1, 2), TaskState.SUCCESS)
+        assert told(watch, DisableEvents(**to))[0] == "done"
+        assert queries.worker(watch.store, quiet.hostname).events_enabled is False
+        outcome, message = told(watch, DisableEvents(cluster=CLUSTER, workers=(loud.hostname,)))
+        assert outcome == "failed"
+        assert "started with -E" in message
+
+
+def test_shutdown_is_typed_in_and_seen_to_happen(watch: Watch) -> None:
+    with running_worker(url_of(watch)) as worker:
+        watch.wait_for_worker(worker)
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
+        for wrong in (None, "", worker.hostname.upper()):
+            with pytest.raises(ConfirmationRequired, match="type its name"):
+                watch.perform(Shutdown(**to, confirm=wrong), ADMIN)
+        assert watch.action_count() == 0
+        with pytest.raises(Forbidden):
+            watch.perform(Shutdown(**to, confirm=worker.hostname))
+        assert watch.last_action().outcome == "denied"
+        assert worker.process.poll() is None
+        outcome, message = told(watch, Shutdown(**to, confirm=worker.hostname))
+        assert (outcome, message.startswith(f"{worker.hostname}: It has said goodbye:")) == ("done", True)
+        worker.process.wait(10)
+
+
+def test_shutdown_of_a_busy_worker_waits_for_its_task(redis_watch: Watch) -> None:
+    with running_worker(url_of(redis_watch)) as worker:
+        redis_watch.wait_for_worker(worker)
+        running = worker.send("sleep", 6)
+        redis_watch.wait_for(running, TaskState.STARTED)
+        command = Shutdown(cluster=CLUSTER, workers=(worker.hostname,), confirm=worker.hostname)
+        outcome, message = told(redis_watch, command)
+        assert (outcome, "ends once what it runs has ended" in message) == ("done", True)
+        assert worker.process.poll() is None
+        redis_watch.wait_for(running, TaskState.SUCCESS)
+
+
+def test_busy_solo_worker_leaves_it_unconfirmed_and_does_it_later(watch: Watch) -> None:
+    with running_worker(url_of(watch), pool="solo", concurrency=1) as worker:
+        watch.wait_for_worker(worker)
+        remember_pool(watch, worker, "solo")
+        running = worker.send("sleep", 4)  # a solo worker sends its events only afterwards
+        wait_for(lambda: running in worker.log, what="the task at the worker")
+        command = AddConsumer(cluster=CLUSTER, workers=(worker.hostname,), queue=f"{worker.queue}-more")
+        outcome, message = told(watch, command)
+        assert outcome == "unconfirmed"
+        assert "Sent, unconfirmed" in message
+        assert "A solo pool is silent while it runs a task." in message
+        wait_for(lambda: f"{worker.queue}-more" in queues_of(watch, worker), what="the late consumer")
+
+
+def test_worker_that_dies_between_click_and_answer(watch: Watch) -> None:
+    with running_worker(url_of(watch)) as worker:
+        watch.wait_for_worker(worker)
+        os.kill(worker.pid, signal.SIGSTOP)  # it has the command, and does not come to answer it
+        command = RateLimit(cluster=CLUSTER, workers=(worker.hostname,), task="basic.add", rate="9/s")
+        began = time.monotonic()
+        outcome, message = told(watch, command)
+        assert 1.5 < time.monotonic() - began < 5
+        assert (outcome, "it did not answer" in message) == ("unconfirmed", True)
+        worker.kill()
+        outcome, message = told(watch, command)
+        assert (outcome, "it did not answer" in message) == ("unconfirmed", True)
+
+
+def test_pickle_worker_breaks_nothing(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("C_FORCE_ROOT", "1")
+    pickle = {"task_serializer": "pickle", "accept_content": ["json", "pickle"], "result_serializer": "pickle"}
+    with running_worker(url_of(watch)) as plain, running_worker(url_of(watch), config=pickle) as odd:
+        for worker in (plain, odd):
+            watch.wait_for_worker(worker)
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (plain.hostname, odd.hostname)}
+        performed = watch.perform(RateLimit(**to, task="basic.add", rate="5/s"))
+        by_name = {result.id: result.outcome for result in performed.results}
+        assert by_name[plain.hostname] == "done"
+        assert set(by_name) == {plain.hostname, odd.hostname}
+
+
+def test_tasks_with_a_stamp_are_revoked(watch: Watch) -> None:
+    with running_worker(url_of(watch)) as worker:
+        watch.wait_for_worker(worker)
+        outcome, message = told(watch, RevokeStamped(cluster=CLUSTER, workers=(), header="batch", stamps=("b7",)))
+        assert (outcome, "skips tasks with this stamp" in message) == ("done", True)
+        assert watch.last_action().target == "batch=b7"
+        stamped = worker.send("add", 1, 2, headers={"stamps": {"batch": ["b7"]}, "stamped_headers": ["batch"]})
+        watch.wait_for(stamped, TaskState.REVOKED)
+        watch.wait_for(worker.send("add", 1, 2), TaskState.SUCCESS)
+
+
+def test_running_task_with_a_stamp_is_terminated(redis_watch: Watch) -> None:
+    with running_worker(url_of(redis_watch)) as worker:
+        redis_watch.wait_for_worker(worker)
+        headers: dict[str, Any] = {"stamps": {"batch": ["b8"]}, "stamped_headers": ["batch"]}
+        running = worker.send("sleep", 30, headers=headers)
+        redis_watch.wait_for(running, TaskState.STARTED)
+        command = RevokeStamped(
+            cluster=CLUSTER, workers=(), header="batch", stamps=("b8",), terminate=True, signal="SIGKILL"
+        )
+        outcome, message = told(redis_watch, command)
+        assert (outcome, "It kills the processes" in message) == ("done", True)
+        redis_watch.wait_for(running, TaskState.REVOKED)
+
+
+def test_nobody_to_hear_of_a_stamp(redis_watch: Watch) -> None:
+    with pytest.raises(Conflict, match="No worker is up"):
+        redis_watch.perform(RevokeStamped(cluster=CLUSTER, workers=(), header="batch", stamps=("b7",)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        PoolGrow(cluster=CLUSTER, workers=("a@shop",), number=0),
+        PoolShrink(cluster=CLUSTER, workers=("a@shop",), number=-3),
+        PoolGrow(cluster=CLUSTER, workers=("a@shop",), number=100_000),
+        Autoscale(cluster=CLUSTER, workers=("a@shop",), maximum=2, minimum=3),
+        AddConsumer(cluster=CLUSTER, workers=("a@shop",), queue=""),
+        AddConsumer(cluster=CLUSTER, workers=("a@shop",), queue="q\0q"),
+        CancelConsumer(cluster=CLUSTER, workers=("a@shop",), queue="q" * 256),
+        RateLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", rate="often"),
+        RateLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", rate="5/d"),
+        TimeLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", soft=-1.0, hard=None),
+        TimeLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", soft=9.0, hard=3.0),
+        TimeLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", soft=float("nan"), hard=None),
+        Shutdown(cluster=CLUSTER, workers=("a@shop", "b@shop"), confirm="a@shop"),
+        RevokeStamped(cluster=CLUSTER, workers=("a@shop",), header="batch", stamps=()),
+        RevokeStamped(cluster=CLUSTER, workers=("a@shop",), header="batch", stamps=("7",), signal="SIGSTOP"),
+        EnableEvents(cluster=CLUSTER, workers=()),
+    ],
+)
+def test_what_makes_no_sense_is_not_sent(redis_watch: Watch, command: WorkerCommand) -> None:
+    with pytest.raises(InvalidInput):
+        redis_watch.perform(command, ADMIN)
+
+
+def remember_pool(watch: Watch, worker: Worker, pool: str) -> None:
+    """What the sampler would have asked the worker."""
+    change_workers(watch.store, CLUSTER, [worker.hostname], lambda known: replace(known, pool=pool))

@@ -1,0 +1,107 @@
+"""A cluster under watch for tests: a real source feeding a real record, and a controller beside them."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitor.access import Actor
+from monitor.access import Role
+from monitor.control.commands import Command
+from monitor.control.commands import Performed
+from monitor.control.perform import Controller
+from monitor.errors import NotFound
+from monitor.receiver.sources.make import make_source
+from monitor.records import Action
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from tests.workers import Worker
+from tests.workers import wait_for
+
+CLUSTER = "shop"
+OPERATOR = Actor("olga", Role.OPERATOR)
+
+
+@dataclass
+class Watch:
+    """What a test needs of a watched cluster."""
+
+    store: Store
+    settings: Settings
+
+    def perform(self, command: Command, actor: Actor = OPERATOR) -> Performed:
+        return Controller(self.store, self.settings).perform(actor, command)
+
+    def wait_for(self, task_id: str, *states: TaskState) -> Task:
+        """The task, once the record has it in one of these states."""
+
+        def reached() -> Task | None:
+            try:
+                task = queries.task(self.store, task_id, CLUSTER)
+            except NotFound:
+                return None
+            return task if task.state in states else None
+
+        task: Task = wait_for(reached, what=f"{task_id} as {', '.join(states)}")
+        return task
+
+    def wait_for_worker(self, worker: Worker) -> None:
+        def known() -> bool:
+            return worker.hostname in {each.hostname for each in queries.workers(self.store, CLUSTER)}
+
+        wait_for(known, what=f"{worker.hostname} in the record")
+
+    def last_action(self) -> Action:
+        return queries.actions(self.store, limit=1).items[0]
+
+    def action_count(self) -> int:
+        return len(queries.actions(self.store, limit=100).items)
+
+    def task_count(self) -> int:
+        return sum(queries.state_counts(self.store, CLUSTER).values())
+
+
+def make_settings(broker_url: str, directory: Path, **given: object) -> Settings:
+    values: dict[str, object] = {
+        "broker": (Broker(CLUSTER, broker_url),),
+        "database": f"sqlite:///{directory}/record.db",
+        "node_id": f"watch-{directory.name}",
+        "event_queue_ttl": 60.0,
+        **given,
+    }
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+@contextmanager
+def watching(broker_url: str, directory: Path, **given: object) -> Iterator[Watch]:
+    """Events of the broker go into a record of their own until the end of the block."""
+    settings = make_settings(broker_url, directory, **given)
+    store = open_store(settings.database)
+    source = make_source(settings.broker[0], settings)
+    source.connect()
+    stop = threading.Event()
+
+    def feed() -> None:
+        writer = Writer(store, CLUSTER, settings)
+        while not stop.is_set():
+            delivery = source.read(0.05)
+            if delivery.events:
+                writer.write([delivery])
+            source.acknowledge()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        yield Watch(store, settings)
+    finally:
+        stop.set()
+        thread.join()
+        source.close()
+        store.close()

@@ -1,0 +1,163 @@
+"""The product as a user starts it: ``python -m monitor serve`` as a process of its own, ended with all it started."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+from uuid import uuid4
+
+from amqp.exceptions import ChannelError
+from celery import Celery
+
+from tests.workers import ROOT
+from tests.workers import wait_for
+
+START_SECONDS = 40
+STOP_SECONDS = 15
+CLUSTER = "shop"
+
+
+@dataclass
+class Product:
+    """A running dashboard, its address and what it printed."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    address: str = ""
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def health(self) -> dict[str, object]:
+        with urlopen(f"{self.address}api/v1/health", timeout=5) as response:
+            (item,) = json.load(response)["items"]
+        return dict(item)
+
+    @property
+    def heard(self) -> int:
+        """Events that have been received."""
+        return int(str(self.health()["events_total"]))
+
+    def children(self) -> list[int]:
+        """Its own processes, the oldest first; what keeps Python's books is left out."""
+        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii").split()
+        own = [int(pid) for pid in pids]
+        return [pid for pid in sorted(own) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def web_pid(self) -> int:
+        """The web process: the one whose connections come from the dashboard's own port."""
+        port = int(self.address.rstrip("/").rpartition(":")[2])
+        established = _established(port)
+        for pid in self.children():
+            if established & _sockets(pid):
+                return pid
+        raise LookupError(f"none of {self.children()} has a connection at port {port}")
+
+
+def _established(port: int) -> set[str]:
+    """The inodes of established connections at a local port."""
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return {f"socket:[{each[9]}]" for each in fields if int(each[1].split(":")[1], 16) == port and each[3] == "01"}
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            found.add(str(link.readlink()))
+    return found
+
+
+@contextmanager
+def serving(broker_url: str, directory: Path, *options: str) -> Iterator[Product]:
+    """The dashboard of one broker on a database in ``directory``, connected and ready."""
+    node = f"test-{uuid4().hex[:12]}"
+    command = [sys.executable, "-m", "monitor", "serve", "--broker", f"{CLUSTER}={broker_url}", "--port", "0"]
+    command += ["--database", f"sqlite:///{directory}/record.db", "--node-id", node, "--event-queue-ttl", "60"]
+    command += ["--sample-seconds", "1", "--inspect-seconds", "3", *options]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_MONITOR_")}
+    output = directory / "serve.log"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environ | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    product = Product(process, output)
+    try:
+        _wait_until_ready(product)
+        yield product
+    finally:
+        _stop(process)
+        _delete_queues(broker_url, f"celeryev.{node}", node)
+
+
+def _wait_until_ready(product: Product) -> None:
+    def address() -> str | None:
+        if product.process.poll() is not None:
+            raise RuntimeError(f"serve ended with {product.process.returncode}:\n{product.said}")
+        found = re.search(r"celery-monitor is at (http://\S+)", product.said)
+        return found.group(1) if found else None
+
+    def connected() -> bool:
+        with suppress(URLError, ValueError):  # the receiver has not written its health yet
+            return bool(product.health()["connected"])
+        return False
+
+    product.address = wait_for(address, START_SECONDS, "the address of serve")
+    wait_for(connected, START_SECONDS, "the receiver's connection")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C; what is left of its process group after that is killed."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(STOP_SECONDS)
+
+
+def _delete_queues(broker_url: str, *names: str) -> None:
+    if not broker_url.startswith("amqp"):
+        return
+    with Celery("clean", broker=broker_url, set_as_current=False).connection_for_write(connect_timeout=2) as connection:
+        for name in names:
+            with suppress(ChannelError), connection.channel() as channel:
+                channel.queue_delete(name)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process is gone (or waits to be reaped)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def kill(pid: int, seconds: float = 5) -> None:
+    """``kill -9``, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + seconds
+    while not stopped(pid):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} does not end")
+        time.sleep(0.02)

@@ -1,0 +1,175 @@
+"""For everybody: axe finds nothing on any page in either theme, the keyboard is enough, and a phone is wide enough."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Browser
+from playwright.sync_api import Page
+from playwright.sync_api import ViewportSize
+from playwright.sync_api import expect
+
+from tests.e2e.conftest import WIDE
+from tests.e2e.conftest import Faults
+from tests.e2e.product import Product
+from tests.e2e.product import serving
+from tests.workers import ROOT
+from tests.workers import Worker
+from tests.workers import running_worker
+from tests.workers import wait_for
+
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+PHONE: ViewportSize = {"width": 360, "height": 740}
+TASKS = 11
+HREF = "link => link.href"
+
+
+@pytest.fixture
+def product(redis_url: str, tmp_path: Path) -> Iterator[Product]:
+    with serving(redis_url, tmp_path) as product:
+        yield product
+
+
+@pytest.fixture
+def worker(product: Product, redis_url: str, tmp_path: Path) -> Iterator[Worker]:
+    """Has done a little of everything."""
+    with running_worker(redis_url, pool="threads", concurrency=2) as worker:
+        for order in range(3):
+            worker.send("charge", str(tmp_path), f"order-{order}", 12.5)
+        worker.send("charge", str(tmp_path), "order-7", 12.5, "a" * 3000)
+        worker.send("recurse")
+        for number in range(5):
+            worker.send("add", number, 1)
+        worker.send("sleep", 0.1, countdown=600)
+        wait_for(lambda: product.heard >= 3 * TASKS, what="what the worker has done")
+        yield worker
+
+
+def pages(product: Product, page: Page) -> dict[str, str]:
+    """Every page, each panel, what is empty and what is wrong, by what it shows."""
+    base = product.address.rstrip("/")
+    page.goto(f"{base}/tasks?q=state:failed+name:basic.charge+-args:order-7")
+    task = page.locator("#region-tasks a.open").first.evaluate(HREF)
+    page.goto(f"{base}/tasks?q=args:order-7")
+    cut = page.locator("#region-tasks a.open").first.evaluate(HREF)
+    page.goto(f"{base}/tasks?q=state:scheduled")
+    later = page.locator("#region-tasks a.open").first.evaluate(HREF)
+    page.goto(f"{base}/queues")
+    queue = page.locator("main table a").first.evaluate(HREF)
+    page.goto(f"{base}/workers")
+    worker = page.locator("main table a").first.evaluate(HREF)
+    lists = ("/", "/tasks", "/tasks?q=state:failed", "/failures", "/queues", "/workers", "/actions")
+    odd = ("/tasks?q=name:nobody", "/tasks?q=foo:bar", "/tasks/nobody", "/nothing")
+    found = {path: f"{base}{path}" for path in (*lists, *odd)}
+    panels = {
+        "task": task,
+        "retry": f"{task}?panel=retry",
+        "edit": f"{cut}?panel=edit",
+        "revoke": f"{later}?panel=revoke",
+    }
+    return found | panels | {"queue": queue, "worker": worker}
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds, one line for each rule and element."""
+    found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{each['id']}: {node['html'][:160]} ({node['failureSummary'][:240]})"
+        for each in found["violations"]
+        for node in each["nodes"]
+    ]
+
+
+def needs_axe() -> str:
+    if AXE.exists():
+        return AXE.read_text(encoding="utf-8")
+    reason = "there is no node_modules/axe-core: npm ci --ignore-scripts"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def test_axe_finds_nothing_and_no_page_is_wider_than_a_phone(
+    product: Product, worker: Worker, chromium: Browser, faults: Faults
+) -> None:
+    faults.expect("the server responded with a status of 404")
+    axe = needs_axe()
+    context = chromium.new_context(bypass_csp=True, reduced_motion="reduce", viewport=WIDE)
+    context.on("page", faults.watch)
+    context.add_init_script(axe)
+    page = context.new_page()
+    found: dict[str, list[str]] = {}
+    themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for name, address in pages(product, page).items():
+        page.set_viewport_size(WIDE)
+        page.goto(address)
+        expect(page.locator("#live")).not_to_have_text("not live")
+        for theme in themes:
+            page.emulate_media(color_scheme=theme)
+            if wrong := violations(page):
+                found[f"{name} {theme}"] = wrong
+        page.set_viewport_size(PHONE)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > PHONE["width"]:
+            found[f"{name} on a phone"] = [f"{wide} px wide"]
+    context.close()
+    assert found == {}, json.dumps(found, indent=1)
+
+
+def test_main_flow_by_keyboard_alone(product: Product, worker: Worker, page: Page) -> None:
+    page.goto(product.address)
+    expect(page.locator("#live")).to_have_text("live")
+    keys = page.keyboard
+    keys.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    keys.press("Escape")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_hidden()
+
+    keys.press("/")
+    expect(page.get_by_role("searchbox", name="Search tasks")).to_be_focused()
+    keys.type("state:failed name:basic.charge")
+    keys.press("Enter")
+    expect(page.get_by_text("4 tasks")).to_be_visible()
+    for key, row in (("j", 0), ("j", 1), ("j", 2), ("k", 1)):
+        keys.press(key)
+        expect(page.locator("#region-tasks tr").nth(row)).to_have_attribute("aria-selected", "true")
+    keys.press("x")
+    keys.press("j")
+    keys.press("x")
+    expect(page.get_by_text("2 selected")).to_be_visible()
+    keys.press("r")
+    asked = page.get_by_role("region", name=re.compile("^Retry [12] of 2 selected tasks"))
+    expect(asked.get_by_role("button", name=re.compile("^Retry"))).to_be_focused()
+    keys.press("Enter")
+    expect(page.get_by_role("link", name="Watch the new tasks")).to_be_visible()
+
+    page.goto(f"{product.address}tasks?q=state:failed+name:basic.charge+args:order-0")
+    keys.press("j")
+    keys.press("Enter")
+    expect(page.get_by_role("heading", name="basic.charge")).to_be_visible()
+    keys.press("r")
+    expect(page.get_by_role("button", name="Send again")).to_be_focused()
+    keys.press("Enter")
+    again = page.get_by_role("region", name="Sent again as")
+    expect(again.get_by_text("succeeded").first).to_be_visible()
+
+
+def test_every_control_shows_that_it_has_the_focus(product: Product, worker: Worker, page: Page) -> None:
+    page.goto(f"{product.address}tasks")
+    expect(page.locator("#live")).to_have_text("live")
+    seen: set[str] = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        about = page.evaluate(
+            "() => { const e = document.activeElement, s = getComputedStyle(e);"
+            " return [e.tagName + ' ' + (e.ariaLabel || e.innerText || e.name || ''),"
+            " s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0] }"
+        )
+        assert about[1], f"no focus can be seen on {about[0]}"
+        seen.add(about[0])
+    assert len(seen) > 20

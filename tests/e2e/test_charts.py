@@ -1,0 +1,131 @@
+"""Charts and the pages around them in a real browser, under our own content security policy."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import BrowserContext
+from playwright.sync_api import Locator
+from playwright.sync_api import Page
+from playwright.sync_api import expect
+
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import Queue
+from monitor.records import ReceiverHealth
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store import journal
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from monitor.web.app import create_app
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web.pages.house import HOSTILE
+
+CANVAS = "document.querySelector('#chart-throughput time-chart').shadowRoot.querySelector('canvas')"
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[str]:
+    """The application on a port of its own."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="error", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(broker=(Broker("shop", "redis://127.0.0.1:1/0"),), database=f"sqlite:///{tmp_path}/record.db")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    opened = open_store(settings.database)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(settings: Settings, store: Store, context: BrowserContext) -> Iterator[Page]:
+    """A page of this application; its paths need no address."""
+    with served(settings) as address:
+        opened = context.new_page()
+        visit = opened.goto
+        opened.goto = lambda path, **options: visit(f"{address}{path}", **options)  # type: ignore[method-assign]
+        yield opened
+        visit("about:blank")
+
+
+def legend(page: Page) -> Locator:
+    return page.locator("#chart-throughput .legend")
+
+
+def succeed(store: Store, first: int, many: int, name: str = "shop.mail") -> None:
+    now = time.time()
+    events: list[Event] = [make_event("worker-heartbeat", hostname=HOSTILE, timestamp=now, freq=2.0, active=1)]
+    for number in range(first, first + many):
+        known = {"uuid": make_id(number), "hostname": HOSTILE}
+        events.append(make_event("task-received", timestamp=now - 1, name=name, **known))
+        events.append(make_event("task-succeeded", timestamp=now, runtime=0.7, **known))
+    health = ReceiverHealth(cluster="shop", connected=True, updated_at=now, last_event_at=now)
+    Writer(store, "shop", Settings()).write([Delivery(events=events, arrived=now)], health)
+
+
+def test_chart_follows_the_record_without_being_rebuilt(page: Page, store: Store) -> None:
+    succeed(store, 0, 11)
+    page.goto("/?range=15m")
+    expect(legend(page)).to_contain_text("succeeded11")
+    page.evaluate(f"window.before = {CANVAS}")
+    succeed(store, 100, 23)
+    expect(legend(page)).to_contain_text("succeeded34")
+    assert page.evaluate(f"window.before === {CANVAS}")
+
+
+def test_charts_share_one_cursor(page: Page, store: Store) -> None:
+    succeed(store, 0, 5)
+    page.goto("/?range=15m")
+    expect(legend(page)).to_contain_text("succeeded5")
+    page.locator("#chart-run time-chart").hover()
+    for name in ("throughput", "wait", "run"):
+        expect(page.locator(f"#chart-{name} .when")).to_have_text(re.compile(r"\d\d:\d\d$"))
+
+
+def test_dragging_over_a_chart_sets_the_range_of_the_page(page: Page, store: Store) -> None:
+    succeed(store, 0, 5)
+    page.goto("/?range=1h")
+    expect(legend(page)).to_contain_text("succeeded5")
+    box = page.locator("#chart-throughput time-chart").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 120, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 260, box["y"] + 80, steps=4)
+    page.mouse.up()
+    page.wait_for_url("**/?since=*&until=*")
+    assert page.locator(".range-given").is_visible()
+
+
+def test_hostile_names_run_nothing_and_no_page_is_wider_than_a_phone(page: Page, store: Store) -> None:
+    succeed(store, 0, 3, name=HOSTILE)
+    journal.save_queues(store, "shop", [Queue(cluster="shop", name=HOSTILE, ready=9, consumers=0)], time.time())
+    page.set_viewport_size({"width": 360, "height": 740})
+    for path in ("/", "/queues", "/workers", "/failures", "/actions"):
+        page.goto(path)
+        page.locator("main").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    page.goto("/workers")
+    page.locator(".workers-list a").first.click()
+    page.locator("h1.name").wait_for()
+    assert "alert(1)" in page.locator("h1.name").inner_text()

@@ -1,0 +1,80 @@
+"""What is under the pointer stays there, whatever arrives; in a real browser."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+from playwright.sync_api import expect
+from playwright.sync_api import sync_playwright
+
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web import shop
+from tests.web.test_live import Site
+from tests.web.test_live import received
+from tests.web.test_live import run_site
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+        yield running
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        path = CHROMIUM if CHROMIUM.exists() else None  # else the one that playwright installed
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(f"{site.base}/tasks")
+        expect(page.locator("#live")).to_have_text("live")
+        yield page
+        browser.close()
+
+
+def test_hovered_row_stays_while_hundreds_of_tasks_arrive(site: Site, page: Page) -> None:
+    row = page.locator("tr[data-key]").nth(2)
+    key, box = row.get_attribute("data-key"), row.bounding_box()
+    row.hover()
+    for batch in range(4):
+        site.write(*(received(make_id(1000 + batch * 100 + number)) for number in range(100)))
+        page.wait_for_timeout(300)
+    expect(page.get_by_text("+50 or more new")).to_be_visible()
+    assert page.locator("tr[data-key]").nth(2).get_attribute("data-key") == key
+    assert row.bounding_box() == box
+
+
+def test_new_rows_come_when_asked_for(site: Site, page: Page) -> None:
+    site.write(*(received(make_id(2000 + number), "shop.refund") for number in range(12)))
+    page.get_by_text("+12 new").click()
+    expect(page.locator("tr a.open", has_text="shop.refund")).to_have_count(12)
+    expect(page.locator("#show-new")).to_be_hidden()
+
+
+def test_row_changes_in_place_and_what_is_ticked_stays_ticked(site: Site, page: Page) -> None:
+    row = page.locator(f'tr[data-key="shop {shop.RUNNING}"]')
+    row.get_by_role("checkbox").check()
+    site.write(make_event("task-succeeded", timestamp=time.time(), uuid=shop.RUNNING, result="7", runtime=3.5))
+    expect(row).to_contain_text("succeeded")
+    expect(row).to_contain_text("3.5 s")
+    expect(row.get_by_role("checkbox")).to_be_checked()
+    expect(page.get_by_role("button", name="Retry 1 task")).to_be_visible()
+
+
+def test_list_is_used_by_keyboard_alone(page: Page) -> None:
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox", name="Search tasks")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    expect(page.get_by_text("1 selected")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("shop.pay.charge")
+    assert page.url.endswith(shop.RUNNING)

@@ -1,0 +1,81 @@
+"""Records for tests. Values differ from defaults, so that a test which reads a default fails."""
+
+import json
+from itertools import count
+from uuid import UUID
+
+from monitor.records import Event
+from monitor.records import Message
+from monitor.records import Run
+from monitor.records import Task
+from monitor.records import TaskState
+
+NOW = 1_780_000_000.0
+_numbers = count(1)
+
+
+def make_id(number: int | None = None) -> str:
+    """A UUID that is the same in each run of the tests."""
+    return str(UUID(int=(number if number is not None else next(_numbers)) + (7 << 96)))
+
+
+def make_event(type: str, **fields: object) -> Event:  # noqa: A002
+    """An event of worker1@shop (pid 4711), a task's own unless the type says worker."""
+    given: dict[str, object] = {"timestamp": NOW, "hostname": "worker1@shop", "pid": 4711, "clock": 9, **fields}
+    if type.startswith("task-"):
+        given.setdefault("uuid", make_id(0))
+    return Event(type=type, **given)  # type: ignore[arg-type]
+
+
+def make_run(**fields: object) -> Run:
+    given: dict[str, object] = {
+        "worker": "worker1@shop",
+        "pid": 4711,
+        "retries": 2,
+        "received": NOW,
+        "started": NOW + 0.25,
+        **fields,
+    }
+    return Run(**given)  # type: ignore[arg-type]
+
+
+def make_task(**fields: object) -> Task:
+    given: dict[str, object] = {
+        "cluster": "shop",
+        "id": make_id(),
+        "state": TaskState.STARTED,
+        "name": "shop.pay.charge",
+        "queue": "payments",
+        "args": "(31, 'EUR')",
+        "kwargs": "{'card': 'visa'}",
+        "runs": [make_run()],
+        **fields,
+    }
+    return Task(**given)  # type: ignore[arg-type]
+
+
+def make_message(task_id: str, *, body: bytes | None = None, **fields: object) -> Message:
+    """A captured JSON message of the task shop.pay.charge(31, card='visa')."""
+    default = b'[[31], {"card": "visa"}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+    headers = {"id": task_id, "task": "shop.pay.charge", "root_id": task_id, "retries": 0, **_given(fields, "headers")}
+    properties = {"priority": 4, "correlation_id": task_id, "delivery_mode": 1, **_given(fields, "properties")}
+    given: dict[str, object] = {
+        "why": "failed",
+        "body": default if body is None else body,
+        "size": len(default if body is None else body),
+        "headers": json.dumps(headers),
+        "properties": json.dumps(properties),
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "exchange": "",
+        "routing_key": "payments",
+        "queue": "payments",
+        **fields,
+    }
+    return Message(**given)  # type: ignore[arg-type]
+
+
+def _given(fields: dict[str, object], name: str) -> dict[str, object]:
+    value = fields.pop(name, {})
+    assert isinstance(value, dict)
+    return value

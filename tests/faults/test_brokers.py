@@ -1,0 +1,103 @@
+"""Brokers that are not there yet, that go and come back: said everywhere, and work goes on."""
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.faults.dashboard import Dashboard
+from tests.faults.dashboard import serving
+from tests.receiver.sources.test_amqp import port_of
+from tests.receiver.sources.test_amqp import through
+from tests.servers import free_port
+from tests.servers import proxy
+from tests.servers import running_rabbitmq
+from tests.servers import running_redis
+from tests.workers import Worker
+from tests.workers import running_worker
+from tests.workers import wait_for
+
+AWAY = "The broker cannot be reached"
+
+
+def says_that_the_broker_is_away(dashboard: Dashboard, port: int) -> None:
+    dashboard.says(AWAY, f"127.0.0.1:{port}", seconds=15)
+    assert not dashboard.connected()
+    assert f"127.0.0.1:{port}" in dashboard.health()["error"]
+    assert f"127.0.0.1:{port}" in dashboard.log
+
+
+def works(dashboard: Dashboard, worker: Worker) -> None:
+    wait_for(dashboard.connected, 15, "the connection")
+    dashboard.wait_for_state(worker.send("add", 2, 3), "SUCCESS")
+    dashboard.no_longer_says(AWAY)
+    assert dashboard.unexpected() == []
+
+
+def test_a_dashboard_starts_before_redis_and_sees_it_restart(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/4"
+    with serving(url, tmp_path) as dashboard:
+        says_that_the_broker_is_away(dashboard, port)
+        with running_redis(tmp_path, port=port) as first, running_worker(url) as worker:
+            works(dashboard, worker)
+            left = time.time()
+            first.stop()
+            says_that_the_broker_is_away(dashboard, port)
+            dashboard.says("Events are being missed: no connection to the broker")
+            with running_redis(tmp_path, port=port):
+                works(dashboard, worker)
+                dashboard.says("may be missing: no connection to the broker")
+                gap = dashboard.health()["gaps"][-1]
+                assert gap["began"] <= left < gap["ended"] < time.time()
+                assert gap["dropped"] is None
+
+
+def test_a_dashboard_starts_before_rabbitmq_and_loses_nothing_in_a_cut(amqp_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    with running_worker(amqp_url) as worker, serving(through(amqp_url, port), tmp_path) as dashboard:
+        says_that_the_broker_is_away(dashboard, port)
+        with proxy(port_of(amqp_url), port=port):
+            works(dashboard, worker)
+            gaps = dashboard.health()["gaps"]  # before its first connection the receiver had no queue
+        ids = [worker.send("add", number, 3) for number in range(40)]
+        says_that_the_broker_is_away(dashboard, port)
+        ids += [worker.send("fail", f"no order {number}") for number in range(10)]
+        with proxy(port_of(amqp_url), port=port):
+            works(dashboard, worker)
+            for each in ids:
+                dashboard.wait_for_state(each, "FAILURE" if each in ids[40:] else "SUCCESS")
+            assert dashboard.counts("succeeded", "failed", "unfinished") == {
+                "succeeded": 42,
+                "failed": 10,
+                "unfinished": 0,
+            }
+            assert dashboard.health()["gaps"] == gaps
+
+
+def test_rabbitmq_killed_with_events_in_the_queue_keeps_them_and_the_restart_is_a_gap(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        broker = stack.enter_context(running_rabbitmq(tmp_path))
+        url = f"amqp://127.0.0.1:{broker.port}"
+        worker = stack.enter_context(running_worker(url))
+        dashboard = stack.enter_context(serving(url, tmp_path))
+        works(dashboard, worker)
+        receiver = dashboard.pid("receiver")
+        os.kill(receiver, signal.SIGSTOP)
+        ids = [worker.send("add", number, 3) for number in range(100)]
+        wait_for(lambda: worker.log.count("succeeded in") == 101, 20, "the end of all tasks")
+        time.sleep(1)
+        killed = time.time()
+        broker.kill()
+        os.kill(receiver, signal.SIGCONT)
+        says_that_the_broker_is_away(dashboard, broker.port)
+        broker.start()
+        wait_for(dashboard.connected, 30, "the connection")
+        for each in ids:
+            dashboard.wait_for_state(each, "SUCCESS")
+        dashboard.says("may be missing: no connection to the broker")
+        (gap,) = dashboard.health()["gaps"]
+        assert gap["began"] < killed + 1 < gap["ended"]  # what came before it was stopped is read later
+        wait_for(lambda: "Connected to amqp" in worker.log.rpartition("Connection refused")[2], 40, "the worker")
+        works(dashboard, worker)

@@ -1,0 +1,78 @@
+"""A receiver that runs in a thread, as it does in its process."""
+
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from monitor.receiver.ingest import Receiver
+from monitor.receiver.sources.make import make_source
+from monitor.records import ReceiverHealth
+from monitor.records import Task
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from tests.receiver.sources.conftest import delete_queue
+
+RunReceiver = Callable[[str], AbstractContextManager[Receiver]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path}/record.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
+    """``with receiving(url) as receiver``: it receives into ``store``; started again, it is the same receiver."""
+    node_id = f"test-{uuid4().hex[:10]}"
+    urls = set()
+
+    @contextmanager
+    def run(url: str) -> Iterator[Receiver]:
+        urls.add(url)
+        settings = Settings(node_id=node_id, batch_seconds=0.05, spool_dir=f"{tmp_path}/spool")
+        receiver = Receiver(store, make_source(Broker("shop", url), settings), "shop", settings)
+        stop = threading.Event()
+        thread = threading.Thread(target=receiver.run, args=(stop,))
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            stop.set()
+            thread.join(20)
+            assert not thread.is_alive()
+
+    yield run
+    for url in urls:
+        if url.startswith("amqp"):
+            delete_queue(f"celeryev.{node_id}")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def connected(receiver: Receiver) -> Callable[[], bool]:
+    return lambda: receiver.health.connected
+
+
+def health(store: Store) -> ReceiverHealth:
+    return queries.health(store)[0]
+
+
+def task(store: Store, task_id: str) -> Task:
+    return queries.task(store, task_id)

@@ -1,0 +1,235 @@
+"""The fast path for Redis: who is let in, where events are looked for, and what a broken connection does."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from monitor.errors import BrokerUnavailable
+from monitor.errors import Unsupported
+from monitor.receiver.sources.redis import unwrap
+from monitor.receiver.sources.redis_address import parse_redis_address
+from tests.receiver.sources.conftest import MakeSource
+from tests.receiver.traffic import numbered
+from tests.receiver.traffic import publisher
+from tests.receiver.traffic import read_all
+from tests.receiver.traffic import read_for
+from tests.servers import RedisServer
+from tests.servers import free_port
+from tests.servers import make_certificate
+from tests.servers import proxy
+from tests.servers import running_redis
+
+BOTH = pytest.mark.parametrize("source_name", ["redis", "kombu"])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path, "--requirepass", "s3cret/+", "--unixsocket", str(tmp_path / "r.sock")) as started:
+        yield started
+
+
+def arrives(source_of: MakeSource, url: str, name: str, **options: object) -> None:
+    """An event that kombu publishes at ``url`` with these transport options reaches the source."""
+    source = source_of(url, source=name, broker_options=options)
+    with publisher(url, **options) as publish:
+        publish.send("task.received", numbered(21))
+    assert [event.clock for event in read_all(source, 1)] == [21]
+
+
+@BOTH
+def test_password(server: RedisServer, source_of: MakeSource, source_name: str) -> None:
+    arrives(source_of, f"redis://:s3cret%2F%2B@127.0.0.1:{server.port}/3", source_name)
+
+
+@BOTH
+@pytest.mark.parametrize("login", [":wr0ng-one@", ""])
+def test_wrong_or_no_password_is_said_and_not_shown(
+    server: RedisServer, source_of: MakeSource, source_name: str, login: str
+) -> None:
+    with pytest.raises(BrokerUnavailable) as caught:
+        source_of(f"redis://{login}127.0.0.1:{server.port}/3", source=source_name).read(3)
+    assert "Check the user name and password" in caught.value.message
+    assert f"127.0.0.1:{server.port}" in caught.value.message
+    assert "wr0ng" not in caught.value.message
+
+
+def test_acl_user_needs_only_what_events_need(server: RedisServer, source_of: MakeSource) -> None:
+    admin = redis.Redis(port=server.port, password="s3cret/+")
+    admin.acl_setuser(
+        "watcher", enabled=True, passwords=["+w4tch"], commands=["+psubscribe", "+ping"], channels=["/3.celeryev/*"]
+    )
+    admin.close()
+    url = f"redis://watcher:w4tch@127.0.0.1:{server.port}/3"
+    source = source_of(url)
+    with publisher(f"redis://:s3cret%2F%2B@127.0.0.1:{server.port}/3") as publish:
+        publish.send("worker.heartbeat", numbered(5))
+    assert [event.clock for event in read_all(source, 1)] == [5]
+    with pytest.raises(BrokerUnavailable, match="lacks a right"):
+        source_of(f"redis://watcher:w4tch@127.0.0.1:{server.port}/4")
+
+
+def test_unix_socket(server: RedisServer, source_of: MakeSource) -> None:
+    source = source_of(f"redis+socket://:s3cret%2F%2B@{server.directory}/r.sock?virtual_host=6")
+    assert source.name == "redis"
+    with publisher(f"redis://:s3cret%2F%2B@127.0.0.1:{server.port}/6") as publish:
+        publish.send("task.received", numbered(22))
+    assert [event.clock for event in read_all(source, 1)] == [22]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"global_keyprefix": "shop:"},
+        {"fanout_prefix": "/other{db}."},
+        {"fanout_prefix": False},
+        {"fanout_patterns": False},
+        {"global_keyprefix": "shop:", "fanout_prefix": "/p.", "fanout_patterns": False, "visibility_timeout": 77},
+    ],
+    ids=str,
+)
+def test_prefixes_and_patterns(
+    redis_url: str, source_of: MakeSource, source_name: str, options: dict[str, object]
+) -> None:
+    arrives(source_of, redis_url, source_name, **options)
+
+
+def test_another_database_and_another_prefix_stay_apart(tmp_path: Path, source_of: MakeSource) -> None:
+    with running_redis(tmp_path) as server:
+        source = source_of(f"redis://127.0.0.1:{server.port}/5")
+        for number, (db, prefix) in enumerate([(15, ""), (0, ""), (5, "shop:"), (5, "")]):
+            with publisher(f"redis://127.0.0.1:{server.port}/{db}", global_keyprefix=prefix) as publish:
+                publish.send("task.received", numbered(number))
+        assert [event.clock for event in read_all(source, 2, seconds=1)] == [3]
+
+
+@BOTH
+def test_tls(tmp_path: Path, source_of: MakeSource, source_name: str) -> None:
+    made = make_certificate(tmp_path)
+    port = free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(made.certificate), "--tls-key-file", str(made.key)]
+    with running_redis(tmp_path, *tls, "--tls-ca-cert-file", str(made.certificate)):
+        options = f"ssl_cert_reqs=required&ssl_ca_certs={made.certificate}"
+        options += f"&ssl_certfile={made.certificate}&ssl_keyfile={made.key}"
+        arrives(source_of, f"rediss://localhost:{port}/2?{options}", source_name)
+
+
+def test_tls_burst_of_large_messages(tmp_path: Path, source_of: MakeSource) -> None:
+    made = make_certificate(tmp_path)
+    with running_redis(tmp_path) as server, proxy(server.port, made) as front:
+        source = source_of(
+            f"rediss://localhost:{front.port}/2?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={made.certificate}"
+        )
+        with publisher(f"redis://127.0.0.1:{server.port}/2") as publish:
+            for number in range(200):
+                publish.send("task.received", numbered(number).replace("shop.pay", "x" * 20_000))
+        assert [event.clock for event in read_all(source, 200)] == list(range(200))
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path, source_of: MakeSource) -> None:
+    made = make_certificate(tmp_path)
+    with running_redis(tmp_path) as server, proxy(server.port, made) as front:
+        with pytest.raises(BrokerUnavailable, match="ssl_ca_certs"):
+            source_of(f"rediss://localhost:{front.port}/2?ssl_cert_reqs=required")
+        assert source_of(f"rediss://localhost:{front.port}/2?ssl_cert_reqs=none").read(0.1).events == []
+
+
+def test_nobody_there(source_of: MakeSource) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"redis://127.0.0.1:\d+/2: .*refused.*Check that the broker runs"):
+        source_of(f"redis://127.0.0.1:{free_port()}/2")
+
+
+@BOTH
+def test_a_killed_broker_is_noticed_and_a_restarted_one_read_again(
+    tmp_path: Path, source_of: MakeSource, source_name: str
+) -> None:
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/2"
+    with running_redis(tmp_path, port=port) as server:
+        source = source_of(url, source=source_name)
+        with publisher(url) as publish:
+            publish.send("task.received", numbered(1))
+        time.sleep(0.3)
+        server.stop()
+        time.sleep(0.3)
+        # What had arrived is still given out.
+        assert [event.clock for event in source.read(1).events] == [1]
+        with pytest.raises(BrokerUnavailable):
+            source.read(5)
+        with pytest.raises(BrokerUnavailable):
+            source.connect()
+    with running_redis(tmp_path, port=port):
+        source.connect()
+        with publisher(url) as publish:
+            publish.send("task.received", numbered(2))
+        assert [event.clock for event in read_all(source, 1)] == [2]
+
+
+def test_a_peer_that_fell_silent_is_noticed_within_twelve_seconds(tmp_path: Path, source_of: MakeSource) -> None:
+    with running_redis(tmp_path) as server, proxy(server.port) as front:
+        source = source_of(f"redis://127.0.0.1:{front.port}/2")
+        assert source.read(4).events == []  # a ping was answered meanwhile
+        front.fall_silent()
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="no answer"):
+            read_for(source, 20)
+        assert time.monotonic() - began < 12
+
+
+def test_what_the_buffer_cannot_hold_is_dropped_and_counted_exactly(redis_url: str, source_of: MakeSource) -> None:
+    source = source_of(redis_url, buffer_bytes=100_000, batch_events=50, spool_bytes=0)
+    with publisher(redis_url) as publish:
+        for number in range(1000):
+            publish.send("task.multi", f"[{numbered(2 * number)}, {numbered(2 * number + 1)}]")
+    time.sleep(0.5)
+    events, dropped = 0, 0
+    while (delivery := source.read(0.3)).events or delivery.dropped:
+        events += len(delivery.events)
+        dropped += delivery.dropped
+    assert events + dropped == 2000
+    assert 100 < events < 1000
+    with publisher(redis_url) as publish:
+        publish.send("task.received", numbered(7))
+    assert [event.clock for event in read_all(source, 1)] == [7]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"{}",
+        b"[1]",
+        b'{"body": 7, "properties": {}}',
+        b'{"body": "YQ=!", "properties": {"body_encoding": "base64"}}',
+        b'{"body": "YQ==", "content-type": "application/x-python-serialize", "properties": {}}',
+        b'{"body": "YQ==", "headers": {"compression": "application/x-gzip"}, "properties": {}}',
+        b"\xff" * 50,
+    ],
+)
+def test_an_envelope_that_is_none_is_not_opened(message: bytes) -> None:
+    assert unwrap(message) is None
+
+
+def test_a_body_that_is_plain_text_is_taken_as_it_is() -> None:
+    assert (
+        unwrap(json.dumps({"body": '{"é": 1}', "properties": {"body_encoding": None}}).encode()) == '{"é": 1}'.encode()
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://a;redis://b",
+        "redis://localhost/0?credential_provider=shop.Provider",
+        "redis+socket:///run/redis.sock?client_name=x",
+        "redis://localhost/zero",
+        "rediss://localhost/0?ssl_ca_path=/etc/ssl",
+    ],
+)
+def test_unusual_addresses_are_left_to_kombu(url: str) -> None:
+    with pytest.raises(Unsupported):
+        parse_redis_address(url)

@@ -1,0 +1,124 @@
+"""What holds for every source: the fast paths and kombu, on Redis and on RabbitMQ."""
+
+import json
+import time
+from collections import Counter
+
+import pytest
+
+from monitor.receiver.sources.base import Source
+from monitor.records import Event
+from tests.receiver.sources.conftest import MakeSource
+from tests.receiver.traffic import make_traffic
+from tests.receiver.traffic import numbered
+from tests.receiver.traffic import publisher
+from tests.receiver.traffic import read_all
+from tests.receiver.traffic import read_until_quiet
+from tests.receiver.traffic import recorded
+from tests.workers import running_worker
+from tests.workers import wait_for
+
+
+@pytest.fixture(params=["auto", "kombu"])
+def source(request: pytest.FixtureRequest, broker_url: str, source_of: MakeSource) -> Source:
+    return source_of(broker_url, source=request.param)
+
+
+def expected_events(name: str) -> list[Event]:
+    """The recording as plain JSON says it, beside our decoder."""
+    events: list[Event] = []
+    for _, body in recorded(name):
+        items = json.loads(body)
+        for item in items if isinstance(items, list) else [items]:
+            known = {key: value for key, value in item.items() if key in Event.__struct_fields__}
+            if isinstance(known.get("loadavg"), list):
+                known["loadavg"] = tuple(known["loadavg"])
+            events.append(Event(**known))
+    return events
+
+
+@pytest.mark.parametrize("recording", ["redis", "amqp"])
+def test_recorded_traffic_arrives_whole_and_in_order(source: Source, broker_url: str, recording: str) -> None:
+    with publisher(broker_url) as publish:
+        for routing_key, body in recorded(recording):
+            publish.send(routing_key, body)
+    expected = expected_events(recording)
+    assert len(expected) > 40
+    assert read_all(source, len(expected)) == expected
+
+
+def test_a_real_workers_events_are_equal_through_both_paths(broker_url: str, source_of: MakeSource) -> None:
+    fast = source_of(broker_url)
+    slow = source_of(broker_url, source="kombu")
+    with running_worker(broker_url) as worker:
+        make_traffic(worker)
+        # The last things to happen: a crash, a time limit, the second retry, a countdown of 1 s.
+        last = ("Hard time limit", "signal 9", "in 0.1s", "succeeded in")
+        wait_for(lambda: all(words in worker.log for words in last), what="the end of each task")
+        wait_for(lambda: worker.log.count(" succeeded in ") == 7, what="seven successes")
+    events = read_until_quiet(fast)
+    assert read_until_quiet(slow) == events
+    kinds = Counter(event.type for event in events)
+    assert kinds["task-sent"] >= 14  # and the worker's own for each retry
+    assert kinds["task-received"] >= 14
+    assert kinds["task-retried"] == 2
+    assert {"task-succeeded", "task-failed", "task-rejected", "worker-online"} <= set(kinds)
+    # RabbitMQ itself throws an expired message away.
+    assert ("task-revoked" in kinds) is broker_url.startswith("redis")
+    assert fast.name != slow.name
+
+
+def test_the_senders_own_clock_is_kept(source: Source, broker_url: str) -> None:
+    with publisher(broker_url) as publish:
+        publish.send("task.received", numbered(3))
+    (event,) = read_all(source, 1)
+    assert event.timestamp == 1_780_000_003.5
+
+
+def test_bodies_that_are_no_events_are_counted_and_the_rest_arrives(source: Source, broker_url: str) -> None:
+    big = numbered(2).replace("shop.pay", "é" * 2_500_000)
+    with publisher(broker_url) as publish:
+        publish.send("task.received", numbered(1))
+        publish.send("task.received", b"\x80\x04pickled", content_type="application/x-python-serialize")
+        publish.send("task.received", b"\xff{not json")
+        publish.send("task.multi", f'[17, {numbered(4)}, {{"type": "task-started"}}]')
+        publish.send("task.received", b"")
+        publish.send("task.received", big)
+        publish.send("task.received", numbered(5), compression="zlib")
+    events: list[Event] = []
+    malformed = 0
+    deadline = time.monotonic() + 20
+    while len(events) < 4 and time.monotonic() < deadline:
+        delivery = source.read(0.2)
+        events += delivery.events
+        malformed += delivery.malformed
+    assert [event.clock for event in events] == [1, 4, 2, 5]
+    assert len(events[2].name or "") == 2_500_000
+    assert malformed == 5
+
+
+def test_read_comes_back_at_once_when_something_is_there_and_on_time_when_not(source: Source, broker_url: str) -> None:
+    began = time.monotonic()
+    assert source.read(0.3).events == []
+    assert 0.25 < time.monotonic() - began < 2
+    with publisher(broker_url) as publish:
+        publish.send("task.received", numbered(6))
+        before = time.time()
+        delivery = source.read(20)
+    assert [event.clock for event in delivery.events] == [6]
+    assert before - 1 < delivery.arrived <= time.time()
+
+
+def test_a_burst_arrives_whole_in_batches(source: Source, broker_url: str) -> None:
+    with publisher(broker_url) as publish:
+        publish.send_numbered(1, 3000)
+    assert [event.clock for event in read_all(source, 3000)] == list(range(1, 3001))
+
+
+def test_close_may_be_called_twice_and_connect_again(source: Source, broker_url: str) -> None:
+    source.close()
+    source.close()
+    source.connect()
+    with publisher(broker_url) as publish:
+        publish.send("task.received", numbered(8))
+    assert [event.clock for event in read_all(source, 1)] == [8]

@@ -1,0 +1,165 @@
+"""Bodies of every kind: what Celery sends, and what nobody should."""
+
+import json
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor.receiver.decode import READERS
+from monitor.receiver.decode import count
+from monitor.receiver.decode import decode
+from monitor.records import Event
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+
+TEXTS = st.none() | st.text(max_size=20)
+INTEGERS = st.none() | st.integers(-(2**63), 2**63 - 1)
+NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+FLAGS = st.none() | st.booleans()
+EVENTS = st.builds(
+    Event,
+    type=st.sampled_from(["task-received", "task-failed", "worker-heartbeat", "shop-opened"]),
+    timestamp=st.floats(0, 4e9),
+    hostname=st.text(max_size=20),
+    uuid=st.text(max_size=20),
+    args=TEXTS,
+    exception=TEXTS,
+    pid=INTEGERS,
+    clock=INTEGERS,
+    retries=INTEGERS,
+    runtime=NUMBERS,
+    terminated=FLAGS,
+    signum=INTEGERS | st.text(max_size=10),
+    loadavg=st.none() | st.tuples(*[st.floats(0, 1e9)] * 3),
+)
+
+
+def plain(**changes: object) -> dict[str, Any]:
+    """A task-succeeded event as a worker sends it."""
+    fields = {"type": "task-succeeded", "uuid": make_id(5), "timestamp": NOW, "hostname": "worker7@shop", "pid": 812}
+    return {**fields, "clock": 77, "utcoffset": -2, "result": "'paid'", "runtime": 0.75, **changes}
+
+
+def body(document: object) -> bytes:
+    return json.dumps(document).encode()
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_valid_events_come_back_equal(events: list[Event]) -> None:
+    assert decode(msgspec.json.encode(events)) == (events, 0)
+
+
+@given(EVENTS)
+def test_a_single_event_needs_no_list(event: Event) -> None:
+    assert decode(msgspec.json.encode(event)) == ([event], 0)
+
+
+@given(st.binary(max_size=200) | st.from_regex(rb'\[?\{"type": ?"task-[a-z]*", ?"timestamp": .*\}\]?', fullmatch=True))
+def test_no_bytes_raise(noise: bytes) -> None:
+    events, malformed = decode(noise)
+    assert len(events) + malformed == count(noise) or malformed >= 1
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(READERS)) | st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        ),
+    )
+)
+def test_wrong_types_never_raise_and_what_comes_out_can_be_stored(fields: dict[str, Any]) -> None:
+    events, malformed = decode(body({**plain(), **fields}))
+    assert len(events) + malformed == 1
+    for event in events:
+        assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
+
+
+def test_every_field_of_an_event_has_a_lenient_reader() -> None:
+    assert set(READERS) == set(Event.__struct_fields__)
+
+
+def test_the_lenient_path_reads_a_good_event_as_the_fast_path_does() -> None:
+    good = plain(loadavg=[1, 2.5, 3], signum=15, terminated=True, retries=3)
+    (fast,), _ = decode(body(good))
+    (fast_again, broken), malformed = decode(body([good, plain(runtime=math.nan)]))
+    assert fast == fast_again
+    assert (broken.runtime, broken.result, malformed) == (None, "'paid'", 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("result", "a\ud800b", "a\ufffdb"),
+        ("result", ["not", "text"], None),
+        ("runtime", math.inf, None),
+        ("runtime", "fast", None),
+        ("runtime", 10**400, None),
+        ("clock", 2**63, None),
+        ("clock", 2**63 - 1, 2**63 - 1),
+        ("clock", True, None),
+        ("pid", 812.0, 812),
+        ("pid", 812.5, None),
+        ("signum", "SIGTERM", "SIGTERM"),
+        ("signum", {}, None),
+        ("terminated", 1, None),
+        ("loadavg", [1.5, "high"], None),
+        ("loadavg", "high", None),
+    ],
+)
+def test_a_field_of_a_wrong_kind_is_unknown_and_the_event_stays(field: str, value: object, expected: object) -> None:
+    (event,), malformed = decode(body(plain(**{field: value})))
+    assert (getattr(event, field), event.uuid, malformed) == (expected, make_id(5), 0)
+
+
+@pytest.mark.parametrize("field", ["type", "timestamp", "hostname", "uuid"])
+def test_an_event_that_cannot_be_placed_is_malformed(field: str) -> None:
+    for damaged in ({k: v for k, v in plain().items() if k != field}, plain(**{field: None}), plain(**{field: [4]})):
+        assert decode(body(damaged)) == ([], 1)
+
+
+@pytest.mark.parametrize("timestamp", [-1, 10**12, math.nan, "now"])
+def test_a_time_outside_the_calendar_is_malformed(timestamp: object) -> None:
+    assert decode(body(plain(timestamp=timestamp))) == ([], 1)
+
+
+def test_an_event_of_somebody_else_needs_no_uuid() -> None:
+    (event,), malformed = decode(body({"type": "task-audited", "timestamp": NOW, "hostname": "worker7@shop"}))
+    assert (event.type, event.uuid, malformed) == ("task-audited", None, 0)
+
+
+def test_good_events_beside_bad_ones_are_kept() -> None:
+    events, malformed = decode(body([plain(), 17, None, plain(hostname=None), "x", plain(result="'two'")]))
+    assert [event.result for event in events] == ["'paid'", "'two'"]
+    assert malformed == 4
+
+
+@pytest.mark.parametrize(
+    "noise", [b"", b"pickle\x80\x04", b"{", b"[", b"null", b"17", b"[" * 200_000, b"\xff\xfe", b"9" * 6000]
+)
+def test_what_is_no_event_counts_once(noise: bytes) -> None:
+    assert decode(noise) == ([], 1)
+
+
+def test_bytes_that_are_no_utf8_are_replaced() -> None:
+    (event,), malformed = decode(body(plain()).replace(b"'paid'", b"'p\xffd'"))
+    assert (event.result, malformed) == ("'p\ufffdd'", 0)
+
+
+def test_five_megabytes_pass() -> None:
+    text = "é\n" * 2_500_000
+    (event,), malformed = decode(body(plain(type="task-failed", traceback=text)))
+    assert (event.traceback, malformed) == (text, 0)
+
+
+def test_count_agrees_with_decode() -> None:
+    events = [make_event("task-received", name="shop.pay"), make_event("task-started"), make_event("worker-online")]
+    assert count(msgspec.json.encode(events)) == 3
+    assert count(msgspec.json.encode(events[0])) == 1
+    assert count(b"[]") == 0

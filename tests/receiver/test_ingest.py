@@ -1,0 +1,183 @@
+"""The receiver as a whole: real workers, brokers that go away, databases that refuse."""
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+
+from monitor.errors import NotFound
+from monitor.records import TaskState
+from monitor.store import queries
+from monitor.store.engine import Store
+from tests.receiver.conftest import RunReceiver
+from tests.receiver.conftest import connected
+from tests.receiver.conftest import health
+from tests.receiver.conftest import task
+from tests.receiver.conftest import wait_until
+from tests.workers import running_worker
+
+
+def ended(store: Store, task_id: str) -> bool:
+    try:
+        return task(store, task_id).state.finished
+    except NotFound:
+        return False
+
+
+def test_what_real_workers_do_is_stored(broker_url: str, receiving: RunReceiver, store: Store) -> None:
+    with receiving(broker_url) as receiver, running_worker(broker_url) as worker:
+        wait_until(connected(receiver))
+        sent = {"add": (2, 3), "fail": (), "retry_then_succeed": ()}
+        ids = {name: worker.send(name, *args) for name, args in sent.items()}
+        wait_until(lambda: all(ended(store, each) for each in ids.values()))
+    added, failed, retried = (task(store, ids[name]) for name in ("add", "fail", "retry_then_succeed"))
+    assert (added.state, added.result, added.args, added.queue) == (TaskState.SUCCESS, "5", "(2, 3)", worker.queue)
+    assert failed.state is TaskState.FAILURE
+    assert failed.traceback is not None
+    assert "Traceback" in failed.traceback
+    assert retried.state is TaskState.SUCCESS
+    assert [run.retries for run in retried.runs] == list(range(len(retried.runs)))
+    assert len(retried.runs) > 1
+    assert [each.hostname for each in queries.workers(store)] == [worker.hostname]
+    assert health(store).events_total >= 9
+
+
+def test_events_sent_while_away_are_kept_by_rabbitmq(amqp_url: str, receiving: RunReceiver, store: Store) -> None:
+    with running_worker(amqp_url) as worker:
+        with receiving(amqp_url) as receiver:
+            wait_until(connected(receiver))
+        task_id = worker.send("add", 2, 3)
+        time.sleep(2)
+        assert not ended(store, task_id)
+        with receiving(amqp_url):
+            wait_until(lambda: ended(store, task_id))
+    assert queries.gaps(store, since=0.0) == []
+
+
+def test_being_away_from_redis_is_a_gap(redis_url: str, receiving: RunReceiver, store: Store) -> None:
+    with receiving(redis_url) as receiver:
+        wait_until(connected(receiver))
+        time.sleep(1.1)
+    assert queries.gaps(store, since=0.0) == []
+    assert not health(store).connected
+    stopped = time.time()
+    time.sleep(0.3)
+    with receiving(redis_url):
+        wait_until(lambda: queries.gaps(store, since=0.0))
+    (gap,) = queries.gaps(store, since=0.0)
+    assert gap.ended is not None
+    assert gap.began <= stopped < gap.ended <= time.time()
+    assert "not running" in gap.cause
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A Redis server of the test's own, that it may stop."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with start_redis(port, tmp_path) as process:
+        yield f"redis://127.0.0.1:{port}/3", process
+        process.send_signal(signal.SIGKILL)
+
+
+def start_redis(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_until(lambda: _answers(port))
+    return process
+
+
+def _answers(port: int) -> bool:
+    try:
+        return bool(redis.Redis(port=port).ping())
+    except redis.ConnectionError:
+        return False
+
+
+def test_a_broker_that_restarts_is_waited_for(
+    own_redis: tuple[str, subprocess.Popen[bytes]], receiving: RunReceiver, store: Store, tmp_path: Path
+) -> None:
+    url, process = own_redis
+    port = int(url.split(":")[2].split("/")[0])
+    with receiving(url) as receiver:
+        wait_until(connected(receiver))
+        wait_until(lambda: queries.health(store) and health(store).connected)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not health(store).connected)
+        assert "refused" in (health(store).error or "")
+        wait_until(lambda: queries.gaps(store, since=0.0))
+        assert queries.gaps(store, since=0.0)[0].ended is None
+        again = start_redis(port, tmp_path)
+        try:
+            wait_until(lambda: health(store).connected)
+            wait_until(lambda: queries.gaps(store, since=0.0)[0].ended is not None)
+            send_event(url, "77")
+            wait_until(lambda: ended(store, "77"))
+        finally:
+            again.kill()
+            again.wait()
+
+
+def send_event(url: str, task_id: str) -> None:
+    with Celery(broker=url) as app, app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
+        dispatcher.send("task-succeeded", uuid=task_id, result="1", runtime=0.5)
+
+
+def test_a_receiver_that_starts_before_its_broker_waits(receiving: RunReceiver, store: Store, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with receiving(f"redis://127.0.0.1:{port}/0") as receiver:
+        wait_until(lambda: queries.health(store))
+        assert not health(store).connected
+        process = start_redis(port, tmp_path)
+        try:
+            wait_until(connected(receiver))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_database_that_refuses_for_a_while_loses_nothing(
+    redis_url: str, receiving: RunReceiver, store: Store
+) -> None:
+    with receiving(redis_url) as receiver:
+        wait_until(connected(receiver))
+        with store.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE task RENAME TO hidden")
+            connection.exec_driver_sql("ALTER TABLE receiver RENAME TO hidden_too")
+        for number in range(20):
+            send_event(redis_url, f"order-{number}")
+        time.sleep(1)
+        with store.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE hidden RENAME TO task")
+            connection.exec_driver_sql("ALTER TABLE hidden_too RENAME TO receiver")
+        wait_until(lambda: all(ended(store, f"order-{number}") for number in range(20)))
+    assert health(store).dropped_total == 0
+
+
+def test_one_event_that_cannot_be_stored_does_not_hold_up_the_rest(
+    redis_url: str, receiving: RunReceiver, store: Store
+) -> None:
+    with store.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON task WHEN NEW.result = '13' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with receiving(redis_url) as receiver:
+        wait_until(connected(receiver))
+        with Celery(broker=redis_url) as app, app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
+            for number in range(30):
+                dispatcher.send("task-succeeded", uuid=f"order-{number}", result=str(number), runtime=0.5)
+        wait_until(lambda: ended(store, "order-29"))
+        wait_until(lambda: health(store).dropped_total == 1)
+        wait_until(lambda: queries.gaps(store, since=0.0))
+    assert [ended(store, f"order-{number}") for number in (12, 13, 14)] == [True, False, True]
+    assert queries.gaps(store, since=0.0)[0].dropped == 1

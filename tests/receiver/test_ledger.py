@@ -1,0 +1,66 @@
+"""Many tasks by real workers: what is stored equals a ledger that the tasks keep themselves."""
+
+import os
+import time
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import func
+from sqlalchemy import select
+
+from monitor.records import TaskState
+from monitor.store import queries
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.keys import to_key
+from monitor.store.schema import STATE_CODES
+from tests.apps.ledger import LEDGER_VARIABLE
+from tests.receiver.conftest import RunReceiver
+from tests.receiver.conftest import connected
+from tests.receiver.conftest import health
+from tests.receiver.conftest import wait_until
+from tests.workers import running_worker
+
+TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "4000"))
+FAILING_EACH = 20  # one in so many
+
+
+@pytest.mark.timeout(600)
+def test_the_record_equals_the_ledger(
+    broker_url: str, redis_url: str, receiving: RunReceiver, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LEDGER_VARIABLE, redis_url)
+    book: Any = redis.Redis.from_url(redis_url)
+    with receiving(broker_url) as receiver:
+        wait_until(connected(receiver))
+        with running_worker(broker_url, app="tests.apps.ledger", concurrency=8) as worker:
+            sent = [worker.send("entry", number % FAILING_EACH == 0) for number in range(TASKS)]
+            wait_until(lambda: book.hlen("ledger:failed") + book.hlen("ledger:succeeded") == TASKS, 60 + TASKS / 50)
+            wait_until(lambda: not any(queries.state_counts(store).get(s, 0) for s in _UNFINISHED), 60)
+            time.sleep(0.5)
+    entered = {outcome: _entered(book, outcome) for outcome in ("failed", "succeeded")}
+    book.close()
+    assert set(entered["failed"]) | set(entered["succeeded"]) == set(sent)
+    stored = queries.state_counts(store)
+    assert stored[TaskState.FAILURE] == len(entered["failed"]) == TASKS // FAILING_EACH
+    assert stored[TaskState.SUCCESS] == len(entered["succeeded"])
+    assert sum(stored.values()) == TASKS
+    assert health(store).dropped_total == health(store).malformed_total == 0
+    with store.read() as connection:
+        table = schema.task
+        rows = connection.execute(select(table.c.state, func.count()).group_by(table.c.state)).all()
+        failures = select(table.c.key).where(table.c.state == STATE_CODES[TaskState.FAILURE])
+        failed = set(connection.execute(failures).scalars())
+        runs = connection.execute(select(func.count()).select_from(schema.run)).scalar_one()
+    assert {row[0]: row[1] for row in rows} == {STATE_CODES[state]: n for state, n in stored.items() if n}
+    assert failed == {to_key(each) for each in entered["failed"]}
+    ran = sum(sum(each.values()) for each in entered.values())
+    assert TASKS + runs == ran  # each run of the ledger is a run of the record
+
+
+def _entered(book: Any, outcome: str) -> dict[str, int]:
+    return {key.decode(): int(runs) for key, runs in book.hgetall(f"ledger:{outcome}").items()}
+
+
+_UNFINISHED = tuple(state for state in TaskState if not state.finished)

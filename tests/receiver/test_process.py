@@ -1,0 +1,31 @@
+"""What runs beside the receiver goes on after an error that nobody foresaw."""
+
+import logging
+import threading
+
+import pytest
+
+from monitor.receiver import process
+from tests.workers import wait_for
+
+
+def test_what_runs_beside_the_receiver_starts_again_after_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "OPEN_AGAIN_SECONDS", 0.01)
+    began: list[int] = []
+
+    def stumble(stop: threading.Event) -> None:
+        began.append(len(began))
+        if len(began) < 3:
+            raise ValueError("a name of 300 bytes")
+        stop.wait()
+
+    stop = threading.Event()
+    with caplog.at_level(logging.ERROR):
+        thread = process.start_beside(stumble, stop)
+        wait_for(lambda: len(began) == 3, seconds=5)
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert "a name of 300 bytes" in caplog.text

@@ -1,0 +1,235 @@
+"""Workers that die, and what becomes of their tasks: on real brokers with real workers."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from monitor.brokers.remote import Remote
+from monitor.receiver.reconcile import Reconciler
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import Outcome
+from monitor.records import ReceiverHealth
+from monitor.records import TaskState
+from monitor.records import WorkerStatus
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.receiver.watching import watching
+from tests.workers import running_worker
+from tests.workers import wait_for
+
+pytestmark = pytest.mark.timeout(180)
+LATE = {"task_acks_late": True, "worker_prefetch_multiplier": 1}
+HOSTNAME = "worker7@shop"
+
+
+class Judged:
+    """A reconciler that is stepped by hand, on a broker where no worker answers."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        settings = Settings()
+        self.store = open_store(f"sqlite:///{directory}/judged.db")
+        self.writer = Writer(self.store, "shop", settings)
+        self.health = ReceiverHealth(cluster="shop", connected=True, lag_seconds=0.1)
+        self.concluded: list[Event] = []
+        remote = Remote(Broker("shop", url), settings)
+        self.reconciler = Reconciler(self.store, "shop", remote, lambda: self.health, self._conclude)
+
+    def _conclude(self, delivery: Delivery) -> None:
+        self.concluded += delivery.events
+        self.writer.write([delivery])
+
+    def receive(self, type: str, at: float, pid: int = 31, **fields: object) -> None:  # noqa: A002
+        event = make_event(type, timestamp=at, hostname=HOSTNAME, pid=pid, **fields)
+        self.writer.write([Delivery(events=[event], arrived=at)])
+
+    def step(self, now: float, **health: object) -> None:
+        self.health = msgspec.structs.replace(self.health, updated_at=now, **health)
+        self.reconciler.step(now)
+
+    def status(self) -> WorkerStatus:
+        return queries.worker(self.store, HOSTNAME, "shop").status
+
+    def state(self, task_id: str) -> TaskState:
+        return queries.task(self.store, task_id, "shop").state
+
+
+@pytest.fixture
+def judged(redis_url: str, tmp_path: Path) -> Iterator[Judged]:
+    judged = Judged(redis_url, tmp_path)
+    yield judged
+    judged.store.close()
+
+
+def begin(judged: Judged) -> str:
+    """A worker that beats every 3 s, and a task that it runs."""
+    task_id = make_id()
+    judged.receive("worker-heartbeat", NOW, freq=3.0)
+    judged.receive("task-received", NOW, uuid=task_id, name="shop.pay.charge")
+    judged.receive("task-started", NOW + 1, uuid=task_id)
+    return task_id
+
+
+def test_silence_counts_only_while_the_receiver_listened(judged: Judged) -> None:
+    task_id = begin(judged)
+    judged.step(NOW + 900)  # it has just begun
+    judged.step(NOW + 904)
+    assert judged.status() is WorkerStatus.ONLINE
+    judged.step(NOW + 908)
+    assert judged.status() is WorkerStatus.SILENT
+    assert judged.state(task_id) is TaskState.STARTED
+    judged.step(NOW + 909)
+    judged.step(NOW + 910)
+    assert judged.status() is WorkerStatus.OFFLINE
+    assert judged.state(task_id) is TaskState.LOST
+    [event] = judged.concluded
+    assert event.exception is not None
+    assert "its last heartbeat came 909 s ago (one is due every 3 s)" in event.exception
+
+
+@pytest.mark.parametrize("health", [{"lag_seconds": 9.0}, {"lag_seconds": None}, {"connected": False}])
+def test_receiver_that_is_behind_or_cut_off_accuses_nobody(judged: Judged, health: dict[str, object]) -> None:
+    begin(judged)
+    for second in range(900, 960, 4):
+        judged.step(NOW + second, **health)
+    assert judged.status() is WorkerStatus.ONLINE
+    judged.step(NOW + 960, connected=True, lag_seconds=0.2)
+    judged.step(NOW + 962)
+    assert judged.status() is WorkerStatus.ONLINE
+    assert judged.concluded == []
+
+
+def test_receiver_that_was_suspended_begins_to_listen_anew(judged: Judged) -> None:
+    begin(judged)
+    for second in (1, 2, 3, 300, 302):
+        judged.step(NOW + second)
+    assert judged.status() is WorkerStatus.ONLINE
+
+
+def test_receiver_that_waits_for_its_database_accuses_nobody(judged: Judged) -> None:
+    begin(judged)
+    judged.step(NOW + 1)
+    for second in range(2, 60):
+        judged.reconciler.step(NOW + second)  # it says nothing of itself meanwhile
+    assert judged.status() is WorkerStatus.ONLINE
+
+
+def test_heartbeat_of_another_process_under_the_name_is_believed_only_when_it_stays(judged: Judged) -> None:
+    task_id = begin(judged)
+    for second in range(20):  # two workers by mistake under one name
+        judged.receive("worker-heartbeat", NOW + second, pid=31 + second % 2, freq=3.0)
+        judged.step(NOW + second)
+    assert judged.state(task_id) is TaskState.STARTED
+    for second in range(20, 28):
+        judged.receive("worker-heartbeat", NOW + second, pid=32, freq=3.0)
+        judged.step(NOW + second)
+    assert judged.state(task_id) is TaskState.LOST
+    assert judged.concluded[0].exception == f"{HOSTNAME} (process 31) is gone: process 32 has taken its place"
+
+
+def test_task_of_a_worker_that_said_goodbye_is_lost_after_a_while(judged: Judged) -> None:
+    task_id = begin(judged)
+    for second in range(1, 10):
+        if second == 2:
+            judged.receive("worker-offline", NOW + second)
+        judged.step(NOW + second)
+        if second == 5:
+            assert judged.state(task_id) is TaskState.STARTED
+    assert judged.state(task_id) is TaskState.LOST
+    assert "it went offline" in (judged.concluded[0].exception or "")
+
+
+def test_late_end_takes_a_lost_task_back(judged: Judged) -> None:
+    task_id = begin(judged)
+    for second in range(1, 14):
+        judged.step(NOW + second)
+    assert judged.state(task_id) is TaskState.LOST
+    judged.receive("task-succeeded", NOW + 15, uuid=task_id, result="'paid'", runtime=14.0)
+    judged.receive("worker-heartbeat", NOW + 16, freq=3.0)
+    assert judged.state(task_id) is TaskState.SUCCESS
+    assert judged.status() is WorkerStatus.ONLINE
+
+
+def test_killed_worker_loses_its_task_and_a_redelivery_takes_it_back(amqp_url: str, tmp_path: Path) -> None:
+    with watching(amqp_url, tmp_path) as watch, running_worker(amqp_url, concurrency=1, config=LATE) as worker:
+        task_id = worker.send("sleep", 3)
+        watch.wait_for_state(task_id, TaskState.STARTED)
+        worker.kill()
+        lost = watch.wait_for_state(task_id, TaskState.LOST)
+        assert lost.run is not None
+        assert lost.run.outcome is Outcome.LOST
+        assert lost.exception is not None
+        assert f"{worker.hostname} (process {worker.pid}) is gone" in lost.exception
+        assert "did not answer 2 pings" in lost.exception
+        dead = watch.worker(worker.hostname)
+        assert dead is not None
+        assert dead.status is WorkerStatus.OFFLINE
+        with running_worker(amqp_url, queue=worker.queue, hostname="second@shop", config=LATE):
+            again = watch.wait_for_state(task_id, TaskState.SUCCESS)
+        assert [run.worker for run in again.runs] == [worker.hostname, "second@shop"]
+        assert again.runs[0].outcome is Outcome.LOST
+
+
+def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, tmp_path: Path) -> None:
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
+        task_id = worker.send("sleep", 60)
+        watch.wait_for_state(task_id, TaskState.STARTED)
+        worker.kill()
+        with running_worker(redis_url, queue=worker.queue, hostname=worker.hostname) as second:
+            lost = watch.wait_for_state(task_id, TaskState.LOST)
+            assert lost.exception is not None
+            assert f"(process {worker.pid}) is gone" in lost.exception
+            wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pid == second.pid)
+            back = watch.worker(worker.hostname)
+            assert back is not None
+            assert back.status is WorkerStatus.ONLINE
+
+
+def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_path: Path) -> None:
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
+        running, waiting = worker.send("sleep", 25), worker.send("add", 3, 4)
+        watch.wait_for_state(running, TaskState.STARTED)
+        watch.wait_for_state(waiting, TaskState.RECEIVED)
+        os.kill(worker.pid, signal.SIGSTOP)
+        try:
+            watch.wait_for_state(running, TaskState.LOST)
+            watch.wait_for_state(waiting, TaskState.LOST)
+        finally:
+            os.kill(worker.pid, signal.SIGCONT)
+        watch.wait_for_state(running, TaskState.STARTED)
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
+        done = watch.wait_for_state(waiting, TaskState.SUCCESS, 60)
+        assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
+
+
+def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: Path) -> None:
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="solo", concurrency=1) as worker:
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pool == "solo")
+        task_id = worker.send("sleep", 12)  # it keeps the events of the task to itself until it is done
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.SILENT, 12)
+        done = watch.wait_for_state(task_id, TaskState.SUCCESS)
+        assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
+
+
+def test_warm_shutdown_loses_nothing_that_was_ended(broker_url: str, tmp_path: Path) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        with running_worker(broker_url) as worker:
+            done = [worker.send("add", number, 1) for number in range(20)]
+            for task_id in done:
+                watch.wait_for_state(task_id, TaskState.SUCCESS)
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.OFFLINE)
+        time.sleep(7)  # longer than a goodbye takes to be believed
+        for task_id in done:
+            watch.wait_for_state(task_id, TaskState.SUCCESS, 1)

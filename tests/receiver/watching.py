@@ -1,0 +1,87 @@
+"""A receiver with its sampler and its reconciler, on a real broker and a database of its own."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import field
+from pathlib import Path
+from uuid import uuid4
+
+from monitor.brokers.depth import make_probe
+from monitor.brokers.remote import Remote
+from monitor.errors import NotFound
+from monitor.receiver.ingest import Receiver
+from monitor.receiver.reconcile import Reconciler
+from monitor.receiver.sampler import Sampler
+from monitor.receiver.sources.make import make_source
+from monitor.records import Queue
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.records import Worker
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from tests.workers import wait_for
+
+CLUSTER = "shop"
+
+
+@dataclass
+class Watching:
+    """What watches one broker."""
+
+    store: Store
+    receiver: Receiver
+    sampler: Sampler
+    reconciler: Reconciler
+    notices: list[str] = field(default_factory=list)
+
+    def task(self, task_id: str) -> Task | None:
+        try:
+            return queries.task(self.store, task_id, CLUSTER)
+        except NotFound:
+            return None
+
+    def worker(self, hostname: str) -> Worker | None:
+        return next((each for each in queries.workers(self.store, CLUSTER) if each.hostname == hostname), None)
+
+    def queue(self, name: str) -> Queue | None:
+        return next((each for each in queries.queues(self.store, CLUSTER) if each.name == name), None)
+
+    def wait_for_state(self, task_id: str, state: TaskState, seconds: float = 30) -> Task:
+        def reached() -> Task | None:
+            task = self.task(task_id)
+            return task if task is not None and task.state is state else None
+
+        task: Task = wait_for(reached, seconds, f"{state} of {task_id}")
+        return task
+
+
+@contextmanager
+def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]:
+    """Everything a receiver process runs, in threads, on a fresh SQLite file."""
+    given: dict[str, object] = {"node_id": f"test-{uuid4().hex[:8]}", "sample_seconds": 0.3, "inspect_seconds": 2.0}
+    given["spool_dir"] = f"{directory}/spool"
+    settings = Settings(**{**given, **changes})  # type: ignore[arg-type]
+    broker = Broker(CLUSTER, url)
+    store = open_store(f"sqlite:///{directory}/{uuid4().hex}.db")
+    receiver = Receiver(store, make_source(broker, settings), CLUSTER, settings)
+    remote = Remote(broker, settings)
+    notices: list[str] = []
+    sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append)
+    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, receiver.conclude)
+    stop = threading.Event()
+    threads = [threading.Thread(target=each.run, args=(stop,)) for each in (receiver, sampler, reconciler)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: receiver.health.connected, 10, "the connection of the receiver")
+        yield Watching(store, receiver, sampler, reconciler, notices)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        store.close()

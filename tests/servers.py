@@ -1,0 +1,226 @@
+"""Servers that a test starts for itself, on free ports, to configure, cut and kill."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+START_SECONDS = 10
+RABBIT_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def needs_program(name: str) -> str:
+    """The path of a program; without it the test is skipped, or fails in CI."""
+    path = shutil.which(name)
+    if path is None:
+        reason = f"there is no {name} on PATH"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@dataclass
+class RedisServer:
+    """A redis-server of our own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    directory: Path
+
+    def stop(self) -> None:
+        """As kill -9: clients see the connection break."""
+        self.process.kill()
+        self.process.wait(START_SECONDS)
+
+
+@contextmanager
+def running_redis(directory: Path, *options: str, port: int | None = None, sentinel: str = "") -> Iterator[RedisServer]:
+    """A redis-server that answers; ``sentinel`` is the text of a sentinel's configuration instead."""
+    program = needs_program("redis-server")
+    port = port or free_port()
+    command = [program, "--port", str(port), "--save", "", "--dir", str(directory), *options]
+    if sentinel:
+        file = directory / f"sentinel-{port}.conf"
+        file.write_text(f"port {port}\ndir {directory}\n{sentinel}\n", encoding="utf-8")
+        command = [program, str(file), "--sentinel"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    server = RedisServer(process, port, directory)
+    try:
+        wait_for_port(port)
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass
+class RabbitServer:
+    """A RabbitMQ node of our own, which keeps its data in ``directory`` over a restart."""
+
+    directory: Path
+    port: int
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        folder = str(self.directory)
+        ours = {
+            "HOME": folder,  # the cookie of the cluster is kept there
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_CONFIG_FILE": f"{folder}/no-configuration",
+            "RABBITMQ_MNESIA_BASE": folder,
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/no-plugins",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        with (self.directory / "node.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [_rabbitmq_server()],
+                env={**os.environ, **ours},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_for_port(self.port, RABBIT_SECONDS)
+
+    def kill(self) -> None:
+        """As kill -9 for the node and its helpers; its process group is its own."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(START_SECONDS)
+
+
+def _rabbitmq_server() -> str:
+    """The script itself: the one on PATH of Debian changes its user."""
+    script = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    return str(script) if script.exists() else needs_program("rabbitmq-server")
+
+
+@contextmanager
+def running_rabbitmq(directory: Path) -> Iterator[RabbitServer]:
+    port = free_port()
+    server = RabbitServer(directory, port, f"test{port}@localhost")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def wait_for_port(port: int, seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+@dataclass
+class Certificate:
+    """A self-signed certificate for localhost, which is its own authority."""
+
+    certificate: Path
+    key: Path
+
+
+def make_certificate(directory: Path) -> Certificate:
+    made = Certificate(directory / "server.crt", directory / "server.key")
+    command = [needs_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(made.key), "-out"]
+    command += [str(made.certificate), "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=START_SECONDS)
+    return made
+
+
+class Proxy:
+    """Forwards a port to another, with TLS towards the client if asked; can fall silent or cut."""
+
+    def __init__(self, target_port: int, certificate: Certificate | None = None, port: int = 0) -> None:
+        self._target = target_port
+        self._context: ssl.SSLContext | None = None
+        if certificate:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificate.certificate, certificate.key)
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port = int(self._listener.getsockname()[1])
+        self._silent = threading.Event()
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed by close()
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        self._sockets.append(client)
+        with contextlib.suppress(OSError):  # either side may leave at any time
+            if self._context:
+                client = self._context.wrap_socket(client, server_side=True)
+                self._sockets.append(client)
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._sockets.append(server)
+            threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
+            self._pump(client, server)
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while data := source.recv(65536):
+                if not self._silent.is_set():
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def fall_silent(self) -> None:
+        """As a pulled cable: nobody learns anything any more."""
+        self._silent.set()
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        self._sockets.clear()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # wakes the thread in accept(), which would let one more in
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+
+@contextmanager
+def proxy(target_port: int, certificate: Certificate | None = None, port: int = 0) -> Iterator[Proxy]:
+    made = Proxy(target_port, certificate, port)
+    try:
+        yield made
+    finally:
+        made.close()

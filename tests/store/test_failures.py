@@ -1,0 +1,97 @@
+"""Failure groups on both databases: windows, trend, and when a resolved one has come back."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import FailureState
+from monitor.settings import Settings
+from monitor.store import failures
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = open_store(database_url)
+    yield opened
+    opened.close()
+
+
+def failed(number: int, at: float, **more: object) -> list[Event]:
+    known = {"uuid": make_id(number), **more}
+    return [
+        make_event("task-received", timestamp=at - 3, name="shop.pay", **known),
+        make_event("task-failed", timestamp=at, exception=f"Declined('card {number}')", **known),
+    ]
+
+
+def write(store: Store, *events: Event, arrived: float | None = None) -> None:
+    """At once, unless it is said when: then the worker's clock is wrong by the difference."""
+    at = events[-1].timestamp if arrived is None else arrived
+    Writer(store, "shop", Settings()).write([Delivery(list(events), at)])
+
+
+def state_of(store: Store, number: int = 1) -> tuple[FailureState, float | None]:
+    group = failures.failure_group(store, number)
+    return group.state, group.state_at
+
+
+def test_failure_after_the_resolution_is_a_regression(store: Store) -> None:
+    write(store, *failed(1, NOW))
+    failures.set_failure_state(store, 1, FailureState.RESOLVED, NOW + 60)
+    write(store, *failed(2, NOW + 30))  # it failed before, and was told late
+    assert state_of(store) == (FailureState.RESOLVED, NOW + 60)
+    write(store, *failed(3, NOW + 90))
+    assert state_of(store) == (FailureState.REGRESSED, NOW + 90)
+
+
+def test_event_told_twice_is_no_regression(store: Store) -> None:
+    write(store, *failed(1, NOW + 90))
+    failures.set_failure_state(store, 1, FailureState.RESOLVED, NOW + 60)
+    write(store, *failed(1, NOW + 90))
+    assert state_of(store)[0] is FailureState.RESOLVED
+
+
+def test_worker_whose_clock_is_behind_still_regresses(store: Store) -> None:
+    beat = make_event("worker-heartbeat", timestamp=NOW - 3600, freq=2.0)
+    write(store, beat, *failed(1, NOW - 3600), arrived=NOW)
+    failures.set_failure_state(store, 1, FailureState.RESOLVED, NOW + 60)
+    late = make_event("worker-heartbeat", timestamp=NOW - 3510, freq=2.0)
+    write(store, late, *failed(2, NOW - 3510), arrived=NOW + 90)
+    assert state_of(store)[0] is FailureState.REGRESSED
+
+
+def test_muted_group_stays_muted_and_is_counted(store: Store) -> None:
+    write(store, *failed(1, NOW))
+    failures.set_failure_state(store, 1, FailureState.MUTED, NOW + 60)
+    write(store, *failed(2, NOW + 90))
+    assert state_of(store)[0] is FailureState.MUTED
+    assert failures.failure_group(store, 1).count == 2
+    assert failures.group_states(store, since=NOW - 90)[FailureState.MUTED] == 1
+
+
+def test_windows_trend_and_workers(store: Store) -> None:
+    now = NOW - NOW % 3600 + 1800
+    for number, (ago, worker) in enumerate(
+        [(60, "w1@shop"), (120, "w2@shop"), (7200, "w1@shop"), (200_000, "w3@shop")]
+    ):
+        write(store, *failed(number, now - ago, hostname=worker))
+    [found] = failures.failure_summaries(store, since=now - 6 * 3600, now=now)
+    assert (found.group.count, found.windows.hour, found.windows.day, found.windows.week) == (3, 2, 3, 4)
+    assert found.windows.workers == 2
+    assert sum(found.windows.trend) == 3
+    trend = failures.failure_trend(store, found.group.id, since=now - 86400, until=now)
+    assert trend.by_worker == (("w1@shop", 2), ("w2@shop", 1))
+    assert (trend.step, sum(trend.counts), len(trend.at)) == (3600, 3, len(trend.counts))
+
+
+def test_latest_tasks_of_a_group_come_first(store: Store) -> None:
+    write(store, *failed(1, NOW), *failed(2, NOW + 60))
+    assert [task.id for task in failures.latest_of_group(store, 1, 5)] == [make_id(2), make_id(1)]

@@ -1,0 +1,178 @@
+"""The steps of a job on both databases: who holds it, what is chosen, and what a batch leaves behind."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from monitor.filters import parse
+from monitor.records import Action
+from monitor.records import Job
+from monitor.records import JobOutcome
+from monitor.records import JobPreview
+from monitor.records import JobReason
+from monitor.records import JobState
+from monitor.store import job_steps
+from monitor.store import jobs
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.job_steps import Ended
+from monitor.store.job_steps import Lease
+from monitor.store.job_steps import LeaseLost
+from monitor.store.job_steps import Sent
+from tests.factories import NOW
+from tests.store.traffic import seed
+
+QUERIES = (
+    "state:failed",
+    "name:shop.*",
+    "-name:shop.*",
+    "TimeoutError",
+    "state:failed OR args:7",
+    "",
+    "queue:mail",
+    "order-2*",
+)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = open_store(database_url)
+    seed(opened)
+    yield opened
+    opened.close()
+
+
+def make_job(store: Store, query: str = "state:failed", verb: str = "retry") -> Job:
+    wanted = parse(query, NOW + 300).with_term("cluster:shop")
+    return jobs.create_job(store, "shop", verb, wanted, query, "olga")  # type: ignore[arg-type]
+
+
+def hold(store: Store, job: Job, owner: str = "us", seconds: float = 5.0) -> Lease:
+    job_steps.start_job(store, job.id, "olga", "card is back", 7.5)
+    found = job_steps.claim_job(store, ["shop"], owner, NOW, seconds)
+    assert found
+    assert found.id == job.id
+    return Lease(store, job.id, owner, seconds)
+
+
+def batch_of(store: Store, job: Job, number: int) -> list[Sent]:
+    members = jobs.next_members(store, job, number)
+    return [Sent(each.number, each.id, jobs.sent_as(job, each.id), "probable") for each in members]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_exactly_the_tasks_of_the_list_are_chosen_the_oldest_first(store: Store, query: str) -> None:
+    wanted = parse(query, NOW + 300).with_term("cluster:shop")
+    listed = [task.id for task in queries.tasks(store, wanted, sort="received", limit=1000).items]
+    job = make_job(store, query)
+    assert [each.id for each in jobs.job_tasks(store, job, limit=1000).items] == listed
+    assert job.total == len(listed)
+    assert (job.state, job.query, job.cluster) == (JobState.PREVIEW, query, "shop")
+
+
+def test_what_arrives_later_is_not_of_the_job(store: Store) -> None:
+    job = make_job(store)
+    seed(store, 900)
+    assert make_job(store).total > job.total == jobs.job(store, job.id).total
+    assert jobs.job_tasks(store, job, limit=1000).next is None
+
+
+def test_members_carry_the_state_of_then_and_the_task_of_now(store: Store) -> None:
+    job = make_job(store)
+    for member in jobs.next_members(store, job, 1000):
+        assert member.task is not None
+        assert (member.task.id, member.task.state, member.was.word) == (member.id, member.was, "failed")
+    assert sum(jobs.states_of(store, job).values()) == job.total
+    sample = jobs.sample_members(store, job, 7)
+    assert 3 < len(sample) <= 7
+    assert sample[-1].number > job.total * 0.6
+
+
+def test_a_yes_counts_once(store: Store) -> None:
+    job = make_job(store)
+    assert job_steps.start_job(store, job.id, "olga", "card is back", 7.5)
+    assert not job_steps.start_job(store, job.id, "mira", None, None)
+    job = jobs.job(store, job.id)
+    assert (job.state, job.actor, job.reason, job.rate) == (JobState.WAITING, "olga", "card is back", 7.5)
+
+
+def test_a_job_has_one_owner_until_its_lease_ends(store: Store) -> None:
+    job = make_job(store)
+    lease = hold(store, job)
+    assert job_steps.claim_job(store, ["shop"], "them", NOW + 4, 5.0) is None
+    job_steps.renew(lease, NOW + 4)
+    assert job_steps.claim_job(store, ["shop"], "them", NOW + 6, 5.0) is None
+    assert job_steps.claim_job(store, ["eu"], "them", NOW + 60, 5.0) is None
+    assert job_steps.claim_job(store, ["shop"], "them", NOW + 60, 5.0)
+    with pytest.raises(LeaseLost):
+        job_steps.renew(lease, NOW + 61)
+    with pytest.raises(LeaseLost):
+        job_steps.begin_batch(lease, job, "late", batch_of(store, job, 3), [], NOW + 61)
+    assert job_steps.on_their_way(lease) == []
+
+
+def test_a_batch_is_linked_before_it_is_sent_and_counted_after(store: Store) -> None:
+    job = make_job(store)
+    lease = hold(store, job)
+    first, second, third, skipped = batch_of(store, job, 4)
+    why = Ended(skipped.number, JobOutcome.SKIPPED, "its queue is not known")
+    assert job_steps.begin_batch(lease, job, "a token", [first, second, third], [why], NOW) == [first, second, third]
+    assert jobs.job(store, job.id).batch == "a token"
+    assert job_steps.on_their_way(lease) == [(each.number, each.id) for each in (first, second, third)]
+    lineage = queries.lineage(store, queries.task(store, first.id, "shop"))
+    assert [(link.id, link.fidelity) for link in lineage.retried_as] == [(first.new_id, "probable")]
+    ended = [
+        Ended(first.number, JobOutcome.DONE),
+        Ended(second.number, JobOutcome.DONE),
+        Ended(third.number, JobOutcome.FAILED, "no queue"),
+    ]
+    job_steps.end_batch(lease, job, skipped.number + 1, ended, [third.new_id], NOW)
+    job = jobs.job(store, job.id)
+    assert set(job.reasons) == {
+        JobReason(outcome=JobOutcome.DONE, reason="", count=2),
+        JobReason(outcome=JobOutcome.FAILED, reason="no queue", count=1),
+        JobReason(outcome=JobOutcome.SKIPPED, reason="its queue is not known", count=1),
+    }
+    assert (job.batch, job.position, job.left) == (None, 4, job.total - 4)
+    assert queries.lineage(store, queries.task(store, third.id, "shop")).retried_as == ()
+    assert jobs.next_members(store, job, 1)[0].number == 4
+
+
+def test_a_batch_that_the_broker_has_not_waits_again(store: Store) -> None:
+    job = make_job(store)
+    lease = hold(store, job)
+    batch = batch_of(store, job, 3)
+    job_steps.begin_batch(lease, job, "a token", batch, [], NOW)
+    job_steps.take_back(lease, job, job_steps.on_their_way(lease), [each.new_id for each in batch], NOW)
+    assert batch_of(store, jobs.job(store, job.id), 3) == batch
+    assert queries.lineage(store, queries.task(store, batch[0].id, "shop")).retried_as == ()
+
+
+def test_nothing_is_begun_once_somebody_aborts(store: Store) -> None:
+    job = make_job(store)
+    lease = hold(store, job)
+    assert job_steps.stop_job(store, job.id, "Aborted by mira.")
+    assert not job_steps.stop_job(store, job.id, "Aborted by vera.")
+    assert job_steps.begin_batch(lease, job, "a token", batch_of(store, job, 3), [], NOW) is None
+    action = Action(at=NOW + 9, actor="olga", action="bulk.retry", cluster="shop", count=job.total, outcome="aborted")
+    job_steps.finish_job(lease, JobState.ABORTED, "Aborted by mira.", action)
+    with pytest.raises(LeaseLost):
+        job_steps.finish_job(lease, JobState.ABORTED, "Aborted by mira.", action)
+    assert [each.count for each in queries.actions(store).items] == [job.total]
+    assert jobs.job(store, job.id).ended == NOW + 9
+
+
+def test_previews_that_nobody_confirms_are_forgotten_and_jobs_are_not(store: Store) -> None:
+    preview, job = make_job(store), make_job(store)
+    jobs.save_preview(store, preview.id, JobPreview(judged=7, warnings=["careful"]))
+    assert jobs.job(store, preview.id).preview.warnings == ["careful"]
+    hold(store, job)
+    jobs.tidy_jobs(store, time.time())
+    assert [each.id for each in jobs.jobs(store)] == [job.id]
+    assert jobs.jobs(store, cluster="eu") == []
+    with pytest.raises(Exception, match="no job"):
+        jobs.job(store, preview.id)
+    assert jobs.job_tasks(store, preview).items == []
+    assert len(jobs.job_tasks(store, job, limit=3).items) == 3

@@ -1,0 +1,151 @@
+"""Captured messages in both databases: once each, bounded, and gone in time."""
+
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import func
+from sqlalchemy import select
+
+from monitor.records import Event
+from monitor.records import Message
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.retention import DAY_SECONDS
+from monitor.store.retention import Retention
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.factories import make_message
+from tests.store.test_writer import deliver
+from tests.store.test_writer import one_task
+
+SETTINGS = Settings(max_message_bytes=500, keep_message_days=2.0, keep_failed_days=10.0)
+ID = make_id(1)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    store = open_store(database_url)
+    yield store
+    store.close()
+
+
+def captured(number: int = 1, at: float = 0.0, **fields: object) -> Event:
+    task_id = make_id(number)
+    message = make_message(task_id, **fields)  # type: ignore[arg-type]
+    return make_event("capture-message", uuid=task_id, timestamp=NOW + at, name="shop.pay", message=message)
+
+
+def write(store: Store, *events: Event, settings: Settings = SETTINGS) -> None:
+    Writer(store, "shop", settings).write(deliver(*events))
+
+
+def kept(store: Store, number: int = 1) -> Message | None:
+    return queries.messages(store, "shop", [make_id(number)]).get(make_id(number))
+
+
+def rows(store: Store) -> int:
+    with store.read() as connection:
+        return int(connection.execute(select(func.count()).select_from(schema.message)).scalar_one())
+
+
+def test_a_message_comes_back_as_it_was_and_twice_is_once(store: Store) -> None:
+    event = captured(headers={"stamps": {"nul": "\0", "half": "\ud800"}}, body=b"\x80\x00\xff")
+    for _ in range(2):
+        write(store, *one_task(1, "failed"), event)
+    assert kept(store) == event.message
+    assert rows(store) == 1
+
+
+def test_an_older_message_does_not_replace_a_newer(store: Store) -> None:
+    write(store, captured(at=5, why="revoked"))
+    write(store, captured(at=3, why="failed"))
+    found = kept(store)
+    assert found is not None
+    assert found.why == "revoked"
+
+
+def test_a_message_before_its_task_tells_it_where_it_was(store: Store) -> None:
+    writer = Writer(store, "shop", SETTINGS)
+    writer.write(deliver(captured()))
+    assert sum(queries.state_counts(store).values()) == 0
+    with store.read() as connection:
+        assert connection.execute(select(func.count()).select_from(schema.task)).scalar() == 0
+    writer.write(deliver(*one_task(1, "failed")))
+    task = queries.task(store, ID)
+    assert (task.queue, task.exchange, task.routing_key) == ("payments", "", "payments")
+
+
+def test_a_message_after_its_task_fills_in_its_queue_and_the_counts_follow(store: Store) -> None:
+    write(store, *one_task(1, "failed"))
+    assert queries.task(store, ID).queue is None
+    write(store, captured())
+    assert queries.task(store, ID).queue == "payments"
+    with store.read() as connection:
+        table = schema.task_count
+        counted = connection.execute(select(table.c.queue_id).where(table.c["count"] == 1)).scalars().all()
+    assert [queue > 0 for queue in counted] == [True]
+
+
+def test_what_is_too_large_is_kept_without_its_body(store: Store) -> None:
+    write(store, captured(body=b"x" * 501))
+    found = kept(store)
+    assert found is not None
+    assert (found.body, found.size) == (None, 501)
+
+
+def test_switched_off_nothing_is_kept_and_what_was_there_goes(store: Store) -> None:
+    off = Settings(capture=False)
+    write(store, *one_task(1, "failed"), captured())
+    write(store, *one_task(2, "failed"), captured(2), settings=off)
+    assert (kept(store, 1) is None, kept(store, 2) is None) == (False, True)
+    assert queries.task(store, make_id(2)).queue == "payments"
+    Retention(store, "shop", off).step(NOW)
+    assert rows(store) == 0
+
+
+def test_messages_expire_before_their_tasks(store: Store) -> None:
+    write(store, *one_task(1, "failed"), captured())
+    retention = Retention(store, "shop", SETTINGS)
+    retention.step(NOW + 1.9 * DAY_SECONDS)
+    assert rows(store) == 1
+    retention.step(NOW + 2.1 * DAY_SECONDS)
+    assert rows(store) == 0
+    assert queries.task(store, ID).queue == "payments"
+
+
+def test_a_message_goes_with_its_task(store: Store) -> None:
+    keep_long = Settings(keep_message_days=100.0, keep_failed_days=10.0)
+    write(store, *one_task(1, "failed"), captured(), *one_task(2, "failed", at=5 * DAY_SECONDS))
+    write(store, captured(2, at=5 * DAY_SECONDS))
+    assert Retention(store, "shop", keep_long).step(NOW + 11 * DAY_SECONDS) == 1
+    assert (kept(store, 1) is None, kept(store, 2) is None) == (True, False)
+
+
+def test_too_many_bytes_lose_the_oldest(store: Store) -> None:
+    write(store, *(captured(number, at=number, body=b"x" * 400) for number in (3, 1, 2)))
+    with store.read() as connection:
+        size = connection.execute(select(schema.message.c.size)).scalars().first()
+    assert size is not None
+    Retention(store, "shop", Settings(keep_message_bytes=2 * size + 7)).step(NOW)
+    assert [kept(store, number) is None for number in (1, 2, 3)] == [True, False, False]
+
+
+def test_another_clusters_messages_are_left_alone(store: Store) -> None:
+    write(store, captured())
+    Retention(store, "mail", Settings(capture=False)).step(NOW)
+    assert rows(store) == 1
+    assert queries.messages(store, "mail", [ID]) == {}
+
+
+def test_the_migrations_make_what_the_schema_says(store: Store) -> None:
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        found = [each for each in compare_metadata(context, schema.metadata) if "alembic_version" not in str(each)]
+    assert found == []

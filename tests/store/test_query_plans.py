@@ -1,0 +1,92 @@
+"""Which index each list walks. A scan of all tasks would pass every other test and stop the page at a million."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from monitor.filters import parse
+from monitor.store import walk
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.paths import choose
+from tests.factories import NOW
+from tests.factories import make_id
+from tests.store.traffic import seed
+
+CASES = {
+    "": "task_seen",
+    "received:>-4m": "task_seen",
+    "runtime:>5s": "task_seen",
+    "timeout": "task_seen",
+    "cluster:eu retries:2": "task_seen",
+    "state:failed": "task_state",
+    "state:unfinished": "task_state|task_eta",  # the few that are scheduled have an index of their own
+    "-state:succeeded received:>-4m": "task_state|task_eta",
+    "name:shop.pay.charge": "task_name",
+    "name:shop.pay.*": "task_name",
+    "name:shop.pay.charge state:failed": "task_name|task_state",
+    "queue:slow": "task_state|task_name",
+    f"root:{make_id(11)}": "task_root|task_pkey|INTEGER PRIMARY KEY",
+    f"parent:{make_id(11)}": "task_root",
+    "group:1": "task_failure_group",
+    "group:1 runtime:>5s": "task_failure_group",
+    f"id:{make_id(8)}": "task_pkey|INTEGER PRIMARY KEY",
+}
+
+
+@pytest.fixture(params=["analyzed", "never analyzed"])
+def store(database_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
+    opened = open_store(database_url)
+    seed(opened)
+    if request.param == "analyzed":
+        with opened.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(sa.text("ANALYZE"))
+    yield opened
+    opened.close()
+
+
+def explain(connection: Connection, statement: sa.Select[tuple[float, int]]) -> list[str]:
+    """The plan of the statement as it is sent, with its parameters apart."""
+    sent: list[tuple[str, tuple[object, ...]]] = []
+
+    def note(_connection: object, _cursor: object, sql: str, values: tuple[object, ...], *_: object) -> None:
+        sent.append((sql, values))
+
+    sa.event.listen(connection, "before_cursor_execute", note)
+    connection.execute(statement)
+    sa.event.remove(connection, "before_cursor_execute", note)
+    sql, values = sent[-1]
+    words = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+    return [str(row[-1]) for row in connection.exec_driver_sql(f"{words} {sql}", values)]
+
+
+def reads_of_task(lines: list[str]) -> list[str]:
+    return [line for line in lines if re.search(r"\b(SCAN|SEARCH) task\b|Scan.* on task\b", line)]
+
+
+@pytest.mark.parametrize("page", ["first", "next", "previous", "stopped"])
+def test_a_list_walks_its_index(store: Store, page: str) -> None:
+    at = (NOW + 150.0, 4 << 6)
+    places = {"next": {"after": at}, "previous": {"before": at}, "stopped": {"floor": at}}
+    with store.read() as connection:
+        walk.steer(connection)
+        for text, index in CASES.items():
+            path = choose(connection, parse(text, NOW + 300), 20)
+            assert path.index in {"id", *index.split("|")}, text
+            lines = reads_of_task(explain(connection, walk.positions(path, 20, **places.get(page, {}))))
+            assert lines, text
+            for line in lines:
+                assert re.search(rf"(INDEX|using|USING) ({index})\b|USING {index}", line), (text, line)
+                assert "Seq Scan" not in line
+
+
+def test_a_page_is_not_sorted_when_its_index_has_the_order(store: Store) -> None:
+    with store.read() as connection:
+        walk.steer(connection)
+        for text in ("", "state:failed", "name:shop.pay.charge", "group:1", "received:>-4m"):
+            statement = walk.positions(choose(connection, parse(text, NOW + 300), 20), 20, after=(NOW + 150.0, 4))
+            lines = " ".join(explain(connection, statement))
+            assert not re.search(r"TEMP B-TREE|\bSort\b", lines), (text, lines)

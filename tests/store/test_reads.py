@@ -1,0 +1,285 @@
+"""One task with all its runs, and what is beside the tasks: failures, series, workers, queues, actions."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import insert
+
+from monitor.errors import InvalidInput
+from monitor.errors import NotFound
+from monitor.records import Action
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import Link
+from monitor.records import Outcome
+from monitor.records import Queue
+from monitor.records import QueueSample
+from monitor.records import ReceiverHealth
+from monitor.records import TaskState
+from monitor.settings import Settings
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+
+OLD, NEW = make_id(1), make_id(2)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = open_store(database_url)
+    yield opened
+    opened.close()
+
+
+def write(store: Store, *events: Event, cluster: str = "shop") -> None:
+    Writer(store, cluster, Settings()).write([Delivery(list(events), NOW)])
+
+
+def life(task_id: str, at: float = NOW, end: str = "succeeded", **fields: object) -> list[Event]:
+    """A task that waits 0.5 s and runs 2 s."""
+    given: dict[str, object] = {"name": "shop.pay", "hostname": "worker1@shop", "args": "(31,)", **fields}
+    ended = (
+        {"result": "'OK'", "runtime": 2.0} if end == "succeeded" else {"exception": "KeyError('k')", "traceback": "T"}
+    )
+    return [
+        make_event("task-received", uuid=task_id, timestamp=at, **given),
+        make_event("task-started", uuid=task_id, timestamp=at + 0.5, hostname=given["hostname"]),
+        make_event(f"task-{end}", uuid=task_id, timestamp=at + 2.5, hostname=given["hostname"], **ended),
+    ]
+
+
+def test_a_task_has_all_its_runs_with_all_texts(store: Store) -> None:
+    write(store, *life(OLD, end="retried", retries=0), *life(OLD, NOW + 10, end="failed", retries=1))
+    found = queries.task(store, OLD)
+    assert [(run.retries, run.outcome, run.traceback) for run in found.runs] == [
+        (0, Outcome.RETRIED, "T"),
+        (1, Outcome.FAILED, "T"),
+    ]
+    assert (found.state, found.cluster, found.args, found.wait) == (TaskState.FAILURE, "shop", "(31,)", 0.5)
+
+
+def test_the_same_id_on_two_clusters_is_the_one_asked_for_else_the_newest(store: Store) -> None:
+    write(store, *life(OLD))
+    write(store, *life(OLD, NOW + 60), cluster="eu")
+    assert queries.task(store, OLD).cluster == "eu"
+    assert queries.task(store, OLD, "shop").cluster == "shop"
+
+
+def test_an_unknown_task_is_not_found(store: Store) -> None:
+    write(store, *life(OLD))
+    with pytest.raises(NotFound, match="on cluster eu"):
+        queries.task(store, OLD, "eu")
+    with pytest.raises(NotFound, match="no task"):
+        queries.task(store, "order-31")
+
+
+def test_lineage_goes_both_ways(store: Store) -> None:
+    write(store, *life(OLD, end="failed"), *life(NEW))
+    journal.link_retry(store, "shop", OLD, NEW, "probable", NOW + 5)
+    journal.link_retry(store, "shop", OLD, "order-9", "exact", NOW + 6)
+    old, new = (queries.lineage(store, queries.task(store, each)) for each in (OLD, NEW))
+    assert old.retry_of is None
+    assert old.retried_as == (
+        Link(id=NEW, state=TaskState.SUCCESS, at=NOW + 5, fidelity="probable"),
+        Link(id="order-9", state=None, at=NOW + 6, fidelity="exact"),
+    )
+    assert (new.retry_of, new.retried_as) == (OLD, ())
+
+
+def test_a_tree_is_the_root_and_all_below_it(store: Store) -> None:
+    write(store, *life(OLD, root_id=OLD))
+    for number in range(5, 9):
+        write(store, *life(make_id(number), NOW + number, root_id=OLD, parent_id=OLD))
+    write(store, *life(NEW, root_id=NEW))
+    assert [each.id for each in queries.tree(store, OLD)] == [OLD, *map(make_id, range(5, 9))]
+    assert [each.id for each in queries.tree(store, OLD, limit=3)] == [OLD, make_id(5), make_id(6)]
+    assert queries.tree(store, OLD, "eu") == []
+
+
+def test_every_state_has_its_count(store: Store) -> None:
+    write(store, *life(OLD), *life(NEW, end="failed"))
+    counts = queries.state_counts(store, "shop")
+    assert set(counts) == set(TaskState)
+    assert {state: number for state, number in counts.items() if number} == {TaskState.SUCCESS: 1, TaskState.FAILURE: 1}
+    assert sum(queries.state_counts(store, "eu").values()) == 0
+
+
+def test_the_longest_running_started_first(store: Store) -> None:
+    for number, started in ((1, 9), (2, 3), (3, 6)):
+        write(store, *(life(make_id(number), NOW + started)[:2]))
+    write(store, *life(make_id(4)), *life(make_id(5), NOW - 50, "failed"))
+    assert [each.id for each in queries.longest_running(store, limit=2)] == [make_id(2), make_id(3)]
+    assert queries.longest_running(store, cluster="eu") == []
+
+
+def test_failure_groups_count_within_the_window(store: Store) -> None:
+    days = 86400
+    for number, at in enumerate((NOW - 3 * days, NOW - 2 * days, NOW - 90, NOW)):
+        write(store, *life(make_id(number), at, "failed"))
+    write(store, *life(make_id(9), NOW - 5 * days, "failed", name="shop.mail"))
+    (group,) = queries.failure_groups(store, since=NOW - 1.5 * days)
+    assert (group.name, group.exception_type, group.count) == ("shop.pay", "KeyError", 2)
+    assert [each.count for each in queries.failure_groups(store, since=NOW - 2.5 * days)] == [3]
+    assert [each.count for each in queries.failure_groups(store, since=NOW - 9 * days)] == [4, 1]
+    assert queries.failure_groups(store, since=NOW - 9 * days, cluster="eu") == []
+    assert queries.failure_group(store, group.id).count == 4
+    with pytest.raises(NotFound, match="group 77"):
+        queries.failure_group(store, 77)
+
+
+def test_a_series_has_every_bucket_and_only_what_was_measured(store: Store) -> None:
+    minute = NOW // 60 * 60
+    write(store, *life(OLD, minute), *life(NEW, minute + 120, "failed"))
+    gap = journal.open_gap(store, "shop", minute + 60, "broker away")
+    journal.close_gap(store, gap, minute + 90)
+    found = queries.series(store, since=minute, until=minute + 240, cluster="shop", name="shop.pay")
+    assert found.resolution == 60
+    assert [each.at - minute for each in found.buckets] == [0, 60, 120, 180]
+    assert [(each.received, each.succeeded, each.failed) for each in found.buckets] == [
+        (1, 1, 0),
+        (0, 0, 0),
+        (1, 0, 1),
+        (0, 0, 0),
+    ]
+    assert [each.run is None for each in found.buckets] == [False, True, False, True]
+    first = found.buckets[0]
+    assert first.run is not None
+    assert first.wait is not None
+    assert first.run.p95 == pytest.approx(2.0, rel=0.02)
+    assert first.wait.p50 == pytest.approx(0.5, rel=0.02)
+    assert [(each.cause, each.ended) for each in found.gaps] == [("broker away", minute + 90)]
+    for elsewhere in ({"name": "shop.mail"}, {"worker": "worker9@shop"}, {"queue": "mail"}, {"cluster": "eu"}):
+        other = queries.series(store, since=minute, until=minute + 240, **elsewhere)
+        assert sum(each.received for each in other.buckets) == 0
+
+
+@pytest.mark.parametrize(("hours", "resolution"), [(0.25, 60), (12, 60), (24, 3600), (720, 3600), (2400, 86400)])
+def test_the_span_decides_the_resolution(store: Store, hours: float, resolution: int) -> None:
+    write(store, *life(OLD))
+    found = queries.series(store, since=NOW - hours * 3600 + 60, until=NOW + 60)
+    assert found.resolution == resolution
+    assert len(found.buckets) <= 752
+    assert sum(each.received for each in found.buckets) == 1
+
+
+@pytest.mark.parametrize("until", [NOW, NOW - 1, NOW + 1e9, float("inf"), float("nan")])
+def test_a_span_without_sense_is_refused(store: Store, until: float) -> None:
+    with pytest.raises(InvalidInput, match="two years"):
+        queries.series(store, since=NOW, until=until)
+
+
+def test_depth_is_the_largest_of_a_bucket_and_summed_over_queues(store: Store) -> None:
+    minute = NOW // 60 * 60
+    for at, ready in ((minute, 5), (minute + 20, 9)):
+        journal.save_queues(store, "shop", [Queue(cluster="shop", name="mail", ready=ready, oldest=at)], at)
+    journal.save_queues(store, "shop", [Queue(cluster="shop", name="pay", ready=2, unacked=3)], minute)
+    found = queries.series(store, since=minute, until=minute + 60)
+    assert [(each.ready, each.unacked, each.consumers) for each in found.depth] == [(11, 3, None)]
+    only = queries.series(store, since=minute, until=minute + 60, queue="mail").depth
+    assert [(each.at, each.ready, each.unacked) for each in only] == [(minute, 9, None)]
+    history = queries.queue_history(store, "mail", "shop", minute)
+    assert history == [QueueSample(at=minute, ready=9, unacked=None, consumers=None, oldest=minute + 20)]
+    assert [(each.name, each.ready) for each in queries.queues(store)] == [("mail", 9), ("pay", 2)]
+    assert queries.queues(store, "eu") == []
+
+
+def test_what_takes_most_time_and_what_is_slowest(store: Store) -> None:
+    for number in range(6):
+        write(store, *life(make_id(number)))
+    slow = life(make_id(9), name="shop.report")
+    write(store, *slow[:2], make_event("task-succeeded", uuid=make_id(9), timestamp=NOW + 9, runtime=8.5, result="1"))
+    span = {"since": NOW - 60, "until": NOW + 60}
+    assert [each.name for each in queries.most_time(store, **span)] == ["shop.pay", "shop.report"]  # type: ignore[arg-type]
+    assert [each.name for each in queries.slowest(store, limit=1, **span)] == ["shop.report"]  # type: ignore[arg-type]
+    most = queries.most_time(store, **span)[0]  # type: ignore[arg-type]
+    assert (most.runs, most.failed) == (6, 0)
+    assert most.seconds == pytest.approx(12.0, rel=0.02)
+
+
+def test_workers_and_health(store: Store) -> None:
+    write(store, make_event("worker-heartbeat", freq=3.0, active=4, processed=9), *life(OLD))
+    write(store, make_event("worker-heartbeat", hostname="a@eu", freq=3.0), cluster="eu")
+    assert queries.clusters(store) == ["shop", "eu"]
+    assert [each.hostname for each in queries.workers(store)] == ["worker1@shop", "a@eu"]
+    assert [each.active for each in queries.workers(store, "shop")] == [4]
+    assert queries.worker(store, "a@eu").cluster == "eu"
+    with pytest.raises(NotFound, match="a@eu"):
+        queries.worker(store, "a@eu", "shop")
+    journal.save_health(store, ReceiverHealth(cluster="eu", connected=True, events_total=31))
+    assert [(each.cluster, each.events_total) for each in queries.health(store)] == [("eu", 31)]
+
+
+def test_gaps_that_reach_into_the_time(store: Store) -> None:
+    old = journal.open_gap(store, "shop", NOW - 100, "restart")
+    journal.close_gap(store, old, NOW - 50, dropped=7)
+    journal.open_gap(store, "shop", NOW - 70, "broker away")
+    assert [(each.cause, each.dropped) for each in queries.gaps(store, NOW - 60)] == [
+        ("restart", 7),
+        ("broker away", None),
+    ]
+    assert [each.cause for each in queries.gaps(store, NOW - 40)] == ["broker away"]
+    assert queries.gaps(store, NOW - 40, "eu") == []
+
+
+def test_actions_are_paged_both_ways(store: Store) -> None:
+    for number in range(7):
+        journal.record_action(
+            store, Action(at=NOW + number, actor="ada", action="retry", cluster="shop", parameters={"n": number})
+        )
+    first = queries.actions(store, limit=3)
+    second = queries.actions(store, limit=3, cursor=first.next)
+    third = queries.actions(store, limit=3, cursor=second.next)
+    assert [each.parameters["n"] for page in (first, second, third) for each in page.items] == [6, 5, 4, 3, 2, 1, 0]
+    assert (first.previous, third.next) == (None, None)
+    assert queries.actions(store, limit=3, cursor=third.previous).items == second.items
+    back = queries.actions(store, limit=3, cursor=second.previous)
+    assert (back.items, back.previous) == (first.items, None)
+    with pytest.raises(InvalidInput, match="1 to 1000"):
+        queries.actions(store, limit=0)
+
+
+def test_a_cluster_of_which_only_the_name_is_known_is_empty(store: Store) -> None:
+    with store.begin() as connection:
+        connection.execute(insert(schema.cluster).values(name="eu"))
+    assert queries.clusters(store) == ["eu"]
+    assert queries.workers(store, "eu") == []
+
+
+def test_what_no_record_can_hold_is_not_found(store: Store) -> None:
+    write(store, *life(OLD))
+    for text in ("\0", "a\0b", "\ud800"):
+        with pytest.raises(NotFound):
+            queries.task(store, text)
+        with pytest.raises(NotFound):
+            queries.worker(store, text)
+        assert queries.tree(store, text) == []
+        assert queries.terms(store, "name", text) == []
+        assert queries.queue_history(store, text, "shop", NOW) == []
+        found = queries.series(store, since=NOW - 90, until=NOW + 60, name=text)
+        assert not any(each.received for each in found.buckets)
+    for number in (0, -1, 2**31, 2**70):
+        with pytest.raises(NotFound):
+            queries.failure_group(store, number)
+
+
+@pytest.mark.parametrize("since", [float("nan"), float("inf"), -1e300])
+def test_what_is_no_time_is_refused(store: Store, since: float) -> None:
+    for read in (queries.gaps, lambda store, since: queries.failure_groups(store, since=since)):
+        with pytest.raises(InvalidInput, match="no time"):
+            read(store, since)
+    with pytest.raises(InvalidInput, match="no time"):
+        queries.series(store, since=since, until=NOW)
+
+
+def test_record_begins_with_its_first_minute(store: Store) -> None:
+    assert queries.began(store) is None
+    write(store, *life(OLD, NOW), *life(NEW, NOW - 400))
+    began = queries.began(store)
+    assert began is not None
+    assert NOW - 460 < began <= NOW - 400

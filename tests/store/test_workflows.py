@@ -1,0 +1,89 @@
+"""Workflows and schedules as they are stored and read, on both databases."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from monitor.errors import NotFound
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import ScheduleEntry
+from monitor.records import TaskState
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.schedule import save_schedule
+from monitor.store.schedule import schedule_entry
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = open_store(database_url)
+    yield opened
+    opened.close()
+
+
+def received(number: int, root: int, **more: object) -> Event:
+    known = {"uuid": make_id(number), "root_id": make_id(root), "name": "shop.pick", "timestamp": NOW + number}
+    return make_event("task-received", **{**known, "parent_id": make_id(root) if number != root else None, **more})
+
+
+def write(store: Store, *events: Event, cluster: str = "shop") -> None:
+    Writer(store, cluster, Settings()).write([Delivery(list(events), NOW + 900)])
+
+
+def test_list_has_roots_with_others_under_them_and_goes_on(store: Store) -> None:
+    write(store, *(received(number, number // 10 * 10) for number in range(10, 45)), received(77, 77))
+    write(store, received(90, 91), cluster="eu")
+    first = queries.workflows(store, limit=3)
+    rest = queries.workflows(store, limit=3, cursor=first.next)
+    found = [(each.root.id, each.tasks, each.root.state) for each in (*first.items, *rest.items)]
+    known = TaskState.RECEIVED
+    assert found == [
+        (make_id(91), 1, None),
+        (make_id(40), 5, known),
+        (make_id(30), 10, known),
+        (make_id(20), 10, known),
+        (make_id(10), 10, known),
+    ]
+    assert rest.next is None
+    assert [each.cluster for each in queries.workflows(store, cluster="eu").items] == ["eu"]
+
+
+def test_steps_begin_with_the_root_and_are_of_one_cluster(store: Store) -> None:
+    write(store, *(received(number, 10) for number in (12, 11, 10)))
+    write(store, received(13, 10), cluster="eu")
+    cluster, steps, whole = queries.steps(store, make_id(10))
+    assert (cluster, [step.id for step in steps], whole) == ("shop", [make_id(10), make_id(11), make_id(12)], True)
+    assert queries.steps(store, make_id(10), "eu")[1][0].state is None
+    with pytest.raises(NotFound):
+        queries.steps(store, make_id(999))
+
+
+def test_schedule_is_replaced_as_a_whole_and_knows_when_it_was_told(store: Store) -> None:
+    assert queries.schedule_heard_at(store, "shop") is None
+    one, two = (ScheduleEntry(cluster="shop", name=name, task="t", schedule="9.0") for name in ("one", "two"))
+    save_schedule(store, "shop", [one, two], NOW)
+    save_schedule(store, "shop", [two], NOW + 5)
+    assert queries.schedule(store) == [two]
+    assert queries.schedule_heard_at(store, "shop") == NOW + 5
+    assert schedule_entry(store, "two", "shop") == two
+    with pytest.raises(NotFound):
+        schedule_entry(store, "one", "shop")
+
+
+def test_runs_of_an_entry_have_its_name_and_arguments(store: Store) -> None:
+    sent = {"name": "shop.count", "kwargs": "{}", "hostname": "gen7@beat"}
+    for number, args in enumerate(("['Ada']", "('Ada',)", "('Bob',)")):
+        write(store, make_event("task-sent", uuid=make_id(number), timestamp=NOW + number, args=args, **sent))
+    entry = ScheduleEntry(cluster="shop", name="count", task="shop.count", schedule="9.0", args="('Ada',)")
+    found = queries.entry_runs(store, entry, NOW - 60)
+    assert [(run.id, run.client, run.at) for run in found] == [
+        (make_id(1), "gen7@beat", NOW + 1),
+        (make_id(0), "gen7@beat", NOW),
+    ]

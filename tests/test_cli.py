@@ -1,0 +1,180 @@
+"""The command line as a stranger meets it: as a program of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from monitor.cli import application_name
+from monitor.settings import SETTINGS
+
+ROOT = Path(__file__).parent.parent
+ANSWER_SECONDS = 30
+
+
+def environ(**more: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_MONITOR_")}
+    return ours | {"PYTHONPATH": str(ROOT)} | more
+
+
+def call(*arguments: str, directory: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "monitor", *arguments]
+    return subprocess.run(
+        command, cwd=directory, env=environ(**more), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@contextmanager
+def running(
+    command: Sequence[str], directory: Path, python: Path | str = sys.executable, **more: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A program that announces its address, and that address. It has a process group of its own."""
+    program = subprocess.Popen(
+        [str(python), "-m", *command],
+        cwd=directory,
+        env=environ(**more),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout is not None
+    try:
+        lines = (line for line in program.stdout if "http://" in line)
+        yield program, next(word for word in next(lines).split() if word.startswith("http://"))
+    finally:
+        program.send_signal(signal.SIGTERM)
+        program.wait(ANSWER_SECONDS)
+        program.stdout.close()
+
+
+def fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def members(group: int) -> list[int]:
+    """Processes of a group, zombies apart."""
+    listing = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listing.splitlines()]
+    return [int(pid) for pid, pgid, state in rows if int(pgid) == group and not state.startswith("Z")]
+
+
+def await_end(group: int) -> None:
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while members(group):
+        assert time.monotonic() < deadline, f"still there: {members(group)}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("command", ["serve", "receive", "web"])
+def test_help_names_every_setting(command: str, tmp_path: Path) -> None:
+    text = call(command, "--help", directory=tmp_path).stdout
+    for name in SETTINGS:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "CELERY_MONITOR_" in text
+    assert "--config" in text
+
+
+def test_help_shows_the_way_in(tmp_path: Path) -> None:
+    text = call("--help", directory=tmp_path).stdout
+    assert "celery-monitor demo" in text
+    assert "celery-monitor serve --broker redis://" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve",), "give --broker redis://"),
+        (("serve", "--brokr", "redis://x"), "there is no option --brokr; known are --app, --basic-auth"),
+        (("serve", "--broker", "localhost"), "broker: broker 'localhost' is no URL"),
+        (("web", "--port", "http"), "port: 'http' is no whole number"),
+        (("web", "--port", "70000"), "choose another --port"),
+        (("serve", "--broker", "redis://127.0.0.1:1/0", "--host", "0.0.0.0"), "--basic-auth"),
+        (("serve", "-A", "no.such.app"), "no.such.app"),
+        (("web", "--config", "nowhere.toml"), "cannot read nowhere.toml"),
+        (("receive", "--broker", "redis://127.0.0.1:1", "--database", "sqlite:////nowhere/at/all.db"), "nowhere"),
+        (("demo", "--rate", "fast"), "--rate"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = call(*arguments, directory=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_variable_is_an_error(tmp_path: Path) -> None:
+    done = call("web", directory=tmp_path, CELERY_MONITOR_PROT="7000")
+    assert done.returncode == 2
+    assert "there is no setting 'prot'" in done.stderr
+
+
+def test_a_port_in_use_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = call("web", "--port", str(port), directory=tmp_path)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+def test_serve_answers_and_sigterm_ends_all_of_it(redis_url: str, tmp_path: Path) -> None:
+    arguments = ("monitor", "serve", "--broker", f"shop={redis_url}", "--port", "0", "--node-id", "test-cli")
+    with running(arguments, tmp_path) as (program, address):
+        assert fetch(f"{address}healthcheck") == "OK"
+        assert '"cluster":"shop"' in fetch(f"{address}api/v1/health")
+        assert len(members(program.pid)) >= 3  # itself, the receiver, the web process
+    assert program.returncode == 0
+    await_end(program.pid)
+    left = {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()}
+    assert left == {"celery-monitor.db"}
+
+
+def test_a_dead_web_process_is_started_again(redis_url: str, tmp_path: Path) -> None:
+    arguments = ("monitor", "serve", "--broker", redis_url, "--port", "0")
+    with running(arguments, tmp_path) as (program, address):
+        for pid in set(members(program.pid)) - {program.pid}:
+            os.kill(pid, signal.SIGKILL)
+        assert fetch_patiently(f"{address}healthcheck") == "OK"
+
+
+def fetch_patiently(url: str) -> str:
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            return fetch(url)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_children_end_when_the_parent_is_killed(redis_url: str, tmp_path: Path) -> None:
+    with running(("monitor", "serve", "--broker", redis_url, "--port", "0"), tmp_path) as (program, _):
+        program.kill()
+        program.wait(ANSWER_SECONDS)
+        await_end(program.pid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "name"),
+    [
+        (("celery", "-A", "proj", "monitor"), {}, "proj"),
+        (("celery", "-Aproj.main:app", "monitor"), {"APP": "other"}, "proj.main:app"),
+        (("celery", "--app", "proj", "monitor"), {}, "proj"),
+        (("celery", "--app=proj", "monitor"), {}, "proj"),
+        (("celery", "monitor"), {"APP": "proj"}, "proj"),
+        (("celery", "monitor"), {}, None),
+    ],
+)
+def test_the_applications_name_is_found(
+    arguments: tuple[str, ...], variables: dict[str, str], name: str | None
+) -> None:
+    assert application_name(arguments, variables) == name

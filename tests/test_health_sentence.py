@@ -1,0 +1,155 @@
+from monitor.health_sentence import Disconnected
+from monitor.health_sentence import Facts
+from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import Part
+from monitor.health_sentence import TopFailure
+from monitor.health_sentence import age_words
+from monitor.health_sentence import is_growing
+from monitor.health_sentence import sentence
+
+WELL = Facts(workers_up=3, receivers=1, seen_tasks=True, failures=0)
+
+
+def told(facts: Facts) -> str:
+    return " ".join(part.text for part in sentence(facts))
+
+
+def tones(facts: Facts) -> set[str]:
+    return {part.tone for part in sentence(facts)}
+
+
+def test_all_well_says_so() -> None:
+    assert told(WELL) == "3 workers up. Nothing is failing and no queue is growing."
+    assert tones(WELL) == {"plain", "good"}
+
+
+def test_the_example_of_the_specification() -> None:
+    facts = Facts(
+        workers_up=2,
+        workers_offline=1,
+        receivers=1,
+        growing=[GrowingQueue("emails", 412, 195.0)],
+        failures=18,
+        top_failure=TopFailure("TimeoutError", "shop.pay", 14, group=7),
+    )
+    assert told(facts) == (
+        "2 of 3 workers up. emails is growing: 412 waiting, oldest 3 min. "
+        "18 failures in 15 min, 14 of them TimeoutError in shop.pay."
+    )
+
+
+def test_each_part_of_the_example_is_a_link() -> None:
+    facts = Facts(
+        workers_up=2,
+        receivers=1,
+        growing=[GrowingQueue("emails", 412)],
+        failures=18,
+        top_failure=TopFailure("TimeoutError", "shop.pay", 14, group=7),
+    )
+    assert [(part.path, part.query) for part in sentence(facts)] == [
+        ("/workers", {}),
+        ("/queues/emails", {}),
+        ("/tasks", {"q": "state:failed finished:>-15m"}),
+        ("/failures/7", {}),
+    ]
+
+
+def test_nothing_seen_yet() -> None:
+    assert told(Facts()) == "No receiver has run on this record yet, so nothing is known."
+    assert told(Facts(receivers=1, failures=0)) == "No worker has been seen yet."
+
+
+def test_no_workers_is_bad_and_never_well() -> None:
+    facts = Facts(workers_offline=4, receivers=1, failures=0)
+    assert told(facts) == "No worker is up; 4 known."
+    assert tones(facts) == {"bad"}
+
+
+def test_tasks_without_a_worker() -> None:
+    assert told(Facts(receivers=1, seen_tasks=True, failures=0)) == "Tasks were seen, but no worker."
+
+
+def test_no_broker_comes_first_and_is_never_well() -> None:
+    facts = WELL._replace(disconnected=[Disconnected("shop", 75.0)])
+    assert told(facts) == "The broker cannot be reached since 1 min, so what follows is old. 3 workers up."
+    assert "good" not in tones(facts)
+
+
+def test_a_broker_never_reached_has_no_since() -> None:
+    facts = Facts(receivers=2, many_clusters=True, disconnected=[Disconnected("mail")])
+    assert sentence(facts)[0].text == "The broker of mail cannot be reached, so what follows is old."
+
+
+def test_a_gap_is_said() -> None:
+    facts = WELL._replace(missed_seconds=42.4)
+    assert told(facts) == "3 workers up. Events of 42 s may be missing from these numbers."
+
+
+def test_unknown_failures_are_not_called_well() -> None:
+    assert told(WELL._replace(failures=None)) == "3 workers up."
+
+
+def test_silent_workers_may_be_busy() -> None:
+    facts = WELL._replace(workers_silent=1)
+    assert sentence(facts)[1] == Part("1 worker is silent, perhaps only busy.", "/workers", tone="warning")
+
+
+def test_receiver_behind() -> None:
+    assert told(WELL._replace(lag_seconds=31.0)).startswith("The receiver is 31 s behind. 3 workers up.")
+    assert "behind" not in told(WELL._replace(lag_seconds=2.0))
+
+
+def test_one_failure_is_singular_and_linked_to_its_group() -> None:
+    facts = WELL._replace(failures=1, top_failure=TopFailure("KeyError", None, 1, group=5))
+    assert sentence(facts)[-1] == Part("1 failure in 15 min: KeyError.", "/failures/5", {}, "bad")
+
+
+def test_failures_of_one_kind() -> None:
+    facts = WELL._replace(failures=9, top_failure=TopFailure("KeyError", "shop.cart", 9))
+    assert told(facts) == "3 workers up. 9 failures in 15 min, all KeyError in shop.cart."
+
+
+def test_queue_without_consumer_is_worse_than_growing() -> None:
+    queue = GrowingQueue("mail", 1, 7300.0)
+    facts = WELL._replace(growing=[queue], unattended=[queue])
+    assert sentence(facts)[1] == Part("mail has 1 message and no consumer, oldest 2 h.", "/queues/mail", tone="bad")
+    assert "growing" not in told(facts)
+
+
+def test_many_growing_queues_are_counted() -> None:
+    facts = WELL._replace(growing=[GrowingQueue(f"q{n}", 50 + n) for n in range(3)])
+    assert sentence(facts)[1] == Part("3 queues are growing.", "/queues", tone="warning")
+
+
+def test_hostile_queue_name_is_quoted_in_its_link() -> None:
+    facts = WELL._replace(growing=[GrowingQueue("a/b?c#<script>", 99)])
+    assert sentence(facts)[1].path == "/queues/a%2Fb%3Fc%23%3Cscript%3E"
+
+
+def test_growth_needs_two_samples_and_more_than_noise() -> None:
+    assert is_growing([(100.0, 5), (160.0, 400)], now=200.0)
+    assert not is_growing([(160.0, 400)], now=200.0)
+    assert not is_growing([(100.0, 5), (160.0, 9)], now=200.0)
+    assert not is_growing([(100.0, 1000), (160.0, 1030)], now=200.0)
+    assert not is_growing([(100.0, 400), (160.0, 5)], now=200.0)
+
+
+def test_growth_ignores_what_is_old_or_unknown() -> None:
+    assert not is_growing([(100.0, 5), (700.0, 400), (760.0, 401)], now=800.0)
+    assert not is_growing([(700.0, None), (760.0, 401)], now=800.0)
+
+
+def test_ages_in_one_unit() -> None:
+    assert [age_words(seconds) for seconds in (-3.0, 40.9, 195.0, 7300.0, 100_000.0, 200_000.0)] == [
+        "0 s",
+        "40 s",
+        "3 min",
+        "2 h",
+        "27 h",
+        "2 days",
+    ]
+
+
+def test_large_numbers_have_thin_separators() -> None:
+    facts = WELL._replace(failures=12_345)
+    assert "12\u202f345 failures" in told(facts)

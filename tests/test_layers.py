@@ -1,0 +1,171 @@
+"""The house of docs/: who may import whom, where third parties may stand, and who may print."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "monitor"
+
+# Lower imports from lower only. Modules of one layer may import each other, but in no circle.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("monitor", "monitor.errors", "monitor.records"),
+    (
+        "monitor.access",
+        "monitor.failures",
+        "monitor.fidelity",
+        "monitor.filter_terms",
+        "monitor.filter_values",
+        "monitor.filters",
+        "monitor.health_sentence",
+        "monitor.intake",
+        "monitor.lifecycle",
+        "monitor.messages",
+        "monitor.redact",
+        "monitor.runs",
+        "monitor.schedule",
+        "monitor.settings",
+        "monitor.sketch",
+        "monitor.supervise",
+        "monitor.workers",
+        "monitor.workflow",
+    ),
+    (
+        "monitor.brokers",
+        "monitor.receiver.decode",
+        "monitor.receiver.sources",
+        "monitor.receiver.spool",
+        "monitor.store",
+    ),
+    ("monitor.alerts", "monitor.control", "monitor.metrics", "monitor.receiver"),
+    ("monitor.web",),
+    ("monitor.__main__", "monitor.cli", "monitor.demo", "monitor.serve"),
+)
+# capture.py runs inside the user's workers.
+OUTSIDE = {"monitor.capture"}
+CONFINED = {
+    "sqlalchemy": ("monitor.store",),
+    "alembic": ("monitor.store",),
+    "psycopg": ("monitor.store",),
+    "celery": ("monitor.receiver.sources", "monitor.brokers", "monitor.control", "monitor.capture"),
+    "kombu": ("monitor.receiver.sources", "monitor.brokers", "monitor.control", "monitor.capture"),
+    "amqp": ("monitor.receiver.sources", "monitor.brokers", "monitor.control"),
+    "starlette": ("monitor.web",),
+    "jinja2": ("monitor.web",),
+    "uvicorn": ("monitor.web",),
+    "click": ("monitor.cli",),
+    "demo_workers": ("monitor.demo",),
+}
+STORE_ORDER = ("schema", "engine", "keys")  # every other module of store/ may import these; they import none of it
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def inside(name: str, parents: tuple[str, ...] | set[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def layer_of(name: str) -> int:
+    """The layer with the longest entry that holds the module."""
+    found = [
+        (len(entry), number)
+        for number, entries in enumerate(LAYERS)
+        for entry in entries
+        if inside(name, (entry,)) and (entry != "monitor" or name == "monitor")
+    ]
+    if not found:
+        raise LookupError(f"{name} stands in no layer: give it one in {Path(__file__).name}")
+    return max(found)[1]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported, by their full names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
+
+
+def own_imports(name: str) -> set[str]:
+    return {each for each in imports(MODULES[name]) if each in MODULES and each != name}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downward(name: str) -> None:
+    if inside(name, OUTSIDE):
+        assert not own_imports(name)
+        return
+    upward = {each for each in own_imports(name) if each != "monitor" and layer_of(each) > layer_of(name)}
+    assert not upward, f"{name} imports from above: {upward}"
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for each in own_imports(name):
+                visit(each, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_third_parties_stand_where_they_belong(name: str) -> None:
+    strangers = {
+        each
+        for each in imports(MODULES[name])
+        if (party := each.partition(".")[0]) in CONFINED and not inside(name, CONFINED[party])
+    }
+    assert not strangers, f"{name} imports {strangers}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_import_hides_in_a_function(name: str) -> None:
+    for function in ast.walk(MODULES[name]):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            hidden = [each for each in ast.walk(function) if isinstance(each, ast.Import | ast.ImportFrom)]
+            assert not hidden, f"{name}.{function.name} imports inside"
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"monitor.cli"}))
+def test_only_the_command_line_prints(name: str) -> None:
+    for call in ast.walk(MODULES[name]):
+        if isinstance(call, ast.Call):
+            assert ast.unparse(call.func) not in {"print", "sys.stdout.write", "sys.stderr.write"}, f"{name} prints"
+
+
+@pytest.mark.parametrize("name", [each for each in MODULES if each.startswith("monitor.store.")])
+def test_the_ground_of_the_store_imports_nothing_above_it(name: str) -> None:
+    parts = name.split(".")
+    if parts[2] in STORE_ORDER:
+        others = {each.split(".")[2] for each in own_imports(name) if each.startswith("monitor.store.")}
+        allowed = set(STORE_ORDER) | {"migrations"}
+        assert others <= allowed, f"{name} imports {others - allowed}"
+
+
+def test_pages_never_import_each_other() -> None:
+    for name in MODULES:
+        if name.startswith("monitor.web.pages."):
+            assert not {each for each in own_imports(name) if each.startswith("monitor.web.pages.")}, name
+
+
+def test_every_layer_entry_exists() -> None:
+    planned = {"monitor.alerts", "monitor.metrics"}
+    entries = {entry for layer in LAYERS for entry in layer}
+    assert entries - planned <= set(MODULES)

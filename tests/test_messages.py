@@ -1,0 +1,95 @@
+"""What is read of a captured message, and what is not."""
+
+import bz2
+import json
+import lzma
+import zlib
+from typing import Any
+
+import pytest
+
+from monitor.fidelity import judge
+from monitor.fidelity import without_secrets
+from monitor.messages import MAX_READ
+from monitor.messages import Unreadable
+from monitor.messages import facts
+from monitor.messages import json_text
+from monitor.messages import stamps_of
+from monitor.redact import Redactor
+from monitor.settings import REDACTED_KEYS
+from tests.factories import make_id
+from tests.factories import make_message
+from tests.factories import make_run
+from tests.factories import make_task
+
+ID = make_id(31)
+REDACTOR = Redactor(REDACTED_KEYS)
+
+
+def test_a_message_tells_what_events_leave_out() -> None:
+    headers = {"shadow": "Pay", "group": "g7", "group_index": 2, "stamps": {"tenant": "acme", "token": "t0p"}}
+    known = facts(make_message(ID, headers={**headers, "celery_beat_task": "nightly"}, properties={"priority": 9}))
+    assert (known.name, known.shadow, known.priority) == ("shop.pay.charge", "Pay", 9)
+    assert (known.group, known.group_index, known.beat) == ("g7", 2, "nightly")
+    assert stamps_of(known, REDACTOR) == {"tenant": "acme", "token": "***"}
+
+
+def test_a_json_message_is_exact_and_its_arguments_are_shown() -> None:
+    judged = judge(make_task(id=ID, args="(31,...", runs=[make_run(retries=0)]), make_message(ID))
+    assert (judged.fidelity, judged.source) == ("exact", "capture")
+    assert (judged.args, judged.kwargs) == ("[31]", '{"card": "visa"}')
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b"\x80\x04 pickled", {"content_type": "application/x-python-serialize"}),
+        (b"[[NaN], {}, {}]", {}),
+        (b'[["\\ud800"], {}, {}]', {}),
+        (b"[[1], [2], {}]", {}),
+        (b"[" * 5000, {}),
+        (b"\xff\xfe", {}),
+        (b"[[1], {}, {}]", {"headers": {"compression": "application/x-brotli"}}),
+        (b"not packed", {"headers": {"compression": "application/x-gzip"}}),
+    ],
+)
+def test_what_cannot_be_shown_is_exact_all_the_same(body: bytes, fields: dict[str, Any]) -> None:
+    judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, body=body, **fields))
+    assert (judged.fidelity, judged.known, judged.args, judged.args_value) == ("exact", True, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("application/x-gzip", zlib.compress), ("application/x-bz2", bz2.compress), ("application/x-lzma", lzma.compress)],
+)
+def test_packed_bodies_are_opened_up_to_a_bound(name: str, pack: object) -> None:
+    assert callable(pack)
+    small = make_message(ID, body=pack(b'[["x"], {}, {}]'), headers={"compression": name})
+    assert json_text(small) == '[["x"], {}, {}]'
+    bomb = make_message(ID, body=pack(b" " * (MAX_READ + 1)), headers={"compression": name})
+    with pytest.raises(Unreadable, match="too large to be shown"):
+        json_text(bomb)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"headers": {"id": make_id(32)}}, "is of another task"),
+        ({"headers": {"retries": 1}}, "attempt 2 alone, and attempt 3 may differ"),
+        ({"headers": {"retries": 2}, "routing_key": None, "queue": None}, "route is missing"),
+        ({"headers": {"retries": 2}, "content_type": None}, "content type"),
+    ],
+)
+def test_a_message_that_is_not_the_last_attempt_s_is_not_exact(fields: dict[str, Any], reason: str) -> None:
+    judged = judge(make_task(id=ID, args="(31,)", kwargs="{}"), make_message(ID, **fields))
+    assert judged.fidelity == "probable"
+    assert reason in judged.reason
+
+
+def test_secrets_in_a_message_are_masked_for_show_and_kept_for_sending() -> None:
+    body = json.dumps([["31"], {"api_key": "k3y", "card": "visa"}, {}]).encode()
+    judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, body=body))
+    assert judged.kwargs_value == {"api_key": "k3y", "card": "visa"}
+    shown = without_secrets(judged, REDACTOR)
+    assert (shown.kwargs_value, shown.masked, shown.fidelity) == ({"api_key": "***", "card": "visa"}, True, "exact")
+    assert "k3y" not in repr(shown)

@@ -1,0 +1,147 @@
+"""Due times, and what the runs of an entry say of it."""
+
+from datetime import UTC
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from monitor.brokers.beat import entries_of_conf
+from monitor.brokers.beat import read_schedule
+from monitor.records import Gap
+from monitor.records import ScheduledRun
+from monitor.records import ScheduleEntry
+from monitor.records import TaskState
+from monitor.redact import Redactor
+from monitor.schedule import due_times
+from monitor.schedule import in_words
+from monitor.schedule import judge
+from monitor.schedule import own_runs
+
+DAY = datetime(2026, 3, 2, tzinfo=UTC).timestamp()  # a Monday
+MONDAYS = "<crontab: 30 7 * * monday (m/h/dM/MY/d)>"
+EVERY_TWO = "<crontab: */2 * * * * (m/h/dM/MY/d)>"
+
+
+def entry(schedule: object = "60.0", timezone: str | None = "UTC", **more: Any) -> ScheduleEntry:
+    given = {"cluster": "shop", "name": "count", "task": "shop.count", "timezone": timezone}
+    return ScheduleEntry(**{**given, **read_schedule(schedule), **more})
+
+
+def run(at: float, client: str | None = "gen7@beat") -> ScheduledRun:
+    return ScheduledRun(id=f"at {at}", at=at, state=TaskState.SUCCESS, client=client)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2.0", 2.0),
+        (45, 45.0),
+        ("0:00:30", 30.0),
+        ("1 day, 2:00:00", 93600.0),
+        ("<freq: 2.00 minutes>", 120.0),
+        ("<solar: sunset at latitude 1>", None),
+        ("0", None),
+    ],
+)
+def test_interval_is_read_as_workers_tell_it(text: object, seconds: float | None) -> None:
+    assert read_schedule(text)["every"] == seconds
+
+
+def test_crontab_is_read_in_the_order_of_its_legend() -> None:
+    newer = entry(MONDAYS)
+    older = entry("<crontab: 30 7 monday * * (m/h/d/dM/MY)>")
+    assert (newer.minutes, newer.hours, newer.weekdays) == ((30,), (7,), (1,))
+    assert (older.minutes, older.hours, older.weekdays, older.days) == ((30,), (7,), (1,), newer.days)
+    assert entry("<crontab: {1, 2, 3} 8-17/3 * * 1-5 (m/h/dM/MY/d)>").hours == (8, 11, 14, 17)
+    assert entry("<crontab: 99 7 * * * (m/h/dM/MY/d)>").minutes is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ("10.0", "every 10 s"),
+        ("3600.0", "every hour"),
+        (EVERY_TWO, "every 2 minutes"),
+        (MONDAYS, "at 07:30 on Monday"),
+        ("<crontab: 5 8-17 * * 1-5 (m/h/dM/MY/d)>", "at minute 5 of the hours 8–17 on Monday, Tuesday, Wednesday, "),
+        ("<crontab: 0 0 1 * * (m/h/dM/MY/d)>", "at 00:00 on day 1 of the month"),
+    ],
+)
+def test_schedule_is_told_in_words(schedule: str, words: str) -> None:
+    assert (in_words(entry(schedule)) or "").startswith(words)
+
+
+def test_crontab_is_due_in_its_own_time_zone() -> None:
+    week = 7 * 86400.0
+    assert list(due_times(entry(MONDAYS), DAY, DAY + week)) == [DAY + 7.5 * 3600]
+    assert list(due_times(entry(MONDAYS, "Asia/Tokyo"), DAY - 86400, DAY + week - 86400)) == [DAY - 1.5 * 3600]
+    assert list(due_times(entry(MONDAYS, None), DAY, DAY + week)) == []
+    assert list(due_times(entry(MONDAYS, "Mars/Olympus"), DAY, DAY + week)) == []
+
+
+def test_leap_day_is_found() -> None:
+    leap = entry("<crontab: 0 0 29 2 * (m/h/dM/MY/d)>")
+    [at] = islice(due_times(leap, DAY, DAY + 4 * 366 * 86400.0), 1)
+    assert datetime.fromtimestamp(at, UTC).isoformat() == "2028-02-29T00:00:00+00:00"
+
+
+def test_interval_that_is_kept_misses_nothing() -> None:
+    runs = [run(DAY + 240.5), run(DAY + 180.3), run(DAY + 120.1), run(DAY + 60.0)]
+    found = judge(entry(), runs, [], DAY, DAY + 250, sure=True)
+    assert (found.missed, found.late, found.overdue, found.next) == ((), 0, None, DAY + 300.5)
+    assert found.drift == pytest.approx(0.2, abs=0.01)
+
+
+def test_interval_that_was_skipped_tells_when_and_a_gap_accuses_nobody() -> None:
+    runs = [run(DAY + 300), run(DAY + 120), run(DAY + 50), run(DAY - 20)]
+    assert judge(entry(), runs, [], DAY, DAY + 310, sure=True).missed == (DAY + 180, DAY + 240)
+    assert judge(entry(), runs, [], DAY, DAY + 310, sure=True).late == 2
+    gap = Gap(cluster="shop", began=DAY + 170, ended=DAY + 200, cause="away")
+    assert judge(entry(), runs, [gap], DAY, DAY + 310, sure=True).missed == ()
+
+
+def test_entry_that_stopped_is_overdue_unless_we_were_away() -> None:
+    runs = [run(DAY + 60), run(DAY)]
+    stopped = judge(entry(), runs, [], DAY, DAY + 400, sure=True)
+    assert (stopped.overdue, stopped.next) == (DAY + 120, None)
+    away = Gap(cluster="shop", began=DAY + 100, ended=None, cause="away")
+    assert judge(entry(), runs, [away], DAY, DAY + 400, sure=True).overdue is None
+    assert judge(entry(), [], [], DAY, DAY + 400, sure=True).overdue is None
+
+
+def test_crontab_misses_and_late_runs_are_told() -> None:
+    runs = [run(DAY + 481), run(DAY + 375), run(DAY + 121)]
+    found = judge(entry(EVERY_TWO), runs, [], DAY, DAY + 560, sure=True)
+    assert (found.missed, found.late, found.next) == ((DAY + 240,), 1, DAY + 600)
+
+
+def test_unknown_kind_of_schedule_is_unknown() -> None:
+    found = judge(entry("<solar: sunset>"), [run(DAY)], [], DAY, DAY + 99, sure=False)
+    assert (found.next, found.missed, found.late, found.drift, found.overdue) == (None, None, None, None, None)
+
+
+def test_sender_of_several_entries_is_beat() -> None:
+    beat, person = run(DAY), run(DAY + 5, "gen9@web")
+    judged = own_runs({"a": [person, beat], "b": [beat], "c": [run(DAY, None)]})
+    assert judged == {"a": ((beat,), True), "b": ((beat,), True), "c": ((run(DAY, None),), False)}
+
+
+def test_secrets_of_arguments_are_masked_and_not_sent() -> None:
+    conf = {
+        "beat_schedule": {
+            "pay": {"task": "t", "schedule": 5.0, "kwargs": {"token": "abc"}, "options": {"queue": "q"}},
+            "odd": {"task": "t", "schedule": 5.0, "args": ["Ada"]},
+            "broken": {"schedule": 5.0},
+        }
+    }
+    pay, odd = entries_of_conf(conf, "shop", Redactor(("token",)), DAY)
+    assert (pay.queue, pay.kwargs_json, "abc" in pay.kwargs) == ("q", None, False)
+    assert (odd.args, odd.args_json, odd.timezone) == ("('Ada',)", '["Ada"]', "UTC")
+    assert entries_of_conf({"enable_utc": False, **conf}, "shop", Redactor(()), DAY)[1].timezone is None
+
+
+def test_crontab_that_has_only_just_run_once_misses_nothing() -> None:
+    found = judge(entry(EVERY_TWO), [run(DAY + 121)], [], DAY + 121, DAY + 130, sure=True)
+    assert (found.missed, found.late, found.drift, found.next) == ((), 0, None, DAY + 240)

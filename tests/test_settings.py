@@ -1,0 +1,133 @@
+"""Settings: option over environment over file over default, and nothing unknown anywhere."""
+
+import pickle
+import runpy
+from pathlib import Path
+
+import pytest
+
+from monitor.errors import SettingsError
+from monitor.settings import SETTINGS
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.settings import load
+from monitor.settings import parse_broker
+
+ROOT = Path(__file__).parent.parent
+OTHER = {
+    "broker": ("amqp://u:p@rabbit:5673/shop", (Broker("default", "amqp://u:p@rabbit:5673/shop"),)),
+    "broker_options": ('{"global_keyprefix": "shop:"}', {"global_keyprefix": "shop:"}),
+    "source": ("kombu", "kombu"),
+    "log_level": ("error", "error"),
+}
+
+
+def other_text(name: str) -> tuple[str, object]:
+    """A text that is not the default, and the value it stands for."""
+    default = getattr(Settings(), name)
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(default, bool):
+        return ("no", False) if default else ("on", True)
+    if isinstance(default, int | float):
+        return str(default + 3), default + 3
+    if isinstance(default, tuple):
+        return "other", ("other",)
+    return "other", "other"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_comes_from_option_environment_and_file(name: str, tmp_path: Path) -> None:
+    text, value = other_text(name)
+    assert getattr(Settings(), name) != value
+    assert getattr(load({name: text}, {}), name) == value
+    assert getattr(load({}, {f"CELERY_MONITOR_{name.upper()}": text}), name) == value
+    file = tmp_path / "monitor.toml"
+    file.write_text(f"{name} = '{text}'\n", encoding="utf-8")
+    assert getattr(load({}, {}, file), name) == value
+
+
+def test_option_goes_before_environment_before_file(tmp_path: Path) -> None:
+    file = tmp_path / "monitor.toml"
+    file.write_text('port = 7001\nhost = "127.0.0.2"\nnode_id = "file"\n', encoding="utf-8")
+    environ = {"CELERY_MONITOR_PORT": "7002", "CELERY_MONITOR_HOST": "127.0.0.3", "HOME": "/"}
+    settings = load({"port": "7003", "host": None, "broker": ()}, environ, file)
+    assert (settings.port, settings.host, settings.node_id) == (7003, "127.0.0.3", "file")
+
+
+def test_several_values_in_each_place(tmp_path: Path) -> None:
+    urls = ("shop=redis://a/1", "mail=amqp://b")
+    wanted = (Broker("shop", "redis://a/1"), Broker("mail", "amqp://b"))
+    file = tmp_path / "monitor.toml"
+    file.write_text(f"broker = {list(urls)}\n", encoding="utf-8")
+    assert load({"broker": urls}, {}).broker == wanted
+    assert load({}, {"CELERY_MONITOR_BROKER": " ".join(urls)}).broker == wanted
+    assert load({}, {}, file).broker == wanted
+
+
+def test_unknown_names_raise_and_list_what_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "monitor.toml"
+    file.write_text("prot = 1\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"'prot'; known are .*port"):
+        load({"prot": "1"}, {})
+    with pytest.raises(SettingsError, match=r"'prot'; known are .*port"):
+        load({}, {"CELERY_MONITOR_PROT": "1"})
+    with pytest.raises(SettingsError, match=r"'prot'; known are .*port"):
+        load({}, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("port", "http", "port: 'http' is no whole number"),
+        ("port", "-1", "negative"),
+        ("sample_seconds", "0", "positive"),
+        ("sample_seconds", "inf", "finite"),
+        ("sample_seconds", "soon", "no number"),
+        ("read_only", "perhaps", "neither yes nor no"),
+        ("source", "kafka", "auto, kombu, redis, amqp"),
+        ("broker_options", "{", "no JSON object"),
+        ("broker", "localhost", "is no URL"),
+        ("broker", "a shop=redis://x", "letters, digits"),
+    ],
+)
+def test_a_wrong_value_says_what_is_wrong(name: str, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load({name: text}, {})
+
+
+def test_two_brokers_need_two_names() -> None:
+    with pytest.raises(SettingsError, match="called 'default'"):
+        load({"broker": ("redis://a", "redis://b")}, {})
+
+
+def test_a_broker_url_may_hold_an_equals_sign() -> None:
+    assert parse_broker("redis://a/0?x=y") == Broker("default", "redis://a/0?x=y")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"missing\.toml"):
+        load({}, {}, tmp_path / "missing.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("port = = 3", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"broken\.toml is no TOML"):
+        load({}, {}, broken)
+
+
+def test_settings_travel_to_a_child_process() -> None:
+    settings = load({"broker": "shop=redis://x/3", "broker_options": '{"sep": ":"}'}, {})
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize("page", ["settings", "filters"])
+def test_the_document_is_what_the_table_says(page: str) -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    written = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert written == generate[f"{page}_page"](), "run make docs"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_stands_in_its_document(name: str) -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert f"\n## {name}\n" in page
+    assert f"`CELERY_MONITOR_{name.upper()}`" in page

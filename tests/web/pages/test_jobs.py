@@ -1,0 +1,120 @@
+import re
+
+from starlette.applications import Starlette
+
+from monitor.access import Role
+from monitor.records import JobOutcome
+from monitor.records import JobState
+from monitor.store import jobs
+from monitor.web.present import Watched
+from tests.web import shop
+from tests.web.pages.conftest import Browser
+from tests.workers import wait_for
+
+
+def choose(browser: Browser, query: str = "state:failed", verb: str = "retry") -> str:
+    return browser.submit("/tasks", f"/tasks/bulk-{verb}?q={query}")
+
+
+def test_all_that_match_are_offered_with_their_number_and_only_what_may_be_done(browser: Browser) -> None:
+    failed = browser.get("/tasks?q=state:failed").text
+    assert "Retry all 2…" in failed
+    assert "Revoke all" not in failed
+    running = browser.get("/tasks?q=state:started").text
+    assert "Revoke all 1…" in running
+    assert "Retry all" not in running
+    assert "all 0" not in browser.get("/tasks?q=name:nothing").text
+
+
+def test_preview_shows_query_count_fidelity_samples_and_the_verb_on_the_button(browser: Browser) -> None:
+    page = choose(browser)
+    assert "Retry 2 tasks of shop?" in page
+    assert "<code>state:failed</code>" in page
+    assert re.search(r"<dt>probable</dt><dd[^>]*>1<", page)
+    assert re.search(r"<dt>unknown</dt><dd[^>]*>1<", page)
+    assert "[31, &#34;EUR&#34;]" in page
+    assert ">Retry 1 task<" in page
+    assert "1 skipped: its arguments are not known" in page
+
+
+def test_yes_makes_a_job_that_ends_with_what_was_skipped_and_why(browser: Browser, app: Starlette) -> None:
+    choose(browser)
+    after = browser.submit("/jobs/1", "/jobs/1/start", reason="gateway is back", rate="")
+    again = browser.submit("/jobs/1", "/jobs/1/start", reason="gateway is back", rate="")
+    assert "Job 1 started: retry 2 tasks." in after
+    assert "Nothing was started a second time" in again
+    store = app.state.store
+    wait_for(lambda: jobs.job(store, 1).state is JobState.DONE, what="the end of the job")
+    page = browser.get("/jobs/1").text
+    assert "Job 1: done" in page
+    assert "gateway is back" in page
+    assert "its arguments are not known" in page
+    new_id = jobs.sent_as(jobs.job(store, 1), shop.PROBABLE)
+    assert new_id in browser.get("/jobs/1?outcome=done").text
+    assert shop.TRUNCATED in browser.get("/jobs/1?outcome=skipped").text
+    actions = browser.get("/actions").text
+    assert "Retry, job 1" in actions
+    assert "Retry: 1 done, 1 skipped." in actions
+
+
+def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:
+    choose(browser)
+    browser.submit("/jobs/1", "/jobs/1/start", rate="0.05")
+    store = app.state.store
+    wait_for(lambda: sum(each.count for each in jobs.job(store, 1).reasons), what="the first task")
+    assert "Job 1 ends" in browser.submit("/jobs/1", "/jobs/1/abort")
+    wait_for(lambda: jobs.job(store, 1).state is JobState.ABORTED, what="the end of the job")
+    job = jobs.job(store, 1)
+    assert job.left == 1
+    assert "Aborted by anonymous." in browser.get("/jobs/1").text
+    assert job.count(JobOutcome.DONE) + job.count(JobOutcome.SKIPPED) == 1
+
+
+def test_a_rate_that_is_no_number_is_said_and_starts_nothing(browser: Browser, app: Starlette) -> None:
+    choose(browser)
+    assert "is no number of tasks per second" in browser.submit("/jobs/1", "/jobs/1/start", rate="quick")
+    assert jobs.job(app.state.store, 1).state is JobState.PREVIEW
+
+
+def test_a_wrong_filter_makes_no_job_and_is_said(browser: Browser, app: Starlette) -> None:
+    assert "column 1" in choose(browser, "colour:red")
+    assert browser.get("/jobs/1").status_code == 404
+
+
+def test_no_such_job(browser: Browser) -> None:
+    for path in ("/jobs/77", "/jobs/x", "/jobs/99999999999"):
+        assert browser.get(path).status_code == 404
+    choose(browser)
+    assert browser.get("/jobs/1?outcome=lunch").status_code == 400
+
+
+def test_a_failure_group_is_a_query_like_any_other(browser: Browser) -> None:
+    found = re.search(r'href="/failures/(\d+)', browser.get("/failures").text)
+    assert found
+    query = f"group:{found.group(1)}"
+    assert "Retry 2 tasks of shop?" in choose(browser, query)
+
+
+def test_links_that_sort_filter_and_page_keep_the_chosen_columns(browser: Browser) -> None:
+    page = browser.get("/tasks?col=name&col=received&col=result&q=state:succeeded").text
+    links = re.findall(r'href="(/tasks\?[^"]*(?:sort|received)[^"]*)"', page)
+    assert links
+    assert all("col=name&amp;col=received&amp;col=result" in link for link in links)
+    form = re.search(r'<form class="query".*?</form>', page, re.DOTALL)
+    assert form
+    assert form.group().count('name="col"') == 3
+
+
+def test_what_watches_a_job_or_the_list_is_told_of_progress(browser: Browser, app: Starlette) -> None:
+    choose(browser)
+    presenter = app.state.presenter
+    before = presenter.snapshot(Watched("/jobs/1", "", Role.OPERATOR))
+    assert "Retry 2 tasks of shop?" in before.regions["job"]
+    browser.submit("/jobs/1", "/jobs/1/start")
+    wait_for(lambda: jobs.job(app.state.store, 1).state is JobState.DONE, what="the end of the job")
+    after = presenter.snapshot(Watched("/jobs/1", "", Role.OPERATOR))
+    assert "Job 1: done" in after.regions["job"]
+    assert "Retry, job 1" in presenter.snapshot(Watched("/actions", "", Role.VIEWER)).regions["jobs"]
+    listed = Watched("/tasks?q=state%3Afailed", "", Role.OPERATOR)
+    assert "Retry all 2…" in presenter.snapshot(listed).regions["bulk"]
+    assert "Retry all" not in presenter.snapshot(Watched(listed.address, "", Role.VIEWER)).regions["bulk"]

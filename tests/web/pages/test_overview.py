@@ -1,0 +1,129 @@
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from monitor.records import Queue
+from monitor.store import journal
+from monitor.web.charts import Chart
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web.pages.house import HOSTILE
+from tests.web.pages.house import House
+from tests.web.pages.house import open_house
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with open_house(tmp_path) as opened:
+        yield opened
+
+
+def fail(house: House, number: int, name: str = "shop.pay", exception: str = "TimeoutError('30 s')") -> None:
+    at = house.now - 90
+    known = {"uuid": make_id(number), "hostname": "worker1@shop"}
+    house.write(
+        make_event("task-received", timestamp=at, name=name, args="()", kwargs="{}", **known),
+        make_event("task-started", timestamp=at + 2, **known),
+        make_event("task-failed", timestamp=at + 9, exception=exception, traceback=f"Traceback\n{exception}", **known),
+    )
+
+
+def chart(html: str, name: str) -> Chart:
+    found = re.search(rf'id="chart-{name}".*?data-chart="(.*?)"', html, re.DOTALL)
+    assert found
+    return msgspec.json.decode(unescape(found.group(1)), type=Chart)
+
+
+def test_empty_record_says_what_to_do_next(house: House) -> None:
+    text = house.text("/")
+    assert "No receiver has run on this record yet" in text
+    assert "celery-monitor serve --broker" in text
+    assert "celery -A your_app worker -E" in text
+    assert "task_send_sent_event = True" in text
+    assert 'class="chart"' not in house.html("/")
+
+
+def test_receiver_without_workers_is_told_apart(house: House) -> None:
+    house.write()
+    text = house.text("/")
+    assert "Connected, and waiting for the first event" in text
+    assert "celery-monitor serve --broker" not in text
+
+
+def test_sentence_names_workers_queue_and_failures(house: House) -> None:
+    house.worker("worker1@shop", pool_size=4)
+    house.worker("worker9@shop", online=False)
+    for number in range(3):
+        fail(house, number)
+    for minutes, ready in ((3, 20), (2, 180), (0, 412)):
+        queue = Queue(cluster="shop", name="emails", ready=ready, consumers=1, oldest=house.now - 190)
+        journal.save_queues(house.store, "shop", [queue], house.now - 60 * minutes)
+    text = house.text("/")
+    assert "1 of 2 workers up. emails is growing: 412 waiting, oldest 3 min." in text
+    assert "3 failures in 15 min, all TimeoutError in shop.pay." in text
+
+
+def test_top_failures_lead_to_their_tasks(house: House) -> None:
+    fail(house, 5)
+    html = house.html("/")
+    link = re.search(r'class="failure" href="(/failures/\d+\?range=15m)"', html)
+    assert link
+    assert "shop.pay" in house.text(link.group(1))
+
+
+def test_charts_tell_what_the_record_says(house: House) -> None:
+    for number in range(4):
+        fail(house, number)
+    html = house.html("/?range=15m")
+    throughput = chart(html, "throughput")
+    assert {each.name: each.rest for each in throughput.series} == {"succeeded": 0, "failed": 4}
+    assert throughput.step == 60
+    run = chart(html, "run")
+    assert [each.rest for each in run.series] == pytest.approx([7.0] * 3, rel=0.03)
+    wait = chart(html, "wait")
+    assert wait.series[0].rest == pytest.approx(2.0, rel=0.03)
+
+
+def test_gap_is_in_every_chart(house: House) -> None:
+    fail(house, 1)
+    gap = journal.open_gap(house.store, "shop", house.now - 300, "broker was away")
+    journal.close_gap(house.store, gap, house.now - 240)
+    html = house.html("/?range=15m")
+    for name in ("throughput", "depth", "wait", "run"):
+        ((began, ended, cause),) = chart(html, name).gaps
+        assert (ended or 0.0) - began == pytest.approx(60)
+        assert cause == "broker was away"
+
+
+def test_unknown_range_is_an_error_that_lists_the_known(house: House) -> None:
+    assert "15m, 1h, 6h, 24h, 7d, 30d" in house.text("/?range=century", status=400)
+
+
+def test_page_stays_the_same_while_nothing_happens(house: House) -> None:
+    fail(house, 1)
+    assert chart(house.html("/"), "throughput") == chart(house.html("/"), "throughput")
+
+
+def test_longest_running_task_is_listed(house: House) -> None:
+    known = {"uuid": make_id(8), "hostname": "worker1@shop"}
+    house.write(
+        make_event("task-received", timestamp=house.now - 800, name="shop.reports.year", **known),
+        make_event("task-started", timestamp=house.now - 799, **known),
+    )
+    assert f'href="/tasks/{make_id(8)}"' in house.html("/")
+    assert "shop.reports.year" in house.text("/")
+
+
+def test_hostile_names_are_text(house: House) -> None:
+    house.worker(HOSTILE)
+    fail(house, 2, name=HOSTILE, exception=f"ValueError('{HOSTILE}')")
+    journal.save_queues(house.store, "shop", [Queue(cluster="shop", name=HOSTILE, ready=9, consumers=0)], house.now)
+    html = house.html("/")
+    assert "<img src=x" not in html
+    assert "\u202e" not in html
+    assert "\x00" not in html
+    assert "⟦U+202E⟧" in html

@@ -1,0 +1,114 @@
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from monitor.records import Queue
+from monitor.store import journal
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web.pages.house import HOSTILE
+from tests.web.pages.house import House
+from tests.web.pages.house import open_house
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with open_house(tmp_path) as opened:
+        opened.write()
+        yield opened
+
+
+def measure(house: House, name: str, ago: float = 0.0, cluster: str = "shop", **known: object) -> None:
+    queue = Queue(cluster=cluster, name=name, **known)  # type: ignore[arg-type]
+    journal.save_queues(house.store, cluster, [queue], house.now - ago)
+
+
+def row(house: House, name: str) -> str:
+    return next(each for each in house.html("/queues").split("<tr>") if f">{name}</a>" in each)
+
+
+def test_no_queue_says_what_brings_one(house: House) -> None:
+    assert "No queue has been measured" in house.text("/queues")
+
+
+def test_what_is_not_known_is_called_unknown(house: House) -> None:
+    measure(house, "emails")
+    assert row(house, "emails").count(">unknown<") >= 5
+    assert '<span class="figure" data-tint>0<' not in row(house, "emails")
+
+
+def test_zero_is_not_unknown(house: House) -> None:
+    measure(house, "emails", ready=0, unacked=0, consumers=2)
+    text = house.text("/queues")
+    assert "emails 0 – 0 2" in text
+
+
+def test_queue_with_messages_and_no_consumer_is_warned_about_and_first(house: House) -> None:
+    measure(house, "alpha", ready=3, consumers=1)
+    measure(house, "zeta", ready=7, consumers=0)
+    text = house.text("/queues")
+    assert "zeta has 7 messages and no consumer" in text
+    assert text.index("zeta no consumer 7") < text.index("alpha 3")
+
+
+def test_empty_queue_without_consumer_is_no_alarm(house: House) -> None:
+    measure(house, "rest", ready=0, consumers=0)
+    assert "no consumer" not in house.text("/queues")
+
+
+def test_unknown_consumers_are_no_alarm(house: House) -> None:
+    measure(house, "rest", ready=8, consumers=None)
+    assert "no consumer" not in house.text("/queues")
+
+
+def test_growing_queue_is_marked(house: House) -> None:
+    measure(house, "emails", ago=180, ready=30, consumers=1)
+    measure(house, "emails", ready=300, consumers=1)
+    text = house.text("/queues")
+    assert "emails growing 300" in text
+    assert "not draining" in text
+
+
+def test_rates_come_from_what_workers_took_and_how_the_depth_changed(house: House) -> None:
+    for number in range(60):
+        known = {"uuid": make_id(number), "timestamp": house.now - 70}
+        house.write(
+            make_event("task-sent", hostname="gen7@web", name="shop.mail", queue="emails", **known),
+            make_event("task-received", name="shop.mail", **known),
+        )
+    measure(house, "emails", ago=120, ready=240, consumers=1)
+    measure(house, "emails", ready=0, consumers=1)
+    assert "emails 0 – unknown 1 0 0.2" in house.text("/queues")
+
+
+def test_one_queue_has_its_page(house: House) -> None:
+    measure(house, "emails", ready=412, unacked=16, consumers=3, workers=("mail1@shop",))
+    text = house.text("/queues/emails")
+    assert "Waiting 412" in text
+    assert "Unacknowledged 16" in text
+    assert "mail1@shop" in text
+
+
+def test_queue_that_is_not_known_is_not_found(house: House) -> None:
+    assert "No queue is called 'nope'" in house.text("/queues/nope", status=404)
+
+
+def test_same_name_in_two_clusters_is_shown_apart(house: House) -> None:
+    house.write(cluster="mail")
+    measure(house, "celery", ready=11, consumers=1)
+    measure(house, "celery", cluster="mail", ready=22, consumers=1)
+    text = house.text("/queues/celery")
+    assert "Cluster shop Waiting 11" in text
+    assert "Cluster mail Waiting 22" in text
+    assert "Waiting 11" not in house.text("/queues/celery?cluster=mail")
+
+
+def test_hostile_name_is_text_and_its_page_opens(house: House) -> None:
+    measure(house, HOSTILE, ready=5, consumers=0, workers=(HOSTILE,))
+    for path in ("/queues", f"/queues/{quote(HOSTILE, safe='')}"):
+        html = house.html(path)
+        assert "<img src=x" not in html
+        assert "\u202e" not in html
+        assert "⟦U+202E⟧" in html

@@ -1,0 +1,98 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor.records import ScheduleEntry
+from monitor.store.schedule import save_schedule
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web.pages.conftest import Browser
+from tests.web.pages.house import HOSTILE
+from tests.web.pages.house import House
+from tests.web.pages.house import open_house
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with open_house(tmp_path) as opened:
+        yield opened
+
+
+def entry(name: str, **more: Any) -> ScheduleEntry:
+    given = {"cluster": "shop", "name": name, "task": "shop.count", "schedule": "60.0", "every": 60.0}
+    return ScheduleEntry(**{**given, "args_json": "[]", "kwargs_json": "{}", **more})
+
+
+def send(house: House, number: int, ago: float, client: str = "gen7@beat", name: str = "shop.count") -> None:
+    known = {"uuid": make_id(number), "timestamp": house.now - ago, "name": name}
+    house.write(make_event("task-sent", hostname=client, queue="stock", args="()", kwargs="{}", **known))
+
+
+def test_schedule_that_nobody_told_is_not_known(house: House) -> None:
+    assert "The schedule is not known" in house.text("/schedule")
+    save_schedule(house.store, "shop", [], house.now)
+    assert "Nothing is scheduled" in house.text("/schedule")
+
+
+def test_entry_without_a_run_is_unknown_and_not_zero(house: House) -> None:
+    save_schedule(house.store, "shop", [entry("count stock")], house.now)
+    text = house.text("/schedule")
+    assert "count stock shop.count every minute 60.0 none seen unknown" in text
+    assert "overdue" not in text
+
+
+def test_entry_that_is_overdue_comes_first_and_is_said(house: House) -> None:
+    save_schedule(house.store, "shop", [entry("alive", task="shop.beat"), entry("dead")], house.now)
+    for number in range(4):
+        send(house, number, 10.0 + 60 * number, name="shop.beat")
+        send(house, 10 + number, 600.0 + 60 * number)
+    text = house.text("/schedule")
+    assert "1 entry is overdue" in text
+    assert text.index("dead") < text.index("alive")
+    assert "Beat seems to have stopped" not in text
+
+
+def test_beat_that_sends_nothing_any_more_is_said(house: House) -> None:
+    save_schedule(house.store, "shop", [entry("one", task="shop.beat"), entry("two")], house.now)
+    for number in range(4):
+        send(house, number, 900.0 + 60 * number, name="shop.beat")
+        send(house, 10 + number, 600.0 + 60 * number)
+    assert "Beat seems to have stopped" in house.text("/schedule")
+
+
+def test_hostile_entry_is_text(house: House) -> None:
+    save_schedule(house.store, "shop", [entry(HOSTILE, task=HOSTILE, schedule=HOSTILE, args=HOSTILE)], house.now)
+    html = house.html("/schedule")
+    assert "<img src=x" not in html
+
+
+def test_api_tells_what_is_unknown(house: House) -> None:
+    assert house.client.get("/api/v1/schedule").json() == {"items": [], "unheard": ["shop"]}
+    save_schedule(house.store, "shop", [entry("count stock")], house.now)
+    [item] = house.client.get("/api/v1/schedule").json()["items"]
+    assert (item["name"], item["words"], item["last"], item["next"], item["missed"]) == (
+        "count stock",
+        "every minute",
+        None,
+        None,
+        [],
+    )
+
+
+def test_run_now_shows_the_arguments_and_sends(browser: Browser) -> None:
+    store = browser.app.state.store  # type: ignore[attr-defined]
+    told = entry("count stock", args="('Ada',)", args_json='["Ada"]', queue="stock")
+    save_schedule(store, "shop", [told], 9.0)
+    page = "/schedule?run=count%20stock&of=shop"
+    assert "Run it now" in browser.get(page).text
+    sent = browser.submit(page, "/schedule/run", of_cluster="shop", entry="count stock")
+    assert "Sent shop.count as" in sent
+    assert "to queue stock" in sent
+    asked = browser.post(
+        "/api/v1/schedule/run",
+        json={"name": "count stock"},
+        headers={"X-CSRF-Token": browser.token("/schedule"), "Sec-Fetch-Site": "same-origin"},
+    )
+    assert (asked.status_code, asked.json()["error"]["detail"]["args"]) == (409, "('Ada',)")

@@ -1,0 +1,134 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from monitor.store import queries
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web.pages.house import HOSTILE
+from tests.web.pages.house import House
+from tests.web.pages.house import open_house
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with open_house(tmp_path) as opened:
+        yield opened
+
+
+def post(house: House, **form: str) -> int:
+    html = house.html("/workers")
+    token = re.search(r'data-token="([^"]+)"', html)
+    assert token
+    response = house.client.post(
+        "/workers/enable-events",
+        data={"csrf_token": token.group(1), **form},
+        headers={"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:5757"},
+        follow_redirects=False,
+    )
+    return int(response.status_code)
+
+
+def test_no_worker_says_how_to_start_one(house: House) -> None:
+    assert "First start a receiver" in house.text("/workers")
+    house.write()
+    assert "appears here within seconds: celery -A your_app worker -E" in house.text("/workers")
+
+
+def test_worker_is_shown_with_what_is_known(house: House) -> None:
+    house.worker("mail1@shop", pool_size=16, prefetch=64, queues=("emails", "sms"), events_enabled=True)
+    text = house.text("/workers")
+    assert "online mail1@shop" in text
+    assert "2 of 16 64 731" in text
+    assert "emails , sms on" in text or "emails, sms on" in text
+
+
+def test_what_inspect_has_not_told_is_unknown(house: House) -> None:
+    house.worker("mail1@shop")
+    assert "2 of ? unknown 731" in house.text("/workers")
+
+
+def test_other_version_is_marked(house: House) -> None:
+    for number in (1, 2):
+        house.worker(f"mail{number}@shop")
+    house.worker("old@shop", sw_ver="5.2.7")
+    text = house.text("/workers")
+    assert "Workers run different versions of Celery: 5.2.7, 5.5.3." in text
+    assert "5.2.7 ≠" in text
+    assert "5.5.3 ≠" not in text
+
+
+def test_failure_rate_is_of_the_last_hour(house: House) -> None:
+    house.worker("mail1@shop")
+    for number, end in enumerate(["failed", "succeeded", "succeeded", "succeeded"]):
+        known = {"uuid": make_id(number), "hostname": "mail1@shop"}
+        more = {"exception": "KeyError('a')"} if end == "failed" else {"runtime": 1.5}
+        house.write(
+            make_event("task-received", timestamp=house.now - 60, name="shop.mail", **known),
+            make_event(f"task-{end}", timestamp=house.now - 50, **known, **more),
+        )
+    assert "25.0 %" in house.text("/workers")
+
+
+def test_worker_offline_for_long_folds_away(house: House) -> None:
+    house.worker("gone@shop", online=False, last_heartbeat=house.now - 700, offline_at=house.now - 690)
+    house.worker("left@shop", online=False, offline_at=house.now - 20)
+    house.worker("mail1@shop")
+    html = house.html("/workers")
+    assert html.index("left@shop") < html.index("1 offline for a while") < html.index("gone@shop")
+
+
+def test_skewed_clock_is_marked(house: House) -> None:
+    house.worker("mail1@shop", skew=-7.25)
+    assert '<span class="figure caution">−7.2 s</span>' in house.html("/workers")
+
+
+def test_worker_without_events_offers_the_button(house: House) -> None:
+    house.worker("mail1@shop", events_enabled=False)
+    assert "Turn events on at all of them" in house.text("/workers")
+    assert 'action="/workers/enable-events"' in house.html("/workers/mail1@shop")
+
+
+def test_read_only_offers_no_button(tmp_path: Path) -> None:
+    with open_house(tmp_path, read_only=True) as house:
+        house.worker("mail1@shop", events_enabled=False)
+        main = house.html("/workers").split('id="region-workers"')[1]
+        assert "enable-events" not in main
+
+
+def test_turning_events_on_passes_the_one_door_and_is_written_down(house: House) -> None:
+    house.worker("mail1@shop", events_enabled=False)
+    post(house, cluster="shop")  # the broker of this test does not exist
+    (action,) = queries.actions(house.store, limit=5).items
+    assert (action.action, action.cluster, action.outcome) == ("worker.enable_events", "shop", "failed")
+
+
+def test_turning_events_on_where_they_are_on_does_nothing(house: House) -> None:
+    house.worker("mail1@shop", events_enabled=True)
+    assert post(house, cluster="shop") == 303
+    assert "No worker there has its task events off any more." in house.text("/workers")
+    assert queries.actions(house.store, limit=5).items == []
+
+
+def test_one_worker_has_its_page(house: House) -> None:
+    house.worker("mail1@shop", pool="threads", queues=("emails",), pool_size=16)
+    text = house.text("/workers/mail1@shop")
+    assert "Busy processes 2 of 16" in text
+    assert "Pool threads" in text
+
+
+def test_worker_that_is_not_known_is_not_found(house: House) -> None:
+    assert "No worker is called 'nope@x'" in house.text("/workers/nope@x", status=404)
+
+
+def test_hostile_name_is_text_and_its_page_opens(house: House) -> None:
+    house.worker(HOSTILE, queues=(HOSTILE,), pool=HOSTILE, events_enabled=False)
+    stored = queries.workers(house.store)[0].hostname
+    for path in ("/workers", f"/workers/{quote(stored, safe='')}"):
+        html = house.html(path)
+        assert "<img src=x" not in html
+        assert "\u202e" not in html
+        assert "⟦U+202E⟧" in html

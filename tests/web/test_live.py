@@ -1,0 +1,235 @@
+"""The socket on a real server, with a real client, on a record that another connection writes."""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+import uvicorn
+from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect
+from websockets.typing import Origin
+
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from monitor.web.app import create_app
+from monitor.web.live import OUTBOX
+from monitor.web.live import Client
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.web import shop
+
+FAST = 5.0
+
+
+class Site:
+    """A dashboard that runs, and the record behind it."""
+
+    def __init__(self, base: str, store: Store, prefix: str) -> None:
+        self.base = base
+        self.store = store
+        self.prefix = prefix
+        self.writer = Writer(store, "shop", Settings())
+
+    def write(self, *events: Event) -> None:
+        self.writer.write([Delivery(events=list(events), arrived=time.time())])
+
+    @contextmanager
+    def look(self, view: str, **more: object) -> Iterator[ClientConnection]:
+        page = httpx2.get(f"{self.base}{self.prefix}/tasks").text
+        found = re.search(r'data-token="([^"]+)"', page)
+        assert found
+        address = f"{self.base.replace('http', 'ws')}{self.prefix}/live?token={unescape(found.group(1))}"
+        with connect(address, origin=Origin(self.base), max_size=2**24) as browser:
+            browser.send(msgspec.json.encode({"view": view, **more}).decode())
+            yield browser
+
+
+@contextmanager
+def run_site(database: str, prefix: str = "") -> Iterator[Site]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    brokers = (Broker("shop", "redis://127.0.0.1:6379/3"),)
+    app = create_app(Settings(broker=brokers, database=database, port=port, url_prefix=prefix))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="websockets-sansio"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    store = open_store(database)
+    try:
+        shop.fill(store)
+        yield Site(f"http://127.0.0.1:{port}", store, prefix)
+    finally:
+        server.should_exit = True
+        thread.join()
+        store.close()
+        app.state.store.close()
+
+
+def until(happens: Callable[[], object], seconds: float = FAST) -> None:
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+        yield running
+
+
+def hear(browser: ClientConnection) -> dict[str, Any]:
+    return msgspec.json.decode(browser.recv(timeout=FAST), type=dict[str, Any])
+
+
+def hear_until(browser: ClientConnection, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    deadline = time.monotonic() + FAST
+    while time.monotonic() < deadline:
+        said = hear(browser)
+        if wanted(said):
+            return said
+    raise AssertionError("was not said in time")
+
+
+def received(task_id: str, name: str = "shop.mail") -> Event:
+    return make_event(
+        "task-received", timestamp=time.time(), uuid=task_id, name=name, args="(8,)", kwargs="{}", retries=0
+    )
+
+
+def test_browser_is_told_everything_first(site: Site) -> None:
+    with site.look("/tasks?q=state%3Afailed") as browser:
+        said = hear(browser)
+    assert set(said["regions"]) >= {"shell_nav", "shell_banners", "facets", "summary", "pager"}
+    rows = said["rows"]["tasks"]
+    assert rows["order"] == [f"shop {shop.TRUNCATED}", f"shop {shop.PROBABLE}"]
+    assert "TimeoutError" in rows["html"][f"shop {shop.PROBABLE}"]
+
+
+def test_new_row_is_told_alone_within_a_second(site: Site) -> None:
+    with site.look("/tasks") as browser:
+        hear(browser)
+        began = time.monotonic()
+        site.write(received(make_id(501)))
+        said = hear_until(browser, lambda said: "rows" in said)
+        assert time.monotonic() - began < 1.5
+    rows = said["rows"]["tasks"]
+    assert list(rows["html"]) == [f"shop {make_id(501)}"]
+    assert rows["order"][0] == f"shop {make_id(501)}"
+    assert "tabs" not in said["regions"]
+
+
+def test_a_change_of_one_row_says_nothing_of_the_order(site: Site) -> None:
+    with site.look("/tasks") as browser:
+        hear(browser)
+        site.write(make_event("task-succeeded", timestamp=time.time(), uuid=shop.RUNNING, result="7", runtime=3.5))
+        rows = hear_until(browser, lambda said: "rows" in said)["rows"]["tasks"]
+    assert rows["order"] is None
+    assert list(rows["html"]) == [f"shop {shop.RUNNING}"]
+    assert "3.5 s" in rows["html"][f"shop {shop.RUNNING}"]
+
+
+def test_task_page_follows_its_task(site: Site) -> None:
+    because = {"exception": "KeyError('sku')", "traceback": ""}
+    failure = make_event("task-failed", timestamp=time.time(), uuid=shop.RUNNING, **because)
+    with site.look(f"/tasks/{shop.RUNNING}") as browser:
+        assert "started" in hear(browser)["regions"]["head"]
+        site.write(failure)
+        said = hear_until(browser, lambda said: "head" in said.get("regions", {}))
+    assert "failed" in said["regions"]["head"]
+    assert "KeyError" in said["regions"]["failure"]
+
+
+def test_those_who_share_a_view_hear_the_same(site: Site) -> None:
+    with site.look("/tasks") as one, site.look("/tasks") as other:
+        hear(one)
+        hear(other)
+        site.write(received(make_id(502)))
+        first, second = (hear_until(each, lambda said: "rows" in said) for each in (one, other))
+    assert first == second
+
+
+def test_other_view_is_not_told_of_rows_it_does_not_have(site: Site) -> None:
+    with site.look("/tasks?q=name%3Ashop.refund") as browser:
+        hear(browser)
+        site.write(received(make_id(503)))
+        said = hear_until(browser, lambda said: "shell_nav" in said.get("regions", {}))
+    assert "rows" not in said
+
+
+def test_row_that_left_the_page_is_kept_true_while_it_is_held(site: Site) -> None:
+    key = f"shop {shop.RUNNING}"
+    with site.look("/tasks?limit=25", held=[key]) as browser:
+        hear(browser)
+        site.write(*(received(make_id(600 + number)) for number in range(30)))
+        hear_until(browser, lambda said: "rows" in said)
+        site.write(make_event("task-succeeded", timestamp=time.time(), uuid=shop.RUNNING, result="7", runtime=3.5))
+        said = hear_until(browser, lambda said: key in said.get("rows", {}).get("tasks", {}).get("html", {}))
+    assert said["rows"]["tasks"]["order"] is None
+    assert "succeeded" in said["rows"]["tasks"]["html"][key]
+
+
+def test_quiet_record_is_heard_of_every_few_seconds(site: Site) -> None:
+    with site.look("/tasks") as browser:
+        hear(browser)
+        said = msgspec.json.decode(browser.recv(timeout=9), type=dict[str, Any])
+    assert said["at"] == pytest.approx(time.time(), abs=5)
+
+
+def test_view_that_is_no_page_is_an_error_not_an_end(site: Site) -> None:
+    with site.look("/nowhere") as browser:
+        assert hear(browser)["error"]["code"] == "not_found"
+        browser.send('{"view": "/tasks"}')
+        assert "regions" in hear_until(browser, lambda said: "error" not in said)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"view": 7}', '{"view": "tasks"}', '{"view": "/tasks", "do": "retry"}'])
+def test_what_is_no_view_ends_the_connection(site: Site, text: str) -> None:
+    with site.look("/tasks") as browser:
+        hear(browser)
+        browser.send(text)
+        with pytest.raises(ConnectionClosed) as ended:
+            hear_until(browser, lambda said: False)
+    assert ended.value.rcvd is not None
+    assert ended.value.rcvd.code == 1008
+
+
+def test_foreign_page_cannot_listen(site: Site) -> None:
+    address = f"{site.base.replace('http', 'ws')}/live"
+    with pytest.raises(InvalidStatus), connect(address, origin=Origin("http://evil.example")):
+        pass
+
+
+def test_everything_works_below_a_prefix(tmp_path: Path) -> None:
+    with run_site(f"sqlite:///{tmp_path}/record.db", "/ops/celery") as site, site.look("/tasks") as browser:
+        said = hear(browser)
+        assert 'href="/ops/celery/tasks?q=state%3Afailed"' in said["regions"]["shell_nav"]
+        assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in said["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
+        page = httpx2.get(f"{site.base}/ops/celery/tasks").text
+        assert all(link.startswith("/ops/celery/") for link in re.findall(r'(?:href|src|action)="(/[^"]*)"', page))
+
+
+def test_browser_that_takes_nothing_is_dropped_not_waited_for() -> None:
+    client = Client()
+    for number in range(OUTBOX + 1):
+        client.send(str(number))
+    assert client.outbox.get_nowait() is None
+    assert client.outbox.empty()

@@ -1,0 +1,231 @@
+"""Every route of the dashboard against every role: what changes something is listed here, or a test fails."""
+
+import re
+from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from starlette.routing import BaseRoute
+from starlette.routing import Route
+from starlette.routing import WebSocketRoute
+from starlette.testclient import TestClient
+
+from monitor.access import Actor
+from monitor.access import Role
+from monitor.filters import parse
+from monitor.records import ScheduleEntry
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store import job_steps
+from monitor.store import jobs
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.schedule import save_schedule
+from monitor.web.app import routes
+from monitor.web.origin import Tokens
+from tests.web.shop import BASE
+from tests.web.shop import PROBABLE
+from tests.web.shop import RUNNING
+from tests.web.shop import fill
+from tests.web.shop import serving
+from tests.web.shop import user
+
+PROBABLE_GROUP = "1"  # the number of PROBABLE's failure
+PREVIEW, STARTED = "1", "2"  # jobs that every test finds
+SHOP = {"of_cluster": "shop"}
+WORKER = "worker1@shop"
+Listed = dict[tuple[str, str], tuple[str, str, dict[str, object]]]
+
+
+def on_worker(name: str, action: str, fields: dict[str, object]) -> Listed:
+    """The form and the operation that do it to a worker."""
+    path = f"/workers/{{hostname:name}}/{name}"
+    return {
+        ("POST", path): (action, WORKER, {**SHOP, **fields}),
+        ("POST", f"/api/v1{path}"): (action, WORKER, fields),
+    }
+
+
+def on_queue(name: str, action: str, fields: dict[str, object]) -> Listed:
+    """The form and the operation that do it to a queue."""
+    path = f"/queues/{{name:name}}/{name}"
+    return {
+        ("POST", path): (action, "payments", {**SHOP, **fields}),
+        ("POST", f"/api/v1{path}"): (action, "payments", fields),
+    }
+
+
+# (method, path) of everything unsafe: the action, and a request that performs it.
+UNSAFE: Listed = {
+    ("POST", "/api/v1/tasks/{id:name}/retry"): ("task.retry", PROBABLE, {"confirm": True}),
+    ("POST", "/api/v1/tasks/{id:name}/revoke"): ("task.revoke", RUNNING, {}),
+    ("POST", "/tasks/{id:name}/retry"): ("task.retry", PROBABLE, {"confirm": "1"}),
+    ("POST", "/tasks/{id:name}/revoke"): ("task.revoke", RUNNING, {}),
+    ("POST", "/tasks/retry"): ("task.retry", "", {"task": f"shop {PROBABLE}", "confirm": "1"}),
+    ("POST", "/tasks/revoke"): ("task.revoke", "", {"task": f"shop {RUNNING}"}),
+    **{
+        ("POST", f"{base}/{verb}"): (f"failure.{verb}", PROBABLE_GROUP, {"reason": "known"})
+        for base in ("/api/v1/failures/{id}", "/failures/{id:int}")
+        for verb in ("resolve", "mute", "reopen")
+    },
+    ("POST", "/tasks/bulk-retry"): ("bulk.retry", "", {}),
+    ("POST", "/tasks/bulk-revoke"): ("bulk.revoke", "", {}),
+    ("POST", "/jobs/{id}/start"): ("bulk.retry", PREVIEW, {}),
+    ("POST", "/jobs/{id}/abort"): ("bulk.abort", STARTED, {}),
+    ("POST", "/api/v1/bulk/preview"): ("bulk.retry", "", {"action": "retry", "q": "state:failed"}),
+    ("POST", "/api/v1/bulk"): ("bulk.revoke", "", {"action": "revoke", "q": "state:started"}),
+    ("POST", "/api/v1/bulk/{id:int}/abort"): ("bulk.abort", STARTED, {}),
+    ("POST", "/api/v1/schedule/run"): ("schedule.run", "", {"name": "nightly count", "confirm": True}),
+    ("POST", "/schedule/run"): ("schedule.run", "", {"of_cluster": "shop", "entry": "nightly count"}),
+    ("POST", "/workers/enable-events"): ("worker.enable_events", "", {"cluster": "shop"}),
+    ("POST", "/workers/revoke-stamped"): ("task.revoke_stamped", "", {**SHOP, "header": "batch", "stamps": "b7"}),
+    ("POST", "/run/send"): ("task.run", "", {**SHOP, "name": "shop.pay.charge", "queue": "payments"}),
+    ("POST", "/api/v1/run"): ("task.run", "", {"name": "shop.pay.charge", "queue": "payments"}),
+    ("POST", "/api/v1/revoke-stamped"): ("task.revoke_stamped", "", {"header": "batch", "stamps": ["b7"]}),
+    **on_worker("grow", "worker.pool_grow", {"number": 2}),
+    **on_worker("shrink", "worker.pool_shrink", {"number": 2}),
+    **on_worker("restart", "worker.pool_restart", {}),
+    **on_worker("autoscale", "worker.autoscale", {"minimum": 1, "maximum": 3}),
+    **on_worker("add-consumer", "worker.add_consumer", {"queue": "payments"}),
+    **on_worker("cancel-consumer", "worker.cancel_consumer", {"queue": "payments"}),
+    **on_worker("rate-limit", "worker.rate_limit", {"task": "shop.pay.charge", "rate": "7/m"}),
+    **on_worker("time-limit", "worker.time_limit", {"task": "shop.pay.charge", "soft": 2.5, "hard": 4.5}),
+    **on_worker("enable-events", "worker.enable_events", {}),
+    **on_worker("disable-events", "worker.disable_events", {}),
+    **on_worker("shutdown", "worker.shutdown", {"confirm": WORKER}),
+    **on_queue("pause", "queue.pause", {}),
+    **on_queue("resume", "queue.resume", {}),
+    **on_queue("purge", "queue.purge", {"confirm": "payments"}),
+    **on_queue("messages", "queue.read", {}),
+    **on_queue("delete-message", "queue.delete_message", {"digest": "0a1b"}),
+}
+# They change nothing and only show what would be done: of these a denial alone is recorded.
+QUESTIONS = {"/tasks/bulk-retry", "/tasks/bulk-revoke", "/api/v1/bulk/preview"}
+ADMINS_ONLY = {"queue.purge", "queue.delete_message", "worker.shutdown"}
+WITHOUT_LOGIN = {"/healthcheck", "/metrics"}
+SAFE = {"GET", "HEAD", "OPTIONS"}
+LOGINS = {"vera": ("vera", "v"), "olga": ("olga", "o"), "root": ("root", "r")}
+USERS = (user("vera", "viewer", "v"), user("olga", "operator", "o"), user("root", "admin", "r"))
+OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/record.db"
+
+
+@pytest.fixture
+def read_only() -> bool:
+    """Unless a test says otherwise."""
+    return False
+
+
+@pytest.fixture
+def client(database_url: str, redis_url: str, read_only: bool) -> Iterator[TestClient]:
+    settings = Settings(broker=(Broker("shop", redis_url),), basic_auth=USERS, secret_key="a key", read_only=read_only)
+    with serving(settings, database_url) as app:
+        fill(app.state.store)
+        silence_worker(app.state.store)
+        make_jobs(app.state.store)
+        schedule_something(app.state.store)
+        yield TestClient(app, base_url=BASE, follow_redirects=False)
+
+
+def silence_worker(store: Store) -> None:
+    journal.change_workers(store, "shop", ["worker1@shop"], lambda worker: replace(worker, events_enabled=False))
+
+
+def make_jobs(store: Store) -> None:
+    wanted = parse('state:failed cluster:"shop"', 0.0)
+    for _ in (PREVIEW, STARTED):
+        job = jobs.create_job(store, "shop", "retry", wanted, "state:failed", "olga")
+    job_steps.start_job(store, job.id, "olga", None, None)
+
+
+def schedule_something(store: Store) -> None:
+    entry = ScheduleEntry(
+        cluster="shop",
+        name="nightly count",
+        task="shop.count",
+        schedule="3600.0",
+        every=3600.0,
+        queue="payments",
+        args_json="[]",
+        kwargs_json="{}",
+    )
+    save_schedule(store, "shop", [entry], 9.0)
+
+
+def all_routes(client: TestClient) -> Sequence[BaseRoute]:
+    return routes(client.app.state.presenter)  # type: ignore[attr-defined]
+
+
+def addressed(path: str, target: str) -> str:
+    return re.sub(r"\{\w+(:\w+)?\}", target, path)
+
+
+def send(client: TestClient, path: str, target: str, fields: dict[str, object], login: str) -> int:
+    """As the page would: with its token, and its own site named."""
+    client.auth = LOGINS[login]
+    token = Tokens("a key").make(Actor(login, Role.VIEWER))
+    address = addressed(path, target)
+    headers = {**OWN_PAGE, "X-CSRF-Token": token}
+    if path.startswith("/api/"):
+        return client.post(address, json=fields, headers=headers).status_code
+    return client.post(address, data=fields, headers=headers).status_code
+
+
+def trail(client: TestClient) -> list[tuple[str, str, bool]]:
+    page = queries.actions(client.app.state.store, limit=50)  # type: ignore[attr-defined]
+    return [(action.actor, action.action, action.outcome == "denied") for action in page.items]
+
+
+def test_every_unsafe_route_is_listed(client: TestClient) -> None:
+    found = {
+        (method, route.path)
+        for route in all_routes(client)
+        if isinstance(route, Route)
+        for method in (route.methods or {"ANY"}) - SAFE
+    }
+    assert found == set(UNSAFE)
+
+
+def test_every_route_is_of_a_kind_that_the_guard_knows(client: TestClient) -> None:
+    assert [route for route in all_routes(client) if not isinstance(route, (Route, WebSocketRoute))] == []
+
+
+@pytest.mark.parametrize(("login", "read_only"), [("vera", False), ("olga", False), ("root", True)])
+@pytest.mark.parametrize(("key", "what"), UNSAFE.items(), ids=lambda each: each[1] if each[0] == "POST" else "")
+def test_only_operators_act_and_a_denial_is_recorded(
+    client: TestClient,
+    read_only: bool,
+    login: str,
+    key: tuple[str, str],
+    what: tuple[str, str, dict[str, object]],
+) -> None:
+    action, target, fields = what
+    status = send(client, key[1], target, fields, login)
+    denied = login == "vera" or read_only or (login == "olga" and action in ADMINS_ONLY)
+    assert trail(client) == ([] if key[1] in QUESTIONS and not denied else [(login, action, denied)])
+    assert (status == 403) == denied or not key[1].startswith("/api/")
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_nobody_acts_without_the_token(client: TestClient, login: str) -> None:
+    client.auth = LOGINS[login]
+    for (_, path), (_, target, fields) in UNSAFE.items():
+        address = addressed(path, target)
+        sent = {"json": fields} if path.startswith("/api/") else {"data": fields}
+        assert client.post(address, headers=OWN_PAGE, **sent).status_code == 403, path  # type: ignore[arg-type]
+    assert trail(client) == []
+
+
+def test_everything_but_the_open_paths_needs_a_login(client: TestClient) -> None:
+    for route in all_routes(client):
+        if isinstance(route, Route) and route.path not in WITHOUT_LOGIN:
+            for method in route.methods or ():
+                address = addressed(route.path, PROBABLE if ":name}" in route.path else PROBABLE_GROUP)
+                assert client.request(method, address, headers=OWN_PAGE).status_code == 401, (method, route.path)

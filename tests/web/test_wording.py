@@ -1,0 +1,77 @@
+import pytest
+
+from monitor.records import Count
+from monitor.web import wording
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "unknown"),
+        (0.0002, "<1 ms"),
+        (0.34, "340 ms"),
+        (2.13, "2.1 s"),
+        (59.97, "1 m 0 s"),
+        (192, "3 m 12 s"),
+        (7500, "2 h 5 m"),
+        (273600, "3 d 4 h"),
+        (-0.34, "−340 ms"),
+    ],
+)
+def test_duration_is_written_as_people_say_it(seconds: float | None, text: str) -> None:
+    assert wording.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "unknown"), (9999, "9999"), (12345, "12\u202f345"), (7654321, "7\u202f654\u202f321")]
+)
+def test_long_numbers_get_thin_separators(value: int | None, text: str) -> None:
+    assert wording.number(value) == text
+
+
+def test_count_that_stopped_carries_a_plus() -> None:
+    assert wording.counted(Count(10_000, exact=False)) == "10\u202f000+"
+    assert wording.counted(Count(31)) == "31"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x00b", "a␀b"),
+        ("\x1b[31m", "␛[31m"),
+        ("\u202eexe", "⟦U+202E⟧exe"),
+        ("zero\u200bwidth", "zero⟦U+200B⟧width"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("a\u200db", "a⟦U+200D⟧b"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("\udc80", "⟦U+DC80⟧"),
+    ],
+)
+def test_hidden_characters_are_shown(text: str, shown: str) -> None:
+    assert wording.visible(text) == shown
+
+
+def test_moment_is_escaped_and_does_not_depend_on_now() -> None:
+    attributes = 'datetime="2026-05-28T20:26:40.250Z" data-time="ago" title="2026-05-28 20:26:40 UTC"'
+    assert wording.moment(1_780_000_000.25) == f"<time {attributes}>May 28 20:26:40</time>"
+    assert "unknown" in wording.moment(None)
+    assert "impossible" in wording.moment(1e20)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("KeyError('sku-7')", ("KeyError", "sku-7")),
+        ("shop.errors.Declined(31, 'EUR')", ("shop.errors.Declined", "31, 'EUR'")),
+        ("just words", ("just words", "")),
+        ("", ("unknown", "")),
+    ],
+)
+def test_exception_is_told_as_type_and_message(text: str, told: tuple[str, str]) -> None:
+    assert wording.exception_line(text) == told
+
+
+def test_short_marks_what_it_cut() -> None:
+    assert wording.short("abc\ndef  ghi", 20) == "abc def ghi"
+    assert wording.short("x" * 70_000, 8) == "xxxxxxx…"
+    assert wording.short(None) == "unknown"
