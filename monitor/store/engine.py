@@ -95,8 +95,8 @@ class Store:
             raise unavailable(self.engine, verb, error) from error
 
 
-class KeyTaken(StoreUnavailable):
-    """A row with this key is there already; the transaction is lost."""
+class KeyTaken(StoreRefused):
+    """A row with this key is there already, or breaks another rule of the database; the transaction is lost."""
 
 
 class Prepared:
@@ -125,7 +125,7 @@ class Prepared:
             else:
                 connection.exec_driver_sql(self._sql, self._parameters(rows))
         except (IntegrityError, self._driver_error) as error:
-            raise KeyTaken(str(error)) from error
+            raise KeyTaken(f"the database refuses a row: {getattr(error, 'orig', None) or error}") from error
 
     def _parameters(self, rows: Sequence[tuple[object, ...]]) -> Any:
         if self._positions is None:
@@ -234,7 +234,7 @@ def _engine(url: str) -> Engine:
             raise SettingsError(f"database {parsed.drivername!r} is not served; use sqlite:/// or postgresql://")
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
-        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=10, pool_reset_on_return="rollback")
+        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=10, pool_reset_on_return="rollback", hide_parameters=True)
     except (ArgumentError, NoSuchModuleError):
         raise SettingsError(
             f"database {url!r} is no address; use sqlite:///file.db or postgresql://host/name"
@@ -246,7 +246,7 @@ def _engine(url: str) -> Engine:
 def _sqlite_engine(url: sa.URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise SettingsError("the record must be a file, since two processes share it: sqlite:///celery-monitor.db")
-    engine = sa.create_engine(url, pool_size=10, connect_args={"check_same_thread": False})
+    engine = sa.create_engine(url, pool_size=10, connect_args={"check_same_thread": False}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:

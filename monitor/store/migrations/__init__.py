@@ -23,11 +23,11 @@ def is_current(connection: Connection) -> bool:
     return MigrationContext.configure(connection).get_current_revision() == head
 
 
-def upgrade(connection: Connection) -> None:
-    """Brings the tables up to date inside the connection's transaction."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Brings the tables up to date, or to an older revision, inside the connection's transaction."""
     config = _config()
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     finally:
         del config.attributes["connection"]

@@ -1,0 +1,56 @@
+"""The tables: on a fresh database, and on one that an older version made."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from monitor.store import migrations
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+
+OLDER = sorted(each.name[:4] for each in (Path(migrations.__file__).parent / "versions").glob("[0-9]*.py"))[:-1]
+
+
+def tables(store: Store) -> Mapping[str, Mapping[str, tuple[str, bool]]]:
+    inspector = sa.inspect(store.engine)
+    return {
+        table: {each["name"]: (str(each["type"]), each["nullable"]) for each in inspector.get_columns(table)}
+        for table in inspector.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def empty(store: Store) -> None:
+    with store.begin() as connection:
+        schema.metadata.drop_all(connection)
+        connection.exec_driver_sql("DELETE FROM alembic_version")
+
+
+def test_the_migrations_make_what_the_schema_says(database_url: str) -> None:
+    store = open_store(database_url)
+    made = tables(store)
+    empty(store)
+    with store.begin() as connection:
+        schema.metadata.create_all(connection)
+    assert tables(store) == made
+    store.close()
+
+
+@pytest.mark.parametrize("revision", OLDER)
+def test_an_older_database_is_brought_up_to_date_and_keeps_what_it_has(database_url: str, revision: str) -> None:
+    store = open_store(database_url)
+    made = tables(store)
+    empty(store)
+    with store.begin() as connection:
+        migrations.upgrade(connection, revision)
+        connection.execute(schema.cluster.insert().values(name="shop"))
+    assert tables(store) != made
+    store.close()
+    store = open_store(database_url)
+    assert tables(store) == made
+    with store.read() as connection:
+        assert connection.execute(sa.select(schema.cluster.c.name)).scalars().all() == ["shop"]
+    store.close()
