@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 from playwright.sync_api import expect
-from playwright.sync_api import sync_playwright
 
 from tests.factories import make_event
 from tests.factories import make_id
@@ -15,9 +14,6 @@ from tests.web import shop
 from tests.web.test_live import Site
 from tests.web.test_live import received
 from tests.web.test_live import run_site
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture
@@ -27,15 +23,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def page(site: Site) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        path = CHROMIUM if CHROMIUM.exists() else None  # else the one that playwright installed
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.goto(f"{site.base}/tasks")
-        expect(page.locator("#live")).to_have_text("live")
-        yield page
-        browser.close()
+def page(site: Site, page: Page) -> Page:
+    page.goto(f"{site.base}/tasks")
+    expect(page.locator("#live")).to_have_text("live")
+    return page
 
 
 def test_hovered_row_stays_while_hundreds_of_tasks_arrive(site: Site, page: Page) -> None:

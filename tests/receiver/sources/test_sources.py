@@ -57,14 +57,19 @@ def test_a_real_workers_events_are_equal_through_both_paths(broker_url: str, sou
         wait_for(lambda: all(words in worker.log for words in last), what="the end of each task")
         wait_for(lambda: worker.log.count(" succeeded in ") == 7, what="seven successes")
     events = read_until_quiet(fast)
-    assert read_until_quiet(slow) == events
+
+    # RabbitMQ keeps the order of each sender, and not between two who send to two queues at once.
+    def by_sender(event: Event) -> tuple[str | None, int | None]:
+        return event.hostname, event.pid
+
+    assert sorted(read_until_quiet(slow), key=by_sender) == sorted(events, key=by_sender)
     kinds = Counter(event.type for event in events)
     assert kinds["task-sent"] >= 14  # and the worker's own for each retry
     assert kinds["task-received"] >= 14
     assert kinds["task-retried"] == 2
     assert {"task-succeeded", "task-failed", "task-rejected", "worker-online"} <= set(kinds)
-    # RabbitMQ itself throws an expired message away.
-    assert ("task-revoked" in kinds) is broker_url.startswith("redis")
+    if broker_url.startswith("redis"):  # RabbitMQ throws most expired messages away by itself
+        assert "task-revoked" in kinds
     assert fast.name != slow.name
 
 
