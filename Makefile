@@ -12,7 +12,7 @@ demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
 
 test: .venv/ready node_modules/.package-lock.json chromium
-	$(BIN)/python -m pytest $(OPTIONS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(OPTIONS)
 
 check: .venv/ready node_modules/.package-lock.json
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 """Real services for the tests: each answers at its address, or the test is skipped with the reason.
 
-With ``CI=true`` a skip is a failure.
+With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs two processes: the first takes the services that are
+there, the other starts its own, since what a test finds in a broker is what it put there.
 """
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,9 +17,18 @@ from uuid import uuid4
 import pytest
 import redis
 
-REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
-AMQP_URL = os.environ.get("TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
+from tests.servers import free_port
+from tests.servers import running_rabbitmq
+from tests.servers import running_redis
+
+FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
 POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
+if FIRST:
+    REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
+    AMQP_URL = os.environ.get("TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
+else:
+    REDIS_URL = f"redis://127.0.0.1:{free_port()}/15"
+    AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
 
 
 def _needs(url: str, standard_port: int) -> None:
@@ -31,21 +43,58 @@ def _needs(url: str, standard_port: int) -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture
-def redis_url() -> Iterator[str]:
-    """A Redis database that is empty before and after the test."""
-    _needs(REDIS_URL, 6379)
-    with closing(redis.Redis.from_url(REDIS_URL)) as client:
-        client.flushdb()
+def pytest_xdist_auto_num_workers() -> int:
+    return 2 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
+
+
+@pytest.fixture(scope="session")
+def redis_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the Redis of this process."""
+    with ExitStack() as stack:
+        if not FIRST:
+            stack.enter_context(running_redis(tmp_path_factory.mktemp("redis"), port=urlsplit(REDIS_URL).port))
+        _needs(REDIS_URL, 6379)
         yield REDIS_URL
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the RabbitMQ of this process."""
+    with ExitStack() as stack:
+        if not FIRST:
+            stack.enter_context(running_rabbitmq(tmp_path_factory.mktemp("rabbitmq"), urlsplit(AMQP_URL).port))
+        _needs(AMQP_URL, 5672)
+        yield AMQP_URL
+
+
+@pytest.fixture(scope="session")
+def postgres_service() -> Iterator[str]:
+    """The address of a PostgreSQL database of this process."""
+    _needs(POSTGRES_URL, 5432)
+    if FIRST:
+        yield POSTGRES_URL
+        return
+    psycopg = pytest.importorskip("psycopg")
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(POSTGRES_URL, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield urlsplit(POSTGRES_URL)._replace(path=f"/{name}").geturl()
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(redis_service: str) -> Iterator[str]:
+    """A Redis database that is empty before and after the test."""
+    with closing(redis.Redis.from_url(redis_service)) as client:
+        client.flushdb()
+        yield redis_service
         client.flushdb()
 
 
 @pytest.fixture
-def amqp_url() -> str:
+def amqp_url(rabbitmq_service: str) -> str:
     """A virtual host of RabbitMQ. It is shared: name your queues for yourself and delete them."""
-    _needs(AMQP_URL, 5672)
-    return AMQP_URL
+    return rabbitmq_service
 
 
 @pytest.fixture(params=["redis", "amqp"])
@@ -56,14 +105,13 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def postgres_url() -> Iterator[str]:
+def postgres_url(postgres_service: str) -> Iterator[str]:
     """An empty PostgreSQL schema of its own."""
-    _needs(POSTGRES_URL, 5432)
     psycopg = pytest.importorskip("psycopg")
     schema = f"test_{uuid4().hex}"
-    with psycopg.connect(POSTGRES_URL, autocommit=True) as connection:
+    with psycopg.connect(postgres_service, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}")
-        yield f"{POSTGRES_URL}?options=-csearch_path%3D{schema}"
+        yield f"{postgres_service}?options=-csearch_path%3D{schema}"
         connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 

@@ -119,8 +119,8 @@ def _rabbitmq_server() -> str:
 
 
 @contextmanager
-def running_rabbitmq(directory: Path) -> Iterator[RabbitServer]:
-    port = free_port()
+def running_rabbitmq(directory: Path, port: int | None = None) -> Iterator[RabbitServer]:
+    port = port or free_port()
     server = RabbitServer(directory, port, f"test{port}@localhost")
     try:
         server.start()
