@@ -1,7 +1,6 @@
 """The receiver as a whole: real workers, brokers that go away, databases that refuse."""
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tests.receiver.conftest import connected
 from tests.receiver.conftest import health
 from tests.receiver.conftest import task
 from tests.receiver.conftest import wait_until
+from tests.servers import free_port
 from tests.workers import running_worker
 
 
@@ -79,9 +79,7 @@ def test_being_away_from_redis_is_a_gap(redis_url: str, receiving: RunReceiver, 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A Redis server of the test's own, that it may stop."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with start_redis(port, tmp_path) as process:
         yield f"redis://127.0.0.1:{port}/3", process
         process.send_signal(signal.SIGKILL)
@@ -96,7 +94,8 @@ def start_redis(port: int, folder: Path) -> subprocess.Popen[bytes]:
 
 def _answers(port: int) -> bool:
     try:
-        return bool(redis.Redis(port=port).ping())
+        with redis.Redis(port=port) as client:
+            return bool(client.ping())
     except redis.ConnectionError:
         return False
 
@@ -132,9 +131,7 @@ def send_event(url: str, task_id: str) -> None:
 
 
 def test_a_receiver_that_starts_before_its_broker_waits(receiving: RunReceiver, store: Store, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with receiving(f"redis://127.0.0.1:{port}/0") as receiver:
         wait_until(lambda: queries.health(store))
         assert not health(store).connected

@@ -1,7 +1,6 @@
 """The socket on a real server, with a real client, on a record that another connection writes."""
 
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from monitor.web.live import OUTBOX
 from monitor.web.live import Client
 from tests.factories import make_event
 from tests.factories import make_id
+from tests.servers import free_port
 from tests.web import shop
 
 FAST = 5.0
@@ -63,9 +63,7 @@ class Site:
 
 @contextmanager
 def run_site(database: str, prefix: str = "") -> Iterator[Site]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     brokers = (Broker("shop", "redis://127.0.0.1:6379/3"),)
     app = create_app(Settings(broker=brokers, database=database, port=port, url_prefix=prefix))
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="websockets-sansio"))
