@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,7 @@ def test_a_task_that_a_worker_holds_is_revoked(broker_url: str, tmp_path: Path) 
         watch.wait_for_worker(worker)
         held = worker.send("echo", countdown=1.5)
         watch.wait_for(held, TaskState.SCHEDULED)
-        began = time.monotonic()
         performed = watch.perform(revoke(held, reason="wrong customer"))
-        assert time.monotonic() - began < 1
         assert (performed.outcome, performed.message) == ("done", f"{worker.hostname}, which has it, will not run it.")
         watch.wait_for(held, TaskState.REVOKED)
         action = watch.last_action()

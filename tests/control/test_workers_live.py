@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,9 +260,7 @@ def test_worker_that_dies_between_click_and_answer(watch: Watch) -> None:
         watch.wait_for_worker(worker)
         os.kill(worker.pid, signal.SIGSTOP)  # it has the command, and does not come to answer it
         command = RateLimit(cluster=CLUSTER, workers=(worker.hostname,), task="basic.add", rate="9/s")
-        began = time.monotonic()
         outcome, message = told(watch, command)
-        assert 1.5 < time.monotonic() - began < 5
         assert (outcome, "it did not answer" in message) == ("unconfirmed", True)
         worker.kill()
         outcome, message = told(watch, command)
