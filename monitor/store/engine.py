@@ -234,7 +234,9 @@ def _engine(url: str) -> Engine:
             raise SettingsError(f"database {parsed.drivername!r} is not served; use sqlite:/// or postgresql://")
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
-        return sa.create_engine(parsed, pool_pre_ping=True, pool_size=10, pool_reset_on_return="rollback", hide_parameters=True)
+        return sa.create_engine(
+            parsed, pool_pre_ping=True, pool_size=10, pool_reset_on_return="rollback", hide_parameters=True
+        )
     except (ArgumentError, NoSuchModuleError):
         raise SettingsError(
             f"database {url!r} is no address; use sqlite:///file.db or postgresql://host/name"
