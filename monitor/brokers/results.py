@@ -14,7 +14,6 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from monitor.brokers.connection import CONNECT_SECONDS
 from monitor.brokers.connection import app_for
 from monitor.brokers.connection import without_password
 from monitor.brokers.link import said
@@ -23,7 +22,7 @@ from monitor.settings import RESULT_SCHEMES
 from monitor.settings import Broker
 from monitor.settings import Settings
 
-ANSWER_SECONDS = 2.0
+CONNECT_SECONDS = ANSWER_SECONDS = 2.0
 
 
 def has_results(broker: Broker, settings: Settings) -> bool:

@@ -168,7 +168,10 @@ def look(store: Store, settings: Settings, task: Task) -> Known:
         at, found = _remembered.get(key, (float("-inf"), stored))
     if now - at < REMEMBERED_SECONDS:
         return found
-    found = known(Target(store, settings, broker), task)
+    target = Target(store, settings, broker)
+    away = any(each.cluster == task.cluster and not each.connected for each in queries.health(store))
+    # A page must not wait for a broker that the receiver cannot reach either.
+    found = known_of_all(target, [task], frozenset())[task.id] if away else known(target, task)
     with _remembering:
         if len(_remembered) >= MOST_REMEMBERED:
             _remembered.clear()
