@@ -38,6 +38,7 @@ REQUIRED_ROLE: dict[str, Role] = {
     "queue.purge": Role.ADMIN,
     "queue.read": Role.OPERATOR,
     "queue.resume": Role.OPERATOR,
+    "task.find_message": Role.OPERATOR,
     "task.retry": Role.OPERATOR,
     "task.revoke": Role.OPERATOR,
     "task.revoke_stamped": Role.OPERATOR,

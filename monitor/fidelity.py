@@ -13,8 +13,10 @@ import re
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Literal
+from typing import NamedTuple
 from typing import NoReturn
 
+from monitor import records
 from monitor.errors import InvalidInput
 from monitor.intake import NAME_LENGTH
 from monitor.messages import Unreadable
@@ -27,6 +29,10 @@ from monitor.redact import Redactor
 Fidelity = Literal["exact", "probable", "unknown", "edited"]  # edited: typed by a person, for one retry
 SOURCE = "event"  # the publisher's repr, as an event carried it
 CAPTURE = "capture"  # the message, as a worker captured it
+QUEUE = "queue"  # the message, as it lies in its queue
+DELIVERED = "unacked"  # the message, as the broker keeps it until a worker acknowledges it
+RESULT = "result"  # an extended result backend
+INSPECT = "inspect"  # what a worker said of the task that it has
 EDITOR = "editor"
 MAX_REPR = 1040  # stock saferepr never makes an uncut text longer: its limit, quotes, and closing brackets
 MAX_LEVELS = 3  # brackets within brackets that saferepr shows
@@ -68,7 +74,27 @@ PROBABLE = (
 )
 
 
-EXACT = "its message, as the worker got it: body, headers, links and priority are sent again as they were"
+SENT_WHOLE = "body, headers, links and priority are sent again as they were"
+EXACT = f"its message, as the worker got it: {SENT_WHOLE}"
+
+
+class _Origin(NamedTuple):
+    source: str
+    words: str
+
+
+def _origin(message: Message) -> _Origin:
+    """Where a message is known from, for programs and for people."""
+    queue = message.queue or "its queue"
+    match message.why:
+        case records.WAITING:
+            return _Origin(QUEUE, f"the message in the queue {queue}: {SENT_WHOLE}")
+        case records.READ:
+            return _Origin(QUEUE, f"the message in the queue {queue}, as it lay there when it was read: {SENT_WHOLE}")
+        case records.UNACKED:
+            return _Origin(DELIVERED, f"its message, delivered to a worker and not acknowledged: {SENT_WHOLE}")
+        case _:
+            return _Origin(CAPTURE, EXACT)
 
 
 def judge(task: Task, message: Message | None = None) -> Arguments:
@@ -84,17 +110,25 @@ def judge(task: Task, message: Message | None = None) -> Arguments:
 
 def _exact(message: Message) -> Arguments:
     """Sent as it is. What is in it is only shown where it is JSON."""
+    origin = _origin(message)
     try:
-        document = _parse_json("body", json_text(message))
+        document = parse_json("body", json_text(message))
     except Unreadable as error:
-        return replace(_unknown(f"{EXACT}; {error}"), fidelity="exact", source=CAPTURE)
+        return _unseen(origin, str(error))
     except InvalidInput:
-        return replace(_unknown(f"{EXACT}; its arguments cannot be shown"), fidelity="exact", source=CAPTURE)
+        return _unseen(origin, NOT_SHOWN)
     match document:
         case [list() as args, dict() as kwargs, *_]:
-            return known(args, kwargs, "exact", CAPTURE, EXACT)
+            return known(args, kwargs, "exact", origin.source, origin.words)
         case _:
-            return replace(_unknown(f"{EXACT}; its arguments cannot be shown"), fidelity="exact", source=CAPTURE)
+            return _unseen(origin, NOT_SHOWN)
+
+
+NOT_SHOWN = "its arguments cannot be shown"
+
+
+def _unseen(origin: _Origin, why: str) -> Arguments:
+    return replace(_unknown(f"{origin.words}; {why}"), fidelity="exact", source=origin.source)
 
 
 def without_secrets(arguments: Arguments, redactor: Redactor) -> Arguments:
@@ -248,8 +282,8 @@ def parse_json_arguments(args: str, kwargs: str) -> tuple[list[object], dict[str
 
     Raises InvalidInput whose detail has ``field`` and, where there is a place, ``line`` and ``column`` (from 1).
     """
-    args_value = _parse_json("args", args)
-    kwargs_value = _parse_json("kwargs", kwargs)
+    args_value = parse_json("args", args)
+    kwargs_value = parse_json("kwargs", kwargs)
     if not isinstance(args_value, list):
         raise InvalidInput('args must be a JSON array, such as [1, "x"]', field="args", line=1, column=1)
     if not isinstance(kwargs_value, dict):
@@ -257,7 +291,8 @@ def parse_json_arguments(args: str, kwargs: str) -> tuple[list[object], dict[str
     return args_value, kwargs_value
 
 
-def _parse_json(field: str, text: str) -> object:
+def parse_json(field: str, text: str) -> object:
+    """A value that JSON carries, and that every worker can be given. Raises InvalidInput for anything else."""
     if len(text) > MAX_JSON:
         raise InvalidInput(f"{field}: {len(text)} characters are too many; at most {MAX_JSON}", field=field)
     try:

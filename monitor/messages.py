@@ -8,6 +8,9 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
+from monitor.records import HELD
 from monitor.records import Message
 from monitor.records import Task
 from monitor.redact import Redactor
@@ -71,21 +74,48 @@ def object_of(text: str) -> dict[str, object]:
     return value
 
 
+def with_links(message: Message) -> Message:
+    """The message with what its body says behind the arguments, where that is JSON; else that it is not known."""
+    try:
+        document = json.loads(json_text(message))
+        links = document[2]
+        chord = links.get("chord")
+        return msgspec.structs.replace(
+            message,
+            chain=len(links.get("chain") or ()),
+            callbacks=len(links.get("callbacks") or ()),
+            errbacks=len(links.get("errbacks") or ()),
+            chord=str(chord.get("task")) if isinstance(chord, dict) else None,
+            links=True,
+        )
+    except (Unreadable, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return msgspec.structs.replace(message, links=False)
+
+
+def may_be_in_chord(message: Message) -> bool:
+    """Whether it may be a member of a chord, though its body does not tell: those are members of a group."""
+    try:
+        return not message.links and facts(message).group is not None
+    except Unreadable:
+        return False
+
+
 def why_not_exact(message: Message, task: Task) -> str | None:
     """Why a message cannot be sent again as it was; ``None`` where it can."""
+    how = "found" if message.why in HELD else "captured"
     if message.body is None:
-        return f"its message was captured, but its body of {message.size} bytes was too large to keep"
+        return f"its message was {how}, but its body of {message.size} bytes was too large to keep"
     try:
         headers = object_of(message.headers)
     except Unreadable as error:
-        return f"its message was captured, but {error}"
+        return f"its message was {how}, but {error}"
     if headers.get("id") != task.id or not _text(headers.get("task")):
-        return "its message was captured, but is of another task"
+        return f"its message was {how}, but is of another task"
     attempt = _number(headers.get("retries"))
     if attempt is not None and task.retries is not None and attempt < task.retries:
-        return f"its message was captured of attempt {attempt + 1} alone, and attempt {task.retries + 1} may differ"
+        return f"its message was {how} of attempt {attempt + 1} alone, and attempt {task.retries + 1} may differ"
     if not message.content_type or not (message.routing_key or message.queue):
-        return "its message was captured, but its content type or its route is missing"
+        return f"its message was {how}, but its content type or its route is missing"
     return None
 
 

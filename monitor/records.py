@@ -63,13 +63,19 @@ Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to the year 9999
 
 
+WAITING = "waiting"  # why a message is known: it lies in its queue
+UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
+READ = "read"  # it lay in its queue when somebody took it out to look at it
+HELD = frozenset({WAITING, UNACKED, READ})
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """The message of a task as a worker got it: what ``monitor.capture`` announces, and what is stored.
+    """The message of a task as a worker got it, or as it lies in the broker.
 
     ``headers`` and ``properties`` are JSON as kombu writes it. ``body`` is ``None`` where it was too large.
     """
 
-    why: str  # failed, rejected, revoked, received
+    why: str  # captured: failed, rejected, revoked, received; in the broker: see HELD
     size: Integer  # bytes of the body
     headers: str
     properties: str
@@ -84,6 +90,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     callbacks: Integer = 0
     errbacks: Integer = 0
     chord: str | None = None  # name of the chord's body, of which the task is a member
+    links: bool = True  # False: nobody has opened the body, so the four above are not known
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):

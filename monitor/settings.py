@@ -20,6 +20,7 @@ from monitor.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
+RESULT_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 REDACTED_KEYS = (
     "password",
     "passwd",
@@ -52,6 +53,23 @@ def parse_broker(text: str) -> Broker:
     if "://" not in url:
         raise SettingsError(f"broker {url!r} is no URL; write for example redis://localhost:6379/0 or amqp://localhost")
     return Broker(name, url)
+
+
+class Backend(NamedTuple):
+    """A result backend of one cluster; ``None``: of every cluster that has none of its own."""
+
+    cluster: str | None
+    url: str
+
+
+def parse_backend(text: str) -> Backend:
+    """``URL`` or ``NAME=URL``, NAME being a broker's. What is kept elsewhere than in Redis is not read."""
+    name, separator, url = text.partition("=")
+    if not separator or "://" in name:
+        name, url = "", text
+    if not url.startswith(RESULT_SCHEMES):
+        raise SettingsError(f"result backend {url!r}: only Redis is read; write for example redis://localhost:6379/1")
+    return Backend(name or None, url)
 
 
 def parse_bool(text: str) -> bool:
@@ -121,6 +139,14 @@ class Settings:
     )
     app: str | None = _setting(
         None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
+    )
+    result_backend: tuple[Backend, ...] = _setting(
+        (),
+        parse_backend,
+        "Redis result backend to read arguments from, where it is extended; else that of --app; "
+        "may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
     )
     database: str = _setting(
         "sqlite:///celery-monitor.db", str, "where the record is kept: sqlite:/// or postgresql://", metavar="URL"
@@ -231,6 +257,11 @@ class Settings:
     def clusters(self) -> tuple[str, ...]:
         return tuple(broker.cluster for broker in self.broker)
 
+    def result_backend_of(self, cluster: str) -> str | None:
+        """The result backend given for a cluster by its name, else the one given without a name."""
+        given = {each.cluster: each.url for each in self.result_backend}
+        return given.get(cluster, given.get(None))
+
     @property
     def spool_directory(self) -> Path:
         """Where events wait on disk, a folder for each cluster."""
@@ -298,7 +329,7 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, (Broker, dict)):
+    if isinstance(value, (Broker, Backend, dict)):
         return value
     try:
         return parse(value if isinstance(value, str) else str(value))
@@ -308,6 +339,9 @@ def _parse_one(name: str, parse: Callable[[str], object], value: object) -> obje
 
 def _check_clusters(settings: Settings) -> None:
     names = settings.clusters
+    for backend in settings.result_backend:
+        if backend.cluster is not None and names and backend.cluster not in names:
+            raise SettingsError(f"result backend of {backend.cluster!r}: the brokers are called {', '.join(names)}")
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(

@@ -15,23 +15,57 @@ function label(button, verb, number, selected) {
   button.textContent = `${verb} ${number}${skipped} task${(skipped ? selected : number) === 1 ? "" : "s"}`;
 }
 
+// Everything that matches, on whichever page: the next step shows what that is, and what would be done.
+function labelAll(button, verb) {
+  if (!button) return;
+  const { verbs = "", count: matching } = document.getElementById("region-bulk").dataset;
+  button.hidden = !verbs.split(" ").includes(verb);
+  button.disabled = button.hidden;
+  button.textContent = `${verb[0].toUpperCase()}${verb.slice(1)} all ${matching}…`;
+}
+
 function tell() {
   const rows = [...selection.querySelectorAll("tbody tr:has(.pick input:checked)")];
   const counted = document.getElementById("selected-count");
-  counted.hidden = rows.length === 0;
+  const retry = document.getElementById("retry-selected");
+  const revoke = document.getElementById("revoke-selected");
+  const everything = document.getElementById("pick-matching").checked;
+  counted.hidden = everything || rows.length === 0;
   counted.textContent = `${rows.length} selected`;
-  label(document.getElementById("retry-selected"), "Retry", count(rows, "data-retry"), rows.length);
-  label(document.getElementById("revoke-selected"), "Revoke", count(rows, "data-revoke"), rows.length);
+  if (everything) {
+    labelAll(retry, "retry");
+    labelAll(revoke, "revoke");
+  } else {
+    label(retry, "Retry", count(rows, "data-retry"), rows.length);
+    label(revoke, "Revoke", count(rows, "data-revoke"), rows.length);
+  }
+}
+
+function pickRows(checked) {
+  for (const box of selection.querySelectorAll("tbody .pick input")) box.checked = checked;
 }
 
 function startSelection() {
-  const all = document.getElementById("pick-all");
-  all.hidden = false;
-  all.addEventListener("change", () => {
-    for (const box of selection.querySelectorAll("tbody .pick input")) box.checked = all.checked;
+  const page = document.getElementById("pick-all");
+  const matching = document.getElementById("pick-matching");
+  page.hidden = false;
+  page.addEventListener("change", () => pickRows(page.checked));
+  matching.addEventListener("change", () => {
+    page.checked = matching.checked;
+    pickRows(matching.checked);
+  });
+  // Whoever takes one away does not mean all any more.
+  selection.addEventListener("change", (event) => {
+    if (event.target.closest(".pick") && !event.target.checked) {
+      matching.checked = false;
+      page.checked = false;
+    }
     tell();
   });
-  selection.addEventListener("change", tell);
+  if (matching.checked) {
+    page.checked = true;
+    pickRows(true);
+  }
   document.addEventListener("monitor:heard", tell);
   selection.addEventListener("monitor:rows", tell);
   addEventListener("pageshow", tell);

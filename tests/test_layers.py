@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.redact",
         "monitor.runs",
         "monitor.schedule",
+        "monitor.second_hand",
         "monitor.settings",
         "monitor.sketch",
         "monitor.supervise",

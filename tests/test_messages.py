@@ -15,6 +15,7 @@ from monitor.messages import Unreadable
 from monitor.messages import facts
 from monitor.messages import json_text
 from monitor.messages import stamps_of
+from monitor.messages import with_links
 from monitor.redact import Redactor
 from monitor.settings import REDACTED_KEYS
 from tests.factories import make_id
@@ -93,3 +94,33 @@ def test_secrets_in_a_message_are_masked_for_show_and_kept_for_sending() -> None
     shown = without_secrets(judged, REDACTOR)
     assert (shown.kwargs_value, shown.masked, shown.fidelity) == ({"api_key": "***", "card": "visa"}, True, "exact")
     assert "k3y" not in repr(shown)
+
+
+def test_links_are_read_of_a_json_body_alone() -> None:
+    links: dict[str, Any] = {
+        "callbacks": [{"task": "a"}],
+        "errbacks": None,
+        "chain": [{}, {}],
+        "chord": {"task": "shop.sum"},
+    }
+    plain = with_links(make_message(ID, body=json.dumps([[], {}, links]).encode()))
+    assert (plain.callbacks, plain.errbacks, plain.chain, plain.chord, plain.links) == (1, 0, 2, "shop.sum", True)
+    for body in (b"[]", b"{}", b"[[], {}, 5]", b'[[], {}, {"chain": 5}]', b"\xff", b"[" * 100_000):
+        assert not with_links(make_message(ID, body=body)).links
+    assert not with_links(make_message(ID, content_type="application/x-python-serialize")).links
+
+
+@pytest.mark.parametrize(
+    ("why", "source", "words"),
+    [
+        ("waiting", "queue", "the message in the queue payments: body"),
+        ("read", "queue", "the message in the queue payments, as it lay there when it was read: body"),
+        ("unacked", "unacked", "its message, delivered to a worker and not acknowledged: body"),
+        ("received", "capture", "its message, as the worker got it: body"),
+    ],
+)
+def test_a_message_names_where_it_is_from(why: str, source: str, words: str) -> None:
+    for kind in ("application/json", "application/x-python-serialize"):
+        judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, why=why, content_type=kind))
+        assert (judged.fidelity, judged.source) == ("exact", source)
+        assert judged.reason.startswith(words)

@@ -8,6 +8,7 @@ import pytest
 
 from monitor.errors import SettingsError
 from monitor.settings import SETTINGS
+from monitor.settings import Backend
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.settings import load
@@ -16,6 +17,7 @@ from monitor.settings import parse_broker
 ROOT = Path(__file__).parent.parent
 OTHER = {
     "broker": ("amqp://u:p@rabbit:5673/shop", (Broker("default", "amqp://u:p@rabbit:5673/shop"),)),
+    "result_backend": ("redis://results:6390/3", (Backend(None, "redis://results:6390/3"),)),
     "broker_options": ('{"global_keyprefix": "shop:"}', {"global_keyprefix": "shop:"}),
     "source": ("kombu", "kombu"),
     "log_level": ("error", "error"),
@@ -99,6 +101,18 @@ def test_a_wrong_value_says_what_is_wrong(name: str, text: str, words: str) -> N
 def test_two_brokers_need_two_names() -> None:
     with pytest.raises(SettingsError, match="called 'default'"):
         load({"broker": ("redis://a", "redis://b")}, {})
+
+
+def test_each_cluster_has_its_own_result_backend_or_the_one_without_a_name() -> None:
+    brokers = ("shop=redis://a", "mail=redis://b", "attic=amqp://c")
+    given = load({"broker": brokers, "result_backend": ("redis://r/1", "mail=rediss://r/2?x=y")}, {})
+    found = [given.result_backend_of(cluster) for cluster in given.clusters]
+    assert found == ["redis://r/1", "rediss://r/2?x=y", "redis://r/1"]
+    assert load({"broker": brokers}, {}).result_backend_of("shop") is None
+    with pytest.raises(SettingsError, match="the brokers are called shop, mail, attic"):
+        load({"broker": brokers, "result_backend": ("cellar=redis://r/1",)}, {})
+    with pytest.raises(SettingsError, match="only Redis is read"):
+        load({"result_backend": ("db+postgresql://r/1",)}, {})
 
 
 def test_a_broker_url_may_hold_an_equals_sign() -> None:

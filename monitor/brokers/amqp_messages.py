@@ -4,6 +4,7 @@ The management API does the same and needs a plug-in. Put back, a message stands
 delivered meanwhile, carries the mark *redelivered* from then on, and a quorum queue counts a delivery.
 """
 
+from collections.abc import Generator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,11 @@ class AmqpMessages:
         raise NotFound(
             f"It is not among the next {MOST_SEARCHED} messages of {self.queue}: a worker may have taken it."
         )
+
+    def taken(self, limit: int) -> Generator[Any]:
+        """The next messages as the library has them; all are put back when the caller has seen enough."""
+        with self._channel() as channel:
+            yield from self._taken(channel, limit)
 
     def purge(self) -> int:
         with self._channel() as channel:

@@ -36,7 +36,7 @@ class RedisMessages:
         size = 0
         with self._lists() as (client, keys):
             waiting = sum(client.llen(key) for key in keys)
-            for _, payload in _walk(client, keys):
+            for _, payload in walk(client, keys):
                 found.append(describe_payload(payload, self.redactor))
                 size += len(payload)
                 if len(found) == limit or size > MOST_BYTES:
@@ -46,7 +46,7 @@ class RedisMessages:
     def delete(self, digest: str) -> bool:
         """Removes that payload; False when a worker took it while we looked."""
         with self._lists() as (client, keys):
-            for number, (key, payload) in enumerate(_walk(client, keys)):
+            for number, (key, payload) in enumerate(walk(client, keys)):
                 if digest_of(payload) == digest:
                     return bool(client.lrem(key, -1, payload))
                 if number == MOST_SEARCHED:
@@ -68,13 +68,15 @@ class RedisMessages:
         """A client, and the list of each priority. kombu's own client prefixes some commands and not others."""
         with link(self.broker, self.settings) as connection:
             channel: Any = connection.default_channel
-            keys = [
-                f"{channel.global_keyprefix}{channel._q_for_pri(self.queue, step)}" for step in channel.priority_steps
-            ]
-            yield Redis(connection_pool=channel.pool), keys
+            yield Redis(connection_pool=channel.pool), lists_of(channel, self.queue)
 
 
-def _walk(client: Any, keys: list[str]) -> Iterator[tuple[str, bytes]]:
+def lists_of(channel: Any, queue: str) -> list[str]:
+    """The keys of a queue's lists, one for each priority."""
+    return [f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in channel.priority_steps]
+
+
+def walk(client: Any, keys: list[str]) -> Iterator[tuple[str, bytes]]:
     """The oldest first. What comes in meanwhile does so at the other end; what is taken makes us skip a few."""
     for key in keys:
         start = -1

@@ -3,9 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from uuid import UUID
+from uuid import uuid4
+from uuid import uuid5
 
 from monitor.control.commands import BulkCommand
 from monitor.control.commands import Performed
+from monitor.control.known import Known
+from monitor.control.known import known_of_all
 from monitor.control.legal import REFUSED
 from monitor.control.legal import WARNINGS
 from monitor.control.legal import why_not_revoke
@@ -24,7 +29,6 @@ from monitor.filters import parse
 from monitor.records import Job
 from monitor.records import JobPreview
 from monitor.records import JobState
-from monitor.records import Message
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.settings import Settings
@@ -34,6 +38,7 @@ from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.jobs import Member
 
+_REQUESTS = UUID("8d2ac9a4-3a57-4c0b-8a1f-6a8f1f2b7f10")  # of jobs made from a request's id
 JUDGED = 1000  # tasks whose arguments a preview reads; of more, it is an estimate
 MOST_REVOKED = 50_000  # that a worker remembers (CELERY_WORKER_REVOKES_MAX in celery/worker/state.py)
 MIN_RATE, MAX_RATE = 0.01, 100_000.0
@@ -65,9 +70,9 @@ def preview(target: Target, command: BulkCommand, actor: str) -> Job:
     """
     check_rate(command.rate)
     wanted = parse(command.query, target.now())
-    job = jobs.create_job(
-        target.store, target.cluster, command.verb, _within(wanted, target.cluster), str(wanted), actor
-    )
+    within = _within(wanted, target.cluster)
+    token = token_of(command)
+    job = jobs.create_job(target.store, target.cluster, command.verb, within, str(wanted), actor, token)
     if not job.total:
         jobs.delete_job(target.store, job.id)
         raise NotFound(f"No task of cluster {target.cluster} matches {str(wanted) or 'any filter'!r}.")
@@ -78,7 +83,7 @@ def preview(target: Target, command: BulkCommand, actor: str) -> Job:
 def start(target: Target, command: BulkCommand, actor: str) -> Performed:
     """Makes a job of a preview, or of what matches now. The second yes to a preview changes nothing."""
     check_rate(command.rate)
-    job = _confirmed(target, command) if command.job is not None else preview(target, command, actor)
+    job = _confirmed(target, command) if command.job is not None else _chosen(target, command, actor)
     began = job_steps.start_job(target.store, job.id, actor, command.reason, command.rate)
     job = jobs.job(target.store, job.id)
     if not began and job.state is JobState.PREPARING:
@@ -89,6 +94,21 @@ def start(target: Target, command: BulkCommand, actor: str) -> Performed:
         return Performed(outcome="done", message=message, details=details)
     message = f"Job {job.id} started: {command.verb} {job.total} task{'s' if job.total != 1 else ''}."
     return Performed(outcome="done", message=message, details=details)
+
+
+def token_of(command: BulkCommand) -> str:
+    """One request makes one job, so that its second coming finds the first one's."""
+    return str(uuid4() if command.request_id is None else uuid5(_REQUESTS, command.request_id))
+
+
+def _chosen(target: Target, command: BulkCommand, actor: str) -> Job:
+    """The job that this request has made before, else the tasks that match now."""
+    before = jobs.job_of(target.store, token_of(command)) if command.request_id is not None else None
+    if before is None:
+        return preview(target, command, actor)
+    if before.verb != command.verb or str(parse(command.query, target.now())) != before.query:
+        raise Conflict(f"The request {command.request_id!r} was another one: job {before.id}. Choose another id.")
+    return _mine(target, before.id)
 
 
 def abort(target: Target, number: int, actor: str) -> Performed:
@@ -142,12 +162,12 @@ def look(target: Target, job: Job) -> JobPreview:
 
 def plan_all(target: Target, members: Sequence[Member]) -> dict[int, Prepared | str]:
     """What would be sent, or why nothing, by the members' numbers."""
-    ids = [each.task.id for each in members if each.task is not None]
-    messages = queries.messages(target.store, target.cluster, ids)
-    return {each.number: _plan(target, each, messages.get(each.task.id if each.task else "")) for each in members}
+    tasks = [each.task for each in members if each.task is not None and each.task.state not in REFUSED]
+    known = known_of_all(target, tasks)
+    return {each.number: _plan(target, each, known.get(each.task.id) if each.task else None) for each in members}
 
 
-def _plan(target: Target, member: Member, message: Message | None) -> Prepared | str:
+def _plan(target: Target, member: Member, found: Known | None) -> Prepared | str:
     """In words that say nothing of the one task, so that reasons can be counted."""
     task = member.task
     if task is None:
@@ -156,10 +176,10 @@ def _plan(target: Target, member: Member, message: Message | None) -> Prepared |
         return f"it was {member.was.word} when it was chosen, and is {task.state.word} now"
     if why := REFUSED.get(task.state):
         return f"{task.state.word}: {why}"
-    if message is None and known_route(task) is None:
+    if found is None or (found.message is None and known_route(task) is None and found.queue is None):
         return NO_QUEUE
     try:
-        return prepare(target, task, None, None, None, message)
+        return prepare(target, task, found)
     except ArgumentsUnknown as error:
         return f"its arguments are not known: {error.detail.get('reason')}"[:LONGEST_REASON]
     except Conflict as error:

@@ -52,6 +52,16 @@ class RetryTasks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FindMessage:
+    """Look for a task's message in its queue where that means taking messages out and putting them back."""
+
+    action: ClassVar[str] = "task.find_message"
+    cluster: str
+    id: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeTask:
     """Tell every worker not to run a task; with ``terminate``, also kill the process that runs it."""
 
@@ -124,7 +134,8 @@ class BulkRetry:
     """Send every task again that matches a filter, as a job.
 
     ``job`` is the number of a preview: then exactly its tasks. Else they are chosen now. ``rate`` is in tasks per
-    second; ``cluster`` may stay open where the filter finds tasks of one cluster alone.
+    second; ``cluster`` may stay open where the filter finds tasks of one cluster alone. The same ``request_id``
+    starts one job, however often it comes.
     """
 
     action: ClassVar[str] = "bulk.retry"
@@ -134,6 +145,7 @@ class BulkRetry:
     job: int | None = None
     rate: float | None = None
     reason: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +159,7 @@ class BulkRevoke:
     job: int | None = None
     rate: float | None = None
     reason: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +177,7 @@ ChangeFailure = ResolveFailure | MuteFailure | ReopenFailure
 Command = (
     RetryTask
     | RetryTasks
+    | FindMessage
     | RevokeTask
     | RevokeTasks
     | RunTask

@@ -1,5 +1,9 @@
 """What may be done to a task in its state, and why not. No I/O: pages ask before they offer a button."""
 
+from monitor.messages import may_be_in_chord
+from monitor.records import READ
+from monitor.records import UNACKED
+from monitor.records import WAITING
 from monitor.records import Message
 from monitor.records import Task
 from monitor.records import TaskState
@@ -18,6 +22,13 @@ WARNINGS = {
     TaskState.LOST: "It is only presumed lost: if its worker comes back, or it is delivered again, it runs twice.",
 }
 
+_TWICE = "sent again now, it runs twice, unless a worker drops the first as revoked."
+STILL_THERE = {
+    WAITING: f"Its message still waits in its queue, and a worker will take it: {_TWICE}",
+    UNACKED: f"Its message is not acknowledged, and the broker will deliver it again: {_TWICE}",
+    READ: f"Its message lay in its queue when it was read, and may still do so: {_TWICE}",
+}
+NOT_RUN = {TaskState.LOST, TaskState.REVOKED}
 SAME_ID = (
     "Under the same id it overwrites its record and its result, whoever waits for the old result gets the new one, "
     "and workers that hold the id among those revoked drop it without a word."
@@ -27,8 +38,12 @@ SAME_ID = (
 def warnings_of(task: Task, message: Message | None, *, same_id: bool = False) -> tuple[str, ...]:
     """What a person must know before a task is sent again."""
     warnings = [WARNINGS[task.state]] if task.state in WARNINGS else []
+    if message is not None and message.why in STILL_THERE and task.state in NOT_RUN:
+        warnings = [STILL_THERE[message.why]]
     if message is not None and (body := message.chord):
         warnings.append(f"It is a member of a chord: even if it succeeds, the chord's body {body} stays failed.")
+    if message is not None and may_be_in_chord(message):
+        warnings.append("It is of a group, and its body is not opened here: if that is a chord, its body stays failed.")
     if same_id:
         warnings.append(SAME_ID)
     return tuple(warnings)

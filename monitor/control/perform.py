@@ -20,6 +20,7 @@ from monitor.control.commands import BulkCommand
 from monitor.control.commands import BulkRetry
 from monitor.control.commands import BulkRevoke
 from monitor.control.commands import Command
+from monitor.control.commands import FindMessage
 from monitor.control.commands import MuteFailure
 from monitor.control.commands import Performed
 from monitor.control.commands import ReopenFailure
@@ -30,6 +31,7 @@ from monitor.control.commands import RevokeTask
 from monitor.control.commands import RevokeTasks
 from monitor.control.commands import RunScheduled
 from monitor.control.failures import change_failure
+from monitor.control.find import find_message
 from monitor.control.queue_commands import QueueCommand
 from monitor.control.queue_commands import RunTask
 from monitor.control.queues import change_queue
@@ -155,6 +157,8 @@ def _do(target: Target, actor: Actor, command: Command) -> Performed:  # noqa: C
             return retry_task(target, command)
         case RetryTasks():
             return retry_tasks(target, command)
+        case FindMessage():
+            return find_message(target, command)
         case RevokeTask():
             return revoke_task(target, command)
         case RevokeTasks():
@@ -181,7 +185,7 @@ def _do(target: Target, actor: Actor, command: Command) -> Performed:  # noqa: C
 
 def _subjects(command: Command) -> tuple[str, ...]:
     match command:
-        case RetryTask() | RevokeTask():
+        case RetryTask() | RevokeTask() | FindMessage():
             return (command.id,)
         case RetryTasks() | RevokeTasks():
             return command.ids
@@ -212,7 +216,7 @@ def _require_writable(settings: Settings, command: Command) -> None:
 
 def _check_texts(command: Command) -> None:
     """Texts that no database takes are refused before anything is done."""
-    request_id = command.request_id if isinstance(command, (RetryTask, RetryTasks, RunTask)) else None
+    request_id = getattr(command, "request_id", None)
     for name, text, limit in (("reason", command.reason, MAX_REASON), ("request_id", request_id, MAX_REQUEST_ID)):
         if len(text or "") > limit:
             raise InvalidInput(f"{name} is longer than {limit} characters")

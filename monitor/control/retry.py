@@ -19,6 +19,9 @@ from monitor.control.commands import RetryTasks
 from monitor.control.commands import TaskResult
 from monitor.control.exact import copy_of
 from monitor.control.exact import route_of
+from monitor.control.known import Known
+from monitor.control.known import known
+from monitor.control.known import known_of_all
 from monitor.control.legal import REFUSED
 from monitor.control.legal import warnings_of
 from monitor.control.target import Target
@@ -29,12 +32,12 @@ from monitor.errors import ConfirmationRequired
 from monitor.errors import Conflict
 from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
+from monitor.errors import NotFound
 from monitor.errors import NotTaken
 from monitor.errors import TakenUnknown
 from monitor.fidelity import Arguments
 from monitor.fidelity import edit
 from monitor.fidelity import is_whole
-from monitor.fidelity import judge
 from monitor.fidelity import without_secrets
 from monitor.messages import facts
 from monitor.records import Message
@@ -75,8 +78,8 @@ def retry_task(target: Target, command: RetryTask) -> Performed:
     """Sends one task again. Raises Conflict and its kin with the reason; nothing was sent then."""
     _check_countdown(command.countdown)
     task = queries.task(target.store, command.id, target.cluster)
-    message = queries.message(target.store, task)
-    prepared = prepare(target, task, command.args, command.kwargs, command.queue, message)
+    refuse(task)
+    prepared = prepare(target, task, known(target, task), command.args, command.kwargs, command.queue)
     prepared = replace(prepared, same_id=command.same_id)
     if prepared.needs_confirmation and not command.confirm:
         raise _confirmation(prepared, Redactor(target.settings.redact))
@@ -113,39 +116,48 @@ def retry_tasks(target: Target, command: RetryTasks) -> Performed:
 def prepare(
     target: Target,
     task: Task,
-    args: str | None,
-    kwargs: str | None,
-    queue: str | None,
-    message: Message | None = None,
+    found: Known,
+    args: str | None = None,
+    kwargs: str | None = None,
+    queue: str | None = None,
 ) -> Prepared:
     """What would be sent, and where to. Raises Conflict, ArgumentsUnknown or InvalidInput."""
-    if why := REFUSED.get(task.state):
-        raise Conflict(f"Task {task.id} is {task.state.word}: {why}.", state=task.state.word)
-    arguments = judge(task, message)
+    refuse(task)
+    arguments, message = found.arguments, found.message
     if message is not None and arguments.fidelity == "exact" and (arguments.args is not None or args is kwargs is None):
         arguments = edit(arguments, args, kwargs)
         name = str(facts(message).name)
         route = route_of(message) if queue is None else find_route(target, task, queue)
         return Prepared(task, name, arguments, route, message)
-    return _prepare_call(target, task, edit(arguments, args, kwargs), queue)
+    return _prepare_call(target, task, found, edit(arguments, args, kwargs), queue)
 
 
-def _prepare_call(target: Target, task: Task, arguments: Arguments, queue: str | None) -> Prepared:
+def refuse(task: Task) -> None:
+    """Raises Conflict for a task that will run by itself, or runs."""
+    if why := REFUSED.get(task.state):
+        raise Conflict(f"Task {task.id} is {task.state.word}: {why}.", state=task.state.word)
+
+
+def _prepare_call(target: Target, task: Task, found: Known, arguments: Arguments, queue: str | None) -> Prepared:
     """A message of our own making, of what is known."""
-    if task.name is None or not is_whole(task.name):
+    name = found.name or task.name
+    if name is None or not is_whole(name):
         raise Conflict(f"The name of task {task.id} is not known whole, so nobody can be asked to run it.")
     if arguments.args_value is None or arguments.kwargs_value is None:
         raise ArgumentsUnknown(
-            f"The arguments of {task.name} are not known well enough to send it again: {arguments.reason}. "
+            f"The arguments of {name} are not known well enough to send it again: {arguments.reason}. "
             "Give args and kwargs as JSON.",
             reason=arguments.reason,
         )
-    route = find_route(target, task, queue)
-    return Prepared(task, task.name, arguments, route)
+    return Prepared(task, name, arguments, find_route(target, task, queue, found.queue))
 
 
-def find_route(target: Target, task: Task, queue: str | None) -> Route:
-    """The queue asked for, else the task's own, else its exchange and routing key; Conflict lists the queues."""
+def find_route(target: Target, task: Task, queue: str | None, told: str | None = None) -> Route:
+    """The queue asked for, else the task's own, else its exchange and routing key; Conflict lists the queues.
+
+    ``told``: what a result backend calls the queue. It is the routing key, so it is only taken where a queue has
+    that name (celery.backends.base).
+    """
     if queue is not None:
         known = target.queue_names()
         if queue not in known:
@@ -154,6 +166,8 @@ def find_route(target: Target, task: Task, queue: str | None) -> Route:
     if route := known_route(task):
         return route
     names = target.queue_names()
+    if told in names:
+        return Route("", str(told))
     raise Conflict(
         f"The queue of task {task.id} is not known: events name it only with task_send_sent_event. "
         f"Choose one of {', '.join(names) or 'your queues (none is known yet)'}.",
@@ -173,11 +187,13 @@ def known_route(task: Task) -> Route | None:
 def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[TaskResult]]:
     prepared = []
     skipped = []
-    messages = queries.messages(target.store, target.cluster, ids)
-    for task_id in ids:
+    tasks = _tasks(target, ids)
+    known_of = known_of_all(target, [task for task in tasks.values() if isinstance(task, Task)])
+    for task_id, task in tasks.items():
         try:
-            task = queries.task(target.store, task_id, target.cluster)
-            prepared.append(prepare(target, task, None, None, None, messages.get(task_id)))
+            if isinstance(task, NotFound):
+                raise task
+            prepared.append(prepare(target, task, known_of[task.id]))
         except ArgumentsUnknown as error:
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message, fidelity="unknown"))
         except MonitorError as error:
@@ -185,6 +201,16 @@ def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[T
                 raise
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message))
     return prepared, skipped
+
+
+def _tasks(target: Target, ids: list[str]) -> dict[str, Task | NotFound]:
+    found: dict[str, Task | NotFound] = {}
+    for task_id in ids:
+        try:
+            found[task_id] = queries.task(target.store, task_id, target.cluster)
+        except NotFound as error:
+            found[task_id] = error
+    return found
 
 
 def send_all(target: Target, sender: Publisher, prepared: list[Prepared], request_id: str | None) -> list[TaskResult]:
@@ -274,7 +300,7 @@ def _confirmation_of_many(
     reasons = Counter(each.message for each in skipped)
     shown = [(each, without_secrets(each.arguments, redactor)) for each in prepared[:SAMPLES]]
     samples = [
-        {"id": each.task.id, "name": each.name, "args": known.args, "kwargs": known.kwargs} for each, known in shown
+        {"id": each.task.id, "name": each.name, "args": clean.args, "kwargs": clean.kwargs} for each, clean in shown
     ]
     return ConfirmationRequired(
         f"{len(prepared)} tasks can be sent again, {len(skipped)} cannot. Look at the arguments, then confirm.",

@@ -18,6 +18,7 @@ from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import update
 
+from monitor.errors import Conflict
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
 from monitor.filters import Filter
@@ -82,17 +83,24 @@ def sent_as(job: Job, task_id: str) -> str:
 
 
 def create_job(
-    store: Store, cluster: str, verb: Literal["retry", "revoke"], wanted: Filter, query: str, actor: str
+    store: Store,
+    cluster: str,
+    verb: Literal["retry", "revoke"],
+    wanted: Filter,
+    query: str,
+    actor: str,
+    token: str | None = None,
 ) -> Job:
     """Chooses the tasks that match now, all at one moment; gives the job as a preview.
 
-    ``wanted`` must be about this cluster alone. Raises InvalidInput for too many. A job that is not chosen to its
-    end stays ``preparing``, and nobody can start it.
+    ``wanted`` must be about this cluster alone; two jobs never have one ``token``. Raises InvalidInput for too many
+    tasks, and Conflict where somebody else makes a job of the same token at this moment. A job that is not chosen to
+    its end stays ``preparing``, and nobody can start it.
     """
     now = time.time()
     with store.begin() as connection:
         values = {
-            "token": str(uuid4()),
+            "token": token or str(uuid4()),
             "cluster_id": cluster_id(store, connection, cluster),
             "verb": verb,
             "query": query,
@@ -100,8 +108,10 @@ def create_job(
             "actor": actor,
             "state": JobState.PREPARING.value,
         }
-        key = connection.execute(schema.job.insert().values(values)).inserted_primary_key
-        number: int = key[0] if key else 0
+        statement = store.insert(schema.job).values(values).on_conflict_do_nothing()
+        number = connection.execute(statement.returning(_job.id)).scalar()
+    if number is None:
+        raise Conflict("The same request is under way. Ask again in a moment, and you are told its job.")
     total = _choose(store, number, wanted)
     with store.begin() as connection:
         ready = {"state": JobState.PREVIEW.value, "total": total}
@@ -182,6 +192,13 @@ def job(store: Store, number: int) -> Job:
     if not found:
         raise NotFound(f"There is no job {number}; a preview that nobody confirms is forgotten after an hour.")
     return found[0]
+
+
+def job_of(store: Store, token: str) -> Job | None:
+    """The job that has this token."""
+    with store.read() as connection:
+        found = _jobs(connection, select(schema.job).where(_job.token == token))
+    return found[0] if found else None
 
 
 def jobs(store: Store, *, limit: int = 20, cluster: str | None = None) -> list[Job]:

@@ -20,6 +20,7 @@ from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.load import numbers_of
+from monitor.store.terms import cluster_id
 
 DAY_SECONDS = 86_400.0
 _CHUNK = 500
@@ -98,3 +99,16 @@ def expire_messages(connection: Connection, cluster: int, settings: Settings, no
 
 def _bytes(connection: Connection, cluster: int) -> int:
     return int(connection.execute(select(func.sum(_table.c.size)).where(_table.c.cluster_id == cluster)).scalar() or 0)
+
+
+def keep_message(store: Store, task: Task, found: Message, at: float, most_bytes: int) -> bool:
+    """Stores a message that was found in the broker; False where its body is longer than ``most_bytes``."""
+    if len(found.body or b"") > most_bytes:
+        return False
+    statement = store.insert(_table)
+    new = statement.excluded
+    changed = {name: new[name] for name in ("at", "size", "body", "record")}
+    upsert = statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed)
+    with store.begin() as connection:
+        connection.execute(upsert, [_row(cluster_id(store, connection, task.cluster), task.id, at, found)])
+    return True

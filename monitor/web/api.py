@@ -17,6 +17,7 @@ from starlette.routing import Route
 from monitor import filters
 from monitor import workflow
 from monitor.control.commands import ChangeFailure
+from monitor.control.commands import FindMessage
 from monitor.control.commands import MuteFailure
 from monitor.control.commands import Performed
 from monitor.control.commands import ReopenFailure
@@ -25,6 +26,7 @@ from monitor.control.commands import RetryTask
 from monitor.control.commands import RevokeTask
 from monitor.control.commands import RunScheduled
 from monitor.control.commands import TaskResult
+from monitor.control.known import look
 from monitor.errors import ArgumentsUnknown
 from monitor.errors import BrokerUnavailable
 from monitor.errors import ConfirmationRequired
@@ -74,8 +76,8 @@ def list_tasks(call: Call, given: ask.TaskListing) -> tell.TaskPage:
 
 def get_task(call: Call, given: ask.TaskAddress) -> tell.TaskDetail:
     task = queries.task(call.store, given.id, given.cluster)
-    message = queries.message(call.store, task)
-    return tell.task_detail(task, queries.lineage(call.store, task), message, Redactor(call.settings.redact))
+    found = look(call.store, call.settings, task)
+    return tell.task_detail(task, queries.lineage(call.store, task), found, Redactor(call.settings.redact))
 
 
 def retry_task(call: Call, given: ask.TaskAddress, body: ask.RetryBody) -> tell.Retried:
@@ -90,6 +92,7 @@ def retry_task(call: Call, given: ask.TaskAddress, body: ask.RetryBody) -> tell.
         same_id=body.same_id,
         confirm=body.confirm,
         reason=body.reason,
+        request_id=body.request_id,
     )
     performed = call.controller.perform(call.actor, command)
     result = _only_result(performed)
@@ -98,6 +101,12 @@ def retry_task(call: Call, given: ask.TaskAddress, body: ask.RetryBody) -> tell.
     return tell.Retried(
         id=result.new_id, fidelity=result.fidelity, outcome=_outcome(performed), message=performed.message
     )
+
+
+def find_message(call: Call, given: ask.TaskAddress, body: ask.FindBody) -> tell.FoundMessage:
+    task = queries.task(call.store, given.id, given.cluster)
+    performed = call.controller.perform(call.actor, FindMessage(cluster=task.cluster, id=task.id, reason=body.reason))
+    return tell.FoundMessage(message=performed.message)
 
 
 def revoke_task(call: Call, given: ask.TaskAddress, body: ask.RevokeBody) -> tell.Revoked:
@@ -285,6 +294,16 @@ OPERATIONS = (
         parameters=ask.TaskAddress,
         body=ask.RetryBody,
         errors=RETRY_ERRORS,
+    ),
+    Operation(
+        method="POST",
+        path="/api/v1/tasks/{id:name}/find-message",
+        handle=find_message,
+        summary="Look for a task's message in its queue on RabbitMQ, which takes messages out and puts them back",
+        answer=tell.FoundMessage,
+        parameters=ask.TaskAddress,
+        body=ask.FindBody,
+        errors=ACTION_ERRORS,
     ),
     Operation(
         method="POST",

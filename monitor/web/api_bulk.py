@@ -1,5 +1,7 @@
 """Bulk by query in the JSON API: preview, start, watch, abort."""
 
+from dataclasses import replace
+
 from monitor.control.commands import AbortJob
 from monitor.control.commands import BulkCommand
 from monitor.control.commands import BulkRetry
@@ -22,7 +24,8 @@ def preview_bulk(call: Call, _: ask.NoParameters, body: ask.BulkBody) -> tell.Pr
 
 
 def start_bulk(call: Call, _: ask.NoParameters, body: ask.BulkStartBody) -> tell.JobItem:
-    performed = call.controller.perform(call.actor, _command(body, None if body.preview is None else int(body.preview)))
+    command = replace(_command(body, None if body.preview is None else int(body.preview)), request_id=body.request_id)
+    performed = call.controller.perform(call.actor, command)
     call.runner.start()
     return tell.job_item(jobs.job(call.store, int(str(performed.details["job"]))))
 

@@ -11,6 +11,7 @@ from msgspec import UnsetType
 from monitor.web.api_requests import NO_NUL
 from monitor.web.api_requests import InCluster
 from monitor.web.api_requests import Reason
+from monitor.web.api_requests import RequestId
 from monitor.web.api_requests import Seconds
 from monitor.web.api_requests import Signal
 
@@ -112,4 +113,4 @@ class RunBody(Why, frozen=True, kw_only=True):
     args: Annotated[Raw, Meta(extra_json_schema={"type": "array"})] | UnsetType = UNSET
     kwargs: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
     countdown: Seconds | None = None
-    request_id: Annotated[str, Meta(pattern=NO_NUL, min_length=1, max_length=200)] | None = None
+    request_id: RequestId | None = None

@@ -26,6 +26,7 @@ from monitor.web.security import JSON_TYPE
 from monitor.web.security import actor
 from monitor.web.security import content_type
 
+LONGEST_KEY = 200
 _path_parameter = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 
@@ -81,7 +82,8 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         if operation.body is not None:
             if content_type(request.headers) != JSON_TYPE:
                 raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}, at least {{}}.")
-            given.append(_decode(operation.body, await request.body()))
+            body = _decode(operation.body, await request.body())
+            given.append(_with_request_id(body, request.headers.get("idempotency-key")))
         return await run_in_threadpool(_answer, operation, _call(request), given)
 
     return endpoint
@@ -123,6 +125,18 @@ def _decode(kind: type[msgspec.Struct], body: bytes) -> msgspec.Struct:
         raise _invalid("body", error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"The body is no JSON: {error}.") from None
+
+
+def _with_request_id(body: msgspec.Struct, key: str | None) -> msgspec.Struct:
+    """The body, its request id taken from the header Idempotency-Key where that is given. Raises InvalidInput."""
+    if key is None or "request_id" not in body.__struct_fields__:
+        return body
+    said = getattr(body, "request_id", None)
+    if said not in {None, key}:
+        raise InvalidInput("request_id and the header Idempotency-Key differ; give one of them.")
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise InvalidInput(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters.")
+    return msgspec.structs.replace(body, request_id=key)
 
 
 def _invalid(what: str, error: msgspec.ValidationError) -> InvalidInput:

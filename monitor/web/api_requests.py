@@ -35,6 +35,15 @@ Sort = Annotated[
 ]
 TaskId = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Id of a task, percent-encoded")]
 Time = Annotated[float, Meta(ge=0, le=LATEST, description="Seconds since 1970, UTC")]
+RequestId = Annotated[
+    str,
+    Meta(
+        pattern=NO_NUL,
+        min_length=1,
+        max_length=200,
+        description="The same request, however often it comes, is done once; the header Idempotency-Key may say it too",
+    ),
+]
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000, description="Seconds to wait before the task may run")]
 FailureStates = Annotated[
     Literal["unresolved", "open", "regressed", "resolved", "muted", "all"],
@@ -152,6 +161,13 @@ class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     same_id: bool = False
     confirm: bool = False
     reason: Reason | None = None
+    request_id: RequestId | None = None
+
+
+class FindBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why to look for a message."""
+
+    reason: Reason | None = None
 
 
 class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -175,6 +191,7 @@ class BulkBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class BulkStartBody(BulkBody, frozen=True, kw_only=True):
     """The same, on the tasks of a preview, or else on those that match now."""
 
+    request_id: RequestId | None = None
     # To JSON 7.0 is the integer 7; msgspec takes it for a number alone.
     preview: Annotated[float, Meta(ge=1, le=2**31 - 1, multiple_of=1, description="Number of a preview")] | None = None
 

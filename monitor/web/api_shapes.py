@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from monitor.control.known import Known
 from monitor.fidelity import Fidelity
-from monitor.fidelity import judge
 from monitor.fidelity import without_secrets
 from monitor.messages import Unreadable
 from monitor.messages import facts
@@ -100,7 +100,7 @@ class ArgumentsItem(Struct, frozen=True, kw_only=True):
 
 
 class MessageItem(Struct, frozen=True, kw_only=True):
-    """What a captured message tells beside the events. Its body is not shown."""
+    """What a task's message tells beside the events. Its body is not shown."""
 
     name: str | None
     content_type: str | None
@@ -111,9 +111,10 @@ class MessageItem(Struct, frozen=True, kw_only=True):
     group: str | None
     group_index: int | None
     chord: str | None
-    chain: int
-    callbacks: int
-    errbacks: int
+    # Null where the body is not opened here, and no worker has told.
+    chain: int | None
+    callbacks: int | None
+    errbacks: int | None
     stamps: dict[str, Any]
     beat: str | None
 
@@ -143,6 +144,12 @@ class Retried(Struct, frozen=True, kw_only=True):
     id: str
     fidelity: Fidelity | None
     outcome: Literal["done", "unconfirmed"]
+    message: str
+
+
+class FoundMessage(Struct, frozen=True, kw_only=True):
+    """It was found, and is kept like a captured one."""
+
     message: str
 
 
@@ -515,16 +522,16 @@ def message_item(message: Message | None, redactor: Redactor) -> MessageItem | N
         group=known.group,
         group_index=known.group_index,
         chord=message.chord,
-        chain=message.chain,
-        callbacks=message.callbacks,
-        errbacks=message.errbacks,
+        chain=message.chain if message.links else None,
+        callbacks=message.callbacks if message.links else None,
+        errbacks=message.errbacks if message.links else None,
         stamps=stamps_of(known, redactor),
         beat=known.beat,
     )
 
 
-def task_detail(task: Task, lineage: Lineage, message: Message | None, redactor: Redactor) -> TaskDetail:
-    known = without_secrets(judge(task, message), redactor)
+def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) -> TaskDetail:
+    known = without_secrets(found.arguments, redactor)
     arguments = ArgumentsItem(
         args=known.args_value,
         kwargs=known.kwargs_value,
@@ -537,7 +544,7 @@ def task_detail(task: Task, lineage: Lineage, message: Message | None, redactor:
         task,
         runs=shapes(RunItem, task.runs),
         arguments=arguments,
-        message=message_item(message, redactor),
+        message=message_item(found.message, redactor),
         retry_of=lineage.retry_of,
         retried_as=[link.id for link in lineage.retried_as],
     )

@@ -2,8 +2,11 @@ import pytest
 
 from monitor.control.legal import REFUSED
 from monitor.control.legal import WARNINGS
+from monitor.control.legal import warnings_of
 from monitor.control.legal import why_not_revoke
 from monitor.records import TaskState
+from tests.factories import make_id
+from tests.factories import make_message
 from tests.factories import make_task
 
 FINISHED = {TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED, TaskState.REJECTED}
@@ -27,3 +30,25 @@ def test_a_task_is_terminated_only_while_it_runs(state: TaskState) -> None:
 @pytest.mark.parametrize("state", TaskState)
 def test_what_may_happen_twice_is_warned_of(state: TaskState) -> None:
     assert (state in WARNINGS) == (state in {TaskState.SUCCESS, TaskState.LOST})
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [("waiting", "still waits in its queue"), ("unacked", "deliver it again"), ("read", "may still do so")],
+)
+def test_a_message_that_the_broker_delivers_anyway_is_warned_of(why: str, words: str) -> None:
+    message = make_message(make_id(0), why=why)
+    for state in (TaskState.LOST, TaskState.REVOKED):
+        (warning,) = warnings_of(make_task(state=state), message)
+        assert words in warning
+        assert "runs twice" in warning
+    assert warnings_of(make_task(state=TaskState.FAILURE), message) == ()
+    assert warnings_of(make_task(state=TaskState.REVOKED), make_message(make_id(0))) == ()
+
+
+def test_a_group_in_a_body_that_is_not_opened_may_be_a_chord() -> None:
+    lost = make_task(state=TaskState.FAILURE)
+    (warning,) = warnings_of(lost, make_message(make_id(0), headers={"group": "g7"}, links=False))
+    assert "if that is a chord" in warning
+    assert warnings_of(lost, make_message(make_id(0), headers={"group": "g7"})) == ()
+    assert warnings_of(lost, make_message(make_id(0), links=False)) == ()

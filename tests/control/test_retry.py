@@ -13,6 +13,8 @@ from monitor.access import Role
 from monitor.brokers.publish import Route
 from monitor.brokers.publish import publisher
 from monitor.control.commands import RetryTask
+from monitor.control.known import Known
+from monitor.control.known import known
 from monitor.control.retry import find_route
 from monitor.control.retry import prepare
 from monitor.control.retry import send_all
@@ -20,6 +22,7 @@ from monitor.control.target import Target
 from monitor.errors import ConfirmationRequired
 from monitor.errors import Conflict
 from monitor.errors import Forbidden
+from monitor.fidelity import judge
 from monitor.records import Delivery
 from monitor.store import queries
 from monitor.store.engine import open_store
@@ -90,7 +93,7 @@ def test_a_broker_that_dies_between_two_messages_leaves_one_in_doubt_and_sends_n
         settings = make_settings(url, tmp_path)
         target = Target(watch.store, settings, settings.broker[0])
         tasks = [queries.task(watch.store, make_id(number), CLUSTER) for number in (1, 2, 3, 4)]
-        prepared = [prepare(target, task, None, None, None) for task in tasks]
+        prepared = [prepare(target, task, known(target, task)) for task in tasks]
         with publisher(target.broker, settings) as sender:
             first = send_all(target, sender, prepared[:1], None)
             server.stop()
@@ -107,7 +110,7 @@ def test_a_message_that_the_broker_refuses_leaves_no_link(watch: Watch, tmp_path
         target = Target(watch.store, settings, settings.broker[0])
         task = queries.task(watch.store, make_id(1), CLUSTER)
         with publisher(target.broker, settings) as sender:
-            (result,) = send_all(target, sender, [prepare(target, task, None, None, None)], "one press")
+            (result,) = send_all(target, sender, [prepare(target, task, known(target, task))], "one press")
     assert result.outcome == "failed"
     assert queries.lineage(watch.store, task).retried_as == ()
 
@@ -134,7 +137,7 @@ def test_a_name_that_is_not_known_whole_is_not_called(watch: Watch) -> None:
     failed = queries.task(watch.store, make_id(1), CLUSTER).state
     for name in (None, "n" * 512, "shop.\ufffd"):
         with pytest.raises(Conflict, match="not known whole"):
-            prepare(watch_target, make_task(name=name, state=failed), None, None, None)
+            prepare(watch_target, make_task(name=name, state=failed), Known(arguments=judge(make_task())))
 
 
 def test_what_was_done_is_told_when_it_cannot_be_recorded(watch: Watch, redis_url: str) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from monitor.access import Actor
 from monitor.access import Role
+from monitor.control.commands import BulkCommand
 from monitor.control.commands import Command
 from monitor.control.commands import Performed
 from monitor.control.perform import Controller
 from monitor.errors import NotFound
 from monitor.receiver.sources.make import make_source
 from monitor.records import Action
+from monitor.records import Job
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.settings import Broker
@@ -38,6 +40,9 @@ class Watch:
 
     def perform(self, command: Command, actor: Actor = OPERATOR) -> Performed:
         return Controller(self.store, self.settings).perform(actor, command)
+
+    def preview(self, command: BulkCommand, actor: Actor = OPERATOR) -> Job:
+        return Controller(self.store, self.settings).preview(actor, command)
 
     def wait_for(self, task_id: str, *states: TaskState) -> Task:
         """The task, once the record has it in one of these states."""

@@ -61,6 +61,8 @@ def on_queue(name: str, action: str, fields: dict[str, object]) -> Listed:
 # (method, path) of everything unsafe: the action, and a request that performs it.
 UNSAFE: Listed = {
     ("POST", "/api/v1/tasks/{id:name}/retry"): ("task.retry", PROBABLE, {"confirm": True}),
+    ("POST", "/api/v1/tasks/{id:name}/find-message"): ("task.find_message", RUNNING, {}),
+    ("POST", "/tasks/{id:name}/find-message"): ("task.find_message", RUNNING, {"of_cluster": "shop"}),
     ("POST", "/api/v1/tasks/{id:name}/revoke"): ("task.revoke", RUNNING, {}),
     ("POST", "/tasks/{id:name}/retry"): ("task.retry", PROBABLE, {"confirm": "1"}),
     ("POST", "/tasks/{id:name}/revoke"): ("task.revoke", RUNNING, {}),

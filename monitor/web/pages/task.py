@@ -8,12 +8,19 @@ from uuid import uuid4
 
 from monitor import fidelity
 from monitor.control.commands import SIGNALS
+from monitor.control.commands import FindMessage
 from monitor.control.commands import Performed
 from monitor.control.commands import RetryTask
 from monitor.control.commands import RevokeTask
+from monitor.control.find import HAZARD
+from monitor.control.find import why_not_find
+from monitor.control.known import Known
+from monitor.control.known import look
 from monitor.control.legal import REFUSED
 from monitor.control.legal import SAME_ID
 from monitor.control.legal import warnings_of
+from monitor.control.target import Target
+from monitor.control.target import find_broker
 from monitor.errors import ArgumentsUnknown
 from monitor.errors import Conflict
 from monitor.errors import InvalidInput
@@ -64,8 +71,8 @@ def context(view: View) -> Context:
     """Everything of one task. Raises NotFound."""
     task = queries.task(view.store, view.params["id"], view.cluster)
     lineage = queries.lineage(view.store, task)
-    message = queries.message(view.store, task)
-    known = fidelity.judge(task, message)
+    found = look(view.store, view.settings, task)
+    known, message = found.arguments, found.message
     redactor = Redactor(view.settings.redact)
     arguments = fidelity.without_secrets(known, redactor)
     return {
@@ -81,8 +88,10 @@ def context(view: View) -> Context:
         "can": allowed(view, task),
         "signals": SIGNALS,
         "told": told(message, redactor),
+        "can_find": _can_find(view, task, known),
+        "find_hazard": HAZARD,
         **_panel(view, task, arguments),
-        **_editor(view, task, known, arguments),
+        **_editor(view, task, found, arguments),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
 
@@ -108,14 +117,15 @@ def _panel(view: View, task: Task, arguments: fidelity.Arguments) -> Context:
     return {"panel": panel, "queues": queues, "request_id": str(uuid4()) if panel else None, "same_id": SAME_ID}
 
 
-def _editor(view: View, task: Task, known: fidelity.Arguments, shown: fidelity.Arguments) -> Context:
+def _editor(view: View, task: Task, found: Known, shown: fidelity.Arguments) -> Context:
     """What stands in the form at first. What is masked would be sent masked: nothing stands there then."""
+    known = found.arguments
     readable = not shown.masked or view.may("message.read")
     values = (known.args_value, known.kwargs_value) if readable else (None, None)
     texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
     empty = not readable or known.args_value is None
     return {
-        "editor": {**texts, "queue": task.queue, "countdown": ""},
+        "editor": {**texts, "queue": task.queue or found.queue, "countdown": ""},
         "editor_empty": empty,
         "loses_links": known.fidelity == "exact" and known.args_value is None,
         "editor_error": None,
@@ -124,7 +134,7 @@ def _editor(view: View, task: Task, known: fidelity.Arguments, shown: fidelity.A
 
 
 def told(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
-    """What a captured message tells beside the events, as a person reads it."""
+    """What its message tells beside the events, as a person reads it."""
     if message is None:
         return []
     try:
@@ -138,6 +148,7 @@ def told(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
         ("Group", f"{known.group}{place}" if known.group else None),
         ("Chord", f"before {message.chord}" if message.chord else None),
         ("Chain", f"{message.chain} more behind it" if message.chain else None),
+        ("Links", None if message.links else "unknown: its body is not opened here"),
         ("Callbacks", str(message.callbacks) if message.callbacks else None),
         ("Error callbacks", str(message.errbacks) if message.errbacks else None),
         ("Stamps", ", ".join(f"{name}={value}" for name, value in stamps_of(known, redactor).items()) or None),
@@ -224,6 +235,27 @@ def revoke(view: View, deed: Deed) -> Result:
     return _to_task(view, performed.message, _tone(performed))
 
 
+def find(view: View, deed: Deed) -> Result:
+    """Looks for its message in its queue, where that has a price."""
+    form = {name: str(value) for name, value in deed.form.items()}
+    try:
+        performed = deed.controller.perform(deed.actor, FindMessage(cluster=_cluster(view, form), id=view.params["id"]))
+    except MonitorError as error:
+        return _to_task(view, error.message, "bad")
+    return _to_task(view, performed.message, _tone(performed))
+
+
+def _can_find(view: View, task: Task, known: fidelity.Arguments) -> bool:
+    """Whether the message may still be in a queue that is only looked into when somebody asks."""
+    if known.fidelity == "exact" or not view.may("task.find_message"):
+        return False
+    try:
+        broker = find_broker(view.settings, task.cluster)
+    except NotFound:
+        return False
+    return why_not_find(Target(view.store, view.settings, broker), task) is None
+
+
 def _cluster(view: View, form: dict[str, str]) -> str:
     return form.get("of_cluster") or queries.task(view.store, view.params["id"], view.cluster).cluster
 
@@ -258,6 +290,6 @@ PAGE = Page(
     context,
     title="Task",
     regions=("head", "timeline", "failure", "data", "repeats"),
-    actions={"retry": retry, "revoke": revoke},
+    actions={"retry": retry, "revoke": revoke, "find-message": find},
     script="tasks.js",
 )

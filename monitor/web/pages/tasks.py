@@ -96,6 +96,7 @@ def context(view: View) -> Context:
         "fields": FIELDS.values(),
         "problem": None,
         "preview": None,
+        "request_id": str(uuid4()),  # so that a double click is one retry
     }
     try:
         asked = parse(text, view.now)
@@ -193,7 +194,9 @@ def _limit(view: View) -> int:
 
 
 def retry(view: View, deed: Deed) -> Result:
-    """Sends the selected tasks again: what needs a look is shown first."""
+    """Sends the selected tasks again, or all that match: what needs a look is shown first."""
+    if deed.form.get("all") == "1":
+        return bulk_retry(view, deed)
     confirmed = deed.form.get("confirm") == "1"
     request_id = str(deed.form.get("request_id") or uuid4())
     selected = _selected(deed)
@@ -216,7 +219,9 @@ def retry(view: View, deed: Deed) -> Result:
 
 
 def revoke(view: View, deed: Deed) -> Result:
-    """Tells the workers not to run the selected tasks."""
+    """Tells the workers not to run the selected tasks, or all that match."""
+    if deed.form.get("all") == "1":
+        return bulk_revoke(view, deed)
     done: list[Performed] = []
     try:
         for cluster, ids in _selected(deed).items():

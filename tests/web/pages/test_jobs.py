@@ -18,12 +18,20 @@ def choose(browser: Browser, query: str = "state:failed", verb: str = "retry") -
 
 def test_all_that_match_are_offered_with_their_number_and_only_what_may_be_done(browser: Browser) -> None:
     failed = browser.get("/tasks?q=state:failed").text
-    assert "Retry all 2…" in failed
-    assert "Revoke all" not in failed
+    assert 'data-verbs="retry" data-count="2">all 2 that match<' in failed
     running = browser.get("/tasks?q=state:started").text
-    assert "Revoke all 1…" in running
-    assert "Retry all" not in running
-    assert "all 0" not in browser.get("/tasks?q=name:nothing").text
+    assert 'data-verbs="revoke" data-count="1">all 1 that match<' in running
+    assert "that match<" not in browser.get("/tasks?q=name:nothing").text
+
+
+def test_all_that_match_is_a_choice_of_the_list_without_a_script_too(browser: Browser) -> None:
+    """The rows that stand on the page are not what is meant then."""
+    page = browser.submit("/tasks", "/tasks/retry?q=state:failed", all="1", task=f"shop {shop.RUNNING}")
+    assert "Retry 2 tasks of shop?" in page
+    page = browser.submit("/tasks", "/tasks/revoke?q=state:started", all="1")
+    assert "Revoke 1 task of shop?" in page
+    assert re.search(r'id="pick-matching" checked', browser.get("/tasks?q=state:failed&select=all").text)
+    assert not re.search(r'id="pick-matching" checked', browser.get("/tasks?q=state:failed").text)
 
 
 def test_preview_shows_query_count_fidelity_samples_and_the_verb_on_the_button(browser: Browser) -> None:
@@ -116,5 +124,5 @@ def test_what_watches_a_job_or_the_list_is_told_of_progress(browser: Browser, ap
     assert "Job 1: done" in after.regions["job"]
     assert "Retry, job 1" in presenter.snapshot(Watched("/actions", "", Role.VIEWER)).regions["jobs"]
     listed = Watched("/tasks?q=state%3Afailed", "", Role.OPERATOR)
-    assert "Retry all 2…" in presenter.snapshot(listed).regions["bulk"]
-    assert "Retry all" not in presenter.snapshot(Watched(listed.address, "", Role.VIEWER)).regions["bulk"]
+    assert "all 2 that match" in presenter.snapshot(listed).regions["bulk"]
+    assert "all 2 that match" not in presenter.snapshot(Watched(listed.address, "", Role.VIEWER)).regions["bulk"]

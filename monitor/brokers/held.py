@@ -1,0 +1,197 @@
+"""The message of a task that the broker still has: in its queue, or delivered and not acknowledged.
+
+On Redis both can be read without taking anything: a queue is a list, and what was delivered is kept in a hash until
+it is acknowledged (kombu/transport/redis.py). RabbitMQ shows no message without delivering it, and never shows one
+that a worker has: there a queue is read only when somebody asks for it.
+"""
+
+import json
+import time
+from base64 import b64decode
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import chain
+from typing import Any
+from typing import NamedTuple
+
+import msgspec
+from kombu.utils.json import dumps
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from monitor.brokers.amqp_messages import AmqpMessages
+from monitor.brokers.connection import transport_of
+from monitor.brokers.link import link
+from monitor.brokers.link import said
+from monitor.brokers.link import unavailable
+from monitor.brokers.redis_messages import lists_of
+from monitor.brokers.redis_messages import walk
+from monitor.messages import with_links
+from monitor.records import READ
+from monitor.records import UNACKED
+from monitor.records import WAITING
+from monitor.records import Message
+from monitor.redact import Redactor
+from monitor.settings import Broker
+from monitor.settings import Settings
+
+MOST_SEARCHED = 20_000  # messages looked at for one answer
+MOST_BYTES = 64_000_000
+MOST_SECONDS = 1.0
+MOST_TAKEN = 500  # messages of RabbitMQ held while one is looked for
+SCANNED = 200  # entries of the hash fetched at once
+# Of one delivery, not of the message.
+PER_DELIVERY = frozenset({"delivery_info", "delivery_tag", "body_encoding", "application_headers"})
+NAMED_APART = frozenset({"content_type", "content_encoding", "headers"})
+
+
+class Found(NamedTuple):
+    """Messages by the ids of their tasks. ``whole``: nothing was left out of the search."""
+
+    messages: dict[str, Message]
+    whole: bool
+
+
+class _Place(NamedTuple):
+    """A message as Redis has it; ``queue`` is None in the hash of what was delivered."""
+
+    payload: bytes
+    queue: str | None
+
+
+def can_look(broker: Broker) -> bool:
+    """Whether messages can be looked for without touching them."""
+    return transport_of(broker.url) in {"redis", "sentinel"}
+
+
+def can_take(broker: Broker) -> bool:
+    """Whether they can be looked for at the price of a delivery."""
+    return transport_of(broker.url) == "amqp"
+
+
+def look(broker: Broker, settings: Settings, ids: Collection[str], queues: Sequence[str]) -> Found:
+    """The messages of these tasks in these queues, or unacknowledged, as far as ``can_look``.
+
+    At most MOST_SEARCHED messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
+    """
+    with link(broker, settings) as connection:
+        channel: Any = connection.default_channel
+        try:
+            return _search(_places(Redis(connection_pool=channel.pool), channel, queues), ids)
+        except ResponseError as error:  # a key of another type, or one that we may not read
+            raise unavailable(broker, f"does not let its messages be read ({said(error)})") from error
+
+
+def _search(places: Iterator[_Place], ids: Collection[str]) -> Found:
+    found: dict[str, Message] = {}
+    until, size = time.monotonic() + MOST_SECONDS, 0
+    for number, place in enumerate(places):
+        size += len(place.payload)
+        if number == MOST_SEARCHED or size > MOST_BYTES or time.monotonic() > until:
+            return Found(found, whole=False)
+        message = _message_of(place, ids)
+        if message is not None:
+            found.setdefault(*message)
+            if len(found) == len(ids):
+                break
+    return Found(found, whole=True)
+
+
+def _places(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[_Place]:
+    unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
+    delivered = (_Place(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
+    lists = (_Place(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
+    return chain(delivered, lists)
+
+
+class _Headers(msgspec.Struct):
+    id: str | None = None
+
+
+class _Envelope(msgspec.Struct):
+    headers: _Headers | None = None
+
+
+_read_envelope = msgspec.json.Decoder(_Envelope).decode
+_read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
+
+
+def _message_of(place: _Place, ids: Collection[str]) -> tuple[str, Message] | None:
+    """The task's id and its message, where it is one of these; what is no message of a task is passed over."""
+    try:
+        payload, exchange, key = place.payload, None, None
+        if place.queue is None:
+            raw, exchange, key = _read_entry(place.payload)
+            payload = bytes(raw)
+        headers = _read_envelope(payload).headers
+        if headers is None or headers.id not in ids:
+            return None
+        return str(headers.id), of_payload(payload, place.queue, exchange, key)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def of_payload(payload: bytes, queue: str | None, exchange: str | None = None, key: str | None = None) -> Message:
+    """A message as virtual transports store it: JSON around a body in base64. Raises ValueError and its kin."""
+    stored = json.loads(payload)
+    properties = stored["properties"]
+    encoded = properties.get("body_encoding") == "base64"
+    body = b64decode(stored["body"]) if encoded else str(stored["body"]).encode()
+    delivery = properties.get("delivery_info") or {}
+    routing_key = key or delivery.get("routing_key")
+    exchange = exchange if exchange is not None else delivery.get("exchange")
+    message = Message(
+        why=UNACKED if queue is None else WAITING,
+        size=len(body),
+        headers=dumps(stored["headers"]),
+        properties=_properties(properties),
+        body=body,
+        content_type=stored.get("content-type"),
+        content_encoding=stored.get("content-encoding"),
+        exchange=exchange,
+        routing_key=routing_key,
+        # Sent to the default exchange, the key is the queue's name; else the hash does not say.
+        queue=queue or (None if exchange else routing_key),
+    )
+    return with_links(message)
+
+
+def take(broker: Broker, settings: Settings, task_id: str, queue: str) -> Found:
+    """The same on RabbitMQ: messages of the queue are taken until it is found, and put back at once.
+
+    Raises BrokerUnavailable, NotFound and Unsupported as ``AmqpMessages`` does.
+    """
+    with closing(AmqpMessages(broker, settings, queue, Redactor(settings.redact)).taken(MOST_TAKEN)) as messages:
+        for number, message in enumerate(messages, 1):
+            headers = message.properties.get("application_headers") or {}
+            if headers.get("id") == task_id:
+                return Found({task_id: _of_amqp(message, queue)}, whole=True)
+            if number == MOST_TAKEN:
+                return Found({}, whole=not message.delivery_info["message_count"])
+    return Found({}, whole=True)
+
+
+def _of_amqp(message: Any, queue: str) -> Message:
+    body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+    given = message.properties
+    found = Message(
+        why=READ,
+        size=len(body),
+        headers=dumps(given.get("application_headers") or {}),
+        properties=_properties(given),
+        body=body,
+        content_type=given.get("content_type"),
+        content_encoding=given.get("content_encoding"),
+        exchange=message.delivery_info.get("exchange"),
+        routing_key=message.delivery_info.get("routing_key"),
+        queue=queue,
+    )
+    return with_links(found)
+
+
+def _properties(given: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in given.items() if name not in PER_DELIVERY | NAMED_APART}
+    return str(dumps(kept))

@@ -1,0 +1,179 @@
+"""What is known of tasks, from wherever it is known: the record, the broker, the result backend, a worker.
+
+The record is asked first. What still lies in the broker is looked for where looking changes nothing; a result backend
+and the worker that has the task are asked where the arguments are not known otherwise. Nothing here changes anything.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import replace
+from threading import Lock
+
+from monitor.brokers import held
+from monitor.brokers.results import has_results
+from monitor.brokers.results import stored_results
+from monitor.control.target import Target
+from monitor.control.target import find_broker
+from monitor.errors import MonitorError
+from monitor.errors import NotFound
+from monitor.fidelity import Arguments
+from monitor.fidelity import judge
+from monitor.messages import Unreadable
+from monitor.messages import why_not_exact
+from monitor.records import Message
+from monitor.records import Task
+from monitor.records import TaskState
+from monitor.records import WorkerStatus
+from monitor.second_hand import Told
+from monitor.second_hand import from_result
+from monitor.second_hand import from_worker
+from monitor.settings import Settings
+from monitor.store import queries
+from monitor.store.engine import Store
+
+log = logging.getLogger(__name__)
+
+# States in which the broker may still have the message.
+IN_BROKER = frozenset({state for state in TaskState if not state.finished} | {TaskState.LOST, TaskState.REVOKED})
+WITH_WORKER = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED, TaskState.LOST})
+MOST_QUEUES = 20  # searched for a task whose queue is not known
+WORKER_SECONDS = 0.5
+REMEMBERED_SECONDS = 2.0  # for which a page that is rendered again does not ask again
+MOST_REMEMBERED = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """``name`` and ``queue`` are told by whoever told the arguments, and stand in for what events leave out."""
+
+    arguments: Arguments
+    message: Message | None = None
+    name: str | None = None
+    queue: str | None = None
+
+
+def known(target: Target, task: Task) -> Known:
+    """All that can be known of one task."""
+    found = known_of_all(target, [task], IN_BROKER)[task.id]
+    if found.arguments.known or task.state not in WITH_WORKER:
+        return found
+    return _ask_worker(target, task, found)
+
+
+def known_of_all(
+    target: Target, tasks: Sequence[Task], in_broker: frozenset[TaskState] = frozenset({TaskState.LOST})
+) -> dict[str, Known]:
+    """The same of many, by their ids; workers are not asked. The broker is searched once, for the states given."""
+    messages = queries.messages(target.store, target.cluster, [task.id for task in tasks])
+    found = {task.id: _in_record(task, messages.get(task.id)) for task in tasks}
+    looked_for = [task for task in tasks if task.state in in_broker and found[task.id].arguments.fidelity != "exact"]
+    if looked_for and held.can_look(target.broker):
+        found |= _look_in_broker(target, looked_for, found)
+    unknown = [task for task in tasks if not found[task.id].arguments.known]
+    if unknown and has_results(target.broker, target.settings):
+        found |= _look_in_results(target, unknown, found)
+    return found
+
+
+def _in_record(task: Task, message: Message | None) -> Known:
+    return Known(arguments=judge(task, message), message=message)
+
+
+def _look_in_broker(target: Target, tasks: Sequence[Task], found: dict[str, Known]) -> dict[str, Known]:
+    ids = {task.id for task in tasks}
+    try:
+        looked = held.look(target.broker, target.settings, ids, _queues_of(target, tasks))
+    except MonitorError as error:
+        log.warning("cannot look for messages: %s", error.message)
+        return {each: _adding(found[each], "the broker could not be asked for its message") for each in ids}
+    result = {}
+    for task in tasks:
+        message = looked.messages.get(task.id)
+        if message is not None and why_not_exact(message, task) is None:
+            result[task.id] = _in_record(task, message)
+        elif message is None and not looked.whole:
+            where = f"its message is not among the first {held.MOST_SEARCHED:,} that were looked at in the broker"
+            result[task.id] = _adding(found[task.id], where)
+    return result
+
+
+def _queues_of(target: Target, tasks: Sequence[Task]) -> list[str]:
+    named = [task.queue for task in tasks]
+    if None in named:
+        named += [queue.name for queue in queries.queues(target.store, target.cluster)]
+    return [name for name in dict.fromkeys(named) if name is not None][:MOST_QUEUES]
+
+
+def _look_in_results(target: Target, tasks: Sequence[Task], found: dict[str, Known]) -> dict[str, Known]:
+    try:
+        stored = stored_results(target.broker, target.settings, [task.id for task in tasks])
+    except MonitorError as error:
+        log.warning("cannot look for results: %s", error.message)
+        return {task.id: _adding(found[task.id], "the result backend does not answer") for task in tasks}
+    result = {}
+    for task_id, value in stored.items():
+        try:
+            result[task_id] = _told(found[task_id], from_result(task_id, value))
+        except Unreadable as error:
+            result[task_id] = _adding(found[task_id], str(error))
+    return result
+
+
+def _ask_worker(target: Target, task: Task, found: Known) -> Known:
+    workers = [each for each in queries.workers(target.store, target.cluster) if each.hostname == task.worker]
+    if not workers or workers[0].status is not WorkerStatus.ONLINE:
+        return found
+    name = workers[0].hostname
+    try:
+        reply = target.remote.ask("query_task", {"ids": [task.id]}, [name], WORKER_SECONDS).get(name)
+    except MonitorError as error:
+        log.warning("cannot ask %s: %s", name, error.message)
+        return found
+    if reply is None or reply.error is not None:
+        return _adding(found, f"{name} does not tell them")
+    said = reply.ok.get(task.id) if isinstance(reply.ok, dict) else None
+    try:
+        return _told(found, from_worker(name, said))
+    except Unreadable as error:
+        return _adding(found, str(error))
+
+
+def _told(found: Known, told: Told) -> Known:
+    return replace(found, arguments=told.arguments, name=told.name, queue=told.queue)
+
+
+def _adding(found: Known, more: str) -> Known:
+    return replace(found, arguments=replace(found.arguments, reason=f"{found.arguments.reason}; {more}"))
+
+
+_Key = tuple[str, str, str, TaskState, int]
+_remembered: dict[_Key, tuple[float, Known]] = {}
+_remembering = Lock()
+
+
+def look(store: Store, settings: Settings, task: Task) -> Known:
+    """The same for who only reads: a page that is rendered again at once is told what was found just before."""
+    try:
+        broker = find_broker(settings, task.cluster)
+    except NotFound:  # its broker is not watched any more
+        return _in_record(task, queries.message(store, task))
+    stored = _in_record(task, queries.message(store, task))
+    if stored.arguments.fidelity == "exact":
+        return stored
+    key = (settings.database, broker.url, task.id, task.state, len(task.runs))
+    now = time.monotonic()
+    with _remembering:
+        at, found = _remembered.get(key, (float("-inf"), stored))
+    if now - at < REMEMBERED_SECONDS:
+        return found
+    target = Target(store, settings, broker)
+    away = any(each.cluster == task.cluster and not each.connected for each in queries.health(store))
+    # A page must not wait for a broker that the receiver cannot reach either.
+    found = known_of_all(target, [task], frozenset())[task.id] if away else known(target, task)
+    with _remembering:
+        if len(_remembered) >= MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[key] = (time.monotonic(), found)
+    return found
