@@ -13,6 +13,7 @@ Tone = Literal["plain", "good", "warning", "bad"]
 
 GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
 GROWTH_LEAST = 10  # fewer messages more than before are noise
+NAMED_ENTRIES = 2  # more overdue entries than this are counted instead of named
 NAMED_QUEUES = 2  # more growing queues than this are counted instead of named
 
 
@@ -50,6 +51,13 @@ class Disconnected(NamedTuple):
     unwritten: bool = False  # it may hear its broker; the record does not say so
 
 
+class Overdue(NamedTuple):
+    """An entry of the schedule that beat should have sent ``seconds`` ago."""
+
+    name: str
+    seconds: float
+
+
 class Facts(NamedTuple):
     """What the sentence is made from. ``None`` is unknown; failures and gaps are of 15 min."""
 
@@ -66,6 +74,8 @@ class Facts(NamedTuple):
     missed_seconds: float = 0.0
     lag_seconds: float | None = None
     many_clusters: bool = False
+    overdue: Sequence[Overdue] = ()  # the longest first
+    beat_stopped: bool = False  # all that it sends is overdue, or nobody holds its lock
 
     @property
     def workers_known(self) -> int:
@@ -76,7 +86,14 @@ def sentence(facts: Facts) -> tuple[Part, ...]:
     """The parts in the order in which they matter, or what to do when nothing was seen yet."""
     if facts.receivers == 0:
         return (Part("No receiver has run on this record yet, so nothing is known.", tone="warning"),)
-    parts = [*_receiver(facts), *_workers(facts), *_queues(facts), *_failures(facts), *_missed(facts)]
+    parts = [
+        *_receiver(facts),
+        *_workers(facts),
+        *_queues(facts),
+        *_schedule(facts),
+        *_failures(facts),
+        *_missed(facts),
+    ]
     if _all_well(facts):
         parts.append(Part("Nothing is failing and no queue is growing.", tone="good"))
     return tuple(parts)
@@ -113,7 +130,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def _all_well(facts: Facts) -> bool:
     up = facts.workers_up > 0 and not facts.disconnected
-    return up and facts.failures == 0 and not (facts.growing or facts.unattended) and facts.missed_seconds == 0
+    bad = facts.growing or facts.unattended or facts.overdue or facts.beat_stopped
+    return up and facts.failures == 0 and not bad and facts.missed_seconds == 0
 
 
 def _receiver(facts: Facts) -> list[Part]:
@@ -164,6 +182,19 @@ def _queues(facts: Facts) -> list[Part]:
         text = f"{each.name} is growing: {number_words(each.waiting)} waiting{_oldest(each)}."
         parts.append(Part(text, _queue(each), tone="warning"))
     return parts
+
+
+def _schedule(facts: Facts) -> list[Part]:
+    entries = counted(len(facts.overdue), "entry of the schedule is", "entries of the schedule are")
+    if facts.beat_stopped:
+        told = f": {entries} overdue" if facts.overdue else ""
+        return [Part(f"Beat seems to have stopped{told}.", "/schedule", tone="bad")]
+    if len(facts.overdue) > NAMED_ENTRIES:
+        return [Part(f"{entries} overdue.", "/schedule", tone="bad")]
+    return [
+        Part(f"{each.name} should have been sent {age_words(each.seconds)} ago.", "/schedule", tone="bad")
+        for each in facts.overdue
+    ]
 
 
 def _oldest(queue: GrowingQueue) -> str:

@@ -563,6 +563,9 @@ class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.states.values())
 
 
+BeatSource = Literal["workers", "app", "redbeat", "django"]  # who told of an entry
+
+
 class ScheduleEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Something that beat sends by itself. Either ``every`` is known, or the five sets of a crontab, or neither."""
 
@@ -582,8 +585,36 @@ class ScheduleEntry(msgspec.Struct, frozen=True, kw_only=True):
     args_json: str | None = None  # ``None``: not known well enough to send it
     kwargs_json: str | None = None
     queue: str | None = None
-    source: Literal["workers", "app"] = "workers"
+    source: BeatSource = "workers"
     heard_at: float = 0.0
+    # What RedBeat and django-celery-beat keep of an entry; the others keep nothing.
+    enabled: bool = True
+    once_at: float | None = None  # due once, at this time
+    starts: float | None = None  # not before
+    told_last: float | None = None  # when beat's own record says that it was last sent
+    told_next: float | None = None  # when beat's own record says that it is due
+    total: int | None = None  # how often it was sent
+
+
+class OverdueEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry that should have been sent at ``since``, and was not."""
+
+    name: str
+    since: float
+
+
+class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the beat of one cluster. It tells nobody that it lives: each of these is a sign of it."""
+
+    cluster: str
+    at: float = 0.0
+    overdue: tuple[OverdueEntry, ...] = ()
+    stopped: bool = False  # all that it sends is overdue
+    lock_until: float | None = None  # RedBeat's lock is held, and would expire then
+    lock_free_since: float | None = None  # nobody holds it any more
+    answered_at: float | None = None  # it answered a ping, where beat_enable_remote_control lets it
+    answered: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()  # what could not be read of the schedule, and why
 
 
 class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import Overdue
 from monitor.health_sentence import Part
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import age_words
@@ -153,3 +154,15 @@ def test_ages_in_one_unit() -> None:
 def test_large_numbers_have_thin_separators() -> None:
     facts = WELL._replace(failures=12_345)
     assert "12\u202f345 failures" in told(facts)
+
+
+def test_overdue_entries_are_said_and_a_stopped_beat_first() -> None:
+    late = [Overdue("nightly report", 200.0), Overdue("cleaning", 70.0)]
+    facts = WELL._replace(overdue=late)
+    assert told(facts) == (
+        "3 workers up. nightly report should have been sent 3 min ago. cleaning should have been sent 1 min ago."
+    )
+    assert {part.path for part in sentence(facts)[1:]} == {"/schedule"}
+    assert "3 entries of the schedule are overdue." in told(facts._replace(overdue=[*late, late[0]]))
+    assert "Beat seems to have stopped: 2 entries" in told(facts._replace(beat_stopped=True))
+    assert "Nothing is failing" not in told(WELL._replace(beat_stopped=True))

@@ -24,6 +24,7 @@ from monitor.store.messages import message
 from monitor.store.messages import messages
 from monitor.store.overview import longest_running
 from monitor.store.overview import state_counts
+from monitor.store.schedule import beat_health
 from monitor.store.schedule import entry_runs
 from monitor.store.schedule import schedule
 from monitor.store.schedule import schedule_heard_at
@@ -40,6 +41,7 @@ from monitor.store.workflows import workflows
 
 __all__ = [
     "actions",
+    "beat_health",
     "began",
     "clusters",
     "count",

@@ -8,6 +8,7 @@ from sqlalchemy import delete
 from sqlalchemy import select
 
 from monitor.errors import NotFound
+from monitor.records import BeatHealth
 from monitor.records import ScheduledRun
 from monitor.records import ScheduleEntry
 from monitor.store import schema
@@ -63,6 +64,20 @@ def schedule_heard_at(store: Store, cluster: str) -> float | None:
     return None if value is None else float(value)
 
 
+def beat_health(store: Store, cluster: str) -> BeatHealth:
+    """What the receiver last found out of beat; nothing known where it never looked."""
+    with store.read() as connection:
+        value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == _beat_key(cluster))).scalar()
+    return BeatHealth(cluster=cluster) if value is None else msgspec.json.decode(value, type=BeatHealth)
+
+
+def save_beat_health(store: Store, health: BeatHealth) -> None:
+    row = {"key": _beat_key(health.cluster), "value": msgspec.json.encode(health).decode()}
+    with store.begin() as connection:
+        insert = store.insert(schema.meta).values(**row)
+        connection.execute(insert.on_conflict_do_update(index_elements=["key"], set_={"value": insert.excluded.value}))
+
+
 def entry_runs(store: Store, entry: ScheduleEntry, since: float, limit: int = MOST_RUNS) -> list[ScheduledRun]:
     """Tasks with the name and the arguments of an entry, the newest first, of the ``limit`` newest of that name."""
     if not storable(entry.task):
@@ -100,3 +115,7 @@ def _inside(args: str) -> str:
 
 def _asked_key(cluster: str) -> str:
     return f"schedule asked: {cluster}"
+
+
+def _beat_key(cluster: str) -> str:
+    return f"beat: {cluster}"

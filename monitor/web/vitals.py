@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import Overdue
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import is_growing
 from monitor.records import Queue
@@ -31,6 +32,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     recent = breakdowns.flows(store, "worker", since=since, now=now, cluster=cluster)
     gaps = queries.gaps(store, since, cluster)
     heard = [each for each in health if each.last_event_at is not None]
+    beats = [queries.beat_health(store, each.cluster) for each in health]
     return Facts(
         workers_up=_count(workers, WorkerStatus.ONLINE),
         workers_silent=_count(workers, WorkerStatus.SILENT),
@@ -45,6 +47,8 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
         lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
         many_clusters=len(health) > 1,
+        overdue=[Overdue(each.name, now - each.since) for beat in beats for each in beat.overdue],
+        beat_stopped=any(beat.stopped or beat.lock_free_since is not None for beat in beats),
     )
 
 
