@@ -80,7 +80,7 @@ def schedule_of_django(kind: str | None, when: Mapping[str, Any]) -> dict[str, A
     if kind == "clocked":
         return {"schedule": "clocked", "once_at": when["clocked_time"]}
     if kind == "solar":
-        return {"schedule": f"solar: {when['event']} at {when['latitude']:g}, {when['longitude']:g}"}
+        return {"schedule": f"solar: {when['event']} at {float(when['latitude']):g}, {float(when['longitude']):g}"}
     return {"schedule": "no schedule"}
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from monitor.records import ScheduledRun
 from monitor.records import ScheduleEntry
 from monitor.schedule import Standing
 from monitor.schedule import judge
@@ -11,10 +10,12 @@ from monitor.schedule import own_runs
 from monitor.store.clusters import gaps as read_gaps
 from monitor.store.engine import Store
 from monitor.store.schedule import MOST_RUNS
-from monitor.store.schedule import entry_runs
+from monitor.store.schedule import Runs
+from monitor.store.schedule import runs_of
 from monitor.store.schedule import schedule
 
 WINDOW_SECONDS = 86400.0
+LEAST_RUNS, ALL_RUNS = 50, 20_000  # of each entry, and of all together
 STOPPED_ENTRIES = 2  # entries overdue together say that beat itself has stopped
 LAST_SECONDS = 40 * 86400.0  # how far back a last run is looked for, where the window has none
 
@@ -27,7 +28,8 @@ class Scheduled(NamedTuple):
 
 
 def read_schedule(store: Store, cluster: str | None, now: float, most: int = MOST_RUNS) -> list[Scheduled]:
-    """Every entry of the clusters, judged by the last day and the ``most`` newest tasks of its name."""
+    """Every entry of the clusters, judged by the last day and the newest tasks of its name: at most ``most``, fewer
+    where there are many entries."""
     found: list[Scheduled] = []
     by_cluster: dict[str, list[ScheduleEntry]] = {}
     for entry in schedule(store, cluster):
@@ -40,14 +42,13 @@ def read_schedule(store: Store, cluster: str | None, now: float, most: int = MOS
 def _of_cluster(store: Store, cluster: str, entries: list[ScheduleEntry], now: float, most: int) -> list[Scheduled]:
     since = now - WINDOW_SECONDS
     gaps = read_gaps(store, since, cluster)
-    runs = {entry.name: _runs(store, entry, since, now, most) for entry in entries}
-    judged = own_runs(runs)
+    runs = _runs(store, cluster, entries, now, max(LEAST_RUNS, min(most, ALL_RUNS // len(entries))))
+    judged = own_runs({name: each.runs for name, each in runs.items()})
     found = []
     for entry in entries:
         mine, sure = judged[entry.name]
         recent = [run for run in mine if run.at >= since] or list(mine[:1])
-        cut = len(runs[entry.name]) == most
-        begin = max(since, recent[-1].at) if cut and recent else since
+        begin = max(since, runs[entry.name].since)
         found.append(Scheduled(entry, judge(entry, recent, gaps, begin, now, sure=sure)))
     return found
 
@@ -62,6 +63,7 @@ def _expected(row: Scheduled) -> bool:
     return row.standing.last_at is not None and (row.standing.next is not None or row.standing.overdue is not None)
 
 
-def _runs(store: Store, entry: ScheduleEntry, since: float, now: float, most: int) -> list[ScheduledRun]:
-    found = entry_runs(store, entry, since, limit=most)
-    return found or entry_runs(store, entry, now - LAST_SECONDS, limit=50)
+def _runs(store: Store, cluster: str, entries: Sequence[ScheduleEntry], now: float, most: int) -> dict[str, Runs]:
+    found = runs_of(store, cluster, entries, now - WINDOW_SECONDS, most)
+    none = [entry for entry in entries if not found[entry.name].runs]
+    return found | (runs_of(store, cluster, none, now - LAST_SECONDS, LEAST_RUNS) if none else {})

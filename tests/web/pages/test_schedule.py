@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import to_builtins
+from msgspec import json
 
 from monitor.records import BeatHealth
 from monitor.records import OverdueEntry
@@ -76,7 +76,7 @@ def test_api_tells_what_is_unknown(house: House) -> None:
     assert house.client.get("/api/v1/schedule").json() == {
         "items": [],
         "unheard": ["shop"],
-        "beats": [to_builtins(BeatHealth(cluster="shop"))],
+        "beats": [json.decode(json.encode(BeatHealth(cluster="shop")))],
     }
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     [item] = house.client.get("/api/v1/schedule").json()["items"]
