@@ -534,7 +534,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     retried_as: tuple[Link, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class Step(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One task of a workflow, as much of it as a tree of thousands needs. ``state`` None: not in the record."""
 
     id: str

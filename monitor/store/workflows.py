@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement
@@ -83,10 +84,10 @@ def steps(store: Store, root_id: str, cluster: str | None = None) -> tuple[str, 
         if not rows:
             raise NotFound(f"no task of a workflow {root_id!r} is in the record; it may be too old", id=root_id)
         number = rows[0].cluster_id  # of clusters that share an id, the one of its root
-        rows = [row for row in rows if row.cluster_id == number]
-        names = texts(connection, {each for row in rows for each in (row.name_id, row.queue_id, row.worker_id)})
+        rows = [row for row in rows if row[-1] == number]
+        names = texts(connection, {each for row in rows for each in row[4:7]})
         cluster_name = cluster_names(connection)[number]
-    found = {row.key: _step(row, names) for row in rows[:MOST_STEPS]}
+    found = {row[0]: _step(row, names) for row in rows[:MOST_STEPS]}
     root = found.pop(key, Step(id=root_id))
     return cluster_name, [root, *found.values()], len(rows) <= MOST_STEPS
 
@@ -115,16 +116,20 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
 
 
 def _step(row: Any, names: dict[int, str]) -> Step:
+    key, _, parent, state, name, queue, worker, sent, received, started, ended, eta, *_ = row
     return Step(
-        id=from_key(row.key),
-        parent_id=from_key(row.parent) if row.parent is not None else None,
-        name=names.get(row.name_id),
-        state=STATES[row.state],
-        queue=names.get(row.queue_id),
-        worker=names.get(row.worker_id),
-        sent=row.sent,
-        received=row.received,
-        started=row.started,
-        ended=row.ended,
-        eta=row.eta,
+        id=from_key(key),
+        parent_id=_known_id(parent) if parent is not None else None,
+        name=names.get(name),
+        state=STATES[state],
+        queue=names.get(queue),
+        worker=names.get(worker),
+        sent=sent,
+        received=received,
+        started=started,
+        ended=ended,
+        eta=eta,
     )
+
+
+_known_id = lru_cache(maxsize=256)(from_key)  # thousands have one parent
