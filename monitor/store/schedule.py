@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
+from sqlalchemy import and_
 from sqlalchemy import bindparam
 from sqlalchemy import delete
 from sqlalchemy import func
@@ -132,7 +133,8 @@ def _rows(
     args = sorted({form for entry in entries for form in _forms(entry.args)})
     kwargs = sorted({entry.kwargs for entry in entries})
     rows = connection.execute(_mine, {**wanted, "wanted_args": args, "wanted_kwargs": kwargs}).all()
-    return rows, rows[0].oldest if rows and rows[0].looked_at == wanted["most"] else None
+    edge = rows[0].oldest if rows[0].looked_at == wanted["most"] else None
+    return [row for row in rows if row.key is not None], edge
 
 
 def _statement() -> Any:
@@ -146,14 +148,13 @@ def _statement() -> Any:
         .cte("newest")
     )
     told = newest.c
-    count = select(func.count()).select_from(newest).scalar_subquery()
-    oldest = select(func.min(told.seen)).scalar_subquery()
-    return (
-        select(newest, count.label("looked_at"), oldest.label("oldest"))
-        .where(or_(told.args.is_(None), told.args.in_(bindparam("wanted_args", expanding=True))))
-        .where(or_(told.kwargs.is_(None), told.kwargs.in_(bindparam("wanted_kwargs", expanding=True))))
-        .order_by(told.seen.desc())
+    edge = select(func.count().label("looked_at"), func.min(told.seen).label("oldest")).subquery("edge")
+    mine = and_(
+        or_(told.args.is_(None), told.args.in_(bindparam("wanted_args", expanding=True))),
+        or_(told.kwargs.is_(None), told.kwargs.in_(bindparam("wanted_kwargs", expanding=True))),
     )
+    both = edge.outerjoin(newest, mine)
+    return select(newest, edge.c.looked_at, edge.c.oldest).select_from(both).order_by(told.seen.desc())
 
 
 _mine = _statement()

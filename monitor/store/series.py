@@ -1,5 +1,6 @@
 """The course of things over time, from rollups: never from tasks."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from monitor.store.terms import texts
 
 RESOLUTIONS = (60, 3600, 86400)
 MOST_STARTS = 500
+OLD_SECONDS = 5.0  # of hours and days, the sums by name
 OPEN_BUCKETS = 2  # the last ones change all the time
 MOST_BUCKETS = 750  # by the minute up to half a day, by the hour up to a month
 COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
@@ -221,7 +223,19 @@ def _ranked(
 
 
 def name_totals(store: Store, *, since: float, until: float, cluster: str | None = None) -> list[NameTotal]:
-    """What the tasks of each name took in a span."""
+    """What the tasks of each name took in a span. By the hour and by the day it may be some seconds old."""
+    step = resolution_of(since, until)
+    place = (step, int(since // step), int(until // step), cluster)
+    kept = _kept.setdefault(store, Kept())
+    fresh = time.monotonic() - OLD_SECONDS
+    totals = kept.take_totals(place, fresh) if step > RESOLUTIONS[0] else None
+    if totals is None:
+        totals = _name_totals(store, since, until, cluster)
+        kept.put_totals(place, time.monotonic(), totals)
+    return totals
+
+
+def _name_totals(store: Store, since: float, until: float, cluster: str | None) -> list[NameTotal]:
     step = resolution_of(since, until)
     with store.read() as connection:
         wanted = _wanted(connection, step, since, until, cluster, {})

@@ -64,6 +64,8 @@ def _expected(row: Scheduled) -> bool:
 
 
 def _runs(store: Store, cluster: str, entries: Sequence[ScheduleEntry], now: float, most: int) -> dict[str, Runs]:
-    found = runs_of(store, cluster, entries, now - WINDOW_SECONDS, most)
-    none = [entry for entry in entries if not found[entry.name].runs]
+    since = now - WINDOW_SECONDS
+    found = runs_of(store, cluster, entries, since, most)
+    # Where not all of the window was looked at, nothing older would be.
+    none = [entry for entry in entries if not found[entry.name].runs and found[entry.name].since <= since]
     return found | (runs_of(store, cluster, none, now - LAST_SECONDS, LEAST_RUNS) if none else {})
