@@ -550,6 +550,17 @@ class Step(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     eta: float | None = None
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow that has stood still ``since`` then: ``tasks`` of it have not ended, most of them ``name``."""
+
+    cluster: str
+    root_id: str
+    since: float
+    name: str | None
+    state: TaskState
+    tasks: int
+
+
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A root task and how many tasks of each state stand under it, itself included."""
 
@@ -557,6 +568,8 @@ class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     states: dict[TaskState, int]
     last_seen: float  # when the latest of its tasks was received, or sent
+    unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
+    waits_for: str | None = None  # the name that most of them have
 
     @property
     def tasks(self) -> int:

@@ -31,6 +31,7 @@ from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
 from monitor.store.rows import STATES
+from monitor.store.stuck import waiting_of
 from monitor.store.terms import texts
 
 SEARCHED = 20_000  # of the newest tasks, for the list of workflows
@@ -100,6 +101,7 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
     for row in connection.execute(counted.group_by(_task.cluster_id, _task.root, _task.state)):
         states[row.cluster_id, bytes(row.root)][STATES[row.state]] = row.n
     clusters = cluster_names(connection)
+    waiting = waiting_of(connection, [(root.cluster_id, bytes(root.root)) for root in roots])
     own = select(*_columns).where(_task.cluster_id.in_(list(clusters)), _task.key.in_(keys))
     rows: dict[tuple[int, bytes], Any] = {(row.cluster_id, bytes(row.key)): row for row in connection.execute(own)}
     names = texts(connection, {each for row in rows.values() for each in (row.name_id, row.queue_id, row.worker_id)})
@@ -111,7 +113,17 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
         if own_row is not None:
             counts[STATES[own_row.state]] = counts.get(STATES[own_row.state], 0) + 1
         step = _step(own_row, names) if own_row is not None else Step(id=from_key(place[1]))
-        found.append(WorkflowSummary(root=step, cluster=clusters[root.cluster_id], states=counts, last_seen=root.last))
+        waits = waiting.get(place)
+        found.append(
+            WorkflowSummary(
+                root=step,
+                cluster=clusters[root.cluster_id],
+                states=counts,
+                last_seen=root.last,
+                unended=waits["tasks"] if waits else 0,
+                waits_for=waits["name"] if waits else None,
+            )
+        )
     return found
 
 

@@ -313,6 +313,8 @@ class WorkflowItem(Struct, frozen=True, kw_only=True):
     states: dict[str, int]
     tasks: int
     last_seen: float
+    unended: int
+    waits_for: str | None
 
 
 class WorkflowPage(Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ def context(view: View) -> Context:
         "workflows": page.items,
         "next": page.next,
         "later_page": "cursor" in view.query,
+        "stuck": queries.stuck_workflows(view.store, view.now, view.cluster),
         "several": len({each.cluster for each in page.items}) > 1,
     }
 
