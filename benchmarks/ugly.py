@@ -203,7 +203,7 @@ def worker(number: int, now: float) -> Worker:
         offline_at=now - 900 if gone else None,
         pid=77,
         first_seen=BEGAN,
-        last_heartbeat=now + (0 if gone else 3600),
+        last_heartbeat=now - (900 if gone else 1),
         freq=2.0,
         skew=number % 3 / 100,
         active=number % 9,

@@ -97,6 +97,7 @@ class Facts(NamedTuple):
     beat_stopped: bool = False  # all that it sends is overdue, or nobody holds its lock
     gone: Sequence[str] = ()  # workers that were up in the last hour and are silent or offline
     stuck: Sequence[StuckWorkflow] = ()  # the longest first
+    stuck_at_least: int | None = None  # as many, and there may be more
     new_failures: Sequence[NewFailure] = ()  # the newest first
 
     @property
@@ -229,7 +230,8 @@ def _workflows(facts: Facts) -> list[Part]:
     longest, more = facts.stuck[0], len(facts.stuck) - 1
     waits = f", waiting for {longest.waits_for}" if longest.waits_for else ""
     if more:
-        text = f"{counted(more + 1, 'workflow stands', 'workflows stand')} still, one for {age_words(longest.seconds)}"
+        sign = "+" if more + 1 == facts.stuck_at_least else ""
+        text = f"{more + 1}{sign} workflows stand still, one for {age_words(longest.seconds)}"
         return [Part(f"{text}{waits}.", "/workflows", tone="warning")]
     path = f"/workflows/{quote(longest.root_id, safe='')}"
     return [Part(f"A workflow has stood still for {age_words(longest.seconds)}{waits}.", path, tone="warning")]

@@ -551,7 +551,7 @@ class Step(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A workflow that has stood still ``since`` then: ``tasks`` of it have not ended, most of them ``name``."""
+    """A workflow that has stood still ``since`` then: ``tasks`` of it have not ended, ``named`` of them ``name``."""
 
     cluster: str
     root_id: str
@@ -559,6 +559,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None
     state: TaskState
     tasks: int
+    named: int
 
 
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -570,6 +571,7 @@ class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     last_seen: float  # when the latest of its tasks was received, or sent
     unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
     waits_for: str | None = None  # the name that most of them have
+    waits_for_tasks: int = 0  # how many have it
 
     @property
     def tasks(self) -> int:

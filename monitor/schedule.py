@@ -148,7 +148,9 @@ def _grace(entry: ScheduleEntry) -> float:
 
 def _by_spacing(
     every: float, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], grace: float
-) -> tuple[tuple[float, ...], int, float | None]:
+) -> tuple[tuple[float, ...] | None, int | None, float | None]:
+    if not runs:
+        return None, None, None
     missed: list[float] = []
     late = 0
     drifts = []

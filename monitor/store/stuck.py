@@ -27,7 +27,7 @@ from monitor.store.terms import texts
 STILL_SECONDS = 60.0
 WITHIN_SECONDS = 86400.0
 MOST_SEARCHED = 500  # of each state, the newest
-MOST_ROOTS = 50
+MOST_STUCK = 50  # as many, and there may be more
 # What waits for its ETA does not stand still.
 UNENDED = (TaskState.PENDING, TaskState.RECEIVED, TaskState.STARTED, TaskState.RETRY, TaskState.LOST)
 _zero: ColumnElement[int] = literal_column("0")
@@ -75,7 +75,7 @@ def _most(counts: Counter[tuple[int, int]], names: dict[int, str]) -> dict[str, 
         by_name[name] += number
     most = by_name.most_common(1)[0][0]
     state = max((number, state) for (name, state), number in counts.items() if name == most)[1]
-    return {"name": names.get(most), "state": STATES[state], "tasks": counts.total()}
+    return {"name": names.get(most), "state": STATES[state], "tasks": counts.total(), "named": by_name[most]}
 
 
 def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> list[Place]:
@@ -92,7 +92,7 @@ def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> 
         inside = select(newest.cluster_id, newest.root).distinct().where(func.length(newest.root) > 0)
         for row in connection.execute(inside.where(newest.cluster_id.in_(clusters))):
             found[row.cluster_id, bytes(row.root)] = None
-    return list(found)[:MOST_ROOTS]
+    return list(found)[:MOST_STUCK]
 
 
 def _last_heard(connection: Connection, places: Sequence[Place]) -> dict[Place, float]:

@@ -122,6 +122,7 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
                 last_seen=root.last,
                 unended=waits["tasks"] if waits else 0,
                 waits_for=waits["name"] if waits else None,
+                waits_for_tasks=waits["named"] if waits else 0,
             )
         )
     return found

@@ -315,6 +315,7 @@ class WorkflowItem(Struct, frozen=True, kw_only=True):
     last_seen: float
     unended: int
     waits_for: str | None
+    waits_for_tasks: int
 
 
 class WorkflowPage(Struct, frozen=True, kw_only=True):

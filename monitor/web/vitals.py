@@ -20,6 +20,7 @@ from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.failures import UNRESOLVED
+from monitor.store.stuck import MOST_STUCK
 from monitor.web.receivers import read_health
 
 WINDOW_SECONDS = 900.0
@@ -56,6 +57,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
             StuckWorkflow(each.root_id, each.name, now - each.since)
             for each in queries.stuck_workflows(store, now, cluster)
         ],
+        stuck_at_least=MOST_STUCK,
         new_failures=_new_failures(store, cluster, since) if heard else (),
         overdue=[Overdue(each.name, now - each.since) for beat in beats for each in beat.overdue],
         beat_stopped=any(beat.stopped or beat.lock_free_since is not None for beat in beats),

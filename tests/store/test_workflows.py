@@ -96,10 +96,10 @@ def test_workflow_of_which_nothing_is_heard_stands_still_and_says_what_it_waits_
     write(store, received(50, 50), received(51, 50, eta="2099-01-01T00:00:00+00:00"), cluster="eu")
     assert queries.stuck_workflows(store, NOW + 79) == []
     [one] = queries.stuck_workflows(store, NOW + 85)
-    assert (one.root_id, one.since, one.name, one.tasks) == (make_id(10), NOW + 20, "shop.pick", 3)
+    assert (one.root_id, one.since, one.name, one.named, one.tasks) == (make_id(10), NOW + 20, "shop.pick", 2, 3)
     assert [each.root_id for each in queries.stuck_workflows(store, NOW + 95)] == [make_id(10), make_id(30)]
     write(store, make_event("task-started", uuid=make_id(13), timestamp=NOW + 60))
     assert [each.root_id for each in queries.stuck_workflows(store, NOW + 95)] == [make_id(30)]
     assert queries.stuck_workflows(store, NOW + 95, "eu") == []
     [listed] = [each for each in queries.workflows(store).items if each.root.id == make_id(10)]
-    assert (listed.unended, listed.waits_for) == (3, "shop.pick")
+    assert (listed.unended, listed.waits_for, listed.waits_for_tasks) == (3, "shop.pick", 2)

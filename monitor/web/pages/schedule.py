@@ -15,7 +15,7 @@ from monitor.web.pages import View
 
 SHOWN_RUNS = 12
 SOURCES = {
-    "workers": "the workers' configuration",
+    "workers": "the workers",
     "app": "your application",
     "redbeat": "RedBeat",
     "django": "django-celery-beat",
@@ -34,6 +34,7 @@ def context(view: View) -> Context:
         "overdue": overdue,
         "stopped": all_overdue(rows),
         "sources": SOURCES,
+        "told_by": [each for each in SOURCES if any(row.entry.source == each for row in rows)],
         "beats": [queries.beat_health(view.store, name) for name in clusters],
         "last_sent": max((row.standing.last_at for row in rows if row.standing.last_at is not None), default=None),
         "unheard": [name for name in clusters if queries.schedule_heard_at(view.store, name) is None],

@@ -43,7 +43,7 @@ def test_schedule_that_nobody_told_is_not_known(house: House) -> None:
 def test_entry_without_a_run_is_unknown_and_not_zero(house: House) -> None:
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     text = house.text("/schedule")
-    assert "count stock shop.count · from the workers' configuration every minute 60.0 none seen unknown" in text
+    assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown the workers" in text
     assert "overdue" not in text
 
 
@@ -85,7 +85,7 @@ def test_api_tells_what_is_unknown(house: House) -> None:
         "every minute",
         None,
         None,
-        [],
+        None,
     )
 
 
@@ -95,8 +95,7 @@ def test_what_redbeat_and_django_say_is_shown_with_where_it_is_from(house: House
     save_schedule(house.store, "shop", [entry("due", **kept), off], house.now)
     text = house.text("/schedule")
     assert "1 entry is overdue" in text
-    assert "shop.count · from RedBeat" in text
-    assert "shop.off · from django-celery-beat" in text
+    assert "Told by RedBeat, django-celery-beat." in text
     assert "turned off" in text
     [due, _] = house.client.get("/api/v1/schedule").json()["items"]
     assert (due["last"], due["last_at"], due["overdue"], due["total"]) == (None, kept["told_last"], house.now - 30, 3)
