@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections import defaultdict
-from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,30 +41,55 @@ def stuck_workflows(store: Store, now: float, cluster: str | None = None) -> lis
     """Those of the last day, each with what most of its tasks wait for; the one that stood still longest first."""
     with store.read() as connection:
         roots = _candidates(connection, now, numbers_of(connection, cluster))
-        heard = {place: at for place, at in _last_heard(connection, roots).items() if at <= now - STILL_SECONDS}
-        found = waiting_of(connection, heard)
+        rows = _kinds(connection, roots)
+        heard = _last_heard(rows)
+        found = _waiting(connection, [row for row in rows if heard[_place(row)] <= now - STILL_SECONDS])
         clusters = cluster_names(connection)
     still = [
-        Waiting(cluster=clusters[place[0]], root_id=from_key(place[1]), since=at, **found[place])
-        for place, at in heard.items()
+        Waiting(cluster=clusters[place[0]], root_id=from_key(place[1]), since=heard[place], **found[place])
+        for place in roots
         if place in found
     ]
     return sorted(still, key=lambda each: each.since)
 
 
-def waiting_of(connection: Connection, places: Iterable[Place]) -> dict[Place, dict[str, Any]]:
+def waiting_of(connection: Connection, places: Sequence[Place]) -> dict[Place, dict[str, Any]]:
     """Of each workflow the tasks that have not ended: how many, and the name and state of the most."""
-    roots = [root for _, root in places]
-    counted = (
-        select(_task.cluster_id, _task.root, _task.name_id, _task.state, func.count().label("n"))
-        .where(_in_tree, _task.root.in_(roots), (_task.state + _zero).in_(_unended))
+    return _waiting(connection, _kinds(connection, places))
+
+
+def _kinds(connection: Connection, places: Sequence[Place]) -> Sequence[Any]:
+    """The tasks of workflows by name and state: how many, and when anything was heard of them."""
+    if not places:
+        return []
+    moments = [func.max(_task[name]) for name in ("seen", "received", "started", "ended")]
+    statement = (
+        select(_task.cluster_id, _task.root, _task.name_id, _task.state, func.count(), *moments)
+        .where(_in_tree, _task.root.in_([root for _, root in places]))
         .group_by(_task.cluster_id, _task.root, _task.name_id, _task.state)
     )
-    rows = connection.execute(counted).all() if roots else []
-    names = texts(connection, {row.name_id for row in rows})
+    wanted = set(places)
+    return [row for row in connection.execute(statement) if _place(row) in wanted]
+
+
+def _place(row: Any) -> Place:
+    return row[0], bytes(row[1])
+
+
+def _last_heard(rows: Sequence[Any]) -> dict[Place, float]:
+    heard: dict[Place, float] = {}
+    for row in rows:
+        moments = [at for at in row[5:] if at is not None]
+        heard[_place(row)] = max(heard.get(_place(row), 0.0), *moments)
+    return heard
+
+
+def _waiting(connection: Connection, rows: Sequence[Any]) -> dict[Place, dict[str, Any]]:
     kinds: dict[Place, Counter[tuple[int, int]]] = defaultdict(Counter)
     for row in rows:
-        kinds[row.cluster_id, bytes(row.root)][row.name_id, row.state] += row.n
+        if row[3] in _unended:
+            kinds[_place(row)][row[2], row[3]] += row[4]
+    names = texts(connection, {name for counts in kinds.values() for name, _ in counts})
     return {place: _most(counts, names) for place, counts in kinds.items()}
 
 
@@ -93,18 +117,3 @@ def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> 
         for row in connection.execute(inside.where(newest.cluster_id.in_(clusters))):
             found[row.cluster_id, bytes(row.root)] = None
     return list(found)[:MOST_STUCK]
-
-
-def _last_heard(connection: Connection, places: Sequence[Place]) -> dict[Place, float]:
-    if not places:
-        return {}
-    moments = [func.max(_task[name]) for name in ("seen", "received", "started", "ended")]
-    statement = (
-        select(_task.cluster_id, _task.root, *moments)
-        .where(_in_tree, _task.root.in_([root for _, root in places]))
-        .group_by(_task.cluster_id, _task.root)
-    )
-    heard = {
-        (row[0], bytes(row[1])): max(at for at in row[2:] if at is not None) for row in connection.execute(statement)
-    }
-    return {place: heard[place] for place in places if place in heard}
