@@ -12,7 +12,10 @@ from urllib.parse import quote
 Tone = Literal["plain", "good", "warning", "bad"]
 
 GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
+PEAK_SHARE = 0.9
 GROWTH_LEAST = 10  # fewer messages more than before are noise
+NAMED_ENTRIES = 2  # more overdue entries than this are counted instead of named
+NAMED_WORKERS = 2  # more that are gone are not named
 NAMED_QUEUES = 2  # more growing queues than this are counted instead of named
 
 
@@ -50,6 +53,30 @@ class Disconnected(NamedTuple):
     unwritten: bool = False  # it may hear its broker; the record does not say so
 
 
+class Overdue(NamedTuple):
+    """An entry of the schedule that beat should have sent ``seconds`` ago."""
+
+    name: str
+    seconds: float
+
+
+class StuckWorkflow(NamedTuple):
+    """A workflow of which nothing was heard for ``seconds``, though some of its tasks have not ended."""
+
+    root_id: str
+    waits_for: str | None
+    seconds: float
+
+
+class NewFailure(NamedTuple):
+    """A kind of failure that was first seen, or came back, in the window."""
+
+    group: int
+    exception_type: str
+    name: str | None
+    again: bool = False
+
+
 class Facts(NamedTuple):
     """What the sentence is made from. ``None`` is unknown; failures and gaps are of 15 min."""
 
@@ -66,6 +93,12 @@ class Facts(NamedTuple):
     missed_seconds: float = 0.0
     lag_seconds: float | None = None
     many_clusters: bool = False
+    overdue: Sequence[Overdue] = ()  # the longest first
+    beat_stopped: bool = False  # all that it sends is overdue, or nobody holds its lock
+    gone: Sequence[str] = ()  # workers that were up in the last hour and are silent or offline
+    stuck: Sequence[StuckWorkflow] = ()  # the longest first
+    stuck_at_least: int | None = None  # as many, and there may be more
+    new_failures: Sequence[NewFailure] = ()  # the newest first
 
     @property
     def workers_known(self) -> int:
@@ -76,7 +109,16 @@ def sentence(facts: Facts) -> tuple[Part, ...]:
     """The parts in the order in which they matter, or what to do when nothing was seen yet."""
     if facts.receivers == 0:
         return (Part("No receiver has run on this record yet, so nothing is known.", tone="warning"),)
-    parts = [*_receiver(facts), *_workers(facts), *_queues(facts), *_failures(facts), *_missed(facts)]
+    parts = [
+        *_receiver(facts),
+        *_workers(facts),
+        *_queues(facts),
+        *_schedule(facts),
+        *_workflows(facts),
+        *_failures(facts),
+        *_new_failures(facts),
+        *_missed(facts),
+    ]
     if _all_well(facts):
         parts.append(Part("Nothing is failing and no queue is growing.", tone="good"))
     return tuple(parts)
@@ -85,12 +127,13 @@ def sentence(facts: Facts) -> tuple[Part, ...]:
 def is_growing(samples: Sequence[tuple[float, int | None]], now: float) -> bool:
     """Whether a queue holds clearly more than some minutes ago; ``samples`` are (time, messages ready), in order.
 
-    A queue that was measured less than twice in the window is not known to grow.
+    A queue that was measured less than twice in the window is not known to grow, and one that is well below its
+    highest of the window is being emptied.
     """
     window = [ready for at, ready in samples if ready is not None and at >= now - GROWTH_SECONDS]
     if len(window) < 2:
         return False
-    return window[-1] - window[0] >= max(GROWTH_LEAST, window[0] // 10)
+    return window[-1] - window[0] >= max(GROWTH_LEAST, window[0] // 10) and window[-1] >= PEAK_SHARE * max(window)
 
 
 def age_words(seconds: float) -> str:
@@ -113,7 +156,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def _all_well(facts: Facts) -> bool:
     up = facts.workers_up > 0 and not facts.disconnected
-    return up and facts.failures == 0 and not (facts.growing or facts.unattended) and facts.missed_seconds == 0
+    bad = facts.growing or facts.unattended or facts.overdue or facts.beat_stopped or facts.stuck
+    return up and facts.failures == 0 and not bad and facts.missed_seconds == 0
 
 
 def _receiver(facts: Facts) -> list[Part]:
@@ -144,7 +188,8 @@ def _workers(facts: Facts) -> list[Part]:
 def _workers_up(facts: Facts) -> str:
     if facts.workers_up == facts.workers_known:
         return f"{counted(facts.workers_up, 'worker')} up."
-    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up."
+    without = f", without {' and '.join(facts.gone)}" if 0 < len(facts.gone) <= NAMED_WORKERS else ""
+    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up{without}."
 
 
 def _queues(facts: Facts) -> list[Part]:
@@ -164,6 +209,45 @@ def _queues(facts: Facts) -> list[Part]:
         text = f"{each.name} is growing: {number_words(each.waiting)} waiting{_oldest(each)}."
         parts.append(Part(text, _queue(each), tone="warning"))
     return parts
+
+
+def _schedule(facts: Facts) -> list[Part]:
+    entries = counted(len(facts.overdue), "entry of the schedule is", "entries of the schedule are")
+    if facts.beat_stopped:
+        told = f": {entries} overdue" if facts.overdue else ""
+        return [Part(f"Beat seems to have stopped{told}.", "/schedule", tone="bad")]
+    if len(facts.overdue) > NAMED_ENTRIES:
+        return [Part(f"{entries} overdue.", "/schedule", tone="bad")]
+    return [
+        Part(f"{each.name} should have been sent {age_words(each.seconds)} ago.", "/schedule", tone="bad")
+        for each in facts.overdue
+    ]
+
+
+def _workflows(facts: Facts) -> list[Part]:
+    if not facts.stuck:
+        return []
+    longest, more = facts.stuck[0], len(facts.stuck) - 1
+    waits = f", waiting for {longest.waits_for}" if longest.waits_for else ""
+    if more:
+        sign = "+" if more + 1 == facts.stuck_at_least else ""
+        text = f"{more + 1}{sign} workflows stand still, one for {age_words(longest.seconds)}"
+        return [Part(f"{text}{waits}.", "/workflows", tone="warning")]
+    path = f"/workflows/{quote(longest.root_id, safe='')}"
+    return [Part(f"A workflow has stood still for {age_words(longest.seconds)}{waits}.", path, tone="warning")]
+
+
+def _new_failures(facts: Facts) -> list[Part]:
+    if not facts.new_failures:
+        return []
+    newest, more = facts.new_failures[0], len(facts.new_failures) - 1
+    where = f" in {newest.name}" if newest.name else ""
+    text = f"{'Back again' if newest.again else 'New'}: {newest.exception_type}{where}"
+    path = f"/failures/{newest.group}"
+    if not more:
+        return [Part(f"{text}.", path, tone="bad")]
+    others = f"and {counted(more, 'other kind', 'other kinds')} of failure."
+    return [Part(f"{text},", path, tone="bad"), Part(others, "/failures", tone="bad")]
 
 
 def _oldest(queue: GrowingQueue) -> str:

@@ -541,7 +541,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     retried_as: tuple[Link, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class Step(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One task of a workflow, as much of it as a tree of thousands needs. ``state`` None: not in the record."""
 
     id: str
@@ -557,6 +557,18 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     eta: float | None = None
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow that has stood still ``since`` then: ``tasks`` of it have not ended, ``named`` of them ``name``."""
+
+    cluster: str
+    root_id: str
+    since: float
+    name: str | None
+    state: TaskState
+    tasks: int
+    named: int
+
+
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A root task and how many tasks of each state stand under it, itself included."""
 
@@ -564,10 +576,16 @@ class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     states: dict[TaskState, int]
     last_seen: float  # when the latest of its tasks was received, or sent
+    unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
+    waits_for: str | None = None  # the name that most of them have
+    waits_for_tasks: int = 0  # how many have it
 
     @property
     def tasks(self) -> int:
         return sum(self.states.values())
+
+
+BeatSource = Literal["workers", "app", "redbeat", "django"]  # who told of an entry
 
 
 class ScheduleEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -589,8 +607,36 @@ class ScheduleEntry(msgspec.Struct, frozen=True, kw_only=True):
     args_json: str | None = None  # ``None``: not known well enough to send it
     kwargs_json: str | None = None
     queue: str | None = None
-    source: Literal["workers", "app"] = "workers"
+    source: BeatSource = "workers"
     heard_at: float = 0.0
+    # What RedBeat and django-celery-beat keep of an entry; the others keep nothing.
+    enabled: bool = True
+    once_at: float | None = None  # due once, at this time
+    starts: float | None = None  # not before
+    told_last: float | None = None  # when beat's own record says that it was last sent
+    told_next: float | None = None  # when beat's own record says that it is due
+    total: int | None = None  # how often it was sent
+
+
+class OverdueEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry that should have been sent at ``since``, and was not."""
+
+    name: str
+    since: float
+
+
+class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the beat of one cluster. It tells nobody that it lives: each of these is a sign of it."""
+
+    cluster: str
+    at: float = 0.0
+    overdue: tuple[OverdueEntry, ...] = ()
+    stopped: bool = False  # all that it sends is overdue
+    lock_until: float | None = None  # RedBeat's lock is held, and would expire then
+    lock_free_since: float | None = None  # nobody holds it any more
+    answered_at: float | None = None  # it answered a ping, where beat_enable_remote_control lets it
+    answered: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()  # what could not be read of the schedule, and why
 
 
 class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from datetime import UTC
 from datetime import datetime
 from datetime import timedelta
 from itertools import pairwise
@@ -21,6 +22,8 @@ from monitor.records import ScheduleEntry
 
 LATE_SECONDS = 5.0  # beat wakes up at least this often
 LATE_SHARE = 0.1  # of an interval
+FIRST_SECONDS = 330.0  # a beat that sleeps learns of a new entry after five minutes at most
+SYNC_SECONDS = 200.0  # after which django-celery-beat has written down what it sent
 LONGEST_SEARCH_DAYS = 4 * 366 + 1  # the 29th of February
 MOST_DUE = 2000
 _WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
@@ -30,6 +33,7 @@ class Standing(NamedTuple):
     """How an entry does. Times are epoch seconds, ``None`` is unknown; counts are of the time since ``since``."""
 
     last: ScheduledRun | None
+    last_at: float | None  # of ``last``, or what beat's own record tells where that is newer
     next: float | None
     overdue: float | None  # since when it should have been sent again
     drift: float | None  # seconds: by how much sending is late, in the middle
@@ -63,19 +67,40 @@ def judge(
 ) -> Standing:
     """What the record tells of an entry; time in which events may have been missed accuses nobody."""
     last = runs[0] if runs else None
-    after = _next(entry, last.at if last else None, now)
-    grace = _grace(entry)
-    due = after if after is not None and last is not None and after + grace < now else None
-    overdue = due if due is not None and not _in_gap(gaps, due, now) else None
+    seen = last.at if last else None
+    last_at = max((at for at in (seen, entry.told_last) if at is not None), default=None)
     missed: tuple[float, ...] | None = None
     late: int | None = None
     drift: float | None = None
     if entry.every is not None:
-        missed, late, drift = _by_spacing(entry.every, runs, gaps, grace)
+        missed, late, drift = _by_spacing(entry.every, runs, gaps, _grace(entry))
     elif entry.minutes is not None and _zone(entry) is not None:
         missed, late, drift = _by_calendar(entry, runs, gaps, since, now)
-    upcoming = after if due is None else None if entry.every is not None else _next(entry, now, now)
-    return Standing(last, upcoming, overdue, drift, missed, late, tuple(runs), sure, since)
+    if not entry.enabled:  # nobody knows since when, so nothing is held against it
+        return Standing(last, last_at, None, None, drift, None, late, tuple(runs), sure, since)
+    overdue, upcoming = _due(entry, seen, last_at, gaps, now)
+    return Standing(last, last_at, upcoming, overdue, drift, missed, late, tuple(runs), sure, since)
+
+
+def _due(
+    entry: ScheduleEntry, seen: float | None, last_at: float | None, gaps: Sequence[Gap], now: float
+) -> tuple[float | None, float | None]:
+    """Since when it is overdue, and when it is due next."""
+    if entry.starts is not None and entry.starts > now:
+        return None, max(entry.starts, _next(entry, entry.starts, now) or 0.0) if entry.minutes else entry.starts
+    after = entry.told_next if entry.told_next is not None else _next(entry, last_at, now)
+    if after is None or after + _patience(entry, seen, last_at) >= now:
+        return None, after
+    # What beat itself says is due is so even where events may have been missed.
+    overdue = after if entry.told_next is not None or not _in_gap(gaps, after, now) else None
+    return overdue, None if entry.every is not None else _next(entry, now, now)
+
+
+def _patience(entry: ScheduleEntry, seen: float | None, last_at: float | None) -> float:
+    """Seconds after its time in which an entry is not said to be overdue."""
+    if entry.source == "django" and last_at is not None and (seen is None or last_at - seen > LATE_SECONDS):
+        return _grace(entry) + SYNC_SECONDS
+    return FIRST_SECONDS if entry.source == "redbeat" and last_at is None else _grace(entry)
 
 
 def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[float]:
@@ -99,6 +124,8 @@ def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[floa
 
 def in_words(entry: ScheduleEntry) -> str | None:
     """``every 10 s``, ``every 2 minutes``, ``at 07:30 on Monday``; ``None`` where it is not understood."""
+    if entry.once_at is not None:
+        return f"once, at {datetime.fromtimestamp(entry.once_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if entry.every is not None:
         return f"every {_interval_words(entry.every)}"
     if entry.minutes is None or entry.hours is None:
@@ -107,6 +134,8 @@ def in_words(entry: ScheduleEntry) -> str | None:
 
 
 def _next(entry: ScheduleEntry, last: float | None, now: float) -> float | None:
+    if entry.once_at is not None:
+        return entry.once_at if last is None or last < entry.once_at else None
     if entry.every is not None:
         return None if last is None else last + entry.every
     after = now if last is None else last
@@ -119,7 +148,9 @@ def _grace(entry: ScheduleEntry) -> float:
 
 def _by_spacing(
     every: float, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], grace: float
-) -> tuple[tuple[float, ...], int, float | None]:
+) -> tuple[tuple[float, ...] | None, int | None, float | None]:
+    if not runs:
+        return None, None, None
     missed: list[float] = []
     late = 0
     drifts = []

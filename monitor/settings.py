@@ -182,6 +182,21 @@ class Settings:
     broker_api: str | None = _setting(
         None, str, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
     )
+    redbeat: tuple[Broker, ...] = _setting(
+        (),
+        parse_broker,
+        "where RedBeat keeps its entries, if not on the broker; may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+    )
+    redbeat_key_prefix: str = _setting("redbeat:", str, "RedBeat's redbeat_key_prefix", metavar="TEXT")
+    beat_database: tuple[Broker, ...] = _setting(
+        (),
+        parse_broker,
+        "database of django-celery-beat, sqlite:/// or postgresql://; only read; may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+    )
     node_id: str = _setting(
         "celery-monitor",
         str,
@@ -261,6 +276,14 @@ class Settings:
         """The result backend given for a cluster by its name, else the one given without a name."""
         given = {each.cluster: each.url for each in self.result_backend}
         return given.get(cluster, given.get(None))
+
+    def address_of(self, name: str, cluster: str) -> Broker | None:
+        """The address that ``redbeat`` or ``beat_database`` gives for a cluster; one broker needs no name there."""
+        given: tuple[Broker, ...] = getattr(self, name)
+        only = self.clusters in {(cluster,), ()}
+        return next(
+            (each for each in given if each.cluster == cluster or (only and each.cluster == DEFAULT_CLUSTER)), None
+        )
 
     @property
     def spool_directory(self) -> Path:

@@ -192,9 +192,17 @@ def _below(
     order: list[str], steps: dict[str, Step], children: dict[str, list[str]]
 ) -> dict[str, Counter[TaskState | None]]:
     below: dict[str, Counter[TaskState | None]] = {}
+    leaves = {state: Counter([state]) for state in {step.state for step in steps.values()}}  # most are alike
     for each in reversed(order):
-        counts: Counter[TaskState | None] = Counter([steps[each].state])
-        for child in children.get(each, []):
-            counts.update(below[child])
+        state = steps[each].state
+        if each not in children:
+            below[each] = leaves[state]
+            continue
+        counts: Counter[TaskState | None] = Counter([state])
+        for child in children[each]:
+            if child in children:
+                counts.update(below[child])
+            else:
+                counts[steps[child].state] += 1
         below[each] = counts
     return below

@@ -1,7 +1,10 @@
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import NewFailure
+from monitor.health_sentence import Overdue
 from monitor.health_sentence import Part
+from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import age_words
 from monitor.health_sentence import is_growing
@@ -134,6 +137,10 @@ def test_growth_needs_two_samples_and_more_than_noise() -> None:
     assert not is_growing([(100.0, 400), (160.0, 5)], now=200.0)
 
 
+def test_queue_that_is_being_emptied_does_not_grow_though_it_was_shorter_once() -> None:
+    assert not is_growing([(100.0, 0), (160.0, 75), (200.0, 40)], now=200.0)
+
+
 def test_growth_ignores_what_is_old_or_unknown() -> None:
     assert not is_growing([(100.0, 5), (700.0, 400), (760.0, 401)], now=800.0)
     assert not is_growing([(700.0, None), (760.0, 401)], now=800.0)
@@ -153,3 +160,39 @@ def test_ages_in_one_unit() -> None:
 def test_large_numbers_have_thin_separators() -> None:
     facts = WELL._replace(failures=12_345)
     assert "12\u202f345 failures" in told(facts)
+
+
+def test_overdue_entries_are_said_and_a_stopped_beat_first() -> None:
+    late = [Overdue("nightly report", 200.0), Overdue("cleaning", 70.0)]
+    facts = WELL._replace(overdue=late)
+    assert told(facts) == (
+        "3 workers up. nightly report should have been sent 3 min ago. cleaning should have been sent 1 min ago."
+    )
+    assert {part.path for part in sentence(facts)[1:]} == {"/schedule"}
+    assert "3 entries of the schedule are overdue." in told(facts._replace(overdue=[*late, late[0]]))
+    assert "Beat seems to have stopped: 2 entries" in told(facts._replace(beat_stopped=True))
+    assert "Nothing is failing" not in told(WELL._replace(beat_stopped=True))
+
+
+def test_worker_that_is_gone_is_named() -> None:
+    facts = WELL._replace(workers_offline=1, gone=["mail@shop"])
+    assert told(facts).startswith("3 of 4 workers up, without mail@shop.")
+    assert told(facts._replace(gone=["a", "b", "c"])).startswith("3 of 4 workers up.")
+
+
+def test_workflow_that_stands_still_is_said_with_what_it_waits_for() -> None:
+    one = WELL._replace(stuck=[StuckWorkflow("a/b", "shop.pick", 190.0)])
+    assert told(one) == "3 workers up. A workflow has stood still for 3 min, waiting for shop.pick."
+    assert sentence(one)[1].path == "/workflows/a%2Fb"
+    two = WELL._replace(stuck=[*one.stuck, StuckWorkflow("c", None, 90.0)])
+    assert told(two) == "3 workers up. 2 workflows stand still, one for 3 min, waiting for shop.pick."
+    assert sentence(two)[1].path == "/workflows"
+
+
+def test_new_kind_of_failure_is_said_however_rare_it_is() -> None:
+    new = [NewFailure(31, "KeyError", "shop.pick")]
+    facts = WELL._replace(failures=9, top_failure=TopFailure("TimeoutError", "shop.pay", 8, 7), new_failures=new)
+    assert told(facts).endswith("8 of them TimeoutError in shop.pay. New: KeyError in shop.pick.")
+    assert sentence(facts)[-1].path == "/failures/31"
+    again = facts._replace(new_failures=[NewFailure(4, "OSError", None, again=True), *new, *new])
+    assert told(again).endswith("Back again: OSError, and 2 other kinds of failure.")

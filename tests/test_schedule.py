@@ -145,3 +145,35 @@ def test_secrets_of_arguments_are_masked_and_not_sent() -> None:
 def test_crontab_that_has_only_just_run_once_misses_nothing() -> None:
     found = judge(entry(EVERY_TWO), [run(DAY + 121)], [], DAY + 121, DAY + 130, sure=True)
     assert (found.missed, found.late, found.drift, found.next) == ((), 0, None, DAY + 240)
+
+
+def test_beats_own_record_tells_last_and_next_where_no_task_is_seen() -> None:
+    told = entry(source="redbeat", told_last=DAY + 60, told_next=DAY + 120, total=4)
+    fine = judge(told, [], [], DAY, DAY + 124, sure=False)
+    assert (fine.last, fine.last_at, fine.next, fine.overdue) == (None, DAY + 60, DAY + 120, None)
+    gap = Gap(cluster="shop", began=DAY, ended=None, cause="away")
+    assert judge(told, [], [gap], DAY, DAY + 200, sure=False).overdue == DAY + 120
+
+
+def test_new_entry_is_given_time_and_django_time_to_write() -> None:
+    new = entry(source="redbeat", told_next=DAY)
+    assert judge(new, [], [], DAY, DAY + 300, sure=False).overdue is None
+    assert judge(new, [], [], DAY, DAY + 400, sure=False).overdue == DAY
+    slow = entry(source="django", told_last=DAY)
+    assert judge(slow, [], [], DAY, DAY + 200, sure=False).overdue is None
+    assert judge(slow, [], [], DAY, DAY + 300, sure=False).overdue == DAY + 60
+
+
+def test_entry_that_is_turned_off_or_has_not_begun_is_not_overdue() -> None:
+    off = judge(entry(enabled=False), [run(DAY)], [], DAY, DAY + 9999, sure=True)
+    assert (off.overdue, off.next, off.missed) == (None, None, None)
+    later = judge(entry(starts=DAY + 9000, told_last=DAY), [], [], DAY, DAY + 999, sure=True)
+    assert (later.overdue, later.next) == (None, DAY + 9000)
+
+
+def test_entry_that_is_due_once_is_overdue_until_it_ran() -> None:
+    once = entry("clocked", once_at=DAY + 60)
+    assert judge(once, [], [], DAY, DAY + 30, sure=False).next == DAY + 60
+    assert judge(once, [], [], DAY, DAY + 300, sure=False).overdue == DAY + 60
+    done = judge(once, [run(DAY + 61)], [], DAY, DAY + 300, sure=False)
+    assert (done.overdue, done.next) == (None, None)

@@ -7,6 +7,7 @@ A worker tells its schedules as text: ``2.0``, ``0:00:30``, ``<freq: 30.00 secon
 import json
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -44,7 +45,7 @@ def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, n
 
 def _entries(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float, source: str) -> list[ScheduleEntry]:
     schedule = conf.get("beat_schedule")
-    zone = _timezone(conf)
+    zone = timezone_of(conf)
     found = []
     for name, entry in schedule.items() if isinstance(schedule, Mapping) else ():
         if isinstance(entry, Mapping) and isinstance(entry.get("task"), str):
@@ -60,12 +61,27 @@ def _entries(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: flo
                     queue=queue if isinstance(queue, str) else None,
                     source="app" if source == "app" else "workers",
                     heard_at=now,
-                    **_texts("args", tuple(args), args, redactor),
-                    **_texts("kwargs", kwargs, kwargs, redactor),
+                    **arguments(args, kwargs, redactor),
                     **read_schedule(entry.get("schedule")),
                 )
             )
     return found
+
+
+def schedule_of_django(kind: str | None, when: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule of django-celery-beat as fields of ScheduleEntry; ``when`` are the columns of its kind."""
+    if kind == "interval":
+        number, unit = when["every"], when["period"]
+        size = {"microseconds": 1e-6}.get(unit) or _UNITS.get(unit.rstrip("s"))
+        return {"schedule": f"{number} {unit}", "every": number * size if size and number > 0 else None}
+    if kind == "crontab":
+        names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+        return {**crontab_fields([str(when[name]) for name in names]), "timezone": str(when["timezone"])}
+    if kind == "clocked":
+        return {"schedule": "clocked", "once_at": when["clocked_time"]}
+    if kind == "solar":
+        return {"schedule": f"solar: {when['event']} at {float(when['latitude']):g}, {float(when['longitude']):g}"}
+    return {"schedule": "no schedule"}
 
 
 def read_schedule(schedule: object) -> dict[str, Any]:
@@ -76,6 +92,29 @@ def read_schedule(schedule: object) -> dict[str, Any]:
     if (match := CRONTAB.fullmatch(text)) is not None:
         return {"schedule": text, **_crontab(match[1], match[2])}
     return {"schedule": text, "every": _seconds(text)}
+
+
+def crontab_fields(fields: Sequence[str]) -> dict[str, Any]:
+    """A crontab as fields of ScheduleEntry, from its five texts: minute, hour, day of month, month, day of week."""
+    parts = [re.sub(r"\s", "", field) or "*" for field in fields]
+    text = f"<crontab: {' '.join(parts)} (m/h/dM/MY/d)>"
+    return read_schedule(text)
+
+
+def arguments(args: list[Any], kwargs: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """What a task is to be called with, as fields of ScheduleEntry."""
+    return {**_texts("args", tuple(args), args, redactor), **_texts("kwargs", kwargs, kwargs, redactor)}
+
+
+def arguments_of_json(args: str, kwargs: str, redactor: Redactor) -> dict[str, Any]:
+    """The same from two JSON texts; what is none is shown as it stands, and cannot be sent."""
+    try:
+        listed, named = json.loads(args or "[]"), json.loads(kwargs or "{}")
+    except ValueError:
+        listed, named = None, None
+    if not isinstance(listed, list) or not isinstance(named, dict):
+        return {"args": redactor.text(args), "kwargs": redactor.text(kwargs)}
+    return arguments(listed, named, redactor)
 
 
 def _crontab(fields: str, legend: str) -> dict[str, tuple[int, ...]]:
@@ -102,7 +141,7 @@ def _seconds(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0 else None
 
 
-def _timezone(conf: Mapping[str, Any]) -> str | None:
+def timezone_of(conf: Mapping[str, Any]) -> str | None:
     """Celery's own rule: the one that is set, else UTC unless it is told to use local time."""
     zone = conf.get("timezone")
     if zone:

@@ -9,29 +9,25 @@ from collections.abc import Sequence
 
 import msgspec
 
-from monitor.brokers.beat import entries_of_app
-from monitor.brokers.beat import entries_of_conf
 from monitor.brokers.generic import Probe
 from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.schedules import Schedules
 from monitor.records import Action
 from monitor.records import Queue
 from monitor.records import Worker
 from monitor.records import WorkerStatus
-from monitor.redact import Redactor
 from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
-from monitor.store.schedule import save_schedule
 from monitor.store.terms import cluster_id
 
 ACTOR = "celery-monitor"
 ANSWER_SECONDS = 1.0
-SCHEDULE_SECONDS = 300.0
 EVENTS_WERE_OFF = "task events enabled"  # celery/worker/control.py; else "task events already enabled"
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 
@@ -60,9 +56,7 @@ class Sampler:
         self._known: set[tuple[str, int | None]] = set()  # processes that were asked
         self._switched: dict[tuple[str, int | None], bool] = {}  # whether task events are on, by process
         self._said = ""
-        self._redactor = Redactor(settings.redact)
-        self._scheduled_at = 0.0
-        self._told: set[tuple[str, int | None]] = set()  # processes that told their schedule
+        self._schedules = Schedules(store, remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
         """Samples until told to stop; broker and database may come and go."""
@@ -87,27 +81,8 @@ class Sampler:
             except Unsupported as error:
                 log.info("%s", error)
                 self._remote = None
-        self._ask_schedule(workers, now)
+        self._schedules.step(workers, self._remote, now)
         self._sample_queues(workers, now)
-
-    # What beat sends
-
-    def _ask_schedule(self, workers: Sequence[Worker], now: float) -> None:
-        """Reads the schedule from the application, else from the workers' configuration; now and then again."""
-        processes = {(worker.hostname, worker.pid) for worker in workers}
-        if processes <= self._told and now - self._scheduled_at < SCHEDULE_SECONDS:
-            return
-        if self._settings.app is not None:
-            found = entries_of_app(self._settings.app, self._cluster, self._redactor, now)
-            save_schedule(self._store, self._cluster, found, now)
-        elif self._remote is not None and workers:
-            names = [worker.hostname for worker in workers]
-            replies = self._remote.ask("conf", timeout=ANSWER_SECONDS, expected=names)
-            confs = [reply.ok for _, reply in sorted(replies.items()) if isinstance(reply.ok, dict)]
-            if confs:  # nobody answered: what was told before still stands
-                told = [each for conf in confs for each in entries_of_conf(conf, self._cluster, self._redactor, now)]
-                save_schedule(self._store, self._cluster, told, now)
-        self._told, self._scheduled_at = processes, now
 
     # Queues
 

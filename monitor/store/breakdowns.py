@@ -8,10 +8,13 @@ from sqlalchemy import Connection
 from sqlalchemy import func
 from sqlalchemy import select
 
+from monitor.records import Percentiles
 from monitor.records import QueueSample
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.schema import UNKNOWN
+from monitor.store.series import percentiles
+from monitor.store.sketches import merged
 from monitor.store.terms import texts
 
 RESOLUTION = 60
@@ -73,6 +76,30 @@ def flows(
         },
         unnamed=sum(row.received for row in rows if row.place == UNKNOWN),
     )
+
+
+def waits(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, Percentiles]:
+    """How long tasks waited, by the queue they came from, from the minute of ``since`` on."""
+    table = schema.rollup.c
+    began = int(since // RESOLUTION * RESOLUTION)
+    with store.read() as connection:
+        found = {
+            name: merged(
+                connection,
+                [table.resolution == RESOLUTION, table.at >= began, table.cluster_id == number],
+                "wait",
+                "queue_id",
+            )
+            for number, name in _clusters(connection, cluster).items()
+        }
+        names = texts(connection, {queue for sketches in found.values() for queue in sketches})
+    told = {
+        (name, names[queue]): percentiles(sketch)
+        for name, sketches in found.items()
+        for queue, sketch in sketches.items()
+        if queue in names
+    }
+    return {key: each for key, each in told.items() if each is not None}
 
 
 def depths(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, list[QueueSample]]:

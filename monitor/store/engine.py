@@ -225,13 +225,18 @@ def _mend(cause: str) -> str:
     return next((mend for word, mend in known.items() if word in cause), "check --database")
 
 
+def driver_url(url: sa.URL) -> sa.URL:
+    """The address with the driver that we use. Raises SettingsError for a kind of database that is not served."""
+    if url.drivername in {"postgresql", "postgres"}:
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise SettingsError(f"database {url.drivername!r} is not served; use sqlite:/// or postgresql://")
+    return url
+
+
 def _engine(url: str) -> Engine:
     try:
-        parsed = make_url(url)
-        if parsed.drivername in {"postgresql", "postgres"}:
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
-            raise SettingsError(f"database {parsed.drivername!r} is not served; use sqlite:/// or postgresql://")
+        parsed = driver_url(make_url(url))
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
         return sa.create_engine(

@@ -56,6 +56,19 @@ def failure_groups(
         return _groups(connection, since, cluster, states, limit)
 
 
+def new_failure_groups(
+    store: Store, *, since: float, cluster: str | None = None, limit: int = 50
+) -> list[FailureGroup]:
+    """Open groups whose first failure was since then, or that came back since then; the newest first."""
+    first = case((_group.c.state == FailureState.REGRESSED.value, _group.c.state_at), else_=_group.c.first_seen)
+    wanted = (_group.c.state.in_([state.value for state in UNRESOLVED]), first >= since)
+    with store.read() as connection:
+        numbers = numbers_of(connection, cluster)
+        statement = select(_group).where(*wanted, _group.c.cluster_id.in_(numbers)).order_by(first.desc()).limit(limit)
+        names = cluster_names(connection)
+        return [_record(row, names, int(row._mapping["count"])) for row in connection.execute(statement)]
+
+
 def failure_summaries(
     store: Store,
     *,

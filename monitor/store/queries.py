@@ -18,12 +18,14 @@ from monitor.store.failures import failure_summary
 from monitor.store.failures import failure_trend
 from monitor.store.failures import group_states
 from monitor.store.failures import latest_of_group
+from monitor.store.failures import new_failure_groups
 from monitor.store.lists import count
 from monitor.store.lists import tasks
 from monitor.store.messages import message
 from monitor.store.messages import messages
 from monitor.store.overview import longest_running
 from monitor.store.overview import state_counts
+from monitor.store.schedule import beat_health
 from monitor.store.schedule import entry_runs
 from monitor.store.schedule import schedule
 from monitor.store.schedule import schedule_heard_at
@@ -32,6 +34,7 @@ from monitor.store.series import most_time
 from monitor.store.series import name_totals
 from monitor.store.series import series
 from monitor.store.series import slowest
+from monitor.store.stuck import stuck_workflows
 from monitor.store.tasks import lineage
 from monitor.store.tasks import task
 from monitor.store.tasks import tree
@@ -40,6 +43,7 @@ from monitor.store.workflows import workflows
 
 __all__ = [
     "actions",
+    "beat_health",
     "began",
     "clusters",
     "count",
@@ -60,6 +64,7 @@ __all__ = [
     "messages",
     "most_time",
     "name_totals",
+    "new_failure_groups",
     "pauses",
     "queue_history",
     "queues",
@@ -69,6 +74,7 @@ __all__ = [
     "slowest",
     "state_counts",
     "steps",
+    "stuck_workflows",
     "task",
     "tasks",
     "terms",

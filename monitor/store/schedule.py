@@ -1,13 +1,21 @@
 """What beat is to send, as it was last told, and which tasks it may have sent."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import msgspec
+from sqlalchemy import Connection
+from sqlalchemy import and_
+from sqlalchemy import bindparam
 from sqlalchemy import delete
+from sqlalchemy import func
+from sqlalchemy import or_
 from sqlalchemy import select
 
 from monitor.errors import NotFound
+from monitor.records import BeatHealth
 from monitor.records import ScheduledRun
 from monitor.records import ScheduleEntry
 from monitor.store import schema
@@ -15,7 +23,6 @@ from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
-from monitor.store.load import term_ids
 from monitor.store.rows import STATES
 from monitor.store.terms import cluster_id
 from monitor.store.terms import texts
@@ -63,40 +70,118 @@ def schedule_heard_at(store: Store, cluster: str) -> float | None:
     return None if value is None else float(value)
 
 
+def beat_health(store: Store, cluster: str) -> BeatHealth:
+    """What the receiver last found out of beat; nothing known where it never looked."""
+    with store.read() as connection:
+        value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == _beat_key(cluster))).scalar()
+    return BeatHealth(cluster=cluster) if value is None else msgspec.json.decode(value, type=BeatHealth)
+
+
+def save_beat_health(store: Store, health: BeatHealth) -> None:
+    row = {"key": _beat_key(health.cluster), "value": msgspec.json.encode(health).decode()}
+    with store.begin() as connection:
+        insert = store.insert(schema.meta).values(**row)
+        connection.execute(insert.on_conflict_do_update(index_elements=["key"], set_={"value": insert.excluded.value}))
+
+
+class Runs(NamedTuple):
+    """The tasks that may be an entry's, the newest first; older ones than ``since`` were not looked at."""
+
+    runs: list[ScheduledRun]
+    since: float
+
+
 def entry_runs(store: Store, entry: ScheduleEntry, since: float, limit: int = MOST_RUNS) -> list[ScheduledRun]:
     """Tasks with the name and the arguments of an entry, the newest first, of the ``limit`` newest of that name."""
-    if not storable(entry.task):
-        return []
+    return runs_of(store, entry.cluster, [entry], since, limit)[entry.name].runs
+
+
+def runs_of(
+    store: Store, cluster: str, entries: Sequence[ScheduleEntry], since: float, limit: int = MOST_RUNS
+) -> dict[str, Runs]:
+    """The same for several entries of one cluster, by their names."""
+    by_task: dict[str, list[ScheduleEntry]] = {}
+    for entry in entries:
+        by_task.setdefault(entry.task, []).append(entry)
     with store.read() as connection:
-        names = term_ids(connection, "name", [entry.task])
-        statement = (
-            select(_task.key, _task.sent, _task.seen, _task.state, _task.client_id, _task.args, _task.kwargs)
-            .where(_task.name_id.in_(names), _task.seen >= since)
-            .where(_task.cluster_id.in_(numbers_of(connection, entry.cluster)))
-            .order_by(_task.seen.desc(), _task.id.desc())
-            .limit(limit)
-        )
-        rows = [row for row in connection.execute(statement) if _is_of(row, entry)]
-        clients = texts(connection, {row.client_id for row in rows})
-    return [
-        ScheduledRun(
-            id=from_key(row.key),
-            at=row.sent if row.sent is not None else row.seen,
-            state=STATES[row.state],
-            client=clients.get(row.client_id),
-        )
-        for row in rows
-    ]
+        numbers = numbers_of(connection, cluster)
+        names = _name_ids(connection, [task for task in by_task if storable(task)])
+        found: dict[str, tuple[Sequence[Any], float | None]] = {}
+        for task, some in by_task.items():
+            wanted = {"name": names.get(task), "since": since, "clusters": numbers, "most": limit}
+            found[task] = _rows(connection, wanted, some) if task in names else ((), None)
+        clients = texts(connection, {row.client_id for rows, _ in found.values() for row in rows})
+    judged = {}
+    for entry in entries:
+        rows, oldest = found[entry.task]
+        mine = [_run(row, clients) for row in rows if _is_of(row, entry)]
+        judged[entry.name] = Runs(mine, since if oldest is None else oldest)
+    return judged
+
+
+def _name_ids(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    term = schema.term.c
+    wanted = select(term.text, term.id).where(term.kind == schema.TERM_KINDS["name"], term.text.in_(names))
+    return {row.text: row.id for row in connection.execute(wanted)}
+
+
+def _rows(
+    connection: Connection, wanted: Mapping[str, object], entries: Sequence[ScheduleEntry]
+) -> tuple[Sequence[Any], float | None]:
+    """Of the newest tasks of a name, those with arguments of one of the entries; and the time of the oldest that was
+    looked at, where there are more."""
+    args = sorted({form for entry in entries for form in _forms(entry.args)})
+    kwargs = sorted({entry.kwargs for entry in entries})
+    rows = connection.execute(_mine, {**wanted, "wanted_args": args, "wanted_kwargs": kwargs}).all()
+    edge = rows[0].oldest if rows[0].looked_at == wanted["most"] else None
+    return [row for row in rows if row.key is not None], edge
+
+
+def _statement() -> Any:
+    """Built once: to build it costs more than to run it."""
+    newest = (
+        select(_task.key, _task.sent, _task.seen, _task.state, _task.client_id, _task.args, _task.kwargs)
+        .where(_task.name_id == bindparam("name"), _task.seen >= bindparam("since"))
+        .where(_task.cluster_id.in_(bindparam("clusters", expanding=True)))
+        .order_by(_task.seen.desc(), _task.id.desc())
+        .limit(bindparam("most"))
+        .cte("newest")
+    )
+    told = newest.c
+    edge = select(func.count().label("looked_at"), func.min(told.seen).label("oldest")).subquery("edge")
+    mine = and_(
+        or_(told.args.is_(None), told.args.in_(bindparam("wanted_args", expanding=True))),
+        or_(told.kwargs.is_(None), told.kwargs.in_(bindparam("wanted_kwargs", expanding=True))),
+    )
+    both = edge.outerjoin(newest, mine)
+    return select(newest, edge.c.looked_at, edge.c.oldest).select_from(both).order_by(told.seen.desc())
+
+
+_mine = _statement()
+
+
+def _run(row: Any, clients: dict[int, str]) -> ScheduledRun:
+    return ScheduledRun(
+        id=from_key(row.key),
+        at=row.sent if row.sent is not None else row.seen,
+        state=STATES[row.state],
+        client=clients.get(row.client_id),
+    )
 
 
 def _is_of(row: Any, entry: ScheduleEntry) -> bool:
-    return (row.args is None or _inside(row.args) == _inside(entry.args)) and row.kwargs in {None, entry.kwargs}
+    return (row.args is None or row.args in _forms(entry.args)) and row.kwargs in {None, entry.kwargs}
 
 
-def _inside(args: str) -> str:
+def _forms(args: str) -> tuple[str, ...]:
     """Beat sends a list where others send a tuple: ``['a']`` and ``('a',)`` are the same arguments."""
-    return args[1:-1].removesuffix(",")
+    inside = args[1:-1].removesuffix(",")
+    return f"[{inside}]", f"({inside})", f"({inside},)"
 
 
 def _asked_key(cluster: str) -> str:
     return f"schedule asked: {cluster}"
+
+
+def _beat_key(cluster: str) -> str:
+    return f"beat: {cluster}"

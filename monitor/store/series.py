@@ -1,5 +1,6 @@
 """The course of things over time, from rollups: never from tasks."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from monitor.store.terms import texts
 
 RESOLUTIONS = (60, 3600, 86400)
 MOST_STARTS = 500
+OLD_SECONDS = 5.0  # of hours and days, the sums by name
 OPEN_BUCKETS = 2  # the last ones change all the time
 MOST_BUCKETS = 750  # by the minute up to half a day, by the hour up to a month
 COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
@@ -220,13 +222,27 @@ def _ranked(
     return sorted(totals, key=key, reverse=True)[:limit]
 
 
-def name_totals(store: Store, *, since: float, until: float, cluster: str | None = None) -> list[NameTotal]:
-    """What the tasks of each name took in a span."""
+def name_totals(
+    store: Store, *, since: float, until: float, cluster: str | None = None, queue: str | None = None
+) -> list[NameTotal]:
+    """What the tasks of each name took in a span. By the hour and by the day it may be some seconds old."""
+    step = resolution_of(since, until)
+    place = (step, int(since // step), int(until // step), cluster, queue)
+    kept = _kept.setdefault(store, Kept())
+    fresh = time.monotonic() - OLD_SECONDS
+    totals = kept.take_totals(place, fresh) if step > RESOLUTIONS[0] else None
+    if totals is None:
+        totals = _name_totals(store, since, until, cluster, queue)
+        kept.put_totals(place, time.monotonic(), totals)
+    return totals
+
+
+def _name_totals(store: Store, since: float, until: float, cluster: str | None, queue: str | None) -> list[NameTotal]:
     step = resolution_of(since, until)
     with store.read() as connection:
-        wanted = _wanted(connection, step, since, until, cluster, {})
+        wanted = _wanted(connection, step, since, until, cluster, {"queue": queue})
         sums = _sums(connection, wanted)
-        found = _by_name(connection, _kept.setdefault(store, Kept()), wanted, sums, (step, cluster))
+        found = _by_name(connection, _kept.setdefault(store, Kept()), wanted, sums, (step, cluster, queue))
         names = texts(connection, found)
     return [
         NameTotal(
@@ -246,7 +262,7 @@ def _by_name(
     kept: Kept,
     wanted: list[ColumnElement[bool]],
     sums: dict[int, _Sums],
-    span: tuple[int, str | None],
+    span: tuple[int, str | None, str | None],
 ) -> dict[int, NameSums]:
     """Most buckets are closed: what they came to is kept together, until one of them changes or leaves the span."""
     closed = sorted(sums)[:-OPEN_BUCKETS]

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy import func
 from sqlalchemy import select
 
+from monitor.records import NameTotal
 from monitor.sketch import Sketch
 from monitor.store import schema
 
@@ -48,6 +49,7 @@ class Kept:
     def __init__(self) -> None:
         self._names: OrderedDict[object, tuple[object, dict[int, NameSums]]] = OrderedDict()
         self._known: OrderedDict[Where, tuple[Mark, Durations]] = OrderedDict()
+        self._totals: OrderedDict[object, tuple[float, list[NameTotal]]] = OrderedDict()
         self._lock = Lock()
 
     def take(self, where: Where, mark: Mark) -> Durations | None:
@@ -78,6 +80,19 @@ class Kept:
             self._names.move_to_end(span)
             while len(self._names) > MOST_SPANS:
                 self._names.popitem(last=False)
+
+    def take_totals(self, span: object, since: float) -> list[NameTotal] | None:
+        """The totals by name, unless they are older than a moment of the monotonic clock."""
+        with self._lock:
+            at, totals = self._totals.get(span, (since, None))
+            return totals if at > since else None
+
+    def put_totals(self, span: object, at: float, totals: list[NameTotal]) -> None:
+        with self._lock:
+            self._totals[span] = (at, totals)
+            self._totals.move_to_end(span)
+            while len(self._totals) > MOST_SPANS:
+                self._totals.popitem(last=False)
 
 
 def name_sums(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -> dict[int, NameSums]:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import ColumnElement
@@ -30,6 +31,7 @@ from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
 from monitor.store.rows import STATES
+from monitor.store.stuck import waiting_of
 from monitor.store.terms import texts
 
 SEARCHED = 20_000  # of the newest tasks, for the list of workflows
@@ -83,10 +85,10 @@ def steps(store: Store, root_id: str, cluster: str | None = None) -> tuple[str, 
         if not rows:
             raise NotFound(f"no task of a workflow {root_id!r} is in the record; it may be too old", id=root_id)
         number = rows[0].cluster_id  # of clusters that share an id, the one of its root
-        rows = [row for row in rows if row.cluster_id == number]
-        names = texts(connection, {each for row in rows for each in (row.name_id, row.queue_id, row.worker_id)})
+        rows = [row for row in rows if row[-1] == number]
+        names = texts(connection, {each for row in rows for each in row[4:7]})
         cluster_name = cluster_names(connection)[number]
-    found = {row.key: _step(row, names) for row in rows[:MOST_STEPS]}
+    found = {row[0]: _step(row, names) for row in rows[:MOST_STEPS]}
     root = found.pop(key, Step(id=root_id))
     return cluster_name, [root, *found.values()], len(rows) <= MOST_STEPS
 
@@ -99,6 +101,7 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
     for row in connection.execute(counted.group_by(_task.cluster_id, _task.root, _task.state)):
         states[row.cluster_id, bytes(row.root)][STATES[row.state]] = row.n
     clusters = cluster_names(connection)
+    waiting = waiting_of(connection, [(root.cluster_id, bytes(root.root)) for root in roots])
     own = select(*_columns).where(_task.cluster_id.in_(list(clusters)), _task.key.in_(keys))
     rows: dict[tuple[int, bytes], Any] = {(row.cluster_id, bytes(row.key)): row for row in connection.execute(own)}
     names = texts(connection, {each for row in rows.values() for each in (row.name_id, row.queue_id, row.worker_id)})
@@ -110,21 +113,36 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
         if own_row is not None:
             counts[STATES[own_row.state]] = counts.get(STATES[own_row.state], 0) + 1
         step = _step(own_row, names) if own_row is not None else Step(id=from_key(place[1]))
-        found.append(WorkflowSummary(root=step, cluster=clusters[root.cluster_id], states=counts, last_seen=root.last))
+        waits = waiting.get(place)
+        found.append(
+            WorkflowSummary(
+                root=step,
+                cluster=clusters[root.cluster_id],
+                states=counts,
+                last_seen=root.last,
+                unended=waits["tasks"] if waits else 0,
+                waits_for=waits["name"] if waits else None,
+                waits_for_tasks=waits["named"] if waits else 0,
+            )
+        )
     return found
 
 
 def _step(row: Any, names: dict[int, str]) -> Step:
+    key, _, parent, state, name, queue, worker, sent, received, started, ended, eta, *_ = row
     return Step(
-        id=from_key(row.key),
-        parent_id=from_key(row.parent) if row.parent is not None else None,
-        name=names.get(row.name_id),
-        state=STATES[row.state],
-        queue=names.get(row.queue_id),
-        worker=names.get(row.worker_id),
-        sent=row.sent,
-        received=row.received,
-        started=row.started,
-        ended=row.ended,
-        eta=row.eta,
+        id=from_key(key),
+        parent_id=_known_id(parent) if parent is not None else None,
+        name=names.get(name),
+        state=STATES[state],
+        queue=names.get(queue),
+        worker=names.get(worker),
+        sent=sent,
+        received=received,
+        started=started,
+        ended=ended,
+        eta=eta,
     )
+
+
+_known_id = lru_cache(maxsize=256)(from_key)  # thousands have one parent

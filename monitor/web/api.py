@@ -44,6 +44,7 @@ from monitor.records import Queue
 from monitor.redact import Redactor
 from monitor.store import queries
 from monitor.store.failures import UNRESOLVED
+from monitor.store.timetable import read_schedule
 from monitor.web import api_bulk
 from monitor.web import api_control
 from monitor.web import api_requests as ask
@@ -54,7 +55,6 @@ from monitor.web.api_operation import json_response
 from monitor.web.api_operation import route
 from monitor.web.openapi import document
 from monitor.web.receivers import read_health
-from monitor.web.timetable import read_schedule
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -193,7 +193,8 @@ def list_schedule(call: Call, given: ask.InCluster) -> tell.ScheduleList:
     found = read_schedule(call.store, given.cluster, time.time())
     watched = [name for name in call.settings.clusters if given.cluster in (None, name)]
     unheard = [name for name in watched if queries.schedule_heard_at(call.store, name) is None]
-    return tell.ScheduleList([tell.schedule_item(each.entry, each.standing) for each in found], unheard)
+    beats = [queries.beat_health(call.store, name) for name in watched]
+    return tell.ScheduleList([tell.schedule_item(each.entry, each.standing) for each in found], unheard, beats)
 
 
 def run_scheduled(call: Call, _: ask.NoParameters, body: ask.RunScheduledBody) -> tell.ScheduledSent:

@@ -14,6 +14,8 @@ from monitor.fidelity import without_secrets
 from monitor.messages import Unreadable
 from monitor.messages import facts
 from monitor.messages import stamps_of
+from monitor.records import BeatHealth
+from monitor.records import BeatSource
 from monitor.records import Count
 from monitor.records import FailureState
 from monitor.records import FailureSummary
@@ -318,6 +320,9 @@ class WorkflowItem(Struct, frozen=True, kw_only=True):
     states: dict[str, int]
     tasks: int
     last_seen: float
+    unended: int
+    waits_for: str | None
+    waits_for_tasks: int
 
 
 class WorkflowPage(Struct, frozen=True, kw_only=True):
@@ -351,8 +356,13 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     args: str
     kwargs: str
     queue: str | None
-    source: Literal["workers", "app"]
+    source: BeatSource
     heard_at: float
+    enabled: bool
+    once_at: float | None
+    starts: float | None
+    total: int | None
+    last_at: float | None
     last: ScheduledRunItem | None
     next: float | None
     overdue: float | None
@@ -365,10 +375,12 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleList(Struct, frozen=True):
-    """Every entry that is known; ``unheard`` are clusters whose schedule nobody has told yet."""
+    """Every entry that is known; ``unheard`` are clusters whose schedule nobody has told yet, ``beats`` what is known
+    of each cluster's beat."""
 
     items: list[ScheduleItem]
     unheard: list[str]
+    beats: list[BeatHealth]
 
 
 class ScheduledSent(Struct, frozen=True, kw_only=True):
@@ -608,6 +620,7 @@ def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
         ScheduleItem,
         entry,
         words=in_words(entry),
+        last_at=standing.last_at,
         last=shape(ScheduledRunItem, standing.last) if standing.last is not None else None,
         runs=shapes(ScheduledRunItem, standing.runs[:SCHEDULED_RUNS]),
         next=standing.next,

@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import NewFailure
+from monitor.health_sentence import Overdue
+from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import is_growing
+from monitor.records import FailureState
 from monitor.records import Queue
 from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
@@ -16,10 +20,12 @@ from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.failures import UNRESOLVED
+from monitor.store.stuck import MOST_STUCK
 from monitor.web.receivers import read_health
 
 WINDOW_SECONDS = 900.0
 RECEIVER_SILENT_SECONDS = 15.0
+GONE_SECONDS = 3600.0  # how long a worker that left is named
 
 
 def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[Worker]) -> Facts:
@@ -31,6 +37,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     recent = breakdowns.flows(store, "worker", since=since, now=now, cluster=cluster)
     gaps = queries.gaps(store, since, cluster)
     heard = [each for each in health if each.last_event_at is not None]
+    beats = [queries.beat_health(store, each.cluster) for each in health]
     return Facts(
         workers_up=_count(workers, WorkerStatus.ONLINE),
         workers_silent=_count(workers, WorkerStatus.SILENT),
@@ -45,6 +52,15 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
         lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
         many_clusters=len(health) > 1,
+        gone=[worker.hostname for worker in workers if _gone(worker, now)],
+        stuck=[
+            StuckWorkflow(each.root_id, each.name, now - each.since)
+            for each in queries.stuck_workflows(store, now, cluster)
+        ],
+        stuck_at_least=MOST_STUCK,
+        new_failures=_new_failures(store, cluster, since) if heard else (),
+        overdue=[Overdue(each.name, now - each.since) for beat in beats for each in beat.overdue],
+        beat_stopped=any(beat.stopped or beat.lock_free_since is not None for beat in beats),
     )
 
 
@@ -57,6 +73,18 @@ def grows(queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], now: fl
 def unattended(queue: Queue) -> bool:
     """Messages wait, and it is known that nobody takes them."""
     return queue.consumers == 0 and bool(queue.ready)
+
+
+def _gone(worker: Worker, now: float) -> bool:
+    left = worker.status is WorkerStatus.OFFLINE and now - (worker.offline_at or 0.0) < GONE_SECONDS
+    return left or worker.status is WorkerStatus.SILENT
+
+
+def _new_failures(store: Store, cluster: str | None, since: float) -> list[NewFailure]:
+    return [
+        NewFailure(each.id, each.exception_type, each.name, each.state is FailureState.REGRESSED)
+        for each in queries.new_failure_groups(store, since=since, cluster=cluster)
+    ]
 
 
 def _count(workers: Sequence[Worker], status: WorkerStatus) -> int:

@@ -27,8 +27,8 @@ def store(database_url: str) -> Iterator[Store]:
 def failed(number: int, at: float, **more: object) -> list[Event]:
     known = {"uuid": make_id(number), **more}
     return [
-        make_event("task-received", timestamp=at - 3, name="shop.pay", **known),
-        make_event("task-failed", timestamp=at, exception=f"Declined('card {number}')", **known),
+        make_event("task-received", timestamp=at - 3, **{**known, "name": "shop.pay", "exception": None}),
+        make_event("task-failed", timestamp=at, **{"exception": f"Declined('card {number}')", **known}),
     ]
 
 
@@ -95,3 +95,14 @@ def test_windows_trend_and_workers(store: Store) -> None:
 def test_latest_tasks_of_a_group_come_first(store: Store) -> None:
     write(store, *failed(1, NOW), *failed(2, NOW + 60))
     assert [task.id for task in failures.latest_of_group(store, 1, 5)] == [make_id(2), make_id(1)]
+
+
+def test_new_groups_are_those_first_seen_or_back_again_lately(store: Store) -> None:
+    write(store, *failed(1, NOW), *failed(2, NOW + 10, exception="KeyError('x')"))
+    assert [each.exception_type for each in failures.new_failure_groups(store, since=NOW + 5)] == ["KeyError"]
+    failures.set_failure_state(store, 1, FailureState.RESOLVED, NOW + 20)
+    write(store, *failed(3, NOW + 30))
+    assert [each.id for each in failures.new_failure_groups(store, since=NOW + 5)] == [1, 2]
+    assert failures.new_failure_groups(store, since=NOW + 5, cluster="eu") == []
+    failures.set_failure_state(store, 1, FailureState.MUTED, NOW + 40)
+    assert [each.id for each in failures.new_failure_groups(store, since=NOW + 5)] == [2]

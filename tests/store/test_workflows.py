@@ -87,3 +87,19 @@ def test_runs_of_an_entry_have_its_name_and_arguments(store: Store) -> None:
         (make_id(1), "gen7@beat", NOW + 1),
         (make_id(0), "gen7@beat", NOW),
     ]
+
+
+def test_workflow_of_which_nothing_is_heard_stands_still_and_says_what_it_waits_for(store: Store) -> None:
+    write(store, *(received(number, 10) for number in range(10, 15)), received(15, 10, name="shop.add_up"))
+    write(store, *(make_event("task-succeeded", uuid=make_id(number), timestamp=NOW + 20) for number in (10, 11, 12)))
+    write(store, received(30, 30), received(31, 30, name="shop.jam"), received(40, 40))
+    write(store, received(50, 50), received(51, 50, eta="2099-01-01T00:00:00+00:00"), cluster="eu")
+    assert queries.stuck_workflows(store, NOW + 79) == []
+    [one] = queries.stuck_workflows(store, NOW + 85)
+    assert (one.root_id, one.since, one.name, one.named, one.tasks) == (make_id(10), NOW + 20, "shop.pick", 2, 3)
+    assert [each.root_id for each in queries.stuck_workflows(store, NOW + 95)] == [make_id(10), make_id(30)]
+    write(store, make_event("task-started", uuid=make_id(13), timestamp=NOW + 60))
+    assert [each.root_id for each in queries.stuck_workflows(store, NOW + 95)] == [make_id(30)]
+    assert queries.stuck_workflows(store, NOW + 95, "eu") == []
+    [listed] = [each for each in queries.workflows(store).items if each.root.id == make_id(10)]
+    assert (listed.unended, listed.waits_for, listed.waits_for_tasks) == (3, "shop.pick", 2)

@@ -17,7 +17,8 @@ from monitor.web.ranges import step_words
 from monitor.web.vitals import read_facts
 
 LISTED = 6
-WORKERS_SHOWN = 60
+_STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
+WORKERS_SHOWN = 20
 
 
 def context(view: View) -> Context:
@@ -66,8 +67,9 @@ def _lists(view: View, span: Range) -> Context:
     }
 
 
-def _worker_order(worker: Worker) -> tuple[bool, str, str]:
-    return worker.status is WorkerStatus.OFFLINE, worker.hostname, worker.cluster
+def _worker_order(worker: Worker) -> tuple[int, str, str]:
+    """Who is gone comes last; of many, those that are silent are among the shown."""
+    return _STATUS_ORDER[worker.status], worker.hostname, worker.cluster
 
 
 PAGE = Page(

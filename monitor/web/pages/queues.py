@@ -13,6 +13,7 @@ from monitor.control.queue_commands import ResumeQueue
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.records import Pause
+from monitor.records import Percentiles
 from monitor.records import Queue
 from monitor.records import QueueSample
 from monitor.records import Worker
@@ -36,6 +37,7 @@ from monitor.web.vitals import unattended
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
+MOST_NAMES = 20
 COMMANDS = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage)
 
 
@@ -50,6 +52,7 @@ class QueueRow:
     trend: str
     growing: bool
     unattended: bool
+    wait: Percentiles | None = None  # of the tasks that workers took lately
     pause: Pause | None = None
     takers: tuple[str, ...] = ()  # workers that take from it by what they last said, newer than the sample
 
@@ -73,8 +76,11 @@ def queue_context(view: View) -> Context:
     cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
     series = queries.series(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
     finished = charts.throughput(series, view.now)
+    totals = queries.name_totals(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
     return {
         "name": name,
+        "tasks": sorted(totals, key=lambda each: -each.runs)[:MOST_NAMES],
+        "most_names": MOST_NAMES,
         "rows": rows,
         "several": _several(rows),
         "span": span,
@@ -127,6 +133,7 @@ def read_rows(view: View) -> list[QueueRow]:
     depths = breakdowns.depths(view.store, since=view.now - TREND_SECONDS, cluster=view.cluster)
     since = view.now - RATE_SECONDS
     flows = breakdowns.flows(view.store, "queue", since=since, now=view.now, cluster=view.cluster)
+    waits = breakdowns.waits(view.store, since=since, cluster=view.cluster)
     pauses = queries.pauses(view.store, view.cluster)
     workers = queries.workers(view.store, view.cluster)
     rows = [
@@ -134,6 +141,7 @@ def read_rows(view: View) -> list[QueueRow]:
             _row(queue, depths, flows, view.now),
             pause=pauses.get((queue.cluster, queue.name)),
             takers=_takers(queue, workers),
+            wait=waits.get((queue.cluster, queue.name)),
         )
         for queue in queries.queues(view.store, view.cluster)
     ]
@@ -190,7 +198,7 @@ QUEUE_PAGE = Page(
     "queue.html",
     queue_context,
     title="Queue",
-    regions=("queue", "charts"),
+    regions=("queue", "charts", "names"),
     actions={
         "pause": doing("/queues", "name", _pause),
         "resume": doing("/queues", "name", _resume),

@@ -4,16 +4,22 @@ from monitor.control.commands import RunScheduled
 from monitor.errors import MonitorError
 from monitor.schedule import in_words
 from monitor.store import queries
+from monitor.store.timetable import Scheduled
+from monitor.store.timetable import all_overdue
+from monitor.store.timetable import read_schedule
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
-from monitor.web.timetable import Scheduled
-from monitor.web.timetable import read_schedule
 
 SHOWN_RUNS = 12
-STOPPED_ENTRIES = 2  # entries overdue together say that beat itself has stopped
+SOURCES = {
+    "workers": "the workers",
+    "app": "your application",
+    "redbeat": "RedBeat",
+    "django": "django-celery-beat",
+}
 
 
 def context(view: View) -> Context:
@@ -26,7 +32,11 @@ def context(view: View) -> Context:
         "key": _key,
         "shown_runs": SHOWN_RUNS,
         "overdue": overdue,
-        "stopped": len(overdue) >= STOPPED_ENTRIES and len(overdue) == sum(_expected(row) for row in rows),
+        "stopped": all_overdue(rows),
+        "sources": SOURCES,
+        "told_by": [each for each in SOURCES if any(row.entry.source == each for row in rows)],
+        "beats": [queries.beat_health(view.store, name) for name in clusters],
+        "last_sent": max((row.standing.last_at for row in rows if row.standing.last_at is not None), default=None),
         "unheard": [name for name in clusters if queries.schedule_heard_at(view.store, name) is None],
         "several": len({row.entry.cluster for row in rows}) > 1,
         "may_run": view.may(RunScheduled.action),
@@ -54,10 +64,6 @@ def _asked(view: View, rows: list[Scheduled]) -> Scheduled | None:
     wanted = (view.query.get("of"), view.query.get("run"))
     may = view.may(RunScheduled.action)
     return next((row for row in rows if may and (row.entry.cluster, row.entry.name) == wanted), None)
-
-
-def _expected(row: Scheduled) -> bool:
-    return row.standing.last is not None and (row.standing.next is not None or row.standing.overdue is not None)
 
 
 def _order(row: Scheduled) -> tuple[bool, str, str]:

@@ -6,6 +6,7 @@ from monitor import workflow
 from monitor.filters import parse
 from monitor.records import TaskState
 from monitor.store import queries
+from monitor.store.stuck import MOST_STUCK
 from monitor.web.pages import Context
 from monitor.web.pages import Page
 from monitor.web.pages import View
@@ -30,6 +31,8 @@ def context(view: View) -> Context:
         "workflows": page.items,
         "next": page.next,
         "later_page": "cursor" in view.query,
+        "most_stuck": MOST_STUCK,
+        "stuck": queries.stuck_workflows(view.store, view.now, view.cluster),
         "several": len({each.cluster for each in page.items}) > 1,
     }
 

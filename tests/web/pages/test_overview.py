@@ -63,7 +63,7 @@ def test_sentence_names_workers_queue_and_failures(house: House) -> None:
         queue = Queue(cluster="shop", name="emails", ready=ready, consumers=1, oldest=house.now - 190)
         journal.save_queues(house.store, "shop", [queue], house.now - 60 * minutes)
     text = house.text("/")
-    assert "1 of 2 workers up. emails is growing: 412 waiting, oldest 3 min." in text
+    assert "1 of 2 workers up, without worker9@shop. emails is growing: 412 waiting, oldest 3 min." in text
     assert "3 failures in 15 min, all TimeoutError in shop.pay." in text
 
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -112,3 +113,21 @@ def test_hostile_name_is_text_and_its_page_opens(house: House) -> None:
         assert "<img src=x" not in html
         assert "\u202e" not in html
         assert "⟦U+202E⟧" in html
+
+
+def test_wait_and_tasks_by_name_are_those_of_the_queue(house: House) -> None:
+    measure(house, "emails", ready=3, consumers=1)
+    measure(house, "stock", ready=3, consumers=1)
+    for number, wait in enumerate((0.5, 0.5, 0.5)):
+        known = {"uuid": make_id(number), "name": "shop.mail", "args": "()"}
+        house.write(make_event("task-sent", timestamp=house.now - 60, queue="emails", hostname="gen7@web", **known))
+        house.write(make_event("task-received", timestamp=house.now - 59, **known))
+        house.write(make_event("task-started", timestamp=house.now - 59 + wait, uuid=make_id(number)))
+        ended = {"timestamp": house.now - 50, "uuid": make_id(number), "runtime": 4.0, "result": "1"}
+        house.write(make_event("task-succeeded", **ended))
+    assert re.search(r">(49\d|50\d|51\d) ms / (49\d|50\d|51\d) ms<", row(house, "emails"))
+    assert " ms / " not in row(house, "stock")
+    text = house.text("/queues/emails")
+    assert "Tasks by name" in text
+    assert re.search(r"shop\.mail 3 0 (49\d|50\d|51\d) ms (3\.9|4\.0|4\.1) s", text)
+    assert "No task of this queue ended" in house.text("/queues/stock")

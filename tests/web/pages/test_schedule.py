@@ -3,8 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import json
 
+from monitor.records import BeatHealth
+from monitor.records import OverdueEntry
 from monitor.records import ScheduleEntry
+from monitor.store.schedule import save_beat_health
 from monitor.store.schedule import save_schedule
 from tests.factories import make_event
 from tests.factories import make_id
@@ -39,7 +43,7 @@ def test_schedule_that_nobody_told_is_not_known(house: House) -> None:
 def test_entry_without_a_run_is_unknown_and_not_zero(house: House) -> None:
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     text = house.text("/schedule")
-    assert "count stock shop.count every minute 60.0 none seen unknown" in text
+    assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown the workers" in text
     assert "overdue" not in text
 
 
@@ -69,7 +73,11 @@ def test_hostile_entry_is_text(house: House) -> None:
 
 
 def test_api_tells_what_is_unknown(house: House) -> None:
-    assert house.client.get("/api/v1/schedule").json() == {"items": [], "unheard": ["shop"]}
+    assert house.client.get("/api/v1/schedule").json() == {
+        "items": [],
+        "unheard": ["shop"],
+        "beats": [json.decode(json.encode(BeatHealth(cluster="shop")))],
+    }
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     [item] = house.client.get("/api/v1/schedule").json()["items"]
     assert (item["name"], item["words"], item["last"], item["next"], item["missed"]) == (
@@ -77,8 +85,30 @@ def test_api_tells_what_is_unknown(house: House) -> None:
         "every minute",
         None,
         None,
-        [],
+        None,
     )
+
+
+def test_what_redbeat_and_django_say_is_shown_with_where_it_is_from(house: House) -> None:
+    kept = {"source": "redbeat", "told_last": house.now - 90, "told_next": house.now - 30, "total": 3}
+    off = entry("off", source="django", enabled=False, told_last=house.now - 900, task="shop.off")
+    save_schedule(house.store, "shop", [entry("due", **kept), off], house.now)
+    text = house.text("/schedule")
+    assert "1 entry is overdue" in text
+    assert "Told by RedBeat, django-celery-beat." in text
+    assert "turned off" in text
+    [due, _] = house.client.get("/api/v1/schedule").json()["items"]
+    assert (due["last"], due["last_at"], due["overdue"], due["total"]) == (None, kept["told_last"], house.now - 30, 3)
+
+
+def test_sign_of_beat_and_what_could_not_be_read_are_said(house: House) -> None:
+    save_schedule(house.store, "shop", [entry("one")], house.now)
+    save_beat_health(house.store, BeatHealth(cluster="shop", lock_until=house.now + 60, unread=("It is gone.",)))
+    assert "A beat holds RedBeat's lock" in house.text("/schedule")
+    assert "A schedule cannot be read. It is gone. What it last told is shown." in house.text("/schedule")
+    late = (OverdueEntry(name="one", since=house.now - 300),)
+    save_beat_health(house.store, BeatHealth(cluster="shop", lock_free_since=house.now - 99, overdue=late))
+    assert "Nobody has held RedBeat's lock since" in house.text("/schedule")
 
 
 def test_run_now_shows_the_arguments_and_sends(browser: Browser) -> None:

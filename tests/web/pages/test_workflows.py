@@ -108,3 +108,15 @@ def test_api_tells_the_tree(house: House) -> None:
     assert answer["critical_path"] == [ROOT, make_id(3), make_id(20)]
     [item] = house.client.get("/api/v1/workflows").json()["items"]
     assert (item["root"]["id"], item["tasks"]) == (ROOT, 11)
+
+
+def test_workflow_that_stands_still_comes_first_with_what_it_waits_for(house: House) -> None:
+    fill(house)
+    for number in (30, 31):
+        task(house, number, None)
+    text = house.text("/workflows")
+    assert "1 workflow stands still. 3 tasks, 2 of them shop.pick received , nothing heard since" in text
+    assert text.count("3 tasks, 2 of them shop.pick") == 2
+    assert "A workflow has stood still for 1 min, waiting for shop.pick." in house.text("/")
+    task(house, 32, None, timestamp=house.now)
+    assert "stands still" not in house.text("/workflows")

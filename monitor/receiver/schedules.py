@@ -1,0 +1,209 @@
+"""Learns what beat sends from everybody who tells it, and looks for signs that beat lives."""
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from monitor.brokers.beat import arguments_of_json
+from monitor.brokers.beat import entries_of_app
+from monitor.brokers.beat import entries_of_conf
+from monitor.brokers.beat import schedule_of_django
+from monitor.brokers.beat import timezone_of
+from monitor.brokers.connection import load_app
+from monitor.brokers.connection import transport_of
+from monitor.brokers.redbeat import TRANSPORTS
+from monitor.brokers.redbeat import Reading
+from monitor.brokers.redbeat import read_redbeat
+from monitor.brokers.remote import Remote
+from monitor.errors import MonitorError
+from monitor.records import BeatHealth
+from monitor.records import OverdueEntry
+from monitor.records import ScheduleEntry
+from monitor.records import Worker
+from monitor.redact import Redactor
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store.django_beat import PeriodicTask
+from monitor.store.django_beat import read_periodic_tasks
+from monitor.store.engine import Store
+from monitor.store.schedule import beat_health
+from monitor.store.schedule import save_beat_health
+from monitor.store.schedule import save_schedule
+from monitor.store.schedule import schedule
+from monitor.store.timetable import all_overdue
+from monitor.store.timetable import read_schedule
+
+ANSWER_SECONDS = 1.0
+CONF_SECONDS = 300.0  # how often the application or the workers are asked
+READ_SECONDS = 2.0  # how often RedBeat and django-celery-beat are read
+AGAIN_SECONDS = 30.0  # after they could not be
+RENEWED_SECONDS = 30.0
+RUNS = 100  # of each entry, to see whether it is overdue
+
+log = logging.getLogger(__name__)
+
+
+class Schedules:
+    """The schedule of one cluster, for the thread that samples it."""
+
+    def __init__(self, store: Store, broker: Broker, settings: Settings) -> None:
+        self._store = store
+        self._cluster = broker.cluster
+        self._settings = settings
+        self._redactor = Redactor(settings.redact)
+        self._redbeat = settings.address_of("redbeat", broker.cluster) or broker
+        self._django = settings.address_of("beat_database", broker.cluster)
+        self._told: set[tuple[str, int | None]] = set()  # processes that told their configuration
+        self._asked_at = 0.0
+        self._read_at: dict[str, float] = {}  # when a source is to be read again
+        self._found: dict[str, list[ScheduleEntry]] = {}  # what each source told, the later ones rule
+        self._unread: dict[str, str] = {}
+        self._timezone: str | None = None
+        self._pings = False  # whether beat may answer
+        self._saved: list[ScheduleEntry] | None = None
+        self._stored: BeatHealth | None = None
+        self._health = BeatHealth(cluster=broker.cluster)
+        self._judge_at = 0.0
+
+    def step(self, workers: Sequence[Worker], remote: Remote | None, now: float) -> None:
+        """One round. What cannot be read is said on the page, and its last answer stands. Raises StoreUnavailable."""
+        if self._stored is None:
+            self._remember()
+        self._configuration(workers, remote, now)
+        if transport_of(self._redbeat.url) in TRANSPORTS:
+            self._read("RedBeat", self._read_redbeat, now)
+        if self._django is not None:
+            self._read("django-celery-beat", self._read_django, now)
+        self._save(now)
+        if now >= self._judge_at:
+            began = time.perf_counter()
+            self._judge(now)
+            self._judge_at = now + max(READ_SECONDS, 20 * (time.perf_counter() - began))
+
+    def _remember(self) -> None:
+        """What was known before this process began."""
+        self._stored = self._health = beat_health(self._store, self._cluster)
+        told = [entry for entry in schedule(self._store, self._cluster) if entry.source in {"workers", "app"}]
+        if told:
+            self._found["configuration"] = told
+
+    # The application's own
+
+    def _configuration(self, workers: Sequence[Worker], remote: Remote | None, now: float) -> None:
+        processes = {(worker.hostname, worker.pid) for worker in workers}
+        if processes <= self._told and now - self._asked_at < CONF_SECONDS:
+            return
+        self._told, self._asked_at = processes, now
+        if self._settings.app is not None:
+            conf = load_app(self._settings.app).conf
+            self._learn([conf], entries_of_app(self._settings.app, self._cluster, self._redactor, now))
+        elif remote is not None and workers:
+            names = [worker.hostname for worker in workers]
+            replies = remote.ask("conf", timeout=ANSWER_SECONDS, expected=names)
+            confs = [reply.ok for _, reply in sorted(replies.items()) if isinstance(reply.ok, dict)]
+            if confs:  # nobody answered: what was told before still stands
+                told = (entries_of_conf(conf, self._cluster, self._redactor, now) for conf in confs)
+                self._learn(confs, [entry for entries in told for entry in entries])
+        if self._pings and remote is not None:
+            self._ping(remote, now)
+
+    def _learn(self, confs: Sequence[Mapping[str, Any]], entries: list[ScheduleEntry]) -> None:
+        self._found["configuration"] = entries
+        self._timezone = timezone_of(confs[0])
+        self._pings = any(conf.get("beat_enable_remote_control") for conf in confs)
+
+    def _ping(self, remote: Remote, now: float) -> None:
+        replies = remote.ask("ping", timeout=ANSWER_SECONDS)
+        beats = tuple(sorted(name for name in replies if name.startswith("celerybeat@")))
+        if beats:
+            self._health = replace(self._health, answered=beats, answered_at=now)
+
+    # What keeps entries of its own
+
+    def _read(self, name: str, read: Callable[[float], None], now: float) -> None:
+        if now < self._read_at.get(name, 0.0):
+            return
+        try:
+            read(now)
+        except MonitorError as error:
+            if name not in self._unread:
+                log.warning("%s: %s", name, error)
+            self._unread[name] = f"{name}: {error.message}"
+            self._read_at[name] = now + AGAIN_SECONDS
+        else:
+            self._unread.pop(name, None)
+            self._read_at[name] = now + READ_SECONDS
+
+    def _read_redbeat(self, now: float) -> None:
+        found = read_redbeat(self._redbeat, self._settings, Reading(self._cluster, self._redactor, self._timezone, now))
+        self._found["redbeat"] = found.entries
+        health = self._health
+        if found.lock_seconds is not None:
+            self._health = replace(health, lock_until=now + found.lock_seconds, lock_free_since=None)
+        elif health.lock_until is not None:
+            self._health = replace(health, lock_until=None, lock_free_since=now)
+
+    def _read_django(self, now: float) -> None:
+        if self._django is not None:
+            self._found["django"] = [self._of_django(row, now) for row in read_periodic_tasks(self._django.url)]
+
+    def _of_django(self, row: PeriodicTask, now: float) -> ScheduleEntry:
+        return ScheduleEntry(
+            cluster=self._cluster,
+            name=row.name,
+            task=row.task,
+            queue=row.queue or None,
+            source="django",
+            heard_at=now,
+            enabled=row.enabled,
+            starts=row.start_time,
+            told_last=row.last_run_at,
+            total=row.total_run_count,
+            **arguments_of_json(row.args, row.kwargs, self._redactor),
+            **schedule_of_django(row.kind, row.when),
+        )
+
+    # What came of it
+
+    def _save(self, now: float) -> None:
+        if not self._found:
+            return
+        entries = list({entry.name: entry for source in self._sources() for entry in source}.values())
+        timeless = [replace(entry, heard_at=0.0) for entry in entries]
+        if timeless != self._saved and (entries or self._saved or "configuration" in self._found):
+            save_schedule(self._store, self._cluster, entries, now)
+            self._saved = timeless
+
+    def _sources(self) -> Iterator[list[ScheduleEntry]]:
+        """RedBeat and django-celery-beat copy the configuration at their start, and know more of it."""
+        for name in ("configuration", "redbeat", "django"):
+            yield self._found.get(name, [])
+
+    def _judge(self, now: float) -> None:
+        rows = read_schedule(self._store, self._cluster, now, RUNS)
+        late = [(row.standing.overdue, row.entry.name) for row in rows if row.standing.overdue is not None]
+        health = replace(
+            self._health,
+            overdue=tuple(OverdueEntry(name=name, since=since) for since, name in sorted(late)),
+            stopped=all_overdue(rows),
+            unread=tuple(self._unread.values()),
+        )
+        if self._stored is None or _differs(health, self._stored):
+            self._stored = replace(health, at=now)
+            save_beat_health(self._store, self._stored)
+        self._health = health
+
+
+def _differs(health: BeatHealth, stored: BeatHealth) -> bool:
+    """Worth a write: a lock or an answer that was only renewed is so now and then."""
+    timeless = {"at": 0.0, "lock_until": None, "answered_at": None}
+    if replace(health, **timeless) != replace(stored, **timeless):
+        return True
+    renewed = ((health.lock_until, stored.lock_until), (health.answered_at, stored.answered_at))
+    return any(new is not old and abs((new or 0.0) - (old or 0.0)) > RENEWED_SECONDS for new, old in renewed)

@@ -1,0 +1,71 @@
+"""The schedule with what the record tells of each entry: for the page, the API and whoever watches beat."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from monitor.records import ScheduleEntry
+from monitor.schedule import Standing
+from monitor.schedule import judge
+from monitor.schedule import own_runs
+from monitor.store.clusters import gaps as read_gaps
+from monitor.store.engine import Store
+from monitor.store.schedule import MOST_RUNS
+from monitor.store.schedule import Runs
+from monitor.store.schedule import runs_of
+from monitor.store.schedule import schedule
+
+WINDOW_SECONDS = 86400.0
+LEAST_RUNS, ALL_RUNS = 50, 20_000  # of each entry, and of all together
+STOPPED_ENTRIES = 2  # entries overdue together say that beat itself has stopped
+LAST_SECONDS = 40 * 86400.0  # how far back a last run is looked for, where the window has none
+
+
+class Scheduled(NamedTuple):
+    """One entry and how it does."""
+
+    entry: ScheduleEntry
+    standing: Standing
+
+
+def read_schedule(store: Store, cluster: str | None, now: float, most: int = MOST_RUNS) -> list[Scheduled]:
+    """Every entry of the clusters, judged by the last day and the newest tasks of its name: at most ``most``, fewer
+    where there are many entries."""
+    found: list[Scheduled] = []
+    by_cluster: dict[str, list[ScheduleEntry]] = {}
+    for entry in schedule(store, cluster):
+        by_cluster.setdefault(entry.cluster, []).append(entry)
+    for name, entries in by_cluster.items():
+        found += _of_cluster(store, name, entries, now, most)
+    return found
+
+
+def _of_cluster(store: Store, cluster: str, entries: list[ScheduleEntry], now: float, most: int) -> list[Scheduled]:
+    since = now - WINDOW_SECONDS
+    gaps = read_gaps(store, since, cluster)
+    runs = _runs(store, cluster, entries, now, max(LEAST_RUNS, min(most, ALL_RUNS // len(entries))))
+    judged = own_runs({name: each.runs for name, each in runs.items()})
+    found = []
+    for entry in entries:
+        mine, sure = judged[entry.name]
+        recent = [run for run in mine if run.at >= since] or list(mine[:1])
+        begin = max(since, runs[entry.name].since)
+        found.append(Scheduled(entry, judge(entry, recent, gaps, begin, now, sure=sure)))
+    return found
+
+
+def all_overdue(rows: Sequence[Scheduled]) -> bool:
+    """Everything that is expected of beat is overdue: it seems to have stopped."""
+    overdue = sum(row.standing.overdue is not None for row in rows)
+    return overdue >= STOPPED_ENTRIES and overdue == sum(_expected(row) for row in rows)
+
+
+def _expected(row: Scheduled) -> bool:
+    return row.standing.last_at is not None and (row.standing.next is not None or row.standing.overdue is not None)
+
+
+def _runs(store: Store, cluster: str, entries: Sequence[ScheduleEntry], now: float, most: int) -> dict[str, Runs]:
+    since = now - WINDOW_SECONDS
+    found = runs_of(store, cluster, entries, since, most)
+    # Where not all of the window was looked at, nothing older would be.
+    none = [entry for entry in entries if not found[entry.name].runs and found[entry.name].since <= since]
+    return found | (runs_of(store, cluster, none, now - LAST_SECONDS, LEAST_RUNS) if none else {})
