@@ -10,6 +10,7 @@ from monitor.store.clusters import queues
 from monitor.store.clusters import terms
 from monitor.store.clusters import worker
 from monitor.store.clusters import workers
+from monitor.store.export import walk_tasks
 from monitor.store.facets import facets
 from monitor.store.failures import failure_group
 from monitor.store.failures import failure_groups
@@ -73,6 +74,7 @@ __all__ = [
     "tasks",
     "terms",
     "tree",
+    "walk_tasks",
     "worker",
     "workers",
     "workflows",
