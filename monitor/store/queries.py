@@ -19,6 +19,7 @@ from monitor.store.failures import failure_summary
 from monitor.store.failures import failure_trend
 from monitor.store.failures import group_states
 from monitor.store.failures import latest_of_group
+from monitor.store.failures import open_groups
 from monitor.store.lists import count
 from monitor.store.lists import tasks
 from monitor.store.messages import message
@@ -36,6 +37,7 @@ from monitor.store.series import slowest
 from monitor.store.tasks import lineage
 from monitor.store.tasks import task
 from monitor.store.tasks import tree
+from monitor.store.views import saved_views
 from monitor.store.workflows import steps
 from monitor.store.workflows import workflows
 
@@ -61,9 +63,11 @@ __all__ = [
     "messages",
     "most_time",
     "name_totals",
+    "open_groups",
     "pauses",
     "queue_history",
     "queues",
+    "saved_views",
     "schedule",
     "schedule_heard_at",
     "series",

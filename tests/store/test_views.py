@@ -43,7 +43,11 @@ def test_a_name_is_given_once(store: Store) -> None:
 def test_a_deleted_view_is_gone_and_its_name_free(store: Store) -> None:
     number = save(store, "failed")
     assert views.delete_view(store, number).name == "failed"
-    for change in (views.delete_view, lambda store, id: views.rename_view(store, id, "other"), views.saved_view):
+    for change in (
+        views.delete_view,
+        lambda store, number: views.rename_view(store, number, "other"),
+        views.saved_view,
+    ):
         with pytest.raises(NotFound):
             change(store, number)
     save(store, "failed")
