@@ -6,7 +6,6 @@ const ACTIONS = [
   "main .page-head .actions :is(a, button)",
   "main .bulk button",
   "main [data-act]",
-  "#theme",
 ].join();
 const KINDS = { name: "task name", view: "saved view" };
 
@@ -15,23 +14,21 @@ const named = (element) =>
   element.dataset.act || element.getAttribute("aria-label") || element.textContent.replace(/\s+/g, " ").trim();
 const offered = (element) => !element.disabled && !element.hidden && element.checkVisibility();
 
-// What this page itself has: what can be done here, and all pages.
+const does = (element) => ({ kind: "action", label: named(element), run: () => element.click() });
+
+// What can be done on this page, all pages, and what can be done anywhere.
 function own() {
-  const found = new Map();
-  for (const element of document.querySelectorAll(ACTIONS)) {
-    if (element.tagName !== "FORM" && offered(element)) {
-      found.set(`action ${named(element)}`, { kind: "action", label: named(element), run: () => element.click() });
-    }
-  }
-  for (const link of document.querySelectorAll("#region-shell_nav li > a")) {
-    const label = link.querySelector("span").textContent;
-    found.set(`page ${label}`, { kind: "page", label, address: link.href });
-  }
   const base = document.body.dataset.base;
-  found.set("page views", { kind: "page", label: "Saved views", address: `${base}/views` });
   const help = document.getElementById("help");
-  found.set("help", { kind: "action", label: "Keyboard help", run: () => help.showModal() });
-  return [...found.values()];
+  const links = [...document.querySelectorAll("#region-shell_nav li > a")];
+  const pages = links.map((link) => [link.querySelector("span").textContent, link.href]);
+  const items = [
+    ...[...document.querySelectorAll(ACTIONS)].filter(offered).map(does),
+    ...[...pages, ["Saved views", `${base}/views`]].map(([label, address]) => ({ kind: "page", label, address })),
+    does(document.getElementById("theme")),
+    { kind: "action", label: "Keyboard help", run: () => help.showModal() },
+  ];
+  return [...new Map(items.map((item) => [`${item.kind} ${item.label}`, item])).values()];
 }
 
 function fits(item, text) {
