@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from monitor.records import Hit
 from monitor.records import TaskState
+from monitor.store import queries
 from monitor.store.search import search
 from monitor.web.api_operation import Call
 from monitor.web.api_operation import Operation
@@ -49,15 +50,18 @@ class SearchResult(Struct, frozen=True):
 
 def search_everything(call: Call, given: Search) -> SearchResult:
     hits = search(call.store, given.q, cluster=given.cluster, limit=given.limit)
-    return SearchResult([_found(hit, given.cluster) for hit in hits])
+    several = len(queries.clusters(call.store)) > 1
+    return SearchResult([_found(hit, given.cluster, several=several) for hit in hits])
 
 
-def _found(hit: Hit, cluster: str | None) -> Found:
+def _found(hit: Hit, cluster: str | None, *, several: bool) -> Found:
+    """Where there is one cluster, nobody is told of it, and no link narrows to it."""
+    detail = ", ".join(each for each in (hit.detail, hit.cluster if several else None) if each)
     return Found(
         kind=hit.kind,
         label=visible(short(hit.name, LONGEST_LABEL)),
-        detail=visible(short(hit.detail or hit.cluster or "", LONGEST_LABEL)),
-        path=_path(hit, cluster),
+        detail=visible(short(detail, LONGEST_LABEL)),
+        path=_path(hit, hit.cluster if several and hit.cluster else cluster),
         cluster=hit.cluster,
         state=hit.state,
     )
@@ -68,7 +72,7 @@ def _path(hit: Hit, cluster: str | None) -> str:
         return f"{hit.path}?{hit.query}" if hit.query else str(hit.path)
     if hit.kind == "name":
         return link("", "/tasks", {"q": term("name", hit.name), "cluster": cluster})
-    return link("", f"/{hit.kind}s/{path_part(hit.name)}", {"cluster": hit.cluster})
+    return link("", f"/{hit.kind}s/{path_part(hit.name)}", {"cluster": cluster})
 
 
 OPERATIONS = (

@@ -7,9 +7,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from monitor.control.views import LONGEST_NAME
+from monitor.records import Delivery
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store import queries
+from monitor.store.writer import Writer
+from tests.factories import make_event
 from tests.web.shop import BASE
 from tests.web.shop import ODD
 from tests.web.shop import PROBABLE
@@ -108,6 +111,16 @@ def test_what_is_found_leads_to_its_page(client: TestClient) -> None:
     for kind, path in paths:
         assert client.get(str(path)).status_code == 200, (kind, path)
     assert ("view", f"/tasks?{QUERY}") in paths
+
+
+def test_a_link_narrows_to_a_cluster_where_there_are_several(client: TestClient) -> None:
+    (one,) = search(client, "worker1")
+    assert (one["detail"], one["path"]) == ("", "/workers/worker1%40shop")
+    Writer(client.app.state.store, "eu", Settings()).write([Delivery([make_event("worker-heartbeat")], 7.5)])  # type: ignore[attr-defined]
+    found = {(each["detail"], each["path"]) for each in search(client, "worker1")}
+    assert found == {(name, f"/workers/worker1%40shop?cluster={name}") for name in ("shop", "eu")}
+    (narrowed,) = search(client, "worker1", cluster="eu")
+    assert narrowed["path"] == "/workers/worker1%40shop?cluster=eu"
 
 
 def test_labels_show_hidden_characters_and_are_cut(client: TestClient) -> None:
