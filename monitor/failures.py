@@ -74,6 +74,21 @@ def signature(name: str | None, exception: str | None, traceback: str | None) ->
     return Signature(exception_type, message, frame, digest)
 
 
+def unwrapped(exception: str | None, traceback: str | None) -> str | None:
+    """The repr of the exception inside a wrapper, as far as the traceback names it; any other exception as it is.
+
+    The pool ends a killed task with ``ExceptionWithTraceback()``, which tells nothing (billiard/einfo.py).
+    """
+    named = _NAMED.match(exception or "")
+    if named is None or _last_part(named[1]) not in _WRAPPERS:
+        return exception
+    found = _read_header(_header_line((traceback or "")[-_TRACEBACK_READ:]))
+    if found is None or found[0] in _WRAPPERS:
+        return exception
+    inner, message = found
+    return message if message.startswith(f"{inner}(") else f"{inner}({message!r})" if message else f"{inner}()"
+
+
 def mask(message: str) -> str:
     """The message without what differs between two failures of one kind; one line, at most 500 characters."""
     text = " ".join(message[:_MESSAGE_READ].split())

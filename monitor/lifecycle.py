@@ -11,6 +11,7 @@ from datetime import datetime
 
 import msgspec
 
+from monitor.failures import unwrapped
 from monitor.records import Event
 from monitor.records import Outcome
 from monitor.records import Run
@@ -111,7 +112,7 @@ def _ended(task: Task, event: Event) -> bool:
     outcome = _OUTCOMES[event.type]
     if outcome is Outcome.REJECTED and event.requeue:
         outcome = Outcome.REQUEUED
-    exception = event.exception
+    exception = unwrapped(event.exception, event.traceback)
     if outcome is Outcome.REVOKED:
         exception = _revocation(event)
     runs = task.runs

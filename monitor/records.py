@@ -341,7 +341,7 @@ class Action(msgspec.Struct, kw_only=True):
     at: float
     actor: str
     action: str
-    cluster: str
+    cluster: str | None  # None: it concerns the dashboard, and no cluster
     target: str | None = None  # a task id, a worker, a queue
     query: str | None = None
     count: int | None = None
@@ -349,6 +349,29 @@ class Action(msgspec.Struct, kw_only=True):
     parameters: dict[str, object] = {}
     outcome: str = "done"  # done, denied, failed, unconfirmed
     message: str | None = None
+
+
+class SavedView(msgspec.Struct, frozen=True, kw_only=True):
+    """A list that somebody has named for everybody: a path of the dashboard and its query."""
+
+    id: int
+    name: str
+    path: str
+    query: str
+    actor: str
+    at: float | None = None
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a search found: a task, a worker, a queue, a task's name or a saved view."""
+
+    kind: Literal["task", "worker", "queue", "name", "view"]
+    name: str  # the id of a task
+    cluster: str | None = None
+    state: TaskState | None = None  # of a task
+    detail: str | None = None
+    path: str | None = None  # of a saved view
+    query: str | None = None
 
 
 class FailureState(StrEnum):

@@ -1,6 +1,7 @@
 // What every page does: live updates, times, keys, theme, copying, and the title that counts failures.
 import { startKeys } from "./keys.js";
 import { Live } from "./live.js";
+import { startPalette } from "./palette.js";
 import { Rows } from "./rows.js";
 import { startTimes } from "./times.js";
 
@@ -69,6 +70,7 @@ startForms();
 startCopying();
 startTitle();
 startKeys();
+startPalette();
 const rows = new Rows();
 const live = new Live(rows);
 rows.onHold((keys) => live.hold(keys));

@@ -1,7 +1,8 @@
-// One key each for what is done all day. Rows are elements with data-key; the current one has aria-selected.
-const ROWS = "[data-rows] > [data-key]";
+// One key each for what is done all day. Rows are elements with data-key, or those of any list that lead somewhere; the
+// current one has aria-selected.
+const ROWS = ":is([data-rows] > [data-key], main table.list:not(.tasks) > tbody > tr:has(a))";
 
-const rows = () => [...document.querySelectorAll(ROWS)];
+const rows = () => [...document.querySelectorAll(ROWS)].filter((row) => row.checkVisibility());
 const current = () => document.querySelector(`${ROWS}[aria-selected="true"]`);
 
 function move(step) {

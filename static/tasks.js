@@ -1,3 +1,4 @@
+import { startExport } from "./export.js";
 import { startCompletion } from "./query.js";
 
 // The list: what is selected, and which actions that allows. The task: JSON checked while it is typed.
@@ -109,5 +110,6 @@ function startEditor() {
 }
 
 if (selection) startSelection();
+if (document.getElementById("export")) startExport();
 startCompletion();
 startEditor();

@@ -10,6 +10,7 @@ from monitor.failures import UNKNOWN_EXCEPTION
 from monitor.failures import Signature
 from monitor.failures import mask
 from monitor.failures import signature
+from monitor.failures import unwrapped
 
 LIBRARY = "/srv/venv/lib/python3.12/site-packages"
 CELERY = (
@@ -137,6 +138,35 @@ def test_a_wrapper_is_looked_through(wrapper: str) -> None:
 def test_a_wrapped_message_of_many_lines_is_found_by_its_first() -> None:
     traceback = CELERY + SHOP + "shop.errors.Declined: refused\nDETAIL: because\n\nof reasons\n"
     assert sign("ExceptionWithTraceback()", traceback)[:2] == ("Declined", "refused")
+
+
+@pytest.mark.parametrize(
+    ("exception", "last_line", "expected"),
+    [
+        ("ExceptionWithTraceback()", "shop.errors.Declined: card 'a' refused", """Declined("card 'a' refused")"""),
+        (
+            "ExceptionWithTraceback()",
+            "billiard.exceptions.TimeLimitExceeded: TimeLimitExceeded(1,)",
+            "TimeLimitExceeded(1,)",
+        ),
+        ("ExceptionWithTraceback()", "KeyError", "KeyError()"),
+        ("ExceptionWithTraceback()", "", "ExceptionWithTraceback()"),
+        ("Declined('31')", "ValueError: other", "Declined('31')"),
+        (None, "ValueError: other", None),
+    ],
+)
+def test_the_exception_in_a_wrapper_is_shown(exception: str | None, last_line: str, expected: str | None) -> None:
+    assert unwrapped(exception, CELERY + SHOP + last_line + "\n" if last_line else None) == expected
+
+
+def test_what_is_unwrapped_stays_in_its_group() -> None:
+    for line in (
+        "shop.errors.Declined: card 31 refused",
+        "billiard.exceptions.WorkerLostError: signal 9 (SIGKILL) Job: 1.",
+    ):
+        traceback = f"{CELERY}{SHOP}{line}\n"
+        wrapper = "ExceptionWithTraceback()"
+        assert sign(unwrapped(wrapper, traceback), traceback) == sign(wrapper, traceback)
 
 
 def test_a_wrapper_without_traceback_keeps_its_name() -> None:

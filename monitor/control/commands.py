@@ -9,6 +9,7 @@ from typing import Literal
 from monitor.brokers.message import Reading
 from monitor.control.queue_commands import QueueCommand
 from monitor.control.queue_commands import RunTask
+from monitor.control.view_commands import ViewCommand
 from monitor.control.worker_commands import WorkerCommand
 from monitor.fidelity import Fidelity
 from monitor.records import FailureState
@@ -174,7 +175,7 @@ class AbortJob:
 
 BulkCommand = BulkRetry | BulkRevoke
 ChangeFailure = ResolveFailure | MuteFailure | ReopenFailure
-Command = (
+ClusterCommand = (
     RetryTask
     | RetryTasks
     | FindMessage
@@ -188,6 +189,7 @@ Command = (
     | AbortJob
     | RunScheduled
 )
+Command = ClusterCommand | ViewCommand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 import logging
 import re
+from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import fields
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from typing import TypeVar
 from typing import assert_never
@@ -19,6 +21,7 @@ from monitor.control.commands import AbortJob
 from monitor.control.commands import BulkCommand
 from monitor.control.commands import BulkRetry
 from monitor.control.commands import BulkRevoke
+from monitor.control.commands import ClusterCommand
 from monitor.control.commands import Command
 from monitor.control.commands import FindMessage
 from monitor.control.commands import MuteFailure
@@ -43,6 +46,11 @@ from monitor.control.run import run_task
 from monitor.control.schedule import run_scheduled
 from monitor.control.target import Target
 from monitor.control.target import find_broker
+from monitor.control.view_commands import DeleteView
+from monitor.control.view_commands import RenameView
+from monitor.control.view_commands import SaveView
+from monitor.control.view_commands import ViewCommand
+from monitor.control.views import change_view
 from monitor.control.worker_commands import RevokeStamped
 from monitor.control.worker_commands import WorkerCommand
 from monitor.control.workers import revoke_stamped
@@ -81,10 +89,15 @@ class Controller:
         """
         _check_texts(command)
         command = self._placed(actor, command)
-        target = Target(self.store, self.settings, find_broker(self.settings, command.cluster or ""))
+        do: Callable[[], Performed]
+        if isinstance(command, ViewCommand):
+            do = partial(change_view, self.store, command, actor.name)
+        else:
+            target = Target(self.store, self.settings, find_broker(self.settings, command.cluster or ""))
+            do = partial(_do, target, actor, command)
         self._allow(actor, command)
         try:
-            performed = _do(target, actor, command)
+            performed = do()
         except ConfirmationRequired:
             raise
         except Exception as error:
@@ -134,7 +147,7 @@ class Controller:
             at=Target.now(),
             actor=actor.name,
             action=command.action,
-            cluster=command.cluster or "",
+            cluster=command.cluster,
             target=subjects[0] if len(subjects) == 1 else None,
             query=known.pop("query", getattr(command, "query", None)),
             count=known.pop("count", len(subjects) or None),
@@ -151,7 +164,7 @@ class Controller:
         return True
 
 
-def _do(target: Target, actor: Actor, command: Command) -> Performed:  # noqa: C901  one case for each command
+def _do(target: Target, actor: Actor, command: ClusterCommand) -> Performed:  # noqa: C901  one case for each command
     match command:
         case RetryTask():
             return retry_task(target, command)
@@ -183,7 +196,7 @@ def _do(target: Target, actor: Actor, command: Command) -> Performed:  # noqa: C
             assert_never(command)
 
 
-def _subjects(command: Command) -> tuple[str, ...]:
+def _subjects(command: Command) -> tuple[str, ...]:  # noqa: C901  one case for each command
     match command:
         case RetryTask() | RevokeTask() | FindMessage():
             return (command.id,)
@@ -205,6 +218,10 @@ def _subjects(command: Command) -> tuple[str, ...]:
             return (f"job {command.job}",)
         case RunScheduled():
             return (command.entry,)
+        case SaveView():
+            return (command.name,)
+        case RenameView() | DeleteView():
+            return (f"view {command.view}",)
         case _:
             assert_never(command)
 
@@ -220,14 +237,14 @@ def _check_texts(command: Command) -> None:
     for name, text, limit in (("reason", command.reason, MAX_REASON), ("request_id", request_id, MAX_REQUEST_ID)):
         if len(text or "") > limit:
             raise InvalidInput(f"{name} is longer than {limit} characters")
-    named = _names(command) if isinstance(command, (WorkerCommand, QueueCommand, RunTask)) else ()
+    named = _names(command) if isinstance(command, (WorkerCommand, QueueCommand, RunTask, ViewCommand)) else ()
     query = command.query if isinstance(command, (BulkRetry, BulkRevoke)) else None
     for text in (command.reason, request_id, query, *_subjects(command), *named):
         if text and UNSTORABLE.search(text):
             raise InvalidInput("a NUL or half of a surrogate pair stands in a text")
 
 
-def _names(command: WorkerCommand | QueueCommand | RunTask) -> tuple[str, ...]:
+def _names(command: WorkerCommand | QueueCommand | RunTask | ViewCommand) -> tuple[str, ...]:
     """Everything in it that may come back in a message."""
     values = [getattr(command, field.name) for field in fields(command) if field.name not in {"args", "kwargs"}]
     return tuple(value for value in values if isinstance(value, str))

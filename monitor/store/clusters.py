@@ -198,7 +198,7 @@ def _beside(direction: str, row: Row[Any]) -> str:
 
 def _action(row: Row[Any], names: dict[int, str]) -> Action:
     values = {**row._mapping}
-    values["cluster"] = names[values.pop("cluster_id")]
+    values["cluster"] = names.get(values.pop("cluster_id"))
     values["parameters"] = _parameters(values["parameters"])
     return Action(**values)
 

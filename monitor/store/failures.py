@@ -113,6 +113,16 @@ def group_states(store: Store, *, since: float, cluster: str | None = None) -> d
     return {state: found.get(state.value, 0) for state in FailureState}
 
 
+def open_groups(store: Store, *, since: float, cluster: str | None = None) -> int:
+    """How many groups that are neither resolved nor muted failed since then; without reading a rollup."""
+    recent = _group.c.last_seen >= checked_time(since) // 60 * 60  # as the minutes of the list
+    statement = select(func.count()).where(recent, _group.c.state.in_([state.value for state in UNRESOLVED]))
+    with store.read() as connection:
+        if cluster is not None:
+            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+        return connection.execute(statement).scalar_one()
+
+
 def failure_trend(store: Store, id: int, *, since: float, until: float) -> FailureTrend:  # noqa: A002
     """When and on which workers one group failed."""
     step = trend_step(since, until)

@@ -26,6 +26,7 @@ from monitor.store.terms import cluster_id
 SAMPLE_SECONDS = 60
 PROOF = "written"
 PROOF_SECONDS = 0.1
+NO_CLUSTER = 0  # of an action that concerns the dashboard alone
 PAUSED = "paused:"  # how the keys of pauses begin
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
@@ -44,7 +45,7 @@ def put_action(store: Store, connection: Connection, action: Action) -> Action:
         "at": action.at,
         "actor": action.actor,
         "action": action.action,
-        "cluster_id": cluster_id(store, connection, action.cluster),
+        "cluster_id": NO_CLUSTER if action.cluster is None else cluster_id(store, connection, action.cluster),
         "target": action.target,
         "query": action.query,
         "count": action.count,

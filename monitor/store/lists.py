@@ -88,7 +88,7 @@ def _capped(found: int, floor: Position | None) -> Count:
     return Count(min(found, COUNT_LIMIT), exact=floor is None and found <= COUNT_LIMIT)
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """``total`` rows were found, of which ``rows`` are the page; the walk ended at ``floor``."""
 
     rows: list[Position]
@@ -99,9 +99,15 @@ class _Found(NamedTuple):
     floor: Position | None
 
 
+def find(connection: Connection, path: Path, limit: int, after: Position | None) -> Found:
+    """The newest rows that match, those older than ``after``."""
+    place = None if after is None else Cursor(NEWEST_FIRST, "next", *after)
+    return _find(connection, path, limit, place, most=limit, newest_first=True)
+
+
 def _find(
     connection: Connection, path: Path, limit: int, place: Cursor | None, *, most: int, newest_first: bool
-) -> _Found:
+) -> Found:
     """The rows of a page in the order they are shown, and where the pages beside it begin.
 
     A walk is towards older rows or towards newer ones; the list's order and the cursor's direction decide.
@@ -122,7 +128,7 @@ def _find(
     forward = older == newest_first
     if not forward:
         rows = rows[::-1]
-    return _Found(rows, *((far, near) if forward else (near, far)), cut, total, floor)
+    return Found(rows, *((far, near) if forward else (near, far)), cut, total, floor)
 
 
 def _cursor(sort: str, direction: str, position: Position | None) -> str | None:

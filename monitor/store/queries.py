@@ -10,6 +10,7 @@ from monitor.store.clusters import queues
 from monitor.store.clusters import terms
 from monitor.store.clusters import worker
 from monitor.store.clusters import workers
+from monitor.store.export import walk_tasks
 from monitor.store.facets import facets
 from monitor.store.failures import failure_group
 from monitor.store.failures import failure_groups
@@ -19,6 +20,7 @@ from monitor.store.failures import failure_trend
 from monitor.store.failures import group_states
 from monitor.store.failures import latest_of_group
 from monitor.store.failures import new_failure_groups
+from monitor.store.failures import open_groups
 from monitor.store.lists import count
 from monitor.store.lists import tasks
 from monitor.store.messages import message
@@ -38,6 +40,7 @@ from monitor.store.stuck import stuck_workflows
 from monitor.store.tasks import lineage
 from monitor.store.tasks import task
 from monitor.store.tasks import tree
+from monitor.store.views import saved_views
 from monitor.store.workflows import steps
 from monitor.store.workflows import workflows
 
@@ -65,9 +68,11 @@ __all__ = [
     "most_time",
     "name_totals",
     "new_failure_groups",
+    "open_groups",
     "pauses",
     "queue_history",
     "queues",
+    "saved_views",
     "schedule",
     "schedule_heard_at",
     "series",
@@ -79,6 +84,7 @@ __all__ = [
     "tasks",
     "terms",
     "tree",
+    "walk_tasks",
     "worker",
     "workers",
     "workflows",

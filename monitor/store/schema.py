@@ -4,7 +4,6 @@ Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possi
 """
 
 from sqlalchemy import BigInteger
-from sqlalchemy import Boolean
 from sqlalchemy import Column
 from sqlalchemy import Double
 from sqlalchemy import Index
@@ -318,6 +317,7 @@ schedule = Table(
     Column("record", LargeBinary, nullable=False),  # monitor.records.ScheduleEntry as msgpack
 )
 
+# Lists that people have named for each other. They belong to the dashboard, not to a cluster.
 saved_view = Table(
     "saved_view",
     metadata,
@@ -325,7 +325,8 @@ saved_view = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("path", Text, nullable=False),
     Column("query", Text, nullable=False),
-    Column("pinned", Boolean, nullable=False, server_default=text("false")),
+    Column("actor", Text, nullable=False, server_default=""),  # who saved it
+    Column("at", Double),
 )
 
 # A bulk action: what was asked for, how far it is, and which process works at it until when.

@@ -47,8 +47,11 @@ from monitor.store.failures import UNRESOLVED
 from monitor.store.timetable import read_schedule
 from monitor.web import api_bulk
 from monitor.web import api_control
+from monitor.web import api_export
 from monitor.web import api_requests as ask
+from monitor.web import api_search
 from monitor.web import api_shapes as tell
+from monitor.web import api_views
 from monitor.web.api_operation import Call
 from monitor.web.api_operation import Operation
 from monitor.web.api_operation import json_response
@@ -441,6 +444,9 @@ OPERATIONS = (
     ),
     *api_control.OPERATIONS,
     *api_bulk.OPERATIONS,
+    *api_export.OPERATIONS,
+    *api_search.OPERATIONS,
+    *api_views.OPERATIONS,
 )
 
 

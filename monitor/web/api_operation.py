@@ -45,17 +45,19 @@ class Call:
 class Operation:
     """``handle`` takes the call, the parameters and, with a ``body``, the body. Its name is the operation's id.
 
-    ``errors`` are those beyond what any operation may answer.
+    ``errors`` are those beyond what any operation may answer. With ``media`` the handler gives a response itself, of
+    one of these types; ``answer`` is then the shape of one line.
     """
 
     method: Literal["GET", "POST"]
     path: str
-    handle: Callable[..., msgspec.Struct]
+    handle: Callable[..., msgspec.Struct | Response]
     summary: str
     answer: type[msgspec.Struct]
     parameters: type[msgspec.Struct] = NoParameters
     body: type[msgspec.Struct] | None = None
     errors: tuple[type[MonitorError], ...] = ()
+    media: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -84,14 +86,18 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
                 raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}, at least {{}}.")
             body = _decode(operation.body, await request.body())
             given.append(_with_request_id(body, request.headers.get("idempotency-key")))
-        return await run_in_threadpool(_answer, operation, _call(request), given)
+        response = await run_in_threadpool(_answer, operation, _call(request), given)
+        if request.method == "HEAD":  # what is streamed is not even begun
+            return Response(status_code=response.status_code, headers=response.headers)
+        return response
 
     return endpoint
 
 
 def _answer(operation: Operation, call: Call, given: list[msgspec.Struct]) -> Response:
     """In a thread from the first read to the last byte: a page of large arguments takes a while to encode."""
-    return json_response(operation.handle(call, *given))
+    answer = operation.handle(call, *given)
+    return answer if isinstance(answer, Response) else json_response(answer)
 
 
 def json_response(answer: object) -> Response:

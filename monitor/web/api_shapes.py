@@ -397,7 +397,7 @@ class ActionItem(Struct, frozen=True, kw_only=True):
     at: float
     actor: str
     action: str
-    cluster: str
+    cluster: str | None
     target: str | None
     query: str | None
     count: int | None

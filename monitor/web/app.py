@@ -48,6 +48,7 @@ from monitor.web.pages import run
 from monitor.web.pages import schedule
 from monitor.web.pages import task
 from monitor.web.pages import tasks
+from monitor.web.pages import views
 from monitor.web.pages import workers
 from monitor.web.pages import workflows
 from monitor.web.present import Presenter
@@ -72,6 +73,7 @@ PAGES: tuple[Page, ...] = (  # in the order of the navigation
     actions.PAGE,
     run.PAGE,
     jobs.PAGE,
+    views.PAGE,
 )
 THEMES = ("light", "dark")
 NOTICE_COOKIE = "celery_monitor_notice"

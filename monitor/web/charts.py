@@ -50,8 +50,9 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def empty(self) -> bool:
-        """Nothing to draw: every value is zero or unknown."""
-        return not any(value for each in self.series for value in each.values)
+        """Nothing to draw. A stack of zeros is none; a line along zero is one: it says that nothing waited."""
+        values = [value for each in self.series for value in each.values]
+        return not any(values) if self.kind == "stacked" else all(value is None for value in values)
 
 
 class Layer(NamedTuple):

@@ -67,7 +67,7 @@ def _operation(operation: Operation) -> Schema:
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": _parameters(operation),
-        "responses": {"200": _response("What was asked for", operation.answer), **_errors(operation)},
+        "responses": {"200": _found(operation), **_errors(operation)},
     }
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _content(operation.body)}
@@ -100,6 +100,13 @@ def _errors(operation: Operation) -> Schema:
         str(status): _response(f"{HTTPStatus(status).phrase}: {', '.join(codes)}", ErrorBody)
         for status, codes in sorted(by_status.items())
     }
+
+
+def _found(operation: Operation) -> Schema:
+    if not operation.media:
+        return _response("What was asked for", operation.answer)
+    content = {media: {"schema": {"type": "string"}} for media in operation.media}
+    return {"description": f"Lines, each one {operation.answer.__name__}", "content": content}
 
 
 def _response(description: str, kind: type[msgspec.Struct]) -> Schema:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from urllib.parse import unquote_plus
 from urllib.parse import urlencode
 
 from jinja2 import Environment
@@ -45,6 +46,11 @@ def path_part(value: object) -> str:
     return quote(str(value), safe="", errors="replace")
 
 
+def unquoted(text: str) -> str:
+    """A query as somebody would type it."""
+    return unquote_plus(text, errors="replace")
+
+
 def link(base: str, path: str, query: Mapping[str, object] | None = None) -> str:
     """A path of ours below ``base`` with a query; what is None or empty is left out, a list stands once per item."""
     given = {name: value for name, value in (query or {}).items() if value not in (None, "", [], ())}
@@ -81,6 +87,7 @@ def make_environment() -> Environment:
         "visible": wording.visible,
         "verbatim": verbatim,
         "path_part": path_part,
+        "unquoted": unquoted,
         "pretty_json": pretty_json,
         "exception_line": wording.exception_line,
     }

@@ -7,10 +7,12 @@ from dataclasses import field
 from threading import Lock
 
 from monitor.records import Count
+from monitor.records import Queue
 from monitor.records import TaskState
 from monitor.records import WorkerStatus
 from monitor.store import queries
 from monitor.store.engine import Store
+from monitor.web import wording
 from monitor.web.banners import Banner
 from monitor.web.banners import banners
 from monitor.web.banners import gaps_shown_since
@@ -20,6 +22,7 @@ from monitor.web.receivers import read_health
 
 FRESH_SECONDS = 0.4  # several views of one refresh share what is read here
 MOST_KNOWN = 32
+DAY = 86400.0  # the time of the page of failures
 FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
 FAILED_QUERY = "state:failed"
 
@@ -32,7 +35,8 @@ class NavItem:
     label: str
     icon: str
     query: dict[str, str] = field(default_factory=dict)
-    count: Count | None = None
+    count: str | None = None
+    means: str = ""  # what the count counts
     alarm: bool = False
     current: bool = False
     first: bool = False  # one of the five that a phone shows
@@ -45,13 +49,23 @@ class Facts:
     clusters: tuple[str, ...]
     tasks: Count
     failed: Count
-    queues: Count
-    workers: Count
+    groups: int  # of failures of the last day that nobody has resolved or muted
+    waiting: int | None  # queues in which something waits; None: no depth is known
+    workers: int
+    workers_up: int
     banners: tuple[Banner, ...]
 
-    def count_for(self, noun: str) -> Count | None:
-        known = {"tasks": self.tasks, "failed": self.failed, "queues": self.queues, "workers": self.workers}
-        return known.get(noun)
+    def count_for(self, noun: str) -> tuple[str | None, str]:
+        """What stands beside an entry of the navigation, and what it means."""
+        if noun == "tasks":
+            return wording.counted(self.tasks), "tasks in the record"
+        if noun == "failures":
+            return wording.number(self.groups), "open failures of the last 24 h"
+        if noun == "queues":
+            return (None if self.waiting is None else wording.number(self.waiting)), "queues with waiting tasks"
+        if noun == "workers":
+            return f"{wording.number(self.workers_up)}/{wording.number(self.workers)}", "workers up, of all known"
+        return None, ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +105,25 @@ class ShellReader:
         for page in self._pages:
             noun = page.path.strip("/") or "overview"
             current = not failed and (view.path == page.path or view.path.startswith(f"{page.path}/"))
-            count = facts.count_for(noun)
-            yield NavItem(page.path, page.nav or "", noun, count=count, current=current, first=noun in FIRST)
+            count, means = facts.count_for(noun)
+            yield NavItem(
+                page.path, page.nav or "", noun, count=count, means=means, current=current, first=noun in FIRST
+            )
             if noun == "tasks":
-                alarm = facts.failed.value > 0
-                yield NavItem("/tasks", "Failed", "failed", {"q": FAILED_QUERY}, facts.failed, alarm, failed)
+                yield _failed_item(facts, current=failed)
+
+
+def _failed_item(facts: Facts, *, current: bool) -> NavItem:
+    return NavItem(
+        "/tasks",
+        "Failed",
+        "failed",
+        {"q": FAILED_QUERY},
+        wording.counted(facts.failed),
+        "failed tasks in the record",
+        alarm=facts.failed.value > 0,
+        current=current,
+    )
 
 
 def read_facts(store: Store, configured: tuple[str, ...], cluster: str | None, now: float) -> Facts:
@@ -108,7 +136,14 @@ def read_facts(store: Store, configured: tuple[str, ...], cluster: str | None, n
         clusters=tuple(sorted({*queries.clusters(store), *configured})),
         tasks=Count(sum(counts.values())),
         failed=Count(counts.get(TaskState.FAILURE, 0)),
-        queues=Count(len(queries.queues(store, cluster))),
-        workers=Count(sum(worker.status is not WorkerStatus.OFFLINE for worker in workers)),
+        groups=queries.open_groups(store, since=now - DAY, cluster=cluster),
+        waiting=_waiting(queries.queues(store, cluster)),
+        workers=len(workers),
+        workers_up=sum(worker.status is not WorkerStatus.OFFLINE for worker in workers),
         banners=banners(health, workers, gaps, now),
     )
+
+
+def _waiting(queues: Iterable[Queue]) -> int | None:
+    depths = [queue.ready for queue in queues if queue.ready is not None]
+    return sum(depth > 0 for depth in depths) if depths else None

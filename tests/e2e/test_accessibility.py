@@ -25,7 +25,9 @@ from tests.workers import wait_for
 
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 PHONE: ViewportSize = {"width": 360, "height": 740}
-TASKS = 11
+TABLET: ViewportSize = {"width": 768, "height": 1024}
+TOO_WIDE = "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+TASKS = 13
 HREF = "link => link.href"
 
 
@@ -46,6 +48,8 @@ def worker(product: Product, redis_url: str, tmp_path: Path) -> Iterator[Worker]
         for number in range(5):
             worker.send("add", number, 1)
         worker.send("sleep", 0.1, countdown=600)
+        root = worker.send("add", 7, 1)
+        worker.send("add", 8, 1, root_id=root, parent_id=root)
         wait_for(lambda: product.heard >= 3 * TASKS, what="what the worker has done")
         yield worker
 
@@ -63,16 +67,41 @@ def pages(product: Product, page: Page) -> dict[str, str]:
     queue = page.locator("main table a").first.evaluate(HREF)
     page.goto(f"{base}/workers")
     worker = page.locator("main table a").first.evaluate(HREF)
-    lists = ("/", "/tasks", "/tasks?q=state:failed", "/failures", "/queues", "/workers", "/actions")
+    page.goto(f"{base}/failures")
+    failure = page.locator("main table a[href*='/failures/']").first.evaluate(HREF)
+    page.goto(f"{base}/workflows")
+    workflow = page.locator("main table a[href*='/workflows/']").first.evaluate(HREF)
+    job = previewed(page, base)
+    lists = ("/", "/tasks", "/tasks?q=state:failed", "/failures", "/queues", "/workers", "/workflows", "/schedule")
+    rest = ("/actions", "/run", "/views", "/failures?state=muted")
     odd = ("/tasks?q=name:nobody", "/tasks?q=foo:bar", "/tasks/nobody", "/nothing")
-    found = {path: f"{base}{path}" for path in (*lists, *odd)}
+    found = {path: f"{base}{path}" for path in (*lists, *rest, *odd)}
     panels = {
         "task": task,
         "retry": f"{task}?panel=retry",
         "edit": f"{cut}?panel=edit",
         "revoke": f"{later}?panel=revoke",
     }
-    return found | panels | {"queue": queue, "worker": worker}
+    things = {"queue": queue, "worker": worker, "failure": failure, "workflow": workflow, "job": job}
+    return found | panels | things
+
+
+def previewed(page: Page, base: str) -> str:
+    """A job that waits for a yes; and on the way a saved view."""
+    page.goto(f"{base}/tasks?q=state:failed")
+    page.locator(".views-menu summary").click()
+    page.get_by_label("Name for this view").fill("What failed")
+    page.get_by_label("Name for this view").press("Enter")
+    page.get_by_role("button", name="Retry all").click()
+    page.wait_for_url("**/jobs/*")
+    return page.url
+
+
+def opened(page: Page) -> None:
+    """The palette with something in it."""
+    page.keyboard.press("Control+k")
+    page.keyboard.type("basic")
+    page.locator("#palette-list li").filter(has_text="task name").first.wait_for()
 
 
 def violations(page: Page) -> list[str]:
@@ -94,7 +123,7 @@ def needs_axe() -> str:
     pytest.skip(reason)
 
 
-def test_axe_finds_nothing_and_no_page_is_wider_than_a_phone(
+def test_axe_finds_nothing_and_no_page_is_wider_than_its_window(
     product: Product, worker: Worker, chromium: Browser, faults: Faults
 ) -> None:
     faults.expect("the server responded with a status of 404")
@@ -105,18 +134,20 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_a_phone(
     page = context.new_page()
     found: dict[str, list[str]] = {}
     themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    for name, address in pages(product, page).items():
+    for name, address in (pages(product, page) | {"palette": f"{product.address}tasks"}).items():
         page.set_viewport_size(WIDE)
         page.goto(address)
         expect(page.locator("#live")).not_to_have_text("not live")
+        if name == "palette":
+            opened(page)
         for theme in themes:
             page.emulate_media(color_scheme=theme)
             if wrong := violations(page):
                 found[f"{name} {theme}"] = wrong
-        page.set_viewport_size(PHONE)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > PHONE["width"]:
-            found[f"{name} on a phone"] = [f"{wide} px wide"]
+        for window in (WIDE, TABLET, PHONE):
+            page.set_viewport_size(window)
+            if beyond := page.evaluate(TOO_WIDE):
+                found[f"{name} at {window['width']}"] = [f"{beyond} px too wide"]
     context.close()
     assert found == {}, json.dumps(found, indent=1)
 

@@ -28,6 +28,7 @@ LISTS = (
     "/queues",
     "/workers",
     "/actions",
+    "/views",
 )
 PLACES = (
     "/tasks/{}",

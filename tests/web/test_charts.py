@@ -41,8 +41,10 @@ def test_zeros_lie_on_the_floor() -> None:
 
 
 def test_empty_means_nothing_to_draw() -> None:
-    assert make_chart("lines", [None, 0]).empty
-    assert not make_chart("lines", [None, 0], [0, 2]).empty
+    assert make_chart("stacked", [0, 0], [None, 0]).empty
+    assert not make_chart("stacked", [None, 0], [0, 2]).empty
+    assert make_chart("area", [None, None]).empty
+    assert not make_chart("area", [None, 0]).empty  # known to be none
 
 
 def test_gaps_are_cut_to_the_range() -> None:

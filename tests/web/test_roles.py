@@ -24,6 +24,7 @@ from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.schedule import save_schedule
+from monitor.store.views import save_view
 from monitor.web.app import routes
 from monitor.web.origin import Tokens
 from tests.web.shop import BASE
@@ -35,6 +36,7 @@ from tests.web.shop import user
 
 PROBABLE_GROUP = "1"  # the number of PROBABLE's failure
 PREVIEW, STARTED = "1", "2"  # jobs that every test finds
+SAVED = "1"  # a saved view
 SHOP = {"of_cluster": "shop"}
 WORKER = "worker1@shop"
 Listed = dict[tuple[str, str], tuple[str, str, dict[str, object]]]
@@ -87,6 +89,12 @@ UNSAFE: Listed = {
     ("POST", "/run/send"): ("task.run", "", {**SHOP, "name": "shop.pay.charge", "queue": "payments"}),
     ("POST", "/api/v1/run"): ("task.run", "", {"name": "shop.pay.charge", "queue": "payments"}),
     ("POST", "/api/v1/revoke-stamped"): ("task.revoke_stamped", "", {"header": "batch", "stamps": ["b7"]}),
+    ("POST", "/views/save"): ("view.save", "", {"name": "slow ones", "path": "/tasks", "query": "q=runtime%3A%3E5s"}),
+    ("POST", "/views/rename"): ("view.rename", "", {"view": SAVED, "name": "slowest"}),
+    ("POST", "/views/delete"): ("view.delete", "", {"view": SAVED}),
+    ("POST", "/api/v1/views"): ("view.save", "", {"name": "slow ones", "path": "/tasks"}),
+    ("POST", "/api/v1/views/{id:int}/rename"): ("view.rename", SAVED, {"name": "slowest"}),
+    ("POST", "/api/v1/views/{id:int}/delete"): ("view.delete", SAVED, {}),
     **on_worker("grow", "worker.pool_grow", {"number": 2}),
     **on_worker("shrink", "worker.pool_shrink", {"number": 2}),
     **on_worker("restart", "worker.pool_restart", {}),
@@ -133,6 +141,7 @@ def client(database_url: str, redis_url: str, read_only: bool) -> Iterator[TestC
         silence_worker(app.state.store)
         make_jobs(app.state.store)
         schedule_something(app.state.store)
+        save_view(app.state.store, "failed", "/tasks", "q=state%3Afailed", "olga", 9.0)
         yield TestClient(app, base_url=BASE, follow_redirects=False)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 from monitor.control.commands import MAX_TASKS
@@ -13,6 +14,7 @@ from monitor.control.commands import Performed
 from monitor.control.commands import RetryTasks
 from monitor.control.commands import RevokeTasks
 from monitor.control.legal import REFUSED
+from monitor.control.views import canonical
 from monitor.errors import ConfirmationRequired
 from monitor.errors import FilterError
 from monitor.errors import InvalidInput
@@ -97,6 +99,8 @@ def context(view: View) -> Context:
         "problem": None,
         "preview": None,
         "request_id": str(uuid4()),  # so that a double click is one retry
+        "saved_views": queries.saved_views(view.store),
+        "this_query": canonical(urlencode(view.query.multi_items())),
     }
     try:
         asked = parse(text, view.now)

@@ -1,0 +1,87 @@
+"""Tasks as a file: CSV for people and spreadsheets, NDJSON for programs; line by line, never all at once."""
+
+import csv
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from monitor.filters import Filter
+from monitor.records import Count
+from monitor.records import Task
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.web.api_shapes import TaskItem
+from monitor.web.wording import iso
+
+Format = Literal["csv", "ndjson"]
+MEDIA = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
+COLUMNS = tuple(name for name in TaskItem.__struct_fields__ if name != "traceback")  # no list reads tracebacks
+TIMES = frozenset({"eta", "expires", "sent", "received", "started", "finished"})
+# A spreadsheet takes a cell that begins so for a formula, which may call programs or send data away; the wide forms
+# are those of East Asian keyboards.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_encode = msgspec.json.Encoder().encode
+
+
+def export(store: Store, wanted: Filter, format: Format) -> tuple[Count, Iterator[bytes]]:  # noqa: A002
+    """How many tasks match, as far as that is known up front, and the bytes of the file in chunks."""
+    lines = _csv if format == "csv" else _ndjson
+    return queries.count(store, wanted), _bytes(store, wanted, lines, b"" if format == "ndjson" else _head())
+
+
+def _bytes(store: Store, wanted: Filter, lines: Callable[[list[Task]], bytes], head: bytes) -> Iterator[bytes]:
+    if head:
+        yield head
+    for tasks in queries.walk_tasks(store, wanted):
+        if tasks:
+            yield lines(tasks)
+
+
+def _ndjson(tasks: list[Task]) -> bytes:
+    return b"".join(_encode({name: getattr(task, name) for name in COLUMNS}) + b"\n" for task in tasks)
+
+
+def _csv(tasks: list[Task]) -> bytes:
+    return _rows([_cell(name, getattr(task, name)) for name in COLUMNS] for task in tasks)
+
+
+def _head() -> bytes:
+    return _rows([COLUMNS])
+
+
+class _Text:
+    """What csv writes into; gives it back as bytes."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.parts.append(text)
+
+
+def _rows(rows: Iterable[Iterable[object]]) -> bytes:
+    out = _Text()
+    csv.writer(out, lineterminator="\r\n").writerows(rows)
+    return "".join(out.parts).encode("utf-8", "replace")
+
+
+def _cell(name: str, value: object) -> object:
+    """Unknown is empty; a text that a spreadsheet would run is kept from it by an apostrophe."""
+    if value is None:
+        return ""
+    if name in TIMES:
+        return _time(value)
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else str(value)
+    return value
+
+
+def _time(value: object) -> object:
+    assert isinstance(value, float)  # noqa: S101 -- the shape says so
+    try:
+        return iso(value)
+    except (ValueError, OverflowError, OSError):
+        return value  # no moment that a calendar has

@@ -1,0 +1,103 @@
+// Everything that matches as a file: how many rows of how many have come, and a way to stop.
+const WHOLE = 16 * 1024 * 1024; // bytes after which pieces become one Blob, which the browser may keep on disk
+const QUOTE = 34;
+const LINE = 10;
+
+// Rows of a stream of CSV or lines of JSON: line ends that stand in quotes end no row.
+export class RowCounter {
+  rows = 0;
+  #quoted = false;
+  #csv;
+
+  constructor(csv) {
+    this.#csv = csv;
+    this.rows = csv ? -1 : 0; // the head is no row
+  }
+
+  add(bytes) {
+    for (const byte of bytes) {
+      if (byte === QUOTE && this.#csv) this.#quoted = !this.#quoted;
+      else if (byte === LINE && !this.#quoted) this.rows += 1;
+    }
+  }
+}
+
+const number = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
+
+class Export {
+  #panel = document.getElementById("export");
+  #bar = this.#panel.querySelector("progress");
+  #said = this.#panel.querySelector("[role=status]");
+  #stop = this.#panel.querySelector("button");
+  #running = null;
+
+  constructor() {
+    this.#stop.addEventListener("click", () => this.#running?.abort());
+  }
+
+  async run(link) {
+    if (this.#running) return;
+    this.#running = new AbortController();
+    this.#panel.hidden = this.#stop.hidden = this.#bar.hidden = false;
+    this.#bar.removeAttribute("value");
+    this.#said.textContent = "Waiting for the first rows";
+    try {
+      await this.#fetch(link, this.#running.signal);
+    } catch (error) {
+      const stopped = this.#running.signal.aborted;
+      this.#said.textContent = stopped ? "Stopped; nothing was saved." : `Nothing was saved: ${error.message}`;
+    }
+    this.#stop.hidden = this.#bar.hidden = true;
+    this.#running = null;
+  }
+
+  async #fetch(link, signal) {
+    const response = await fetch(link.href, { signal });
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    const total = Number(response.headers.get("X-Total-Count"));
+    const exact = response.headers.get("X-Total-Exact") === "true";
+    const counter = new RowCounter(link.download.endsWith(".csv"));
+    let file = new Blob([]);
+    let pieces = [];
+    let size = 0;
+    for (const reader = response.body.getReader(); ; ) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      counter.add(value);
+      pieces.push(value);
+      size += value.length;
+      if (size > WHOLE) {
+        file = new Blob([file, ...pieces]);
+        [pieces, size] = [[], 0];
+      }
+      this.#tell(Math.max(0, counter.rows), total, exact);
+    }
+    this.#save(new Blob([file, ...pieces]), link.download);
+    this.#said.textContent = `Saved ${number(Math.max(0, counter.rows))} rows as ${link.download}.`;
+  }
+
+  #tell(rows, total, exact) {
+    if (exact) {
+      this.#bar.max = Math.max(1, total);
+      this.#bar.value = Math.min(rows, total);
+    }
+    this.#said.textContent = `${number(rows)} of ${number(total)}${exact ? "" : "+"} rows`;
+  }
+
+  #save(file, name) {
+    const address = URL.createObjectURL(file);
+    Object.assign(document.createElement("a"), { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  }
+}
+
+export function startExport() {
+  const exporting = new Export();
+  for (const link of document.querySelectorAll("a[data-export]")) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      link.closest("details").open = false;
+      exporting.run(link);
+    });
+  }
+}
