@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.access",
         "monitor.failures",
         "monitor.fidelity",
+        "monitor.filelock",
         "monitor.filter_terms",
         "monitor.filter_values",
         "monitor.filters",

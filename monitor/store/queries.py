@@ -4,9 +4,11 @@ from monitor.store.clusters import actions
 from monitor.store.clusters import clusters
 from monitor.store.clusters import gaps
 from monitor.store.clusters import health
+from monitor.store.clusters import open_gaps
 from monitor.store.clusters import pauses
 from monitor.store.clusters import queue_history
 from monitor.store.clusters import queues
+from monitor.store.clusters import standbys
 from monitor.store.clusters import terms
 from monitor.store.clusters import worker
 from monitor.store.clusters import workers
@@ -60,6 +62,7 @@ __all__ = [
     "messages",
     "most_time",
     "name_totals",
+    "open_gaps",
     "pauses",
     "queue_history",
     "queues",
@@ -67,6 +70,7 @@ __all__ = [
     "schedule_heard_at",
     "series",
     "slowest",
+    "standbys",
     "state_counts",
     "steps",
     "task",
