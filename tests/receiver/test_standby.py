@@ -13,6 +13,7 @@ from tests.factories import NOW
 from tests.receiver.conftest import RunReceiver
 from tests.receiver.conftest import connected
 from tests.receiver.conftest import wait_until
+from tests.receiver.traffic import numbered
 
 
 def test_gap_that_a_dead_receiver_left_open_is_ended_by_the_next(
@@ -55,19 +56,18 @@ def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Stor
 
 def test_what_the_other_receiver_stored_is_let_go_of_in_memory_and_on_disk(tmp_path: Path) -> None:
     inbox = Inbox(4000, drops=True, spool=Spool(tmp_path / "shop", 100_000))
-    body = b'{"type": "task-received", "uuid": "%d"}' + b" " * 200
     for number in range(30):  # from half of the bound on they are on disk
-        inbox.put([body % number])
+        inbox.put([numbered(number).encode()])
     half = time.time()
     for number in range(30, 40):
-        inbox.put([body % number])
+        inbox.put([numbered(number).encode()])
     assert 0 < inbox.held_bytes <= 2000
     inbox.discard(half)
     assert inbox.held_bytes == 0
     left = []
     while batch := inbox.take(0.0, 100, 0.0).events:
         left += [event.uuid for event in batch]
-    assert left == [str(number) for number in range(30, 40)]
+    assert left == [f"task-{number}" for number in range(30, 40)]
 
 
 def test_two_processes_never_share_a_spool(tmp_path: Path) -> None:
