@@ -14,6 +14,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor", "monitor.errors", "monitor.records"),
     (
         "monitor.access",
+        "monitor.diagnosis",
+        "monitor.diagnosis_transport",
         "monitor.failures",
         "monitor.fidelity",
         "monitor.filelock",
@@ -42,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("monitor.alerts", "monitor.control", "monitor.metrics", "monitor.receiver"),
     ("monitor.web",),
-    ("monitor.__main__", "monitor.cli", "monitor.demo", "monitor.serve"),
+    ("monitor.__main__", "monitor.cli", "monitor.demo", "monitor.doctor", "monitor.serve"),
 )
 # capture.py runs inside the user's workers.
 OUTSIDE = {"monitor.capture"}

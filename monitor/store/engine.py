@@ -219,6 +219,19 @@ def open_store(url: str) -> Store:
     return store
 
 
+def database_without_password(url: str) -> str:
+    """The address as it may be shown. Raises SettingsError for one that cannot be read."""
+    engine = _engine(url)
+    shown = engine.url.render_as_string(hide_password=True)
+    engine.dispose()
+    return shown
+
+
+def connect_only(url: str) -> Store:
+    """The database as it is, to be read; it need not be there. Raises SettingsError."""
+    return Store(_engine(url))
+
+
 def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable:
     """What the driver said, with what to do."""
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
