@@ -153,6 +153,12 @@ class Settings:
     broker_options: dict[str, object] = _setting(
         {}, parse_json_object, "kombu transport options as JSON", metavar="JSON"
     )
+    result_backend: str | None = _setting(
+        None,
+        str,
+        "result backend of the application, asked for ends that no event told (JSON results only); --app names its own",
+        metavar="URL",
+    )
     broker_api: str | None = _setting(
         None, str, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
     )
