@@ -23,7 +23,7 @@ from monitor.store.standing import Holder
 
 OLD_SECONDS = 60.0  # a task that was started later is asked about by nobody
 ASK_SECONDS = 30.0  # between two questions
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 2.0
 MOST_ASKED = 500
 QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (("active", {"safe": True}), ("reserved", {}), ("scheduled", {}))
 
