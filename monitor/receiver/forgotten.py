@@ -17,6 +17,7 @@ from monitor.records import Event
 from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
+from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Holder
@@ -25,6 +26,7 @@ OLD_SECONDS = 60.0  # a task that was started later is asked about by nobody
 ASK_SECONDS = 30.0  # between two questions
 ANSWER_SECONDS = 2.0
 MOST_ASKED = 500
+EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
 QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (("active", {"safe": True}), ("reserved", {}), ("scheduled", {}))
 
 
@@ -87,7 +89,7 @@ class Forgotten:
     def _end(self, worker: Worker, holder: Holder, ids: Sequence[str], now: float) -> None:
         """What the backend knows ends; the rest is lost. Stamped by the worker's clock, as the run's other times."""
         at = now - (worker.skew or 0.0)
-        ends = self._results.ends(ids)
+        ends = self._ends(ids, at)
         evidence = (
             f"{holder.hostname} (process {holder.pid}) is up and no longer knows the task: it was asked twice, "
             f"{ASK_SECONDS:.0f} s apart, over {OLD_SECONDS:.0f} s after the start. Its code ignored it, or "
@@ -97,6 +99,16 @@ class Forgotten:
         told = [_told(holder, each, end, at) for each, end in ends.items()]
         if lost or told:
             self._conclude(Delivery(events=[*told, *lost], arrived=now))
+
+    def _ends(self, ids: Sequence[str], at: float) -> dict[str, End]:
+        """What the backend knows of the present runs; an older end under the same id is not theirs."""
+        ends: dict[str, End] = {}
+        for task_id, end in self._results.ends(ids).items():
+            started = queries.task(self._store, task_id, self._cluster).started or 0.0
+            done = end.done if end.done is not None else at
+            if done >= started - EARLY_SECONDS:
+                ends[task_id] = end._replace(done=min(max(done, started), at))
+        return ends
 
 
 def _id_of(listed: object) -> str | None:
@@ -116,7 +128,7 @@ def _lost(holder: Holder, task_id: str, at: float, evidence: str) -> Event:
 def _told(holder: Holder, task_id: str, end: End, at: float) -> Event:
     return Event(
         type=end.event,
-        timestamp=min(end.done, at) if end.done is not None else at,
+        timestamp=end.done or at,
         hostname=holder.hostname,
         pid=holder.pid,
         uuid=task_id,
