@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -47,18 +46,46 @@ def send(url: str, sent: list[Message], rate: float) -> None:
             time.sleep(max(0.0, began + at * PER_MESSAGE / rate - time.monotonic()))
 
 
-def kill_at_random(log: Path, kills: int, sending: threading.Thread, pause: float) -> int:
-    """Each time another process of the receiver, once it is at work; gives how often."""
-    killed: set[int] = set()
-    while len(killed) < kills and sending.is_alive():
-        pids = [int(each) for each in re.findall(r"receiver of shop runs as process (\d+)", log.read_text())]
-        if not pids or pids[-1] in killed:
+class Receivers:
+    """One receiver at a time, in a process group of its own; the next starts as soon as one is killed."""
+
+    def __init__(self, command: list[str], folder: Path, store: Store) -> None:
+        self._command = command
+        self._folder = folder
+        self._store = store
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd=self._folder, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        """Until it is connected."""
+        began = time.time()
+        while not any(each.connected and (each.updated_at or 0.0) > began for each in queries.health(self._store)):
             time.sleep(0.05)
-            continue
-        time.sleep(random.uniform(0.2, pause))  # also while it connects, reads and writes
-        os.kill(pids[-1], signal.SIGKILL)
-        killed.add(pids[-1])
-    return len(killed)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def kill_at_random(receivers: Receivers, kills: int, sending: threading.Thread, pause: float) -> int:
+    """Gives how often it killed."""
+    for number in range(kills):
+        receivers.wait()
+        time.sleep(random.uniform(0.0, pause))
+        if not sending.is_alive():
+            return number
+        receivers.kill()
+        receivers.start()
+    return kills
 
 
 def stored(store: Store) -> dict[TaskState, int]:
@@ -71,15 +98,14 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     sent = messages(options.tasks * EVENTS_OF_A_TASK, PER_MESSAGE)
     expected = ledger(sent)
     command = [sys.executable, "-m", "monitor", "receive", "--broker", f"shop={options.broker}", "--node-id", node]
-    with closing(open_store(database)) as store, (folder / "log").open("wb") as log:
-        receiver = subprocess.Popen([*command, "--database", database], cwd=folder, stdout=log, stderr=log)
+    with closing(open_store(database)) as store:
+        receivers = Receivers([*command, "--database", database], folder, store)
         try:
-            while not any(each.connected for each in queries.health(store)):
-                time.sleep(0.1)
+            receivers.wait()
             began = time.monotonic()
             sending = threading.Thread(target=send, args=(options.broker, sent, options.rate))
             sending.start()
-            kills = kill_at_random(folder / "log", options.kills, sending, options.pause)
+            kills = kill_at_random(receivers, options.kills, sending, options.pause)
             sending.join()
             deadline = time.monotonic() + DONE_SECONDS
             while stored(store) != expected and time.monotonic() < deadline:
@@ -90,8 +116,7 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
             counted = sum(bucket.succeeded + bucket.failed for bucket in series.buckets)
             gaps = [gap for gap in queries.gaps(store, 0.0) if gap.dropped != 0]
         finally:
-            receiver.terminate()
-            receiver.wait(30)
+            receivers.end()
     print(f"{kills} kills in {seconds:.0f} s, {options.tasks} tasks, {len(sent) * PER_MESSAGE} events")
     print(f"sent   {expected}\nstored {stored_once(database)}\ncharts count {counted} ends; {len(gaps)} gaps")
     return stored_once(database) == expected and counted == sum(expected.values()) and not gaps
