@@ -1,5 +1,6 @@
 """Arguments to settings to work. The only module that prints."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,16 +15,21 @@ import click
 from monitor import __version__
 from monitor import demo as shop
 from monitor.brokers.application import broker_of
+from monitor.doctor import examine
+from monitor.doctor import lines
+from monitor.doctor import told
 from monitor.errors import MonitorError
 from monitor.serve import run_receive
 from monitor.serve import run_serve
 from monitor.serve import run_web
+from monitor.serve import with_brokers
 from monitor.settings import SETTINGS
 from monitor.settings import Settings
 from monitor.settings import load
 from monitor.supervise import configure_logging
 from monitor.supervise import stop_on_signals
 
+EXIT_WRONG = 1
 EXIT_USAGE = 2
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
@@ -124,6 +130,27 @@ main.add_command(
 )
 main.add_command(_command("receive", run_receive, "Only keep the record: read the brokers' events into the database."))
 main.add_command(_command("web", run_web, "Only serve the dashboard from a database that receivers fill."))
+
+
+def _doctor(**options: Any) -> None:
+    as_json = options.pop("json")
+    settings = _load({**options, "log_level": options["log_level"] or "error"})
+    reports = examine(with_brokers(settings))
+    click.echo(json.dumps(told(reports), indent=2) if as_json else "\n".join(lines(reports)))
+    sys.exit(EXIT_WRONG if any(report.is_wrong for report in reports) else 0)
+
+
+main.add_command(
+    Command(
+        "doctor",
+        callback=_doctor,
+        params=[click.Option(["--json"], is_flag=True, help="Print the findings as JSON."), *setting_options()],
+        help="Say what is wrong with this set-up, and the mend. Takes the options of serve, looks at brokers, workers "
+        "and the database for a few seconds, and never changes anything. Ends with 0 where nothing is wrong, else "
+        "with 1.\n\n\b\nExample:\n  celery-monitor doctor --broker redis://localhost:6379/0",
+        epilog=EPILOG,
+    )
+)
 
 
 @main.command(cls=Command)

@@ -133,6 +133,13 @@ class StoreRefused(StoreUnavailable):
     code = "store_refused"
 
 
+class LeaseLost(MonitorError):
+    """Another receiver writes this cluster's record: this one must not."""
+
+    status = 503
+    code = "lease_lost"
+
+
 class Unsupported(MonitorError):
     """This transport, worker or version has no such ability."""
 

@@ -313,6 +313,7 @@ class Gap(msgspec.Struct, kw_only=True):
     ended: float | None
     cause: str
     dropped: int | None = None  # events known to be dropped; None: not known
+    id: int | None = None
 
 
 class ReceiverHealth(msgspec.Struct, kw_only=True):
@@ -330,8 +331,21 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     malformed_total: int = 0
     malformed_at: float | None = None  # when the last one came
     unknown_total: int = 0  # events of a type that we do not know
+    host: str | None = None  # where it runs
+    pid: int | None = None
     updated_at: float | None = None  # when it last said so
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
+
+
+class StandbyReceiver(msgspec.Struct, frozen=True, kw_only=True):
+    """A receiver that writes nothing while another does, and takes over when that one dies."""
+
+    cluster: str
+    host: str
+    pid: int
+    since: float
+    updated_at: float  # when it last said so
+    listening: bool  # events that arrive now reach it too, or the broker keeps them
 
 
 class Action(msgspec.Struct, kw_only=True):

@@ -20,6 +20,7 @@ from monitor.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
+ADDRESSES = ("result_backend", "redbeat", "beat_database")  # each of one cluster
 RESULT_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 REDACTED_KEYS = (
     "password",
@@ -55,21 +56,14 @@ def parse_broker(text: str) -> Broker:
     return Broker(name, url)
 
 
-class Backend(NamedTuple):
-    """A result backend of one cluster; ``None``: of every cluster that has none of its own."""
-
-    cluster: str | None
-    url: str
-
-
-def parse_backend(text: str) -> Backend:
-    """``URL`` or ``NAME=URL``, NAME being a broker's. What is kept elsewhere than in Redis is not read."""
-    name, separator, url = text.partition("=")
-    if not separator or "://" in name:
-        name, url = "", text
-    if not url.startswith(RESULT_SCHEMES):
-        raise SettingsError(f"result backend {url!r}: only Redis is read; write for example redis://localhost:6379/1")
-    return Backend(name or None, url)
+def parse_backend(text: str) -> Broker:
+    """As a broker; what is kept elsewhere than in Redis is not read."""
+    backend = parse_broker(text)
+    if not backend.url.startswith(RESULT_SCHEMES):
+        raise SettingsError(
+            f"result backend {backend.url!r}: only Redis is read; write for example redis://localhost:6379/1"
+        )
+    return backend
 
 
 def parse_bool(text: str) -> bool:
@@ -140,10 +134,10 @@ class Settings:
     app: str | None = _setting(
         None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
     )
-    result_backend: tuple[Backend, ...] = _setting(
+    result_backend: tuple[Broker, ...] = _setting(
         (),
         parse_backend,
-        "Redis result backend to read arguments from, where it is extended; else that of --app; "
+        "Redis result backend to read arguments (where it is extended) and missed ends from; else that of --app; "
         "may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
@@ -272,13 +266,8 @@ class Settings:
     def clusters(self) -> tuple[str, ...]:
         return tuple(broker.cluster for broker in self.broker)
 
-    def result_backend_of(self, cluster: str) -> str | None:
-        """The result backend given for a cluster by its name, else the one given without a name."""
-        given = {each.cluster: each.url for each in self.result_backend}
-        return given.get(cluster, given.get(None))
-
     def address_of(self, name: str, cluster: str) -> Broker | None:
-        """The address that ``redbeat`` or ``beat_database`` gives for a cluster; one broker needs no name there."""
+        """The address that one of ADDRESSES gives for a cluster; where there is one broker, it needs no name."""
         given: tuple[Broker, ...] = getattr(self, name)
         only = self.clusters in {(cluster,), ()}
         return next(
@@ -352,7 +341,7 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, (Broker, Backend, dict)):
+    if isinstance(value, (Broker, dict)):
         return value
     try:
         return parse(value if isinstance(value, str) else str(value))
@@ -362,9 +351,12 @@ def _parse_one(name: str, parse: Callable[[str], object], value: object) -> obje
 
 def _check_clusters(settings: Settings) -> None:
     names = settings.clusters
-    for backend in settings.result_backend:
-        if backend.cluster is not None and names and backend.cluster not in names:
-            raise SettingsError(f"result backend of {backend.cluster!r}: the brokers are called {', '.join(names)}")
+    for setting in ADDRESSES if names else ():
+        for cluster in {each.cluster for each in getattr(settings, setting)} - {*names}:
+            if cluster != DEFAULT_CLUSTER or len(names) > 1:
+                raise SettingsError(
+                    f"{setting} of {cluster!r}: the brokers are called {', '.join(names)}; write NAME=URL"
+                )
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(

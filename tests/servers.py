@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -231,3 +232,60 @@ def proxy(target_port: int, certificate: Certificate | None = None, port: int = 
         yield made
     finally:
         made.close()
+
+
+@dataclass
+class PostgresServer:
+    """A PostgreSQL of our own, which keeps its data in ``directory`` over a restart."""
+
+    directory: Path
+    port: int
+    programs: Path
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.directory} -F"
+        self._run(
+            "pg_ctl", "-D", str(self.directory / "data"), "-l", str(self.directory / "log"), "-o", options, "start"
+        )
+
+    def stop(self) -> None:
+        """At once, as a crash: every session is cut."""
+        self._run("pg_ctl", "-D", str(self.directory / "data"), "-m", "immediate", "stop")
+
+    def make(self) -> None:
+        self._run("initdb", "-D", str(self.directory / "data"), "-U", "postgres", "-A", "trust", "--no-sync")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # It refuses to run as root.
+        user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        subprocess.run(
+            [str(self.programs / program), *arguments],
+            cwd=self.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            check=True,
+            timeout=RABBIT_SECONDS,
+            **user,  # type: ignore[call-overload]
+        )
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    programs = (found[-1] if found else Path(needs_program("initdb"))).parent
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        directory = Path(folder)
+        if os.geteuid() == 0:
+            shutil.chown(directory, "postgres", "postgres")
+        server = PostgresServer(directory, free_port(), programs)
+        server.make()
+        server.start()
+        try:
+            yield server
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):  # it is stopped already
+                server.stop()

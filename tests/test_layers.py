@@ -14,8 +14,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor", "monitor.errors", "monitor.records"),
     (
         "monitor.access",
+        "monitor.diagnosis",
+        "monitor.diagnosis_transport",
         "monitor.failures",
         "monitor.fidelity",
+        "monitor.filelock",
         "monitor.filter_terms",
         "monitor.filter_values",
         "monitor.filters",
@@ -42,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("monitor.alerts", "monitor.control", "monitor.metrics", "monitor.receiver"),
     ("monitor.web",),
-    ("monitor.__main__", "monitor.cli", "monitor.demo", "monitor.serve"),
+    ("monitor.__main__", "monitor.cli", "monitor.demo", "monitor.doctor", "monitor.serve"),
 )
 # capture.py runs inside the user's workers.
 OUTSIDE = {"monitor.capture"}

@@ -8,7 +8,6 @@ import pytest
 
 from monitor.errors import SettingsError
 from monitor.settings import SETTINGS
-from monitor.settings import Backend
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.settings import load
@@ -17,7 +16,7 @@ from monitor.settings import parse_broker
 ROOT = Path(__file__).parent.parent
 OTHER = {
     "broker": ("amqp://u:p@rabbit:5673/shop", (Broker("default", "amqp://u:p@rabbit:5673/shop"),)),
-    "result_backend": ("redis://results:6390/3", (Backend(None, "redis://results:6390/3"),)),
+    "result_backend": ("redis://results:6390/3", (Broker("default", "redis://results:6390/3"),)),
     "broker_options": ('{"global_keyprefix": "shop:"}', {"global_keyprefix": "shop:"}),
     "source": ("kombu", "kombu"),
     "log_level": ("error", "error"),
@@ -103,16 +102,24 @@ def test_two_brokers_need_two_names() -> None:
         load({"broker": ("redis://a", "redis://b")}, {})
 
 
-def test_each_cluster_has_its_own_result_backend_or_the_one_without_a_name() -> None:
-    brokers = ("shop=redis://a", "mail=redis://b", "attic=amqp://c")
-    given = load({"broker": brokers, "result_backend": ("redis://r/1", "mail=rediss://r/2?x=y")}, {})
-    found = [given.result_backend_of(cluster) for cluster in given.clusters]
-    assert found == ["redis://r/1", "rediss://r/2?x=y", "redis://r/1"]
-    assert load({"broker": brokers}, {}).result_backend_of("shop") is None
-    with pytest.raises(SettingsError, match="the brokers are called shop, mail, attic"):
-        load({"broker": brokers, "result_backend": ("cellar=redis://r/1",)}, {})
+def test_each_cluster_has_its_own_result_backend() -> None:
+    brokers = ("shop=redis://a", "mail=redis://b")
+    given = load({"broker": brokers, "result_backend": ("mail=rediss://r/2?x=y",)}, {})
+    assert [given.address_of("result_backend", cluster) for cluster in given.clusters] == [
+        None,
+        Broker("mail", "rediss://r/2?x=y"),
+    ]
+    alone = load({"broker": brokers[:1], "result_backend": ("redis://r/1",)}, {})
+    assert alone.address_of("result_backend", "shop") == Broker("default", "redis://r/1")
     with pytest.raises(SettingsError, match="only Redis is read"):
         load({"result_backend": ("db+postgresql://r/1",)}, {})
+
+
+@pytest.mark.parametrize("name", ["result_backend", "redbeat", "beat_database"])
+@pytest.mark.parametrize("address", ["cellar=redis://r/1", "redis://r/1"])
+def test_an_address_of_no_cluster_is_refused(name: str, address: str) -> None:
+    with pytest.raises(SettingsError, match="the brokers are called shop, mail; write NAME=URL"):
+        load({"broker": ("shop=redis://a", "mail=redis://b"), name: (address,)}, {})
 
 
 def test_a_broker_url_may_hold_an_equals_sign() -> None:

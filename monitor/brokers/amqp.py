@@ -66,7 +66,7 @@ class AmqpProbe(GenericProbe):
             return {}
         vhost = connection.virtual_host or "/"
         try:
-            rows = _get(f"{self.settings.broker_api.rstrip('/')}/queues/{quote(vhost, safe='')}")
+            rows = ask_management(self.settings.broker_api, vhost)
         except (OSError, ValueError) as error:
             if not self._api_failed:
                 _log.warning("the management API of RabbitMQ does not answer: %s. Check --broker-api.", error)
@@ -74,6 +74,11 @@ class AmqpProbe(GenericProbe):
             return {}
         self._api_failed = False
         return {str(row.get("name")): row for row in rows if isinstance(row, dict)}
+
+
+def ask_management(api: str, vhost: str) -> list[object]:
+    """What the management API tells of the queues of a virtual host. Raises OSError and ValueError."""
+    return _get(f"{api.rstrip('/')}/queues/{quote(vhost, safe='')}")
 
 
 def _whole(value: object) -> int | None:

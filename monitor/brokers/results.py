@@ -46,7 +46,8 @@ def stored_results(broker: Broker, settings: Settings, ids: Sequence[str]) -> di
 
 
 def _address(broker: Broker, settings: Settings) -> str | None:
-    url = settings.result_backend_of(broker.cluster) or app_for(broker, settings).conf.result_backend
+    given = settings.address_of("result_backend", broker.cluster)
+    url = given.url if given else app_for(broker, settings).conf.result_backend
     return url if isinstance(url, str) and url.startswith(RESULT_SCHEMES) else None
 
 

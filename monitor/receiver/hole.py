@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from monitor.store import journal
+from monitor.store import queries
 from monitor.store.engine import Store
 
 OVERFLOW = "more events came than could be stored"
@@ -28,7 +29,12 @@ class Hole:
         self._began: float | None = None
         self._cause = ""
         self._gap: int | None = None
+        self._adopted = False  # its beginning was noted by another process, of which we know no more
         self._ended: list[Ended] = []
+
+    @property
+    def is_open(self) -> bool:
+        return self._began is not None
 
     def open(self, began: float, cause: str) -> None:
         """From this time on events may be missed; the cause that came first stays."""
@@ -42,8 +48,34 @@ class Hole:
     def close(self, ended: float, *, missed: bool) -> None:
         """Events come again; ``missed`` is False if the broker kept them all meanwhile."""
         if self._began is not None and (missed or self._gap is not None):
-            self._ended.append(Ended(self._began, ended, self._cause, None if missed else 0, self._gap))
+            dropped = None if missed or self._adopted else 0
+            self._ended.append(Ended(self._began, ended, self._cause, dropped, self._gap))
         self._began = self._gap = None
+        self._adopted = False
+
+    def forget(self, before: float) -> None:
+        """Everything that came before is stored, by another receiver: no hole reaches further back."""
+        self._ended = [hole for hole in self._ended if hole.ended > before]
+        if self._began is not None:
+            self._began = max(self._began, before)
+
+    def adopt(self, now: float) -> None:
+        """Takes over the gaps that a receiver noted and, being dead, cannot close. Raises StoreUnavailable.
+
+        Where we have listened all the time, nothing is missing.
+        """
+        whole = not self._ended
+        for gap in queries.open_gaps(self._store, self._cluster):
+            if self._began is not None and self._gap is None:
+                self._began, self._cause = min(self._began, gap.began), gap.cause
+                self._gap, self._adopted = gap.id, True
+            else:
+                self._ended.append(Ended(gap.began, now, gap.cause, 0 if whole else None, gap.id))
+
+    def let_go(self) -> None:
+        """Another receiver writes from now on, and has adopted what we noted."""
+        self._gap = None
+        self._ended.clear()
 
     def dropped(self, began: float, ended: float, count: int) -> None:
         """So many events of this span were thrown away by us."""

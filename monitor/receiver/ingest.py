@@ -6,6 +6,8 @@ hole is noted as a Gap.
 """
 
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -17,8 +19,8 @@ import msgspec
 from monitor.errors import BrokerUnavailable
 from monitor.errors import StoreRefused
 from monitor.errors import StoreUnavailable
-from monitor.receiver.hole import Hole
 from monitor.receiver.sources.base import Source
+from monitor.receiver.standby import Standby
 from monitor.records import Delivery
 from monitor.records import ReceiverHealth
 from monitor.settings import Settings
@@ -37,12 +39,15 @@ RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
 RETENTION_SECONDS = 60.0  # between two looks when there was nothing more to delete
 MALFORMED_SECONDS = 10.0  # between two log lines
 NOTICES = 5
+HOST = socket.gethostname()
 
 
 class Receiver:
     """Receives the events of one cluster."""
 
-    def __init__(self, store: Store, source: Source, cluster: str, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, source: Source, cluster: str, settings: Settings, standby: Standby | None = None
+    ) -> None:
         self._store = store
         self._source = source
         self._settings = settings
@@ -50,11 +55,12 @@ class Receiver:
         self._retention = Retention(store, cluster, settings)
         self._retention_at = 0.0
         self._conclusions: SimpleQueue[Delivery] = SimpleQueue()
-        self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name)
+        self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name, host=HOST, pid=os.getpid())
         self._saved_at = 0.0
         self._untold = 0  # malformed messages that the log does not tell of yet
         self._tell_at = 0.0
-        self._hole = Hole(store, cluster, kept_by_broker=source.keeps_events)
+        self._standby = standby or Standby(store, source, cluster)
+        self._hole = self._standby.hole
 
     @property
     def health(self) -> ReceiverHealth:
@@ -70,16 +76,22 @@ class Receiver:
         self._change(notices=(*self._health.notices, text)[-NOTICES:])
 
     def run(self, stop: threading.Event) -> None:
-        """Receives until told to stop. Broker and database may come and go."""
+        """Receives until told to stop. Broker and database may come and go. Raises LeaseLost."""
         self._resume(stop)
         attempt = 0
         while not stop.is_set():
             try:
+                if self._source.keeps_events:
+                    self._store.hold()
                 self._connect()
                 attempt = 0
                 self._receive(stop)
             except BrokerUnavailable as error:
                 self._disconnected(error)
+                _pause(stop, attempt)
+                attempt += 1
+            except StoreUnavailable as error:
+                log.error("%s", error)
                 _pause(stop, attempt)
                 attempt += 1
         self._source.close()
@@ -94,20 +106,33 @@ class Receiver:
         while not stop.is_set():
             try:
                 last = next((each for each in queries.health(self._store) if each.cluster == cluster), None)
+                self._standby.begin(last)
+                self._hole.adopt(time.time())
             except StoreUnavailable as error:
                 log.error("%s", error)
                 _pause(stop, attempt)
                 attempt += 1
                 continue
-            if last is not None:
-                self._health = msgspec.structs.replace(last, connected=False, source=self._source.name, notices=())
-                self._hole.open(last.updated_at or time.time(), "the receiver was not running")
+            self._take_over(last)
             return
+
+    def _take_over(self, last: ReceiverHealth | None) -> None:
+        if last is None:
+            return
+        mine = self._health
+        self._health = msgspec.structs.replace(
+            last, connected=False, source=mine.source, host=mine.host, pid=mine.pid, notices=()
+        )
+        if self._standby.waited:
+            since = time.strftime("%H:%M:%S", time.gmtime())
+            self.notice(f"took over at {since} UTC from {last.host or 'a receiver'} (process {last.pid})")
 
     # The broker
 
     def _connect(self) -> None:
-        self._source.connect()
+        if not self._standby.listens:
+            self._source.connect()
+        self._standby.listens = False
         now = time.time()
         expired = self._hole.seconds(now) > self._settings.event_queue_ttl
         self._hole.close(now, missed=self._source.missed or expired)
@@ -124,11 +149,18 @@ class Receiver:
 
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
+            self._heed_lease()
             deliveries = self._collect()
             if any(each.events or each.malformed or each.dropped for each in deliveries):
                 self._store_batch(deliveries, stop)
             self._source.acknowledge()
             self._keep_house(time.time())
+
+    def _heed_lease(self) -> None:
+        """A queue that keeps events for us is left to the receiver that may write them."""
+        if self._source.keeps_events and not self._store.held:
+            self._source.close()
+            raise BrokerUnavailable("the queue is left to another receiver until the database answers")
 
     def _collect(self) -> list[Delivery]:
         """What there is to store: at once what has arrived, else what comes within the batch's time."""
@@ -155,6 +187,7 @@ class Receiver:
                     self._store_apart(deliveries, error, stop)
                     return
                 log.error("%s; events wait", error)
+                self._heed_lease()
                 _pause(stop, attempt)
                 attempt += 1
             else:

@@ -7,18 +7,24 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextlib import closing
+from typing import NamedTuple
 
 from monitor.brokers.depth import make_probe
 from monitor.brokers.remote import Remote
+from monitor.errors import LeaseLost
 from monitor.errors import StoreUnavailable
 from monitor.receiver.ingest import Receiver
 from monitor.receiver.reconcile import Reconciler
 from monitor.receiver.sampler import Sampler
+from monitor.receiver.sources.base import Source
 from monitor.receiver.sources.make import make_source
+from monitor.receiver.standby import Standby
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.lease import Lease
+from monitor.store.lease import lease_of
 
 log = logging.getLogger(__name__)
 
@@ -33,22 +39,50 @@ COLLECT_AFTER = (50_000, 20, 20)
 
 
 def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
-    """Receives, samples and reconciles until told to stop; waits for a database that cannot be opened yet."""
+    """Receives, samples and reconciles until told to stop, or stands by while another receiver does.
+
+    Waits for a database that cannot be opened yet.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     store = _open(settings.database, stop)
     if store is None:
         return
-    with closing(store), ExitStack() as ending:
-        receiver = Receiver(store, make_source(broker, settings), broker.cluster, settings)
+    with closing(store):
+        source = make_source(broker, settings)
+        lease = lease_of(store, broker.cluster)
+        standby = Standby(store, source, broker.cluster, lease)
+        with closing(lease), closing(standby):
+            while standby.wait(stop):
+                try:
+                    _lead(Term(store, source, lease, standby), settings, broker, stop)
+                except LeaseLost as error:
+                    log.warning("%s", error)
+                    standby.step_down()
+
+
+class Term(NamedTuple):
+    """What a receiver has while it leads."""
+
+    store: Store
+    source: Source
+    lease: Lease
+    standby: Standby
+
+
+def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event) -> None:
+    """Receives, samples and judges until told to stop. Raises LeaseLost."""
+    store = term.store
+    over = threading.Event()
+    with ExitStack() as ending:
+        receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby)
         remote = Remote(broker, settings)
-        probe = make_probe(broker, settings)
-        sampler = Sampler(store, broker.cluster, probe, remote, settings, receiver.notice)
+        sampler = Sampler(store, broker.cluster, make_probe(broker, settings), remote, settings, receiver.notice)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude)
         for beside in (sampler.run, reconciler.run):
-            ending.callback(start_beside(beside, stop).join, END_SECONDS)
-        ending.callback(stop.set)  # also when the receiver itself ends by an error
+            ending.callback(start_beside(beside, over).join, END_SECONDS)
+        ending.callback(over.set)  # also when the receiver itself ends by an error
         receiver.run(stop)
 
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
+from monitor.receiver.forgotten import Forgotten
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import ReceiverHealth
@@ -61,6 +63,7 @@ class Reconciler:
         self._remote = remote
         self._health = health
         self._conclude = conclude
+        self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
@@ -95,6 +98,7 @@ class Reconciler:
             if worker and evidence:
                 self._lose(worker, holder, evidence, now)
         self._find_again(by_name, now)
+        self._forgotten.step(workers, held, now)
 
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
@@ -106,6 +110,7 @@ class Reconciler:
             self._listening_since = now
             self._unanswered.clear()
             self._settled.clear()
+            self._forgotten.reset()
         return awake and level
 
     def _settle(self, workers: Sequence[Worker], now: float) -> None:

@@ -4,6 +4,7 @@ Messages come back in the order in which they were put in. What was appended sur
 that of the machine: nothing is synced); what was read and not committed comes again in the next one.
 """
 
+import fcntl
 import logging
 import os
 import struct
@@ -34,10 +35,16 @@ class Record(NamedTuple):
 
 
 class Spool:
-    """Segments in a folder of its own. For one process; the caller keeps its threads apart."""
+    """Segments in a folder of its own. For one process; the caller keeps its threads apart.
 
-    def __init__(self, directory: Path, limit: int) -> None:
-        self._directory = directory
+    With ``claims`` the folder is this process's as long as it lives. Where another has it, ``<folder>.2`` is taken, and
+    so on: beside a receiver that writes, others stand by.
+    """
+
+    def __init__(self, directory: Path, limit: int, *, claims: bool = False) -> None:
+        self._directory = self._base = directory
+        self._claims = claims
+        self._claimed: int | None = None
         self._limit = limit
         self._sizes: dict[int, int] = {}  # of the segments that exist
         self._writing: int | None = None
@@ -46,6 +53,7 @@ class Spool:
         self._committed = (0, 0)
         self._handles: dict[int, int] = {}
         self._failed = False
+        self._claim()
         self._find()
 
     @property
@@ -137,9 +145,28 @@ class Spool:
         if not self.empty:
             log.info("events wait in %s: %d bytes", self._directory, self.size)
 
+    def _claim(self) -> None:
+        """Takes the first folder that no other process has; one that nobody has made is claimed when it is made."""
+        while self._claims and self._claimed is None and self._directory.is_dir():
+            handle = os.open(self._directory, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._claimed = handle
+            except BlockingIOError:
+                os.close(handle)
+                number = int(self._directory.suffix[1:] or 1) if self._directory != self._base else 1
+                self._directory = self._base.with_name(f"{self._base.name}.{number + 1}")
+
+    def _make(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        before = self._directory
+        self._claim()
+        if self._directory != before:
+            self._make()
+
     def _handle(self, number: int) -> int:
         if number not in self._handles:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
             self._handles[number] = os.open(self._path(number), os.O_RDWR | os.O_CREAT, 0o600)
         return self._handles[number]
 

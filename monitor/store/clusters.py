@@ -19,6 +19,7 @@ from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
+from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
 from monitor.store.cursors import Cursor
@@ -26,6 +27,7 @@ from monitor.store.cursors import read_cursor
 from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
 from monitor.store.journal import PAUSED
+from monitor.store.journal import STANDBY
 from monitor.store.journal import unpack_health
 from monitor.store.journal import unpack_worker
 from monitor.store.load import checked_time
@@ -117,6 +119,22 @@ def health(store: Store) -> list[ReceiverHealth]:
         return [unpack_health(record) for record in rows.scalars()]
 
 
+def standbys(store: Store, since: float) -> list[StandbyReceiver]:
+    """The receivers that stand by and have said so since then, by cluster and host."""
+    table = schema.meta.c
+    statement = select(table.value).where(table.key.startswith(STANDBY, autoescape=True)).order_by(table.key)
+    with store.read() as connection:
+        found = [msgspec.json.decode(text, type=StandbyReceiver) for text in connection.execute(statement).scalars()]
+    return [each for each in found if each.updated_at >= since]
+
+
+def open_gaps(store: Store, cluster: str) -> list[Gap]:
+    """The gaps of a cluster that have not ended, the oldest first."""
+    with store.read() as connection:
+        found = gaps_between(connection, 0.0, None, cluster)
+    return [gap for gap in found if gap.ended is None]
+
+
 def gaps(store: Store, since: float, cluster: str | None = None) -> list[Gap]:
     """The gaps that reach into the time from ``since`` on, the oldest first."""
     with store.read() as connection:
@@ -133,7 +151,14 @@ def gaps_between(connection: Connection, since: float, until: float | None, clus
     names = cluster_names(connection)
     rows = connection.execute(select(table).where(*wanted).order_by(table.c.began))
     return [
-        Gap(cluster=names[row.cluster_id], began=row.began, ended=row.ended, cause=row.cause, dropped=row.dropped)
+        Gap(
+            cluster=names[row.cluster_id],
+            began=row.began,
+            ended=row.ended,
+            cause=row.cause,
+            dropped=row.dropped,
+            id=row.id,
+        )
         for row in rows
     ]
 

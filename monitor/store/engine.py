@@ -39,6 +39,15 @@ _MIGRATION_LOCK = 0x63656C65  # any number that no other program is likely to lo
 # What is wrong with the values or the statement; everything else (full, locked, read-only, away) passes.
 _REFUSALS = (DataError, IntegrityError, ProgrammingError)
 
+# A server that is gone without a word is noticed in seconds (libpq's names; tcp_user_timeout in milliseconds).
+_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 4000,
+}
+
 _SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}",
     "PRAGMA journal_mode = WAL",
@@ -79,6 +88,14 @@ class Store:
             connection = plain.execution_options(**level)
             with connection.begin():
                 yield connection
+
+    @property
+    def held(self) -> bool:
+        """Whether a receiver may write through this; see lease.py. No session can lose it here."""
+        return True
+
+    def hold(self) -> None:
+        """Makes sure of it. Raises LeaseLost, and StoreUnavailable where that cannot be found out."""
 
     def insert(self, table: sa.Table) -> Any:
         """An INSERT that knows ``on_conflict_do_update`` of this dialect."""
@@ -202,6 +219,19 @@ def open_store(url: str) -> Store:
     return store
 
 
+def database_without_password(url: str) -> str:
+    """The address as it may be shown. Raises SettingsError for one that cannot be read."""
+    engine = _engine(url)
+    shown = engine.url.render_as_string(hide_password=True)
+    engine.dispose()
+    return shown
+
+
+def connect_only(url: str) -> Store:
+    """The database as it is, to be read; it need not be there. Raises SettingsError."""
+    return Store(_engine(url))
+
+
 def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable:
     """What the driver said, with what to do."""
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -240,7 +270,12 @@ def _engine(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             return _sqlite_engine(parsed)
         return sa.create_engine(
-            parsed, pool_pre_ping=True, pool_size=10, pool_reset_on_return="rollback", hide_parameters=True
+            parsed,
+            pool_pre_ping=True,
+            pool_size=10,
+            pool_reset_on_return="rollback",
+            hide_parameters=True,
+            connect_args={name: value for name, value in _PATIENCE.items() if name not in parsed.query},
         )
     except (ArgumentError, NoSuchModuleError):
         raise SettingsError(

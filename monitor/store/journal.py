@@ -17,6 +17,7 @@ from monitor.records import Action
 from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import ReceiverHealth
+from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
 from monitor.store.engine import Store
@@ -28,6 +29,7 @@ PROOF = "written"
 PROOF_SECONDS = 0.1
 NO_CLUSTER = 0  # of an action that concerns the dashboard alone
 PAUSED = "paused:"  # how the keys of pauses begin
+STANDBY = "standby:"  # and those of receivers that stand by
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
 unpack_health = msgspec.msgpack.Decoder(ReceiverHealth).decode
@@ -224,6 +226,27 @@ def put_health(store: Store, connection: Connection, cluster: int, health: Recei
     connection.execute(
         statement.on_conflict_do_update(index_elements=["cluster_id"], set_={"record": statement.excluded.record})
     )
+
+
+def save_standby(store: Store, standby: StandbyReceiver) -> None:
+    """Notes that a receiver stands by."""
+    table = schema.meta
+    values = {"key": _standby_key(standby), "value": msgspec.json.encode(standby).decode()}
+    statement = store.insert(table).values(values)
+    with store.begin() as connection:
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
+        )
+
+
+def end_standby(store: Store, standby: StandbyReceiver) -> None:
+    """Notes that a receiver stands by no longer."""
+    with store.begin() as connection:
+        connection.execute(delete(schema.meta).where(schema.meta.c.key == _standby_key(standby)))
+
+
+def _standby_key(standby: StandbyReceiver) -> str:
+    return STANDBY + msgspec.json.encode([standby.cluster, standby.host, standby.pid]).decode()
 
 
 def open_gap(store: Store, cluster: str, began: float, cause: str) -> int:

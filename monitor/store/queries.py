@@ -4,9 +4,11 @@ from monitor.store.clusters import actions
 from monitor.store.clusters import clusters
 from monitor.store.clusters import gaps
 from monitor.store.clusters import health
+from monitor.store.clusters import open_gaps
 from monitor.store.clusters import pauses
 from monitor.store.clusters import queue_history
 from monitor.store.clusters import queues
+from monitor.store.clusters import standbys
 from monitor.store.clusters import terms
 from monitor.store.clusters import worker
 from monitor.store.clusters import workers
@@ -68,6 +70,7 @@ __all__ = [
     "most_time",
     "name_totals",
     "new_failure_groups",
+    "open_gaps",
     "open_groups",
     "pauses",
     "queue_history",
@@ -77,6 +80,7 @@ __all__ = [
     "schedule_heard_at",
     "series",
     "slowest",
+    "standbys",
     "state_counts",
     "steps",
     "stuck_workflows",

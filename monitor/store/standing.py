@@ -62,7 +62,13 @@ def holders(store: Store, cluster: str, states: Sequence[TaskState] = HELD_STATE
 
 
 def held_by(
-    store: Store, cluster: str, holder: Holder, states: Sequence[TaskState] = HELD_STATES, limit: int = 1000
+    store: Store,
+    cluster: str,
+    holder: Holder,
+    states: Sequence[TaskState] = HELD_STATES,
+    limit: int = 1000,
+    *,
+    started_before: float | None = None,
 ) -> list[str]:
     """The ids of tasks in these states that a worker process holds, the oldest first."""
     table, term = schema.task, schema.term
@@ -81,6 +87,8 @@ def held_by(
             .order_by(table.c.seen, table.c.id)
             .limit(limit)
         )
+        if started_before is not None:
+            statement = statement.where(table.c.started < started_before)
         return [from_key(key) for key in connection.execute(statement).scalars()]
 
 

@@ -58,6 +58,7 @@ from monitor.web.api_operation import json_response
 from monitor.web.api_operation import route
 from monitor.web.openapi import document
 from monitor.web.receivers import read_health
+from monitor.web.receivers import read_standbys
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -242,12 +243,14 @@ def list_actions(call: Call, given: ask.ActionListing) -> tell.ActionPage:
 
 def get_health(call: Call, _: ask.NoParameters) -> tell.HealthList:
     """Every cluster that we watch or have watched; ``null`` where its receiver has not spoken yet."""
-    since = time.time() - GAPS_SHOWN
-    spoken = {health.cluster: health for health in read_health(call.store, time.time())}
+    now = time.time()
+    since = now - GAPS_SHOWN
+    spoken = {health.cluster: health for health in read_health(call.store, now)}
+    waiting = read_standbys(call.store, now)
     names = sorted({*spoken, *call.settings.clusters})
     return tell.HealthList(
         [
-            tell.health_item(spoken[name], queries.gaps(call.store, since, name))
+            tell.health_item(spoken[name], queries.gaps(call.store, since, name), waiting.get(name, ()))
             if name in spoken
             else tell.unknown_health(name)
             for name in names

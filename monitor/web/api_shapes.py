@@ -423,6 +423,15 @@ class GapItem(Struct, frozen=True, kw_only=True):
     dropped: int | None
 
 
+class StandbyItem(Struct, frozen=True, kw_only=True):
+    """A receiver that takes over when the one that writes dies."""
+
+    host: str
+    pid: int
+    since: float
+    listening: bool
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself."""
 
@@ -436,9 +445,12 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     dropped_total: int | None
     malformed_total: int | None
     unknown_total: int | None
+    host: str | None
+    pid: int | None
     updated_at: float | None
     notices: tuple[str, ...]
     gaps: list[GapItem]
+    standbys: list[StandbyItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -646,11 +658,17 @@ def series_item(series: Series) -> SeriesItem:
 def unknown_health(cluster: str) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": []}))
+    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": []}))
 
 
-def health_item(health: ReceiverHealth, gaps: Iterable[object]) -> HealthItem:
-    return shape(HealthItem, health, error=health.unwritten or health.error, gaps=shapes(GapItem, gaps))
+def health_item(health: ReceiverHealth, gaps: Iterable[object], standbys: Iterable[object]) -> HealthItem:
+    return shape(
+        HealthItem,
+        health,
+        error=health.unwritten or health.error,
+        gaps=shapes(GapItem, gaps),
+        standbys=shapes(StandbyItem, standbys),
+    )
 
 
 class Fidelities(Struct, frozen=True, kw_only=True):

@@ -8,10 +8,12 @@ import msgspec
 
 from monitor.errors import StoreUnavailable
 from monitor.records import ReceiverHealth
+from monitor.records import StandbyReceiver
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 
+STANDBY_SECONDS = 10.0  # one that stands by says so every other second
 UNWRITTEN_SECONDS = 4.0  # a receiver writes its health every second
 PROVE_SECONDS = 2.0  # between two tries to write
 
@@ -26,6 +28,14 @@ def read_health(store: Store, now: float) -> list[ReceiverHealth]:
     which. So we try to write ourselves.
     """
     return [_judged(store, health, now) for health in queries.health(store)]
+
+
+def read_standbys(store: Store, now: float) -> dict[str, list[StandbyReceiver]]:
+    """The receivers that would take over now, by cluster."""
+    found: dict[str, list[StandbyReceiver]] = {}
+    for each in queries.standbys(store, now - STANDBY_SECONDS):
+        found.setdefault(each.cluster, []).append(each)
+    return found
 
 
 def _judged(store: Store, health: ReceiverHealth, now: float) -> ReceiverHealth:

@@ -32,7 +32,6 @@ from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import Task
 from monitor.records import TaskState
-from monitor.settings import Backend
 from monitor.settings import Broker
 from monitor.store import queries
 from monitor.store.writer import Writer
@@ -268,7 +267,7 @@ def _as_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_extended_result_backend_tells_what_events_cut(redis_url: str, tmp_path: Path) -> None:
-    backend = (Backend(None, redis_url),)
+    backend = (Broker(CLUSTER, redis_url),)
     with (
         watching(redis_url, tmp_path, result_backend=backend) as watch,
         running_worker(redis_url, config={"result_backend": redis_url, "result_extended": True}) as worker,
@@ -286,7 +285,7 @@ def test_an_extended_result_backend_tells_what_events_cut(redis_url: str, tmp_pa
         again = watch.wait_for(str(performed.results[0].new_id), TaskState.FAILURE)
         assert again.exception == task.exception
 
-        away = replace(watch.settings, result_backend=(Backend(None, "redis://127.0.0.1:1/0"),))
+        away = replace(watch.settings, result_backend=(Broker(CLUSTER, "redis://127.0.0.1:1/0"),))
         it = known(Target(watch.store, away, watch.settings.broker[0]), task)
         assert (it.arguments.fidelity, it.arguments.args) == ("unknown", None)
         assert it.arguments.reason.endswith("the result backend does not answer")

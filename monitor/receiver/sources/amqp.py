@@ -93,6 +93,9 @@ class AmqpSource:
             self._wire.acknowledge(self._inbox.messages_taken)
             self._drain.wake()
 
+    def discard(self, before: float) -> None:
+        """The broker keeps everything; nothing is held here."""
+
     def close(self) -> None:
         drain, self._drain, wire, self._wire = self._drain, None, self._wire, None
         if drain and wire:

@@ -53,6 +53,12 @@ class Source(Protocol):
     def acknowledge(self) -> None:
         """Everything returned by read() so far is committed."""
 
+    def discard(self, before: float) -> None:
+        """Another receiver has stored everything that arrived before; raises as read() does.
+
+        Only for a source whose broker keeps nothing: it holds what arrives until then.
+        """
+
     def close(self) -> None:
         """Let go of the connection. May be called at any time, also twice."""
 
@@ -61,7 +67,7 @@ def spool_of(broker: Broker, settings: Settings) -> Spool | None:
     """Where the events of this cluster wait on disk; ``None`` where the setting is 0."""
     if not settings.spool_bytes:
         return None
-    return Spool(settings.spool_directory / broker.cluster, settings.spool_bytes)
+    return Spool(settings.spool_directory / broker.cluster, settings.spool_bytes, claims=True)
 
 
 class Batch(NamedTuple):
@@ -151,6 +157,17 @@ class Inbox:
             self._error = error
             self._changed.notify()
 
+    def discard(self, before: float) -> None:
+        """Drop what arrived before, and say as take() does that the connection is lost."""
+        with self._changed:
+            self._taken_at = time.monotonic()  # somebody looks after it: memory will do as long as it holds
+            while self._waiting and self._next_arrived() < before:
+                self._pop()
+            if self._spool is not None:
+                self._spool.commit()
+            if self._error:
+                raise self._error
+
     def commit(self) -> None:
         """What was taken is stored: the spool may let go of it."""
         if self._spool is not None:
@@ -207,9 +224,13 @@ class Inbox:
     def _next_before(self, latest: float) -> Batch | None:
         # One Delivery has one time of arrival: what came much later goes into the next.
         with self._changed:
-            spooled = self._spool.next_arrived() if self._spool is not None else None
-            arrived = self._batches[0].arrived if self._batches else spooled
-            return self._pop() if arrived is not None and arrived <= latest else None
+            return self._pop() if self._waiting and self._next_arrived() <= latest else None
+
+    def _next_arrived(self) -> float:
+        """Of the oldest that waits; 0 where that cannot be read."""
+        if self._batches:
+            return self._batches[0].arrived
+        return (self._spool.next_arrived() if self._spool is not None else None) or 0.0
 
     @property
     def _waiting(self) -> bool:

@@ -106,6 +106,9 @@ class KombuSource:
             self._thread.committed = self._inbox.messages_taken
         self._inbox.commit()
 
+    def discard(self, before: float) -> None:
+        self._inbox.discard(before)
+
     def close(self) -> None:
         thread, self._thread = self._thread, None
         if thread:

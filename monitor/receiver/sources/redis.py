@@ -171,6 +171,9 @@ class RedisSource:
         """Nothing to say to Redis, which forgot the events as it sent them; the spool may forget them too."""
         self._inbox.commit()
 
+    def discard(self, before: float) -> None:
+        self._inbox.discard(before)
+
     def close(self) -> None:
         drain, self._drain = self._drain, None
         if drain:

@@ -2,6 +2,7 @@
 
 from monitor.health_sentence import sentence
 from monitor.records import ReceiverHealth
+from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import queries
@@ -14,6 +15,7 @@ from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import Range
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
+from monitor.web.receivers import read_standbys
 from monitor.web.vitals import read_facts
 
 LISTED = 6
@@ -31,6 +33,7 @@ def context(view: View) -> Context:
         "ranges": RANGE_WORDS,
         "nothing_yet": not facts.seen_tasks and facts.workers_known == 0,
         "receivers": _receivers(view),
+        "standbys": _standbys(view),
         "workers": sorted(workers, key=_worker_order)[:WORKERS_SHOWN],
         "workers_total": len(workers),
         **_charts(view, span),
@@ -40,6 +43,11 @@ def context(view: View) -> Context:
 
 def _receivers(view: View) -> list[ReceiverHealth]:
     return [each for each in queries.health(view.store) if view.cluster in (None, each.cluster)]
+
+
+def _standbys(view: View) -> list[StandbyReceiver]:
+    found = read_standbys(view.store, view.now)
+    return [each for name, those in found.items() if view.cluster in (None, name) for each in those]
 
 
 def _charts(view: View, span: Range) -> Context:

@@ -1,4 +1,5 @@
 import re
+import time
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -7,6 +8,7 @@ import msgspec
 import pytest
 
 from monitor.records import Queue
+from monitor.records import StandbyReceiver
 from monitor.store import journal
 from monitor.web.charts import Chart
 from tests.factories import make_event
@@ -127,3 +129,15 @@ def test_hostile_names_are_text(house: House) -> None:
     assert "\u202e" not in html
     assert "\x00" not in html
     assert "⟦U+202E⟧" in html
+
+
+def test_receiver_that_stands_by_is_said_until_it_is_silent(house: House) -> None:
+    house.write()
+    now = time.time()
+    standby = StandbyReceiver(cluster="shop", host="<b>second", pid=812, since=now - 60, updated_at=now, listening=True)
+    journal.save_standby(house.store, standby)
+    assert "A receiver of shop on <b>second (process 812) stands by." in house.text("/")
+    (told,) = house.client.get("/api/v1/health").json()["items"][0]["standbys"]
+    assert (told["host"], told["pid"], told["listening"]) == ("<b>second", 812, True)
+    journal.save_standby(house.store, msgspec.structs.replace(standby, updated_at=now - 60))
+    assert "stands by" not in house.text("/")

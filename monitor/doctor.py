@@ -1,0 +1,93 @@
+"""``celery-monitor doctor``: gathers the facts of a set-up and says what is wrong with it. Changes nothing."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from monitor.brokers.connection import without_password
+from monitor.brokers.examine import look_at
+from monitor.diagnosis import Finding
+from monitor.diagnosis import RecordFacts
+from monitor.diagnosis import judge_record
+from monitor.diagnosis import judge_workers
+from monitor.diagnosis_transport import judge_transport
+from monitor.errors import BrokerUnavailable
+from monitor.errors import SettingsError
+from monitor.errors import Unsupported
+from monitor.settings import Broker
+from monitor.settings import Settings
+from monitor.store.engine import database_without_password
+from monitor.store.examine import look_at_record
+from monitor.web.security import check_bind
+
+INDENT = " " * 9
+
+
+class Report(NamedTuple):
+    """The findings about one broker, or about what all have in common."""
+
+    subject: str
+    address: str
+    findings: Sequence[Finding]
+
+    @property
+    def is_wrong(self) -> bool:
+        return any(each.level == "wrong" for each in self.findings)
+
+
+def examine(settings: Settings) -> list[Report]:
+    """Takes some seconds for each broker. Raises SettingsError for what cannot be understood at all."""
+    records = {broker.cluster: look_at_record(settings.database, broker.cluster) for broker in settings.broker}
+    reports = [_broker(broker, settings, records[broker.cluster]) for broker in settings.broker]
+    record = next(iter(records.values()))
+    address = database_without_password(settings.database)
+    return [*reports, Report("record", address, judge_record(record)), _dashboard(settings)]
+
+
+def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
+    address = without_password(broker.url)
+    try:
+        facts = look_at(broker, settings)
+    except BrokerUnavailable as error:
+        return Report(
+            broker.cluster, address, [Finding("broker", "wrong", error.message, "Check --broker, and that it runs.")]
+        )
+    except Unsupported as error:
+        mend = "Watch the result backend, or take a transport that carries events."
+        return Report(broker.cluster, address, [Finding("transport", "wrong", error.message, mend)])
+    answers = Finding("broker", "ok", "It answers.")
+    return Report(broker.cluster, address, [answers, *judge_workers(facts, record), *judge_transport(facts, record)])
+
+
+def _dashboard(settings: Settings) -> Report:
+    address = f"{settings.host}:{settings.port}"
+    try:
+        check_bind(settings)
+    except SettingsError as error:
+        mend = "Add --basic-auth USER:PASSWORD, or listen on --host 127.0.0.1."
+        return Report("dashboard", address, [Finding("access", "wrong", error.message, mend)])
+    who = "for users with a password" if settings.basic_auth else "on this machine only"
+    return Report("dashboard", address, [Finding("access", "ok", f"It is open {who}.")])
+
+
+def lines(reports: Sequence[Report]) -> Iterator[str]:
+    """For people."""
+    for report in reports:
+        yield f"{report.subject}  {report.address}"
+        for each in report.findings:
+            yield f"  {each.level:<7}{each.check}: {each.what}"
+            if each.mend:
+                yield f"{INDENT}{each.mend}"
+        yield ""
+    wrong = sum(each.level == "wrong" for report in reports for each in report.findings)
+    yield f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong."
+
+
+def told(reports: Sequence[Report]) -> dict[str, object]:
+    """The same for programs."""
+    items = [
+        {"subject": report.subject, "address": report.address, **each._asdict()}
+        for report in reports
+        for each in report.findings
+    ]
+    return {"healthy": not any(report.is_wrong for report in reports), "findings": items}

@@ -1,0 +1,128 @@
+"""Receivers without a dashboard: ``python -m monitor receive`` as processes, to kill and to cut off."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import func
+from sqlalchemy import select
+
+from monitor.records import ReceiverHealth
+from monitor.records import StandbyReceiver
+from monitor.records import TaskState
+from monitor.store import queries
+from monitor.store import schema
+from monitor.store.engine import Store
+from tests.faults.dashboard import STOP_SECONDS
+from tests.test_cli import await_end
+from tests.test_cli import environ
+from tests.test_cli import members
+from tests.workers import wait_for
+
+CLUSTER = "shop"
+
+
+@dataclass
+class Program:
+    """A running ``receive`` with the process that it supervises."""
+
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def has(self, pid: int | None) -> bool:
+        return pid in members(self.process.pid)
+
+    def kill(self) -> None:
+        """As when its machine dies: nothing of it is left, and nothing starts it again."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(STOP_SECONDS)
+
+
+@contextmanager
+def receiving(broker_url: str, database: str, directory: Path, name: str, *options: str) -> Iterator[Program]:
+    """``receive`` on a folder of its own; ended with all its processes."""
+    folder = directory / name
+    folder.mkdir()
+    command = [sys.executable, "-m", "monitor", "receive", "--broker", f"{CLUSTER}={broker_url}"]
+    command += ["--database", database, "--node-id", f"test-{directory.name}", *options]
+    with (folder / "log").open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environ(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Program(process, folder / "log")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await_end(process.pid)
+
+
+@dataclass
+class Record:
+    """What the database says of the one cluster."""
+
+    store: Store
+
+    def health(self) -> ReceiverHealth | None:
+        return next(iter(queries.health(self.store)), None)
+
+    def leader(self) -> ReceiverHealth | None:
+        health = self.health()
+        return health if health is not None and health.connected else None
+
+    def wait_for_leader(self, program: Program, seconds: float = 30) -> ReceiverHealth:
+        """The health that this program has written."""
+
+        def leads() -> ReceiverHealth | None:
+            health = self.leader()
+            return health if health is not None and program.has(health.pid) else None
+
+        try:
+            led: ReceiverHealth = wait_for(leads, seconds, "the lead")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.health()}\n{program.log[-3000:]}") from None
+        return led
+
+    def wait_for_standby(self, program: Program) -> StandbyReceiver:
+        def stands_by() -> StandbyReceiver | None:
+            waiting = [each for each in queries.standbys(self.store, 0.0) if each.listening]
+            return next((each for each in waiting if program.has(each.pid)), None)
+
+        try:
+            found: StandbyReceiver = wait_for(stands_by, 30, "a receiver that stands by")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{program.log[-3000:]}") from None
+        return found
+
+    def counts(self) -> dict[TaskState, int]:
+        return {state: count for state, count in queries.state_counts(self.store).items() if count}
+
+    def wait_for_counts(self, expected: dict[TaskState, int], seconds: float = 60) -> None:
+        try:
+            wait_for(lambda: self.counts() == expected, seconds, f"{expected}")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.counts()}, {self.health()}") from None
+
+    def earlier_runs(self) -> int:
+        """Runs beyond the first of each task."""
+        with self.store.read() as connection:
+            return int(connection.execute(select(func.count()).select_from(schema.run)).scalar_one())

@@ -1,0 +1,115 @@
+"""Facts of a set-up in, findings out."""
+
+from dataclasses import replace
+
+import pytest
+
+from monitor.diagnosis import BrokerFacts
+from monitor.diagnosis import Finding
+from monitor.diagnosis import Heard
+from monitor.diagnosis import RecordFacts
+from monitor.diagnosis import judge_record
+from monitor.diagnosis import judge_workers
+from monitor.diagnosis_transport import judge_transport
+
+GOOD_CONF: dict[str, object] = {
+    "task_send_sent_event": True,
+    "worker_send_task_events": True,
+    "worker_prefetch_multiplier": 4,
+    "task_annotations": {"*": {"Request": "monitor.capture:Request"}},
+}
+GOOD = BrokerFacts(
+    transport="redis",
+    workers=["pay@shop", "mail@shop"],
+    conf={"pay@shop": GOOD_CONF, "mail@shop": GOOD_CONF},
+    heard={"pay@shop": Heard(0.1, "5.5.3"), "mail@shop": Heard(-0.2, "5.5.3")},
+    redis={
+        "maxmemory": 10_000,
+        "used_memory": 500,
+        "maxmemory_policy": "noeviction",
+        "pubsub_limit": "normal 0 0 0 slave 256 64 60 pubsub 33554432 8388608 60",
+    },
+)
+RECORD = RecordFacts(product="postgresql", version=(15, 2), longest_run=8.0, longest_eta=90.0)
+
+
+def found(facts: BrokerFacts, record: RecordFacts = RECORD) -> dict[str, Finding]:
+    return {each.check: each for each in (*judge_workers(facts, record), *judge_transport(facts, record))}
+
+
+def told(**conf: object) -> BrokerFacts:
+    return replace(GOOD, conf={**GOOD.conf, "mail@shop": {**GOOD_CONF, **conf}})
+
+
+def on_redis(**info: object) -> BrokerFacts:
+    return replace(GOOD, redis={**(GOOD.redis or {}), **info})
+
+
+def test_nothing_is_wrong_with_a_good_set_up() -> None:
+    assert {each.level for each in found(GOOD).values()} == {"ok"}
+    assert {each.level for each in judge_record(RECORD)} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "check", "level", "words"),
+    [
+        (replace(GOOD, workers=[], conf={}, heard={}), "workers", "wrong", "No worker answers"),
+        (replace(GOOD, heard={"pay@shop": Heard(0, None)}), "heartbeats", "wrong", "mail@shop: no event"),
+        (told(worker_send_task_events=False), "task events", "unknown", "mail@shop: not known"),
+        (told(task_send_sent_event=False), "sent events", "wrong", "off at mail@shop"),
+        (told(task_annotations=None), "exact retries", "note", "not installed at mail@shop"),
+        (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 at mail@shop"),
+        (replace(GOOD, heard={"pay@shop": Heard(-3600, "5.5.3")}), "clocks", "wrong", "up to 3600.0 s"),
+        (
+            replace(GOOD, heard={"pay@shop": Heard(0, "5.5.3"), "mail@shop": Heard(0, "5.4.0")}),
+            "Celery",
+            "wrong",
+            "5.4.0 at mail@shop; 5.5.3 at pay@shop",
+        ),
+        (on_redis(maxmemory_policy="allkeys-lru"), "memory of Redis", "wrong", "allkeys-lru"),
+        (on_redis(used_memory=9_500), "memory of Redis", "wrong", "95% of maxmemory"),
+        (replace(GOOD, redis={}), "memory of Redis", "unknown", "does not tell"),
+        (on_redis(pubsub_limit="pubsub 1048576 0 0"), "bursts", "wrong", "pubsub is 1048576 0 0"),
+        (on_redis(pubsub_limit=None), "bursts", "unknown", "does not tell"),
+        (told(broker_transport_options={"visibility_timeout": 60}), "visibility_timeout", "wrong", "up to 90 s"),
+    ],
+)
+def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
+    facts: BrokerFacts, check: str, level: str, words: str
+) -> None:
+    findings = found(facts)
+    assert findings[check].level == level
+    assert words in findings[check].what
+    assert level == "unknown" or findings[check].mend
+    if facts.workers:
+        assert {name for name, each in findings.items() if each.level != "ok"} <= {check, "bursts", "heartbeats"}
+
+
+def test_an_unlimited_redis_throws_nothing_away_whatever_its_policy() -> None:
+    assert found(on_redis(maxmemory=0, maxmemory_policy="allkeys-lru"))["memory of Redis"].level == "ok"
+
+
+def test_the_record_knows_whose_events_are_off() -> None:
+    findings = found(told(worker_send_task_events=False), replace(RECORD, events_off=["mail@shop", "gone@shop"]))
+    assert findings["task events"].level == "wrong"
+    assert "mail@shop: off" in findings["task events"].what
+    assert "gone" not in findings["task events"].what
+
+
+def test_long_tasks_behind_a_prefetch_are_a_note() -> None:
+    assert found(GOOD, replace(RECORD, longest_run=700.0))["prefetch"].level == "note"
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "words"),
+    [
+        ({"refusal": "attempt to write a readonly database"}, "database", "readonly"),
+        ({"version": (12, 9)}, "version of the database", "12.9 is too old"),
+        ({"free_bytes": 1_000_000}, "disk", "0.0 GiB are free"),
+    ],
+)
+def test_a_database_in_trouble(change: dict[str, object], check: str, words: str) -> None:
+    findings = {each.check: each for each in judge_record(replace(RECORD, **change))}  # type: ignore[arg-type]
+    assert findings[check].level == "wrong"
+    assert words in findings[check].what
+    assert findings[check].mend
