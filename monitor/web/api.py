@@ -52,6 +52,7 @@ from monitor.web import api_requests as ask
 from monitor.web import api_search
 from monitor.web import api_shapes as tell
 from monitor.web import api_views
+from monitor.web import names
 from monitor.web.api_operation import Call
 from monitor.web.api_operation import Operation
 from monitor.web.api_operation import json_response
@@ -455,6 +456,7 @@ OPERATIONS = (
 
 def routes() -> list[BaseRoute]:
     """``/healthcheck`` and everything below ``/api/v1``, for app.py's table."""
+    names.register()
     return [
         Route("/healthcheck", healthcheck, name="healthcheck"),
         Route("/api/v1/openapi.json", openapi, name="openapi"),

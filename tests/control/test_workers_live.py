@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,38 @@ def test_worker_that_dies_between_click_and_answer(watch: Watch) -> None:
         worker.kill()
         outcome, message = told(watch, command)
         assert (outcome, "it did not answer" in message) == ("unconfirmed", True)
+
+
+def test_no_command_is_called_done_that_nobody_answered(watch: Watch) -> None:
+    """Every one of them, at a worker that has it and dies before its answer."""
+    with running_worker(url_of(watch)) as worker:
+        watch.wait_for_worker(worker)
+        os.kill(worker.pid, signal.SIGSTOP)
+        to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
+        commands: list[WorkerCommand] = [
+            PoolGrow(**to, number=1),
+            PoolShrink(**to, number=1),
+            PoolRestart(**to),
+            Autoscale(**to, maximum=3, minimum=1),
+            AddConsumer(**to, queue="more"),
+            CancelConsumer(**to, queue=worker.queue),
+            RateLimit(**to, task="basic.add", rate="9/s"),
+            TimeLimit(**to, task="basic.add", soft=2.5, hard=4.5),
+            EnableEvents(**to),
+            DisableEvents(**to),
+            Shutdown(**to, confirm=worker.hostname),
+        ]
+        known = {kind.action for kind in WorkerCommand.__subclasses__()}
+        assert {each.action for each in commands} == known - {RevokeStamped.action}
+        with ThreadPoolExecutor(len(commands)) as pool:
+            performed = list(pool.map(lambda command: watch.perform(command, ADMIN), commands))
+        for command, each in zip(commands, performed, strict=True):
+            assert (command.action, each.outcome) == (command.action, "unconfirmed")
+            assert [result.outcome for result in each.results] == ["unconfirmed"]
+        recorded = queries.actions(watch.store, limit=50).items
+        assert {each.outcome for each in recorded} == {"unconfirmed"}
+        assert {each.action for each in recorded} == {each.action for each in commands}
+        worker.kill()
 
 
 def test_pickle_worker_breaks_nothing(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
