@@ -27,7 +27,9 @@ LONGEST_LABEL = 120
 class Search(InCluster, frozen=True, kw_only=True):
     """What to look for, and how many of each kind."""
 
-    q: Annotated[str, Meta(pattern=NO_NUL, max_length=LONGEST_TEXT, description="Part of a name, beginning of an id")]
+    q: Annotated[
+        str, Meta(pattern=NO_NUL, max_length=LONGEST_TEXT, description="Part of a name, beginning of an id")
+    ] = ""
     limit: Annotated[int, Meta(ge=1, le=20, description="Most of each kind")] = 6
 
 

@@ -121,7 +121,7 @@ OPERATIONS = (
     ),
     Operation(
         method="POST",
-        path="/api/v1/views",
+        path="/api/v1/views/save",
         handle=save_view,
         summary="Keep a list under a name, for everybody",
         answer=ViewItem,

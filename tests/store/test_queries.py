@@ -266,7 +266,19 @@ def test_sorts_and_limits_are_checked(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "state:failed", "queue:payments name:shop.*", "retries:>0 state:failed", "visa_1"]
+    "text",
+    [
+        "",
+        "state:failed",
+        "queue:payments name:shop.*",
+        "retries:>0 state:failed",
+        "visa_1",
+        "state:failed OR queue:mail",
+        "-queue:payments -exception:*Declined* retries:1",
+        "exception:*timed*",
+        "(worker:Worker1@shop OR name:100%_sure) cluster:shop",
+        "received:>-5m -state:succeeded",
+    ],
 )
 def test_each_facet_counts_what_its_term_would_list(store: Store, text: str) -> None:
     wanted = parse(text, NOW_SEEN)

@@ -92,7 +92,7 @@ UNSAFE: Listed = {
     ("POST", "/views/save"): ("view.save", "", {"name": "slow ones", "path": "/tasks", "query": "q=runtime%3A%3E5s"}),
     ("POST", "/views/rename"): ("view.rename", "", {"view": SAVED, "name": "slowest"}),
     ("POST", "/views/delete"): ("view.delete", "", {"view": SAVED}),
-    ("POST", "/api/v1/views"): ("view.save", "", {"name": "slow ones", "path": "/tasks"}),
+    ("POST", "/api/v1/views/save"): ("view.save", "", {"name": "slow ones", "path": "/tasks"}),
     ("POST", "/api/v1/views/{id:int}/rename"): ("view.rename", SAVED, {"name": "slowest"}),
     ("POST", "/api/v1/views/{id:int}/delete"): ("view.delete", SAVED, {}),
     **on_worker("grow", "worker.pool_grow", {"number": 2}),
