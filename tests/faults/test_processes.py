@@ -23,7 +23,7 @@ from tests.workers import wait_for
 
 TASKS = int(os.environ.get("TEST_FAULT_TASKS", "1500"))
 FAILING_EACH = 10
-VANISHED = 400
+VANISHED = 500
 
 
 def receives_again(dashboard: Dashboard, killed: int) -> None:
