@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 OTHER = {
     "broker": ("amqp://u:p@rabbit:5673/shop", (Broker("default", "amqp://u:p@rabbit:5673/shop"),)),
     "broker_options": ('{"global_keyprefix": "shop:"}', {"global_keyprefix": "shop:"}),
+    "redbeat": ("mail=redis://beat:6380/3", (Broker("mail", "redis://beat:6380/3"),)),
+    "beat_database": ("sqlite:///shop.sqlite3", (Broker("default", "sqlite:///shop.sqlite3"),)),
     "source": ("kombu", "kombu"),
     "log_level": ("error", "error"),
 }
