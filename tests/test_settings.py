@@ -18,6 +18,8 @@ OTHER = {
     "broker": ("amqp://u:p@rabbit:5673/shop", (Broker("default", "amqp://u:p@rabbit:5673/shop"),)),
     "result_backend": ("redis://results:6390/3", (Broker("default", "redis://results:6390/3"),)),
     "broker_options": ('{"global_keyprefix": "shop:"}', {"global_keyprefix": "shop:"}),
+    "redbeat": ("mail=redis://beat:6380/3", (Broker("mail", "redis://beat:6380/3"),)),
+    "beat_database": ("sqlite:///shop.sqlite3", (Broker("default", "sqlite:///shop.sqlite3"),)),
     "source": ("kombu", "kombu"),
     "log_level": ("error", "error"),
 }
