@@ -25,7 +25,6 @@ from starlette.types import Send
 from monitor.control.commands import SIGNALS
 from monitor.settings import Broker
 from monitor.settings import Settings
-from monitor.web import names
 from monitor.web.api import OPERATIONS
 from monitor.web.api import routes
 from monitor.web.export import MEDIA
@@ -51,7 +50,6 @@ def documented() -> set[tuple[str, str]]:
 
 
 def routed() -> set[tuple[str, str]]:
-    names.register()  # as the application does
     return {
         (re.sub(r":\w+}", "}", route.path), method)
         for route in routes()
