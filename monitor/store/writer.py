@@ -19,6 +19,7 @@ from sqlalchemy import select
 from sqlalchemy import update
 
 from monitor.intake import Intake
+from monitor.lifecycle import CAPTURED
 from monitor.lifecycle import fold
 from monitor.lifecycle import is_lifecycle
 from monitor.records import Delivery
@@ -56,7 +57,7 @@ from monitor.workers import fold_worker
 CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
 SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
-_NOT_BY_A_WORKER = frozenset({"task-sent", "task-due", "task-lost", "task-found"})
+_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-lost", "task-found"})
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -91,6 +92,15 @@ def test_a_message_after_its_task_fills_in_its_queue_and_the_counts_follow(store
         table = schema.task_count
         counted = connection.execute(select(table.c.queue_id).where(table.c["count"] == 1)).scalars().all()
     assert [queue > 0 for queue in counted] == [True]
+
+
+def test_a_message_says_nothing_of_its_worker(store: Store) -> None:
+    # It is sent by the process of the pool that ran the task, under the worker's name.
+    writer = Writer(store, "shop", SETTINGS)
+    writer.write(deliver(make_event("worker-heartbeat", freq=2.0)))
+    writer.forget()
+    writer.write(deliver(msgspec.structs.replace(captured(at=1), pid=9000)))
+    assert [worker.pid for worker in queries.workers(store)] == [4711]
 
 
 def test_what_is_too_large_is_kept_without_its_body(store: Store) -> None:
