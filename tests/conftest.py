@@ -1,7 +1,8 @@
 """Real services for the tests: each answers at its address, or the test is skipped with the reason.
 
-With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs two processes: the first takes the services that are
-there, the other starts its own, since what a test finds in a broker is what it put there.
+With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs three processes, since most tests wait for workers: the
+first takes the services that are there, the others start their own, as what a test finds in a broker is what it put
+there.
 """
 
 import os
@@ -44,7 +45,7 @@ def _needs(url: str, standard_port: int) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    return 2 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
+    return 3 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
 
 
 @pytest.fixture(scope="session")
