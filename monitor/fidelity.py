@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass
 from dataclasses import replace
+from threading import Lock
 from typing import Literal
 from typing import NamedTuple
 from typing import NoReturn
@@ -42,6 +43,8 @@ MAX_JSON_LEVELS = 100
 _REPLACEMENT = "\ufffd"  # what a NUL or a lone surrogate became before it was stored
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MASK = "***"
+# CPython 3.11 and 3.12 count the depth of a tree for all threads at once, and raise SystemError (cpython #106905).
+_parsing = Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +217,8 @@ def read_repr(text: str) -> object:
     """
     _check_text(text)
     try:
-        value: object = ast.literal_eval(text)
+        with _parsing:
+            value: object = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise Lossy("not only plain values: an object, or something that was cut") from None
     if _repr(value, 0) != text:

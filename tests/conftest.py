@@ -30,6 +30,7 @@ if FIRST:
 else:
     REDIS_URL = f"redis://127.0.0.1:{free_port()}/15"
     AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
+    os.environ["TEST_REDIS_URL"] = REDIS_URL  # tests/apps/extended.py
 
 
 def _needs(url: str, standard_port: int) -> None:

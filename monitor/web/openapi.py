@@ -39,7 +39,7 @@ def document(operations: Sequence[Operation], base: str = "") -> Schema:
     paths: dict[str, Schema] = {}
     for operation in operations:
         paths.setdefault(operation.public_path, {})[operation.method.lower()] = _operation(operation)
-    return {
+    described = {
         "openapi": "3.1.0",
         "info": {"title": "celery-monitor", "version": API_VERSION, "description": DESCRIPTION},
         "servers": [{"url": base or "/"}],
@@ -50,6 +50,8 @@ def document(operations: Sequence[Operation], base: str = "") -> Schema:
         },
         "security": [{"password": []}, {}],
     }
+    plain: Schema = msgspec.json.decode(msgspec.json.encode(described))  # defaults that are tuples are lists in JSON
+    return plain
 
 
 def _types(operations: Iterable[Operation]) -> list[type[msgspec.Struct]]:
