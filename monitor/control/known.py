@@ -155,12 +155,12 @@ _remembering = Lock()
 
 def look(store: Store, settings: Settings, task: Task) -> Known:
     """The same for who only reads: a page that is rendered again at once is told what was found just before."""
+    stored = _in_record(task, queries.message(store, task))
+    if stored.arguments.fidelity == "exact":
+        return stored
     try:
         broker = find_broker(settings, task.cluster)
     except NotFound:  # its broker is not watched any more
-        return _in_record(task, queries.message(store, task))
-    stored = _in_record(task, queries.message(store, task))
-    if stored.arguments.fidelity == "exact":
         return stored
     key = (settings.database, broker.url, task.id, task.state, len(task.runs))
     now = time.monotonic()
