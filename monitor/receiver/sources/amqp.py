@@ -11,7 +11,6 @@ from amqp import Channel
 from amqp import Connection
 from amqp import basic_message
 from kombu import Connection as KombuConnection
-from kombu.compression import decompress
 
 from monitor.brokers.connection import CONNECT_SECONDS
 from monitor.brokers.connection import app_for
@@ -23,6 +22,7 @@ from monitor.receiver.sources.queue import declare
 from monitor.receiver.sources.queue import remember
 from monitor.receiver.sources.wire import SEND_SECONDS
 from monitor.receiver.sources.wire import Drain
+from monitor.receiver.sources.wire import decompressed
 from monitor.records import Delivery
 from monitor.settings import Broker
 from monitor.settings import Settings
@@ -194,7 +194,7 @@ class AmqpWire:
         if self._chunks:
             chunk = b"".join((*self._chunks, chunk))
             self._chunks = []
-        bodies.append(chunk if self._encoding is None else _decompress(chunk, self._encoding))
+        bodies.append(chunk if self._encoding is None else decompressed(chunk, self._encoding))
 
     def _other(self, kind: int, channel: int, payload: bytes) -> None:
         # py-amqp answers what must be answered, and raises what ends the channel or the connection.
@@ -222,10 +222,3 @@ class AmqpWire:
 
     def explain(self, error: Exception) -> BrokerUnavailable:
         return unavailable(self._url, error)
-
-
-def _decompress(body: bytes, encoding: str) -> bytes | None:
-    try:
-        return bytes(decompress(body, encoding))
-    except Exception:  # noqa: BLE001  each compressor has its own errors; the body is counted as malformed
-        return None

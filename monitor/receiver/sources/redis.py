@@ -12,7 +12,6 @@ from typing import Any
 import hiredis
 import msgspec
 from celery import Celery
-from kombu.compression import decompress
 
 from monitor.brokers.connection import app_for
 from monitor.brokers.connection import explained
@@ -26,6 +25,7 @@ from monitor.receiver.sources.redis_address import Address
 from monitor.receiver.sources.redis_address import open_socket
 from monitor.receiver.sources.redis_address import parse_redis_address
 from monitor.receiver.sources.wire import Drain
+from monitor.receiver.sources.wire import decompressed
 from monitor.records import Delivery
 from monitor.settings import Broker
 from monitor.settings import Settings
@@ -91,16 +91,9 @@ def unwrap(message: bytes) -> bytes | None:
         else:
             body = envelope.body.encode()
         compression = envelope.headers.get("compression")
-        return body if compression is None else _decompress(body, compression)
+        name = None if compression is None else msgspec.json.decode(compression)
+        return body if name is None else decompressed(body, name)
     except (ValueError, Base64Error, RecursionError):
-        return None
-
-
-def _decompress(body: bytes, compression: msgspec.Raw) -> bytes | None:
-    name = msgspec.json.decode(compression)
-    try:
-        return body if name is None else bytes(decompress(body, name))
-    except Exception:  # noqa: BLE001  each compressor has its own errors; the body is counted as malformed
         return None
 
 

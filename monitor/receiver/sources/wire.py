@@ -15,6 +15,7 @@ from typing import Protocol
 
 from amqp.exceptions import AMQPError
 from hiredis import HiredisError
+from kombu.compression import decompress
 
 from monitor.errors import BrokerUnavailable
 from monitor.receiver.sources.base import Inbox
@@ -132,3 +133,11 @@ class Drain(threading.Thread):
         if data:
             self._sock.settimeout(SEND_SECONDS)
             self._sock.sendall(data)
+
+
+def decompressed(body: bytes, encoding: str) -> bytes | None:
+    """A body as its sender had it; ``None`` where it cannot be had, which makes it malformed."""
+    try:
+        return bytes(decompress(body, encoding))
+    except Exception:  # noqa: BLE001  each compressor has its own errors
+        return None
