@@ -18,6 +18,8 @@ import amqp
 import redis
 from kombu.utils.url import parse_url
 
+from tests.confirms import Confirms
+
 NAMES = [
     f"shop.{part}.{verb}" for part in ("pay", "mail", "report", "stock") for verb in ("add", "get", "do", "go", "ok")
 ]
@@ -136,7 +138,7 @@ class RedisPublisher:
 
 
 class AmqpPublisher:
-    """basic.publish on one channel."""
+    """basic.publish on one channel; the broker has all of it when ``publish`` returns."""
 
     def __init__(self, url: str) -> None:
         parts = parse_url(url)
@@ -150,6 +152,7 @@ class AmqpPublisher:
         self._connection.connect()
         self._channel = self._connection.channel()
         self._channel.exchange_declare("celeryev", "topic", durable=True, auto_delete=False)
+        self._confirms = Confirms(self._channel)
 
     def publish(self, messages: Iterable[Message], *, careful: bool = True) -> int:  # noqa: ARG002  the queue keeps all
         for key, body in messages:
@@ -161,6 +164,8 @@ class AmqpPublisher:
                 delivery_mode=1,
             )
             self._channel.basic_publish(message, exchange="celeryev", routing_key=key)
+            self._confirms.sent()
+        self._confirms.wait()
         return 1
 
     def delete_queue(self, name: str) -> None:

@@ -22,6 +22,7 @@ from kombu import Queue
 from monitor.receiver.sources.base import Source
 from monitor.records import Event
 from tests.apps.basic import make_app
+from tests.confirms import Confirms
 from tests.workers import ROOT
 from tests.workers import Worker
 from tests.workers import running_worker
@@ -43,7 +44,9 @@ class Publisher:
 
     def __init__(self, app: Celery, connection: Connection) -> None:
         self._exchange = get_exchange(connection, name=app.conf.event_exchange)
-        self._producer = Producer(connection.channel(), exchange=self._exchange)
+        channel = connection.channel()
+        self._producer = Producer(channel, exchange=self._exchange)
+        self._confirms = Confirms(channel) if connection.transport.driver_type == "amqp" else None
 
     def send(self, routing_key: str, body: str | bytes, **options: object) -> None:
         self._producer.publish(
@@ -58,6 +61,13 @@ class Publisher:
                 **options,
             },
         )
+        if self._confirms is not None:
+            self._confirms.sent()
+
+    def wait(self) -> None:
+        """Until the broker has everything that was sent."""
+        if self._confirms is not None:
+            self._confirms.wait()
 
     def send_numbered(self, first: int, last: int) -> None:
         """One task-received per number, the number being its clock."""
@@ -84,7 +94,9 @@ def numbered(number: int) -> str:
 def publisher(url: str, **transport_options: object) -> Iterator[Publisher]:
     app = make_app(url, broker_transport_options=transport_options)
     with app.connection_for_write() as connection:
-        yield Publisher(app, connection)
+        sender = Publisher(app, connection)
+        yield sender
+        sender.wait()
     app.close()
 
 
