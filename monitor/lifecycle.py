@@ -23,6 +23,9 @@ from monitor.runs import facts_of
 from monitor.runs import measured
 
 CAPTURED = "capture-message"  # monitor/capture.py sends it
+# By name once: Python 3.11 looks a member of an enum up in a function of its own, each time.
+_RECEIVED, _STARTED, _SCHEDULED = TaskState.RECEIVED, TaskState.STARTED, TaskState.SCHEDULED
+_REJECTED, _REVOKED, _REQUEUED = Outcome.REJECTED, Outcome.REVOKED, Outcome.REQUEUED
 _OUTCOMES = {
     "task-succeeded": Outcome.SUCCEEDED,
     "task-failed": Outcome.FAILED,
@@ -82,15 +85,15 @@ def _sent(task: Task, event: Event) -> bool:
 
 
 def _received(task: Task, event: Event) -> bool:
-    eta = parse_time(event.eta)
+    eta = parse_time(event.eta) if event.eta else None
     if not task.runs:
-        run = Run(event.hostname, event.pid, event.retries, event.timestamp, None, None, eta)
-        task.runs = [run]
-        task.state = _state(run)
-    else:
-        fact = Fact(event.timestamp, "received", event.hostname, event.pid, retries=event.retries, eta=eta)
-        if not _rearrange(task, fact):
-            return False
+        task.runs = [Run(event.hostname, event.pid, event.retries, event.timestamp, None, None, eta)]
+        task.state = _RECEIVED if eta is None or eta <= event.timestamp else _SCHEDULED
+        _identify(task, event, latest=True)
+        return True
+    fact = Fact(event.timestamp, "received", event.hostname, event.pid, retries=event.retries, eta=eta)
+    if not _rearrange(task, fact):
+        return False
     last = task.runs[-1]
     _identify(task, event, latest=last.received == event.timestamp and last.worker == event.hostname)
     return True
@@ -103,18 +106,20 @@ def _started(task: Task, event: Event) -> bool:
         waiting = run.started is None and run.ended is None and run.worker == event.hostname
         if waiting and run.received is not None and run.received <= event.timestamp:
             run.started = event.timestamp
-            task.state = TaskState.STARTED
+            task.state = _STARTED
             return True
     return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))
 
 
 def _ended(task: Task, event: Event) -> bool:
     outcome = _OUTCOMES[event.type]
-    if outcome is Outcome.REJECTED and event.requeue:
-        outcome = Outcome.REQUEUED
-    exception = unwrapped(event.exception, event.traceback)
-    if outcome is Outcome.REVOKED:
+    if outcome is _REJECTED and event.requeue:
+        outcome = _REQUEUED
+    exception = event.exception
+    if outcome is _REVOKED:
         exception = _revocation(event)
+    elif exception is not None:
+        exception = unwrapped(exception, event.traceback)
     runs = task.runs
     if len(runs) == 1:
         run = runs[0]
@@ -161,9 +166,9 @@ def _captured(task: Task, event: Event) -> bool:
 
 def _due(task: Task, _: Event) -> bool:
     """The ETA has come, and the worker may start the task at any time."""
-    if task.state is not TaskState.SCHEDULED:
+    if task.state is not _SCHEDULED:
         return False
-    task.state = TaskState.RECEIVED
+    task.state = _RECEIVED
     return True
 
 
@@ -208,10 +213,10 @@ def _state(run: Run) -> TaskState:
     if run.outcome is not None:
         return _STATES[run.outcome]
     if run.started is not None:
-        return TaskState.STARTED
+        return _STARTED
     if run.eta is not None and run.received is not None and run.eta > run.received:
-        return TaskState.SCHEDULED
-    return TaskState.RECEIVED
+        return _SCHEDULED
+    return _RECEIVED
 
 
 def _revocation(event: Event) -> str:

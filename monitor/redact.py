@@ -6,6 +6,7 @@ certain, everything to the end of the text is masked. It may mask too much; it m
 """
 
 import re
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 MASK = "***"
@@ -36,10 +37,9 @@ class Redactor:
 
     def __init__(self, keys: Sequence[str]) -> None:
         words = {form for key in keys for form in _forms(key) if form}
-        # A word that contains another is found by it.
-        self._words = tuple(sorted(word for word in words if not any(o in word for o in words - {word})))
+        self._words = tuple(sorted(_shortest(words)))
         # What every word contains at least one of, in few pieces: ``key`` for api_key, apikey and access-key.
-        self._pieces = tuple({_last_part(key) for key in keys if key.strip()})
+        self._pieces = tuple(_shortest({_last_part(key) for key in keys if key.strip()}))
         self._word = re.compile("|".join(map(re.escape, self._words)) or r"(?!)", re.IGNORECASE)
 
     def suspects(self, text: str) -> bool:
@@ -79,6 +79,11 @@ class Redactor:
                 done = at
             word = self._word.search(text, at)
         return "".join((*parts, text[done:]))
+
+
+def _shortest(words: set[str]) -> Iterator[str]:
+    """Without those that contain another, by which they are found."""
+    return (word for word in words if not any(other in word for other in words - {word}))
 
 
 def _forms(key: str) -> tuple[str, ...]:

@@ -25,6 +25,11 @@ def bucket(seconds: float) -> int:
     return math.ceil(math.log(max(SHORTEST, seconds)) * _SCALE)
 
 
+def to_bytes(counts: Mapping[int, int]) -> bytes | None:
+    """Counts of durations by bucket as they are stored; ``None`` when empty."""
+    return _encode(counts) if counts else None
+
+
 class Sketch:
     """Counts of durations by bucket."""
 
@@ -48,7 +53,7 @@ class Sketch:
 
     def to_bytes(self) -> bytes | None:
         """As it is stored; ``None`` when empty."""
-        return _encode(self.counts) if self.counts else None
+        return to_bytes(self.counts)
 
     def add(self, counts: Mapping[int, int]) -> None:
         """Adds counts by bucket, negative ones too; an empty bucket goes away."""

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
 import msgspec
 
+from monitor.intake import Checked
 from monitor.records import Event
 from monitor.records import Message
 
@@ -27,26 +29,41 @@ TASK_EVENTS = frozenset(
     )
 )
 
+_decode_many_checked = msgspec.json.Decoder(list[Checked]).decode
+_decode_one_checked = msgspec.json.Decoder(Checked).decode
 _decode_many = msgspec.json.Decoder(list[Event]).decode
 _decode_one = msgspec.json.Decoder(Event).decode
 _count_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def decode(body: bytes) -> tuple[list[Event], int]:
+def decode(body: bytes) -> tuple[Sequence[Event], int]:
     """The events of one message body, and how many things in it are no events.
 
     A worker with an event loop sends lists of up to 24, others send single events.
     A field of a wrong type becomes unknown; an event without type, timestamp, hostname or (for a task's own
     events) uuid counts as malformed.
     """
-    try:
-        events = _decode_many(body) if body[:1] == b"[" else [_decode_one(body)]
-    except (ValueError, RecursionError):
+    events = _decode_checked(body)
+    if events is None:
         return _decode_leniently(body)
-    for event in events:
-        if event.uuid is None and event.type in TASK_EVENTS:
-            return _decode_leniently(body)
+    if None in [event.uuid for event in events]:
+        for event in events:
+            if event.uuid is None and event.type in TASK_EVENTS:
+                return _decode_leniently(body)
     return events, 0
+
+
+def _decode_checked(body: bytes) -> Sequence[Event] | None:
+    many = body[:1] == b"["
+    if b"\\" not in body or b"\\u0000" not in body:
+        try:
+            return _decode_many_checked(body) if many else [_decode_one_checked(body)]
+        except (ValueError, RecursionError):
+            pass  # a name that is too long, a number that is none, a captured message
+    try:
+        return _decode_many(body) if many else [_decode_one(body)]
+    except (ValueError, RecursionError):
+        return None
 
 
 def count(body: bytes) -> int:

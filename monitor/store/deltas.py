@@ -39,8 +39,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.counts = [0] * len(COUNT_FIELDS)
-        self.wait: dict[int, int] = {}
-        self.run: dict[int, int] = {}
+        self.wait: dict[int, int] = defaultdict(int)
+        self.run: dict[int, int] = defaultdict(int)
 
     @property
     def empty(self) -> bool:
@@ -48,6 +48,7 @@ class Tally:
 
 
 _NOWHERE = Tally()
+_FAILED = Outcome.FAILED
 
 
 class FailureTally:
@@ -88,27 +89,32 @@ class Deltas:
             self._count_run(task, run, sign)
 
     def _count_run(self, task: Task, run: Run, sign: int) -> None:
-        minute, tally = -1, _NOWHERE  # most runs are received, started and ended in one minute
+        minute, tally = -MINUTE, _NOWHERE  # most runs are received, started and ended in one minute
         if run.received is not None:
-            minute = int(run.received) // MINUTE * MINUTE
-            tally = self.rollups[minute, task.name, task.queue, run.worker]
+            minute, tally = self._tally(task, run, run.received)
             tally.counts[0] += sign
         if run.started is not None:
-            if int(run.started) // MINUTE * MINUTE != minute:
-                minute = int(run.started) // MINUTE * MINUTE
-                tally = self.rollups[minute, task.name, task.queue, run.worker]
+            if not minute <= run.started < minute + MINUTE:
+                minute, tally = self._tally(task, run, run.started)
             tally.counts[1] += sign
-            _count_duration(tally.wait, run.wait, sign)
+            wait = run.wait
+            if wait is not None:
+                tally.wait[bucket(wait)] += sign
         if run.ended is None or run.outcome is None:
             return
-        if int(run.ended) // MINUTE * MINUTE != minute:
-            tally = self.rollups[int(run.ended) // MINUTE * MINUTE, task.name, task.queue, run.worker]
+        if not minute <= run.ended < minute + MINUTE:
+            minute, tally = self._tally(task, run, run.ended)
         field = OUTCOME_FIELDS.get(run.outcome)
         if field is not None:
             tally.counts[field] += sign
-        _count_duration(tally.run, run.runtime, sign)
-        if run.outcome is Outcome.FAILED:
+        if run.runtime is not None:
+            tally.run[bucket(run.runtime)] += sign
+        if run.outcome is _FAILED:
             self._count_failure(task, run, sign)
+
+    def _tally(self, task: Task, run: Run, at: float) -> tuple[int, Tally]:
+        minute = int(at) // MINUTE * MINUTE
+        return minute, self.rollups[minute, task.name, task.queue, run.worker]
 
     def _count_failure(self, task: Task, run: Run, sign: int) -> None:
         ended = run.ended or 0.0
@@ -122,9 +128,3 @@ class Deltas:
             tally.first = min(tally.first, ended)
             tally.last = max(tally.last, ended)
             tally.latest = max(tally.latest, ended + self._skews.get(run.worker or "", 0.0))
-
-
-def _count_duration(counts: dict[int, int], seconds: float | None, sign: int) -> None:
-    if seconds is not None:
-        number = bucket(seconds)
-        counts[number] = counts.get(number, 0) + sign

@@ -1,5 +1,6 @@
 """The database behind one door: every difference between SQLite and PostgreSQL stands here."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -57,6 +58,13 @@ _SQLITE_PRAGMAS = (
     "PRAGMA journal_size_limit = 67108864",
     "PRAGMA wal_autocheckpoint = 4000",
 )
+
+
+# sqlite3 searches for an adapter of each None and each bytes that it binds, which takes longer than to bind it
+# (CPython, Modules/_sqlite/statement.c, need_adapt). These adapters give the same value back.
+_NOTHING: dict[None, None] = {}
+sqlite3.register_adapter(bytes, bytes)
+sqlite3.register_adapter(type(None), _NOTHING.get)
 
 
 class Store:

@@ -4,16 +4,20 @@ Celery's own ids are UUIDs in canonical form: 16 bytes. Any other string is kept
 (two where that would make 16), which no stored id begins with: NUL is replaced before storage.
 """
 
-import re
-
 _UUID_LENGTH = 16
-_is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_LENGTH_AS_TEXT = 36
 
 
 def to_key(task_id: str) -> bytes:
     """The bytes that stand for a task id; ``from_key`` gives the id back."""
-    if _is_uuid(task_id):
-        return bytes.fromhex(task_id.replace("-", ""))
+    if len(task_id) == _LENGTH_AS_TEXT and task_id[8:24:5] == "----":
+        digits = task_id.replace("-", "")
+        try:
+            key = bytes.fromhex(digits)
+        except ValueError:
+            key = b""
+        if key.hex() == digits:  # neither capitals nor spaces, which fromhex takes too
+            return key
     key = b"\0" + task_id.encode()
     return b"\0" + key if len(key) == _UUID_LENGTH else key
 

@@ -6,16 +6,19 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 
 from sqlalchemy import BigInteger
+from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
 from sqlalchemy import Double
 from sqlalchemy import bindparam
 from sqlalchemy import case
+from sqlalchemy import literal_column
 from sqlalchemy import select
 from sqlalchemy import update
 
 from monitor.records import FailureState
 from monitor.records import TaskState
 from monitor.sketch import Sketch
+from monitor.sketch import to_bytes
 from monitor.store import schema
 from monitor.store.deltas import COUNT_FIELDS
 from monitor.store.deltas import Deltas
@@ -34,7 +37,7 @@ _NAME, _QUEUE, _WORKER = (TERM_KINDS[kind] for kind in ("name", "queue", "worker
 _KEY = ("resolution", "at", "cluster_id", "name_id", "queue_id", "worker_id")
 
 Key = tuple[int, int, int]  # name, queue, worker
-Bucket = dict[Key, Tally]
+Bucket = defaultdict[Key, Tally]
 
 
 class Counters:
@@ -47,6 +50,7 @@ class Counters:
         self._count_tasks = _adding(store, schema.task_count, "count")
         self._count_failures = _adding(store, schema.failure_rollup, "count")
         self._change_group = _changing_group(store)
+        self._reopen = _reopening(store)
         self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run"))
         self._store = store
 
@@ -95,7 +99,7 @@ class Counters:
             key = (term(_NAME, name), term(_QUEUE, queue), term(_WORKER, worker))
             for resolution in RESOLUTIONS:
                 at = minute // resolution * resolution
-                _add(self._bucket(connection, cluster_id, resolution, at).setdefault(key, Tally()), delta)
+                _add(self._bucket(connection, cluster_id, resolution, at)[key], delta)
                 changed[resolution, at].add(key)
         rows = []
         for (resolution, at), keys in changed.items():
@@ -115,7 +119,7 @@ class Counters:
 
     def _apply_failures(self, connection: Connection, tallies: Iterable[FailureTally]) -> None:
         rows: dict[tuple[int, int, int, int], int] = defaultdict(int)
-        changes = []
+        changes, failed = [], []
         for tally in tallies:
             group = self._groups[tally.signature.digest]
             for (minute, worker), count in tally.counts.items():
@@ -125,9 +129,10 @@ class Counters:
             if any(tally.counts.values()):
                 changes.append((sum(tally.counts.values()), tally.first, tally.last, group))
             if any(count > 0 for count in tally.counts.values()):
-                _reopen(connection, group, tally.latest)
+                failed.append((tally.latest, group))
         self._count_failures.run(connection, [(*place, count) for place, count in rows.items() if count])
         self._change_group.run(connection, changes)
+        self._reopen.run(connection, failed)
 
     def _make_group(self, connection: Connection, cluster_id: int, digest: bytes, tally: FailureTally) -> int:
         table = schema.failure_group
@@ -147,11 +152,15 @@ class Counters:
         return number
 
 
-def _reopen(connection: Connection, group: int, failed_at: float) -> None:
+def _reopening(store: Store) -> Prepared:
     """A failure after somebody called the group resolved: it has come back. One from before, told late, has not."""
     table = schema.failure_group
-    resolved = (table.c.id == group, table.c.state == FailureState.RESOLVED.value, table.c.state_at < failed_at)
-    connection.execute(table.update().where(*resolved).values(state=FailureState.REGRESSED.value, state_at=failed_at))
+    failed_at = bindparam("failed_at", type_=Double)
+    resolved: ColumnElement[str] = literal_column(f"'{FailureState.RESOLVED}'")
+    regressed: ColumnElement[str] = literal_column(f"'{FailureState.REGRESSED}'")
+    come_back = (table.c.id == bindparam("group"), table.c.state == resolved, table.c.state_at < failed_at)
+    statement = update(table).where(*come_back).values(state=regressed, state_at=failed_at)
+    return Prepared(store, statement, ["failed_at", "group"])
 
 
 def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
@@ -159,28 +168,28 @@ def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: i
     statement = select(table).where(
         table.c.resolution == resolution, table.c.at == at, table.c.cluster_id == cluster_id
     )
-    bucket: Bucket = {}
+    bucket: Bucket = defaultdict(Tally)
     for row in connection.execute(statement):
         tally = bucket[row.name_id, row.queue_id, row.worker_id] = Tally()
         tally.counts = [getattr(row, field) for field in COUNT_FIELDS]
-        tally.wait = Sketch.from_bytes(row.wait).counts
-        tally.run = Sketch.from_bytes(row.run).counts
+        tally.wait.update(Sketch.from_bytes(row.wait).counts)
+        tally.run.update(Sketch.from_bytes(row.run).counts)
     return bucket
 
 
 def _add(tally: Tally, delta: Tally) -> None:
-    tally.counts = [one + other for one, other in zip(tally.counts, delta.counts, strict=True)]
+    for at, count in enumerate(delta.counts):
+        if count:
+            tally.counts[at] += count
     for counts, more in ((tally.wait, delta.wait), (tally.run, delta.run)):
         for number, count in more.items():
-            total = counts.get(number, 0) + count
-            if total:
-                counts[number] = total
-            else:
-                counts.pop(number, None)
+            counts[number] += count
+            if not counts[number]:
+                del counts[number]
 
 
 def _values(tally: Tally) -> tuple[object, ...]:
-    return (*tally.counts, Sketch(tally.wait).to_bytes(), Sketch(tally.run).to_bytes())
+    return (*tally.counts, to_bytes(tally.wait), to_bytes(tally.run))
 
 
 def _adding(store: Store, table: object, column: str) -> Prepared:

@@ -1,8 +1,5 @@
 """Tasks and runs as rows, and back."""
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +11,8 @@ from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.schema import OUTCOME_CODES
 from monitor.store.schema import STATE_CODES
-from monitor.store.schema import TERM_KINDS
+from monitor.store.terms import Names
+from monitor.store.terms import Numbers
 
 TASK_COLUMNS = tuple(column.name for column in schema.task.columns)
 IDENTITY = ("id", "cluster_id", "key")
@@ -23,27 +21,14 @@ RUN_COLUMNS = tuple(column.name for column in schema.run.columns)
 STATES = {code: state for state, code in STATE_CODES.items()}
 OUTCOMES: dict[int | None, Outcome | None] = {None: None} | {code: each for each, code in OUTCOME_CODES.items()}
 _CODES: dict[Outcome | None, int | None] = {None: None} | OUTCOME_CODES
-_NAME, _QUEUE, _WORKER, _CLIENT, _EXCHANGE, _ROUTING_KEY = (
-    TERM_KINDS[kind] for kind in ("name", "queue", "worker", "client", "exchange", "routing_key")
-)
 _NO_RUN = Run()
 _SELF = b""  # as root: the task itself
 
-TermId = Callable[[int, str | None], int]
 
-
-def terms_of(tasks: Iterable[Task]) -> Iterator[tuple[int, str]]:
-    """The names that the rows of tasks need, as (kind, text)."""
-    named: set[tuple[str | None, ...]] = set()
-    workers: set[str | None] = set()
-    for task in tasks:
-        named.add((task.name, task.queue, task.client, task.exchange, task.routing_key))
-        for run in task.runs:
-            workers.add(run.worker)
-    kinds = (_NAME, _QUEUE, _CLIENT, _EXCHANGE, _ROUTING_KEY)
-    for texts in named:
-        yield from ((kind, text) for kind, text in zip(kinds, texts, strict=True) if text is not None)
-    yield from ((_WORKER, worker) for worker in workers if worker is not None)
+def names_of(task: Task) -> Names:
+    """What the row of a task names."""
+    worker = task.runs[-1].worker if task.runs else None
+    return (task.name, task.queue, worker, task.client, task.exchange, task.routing_key)
 
 
 def seen(task: Task) -> float:
@@ -55,21 +40,22 @@ def seen(task: Task) -> float:
     return 0.0
 
 
-def task_row(task: Task, cluster_id: int, term: TermId) -> tuple[object, ...]:
-    """The values of TASK_COLUMNS."""
-    return (task.pk, cluster_id, to_key(task.id), *task_values(task, term))
+def task_row(task: Task, cluster_id: int, numbers: Numbers) -> tuple[object, ...]:
+    """The values of TASK_COLUMNS; ``numbers`` are those of its names."""
+    return (task.pk, cluster_id, to_key(task.id), *task_values(task, numbers))
 
 
-def task_values(task: Task, term: TermId) -> tuple[object, ...]:
+def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
     """The values of CHANGING_COLUMNS: of a stored task, all that can change."""
     run = task.runs[-1] if task.runs else _NO_RUN
     root = task.root_id
+    name, queue, worker, client, exchange, routing_key = numbers
     return (
         STATE_CODES[task.state],
-        seen(task),
-        term(_NAME, task.name),
-        term(_QUEUE, task.queue),
-        term(_WORKER, run.worker),
+        run.received if run.received is not None else seen(task),
+        name,
+        queue,
+        worker,
         _CODES[run.outcome],
         run.retries,
         run.pid,
@@ -80,10 +66,10 @@ def task_values(task: Task, term: TermId) -> tuple[object, ...]:
         run.runtime,
         task.sent,
         task.expires,
-        term(_CLIENT, task.client),
-        term(_EXCHANGE, task.exchange),
-        term(_ROUTING_KEY, task.routing_key),
-        min(max(len(task.runs) - 1, 0), 32767),
+        client,
+        exchange,
+        routing_key,
+        min(len(task.runs) - 1, 32767) if task.runs else 0,
         task.failure_group,
         None if root is None else _SELF if root == task.id else to_key(root),
         None if task.parent_id is None else to_key(task.parent_id),
@@ -95,12 +81,12 @@ def task_values(task: Task, term: TermId) -> tuple[object, ...]:
     )
 
 
-def run_row(task_id: int, ordinal: int, run: Run, term: TermId) -> tuple[object, ...]:
+def run_row(task_id: int, ordinal: int, run: Run, worker: int) -> tuple[object, ...]:
     """The values of RUN_COLUMNS."""
     return (
         task_id,
         ordinal,
-        term(_WORKER, run.worker),
+        worker,
         _CODES[run.outcome],
         run.retries,
         run.pid,

@@ -8,10 +8,14 @@ from sqlalchemy import tuple_
 
 from monitor.store import schema
 from monitor.store.engine import Store
+from monitor.store.schema import TERM_KINDS
 from monitor.store.schema import UNKNOWN
 
+Names = tuple[str | None, ...]  # of a task, in the order of TERM_KINDS
+Numbers = tuple[int, ...]
+_KINDS = tuple(TERM_KINDS.values())
 _CHUNK = 500
-_CACHE_LIMIT = 50_000
+_CACHE_LIMIT = 20_000
 
 
 class Terms:
@@ -20,16 +24,20 @@ class Terms:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._ids: dict[tuple[int, str], int] = {}
+        self._of_tasks: dict[Names, Numbers] = {}
 
     def forget(self) -> None:
         """Drops what is in memory: a rolled back transaction may have taken numbers back."""
         self._ids.clear()
+        self._of_tasks.clear()
 
-    def load(self, connection: Connection, wanted: Iterable[tuple[int, str]]) -> None:
-        """Makes sure that each (kind, text) has a number."""
-        missing = list({each for each in wanted if each not in self._ids})
-        if len(self._ids) + len(missing) > _CACHE_LIMIT:
+    def load(self, connection: Connection, wanted: Iterable[tuple[int, str]], of_tasks: Iterable[Names] = ()) -> None:
+        """Makes sure that each (kind, text), and all that tasks name, has a number."""
+        if len(self._ids) > _CACHE_LIMIT or len(self._of_tasks) > _CACHE_LIMIT:
             self.forget()
+        named = (zip(_KINDS, names, strict=True) for names in of_tasks if names not in self._of_tasks)
+        several = {(kind, text) for names in named for kind, text in names if text is not None}
+        missing = [each for each in several.union(wanted) if each not in self._ids]
         self._find(connection, missing)
         new = [each for each in missing if each not in self._ids]
         if new:
@@ -40,6 +48,13 @@ class Terms:
     def id(self, kind: int, text: str | None) -> int:
         """The number of a loaded name; 0 for one that is unknown."""
         return UNKNOWN if text is None else self._ids[kind, text]
+
+    def of_task(self, names: Names) -> Numbers:
+        """The numbers of what a task names, which was loaded."""
+        found = self._of_tasks.get(names)
+        if found is None:
+            found = self._of_tasks[names] = tuple(map(self.id, _KINDS, names))
+        return found
 
     def _find(self, connection: Connection, wanted: list[tuple[int, str]]) -> None:
         table = schema.term

@@ -44,10 +44,10 @@ from monitor.store.rollups import Counters
 from monitor.store.rows import CHANGING_COLUMNS
 from monitor.store.rows import RUN_COLUMNS
 from monitor.store.rows import TASK_COLUMNS
+from monitor.store.rows import names_of
 from monitor.store.rows import run_row
 from monitor.store.rows import task_row
 from monitor.store.rows import task_values
-from monitor.store.rows import terms_of
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import Terms
@@ -57,6 +57,8 @@ from monitor.workers import fold_worker
 CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
 SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
+_FAILED = Outcome.FAILED
+_WORKER = TERM_KINDS["worker"]
 _NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-lost", "task-found"})
 
 
@@ -163,23 +165,24 @@ class Writer:
 
     def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
         batch = Batch()
+        by_task, skews = batch.by_task, self._skews
         for delivery in deliveries:
-            for dirty in delivery.events:
-                event = self._intake.clean(dirty)
+            for event in self._intake.clean_all(delivery.events):
                 if event is None:
                     written.refused += 1
                     continue
                 written.events += 1
-                if event.uuid is not None and is_lifecycle(event.type):
-                    events = batch.by_task.get(event.uuid)
+                task_id = event.uuid
+                if task_id is not None and is_lifecycle(event.type):
+                    events = by_task.get(task_id)
                     if events is None:
-                        batch.by_task[event.uuid] = [event]
+                        by_task[task_id] = [event]
                     else:
                         events.append(event)
                     if event.message is not None:
-                        batch.captured[event.uuid] = event
-                        self._early.keep(event.uuid, event)
-                    if event.hostname not in self._skews and event.type not in _NOT_BY_A_WORKER:
+                        batch.captured[task_id] = event
+                        self._early.keep(task_id, event)
+                    if event.hostname not in skews and event.type not in _NOT_BY_A_WORKER:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
                     batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
@@ -273,15 +276,21 @@ class Writer:
     def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:
         for task in new:
             task.pk = self._take_number(number)
-        wanted = {*terms_of((*new, *changed)), *_terms_of_counters(deltas)}
-        self._terms.load(connection, wanted)
+        tasks = [*new, *changed]
+        names = list(map(names_of, tasks))
+        self._terms.load(connection, _terms_of(tasks, deltas), names)
         self._counters.ensure_groups(connection, number, deltas.failures)
-        for task in (*new, *changed):
+        for task in tasks:
             task.failure_group = self._group_of(task)
-        term = self._terms.id
-        self._insert_task.run(connection, [task_row(task, number, term) for task in new])
-        self._update_task.run(connection, [(*task_values(task, term), task.pk) for task in changed])
-        self._save_earlier_runs(connection, (*new, *changed))
+        numbers = list(map(self._terms.of_task, names))
+        self._insert_task.run(
+            connection, [task_row(task, number, each) for task, each in zip(new, numbers, strict=False)]
+        )
+        self._update_task.run(
+            connection,
+            [(*task_values(task, each), task.pk) for task, each in zip(changed, numbers[len(new) :], strict=True)],
+        )
+        self._save_earlier_runs(connection, tasks)
         self._counters.apply(connection, number, deltas)
 
     def _take_number(self, number: int) -> int:
@@ -291,7 +300,7 @@ class Writer:
 
     def _group_of(self, task: Task) -> int | None:
         run = task.run
-        if run is None or run.outcome is not Outcome.FAILED:
+        if run is None or run.outcome is not _FAILED:
             return None
         return self._counters.group_id(signature_of(task.name, run.exception, run.traceback).digest)
 
@@ -301,7 +310,7 @@ class Writer:
             ids = [task.pk for task in several[start : start + _CHUNK]]
             connection.execute(schema.run.delete().where(schema.run.c.task_id.in_(ids)))
         rows = [
-            run_row(task.pk or 0, ordinal, run, self._terms.id)
+            run_row(task.pk or 0, ordinal, run, self._terms.id(_WORKER, run.worker))
             for task in several
             for ordinal, run in enumerate(task.runs[:-1])
         ]
@@ -314,12 +323,14 @@ def _updating_task(store: Store) -> Prepared:
     return Prepared(store, statement.values(changes), [*CHANGING_COLUMNS, "row_id"])
 
 
-def _terms_of_counters(deltas: Deltas) -> Iterable[tuple[int, str]]:
-    kinds = TERM_KINDS["name"], TERM_KINDS["queue"], TERM_KINDS["worker"]
-    for place in deltas.rollups:
+def _terms_of(tasks: Iterable[Task], deltas: Deltas) -> Iterator[tuple[int, str]]:
+    """What counters and earlier runs name."""
+    kinds = TERM_KINDS["name"], TERM_KINDS["queue"], _WORKER
+    for place in (*deltas.rollups, *deltas.tasks):
         yield from ((kind, text) for kind, text in zip(kinds, place[1:], strict=True) if text is not None)
-    for counted in deltas.tasks:
-        yield from ((kind, text) for kind, text in zip(kinds, counted[1:], strict=True) if text is not None)
+    for task in tasks:
+        if len(task.runs) > 1:
+            yield from ((_WORKER, run.worker) for run in task.runs if run.worker is not None)
 
 
 def _sole_queues(connection: Connection, number: int) -> dict[str, str]:

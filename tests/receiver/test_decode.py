@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitor.intake import LATEST_TIME
+from monitor.intake import NAME_LENGTH
+from monitor.intake import Checked
+from monitor.intake import Intake
 from monitor.receiver.decode import READERS
 from monitor.receiver.decode import count
 from monitor.receiver.decode import decode
@@ -51,12 +56,19 @@ def body(document: object) -> bytes:
 
 @given(st.lists(EVENTS, max_size=5))
 def test_valid_events_come_back_equal(events: list[Event]) -> None:
-    assert decode(msgspec.json.encode(events)) == (events, 0)
+    found, malformed = decode(msgspec.json.encode(events))
+    assert (said(found), malformed) == (said(events), 0)
+
+
+def said(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """What events say, whichever way they were decoded."""
+    return [msgspec.structs.asdict(event) for event in events]
 
 
 @given(EVENTS)
 def test_a_single_event_needs_no_list(event: Event) -> None:
-    assert decode(msgspec.json.encode(event)) == ([event], 0)
+    found, malformed = decode(msgspec.json.encode(event))
+    assert (said(found), malformed) == (said([event]), 0)
 
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\[?\{"type": ?"task-[a-z]*", ?"timestamp": .*\}\]?', fullmatch=True))
@@ -78,7 +90,7 @@ def test_wrong_types_never_raise_and_what_comes_out_can_be_stored(fields: dict[s
     events, malformed = decode(body({**plain(), **fields}))
     assert len(events) + malformed == 1
     for event in events:
-        assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
+        assert said([msgspec.json.decode(msgspec.json.encode(event), type=Event)]) == said([event])
 
 
 def test_every_field_of_an_event_has_a_lenient_reader() -> None:
@@ -89,7 +101,7 @@ def test_the_lenient_path_reads_a_good_event_as_the_fast_path_does() -> None:
     good = plain(loadavg=[1, 2.5, 3], signum=15, terminated=True, retries=3)
     (fast,), _ = decode(body(good))
     (fast_again, broken), malformed = decode(body([good, plain(runtime=math.nan)]))
-    assert fast == fast_again
+    assert said([fast]) == said([fast_again])
     assert (broken.runtime, broken.result, malformed) == (None, "'paid'", 0)
 
 
@@ -163,3 +175,35 @@ def test_count_agrees_with_decode() -> None:
     assert count(msgspec.json.encode(events)) == 3
     assert count(msgspec.json.encode(events[0])) == 1
     assert count(b"[]") == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hostname", "h" * (NAME_LENGTH + 1)),
+        ("uuid", "a\0b"),
+        ("pid", -1),
+        ("retries", 2**31),
+        ("timestamp", LATEST_TIME),
+        ("runtime", -0.5),
+        ("message", {"why": "failed", "size": 1, "headers": "{}", "properties": "{}"}),
+    ],
+)
+def test_what_is_to_be_cleaned_is_no_checked_event(field: str, value: object) -> None:
+    (event,), malformed = decode(body(plain(**{field: value})))
+    assert type(event) is Event
+    assert malformed == 0
+
+
+def test_secrets_and_long_texts_are_found_among_clean_events() -> None:
+    intake = Intake(max_text=100, redact=["password"])
+    events, _ = decode(body([plain(result="'fine'") for _ in range(40)]))
+    dirty, _ = decode(body([plain(result="{'password': 'x1'}"), plain(result="y" * 101)]))
+    assert {type(each) for each in (*events, *dirty)} == {Checked}
+    cleaned = list(intake.clean_all([*events[:30], *dirty, *events[30:]]))
+    assert [each.result for each in cleaned if each] == [
+        *["'fine'"] * 30,
+        "{'password': '***'}",
+        "y" * 99 + "…",
+        *["'fine'"] * 10,
+    ]
