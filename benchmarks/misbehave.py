@@ -178,7 +178,7 @@ TROUBLES = (
         new_error,
         r"New: \S*LabelPrinterJammed",
         nothing,
-        ("link New: .*LabelPrinterJammed", "link Retry all", "button Retry 1 task", "button Retry 1 task"),
+        ("link New: .*LabelPrinterJammed", "link Retry all", "button Retry", "button Retry"),
     ),
     Trouble("pool processes killed", kill_pool, r"WorkerLostError", nothing),
     Trouble(

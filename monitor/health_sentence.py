@@ -110,7 +110,7 @@ class Facts(NamedTuple):
     beat_stopped: bool = False  # all that it sends is overdue, or nobody holds its lock
     gone: Sequence[str] = ()  # workers that were up in the last hour and are silent or offline
     silent: Sequence[SilentWorker] = ()
-    busy: Sequence[str] = ()  # up, and silent until the only task they can run ends
+    busy: Sequence[SilentWorker] = ()  # silent too, and of a pool that is so while it runs a task
     stalled: Sequence[StalledWorker] = ()  # the longest first
     slow: Sequence[SlowWorkflow] = ()  # not among the stuck ones; those of which more is known first
     stuck: Sequence[StuckWorkflow] = ()  # the longest first
@@ -214,15 +214,19 @@ def _workers(facts: Facts) -> list[Part]:
 
 def _silent(facts: Facts) -> list[Part]:
     parts = [
-        Part(f"{name} is busy with a task and silent until it ends, as a solo pool is.", _worker(name))
-        for name in facts.busy[:NAMED_WORKERS]
+        Part(
+            f"{each.hostname} has been silent for {age_words(each.seconds)}, as a solo pool is while it runs a task.",
+            _worker(each.hostname),
+        )
+        for each in facts.busy[:NAMED_WORKERS]
     ]
+    others = facts.workers_silent - len(facts.busy)
     if 0 < len(facts.silent) <= NAMED_WORKERS:
         for each in facts.silent:
             told = f"{each.hostname} has been silent for {age_words(each.seconds)}, perhaps only busy."
             parts.append(Part(told, _worker(each.hostname), tone="warning"))
-    elif facts.workers_silent:
-        silent = counted(facts.workers_silent, "worker is", "workers are")
+    elif others > 0:
+        silent = counted(others, "worker is", "workers are")
         parts.append(Part(f"{silent} silent, perhaps only busy.", "/workers", tone="warning"))
     return parts
 
@@ -259,8 +263,9 @@ def _short(seconds: float) -> str:
 def _workers_up(facts: Facts) -> str:
     if facts.workers_up == facts.workers_known:
         return f"{counted(facts.workers_up, 'worker')} up."
+    busy = f" and {number_words(len(facts.busy))} probably busy" if facts.busy else ""
     without = f", without {' and '.join(facts.gone)}" if 0 < len(facts.gone) <= NAMED_WORKERS else ""
-    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up{without}."
+    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up{busy}{without}."
 
 
 def _queues(facts: Facts) -> list[Part]:

@@ -80,11 +80,9 @@ def slow_workflows(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: fl
     return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
 
 
-def is_busy(worker: Worker, held: Sequence[HeldTask]) -> bool:
-    """A solo pool neither beats nor answers while it runs a task."""
-    return worker.pool == "solo" and any(
-        task.started and (task.cluster, task.worker) == (worker.cluster, worker.hostname) for task in held
-    )
+def may_be_busy(worker: Worker) -> bool:
+    """A solo pool neither beats nor answers while it runs a task, and its events of that wait until it ends."""
+    return worker.pool == "solo" and worker.status is WorkerStatus.SILENT
 
 
 def _stalled(worker: Worker, held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> StalledWorker | None:

@@ -210,10 +210,11 @@ def test_silent_worker_is_named_with_its_silence() -> None:
     assert sentence(facts)[1].path == "/workers/pick%40shop"
 
 
-def test_busy_solo_worker_is_no_alarm() -> None:
-    facts = WELL._replace(busy=["solo@shop"])
+def test_silent_solo_worker_is_probably_busy_and_no_alarm() -> None:
+    facts = WELL._replace(workers_up=2, workers_silent=1, busy=[SilentWorker("solo@shop", 7.0)])
     assert told(facts) == (
-        "3 workers up. solo@shop is busy with a task and silent until it ends, as a solo pool is. "
+        "2 of 3 workers up and 1 probably busy. "
+        "solo@shop has been silent for 7 s, as a solo pool is while it runs a task. "
         "Nothing is failing and no queue is growing."
     )
     assert tones(facts) == {"plain", "good"}

@@ -22,7 +22,7 @@ from monitor.records import WorkerStatus
 from monitor.stalls import HeldTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
-from monitor.stalls import is_busy
+from monitor.stalls import may_be_busy
 from monitor.stalls import slow_workflows
 from monitor.stalls import stalled_workers
 from monitor.store import breakdowns
@@ -51,16 +51,13 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     rising = queries.rising(store, cluster)
     stalls = read_stalls(store, health, workers, now, cluster)
     still = queries.stuck_workflows(store, now, cluster)
+    silent = [worker for worker in workers if worker.status is WorkerStatus.SILENT]
     roots = {each.root_id for each in still}
     return Facts(
-        workers_up=_count(workers, WorkerStatus.ONLINE) + len(stalls.busy),
-        workers_silent=_count(workers, WorkerStatus.SILENT) - len(stalls.busy),
-        silent=[
-            SilentWorker(each.hostname, now - (each.last_heartbeat or now))
-            for each in workers
-            if each.status is WorkerStatus.SILENT and each not in stalls.busy
-        ],
-        busy=[worker.hostname for worker in stalls.busy],
+        workers_up=_count(workers, WorkerStatus.ONLINE),
+        workers_silent=_count(workers, WorkerStatus.SILENT),
+        silent=[_silence(each, now) for each in silent if not may_be_busy(each)],
+        busy=[_silence(each, now) for each in silent if may_be_busy(each)],
         stalled=stalls.workers,
         slow=[each for each in stalls.workflows if each.root_id not in roots],
         workers_offline=_count(workers, WorkerStatus.OFFLINE),
@@ -74,7 +71,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
         lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
         many_clusters=len(health) > 1,
-        gone=[worker.hostname for worker in workers if worker not in stalls.busy and _gone(worker, now)],
+        gone=[worker.hostname for worker in workers if _gone(worker, now)],
         stuck=[StuckWorkflow(each.root_id, each.name, now - each.since) for each in still],
         stuck_at_least=MOST_STUCK,
         new_failures=_new_failures(store, cluster, since) if heard else (),
@@ -84,11 +81,10 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
 
 
 class Stalls(NamedTuple):
-    """What may be stuck. ``busy``: silent because their only process works."""
+    """What may be stuck."""
 
     workers: Sequence[StalledWorker] = ()
     workflows: Sequence[SlowWorkflow] = ()
-    busy: Sequence[Worker] = ()
 
 
 def read_stalls(
@@ -101,7 +97,6 @@ def read_stalls(
     return Stalls(
         workers=stalled_workers(workers, held, usual, now),
         workflows=slow_workflows(held, usual, now),
-        busy=[worker for worker in workers if worker.status is WorkerStatus.SILENT and is_busy(worker, held)],
     )
 
 
@@ -131,7 +126,11 @@ def unattended(queue: Queue) -> bool:
 
 def _gone(worker: Worker, now: float) -> bool:
     left = worker.status is WorkerStatus.OFFLINE and now - (worker.offline_at or 0.0) < GONE_SECONDS
-    return left or worker.status is WorkerStatus.SILENT
+    return left or (worker.status is WorkerStatus.SILENT and not may_be_busy(worker))
+
+
+def _silence(worker: Worker, now: float) -> SilentWorker:
+    return SilentWorker(worker.hostname, now - (worker.last_heartbeat or now))
 
 
 def _new_failures(store: Store, cluster: str | None, since: float) -> list[NewFailure]:
