@@ -9,11 +9,17 @@ from typing import Literal
 from typing import NamedTuple
 from urllib.parse import quote
 
+from monitor.stalls import SlowWorkflow
+from monitor.stalls import StalledWorker
+
 Tone = Literal["plain", "good", "warning", "bad"]
 
 GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
+RISE_SECONDS = 60.0  # and how far back, where it is sampled every second
+RISE_SAMPLES = 3  # one sample more than before may be a burst that is being taken
 PEAK_SHARE = 0.9
 GROWTH_LEAST = 10  # fewer messages more than before are noise
+BARELY_SECONDS = 10.0  # an entry of the schedule may come that late from a beat that is only slow
 NAMED_ENTRIES = 2  # more overdue entries than this are counted instead of named
 NAMED_WORKERS = 2  # more that are gone are not named
 NAMED_QUEUES = 2  # more growing queues than this are counted instead of named
@@ -68,6 +74,13 @@ class StuckWorkflow(NamedTuple):
     seconds: float
 
 
+class SilentWorker(NamedTuple):
+    """A worker of which nothing was heard for ``seconds``."""
+
+    hostname: str
+    seconds: float
+
+
 class NewFailure(NamedTuple):
     """A kind of failure that was first seen, or came back, in the window."""
 
@@ -96,6 +109,10 @@ class Facts(NamedTuple):
     overdue: Sequence[Overdue] = ()  # the longest first
     beat_stopped: bool = False  # all that it sends is overdue, or nobody holds its lock
     gone: Sequence[str] = ()  # workers that were up in the last hour and are silent or offline
+    silent: Sequence[SilentWorker] = ()
+    busy: Sequence[SilentWorker] = ()  # silent too, and of a pool that is so while it runs a task
+    stalled: Sequence[StalledWorker] = ()  # the longest first
+    slow: Sequence[SlowWorkflow] = ()  # not among the stuck ones; those of which more is known first
     stuck: Sequence[StuckWorkflow] = ()  # the longest first
     stuck_at_least: int | None = None  # as many, and there may be more
     new_failures: Sequence[NewFailure] = ()  # the newest first
@@ -131,9 +148,21 @@ def is_growing(samples: Sequence[tuple[float, int | None]], now: float) -> bool:
     highest of the window is being emptied.
     """
     window = [ready for at, ready in samples if ready is not None and at >= now - GROWTH_SECONDS]
-    if len(window) < 2:
+    return len(window) >= 2 and _grew(window[0], window)
+
+
+def is_rising(window: Sequence[int]) -> bool:
+    """Whether a queue has just begun to grow; ``window`` are the messages ready in the samples of the last minute.
+
+    It is compared with its lowest, and has to have more than in the sample before and the one before that.
+    """
+    if len(window) < RISE_SAMPLES or not window[-3] <= window[-2] < window[-1]:
         return False
-    return window[-1] - window[0] >= max(GROWTH_LEAST, window[0] // 10) and window[-1] >= PEAK_SHARE * max(window)
+    return _grew(min(window), window)
+
+
+def _grew(before: int, window: Sequence[int]) -> bool:
+    return window[-1] - before >= max(GROWTH_LEAST, before // 10) and window[-1] >= PEAK_SHARE * max(window)
 
 
 def age_words(seconds: float) -> str:
@@ -156,7 +185,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def _all_well(facts: Facts) -> bool:
     up = facts.workers_up > 0 and not facts.disconnected
-    bad = facts.growing or facts.unattended or facts.overdue or facts.beat_stopped or facts.stuck
+    kinds = (facts.growing, facts.unattended, facts.overdue, facts.stuck, facts.stalled, facts.silent)
+    bad = facts.beat_stopped or any(kinds) or any(each.usual is not None for each in facts.slow)
     return up and facts.failures == 0 and not bad and facts.missed_seconds == 0
 
 
@@ -179,17 +209,63 @@ def _workers(facts: Facts) -> list[Part]:
     if facts.workers_up == 0 and facts.workers_silent == 0:
         return [Part(f"No worker is up; {number_words(facts.workers_offline)} known.", "/workers", tone="bad")]
     parts = [Part(_workers_up(facts), "/workers", tone="plain" if facts.workers_offline == 0 else "warning")]
-    if facts.workers_silent:
-        silent = counted(facts.workers_silent, "worker is", "workers are")
+    return [*parts, *_silent(facts), *_stalled(facts)]
+
+
+def _silent(facts: Facts) -> list[Part]:
+    parts = [
+        Part(
+            f"{each.hostname} has been silent for {age_words(each.seconds)}, as a solo pool is while it runs a task.",
+            _worker(each.hostname),
+        )
+        for each in facts.busy[:NAMED_WORKERS]
+    ]
+    others = facts.workers_silent - len(facts.busy)
+    if 0 < len(facts.silent) <= NAMED_WORKERS:
+        for each in facts.silent:
+            told = f"{each.hostname} has been silent for {age_words(each.seconds)}, perhaps only busy."
+            parts.append(Part(told, _worker(each.hostname), tone="warning"))
+    elif others > 0:
+        silent = counted(others, "worker is", "workers are")
         parts.append(Part(f"{silent} silent, perhaps only busy.", "/workers", tone="warning"))
     return parts
+
+
+def _stalled(facts: Facts) -> list[Part]:
+    if len(facts.stalled) > NAMED_WORKERS:
+        longest = age_words(facts.stalled[0].seconds)
+        told = f"{number_words(len(facts.stalled))} workers may be stuck, one for {longest}."
+        return [Part(told, "/workers", tone="bad")]
+    return [Part(stalled_words(each), _worker(each.hostname), tone="bad") for each in facts.stalled]
+
+
+def stalled_words(stalled: StalledWorker) -> str:
+    """Why a worker may be stuck."""
+    seconds = age_words(stalled.seconds)
+    if not stalled.started:
+        waits = counted(stalled.tasks, "task it has taken waits", "tasks it has taken wait")
+        return f"{stalled.hostname} may be stuck: {waits}, one for {seconds}, and none is started."
+    all_run = "its only task has run" if stalled.tasks == 1 else f"all {number_words(stalled.tasks)} tasks it runs have"
+    ran = f"{all_run} for {seconds}" if stalled.tasks == 1 else f"{all_run} run unusually long, one for {seconds}"
+    return f"{stalled.hostname} may be stuck: {ran}{_usually(stalled.usual)}."
+
+
+def _usually(p99: float | None) -> str:
+    return "" if p99 is None else f"; usually {_short(p99)} at most"
+
+
+def _short(seconds: float) -> str:
+    if seconds < 1:
+        return f"{max(0.1, seconds):.1f} s"
+    return f"{seconds:.1f} s" if seconds < 10 else age_words(seconds)
 
 
 def _workers_up(facts: Facts) -> str:
     if facts.workers_up == facts.workers_known:
         return f"{counted(facts.workers_up, 'worker')} up."
+    busy = f" and {number_words(len(facts.busy))} probably busy" if facts.busy else ""
     without = f", without {' and '.join(facts.gone)}" if 0 < len(facts.gone) <= NAMED_WORKERS else ""
-    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up{without}."
+    return f"{number_words(facts.workers_up)} of {counted(facts.workers_known, 'worker')} up{busy}{without}."
 
 
 def _queues(facts: Facts) -> list[Part]:
@@ -218,15 +294,19 @@ def _schedule(facts: Facts) -> list[Part]:
         return [Part(f"Beat seems to have stopped{told}.", "/schedule", tone="bad")]
     if len(facts.overdue) > NAMED_ENTRIES:
         return [Part(f"{entries} overdue.", "/schedule", tone="bad")]
-    return [
-        Part(f"{each.name} should have been sent {age_words(each.seconds)} ago.", "/schedule", tone="bad")
-        for each in facts.overdue
-    ]
+    return [_overdue(each) for each in facts.overdue]
+
+
+def _overdue(entry: Overdue) -> Part:
+    if entry.seconds < BARELY_SECONDS:
+        told = f"{entry.name} was due {age_words(entry.seconds)} ago and has not been seen."
+        return Part(told, "/schedule", tone="warning")
+    return Part(f"{entry.name} should have been sent {age_words(entry.seconds)} ago.", "/schedule", tone="bad")
 
 
 def _workflows(facts: Facts) -> list[Part]:
     if not facts.stuck:
-        return []
+        return _slow(facts)
     longest, more = facts.stuck[0], len(facts.stuck) - 1
     waits = f", waiting for {longest.waits_for}" if longest.waits_for else ""
     if more:
@@ -234,7 +314,24 @@ def _workflows(facts: Facts) -> list[Part]:
         text = f"{more + 1}{sign} workflows stand still, one for {age_words(longest.seconds)}"
         return [Part(f"{text}{waits}.", "/workflows", tone="warning")]
     path = f"/workflows/{quote(longest.root_id, safe='')}"
-    return [Part(f"A workflow has stood still for {age_words(longest.seconds)}{waits}.", path, tone="warning")]
+    told = f"A workflow has stood still for {age_words(longest.seconds)}{waits}."
+    return [Part(told, path, tone="warning"), *_slow(facts)]
+
+
+def _slow(facts: Facts) -> list[Part]:
+    """Of a workflow that waits for a name of which nothing is known, no more is said than that it waits."""
+    if not facts.slow:
+        return []
+    first = facts.slow[0]
+    alike = sum((each.usual is None) == (first.usual is None) for each in facts.slow)
+    path = f"/workflows/{quote(first.root_id, safe='')}" if alike == 1 else "/workflows"
+    name, seconds = first.name or "a task without a name", age_words(first.seconds)
+    if first.usual is None:
+        subject = "A workflow waits" if alike == 1 else f"{number_words(alike)} workflows wait, one"
+        return [Part(f"{subject} for {name} since {seconds}; how long that usually runs is not known yet.", path)]
+    subject = "A workflow" if alike == 1 else f"{number_words(alike)} workflows"
+    told = f"{subject} may be stuck: {name} has run for {seconds}{_usually(first.usual)}."
+    return [Part(told, path, tone="warning")]
 
 
 def _new_failures(facts: Facts) -> list[Part]:
@@ -252,6 +349,10 @@ def _new_failures(facts: Facts) -> list[Part]:
 
 def _oldest(queue: GrowingQueue) -> str:
     return "" if queue.oldest_age is None else f", oldest {age_words(queue.oldest_age)}"
+
+
+def _worker(hostname: str) -> str:
+    return f"/workers/{quote(hostname, safe='')}"
 
 
 def _queue(queue: GrowingQueue) -> str:

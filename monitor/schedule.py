@@ -21,6 +21,7 @@ from monitor.records import ScheduledRun
 from monitor.records import ScheduleEntry
 
 LATE_SECONDS = 5.0  # beat wakes up at least this often
+SOON_SECONDS = 2.5  # after which it is said that an entry was due and has not been seen
 LATE_SHARE = 0.1  # of an interval
 FIRST_SECONDS = 330.0  # a beat that sleeps learns of a new entry after five minutes at most
 SYNC_SECONDS = 200.0  # after which django-celery-beat has written down what it sent
@@ -100,7 +101,9 @@ def _patience(entry: ScheduleEntry, seen: float | None, last_at: float | None) -
     """Seconds after its time in which an entry is not said to be overdue."""
     if entry.source == "django" and last_at is not None and (seen is None or last_at - seen > LATE_SECONDS):
         return _grace(entry) + SYNC_SECONDS
-    return FIRST_SECONDS if entry.source == "redbeat" and last_at is None else _grace(entry)
+    if entry.source == "redbeat" and last_at is None:
+        return FIRST_SECONDS
+    return SOON_SECONDS if entry.told_next is None else _grace(entry)  # what a scheduler tells is seconds old
 
 
 def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[float]:

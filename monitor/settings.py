@@ -229,7 +229,7 @@ class Settings:
         "folder where events wait; beside an SQLite file, else in the working directory, when unset",
         metavar="DIR",
     )
-    sample_seconds: float = _setting(2.0, parse_float, "how often queues are measured", metavar="SECONDS")
+    sample_seconds: float = _setting(1.0, parse_float, "how often queues are measured", metavar="SECONDS")
     inspect_seconds: float = _setting(
         30.0, parse_float, "how often workers are asked for queues and statistics", metavar="SECONDS"
     )

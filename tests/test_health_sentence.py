@@ -4,11 +4,15 @@ from monitor.health_sentence import GrowingQueue
 from monitor.health_sentence import NewFailure
 from monitor.health_sentence import Overdue
 from monitor.health_sentence import Part
+from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import age_words
 from monitor.health_sentence import is_growing
+from monitor.health_sentence import is_rising
 from monitor.health_sentence import sentence
+from monitor.stalls import SlowWorkflow
+from monitor.stalls import StalledWorker
 
 WELL = Facts(workers_up=3, receivers=1, seen_tasks=True, failures=0)
 
@@ -196,3 +200,61 @@ def test_new_kind_of_failure_is_said_however_rare_it_is() -> None:
     assert sentence(facts)[-1].path == "/failures/31"
     again = facts._replace(new_failures=[NewFailure(4, "OSError", None, again=True), *new, *new])
     assert told(again).endswith("Back again: OSError, and 2 other kinds of failure.")
+
+
+def test_silent_worker_is_named_with_its_silence() -> None:
+    facts = WELL._replace(workers_up=2, workers_silent=1, silent=[SilentWorker("pick@shop", 4.3)], gone=["pick@shop"])
+    assert told(facts) == (
+        "2 of 3 workers up, without pick@shop. pick@shop has been silent for 4 s, perhaps only busy."
+    )
+    assert sentence(facts)[1].path == "/workers/pick%40shop"
+
+
+def test_silent_solo_worker_is_probably_busy_and_no_alarm() -> None:
+    facts = WELL._replace(workers_up=2, workers_silent=1, busy=[SilentWorker("solo@shop", 7.0)])
+    assert told(facts) == (
+        "2 of 3 workers up and 1 probably busy. "
+        "solo@shop has been silent for 7 s, as a solo pool is while it runs a task. "
+        "Nothing is failing and no queue is growing."
+    )
+    assert tones(facts) == {"plain", "good"}
+
+
+def test_worker_whose_tasks_do_not_move_may_be_stuck() -> None:
+    waiting = StalledWorker("pick@shop", 4.0, 2, started=False)
+    running = StalledWorker("count@shop", 31.0, 2, started=True, usual=0.05)
+    facts = WELL._replace(stalled=[running, waiting])
+    assert [part.text for part in sentence(facts)[1:]] == [
+        "count@shop may be stuck: all 2 tasks it runs have run unusually long, one for 31 s; usually 0.1 s at most.",
+        "pick@shop may be stuck: 2 tasks it has taken wait, one for 4 s, and none is started.",
+    ]
+    many = WELL._replace(stalled=[running, waiting, waiting])
+    assert sentence(many)[1] == Part("3 workers may be stuck, one for 31 s.", "/workers", tone="bad")
+
+
+def test_workflow_that_waits_for_a_slow_task_may_be_stuck() -> None:
+    facts = WELL._replace(slow=[SlowWorkflow("r7", "shop.count", 4.0, 1.25)])
+    assert sentence(facts)[1] == Part(
+        "A workflow may be stuck: shop.count has run for 4 s; usually 1.2 s at most.", "/workflows/r7", tone="warning"
+    )
+    assert "good" not in tones(facts)
+
+
+def test_workflow_that_waits_for_something_new_is_told_without_alarm() -> None:
+    facts = WELL._replace(slow=[SlowWorkflow("r7", "shop.count", 4.0, None), SlowWorkflow("r8", None, 3.5, None)])
+    assert "2 workflows wait, one for shop.count since 4 s; how long that usually runs is not known yet." in told(facts)
+    assert tones(facts) == {"plain", "good"}
+
+
+def test_entry_that_is_barely_late_is_not_yet_bad() -> None:
+    facts = WELL._replace(overdue=[Overdue("count", 3.4)])
+    assert sentence(facts)[1] == Part("count was due 3 s ago and has not been seen.", "/schedule", tone="warning")
+
+
+def test_queue_that_rises_sample_after_sample() -> None:
+    assert is_rising([0, 0, 12, 25])
+    assert not is_rising([0, 25])  # may be a burst
+    assert not is_rising([0, 25, 14])
+    assert not is_rising([0, 25, 25])
+    assert not is_rising([300, 310, 320])  # noise of a deep queue
+    assert is_rising([300, 0, 14, 31]) is False  # it still has far less than a moment ago

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.second_hand",
         "monitor.settings",
         "monitor.sketch",
+        "monitor.stalls",
         "monitor.supervise",
         "monitor.workers",
         "monitor.workflow",

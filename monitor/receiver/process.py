@@ -80,7 +80,7 @@ def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event)
         remote = Remote(broker, settings)
         sampler = Sampler(store, broker.cluster, make_probe(broker, settings), remote, settings, receiver.notice)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude)
-        for beside in (sampler.run, reconciler.run):
+        for beside in (sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run):
             ending.callback(start_beside(beside, over).join, END_SECONDS)
         ending.callback(over.set)  # also when the receiver itself ends by an error
         receiver.run(stop)

@@ -29,10 +29,13 @@ from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Holder
 
-STEP_SECONDS = 1.0
+STEP_SECONDS = 0.5
+HELD_SECONDS = 1.0  # between two looks at what workers hold
 LAG_SECONDS = 2.0  # a receiver further behind than this judges nobody
-DEAF_SECONDS = 5.0  # without a step or a word of the receiver: it was suspended, or waits for the database
-GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way
+DEAF_SECONDS = 5.0  # without a step: we were suspended
+UNSAID_SECONDS = 2.0  # without a word of the receiver: it waits for the database, or stores something large
+LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
+GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way, before a worker can be gone
 UNHEARD_SECONDS = 30.0  # silence of a worker that sends no heartbeats, after which it is asked
 PING_SECONDS = 1.0
 PINGS = 2  # unanswered in a row before a worker is taken for gone
@@ -45,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Judges the workers of one cluster once a second, in a thread of its own.
+    """Judges the workers of one cluster twice a second, in a thread of its own.
 
     ``health`` gives what the receiver says of itself; ``conclude`` takes events that were concluded.
     """
@@ -65,6 +68,7 @@ class Reconciler:
         self._conclude = conclude
         self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
+        self._held_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
         self._gone: dict[str, str] = {}  # the evidence against workers that were taken for gone
@@ -90,6 +94,12 @@ class Reconciler:
         workers = queries.workers(self._store, self._cluster)
         self._settle(workers, now)
         self._judge_silent(workers, now)
+        if now - self._held_at >= HELD_SECONDS:
+            self._held_at = now
+            self._judge_held(workers, now)
+
+    def _judge_held(self, workers: Sequence[Worker], now: float) -> None:
+        """What became of the tasks that workers hold."""
         held = standing.holders(self._store, self._cluster)
         by_name = {worker.hostname: worker for worker in workers}
         for holder in held:
@@ -103,7 +113,7 @@ class Reconciler:
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
         health = self._health()
-        awake = now - self._stepped_at < DEAF_SECONDS and now - (health.updated_at or 0.0) < DEAF_SECONDS
+        awake = now - self._stepped_at < DEAF_SECONDS and now - (health.updated_at or 0.0) < UNSAID_SECONDS
         level = health.connected and health.lag_seconds is not None and health.lag_seconds <= LAG_SECONDS
         self._stepped_at = now
         if not (awake and level):
@@ -129,20 +139,22 @@ class Reconciler:
                 self._unanswered.pop(worker.hostname, None)
             if worker.status is WorkerStatus.ONLINE:
                 self._gone.pop(worker.hostname, None)
-        names = [name for name in silent if self._to_be_asked(name, now)]
+        names = [name for name, worker in silent.items() if self._to_be_asked(worker, now)]
         answered = self._remote.ask("ping", destination=names, timeout=PING_SECONDS) if names else {}
         for name in names:
             self._take_answer(silent[name], name in answered, now)
 
-    def _to_be_asked(self, hostname: str, now: float) -> bool:
+    def _to_be_asked(self, worker: Worker, now: float) -> bool:
         """A worker that works and cannot answer finds all our pings when it is done: few, then."""
-        count, asked_at = self._unanswered.get(hostname, (0, 0.0))
-        return count < PINGS or now - asked_at >= ASK_AGAIN_SECONDS
+        count, asked_at = self._unanswered.get(worker.hostname, (0, 0.0))
+        again = count < PINGS and self._silence(worker, now) > _overdue(worker)
+        return count == 0 or again or now - asked_at >= ASK_AGAIN_SECONDS
 
     def _take_answer(self, worker: Worker, answered: bool, now: float) -> None:
         if answered:
             self._unanswered.pop(worker.hostname, None)
-            self._mark(worker, WorkerStatus.SILENT if worker.freq else WorkerStatus.ONLINE, now)
+            if self._silence(worker, now) > _overdue(worker):  # else the heartbeat is on its way
+                self._mark(worker, WorkerStatus.SILENT if worker.freq else WorkerStatus.ONLINE, now)
             return
         count = self._unanswered.get(worker.hostname, (0, 0.0))[0] + 1
         self._unanswered[worker.hostname] = (count, now)
@@ -154,7 +166,8 @@ class Reconciler:
         self._mark(worker, WorkerStatus.OFFLINE, now)
 
     def _is_silent(self, worker: Worker, now: float) -> bool:
-        limit = 2 * worker.freq + GRACE_SECONDS if worker.freq else UNHEARD_SECONDS
+        """Nothing was heard for long enough to ask; a worker that then does not answer is silent."""
+        limit = LATE_INTERVALS * worker.freq if worker.freq else UNHEARD_SECONDS
         return worker.status is not WorkerStatus.OFFLINE and self._silence(worker, now) > limit
 
     def _silence(self, worker: Worker, now: float) -> float:
@@ -163,7 +176,7 @@ class Reconciler:
         return now - max(heard, self._listening_since)
 
     def _may_be_gone(self, worker: Worker, now: float) -> bool:
-        return worker.pool != "solo" or self._silence(worker, now) > SOLO_SECONDS
+        return self._silence(worker, now) > (SOLO_SECONDS if worker.pool == "solo" else _overdue(worker))
 
     def _mark(self, judged: Worker, status: WorkerStatus, now: float) -> None:
         """Stores the verdict, unless the worker has been heard of meanwhile."""
@@ -239,6 +252,11 @@ class Reconciler:
         ]
         if events:
             self._conclude(Delivery(events=events, arrived=now))
+
+
+def _overdue(worker: Worker) -> float:
+    """Seconds of silence that no heartbeat on its way explains."""
+    return 2 * worker.freq + GRACE_SECONDS if worker.freq else UNHEARD_SECONDS
 
 
 def _name(hostname: str, pid: int | None) -> str:

@@ -14,6 +14,7 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.records import Action
 from monitor.records import Queue
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Samples one cluster, in a thread of its own. ``notice`` is told what was done unasked."""
+    """Samples one cluster, in three threads: each ``run`` has its own. ``notice`` is told what was done unasked."""
 
     def __init__(
         self,
@@ -55,38 +56,53 @@ class Sampler:
         self._inspected_at = 0.0
         self._known: set[tuple[str, int | None]] = set()  # processes that were asked
         self._switched: dict[tuple[str, int | None], bool] = {}  # whether task events are on, by process
-        self._said = ""
+        self._rises = Rises()
         self._schedules = Schedules(store, remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
-        """Samples until told to stop; broker and database may come and go."""
-        while not stop.is_set():
-            try:
-                self.step(time.time())
-                self._said = ""
-            except MonitorError as error:
-                if error.message != self._said:
-                    log.warning("queues and workers of %s cannot be measured: %s", self._cluster, error)
-                self._said = error.message
-            stop.wait(self._settings.sample_seconds)
+        """Asks workers until told to stop; broker and database may come and go."""
+        self._keep(stop, self.ask, "workers cannot be asked")
+
+    def run_queues(self, stop: threading.Event) -> None:
+        """Measures queues until told to stop. Apart from the workers, of whom some may let us wait for answers."""
+        self._keep(stop, self.measure, "queues cannot be measured")
         self._probe.close()
 
-    def step(self, now: float) -> None:
-        """One round: workers where it is time or one is new, then queues. Raises Broker- and StoreUnavailable."""
-        workers = [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
+    def run_schedules(self, stop: threading.Event) -> None:
+        """Looks after the schedule until told to stop."""
+        self._keep(stop, lambda now: self._schedules.step(self._up(), self._remote, now), "the schedule is not judged")
+
+    def _keep(self, stop: threading.Event, step: Callable[[float], None], trouble: str) -> None:
+        said = ""
+        while not stop.is_set():
+            try:
+                step(time.time())
+                said = ""
+            except MonitorError as error:
+                if error.message != said:
+                    log.warning("%s, of %s: %s", trouble, self._cluster, error)
+                said = error.message
+            stop.wait(self._settings.sample_seconds)
+
+    def ask(self, now: float) -> None:
+        """Asks the workers where it is time or one is new. Raises Broker- and StoreUnavailable."""
+        workers = self._up()
         new = {(worker.hostname, worker.pid) for worker in workers} - self._known
         if self._remote and (new or now - self._inspected_at >= self._settings.inspect_seconds):
             try:
-                workers = self._inspect(self._remote, workers, now)
+                self._inspect(self._remote, workers, now)
             except Unsupported as error:
                 log.info("%s", error)
                 self._remote = None
-        self._schedules.step(workers, self._remote, now)
-        self._sample_queues(workers, now)
+
+    def _up(self) -> list[Worker]:
+        return [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
 
     # Queues
 
-    def _sample_queues(self, workers: Sequence[Worker], now: float) -> None:
+    def measure(self, now: float) -> None:
+        """One sample of every queue. Raises Broker- and StoreUnavailable."""
+        workers = self._up()
         consumers: dict[str, list[str]] = {}
         for worker in workers:
             for queue in worker.queues or ():
@@ -96,12 +112,12 @@ class Sampler:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
         queues = [_consumed(queue, consumers, complete) for queue in self._probe.sample(names)]
-        journal.save_queues(self._store, self._cluster, queues, now)
+        journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
 
     # Workers
 
-    def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> list[Worker]:
-        """Asks everybody; gives the workers that are up, as they are stored afterwards."""
+    def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> None:
+        """Asks everybody who is up."""
         expected = [worker.hostname for worker in workers]
         queues = remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=expected)
         stats = remote.ask("stats", timeout=ANSWER_SECONDS, expected=sorted({*expected, *queues}))
@@ -109,9 +125,7 @@ class Sampler:
         answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
         self._merge({name: answer for name, answer in answers.items() if answer}, now)
         self._judge_events(remote, stats, now)
-        after = [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
-        self._known = {(worker.hostname, worker.pid) for worker in after}
-        return after
+        self._known = {(worker.hostname, worker.pid) for worker in self._up()}
 
     def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> None:
         """Adds what workers answered to what events told of them. Who was never heard of is new."""

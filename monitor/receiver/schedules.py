@@ -29,6 +29,7 @@ from monitor.records import Worker
 from monitor.redact import Redactor
 from monitor.settings import Broker
 from monitor.settings import Settings
+from monitor.store.clusters import health
 from monitor.store.django_beat import PeriodicTask
 from monitor.store.django_beat import read_periodic_tasks
 from monitor.store.engine import Store
@@ -42,6 +43,9 @@ from monitor.store.timetable import read_schedule
 ANSWER_SECONDS = 1.0
 CONF_SECONDS = 300.0  # how often the application or the workers are asked
 READ_SECONDS = 2.0  # how often RedBeat and django-celery-beat are read
+JUDGE_SECONDS = 0.9  # between two looks whether an entry is overdue
+LAG_SECONDS = 2.0  # a receiver further behind than this accuses nobody
+DEAF_SECONDS = 5.0  # nor does one that said nothing of itself for this long
 AGAIN_SECONDS = 30.0  # after they could not be
 RENEWED_SECONDS = 30.0
 RUNS = 100  # of each entry, to see whether it is overdue
@@ -84,7 +88,7 @@ class Schedules:
         if now >= self._judge_at:
             began = time.perf_counter()
             self._judge(now)
-            self._judge_at = now + max(READ_SECONDS, 20 * (time.perf_counter() - began))
+            self._judge_at = now + max(JUDGE_SECONDS, 20 * (time.perf_counter() - began))
 
     def _remember(self) -> None:
         """What was known before this process began."""
@@ -143,11 +147,10 @@ class Schedules:
     def _read_redbeat(self, now: float) -> None:
         found = read_redbeat(self._redbeat, self._settings, Reading(self._cluster, self._redactor, self._timezone, now))
         self._found["redbeat"] = found.entries
-        health = self._health
         if found.lock_seconds is not None:
-            self._health = replace(health, lock_until=now + found.lock_seconds, lock_free_since=None)
-        elif health.lock_until is not None:
-            self._health = replace(health, lock_until=None, lock_free_since=now)
+            self._health = replace(self._health, lock_until=now + found.lock_seconds, lock_free_since=None)
+        elif self._health.lock_until is not None:
+            self._health = replace(self._health, lock_until=None, lock_free_since=now)
 
     def _read_django(self, now: float) -> None:
         if self._django is not None:
@@ -185,19 +188,24 @@ class Schedules:
         for name in ("configuration", "redbeat", "django"):
             yield self._found.get(name, [])
 
+    def _level(self, now: float) -> bool:
+        """What was sent is known: the receiver hears its broker and is not behind."""
+        mine = next((each for each in health(self._store) if each.cluster == self._cluster), None)
+        if mine is None or now - (mine.updated_at or 0.0) > DEAF_SECONDS:
+            return False
+        return mine.connected and mine.lag_seconds is not None and mine.lag_seconds <= LAG_SECONDS
+
     def _judge(self, now: float) -> None:
-        rows = read_schedule(self._store, self._cluster, now, RUNS)
-        late = [(row.standing.overdue, row.entry.name) for row in rows if row.standing.overdue is not None]
-        health = replace(
-            self._health,
-            overdue=tuple(OverdueEntry(name=name, since=since) for since, name in sorted(late)),
-            stopped=all_overdue(rows),
-            unread=tuple(self._unread.values()),
-        )
-        if self._stored is None or _differs(health, self._stored):
-            self._stored = replace(health, at=now)
+        judged = replace(self._health, unread=tuple(self._unread.values()))
+        if self._level(now):
+            rows = read_schedule(self._store, self._cluster, now, RUNS)
+            late = [(row.standing.overdue, row.entry.name) for row in rows if row.standing.overdue is not None]
+            overdue = tuple(OverdueEntry(name=name, since=since) for since, name in sorted(late))
+            judged = replace(judged, overdue=overdue, stopped=all_overdue(rows))
+        if self._stored is None or _differs(judged, self._stored):
+            self._stored = replace(judged, at=now)
             save_beat_health(self._store, self._stored)
-        self._health = health
+        self._health = judged
 
 
 def _differs(health: BeatHealth, stored: BeatHealth) -> bool:

@@ -27,6 +27,7 @@ from monitor.store.cursors import read_cursor
 from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
 from monitor.store.journal import PAUSED
+from monitor.store.journal import RISING
 from monitor.store.journal import STANDBY
 from monitor.store.journal import unpack_health
 from monitor.store.journal import unpack_worker
@@ -76,6 +77,16 @@ def queues(store: Store, cluster: str | None = None) -> list[Queue]:
         wanted = table.c.cluster_id.in_(numbers_of(connection, cluster))
         rows = connection.execute(select(table).where(wanted).order_by(table.c.cluster_id, table.c.name)).all()
     return [_queue(row, names) for row in rows]
+
+
+def rising(store: Store, cluster: str | None = None) -> set[tuple[str, str]]:
+    """The queues that begin to grow, as cluster and name, by the samples of the last minute."""
+    table = schema.meta.c
+    statement = select(table.key, table.value).where(table.key.startswith(RISING, autoescape=True))
+    with store.read() as connection:
+        rows = connection.execute(statement).all()
+    told = {row.key.removeprefix(RISING): msgspec.json.decode(row.value, type=list[str]) for row in rows}
+    return {(place, name) for place, names in told.items() if cluster in (None, place) for name in names}
 
 
 def _queue(row: Row[Any], names: dict[int, str]) -> Queue:

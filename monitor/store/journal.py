@@ -29,6 +29,7 @@ PROOF = "written"
 PROOF_SECONDS = 0.1
 NO_CLUSTER = 0  # of an action that concerns the dashboard alone
 PAUSED = "paused:"  # how the keys of pauses begin
+RISING = "rising:"  # of the queues of a cluster that begin to grow
 STANDBY = "standby:"  # and those of receivers that stand by
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
@@ -148,14 +149,25 @@ def save_worker_starts(store: Store, connection: Connection, cluster: int, start
         connection.execute(store.insert(schema.worker_start).on_conflict_do_nothing(), rows)
 
 
-def save_queues(store: Store, cluster: str, queues: Sequence[Queue], at: float) -> None:
-    """Stores the state of queues as sampled at ``at``, and the largest depth of that minute."""
+def save_queues(
+    store: Store, cluster: str, queues: Sequence[Queue], at: float, rising: Sequence[str] | None = None
+) -> None:
+    """Stores the state of queues as sampled at ``at``, the largest depth of that minute, and which begin to grow."""
     if not queues:
         return
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)
         _save_queue_state(store, connection, number, queues, at)
         _save_queue_samples(store, connection, number, queues, at)
+        if rising is not None:
+            _save_rising(store, connection, cluster, rising)
+
+
+def _save_rising(store: Store, connection: Connection, cluster: str, names: Sequence[str]) -> None:
+    row = {"key": f"{RISING}{cluster}", "value": msgspec.json.encode(list(names)).decode()}
+    statement = store.insert(schema.meta).values(row)
+    value = {"value": statement.excluded.value}
+    connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=value))
 
 
 def _save_queue_state(store: Store, connection: Connection, cluster: int, queues: Sequence[Queue], at: float) -> None:

@@ -8,6 +8,7 @@ from monitor.store.clusters import open_gaps
 from monitor.store.clusters import pauses
 from monitor.store.clusters import queue_history
 from monitor.store.clusters import queues
+from monitor.store.clusters import rising
 from monitor.store.clusters import standbys
 from monitor.store.clusters import terms
 from monitor.store.clusters import worker
@@ -23,6 +24,8 @@ from monitor.store.failures import group_states
 from monitor.store.failures import latest_of_group
 from monitor.store.failures import new_failure_groups
 from monitor.store.failures import open_groups
+from monitor.store.held import held_tasks
+from monitor.store.held import usual_runs
 from monitor.store.lists import count
 from monitor.store.lists import tasks
 from monitor.store.messages import message
@@ -62,6 +65,7 @@ __all__ = [
     "gaps",
     "group_states",
     "health",
+    "held_tasks",
     "latest_of_group",
     "lineage",
     "longest_running",
@@ -75,6 +79,7 @@ __all__ = [
     "pauses",
     "queue_history",
     "queues",
+    "rising",
     "saved_views",
     "schedule",
     "schedule_heard_at",
@@ -88,6 +93,7 @@ __all__ = [
     "tasks",
     "terms",
     "tree",
+    "usual_runs",
     "walk_tasks",
     "worker",
     "workers",

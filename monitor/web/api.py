@@ -40,8 +40,10 @@ from monitor.errors import Unsupported
 from monitor.errors import UnsupportedType
 from monitor.records import FailureState
 from monitor.records import Pause
+from monitor.records import Percentiles
 from monitor.records import Queue
 from monitor.redact import Redactor
+from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.store.failures import UNRESOLVED
 from monitor.store.timetable import read_schedule
@@ -63,6 +65,7 @@ from monitor.web.receivers import read_standbys
 
 HOUR = 3600.0
 DAY = 24 * HOUR
+WAIT_SECONDS = 300.0
 LONGEST_SPAN = 731 * DAY  # as long as rollups are kept
 GAPS_SHOWN = 7 * DAY
 FAILURE_STATES: dict[str, tuple[FailureState, ...] | None] = {
@@ -129,12 +132,15 @@ def list_workers(call: Call, given: ask.InCluster) -> tell.WorkerList:
 
 def list_queues(call: Call, given: ask.InCluster) -> tell.QueueList:
     pauses = queries.pauses(call.store, given.cluster)
-    return tell.QueueList([_queue_item(queue, pauses) for queue in queries.queues(call.store, given.cluster)])
+    waits = breakdowns.waits(call.store, since=time.time() - WAIT_SECONDS, cluster=given.cluster)
+    found = queries.queues(call.store, given.cluster)
+    return tell.QueueList([_queue_item(queue, pauses, waits.get((queue.cluster, queue.name))) for queue in found])
 
 
-def _queue_item(queue: Queue, pauses: Mapping[tuple[str, str], Pause]) -> tell.QueueItem:
+def _queue_item(queue: Queue, pauses: Mapping[tuple[str, str], Pause], wait: Percentiles | None) -> tell.QueueItem:
     pause = pauses.get((queue.cluster, queue.name))
-    return tell.shape(tell.QueueItem, queue, paused=None if pause is None else tell.shape(tell.PauseItem, pause))
+    paused = None if pause is None else tell.shape(tell.PauseItem, pause)
+    return tell.shape(tell.QueueItem, queue, wait=wait, paused=paused)
 
 
 def list_failures(call: Call, given: ask.FailureListing) -> tell.FailureList:

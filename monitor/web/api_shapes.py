@@ -203,7 +203,10 @@ class PauseItem(Struct, frozen=True, kw_only=True):
 
 
 class QueueItem(Struct, frozen=True, kw_only=True):
-    """One queue as last measured; null is what its broker cannot tell."""
+    """One queue as last measured; null is what its broker cannot tell.
+
+    ``wait`` is how many seconds the tasks waited that workers started in the last five minutes; null: none was seen.
+    """
 
     name: str
     cluster: str
@@ -213,6 +216,7 @@ class QueueItem(Struct, frozen=True, kw_only=True):
     oldest: float | None
     sampled_at: float | None
     workers: tuple[str, ...]
+    wait: Percentiles | None
     paused: PauseItem | None
 
 

@@ -1,12 +1,15 @@
 """Reads the facts from which the sentence of health is composed."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
 from monitor.health_sentence import NewFailure
 from monitor.health_sentence import Overdue
+from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import is_growing
@@ -16,6 +19,12 @@ from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
+from monitor.stalls import HeldTask
+from monitor.stalls import SlowWorkflow
+from monitor.stalls import StalledWorker
+from monitor.stalls import may_be_busy
+from monitor.stalls import slow_workflows
+from monitor.stalls import stalled_workers
 from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.store.engine import Store
@@ -25,6 +34,7 @@ from monitor.web.receivers import read_health
 
 WINDOW_SECONDS = 900.0
 RECEIVER_SILENT_SECONDS = 15.0
+LEVEL_SECONDS = 2.0  # a receiver that is further behind, or said nothing for longer than twice this, accuses nobody
 GONE_SECONDS = 3600.0  # how long a worker that left is named
 
 
@@ -38,14 +48,23 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     gaps = queries.gaps(store, since, cluster)
     heard = [each for each in health if each.last_event_at is not None]
     beats = [queries.beat_health(store, each.cluster) for each in health]
+    rising = queries.rising(store, cluster)
+    stalls = read_stalls(store, health, workers, now, cluster)
+    still = queries.stuck_workflows(store, now, cluster)
+    silent = [worker for worker in workers if worker.status is WorkerStatus.SILENT]
+    roots = {each.root_id for each in still}
     return Facts(
         workers_up=_count(workers, WorkerStatus.ONLINE),
         workers_silent=_count(workers, WorkerStatus.SILENT),
+        silent=[_silence(each, now) for each in silent if not may_be_busy(each)],
+        busy=[_silence(each, now) for each in silent if may_be_busy(each)],
+        stalled=stalls.workers,
+        slow=[each for each in stalls.workflows if each.root_id not in roots],
         workers_offline=_count(workers, WorkerStatus.OFFLINE),
         seen_tasks=any(queries.state_counts(store, cluster).values()),
         receivers=len(health),
         disconnected=[found for each in health if (found := _disconnected(each, now))],
-        growing=[_waiting(queue, now) for queue in queues if grows(queue, depths, now)],
+        growing=[_waiting(queue, now) for queue in queues if grows(queue, depths, now, rising)],
         unattended=[_waiting(queue, now) for queue in queues if unattended(queue)],
         failures=sum(flow.failed for flow in recent.by_key.values()) if heard else None,
         top_failure=_top_failure(store, cluster, since) if heard else None,
@@ -53,10 +72,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
         many_clusters=len(health) > 1,
         gone=[worker.hostname for worker in workers if _gone(worker, now)],
-        stuck=[
-            StuckWorkflow(each.root_id, each.name, now - each.since)
-            for each in queries.stuck_workflows(store, now, cluster)
-        ],
+        stuck=[StuckWorkflow(each.root_id, each.name, now - each.since) for each in still],
         stuck_at_least=MOST_STUCK,
         new_failures=_new_failures(store, cluster, since) if heard else (),
         overdue=[Overdue(each.name, now - each.since) for beat in beats for each in beat.overdue],
@@ -64,8 +80,41 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     )
 
 
-def grows(queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], now: float) -> bool:
+class Stalls(NamedTuple):
+    """What may be stuck."""
+
+    workers: Sequence[StalledWorker] = ()
+    workflows: Sequence[SlowWorkflow] = ()
+
+
+def read_stalls(
+    store: Store, health: Sequence[ReceiverHealth], workers: Sequence[Worker], now: float, cluster: str | None
+) -> Stalls:
+    """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused."""
+    level = {each.cluster for each in health if _is_level(each, now)}
+    held = [task for task in queries.held_tasks(store, workers, now, cluster) if task.cluster in level]
+    usual = queries.usual_runs(store, _names(held), now, cluster) if held else {}
+    return Stalls(
+        workers=stalled_workers(workers, held, usual, now),
+        workflows=slow_workflows(held, usual, now),
+    )
+
+
+def _is_level(health: ReceiverHealth, now: float) -> bool:
+    heard = health.updated_at is not None and now - health.updated_at <= 2 * LEVEL_SECONDS
+    return heard and health.connected and health.lag_seconds is not None and health.lag_seconds <= LEVEL_SECONDS
+
+
+def _names(held: Sequence[HeldTask]) -> set[str]:
+    return {task.name for task in held if task.started and task.name is not None}
+
+
+def grows(
+    queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], now: float, rising: AbstractSet[tuple[str, str]]
+) -> bool:
     """Whether the queue fills faster than it is emptied, by its samples and what it holds now."""
+    if (queue.cluster, queue.name) in rising:
+        return True
     samples = [(sample.at, sample.ready) for sample in depths.get((queue.cluster, queue.name), ())]
     return is_growing([*samples, (queue.sampled_at or now, queue.ready)], now)
 
@@ -77,7 +126,11 @@ def unattended(queue: Queue) -> bool:
 
 def _gone(worker: Worker, now: float) -> bool:
     left = worker.status is WorkerStatus.OFFLINE and now - (worker.offline_at or 0.0) < GONE_SECONDS
-    return left or worker.status is WorkerStatus.SILENT
+    return left or (worker.status is WorkerStatus.SILENT and not may_be_busy(worker))
+
+
+def _silence(worker: Worker, now: float) -> SilentWorker:
+    return SilentWorker(worker.hostname, now - (worker.last_heartbeat or now))
 
 
 def _new_failures(store: Store, cluster: str | None, since: float) -> list[NewFailure]:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import quote
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -43,6 +44,15 @@ class Product:
         with urlopen(f"{self.address}api/v1/health", timeout=5) as response:
             (item,) = json.load(response)["items"]
         return dict(item)
+
+    def get(self, path: str) -> str:
+        """A page as text."""
+        with urlopen(f"{self.address}{path}", timeout=10) as response:
+            return str(response.read().decode())
+
+    def count(self, query: str) -> int:
+        """How many tasks a query finds."""
+        return int(json.loads(self.get(f"api/v1/tasks?limit=1&q={quote(query)}"))["count"]["value"])
 
     @property
     def heard(self) -> int:

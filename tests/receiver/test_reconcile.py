@@ -84,9 +84,9 @@ def begin(judged: Judged) -> str:
 def test_silence_counts_only_while_the_receiver_listened(judged: Judged) -> None:
     task_id = begin(judged)
     judged.step(NOW + 900)  # it has just begun
-    judged.step(NOW + 904)
+    judged.step(NOW + 903)
     assert judged.status() is WorkerStatus.ONLINE
-    judged.step(NOW + 908)
+    judged.step(NOW + 906)
     assert judged.status() is WorkerStatus.SILENT
     assert judged.state(task_id) is TaskState.STARTED
     judged.step(NOW + 909)
@@ -98,14 +98,23 @@ def test_silence_counts_only_while_the_receiver_listened(judged: Judged) -> None
     assert "its last heartbeat came 909 s ago (one is due every 3 s)" in event.exception
 
 
+def test_late_heartbeat_and_no_answer_is_silence_but_nobody_is_gone_for_that(judged: Judged) -> None:
+    task_id = begin(judged)
+    judged.step(NOW)
+    for seconds in (1.0, 3.0, 3.5, 4.5, 5.5, 6.5):  # one beat is due every 3 s, and after 7 it could be gone
+        judged.step(NOW + seconds)
+        assert judged.status() is (WorkerStatus.ONLINE if seconds < 3.7 else WorkerStatus.SILENT), seconds
+    assert judged.state(task_id) is TaskState.STARTED
+
+
 @pytest.mark.parametrize("health", [{"lag_seconds": 9.0}, {"lag_seconds": None}, {"connected": False}])
 def test_receiver_that_is_behind_or_cut_off_accuses_nobody(judged: Judged, health: dict[str, object]) -> None:
     begin(judged)
     for second in range(900, 960, 4):
         judged.step(NOW + second, **health)
     assert judged.status() is WorkerStatus.ONLINE
-    judged.step(NOW + 960, connected=True, lag_seconds=0.2)
-    judged.step(NOW + 962)
+    judged.step(NOW + 958, connected=True, lag_seconds=0.2)
+    judged.step(NOW + 959.5)
     assert judged.status() is WorkerStatus.ONLINE
     assert judged.concluded == []
 

@@ -74,7 +74,8 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append)
     reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, receiver.conclude)
     stop = threading.Event()
-    threads = [threading.Thread(target=each.run, args=(stop,)) for each in (receiver, sampler, reconciler)]
+    runs = (receiver.run, sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run)
+    threads = [threading.Thread(target=each, args=(stop,)) for each in runs]
     for thread in threads:
         thread.start()
     try:

@@ -1,5 +1,6 @@
 """The JSON API on real databases, with a real broker behind the actions."""
 
+import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -7,11 +8,14 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
+from monitor.records import Delivery
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.writer import Writer
+from tests.factories import make_event
 from tests.factories import make_id
 from tests.web.shop import BASE
 from tests.web.shop import ODD
@@ -293,6 +297,20 @@ def test_workers(client: TestClient) -> None:
 def test_queues_say_null_for_what_is_not_known(client: TestClient) -> None:
     (queue,) = client.get("/api/v1/queues").json()["items"]
     assert (queue["name"], queue["ready"], queue["unacked"]) == ("payments", 12, None)
+
+
+def test_queues_tell_how_long_tasks_waited_lately(client: TestClient, store: Store) -> None:
+    now = time.time()
+    for number, waited in enumerate((1.0, 1.0, 40.0, 40.0, 40.0)):
+        known = {"uuid": make_id(700 + number), "hostname": "worker1@shop"}
+        sent = make_event("task-sent", timestamp=now - 90, name="shop.pay.charge", queue="payments", **known)
+        received = make_event("task-received", timestamp=now - 90, name="shop.pay.charge", **known)
+        started = make_event("task-started", timestamp=now - 90 + waited, **known)
+        ended = make_event("task-succeeded", timestamp=now - 45, runtime=1.5, result="1", **known)
+        Writer(store, "shop", Settings()).write([Delivery(events=[sent, received, started, ended], arrived=now)])
+    (queue,) = client.get("/api/v1/queues").json()["items"]
+    assert list(queue["wait"]) == ["p50", "p95", "p99"]
+    assert queue["wait"]["p95"] == pytest.approx(40.0, rel=0.05)
 
 
 def test_failures_are_grouped(client: TestClient) -> None:

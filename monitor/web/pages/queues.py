@@ -134,11 +134,12 @@ def read_rows(view: View) -> list[QueueRow]:
     since = view.now - RATE_SECONDS
     flows = breakdowns.flows(view.store, "queue", since=since, now=view.now, cluster=view.cluster)
     waits = breakdowns.waits(view.store, since=since, cluster=view.cluster)
+    rising = queries.rising(view.store, view.cluster)
     pauses = queries.pauses(view.store, view.cluster)
     workers = queries.workers(view.store, view.cluster)
     rows = [
         replace(
-            _row(queue, depths, flows, view.now),
+            _row(queue, depths, flows, view.now, rising),
             pause=pauses.get((queue.cluster, queue.name)),
             takers=_takers(queue, workers),
             wait=waits.get((queue.cluster, queue.name)),
@@ -149,7 +150,11 @@ def read_rows(view: View) -> list[QueueRow]:
 
 
 def _row(
-    queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], flows: breakdowns.Flows, now: float
+    queue: Queue,
+    depths: dict[breakdowns.Key, list[QueueSample]],
+    flows: breakdowns.Flows,
+    now: float,
+    rising: set[tuple[str, str]],
 ) -> QueueRow:
     samples = depths.get((queue.cluster, queue.name), [])
     flow = flows.of(queue.cluster, queue.name)
@@ -161,7 +166,7 @@ def _row(
         in_rate=None if out_rate is None or change is None else max(0.0, out_rate + change),
         drain_seconds=_drain(queue.ready, change),
         trend=charts.sparkline([sample.ready for sample in samples]),
-        growing=grows(queue, depths, now),
+        growing=grows(queue, depths, now, rising),
         unattended=unattended(queue),
     )
 

@@ -1,0 +1,110 @@
+"""Which workers and workflows may be stuck: judged by how long tasks of a name usually run. No I/O, no clock.
+
+A worker whose pool hangs goes on to send heartbeats and to answer, so only its tasks tell. All of this is a guess.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from monitor.records import Worker
+from monitor.records import WorkerStatus
+
+LEAST_SECONDS = 3.0  # shorter than this nothing is unusual
+TIMES_USUAL = 3.0  # longer than so many times what 99 of 100 took
+LEAST_RUNS = 5  # fewer say nothing of what is usual
+
+
+class HeldTask(NamedTuple):
+    """A task that a worker has. Times are of our clock; ``started`` is ``None`` while it waits there."""
+
+    cluster: str
+    worker: str
+    name: str | None
+    since: float  # it was started, or could have been
+    started: bool
+    root_id: str | None = None
+
+
+class Usual(NamedTuple):
+    """How long tasks of a name run."""
+
+    runs: int
+    p99: float
+
+
+class StalledWorker(NamedTuple):
+    """A worker that may be stuck: the longest any of its tasks has run (``started``) or waited."""
+
+    hostname: str
+    seconds: float
+    tasks: int
+    started: bool
+    usual: float | None = None
+
+
+class SlowWorkflow(NamedTuple):
+    """A workflow that waits for a task that runs unusually long, or (``usual`` is ``None``) nobody knows how long."""
+
+    root_id: str
+    name: str | None
+    seconds: float
+    usual: float | None
+
+
+def stalled_workers(
+    workers: Sequence[Worker], held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float
+) -> list[StalledWorker]:
+    """Workers that are up, of which every task runs unusually long, and that have no room or start nothing."""
+    by_worker: dict[tuple[str, str], list[HeldTask]] = defaultdict(list)
+    for task in held:
+        by_worker[task.cluster, task.worker].append(task)
+    found = []
+    for worker in workers:
+        mine = by_worker.get((worker.cluster, worker.hostname), [])
+        if worker.status is WorkerStatus.ONLINE and mine and (stalled := _stalled(worker, mine, usual, now)):
+            found.append(stalled)
+    return sorted(found, key=lambda each: -each.seconds)
+
+
+def slow_workflows(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> list[SlowWorkflow]:
+    """One for each root: its task that has run longest."""
+    found: dict[str, SlowWorkflow] = {}
+    for task in sorted(held, key=lambda each: -each.since):
+        seconds = now - task.since
+        known = _usual(usual, task.name)
+        unusual = _overlong(task, usual, now) or (known is None and seconds > LEAST_SECONDS)
+        if task.root_id is not None and task.started and unusual:
+            found[task.root_id] = SlowWorkflow(task.root_id, task.name, seconds, known.p99 if known else None)
+    return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
+
+
+def may_be_busy(worker: Worker) -> bool:
+    """A solo pool neither beats nor answers while it runs a task, and its events of that wait until it ends."""
+    return worker.pool == "solo" and worker.status is WorkerStatus.SILENT
+
+
+def _stalled(worker: Worker, held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> StalledWorker | None:
+    running = [task for task in held if task.started]
+    waiting = [task for task in held if not task.started and now - task.since > LEAST_SECONDS]
+    if not all(_overlong(task, usual, now) for task in running):
+        return None
+    full = worker.pool_size is not None and min(len(running), worker.active or 0) >= worker.pool_size > 0
+    if running and (full or waiting):
+        oldest = min(running, key=lambda task: task.since)
+        known = _usual(usual, oldest.name)
+        return StalledWorker(worker.hostname, now - oldest.since, len(running), True, known.p99 if known else None)
+    if waiting:
+        return StalledWorker(worker.hostname, now - min(task.since for task in waiting), len(waiting), False)
+    return None
+
+
+def _overlong(task: HeldTask, usual: Mapping[str, Usual], now: float) -> bool:
+    known = _usual(usual, task.name)
+    return known is not None and now - task.since > max(LEAST_SECONDS, TIMES_USUAL * known.p99)
+
+
+def _usual(usual: Mapping[str, Usual], name: str | None) -> Usual | None:
+    known = usual.get(name) if name is not None else None
+    return known if known is not None and known.runs >= LEAST_RUNS else None
