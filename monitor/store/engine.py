@@ -288,7 +288,9 @@ def _engine(url: str) -> Engine:
 def _sqlite_engine(url: sa.URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise SettingsError("the record must be a file, since two processes share it: sqlite:///celery-monitor.db")
-    engine = sa.create_engine(url, pool_size=10, connect_args={"check_same_thread": False}, hide_parameters=True)
+    engine = sa.create_engine(
+        url, pool_size=10, pool_use_lifo=True, connect_args={"check_same_thread": False}, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
