@@ -232,6 +232,14 @@ def connect_only(url: str) -> Store:
     return Store(_engine(url))
 
 
+def apart(store: Store) -> Store:
+    """The same database through connections of its own.
+
+    SQLite keeps up to 32 MB of pages for each connection: who writes much must not fill those of others by turns.
+    """
+    return Store(_engine(store.engine.url.render_as_string(hide_password=False)))
+
+
 def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable:
     """What the driver said, with what to do."""
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
