@@ -28,6 +28,7 @@ class Template(NamedTuple):
     key: str
     text: bytes
     tasks: tuple[int, ...]  # -1 stands for the time
+    begun: int
     ends: Counter[TaskState]
     events: int
 
@@ -38,6 +39,7 @@ class Flow:
     def __init__(self, per_message: int = 10, block: int = 30_000, *, stamped: bool = False) -> None:
         self.sent: Counter[TaskState] = Counter()
         self.events = 0
+        self.tasks = 0  # that were received
         self._numbers: dict[str, int] = {}
         self._stamped = stamped
         self._templates = [self._template(each) for each in messages(block, per_message)]
@@ -59,7 +61,8 @@ class Flow:
         tasks = tuple(int(each) for each in parts[1::2])
         text = "%b".join(parts[::2]).replace('"timestamp": "%b"', '"timestamp": %b')
         ends = Counter(ENDS[each["type"]] for each in events if each["type"] in ENDS)
-        return Template(key, text.encode(), tasks, ends, len(events))
+        begun = sum(each["type"] == "task-received" for each in events)
+        return Template(key, text.encode(), tasks, begun, ends, len(events))
 
     def __iter__(self) -> Iterator[Message]:
         turn = 0
@@ -71,6 +74,7 @@ class Flow:
                 values[-1] = b"%.6f" % time.time()
                 self.sent += each.ends
                 self.events += each.events
+                self.tasks += each.begun
                 yield each.key, each.text % tuple([values[number] for number in each.tasks])
 
 

@@ -5,7 +5,6 @@ share are those of one, and workflows stand in the last day only.
 """
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
 from monitor.store import schema
 from monitor.store.engine import Store
@@ -53,10 +52,14 @@ def _tasks(store: Store, day: int, first: int, last: int) -> None:
 
 def _rollups(connection: sa.Connection, days: int) -> None:
     for table, counts in ((schema.rollup, COUNTS), (schema.failure_rollup, ("count",))):
-        rows = [row._asdict() for row in connection.execute(table.select())]
-        key = [column.name for column in table.primary_key]
-        statement = sqlite.insert(table)
-        added = {name: table.c[name] + statement.excluded[name] for name in counts}
-        adding = statement.on_conflict_do_update(index_elements=key, set_=added)
+        names = [column.name for column in table.columns]
+        key = ", ".join(column.name for column in table.primary_key)
+        added = ", ".join(f"{name} = {table.name}.{name} + excluded.{name}" for name in counts)
+        connection.exec_driver_sql(f"CREATE TEMP TABLE a_day AS SELECT * FROM {table.name}")
         for day in range(1, days):
-            connection.execute(adding, [{**row, "at": row["at"] - day * DAY} for row in rows])
+            values = ", ".join(f"at - {day * DAY}" if name == "at" else name for name in names)
+            connection.exec_driver_sql(
+                f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {values} FROM a_day WHERE true"
+                f" ON CONFLICT ({key}) DO UPDATE SET {added}"
+            )
+        connection.exec_driver_sql("DROP TABLE a_day")
