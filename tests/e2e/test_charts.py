@@ -107,8 +107,7 @@ def test_a_cold_page_asks_for_at_most_a_dozen_files_and_keeps_all_but_itself(pag
         page.goto(path)
         expect(page.locator("#live")).to_have_attribute("data-live", "live")
         page.remove_listener("response", note)
-        # The mark is fetched behind the page's back: playwright does not tell of it.
-        assert len(answers) + 1 <= 12, [each.url for each in answers]
+        assert len(answers) <= 12, [each.url for each in answers]
         files = [each for each in answers if "/static/" in each.url]
         assert files or path != "/"  # what the first page has fetched is kept
         assert all("immutable" in each.headers["cache-control"] for each in files)
