@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 1.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
 RETENTION_SECONDS = 60.0  # between two looks when there was nothing more to delete
-DELETION_SECONDS = 0.1  # between two chunks when there was: more goes than can come
+DELETION_SECONDS = 0.1  # between two looks when there was
+MOST_CHUNKS = 5  # deleted at a time: as many tasks as one transaction can bring
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
 MALFORMED_SECONDS = 10.0  # between two log lines
 NOTICES = 5
@@ -288,11 +289,13 @@ class Receiver:
 
     def _delete(self, now: float) -> None:
         self._retention_at = time.monotonic() + RETENTION_SECONDS
-        gone = self._retention.step(now)
-        if gone:
-            self._writer.forget()
-        if gone == CHUNK:
-            self._retention_at = time.monotonic() + DELETION_SECONDS
+        for _ in range(MOST_CHUNKS):
+            gone = self._retention.step(now)
+            if gone:
+                self._writer.forget()
+            if gone < CHUNK:
+                return
+        self._retention_at = time.monotonic() + DELETION_SECONDS
 
     def _change(self, **fields: object) -> None:
         self._health = msgspec.structs.replace(self._health, **fields)
