@@ -6,96 +6,55 @@ The limit decodes the same bytes and puts the same rows into the same tables by 
 CPU time is that of the process and its children, from /proc, without their start.
 """
 
-import argparse
-import os
-import platform
-import signal
-import socket
-import sqlite3
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
-from collections.abc import Iterator
 from contextlib import closing
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.stream import NAMES  # noqa: E402
-from benchmarks.stream import WORKERS  # noqa: E402
-from benchmarks.stream import AmqpPublisher  # noqa: E402
-from benchmarks.stream import Message  # noqa: E402
-from benchmarks.stream import RedisPublisher  # noqa: E402
-from benchmarks.stream import messages  # noqa: E402
-from benchmarks.stream import publisher  # noqa: E402
-from monitor.receiver.decode import decode  # noqa: E402
-from monitor.receiver.sources.redis import unwrap  # noqa: E402
-from monitor.store import queries  # noqa: E402
-from monitor.store import schema  # noqa: E402
-from monitor.store.engine import Prepared  # noqa: E402
-from monitor.store.engine import Store  # noqa: E402
-from monitor.store.engine import open_store  # noqa: E402
-from monitor.store.rows import TASK_COLUMNS  # noqa: E402
+from benchmarks.measuring import columns
+from benchmarks.measuring import cpu_seconds
+from benchmarks.measuring import ended
+from benchmarks.measuring import headed
+from benchmarks.measuring import options
+from benchmarks.measuring import row
+from benchmarks.measuring import running
+from benchmarks.measuring import until
+from benchmarks.measuring import urls
+from benchmarks.peer import flower
+from benchmarks.stream import NAMES
+from benchmarks.stream import WORKERS
+from benchmarks.stream import AmqpPublisher
+from benchmarks.stream import Message
+from benchmarks.stream import RedisPublisher
+from benchmarks.stream import heartbeat
+from benchmarks.stream import messages
+from benchmarks.stream import publisher
+from monitor.receiver.decode import decode
+from monitor.receiver.sources.redis import unwrap
+from monitor.store import queries
+from monitor.store import schema
+from monitor.store.engine import Prepared
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.rows import TASK_COLUMNS
 
 BATCH_EVENTS = 5000
-PATIENCE_SECONDS = 300.0
 SETTLE_SECONDS = 1.5
 NODE = "bench-ingest"
-TICKS = os.sysconf("SC_CLK_TCK")
-Publisher = RedisPublisher | AmqpPublisher
 
 
-def cpu_seconds(pid: int) -> float:
-    """Of a process and its living children; on Linux."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    children = [
-        each for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()
-    ]
-    return (int(fields[11]) + int(fields[12])) / TICKS + sum(cpu_seconds(int(each)) for each in children)
-
-
-@contextmanager
-def running(command: list[str], directory: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    paths = {"PYTHONPATH": f"{ROOT}:{directory}"}
-    with (directory / "log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=directory, env=os.environ | paths | environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-
-
-def until(done: Callable[[], bool], what: str, pause: float = 0.1) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} took more than {PATIENCE_SECONDS:.0f} s")
-        time.sleep(pause)
-
-
-def heartbeat() -> list[Message]:
-    body = '{{"type": "worker-heartbeat", "hostname": "{}", "timestamp": {}, "pid": 1, "clock": 1, "freq": 2}}'
-    return [("worker.heartbeat", body.format(worker, time.time()).encode()) for worker in WORKERS]
-
-
-def spent(process: subprocess.Popen[bytes], send: Callable[[], object], finished: Callable[[], bool]) -> float:
+def spent(cpu: Callable[[], float], send: Callable[[], object], finished: Callable[[], bool]) -> float:
     """CPU-seconds from the first event until all have arrived."""
     time.sleep(SETTLE_SECONDS)
-    before = cpu_seconds(process.pid)
+    before = cpu()
     send()
     until(finished, "consuming the stream", 0.25)
-    return cpu_seconds(process.pid) - before
+    return cpu() - before
 
 
 def ours(url: str, stream: list[Message], directory: Path) -> tuple[float, str]:
@@ -109,7 +68,9 @@ def ours(url: str, stream: list[Message], directory: Path) -> tuple[float, str]:
         sender.publish(heartbeat())
         until(lambda: _received(store) >= len(WORKERS), "the first event")
         goal = _received(store) + events
-        seconds = spent(process, lambda: sender.publish(stream), lambda: _received(store) >= goal)
+        seconds = spent(
+            lambda: cpu_seconds(process.pid), lambda: sender.publish(stream), lambda: _received(store) >= goal
+        )
         dropped = sum(each.dropped_total for each in queries.health(store))
         if dropped or _received(store) > goal + 100:
             raise RuntimeError(f"{dropped} events were dropped; {_received(store)} came for {goal}")
@@ -126,40 +87,12 @@ def _received(store: Store) -> int:
     return sum(each.events_total for each in queries.health(store))
 
 
-def flower(url: str, stream: list[Message], directory: Path) -> float:
-    """CPU-seconds of Flower. Its queue is given a longer life, so that RabbitMQ keeps what it has not read yet."""
-    (directory / "watched.py").write_text(
-        f"from celery import Celery\napp = Celery(broker={url!r})\napp.conf.event_queue_ttl = 3600.0\n"
-        "app.conf.event_queue_expires = 3600.0\n"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    metrics = f"http://127.0.0.1:{port}/metrics"
-    options = [f"--port={port}", "--address=127.0.0.1", f"--max_tasks={len(stream) * 10}"]
-    command = [sys.executable, "-m", "celery", "-A", "watched", "flower", *options]
+def flowers(url: str, stream: list[Message], directory: Path) -> float:
+    """CPU-seconds of Flower."""
     events = _count(stream)
-    with publisher(url) as sender, running(command, directory) as process:
-
-        def sees_workers() -> bool:
-            sender.publish(heartbeat())
-            return "flower_worker_online" in _text(metrics) and WORKERS[0] in _text(metrics)
-
-        until(sees_workers, "Flower's start", 0.5)
-        return spent(process, lambda: sender.publish(stream), lambda: _flower_total(_text(metrics)) >= events)
-
-
-def _text(address: str) -> str:
-    try:
-        with urllib.request.urlopen(address, timeout=60) as answer:
-            return str(answer.read().decode())
-    except OSError:
-        return ""
-
-
-def _flower_total(metrics: str) -> int:
-    lines = [line for line in metrics.splitlines() if line.startswith("flower_events_total{")]
-    return round(sum(float(line.rpartition(" ")[2]) for line in lines))
+    with publisher(url) as sender, flower(url, sender, directory, most_tasks=events) as seen:
+        goal = seen.events + events
+        return spent(lambda: seen.cpu_seconds, lambda: sender.publish(stream), lambda: seen.events >= goal)
 
 
 def limit(url: str, stream: list[Message], directory: Path, database: str) -> float:
@@ -199,44 +132,31 @@ def measure(url: str, per_message: int, events: int, rounds: int, *, beside_flow
             found["ours"].append(count / seconds)
             found["limit"].append(count / limit(url, stream, Path(folder), database))
             if beside_flower:
-                found["Flower"].append(count / flower(url, stream, Path(folder)))
+                found["Flower"].append(count / flowers(url, stream, Path(folder)))
     forget_queue(url)
     return {name: statistics.median(values) for name, values in found.items() if values}
 
 
-def machine() -> str:
-    names = ("celery", "kombu", "redis", "hiredis", "amqp", "msgspec", "SQLAlchemy", "flower")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
-    python, sqlite = platform.python_version(), sqlite3.sqlite_version
-    return f"{os.cpu_count()} cores, Linux {platform.release()}, Python {python}, SQLite {sqlite}, {versions}"
-
-
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    options.add_argument("--events", type=int, default=60_000)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--redis", default=os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15"))
-    options.add_argument("--amqp", default=os.environ.get("TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//"))
-    options.add_argument("--only", choices=("redis", "amqp"))
-    options.add_argument("--per-message", type=int, nargs="*", default=[10, 1])
-    options.add_argument("--without-flower", action="store_true")
-    given = options.parse_args()
-    print(f"Ingest: {given.events:,} events, {len(NAMES)} names, {len(WORKERS)} workers; median of {given.rounds}")
-    print(machine())
-    print("\nevents per CPU-second\n")
-    print("| broker | events in a message | ours | Flower | limit | ours / Flower | ours / limit |")
-    print("|---|---|---|---|---|---|---|")
-    for url in [each for each in (given.redis, given.amqp) if not given.only or each.startswith(given.only)]:
+    parser = options(__doc__)
+    parser.add_argument("--events", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=("redis", "amqp"))
+    parser.add_argument("--per-message", type=int, nargs="*", default=[10, 1])
+    parser.add_argument("--without-flower", action="store_true")
+    given = parser.parse_args()
+    headed(f"Ingest: {given.events:,} events, {len(NAMES)} names, {len(WORKERS)} workers; median of {given.rounds}")
+    print("events per CPU-second\n")
+    columns("broker", "events in a message", "ours", "Flower", "limit", "ours / Flower", "ours / limit")
+    for url in urls(given):
         for per_message in given.per_message:
-            row: dict[str, Any] = measure(
-                url, per_message, given.events, given.rounds, beside_flower=not given.without_flower
-            )
-            ratio = f"{row['ours'] / row['Flower']:.1f}" if "Flower" in row else ""
-            print(
-                f"| {url.partition(':')[0]} | {per_message} | {row['ours']:,.0f} | {row.get('Flower', 0):,.0f} |"
-                f" {row['limit']:,.0f} | {ratio} | {row['ours'] / row['limit']:.2f} |",
-                flush=True,
-            )
+            found = measure(url, per_message, given.events, given.rounds, beside_flower=not given.without_flower)
+            ratio = f"{found['ours'] / found['Flower']:.1f}" if "Flower" in found else "not measured"
+            peer = f"{found['Flower']:,.0f}" if "Flower" in found else "not measured"
+            of_limit = f"{found['ours'] / found['limit']:.2f}"
+            speeds = (f"{found['ours']:,.0f}", peer, f"{found['limit']:,.0f}")
+            row(url.partition(":")[0], per_message, *speeds, ratio, of_limit)
+    ended()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def messages(events: int, per_message: int, seed: int = 31) -> list[Message]:
 
 
 def _of_worker(hostname: str, tasks: int, begin: float, dice: random.Random) -> list[dict[str, Any]]:
-    pid, at = 4000 + int(hostname[6]), begin
+    pid, at = pid_of(hostname), begin
     events: list[dict[str, Any]] = []
     waiting: list[str] = []
 
@@ -84,6 +84,16 @@ def _packed(events: list[dict[str, Any]], per_message: int) -> list[Message]:
     return [
         ("task.multi", json.dumps(events[at : at + per_message]).encode()) for at in range(0, len(events), per_message)
     ]
+
+
+def heartbeat() -> list[Message]:
+    """One of each worker, of now."""
+    body = '{{"type": "worker-heartbeat", "hostname": "{}", "timestamp": {}, "pid": {}, "clock": 1, "freq": 2}}'
+    return [("worker.heartbeat", body.format(worker, time.time(), pid_of(worker)).encode()) for worker in WORKERS]
+
+
+def pid_of(hostname: str) -> int:
+    return 4000 + int(hostname[6])
 
 
 class Publisher(Protocol):

@@ -27,8 +27,9 @@ from urllib.parse import quote
 from uuid import UUID
 
 from msgspec.structs import replace
-from playwright.sync_api import sync_playwright
 
+from benchmarks.measuring import chromium
+from benchmarks.measuring import cpu_seconds
 from monitor.records import Action
 from monitor.records import Delivery
 from monitor.records import Event
@@ -252,15 +253,6 @@ def served(database: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(20)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Of the process and its children that live."""
-    total = 0.0
-    for each in [pid, *(int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
-
-
 def measure(pid: int, port: int, times: int) -> None:
     print("| page | bytes | first ms | p50 ms | p95 ms | CPU ms |\n|---|---|---|---|---|---|")
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
@@ -284,8 +276,7 @@ def measure(pid: int, port: int, times: int) -> None:
 
 def shoot(port: int, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+    with chromium() as browser:
         for scheme in ("light", "dark"):
             page = browser.new_page(color_scheme=scheme)
             for title, path in SHOWN:
@@ -295,7 +286,6 @@ def shoot(port: int, directory: Path) -> None:
                     page.wait_for_timeout(300)
                     page.screenshot(path=directory / f"{title.replace(' ', '-')}-{width}-{scheme}.png")
             page.close()
-        browser.close()
 
 
 def main() -> None:

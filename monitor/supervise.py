@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import contextmanager
 from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
@@ -23,6 +25,7 @@ from pathlib import Path
 from threading import Event
 from threading import Thread
 from types import FrameType
+from types import ModuleType
 from typing import NamedTuple
 from typing import Protocol
 
@@ -200,10 +203,25 @@ def python_job(name: str, log_level: str, target: Callable[..., None], *argument
 
     def start() -> Process:
         process = context.Process(target=_child, args=(log_level, target, arguments), name=name)
-        process.start()
+        with _nothing_to_import():
+            process.start()
         return process
 
     return Job(name, start)
+
+
+@contextmanager
+def _nothing_to_import() -> Iterator[None]:
+    """A spawned child imports its parent's main module again: the command line, and with it what any process needs.
+
+    Ours find what they run by its own name, so they need none of it: a receiver no web framework.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def stop_on_signals() -> Event:

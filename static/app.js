@@ -1,8 +1,7 @@
 // What every page does: live updates, times, keys, theme, copying, and the title that counts failures.
 import { startKeys } from "./keys.js";
-import { Live } from "./live.js";
+import { Live, Rows } from "./live.js";
 import { startPalette } from "./palette.js";
-import { Rows } from "./rows.js";
 import { startTimes } from "./times.js";
 
 const YEAR = 31_536_000;

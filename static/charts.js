@@ -5,7 +5,7 @@ import uPlot from "./vendor/uPlot.esm.js";
 const CURSOR = "page";
 const HEIGHT = 148;
 const HATCH_STEP = 7;
-const STYLES = ["./vendor/uPlot.min.css", "./css/chart.css"];
+const STYLE = "./css/chart.css";
 
 export function formatSeconds(seconds) {
   if (seconds === null || seconds === undefined) return "–";
@@ -103,12 +103,10 @@ class TimeChart extends HTMLElement {
 
   #furnish() {
     const root = this.attachShadow({ mode: "open" });
-    for (const path of STYLES) {
-      const link = document.createElement("link");
-      link.rel = "stylesheet";
-      link.href = new URL(path, import.meta.url).href;
-      root.append(link);
-    }
+    const link = document.createElement("link");
+    link.rel = "stylesheet";
+    link.href = new URL(STYLE, import.meta.url).href;
+    root.append(link);
     root.append(this.#legend, this.#box);
   }
 

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 1.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
 RETENTION_SECONDS = 60.0  # between two looks when there was nothing more to delete
+DELETION_SECONDS = 0.1  # between two looks when there was
+MOST_CHUNKS = 5  # deleted at a time: as many tasks as one transaction can bring
+MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
 MALFORMED_SECONDS = 10.0  # between two log lines
 NOTICES = 5
 HOST = socket.gethostname()
@@ -54,6 +57,7 @@ class Receiver:
         self._writer = Writer(store, cluster, settings)
         self._retention = Retention(store, cluster, settings)
         self._retention_at = 0.0
+        self._tidied_at = 0.0
         self._conclusions: SimpleQueue[Delivery] = SimpleQueue()
         self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name, host=HOST, pid=os.getpid())
         self._saved_at = 0.0
@@ -163,7 +167,10 @@ class Receiver:
             raise BrokerUnavailable("the queue is left to another receiver until the database answers")
 
     def _collect(self) -> list[Delivery]:
-        """What there is to store: at once what has arrived, else what comes within the batch's time."""
+        """What there is to store: at once what has arrived, else what comes within the batch's time.
+
+        One delivery is of one moment. Who is behind takes several at once, as many small transactions cost more.
+        """
         deliveries = []
         while True:
             try:
@@ -171,6 +178,10 @@ class Receiver:
             except Empty:
                 break
         deliveries.append(self._source.read(self._settings.batch_seconds))
+        events = len(deliveries[-1].events)
+        while self._source.waits and events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
+            deliveries.append(self._source.read(0.0))
+            events += len(deliveries[-1].events)
         return deliveries
 
     # The database
@@ -256,22 +267,35 @@ class Receiver:
 
     def _keep_house(self, now: float) -> None:
         """What is due beside the events: the health, ETAs that have come, old tasks, gaps that wait to be noted."""
+        try:
+            self._tell_health()
+            if time.monotonic() - self._tidied_at >= HEALTH_SECONDS:
+                self._tidied_at = time.monotonic()
+                self._hole.store()
+                self._writer.mark_due(now)
+            if time.monotonic() >= self._retention_at:
+                self._delete(now)
+        except StoreUnavailable as error:
+            log.error("%s", error)
+
+    def _tell_health(self) -> None:
+        """Unless a batch has just done so. Raises StoreUnavailable."""
         if time.monotonic() - self._saved_at < HEALTH_SECONDS:
             return
         if self._health.connected:  # a second without a batch: there was nothing to be behind of
             self._change(lag_seconds=0.0)
-        try:
-            if unsaved := self._save_health():
-                raise unsaved
-            self._hole.store()
-            self._writer.mark_due(now)
-            if time.monotonic() >= self._retention_at:
-                gone = self._retention.step(now)
-                if gone:
-                    self._writer.forget()
-                self._retention_at = time.monotonic() + (0.0 if gone == CHUNK else RETENTION_SECONDS)
-        except StoreUnavailable as error:
-            log.error("%s", error)
+        if unsaved := self._save_health():
+            raise unsaved
+
+    def _delete(self, now: float) -> None:
+        self._retention_at = time.monotonic() + RETENTION_SECONDS
+        for _ in range(MOST_CHUNKS):
+            gone = self._retention.step(now)
+            if gone:
+                self._writer.forget()
+            if gone < CHUNK:
+                return
+        self._retention_at = time.monotonic() + DELETION_SECONDS
 
     def _change(self, **fields: object) -> None:
         self._health = msgspec.structs.replace(self._health, **fields)

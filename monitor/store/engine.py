@@ -240,6 +240,14 @@ def connect_only(url: str) -> Store:
     return Store(_engine(url))
 
 
+def apart(store: Store) -> Store:
+    """The same database through connections of its own.
+
+    SQLite keeps up to 32 MB of pages for each connection: who writes much must not fill those of others by turns.
+    """
+    return Store(_engine(store.engine.url.render_as_string(hide_password=False)))
+
+
 def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable:
     """What the driver said, with what to do."""
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
@@ -296,7 +304,9 @@ def _engine(url: str) -> Engine:
 def _sqlite_engine(url: sa.URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise SettingsError("the record must be a file, since two processes share it: sqlite:///celery-monitor.db")
-    engine = sa.create_engine(url, pool_size=10, connect_args={"check_same_thread": False}, hide_parameters=True)
+    engine = sa.create_engine(
+        url, pool_size=10, pool_use_lifo=True, connect_args={"check_same_thread": False}, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:

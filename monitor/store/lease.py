@@ -29,6 +29,7 @@ from monitor.filelock import FileLock
 from monitor.store.engine import CHANNEL
 from monitor.store.engine import LOCK_TIMEOUT_SECONDS
 from monitor.store.engine import Store
+from monitor.store.engine import apart
 
 SILENT_SECONDS = 3.0
 KEEP_SECONDS = 0.5  # how often the server hears of a session that has nothing to write
@@ -72,7 +73,7 @@ class FileLease:
     """On SQLite, which one machine alone writes."""
 
     def __init__(self, store: Store, cluster: str) -> None:
-        self.store = store
+        self.store = apart(store)
         self._lock = FileLock(Path(f"{store.engine.url.database}.{cluster}.lock"))
 
     def take(self) -> bool:
@@ -85,6 +86,7 @@ class FileLease:
 
     def close(self) -> None:
         self._lock.release()
+        self.store.close()
 
 
 class SessionLease:

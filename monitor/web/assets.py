@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 FOREVER = "public, max-age=31536000, immutable"
-_IMPORT = re.compile(rb'@import "([\w.-]+)";\n?')
+_IMPORT = re.compile(rb'@import "([\w./-]+)";\n?')
 _TYPES = {".js": "text/javascript", ".svg": "image/svg+xml", ".css": "text/css"}
 _COMPRESS_FROM_BYTES = 512
 
@@ -43,7 +43,7 @@ class Assets:
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes; in a style sheet, each ``@import`` of a neighbour is replaced by that neighbour."""
+    """A file's bytes; in a style sheet, each ``@import`` of one of our files is replaced by that file."""
     content = path.read_bytes()
     if path.suffix != ".css":
         return content

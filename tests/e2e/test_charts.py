@@ -14,6 +14,7 @@ import uvicorn
 from playwright.sync_api import BrowserContext
 from playwright.sync_api import Locator
 from playwright.sync_api import Page
+from playwright.sync_api import Response
 from playwright.sync_api import expect
 
 from monitor.records import Delivery
@@ -92,6 +93,24 @@ def test_chart_follows_the_record_without_being_rebuilt(page: Page, store: Store
     succeed(store, 100, 23)
     expect(legend(page)).to_contain_text("succeeded34")
     assert page.evaluate(f"window.before === {CANVAS}")
+
+
+def test_a_cold_page_asks_for_at_most_a_dozen_files_and_keeps_all_but_itself(page: Page, store: Store) -> None:
+    succeed(store, 0, 5)
+    for path in ("/", "/tasks"):
+        answers: list[Response] = []
+
+        def note(response: Response, answers: list[Response] = answers) -> None:
+            answers.append(response)
+
+        page.on("response", note)
+        page.goto(path)
+        expect(page.locator("#live")).to_have_attribute("data-live", "live")
+        page.remove_listener("response", note)
+        assert len(answers) <= 12, [each.url for each in answers]
+        files = [each for each in answers if "/static/" in each.url]
+        assert files or path != "/"  # what the first page has fetched is kept
+        assert all("immutable" in each.headers["cache-control"] for each in files)
 
 
 def test_charts_share_one_cursor(page: Page, store: Store) -> None:

@@ -152,4 +152,4 @@ def serving(broker_url: str, directory: Path, *options: str, log: Path | None = 
                 os.killpg(process.pid, signal.SIGKILL)
         await_end(process.pid)
         if broker_url.startswith("amqp"):
-            delete_queue(f"celeryev.{node_id}")
+            delete_queue(f"celeryev.{node_id}", broker_url)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -22,7 +23,7 @@ from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from tests.receiver.sources.conftest import delete_queue
 
-RunReceiver = Callable[[str], AbstractContextManager[Receiver]]
+RunReceiver = Callable[..., AbstractContextManager[Receiver]]  # an address, and settings by their names
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
     urls = set()
 
     @contextmanager
-    def run(url: str) -> Iterator[Receiver]:
+    def run(url: str, **more: Any) -> Iterator[Receiver]:
         urls.add(url)
-        settings = Settings(node_id=node_id, batch_seconds=0.05, spool_dir=f"{tmp_path}/spool")
+        settings = Settings(node_id=node_id, batch_seconds=0.05, spool_dir=f"{tmp_path}/spool", **more)
         receiver = Receiver(store, make_source(Broker("shop", url), settings), "shop", settings)
         stop = threading.Event()
         thread = threading.Thread(target=receiver.run, args=(stop,))

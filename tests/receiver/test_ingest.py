@@ -11,9 +11,13 @@ import redis
 from celery import Celery
 
 from monitor.errors import NotFound
+from monitor.records import Delivery
 from monitor.records import TaskState
+from monitor.settings import Settings
 from monitor.store import queries
 from monitor.store.engine import Store
+from monitor.store.writer import Writer
+from tests.factories import make_event
 from tests.receiver.conftest import RunReceiver
 from tests.receiver.conftest import connected
 from tests.receiver.conftest import health
@@ -178,3 +182,17 @@ def test_one_event_that_cannot_be_stored_does_not_hold_up_the_rest(
         wait_until(lambda: queries.gaps(store, since=0.0))
     assert [ended(store, f"order-{number}") for number in (12, 13, 14)] == [True, False, True]
     assert queries.gaps(store, since=0.0)[0].dropped == 1
+
+
+def test_old_tasks_go_while_events_come_without_a_pause(redis_url: str, receiving: RunReceiver, store: Store) -> None:
+    old = [make_event("task-succeeded", uuid=f"old-{number}", timestamp=1000.0 + number) for number in range(2500)]
+    recent = Settings(keep_succeeded_days=1e6)
+    Writer(store, "shop", recent).write([Delivery(events=old, arrived=time.time())])
+    with receiving(redis_url, keep_tasks=31, keep_succeeded_days=1e6) as receiver:
+        wait_until(connected(receiver))
+
+        def few_are_left() -> bool:
+            send_event(redis_url, f"new-{time.monotonic()}")
+            return sum(queries.state_counts(store).values()) <= 1031
+
+        wait_until(few_are_left)

@@ -62,6 +62,10 @@ class AmqpSource:
     def heard_at(self) -> float:
         return self._inbox.heard_at
 
+    @property
+    def waits(self) -> bool:
+        return self._inbox.waits
+
     def connect(self) -> None:
         self.close()
         self._inbox = self._new_inbox()

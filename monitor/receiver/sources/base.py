@@ -41,6 +41,10 @@ class Source(Protocol):
     def heard_at(self) -> float:
         """When anything last came from the broker: until then the connection was good."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether read() would give something at once, without an error."""
+
     def connect(self) -> None:
         """Connect and subscribe, or raise BrokerUnavailable within a few seconds."""
 
@@ -231,6 +235,12 @@ class Inbox:
         if self._batches:
             return self._batches[0].arrived
         return (self._spool.next_arrived() if self._spool is not None else None) or 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Something was put in and not taken."""
+        with self._changed:
+            return self._waiting
 
     @property
     def _waiting(self) -> bool:

@@ -41,8 +41,8 @@ def source_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeSource]:
             delete_queue(f"celeryev.{node_id}")
 
 
-def delete_queue(name: str) -> None:
-    with amqp_connection(AMQP_URL) as connection:
+def delete_queue(name: str, url: str = AMQP_URL) -> None:
+    with amqp_connection(url) as connection:
         try:
             connection.channel().queue_delete(name)
             connection.channel().queue_delete(witness_name(name))

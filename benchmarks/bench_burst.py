@@ -1,0 +1,139 @@
+"""A burst: 1,000,000 events as fast as one publisher can send prepared messages; then Flower on the same burst.
+
+    python benchmarks/bench_burst.py [--events N] [--per-message N] [--only redis|amqp] [--without-flower]
+
+*stored* counts tasks that stand in the record with the end that was sent; a gap is what the product itself shows as
+missing. The broker is not asked to wait for its subscribers: Redis cuts off one that is 32 MB behind. For Flower,
+*stored* is the number of events that its metrics count.
+"""
+
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.bench_sustained import gaps
+from benchmarks.bench_sustained import stored
+from benchmarks.flow import Flow
+from benchmarks.measuring import columns
+from benchmarks.measuring import cpu_seconds
+from benchmarks.measuring import ended
+from benchmarks.measuring import headed
+from benchmarks.measuring import memory
+from benchmarks.measuring import options
+from benchmarks.measuring import row
+from benchmarks.measuring import until
+from benchmarks.measuring import urls
+from benchmarks.peer import flower
+from benchmarks.peer import settled
+from benchmarks.stream import EVENTS_OF_A_TASK
+from benchmarks.stream import AmqpPublisher
+from benchmarks.stream import Message
+from benchmarks.stream import RedisPublisher
+from benchmarks.stream import heartbeat
+from benchmarks.stream import publisher
+from monitor.records import TaskState
+from tests.faults.dashboard import serving
+
+SETTLE_SECONDS = 2.0
+QUIET_SECONDS = 20.0
+
+
+class Burst:
+    """Messages prepared for one broker, and how they were sent."""
+
+    def __init__(self, events: int, per_message: int) -> None:
+        flow = Flow(per_message, min(events, 300_000))
+        self.messages: list[Message] = []
+        for message in flow:
+            self.messages.append(message)
+            if flow.events >= events:
+                break
+        self.events = flow.events
+        self.ends: Counter[TaskState] = flow.sent
+        self.seconds = 0.0
+
+    def send(self, out: RedisPublisher | AmqpPublisher) -> None:
+        if isinstance(out, RedisPublisher):
+            wrapped = [out.envelope(each) for each in self.messages]
+            began = time.monotonic()
+            out.publish_wrapped(wrapped, careful=False)
+        else:
+            began = time.monotonic()
+            out.publish(self.messages)
+        self.seconds = time.monotonic() - began
+
+
+def ours(url: str, burst: Burst) -> None:
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-burst-")))
+        dashboard = stack.enter_context(serving(url, directory))
+        until(dashboard.connected, "connecting")
+        out = stack.enter_context(publisher(url))
+        out.publish(heartbeat())
+        until(lambda: dashboard.health()["events_total"], "the first event")
+        time.sleep(SETTLE_SECONDS)
+        receiver = dashboard.pid("receiver")
+        before, cpu = memory(receiver), cpu_seconds(receiver)
+        began = time.monotonic()
+        burst.send(out)
+        total = sum(burst.ends.values())
+        found = settled(lambda: sum(stored(dashboard, burst.ends).values()), total, QUIET_SECONDS)
+        took = time.monotonic() - began
+        cpu = cpu_seconds(receiver) - cpu
+        wrong = sum(abs(count - stored(dashboard, burst.ends)[state]) for state, count in burst.ends.items())
+        health = dashboard.health()
+        row(
+            url.partition(":")[0], "ours", f"{burst.events:,}", f"{burst.events / burst.seconds:,.0f}",
+            f"{found:,} of {total:,} tasks", f"{wrong:,}", f"{health['dropped_total']:,}", gaps(dashboard),
+            f"{took:.1f}" if found == total else "not all came", f"{cpu:.1f}", f"{before:.0f}",
+            f"{memory(receiver, 'VmHWM'):.0f}",
+        )  # fmt: skip
+
+
+def flowers(url: str, burst: Burst) -> None:
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-burst-")))
+        out = stack.enter_context(publisher(url))
+        most = burst.events // EVENTS_OF_A_TASK
+        peer = stack.enter_context(flower(url, out, directory, most_tasks=most))
+        time.sleep(SETTLE_SECONDS)
+        before, cpu, goal = peer.memory(), peer.cpu_seconds, peer.events + burst.events
+        began = time.monotonic()
+        burst.send(out)
+        came = settled(lambda: peer.events, goal, QUIET_SECONDS)
+        took = time.monotonic() - began
+        missing = goal - came
+        row(
+            url.partition(":")[0], "Flower", f"{burst.events:,}", f"{burst.events / burst.seconds:,.0f}",
+            f"{burst.events - missing:,} events", f"{missing:,} events", "not told", "not told",
+            f"{took:.1f}" if not missing else "not all came", f"{peer.cpu_seconds - cpu:.1f}", f"{before:.0f}",
+            f"{peer.memory('VmHWM'):.0f}",
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--per-message", type=int, default=10)
+    parser.add_argument("--only", choices=("redis", "amqp"))
+    parser.add_argument("--without-flower", action="store_true")
+    given = parser.parse_args()
+    headed(f"Burst: {given.events:,} events, {given.per_message} in a message")
+    columns(
+        "broker", "who", "events", "events/s sent", "stored", "lost", "told as dropped", "gaps",
+        "s until all is stored", "CPU s", "MB before", "MB at most",
+    )  # fmt: skip
+    for url in urls(given):
+        ours(url, Burst(given.events, given.per_message))
+        if not given.without_flower:
+            flowers(url, Burst(given.events, given.per_message))
+    ended()
+
+
+if __name__ == "__main__":
+    main()
