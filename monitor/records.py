@@ -127,6 +127,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     expired: bool | None = None
     # capture-message
     message: Message | None = None
+    # concluded after a gap
+    learnt_at: Timestamp | None = None
     # worker-*
     freq: float | None = None
     active: Integer | None = None
@@ -148,6 +150,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     arrived: float
     malformed: int = 0
     dropped: int = 0
+    concluded: bool = False  # by us, of what workers, brokers and result backends answered: nobody sent it
 
 
 class Run(msgspec.Struct):
@@ -193,6 +196,7 @@ class Task(msgspec.Struct):
     root_id: str | None = None  # its own id when it is a root
     parent_id: str | None = None
     failure_group: int | None = None
+    learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
     runs: list[Run] = []
     pk: int | None = None  # the row, once stored
 
@@ -305,6 +309,27 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found out after a gap about the tasks that had not ended when it began.
+
+    ``asked`` is the sum of what follows it, up to ``unknown``.
+    """
+
+    began: float
+    ended: float | None = None  # None: it goes on
+    asked: int = 0
+    backend: int = 0  # the result backend knew how it ended
+    workers: int = 0  # a worker has it
+    queue: int = 0  # its message waits, or is delivered and not acknowledged
+    lost: int = 0  # nobody has it, and nobody knows how it ended: marked as lost, with the evidence
+    unknown: int = 0  # nothing could be found out
+    learnt_from_workers: int = 0  # tasks that the record did not have
+    learnt_from_queues: int = 0
+    complete: bool = True  # False: some worker did not answer, or not every message could be looked at
+    together_with: float | None = None  # when the later gap began whose numbers stand for both
+    position: tuple[int, float, int] = (0, 0.0, 0)  # up to where tasks were asked for
+
+
 class Gap(msgspec.Struct, kw_only=True):
     """A span in which events may have been missed. ``ended`` is ``None`` while it lasts."""
 
@@ -314,6 +339,7 @@ class Gap(msgspec.Struct, kw_only=True):
     cause: str
     dropped: int | None = None  # events known to be dropped; None: not known
     id: int | None = None
+    reconciliation: Reconciliation | None = None  # None: not begun
 
 
 class ReceiverHealth(msgspec.Struct, kw_only=True):

@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.filter_terms",
         "monitor.filter_values",
         "monitor.filters",
+        "monitor.gaps",
         "monitor.health_sentence",
         "monitor.intake",
         "monitor.lifecycle",

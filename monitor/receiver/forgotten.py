@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from monitor.brokers.ends import End
 from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
+from monitor.receiver.whereabouts import QUESTIONS
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import TaskState
@@ -27,7 +28,6 @@ ASK_SECONDS = 30.0  # between two questions
 ANSWER_SECONDS = 2.0
 MOST_ASKED = 500
 EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
-QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (("active", {"safe": True}), ("reserved", {}), ("scheduled", {}))
 
 
 class Forgotten:

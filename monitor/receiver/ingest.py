@@ -69,7 +69,7 @@ class Receiver:
 
     def conclude(self, delivery: Delivery) -> None:
         """Takes events that were concluded, not received (``task-lost``); from any thread."""
-        self._conclusions.put(delivery)
+        self._conclusions.put(msgspec.structs.replace(delivery, concluded=True))
 
     def notice(self, text: str) -> None:
         """Says something that the receiver did by itself; the newest few are kept."""
@@ -218,9 +218,10 @@ class Receiver:
     def _counted(self, deliveries: Sequence[Delivery]) -> ReceiverHealth:
         """The health as it is when this batch is stored, in whose transaction it goes."""
         health, now = self._health, time.time()
-        events = sum(len(each.events) for each in deliveries)
-        arrived = [each.arrived for each in deliveries if each.events]
-        lag = max(now - min(arrived, default=now), self._writer.behind(deliveries, now))
+        received = [each for each in deliveries if not each.concluded]
+        events = sum(len(each.events) for each in received)
+        arrived = [each.arrived for each in received if each.events]
+        lag = max(now - min(arrived, default=now), self._writer.behind(received, now))
         return msgspec.structs.replace(
             health,
             error=None,

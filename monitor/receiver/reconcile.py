@@ -17,6 +17,7 @@ from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
 from monitor.receiver.forgotten import Forgotten
+from monitor.receiver.recovery import Recovery
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import ReceiverHealth
@@ -64,6 +65,7 @@ class Reconciler:
         self._health = health
         self._conclude = conclude
         self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
+        self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
@@ -99,6 +101,7 @@ class Reconciler:
                 self._lose(worker, holder, evidence, now)
         self._find_again(by_name, now)
         self._forgotten.step(workers, held, now)
+        self._recovery.step(workers, now)
 
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
@@ -111,6 +114,7 @@ class Reconciler:
             self._unanswered.clear()
             self._settled.clear()
             self._forgotten.reset()
+            self._recovery.reset()
         return awake and level
 
     def _settle(self, workers: Sequence[Worker], now: float) -> None:

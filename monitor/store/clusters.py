@@ -19,6 +19,7 @@ from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
+from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
@@ -38,6 +39,7 @@ from monitor.store.schema import TERM_KINDS
 
 MOST_ROWS = 1000
 _names = msgspec.json.Decoder(tuple[str, ...]).decode
+_reconciliation = msgspec.json.Decoder(Reconciliation).decode
 _parameters = msgspec.json.Decoder(dict[str, object]).decode
 
 
@@ -158,6 +160,7 @@ def gaps_between(connection: Connection, since: float, until: float | None, clus
             cause=row.cause,
             dropped=row.dropped,
             id=row.id,
+            reconciliation=_reconciliation(row.reconciliation) if row.reconciliation else None,
         )
         for row in rows
     ]

@@ -17,6 +17,7 @@ from monitor.records import Action
 from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import ReceiverHealth
+from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
@@ -262,6 +263,13 @@ def close_gap(store: Store, gap_id: int, ended: float, dropped: int | None = Non
     """Notes when the gap ended, and how many events are known to be missing (``None``: not known)."""
     with store.begin() as connection:
         connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(ended=ended, dropped=dropped))
+
+
+def save_reconciliation(store: Store, gap_id: int, found: Reconciliation) -> None:
+    """Notes what has been found out after a gap."""
+    told = msgspec.json.encode(found).decode()
+    with store.begin() as connection:
+        connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(reconciliation=told))
 
 
 def save_pause(store: Store, pause: Pause) -> None:

@@ -110,6 +110,7 @@ task = Table(
     Column("args", Text),
     Column("kwargs", Text),
     *_run_texts(),
+    Column("learnt", Double),  # when we asked and learnt of it, where no event told
     Index("task_key", "cluster_id", "key", unique=True),
     Index("task_seen", "seen", "id"),
     Index("task_name", "name_id", "seen", "id"),
@@ -253,6 +254,7 @@ gap = Table(
     Column("ended", Double),
     Column("cause", Text, nullable=False),
     Column("dropped", _big),
+    Column("reconciliation", Text),  # monitor.records.Reconciliation as JSON
     Index("gap_began", "cluster_id", "began"),
 )
 

@@ -57,7 +57,7 @@ from monitor.workers import fold_worker
 CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
 SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
-_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-lost", "task-found"})
+_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due"})
 
 
 @dataclass
@@ -179,7 +179,8 @@ class Writer:
                     if event.message is not None:
                         batch.captured[event.uuid] = event
                         self._early.keep(event.uuid, event)
-                    if event.hostname not in self._skews and event.type not in _NOT_BY_A_WORKER:
+                    told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
+                    if told and event.hostname not in self._skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
                     batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
@@ -254,7 +255,9 @@ class Writer:
                 deltas.take_out(task)
                 if self._fold(task, events):
                     changed.append(task)
-            if task.runs or task.sent is not None:  # not one of which nothing but its loss was said
+            if (
+                task.runs or task.sent is not None or task.learnt is not None
+            ):  # not one of which nothing but its loss was said
                 deltas.put_in(task)
         self._save(connection, number, new, changed, deltas)
         return [*new, *changed]

@@ -20,6 +20,7 @@ from monitor.records import Count
 from monitor.records import FailureState
 from monitor.records import FailureSummary
 from monitor.records import FailureTrend
+from monitor.records import Gap
 from monitor.records import Job
 from monitor.records import JobOutcome
 from monitor.records import JobState
@@ -129,6 +130,7 @@ class TaskDetail(TaskItem, frozen=True, kw_only=True):
     message: MessageItem | None
     retry_of: str | None
     retried_as: list[str]
+    learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
 
 
 class TaskPage(Struct, frozen=True, kw_only=True):
@@ -414,13 +416,31 @@ class ActionPage(Struct, frozen=True, kw_only=True):
     next: str | None
 
 
+class ReconciliationItem(Struct, frozen=True, kw_only=True):
+    """What was found out after a gap about tasks that had not ended: ``asked`` is the sum of the five that follow."""
+
+    began: float
+    ended: float | None
+    asked: int
+    backend: int
+    workers: int
+    queue: int
+    lost: int
+    unknown: int
+    learnt_from_workers: int
+    learnt_from_queues: int
+    complete: bool
+    together_with: float | None
+
+
 class GapItem(Struct, frozen=True, kw_only=True):
-    """A span in which events may have been missed."""
+    """A span in which events may have been missed; ``reconciliation`` is null until it begins."""
 
     began: float
     ended: float | None
     cause: str
     dropped: int | None
+    reconciliation: ReconciliationItem | None
 
 
 class StandbyItem(Struct, frozen=True, kw_only=True):
@@ -650,7 +670,7 @@ def series_item(series: Series) -> SeriesItem:
         SeriesItem,
         series,
         buckets=shapes(BucketItem, series.buckets),
-        gaps=shapes(GapItem, series.gaps),
+        gaps=[gap_item(gap) for gap in series.gaps],
         depth=shapes(DepthItem, series.depth),
     )
 
@@ -661,12 +681,17 @@ def unknown_health(cluster: str) -> HealthItem:
     return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": []}))
 
 
-def health_item(health: ReceiverHealth, gaps: Iterable[object], standbys: Iterable[object]) -> HealthItem:
+def gap_item(gap: Gap) -> GapItem:
+    found = gap.reconciliation
+    return shape(GapItem, gap, reconciliation=None if found is None else shape(ReconciliationItem, found))
+
+
+def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[object]) -> HealthItem:
     return shape(
         HealthItem,
         health,
         error=health.unwritten or health.error,
-        gaps=shapes(GapItem, gaps),
+        gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 from typing import NamedTuple
 
+from monitor.gaps import in_words
 from monitor.health_sentence import age_words
 from monitor.health_sentence import counted
 from monitor.records import Gap
@@ -92,7 +93,16 @@ def _gaps(gaps: Sequence[Gap], named: str, now: float) -> Iterable[Banner]:
     else:
         length = age_words(max(1.0, last.ended - last.began))
         span = f"Events{named} of {length} may be missing: {last.cause}{dropped}{more}."
-    yield Banner("gap", "warning", span, "Charts hatch that time; states may be old.", last.began, "Began")
+    yield Banner("gap", "warning", span, _after(last), last.began, "Began")
+
+
+def _after(gap: Gap) -> str:
+    """How far its tasks are reconciled."""
+    found = gap.reconciliation
+    if found is None:
+        return "Charts hatch that time; states may be old."
+    until = "Reconciled" if found.ended is not None else "Being reconciled"
+    return f"Charts hatch that time. {until}: {in_words(found)}."
 
 
 def _malformed(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner]:
