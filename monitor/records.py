@@ -339,6 +339,7 @@ class Gap(msgspec.Struct, kw_only=True):
     cause: str
     dropped: int | None = None  # events known to be dropped; None: not known
     id: int | None = None
+    shard: int = 1  # of the receiver that missed them
     reconciliation: Reconciliation | None = None  # None: not begun
 
 
@@ -361,6 +362,23 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     pid: int | None = None
     updated_at: float | None = None  # when it last said so
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
+    shard: int = 1  # which share of the tasks it takes,
+    shards: int = 1  # of how many
+    parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
+
+
+class ReceiverShard(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several receivers that share the tasks of a cluster. All is ``None`` of one that never spoke."""
+
+    shard: int
+    connected: bool | None = None
+    error: str | None = None
+    lag_seconds: float | None = None
+    events_total: int | None = None
+    dropped_total: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    updated_at: float | None = None
 
 
 class StandbyReceiver(msgspec.Struct, frozen=True, kw_only=True):

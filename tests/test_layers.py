@@ -32,6 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.schedule",
         "monitor.second_hand",
         "monitor.settings",
+        "monitor.shard_health",
+        "monitor.shards",
         "monitor.sketch",
         "monitor.supervise",
         "monitor.workers",

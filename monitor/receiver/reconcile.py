@@ -59,6 +59,7 @@ class Reconciler:
         health: Callable[[], ReceiverHealth],
         conclude: Callable[[Delivery], None],
     ) -> None:
+        self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
         self._remote = remote
@@ -91,7 +92,8 @@ class Reconciler:
             return
         workers = queries.workers(self._store, self._cluster)
         self._settle(workers, now)
-        self._judge_silent(workers, now)
+        if self._shard.first:
+            self._judge_silent(workers, now)
         held = standing.holders(self._store, self._cluster)
         by_name = {worker.hostname: worker for worker in workers}
         for holder in held:
@@ -205,11 +207,12 @@ class Reconciler:
         return None
 
     def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> None:
-        ids = standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE)
+        ids = self._own(standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE * self._shard.total))
         at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
         self._tell("task-lost", holder, ids, at, now, evidence)
         self._doubted.add(holder)
-        log.warning("%d tasks are lost: %s", len(ids), evidence)
+        if ids:
+            log.warning("%d tasks are lost: %s", len(ids), evidence)
 
     def _find_again(self, workers: dict[str, Worker], now: float) -> None:
         """A process that came back is asked which of its lost tasks it still knows."""
@@ -221,7 +224,8 @@ class Reconciler:
                 self._ask_for_lost(holder, worker, now)
 
     def _ask_for_lost(self, holder: Holder, worker: Worker, now: float) -> None:
-        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), LOST_AT_ONCE)
+        most = LOST_AT_ONCE * self._shard.total
+        ids = self._own(standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), most))
         if ids:
             reply = self._remote.ask(
                 "query_task", {"ids": ids}, destination=[holder.hostname], timeout=PING_SECONDS
@@ -231,6 +235,10 @@ class Reconciler:
             found = [each for each in ids if each in reply.ok]
             self._tell("task-found", holder, found, now - (worker.skew or 0.0), now, None)
         self._doubted.discard(holder)
+
+    def _own(self, ids: Sequence[str]) -> list[str]:
+        """Those of our share; the others are another receiver's to judge."""
+        return [each for each in ids if self._shard.has(each)]
 
     def _tell(
         self, event_type: str, holder: Holder, ids: Sequence[str], at: float, now: float, evidence: str | None

@@ -74,6 +74,7 @@ class Recovery:
     def __init__(
         self, store: Store, cluster: str, remote: Remote, ends: Ends, conclude: Callable[[Delivery], None]
     ) -> None:
+        self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
         self._remote = remote
@@ -112,7 +113,9 @@ class Recovery:
         open_ = [
             gap
             for gap in queries.gaps(self._store, now - BACK_SECONDS, self._cluster)
-            if gap.dropped != 0 and (gap.reconciliation is None or gap.reconciliation.ended is None)
+            if gap.dropped != 0
+            and gap.shard == self._shard.number
+            and (gap.reconciliation is None or gap.reconciliation.ended is None)
         ]
         if not open_ or any(gap.ended is None or now - gap.ended < SETTLE_SECONDS for gap in open_):
             return None
@@ -143,7 +146,7 @@ class Recovery:
                 for task_id, seen in second.messages.items()
                 if seen.queue is not None and task_id not in second.held and task_id in first.messages
             ]
-        return tuple(told)
+        return tuple(event for event in told if event.uuid is not None and self._shard.has(event.uuid))
 
     def _tell_news(self, work: Work, news: tuple[Event, ...], now: float) -> None:
         chunk, rest = news[:CHUNK], news[CHUNK:]
@@ -182,7 +185,7 @@ class Recovery:
     ) -> Reconciliation:
         """Finds out what it can about a chunk, and counts it."""
         judge = _Judge(work.gap, first, second, workers, now)
-        asked = [row for row in rows if judge.concerns(row)]
+        asked = [row for row in rows if judge.concerns(row) and self._shard.has(row.id)]
         absent = [row for row in asked if not judge.has(row)]
         ends = self._ends.of([row.id for row in absent]) if absent else {}
         counts = dict.fromkeys(("backend", "workers", "queue", "lost", "unknown"), 0)

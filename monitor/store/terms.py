@@ -31,7 +31,7 @@ class Terms:
         if len(self._ids) + len(missing) > _CACHE_LIMIT:
             self.forget()
         self._find(connection, missing)
-        new = [each for each in missing if each not in self._ids]
+        new = sorted(each for each in missing if each not in self._ids)  # two receivers in one order
         if new:
             statement = self._store.insert(schema.term).on_conflict_do_nothing()
             connection.execute(statement, [{"kind": kind, "text": text} for kind, text in new])

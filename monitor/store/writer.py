@@ -90,7 +90,8 @@ class Writer:
         self._capture = settings.capture
         self._early = Early()
         self._terms = Terms(store)
-        self._counters = Counters(store, self._terms)
+        self._shard = settings.shard
+        self._counters = Counters(store, self._terms, shared=self._shard.total > 1)
         self._cluster_id: int | None = None
         self._next_number: int | None = None
         self._skews: dict[str, float] = {}  # of the workers that are stored
@@ -153,9 +154,10 @@ class Writer:
                 select(table.c.key)
                 .where(table.c.state == STATE_CODES[TaskState.SCHEDULED], table.c.eta <= now)
                 .order_by(table.c.eta)
-                .limit(_CHUNK)
+                .limit(_CHUNK * self._shard.total)
             )
             ids = [from_key(key) for key in connection.execute(statement).scalars()]
+            ids = [each for each in ids if self._shard.has(each)]
         if ids:
             events = [Event(type="task-due", timestamp=now, hostname="", uuid=each) for each in ids]
             self.write([Delivery(events=events, arrived=now)])
@@ -183,6 +185,8 @@ class Writer:
                     if told and event.hostname not in self._skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
+                    if not self._shard.first and event.hostname in self._skews:
+                        continue
                     batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 else:
                     written.unknown += 1
@@ -195,10 +199,14 @@ class Writer:
             table = schema.task
             statement = select(func.max(table.c.id)).where(table.c.cluster_id == self._cluster_id)
             largest = connection.execute(statement).scalar() or 0
-            self._next_number = (largest >> CLUSTER_BITS) + 1
+            # Of several receivers each counts in steps of their number, from a place of its own.
+            free = (largest >> CLUSTER_BITS) + 1
+            self._next_number = free + (self._shard.number - 1 - free) % self._shard.total
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             self._sole_queues = _sole_queues(connection, self._cluster_id)
             self._sole_queues_at = time.monotonic()
+            if not self._shard.first:
+                self._skews.clear()  # the first receiver measures them
         return self._cluster_id
 
     def forget(self) -> None:
@@ -220,6 +228,9 @@ class Writer:
         if not by_worker:
             return
         known = journal.load_workers(connection, number, list(by_worker))
+        if not self._shard.first:
+            self._skews |= {hostname: worker.skew or 0.0 for hostname, worker in known.items()}
+            return
         starts = []
         for hostname, events in by_worker.items():
             worker = known.get(hostname)
@@ -289,7 +300,7 @@ class Writer:
 
     def _take_number(self, number: int) -> int:
         taken = self._next_number or 1
-        self._next_number = taken + 1
+        self._next_number = taken + self._shard.total
         return taken << CLUSTER_BITS | number & (1 << CLUSTER_BITS) - 1
 
     def _group_of(self, task: Task) -> int | None:

@@ -452,8 +452,25 @@ class StandbyItem(Struct, frozen=True, kw_only=True):
     listening: bool
 
 
+class ShardItem(Struct, frozen=True, kw_only=True):
+    """One of the receivers that share the tasks of a cluster; nulls where it never ran."""
+
+    shard: int
+    connected: bool | None
+    error: str | None
+    lag_seconds: float | None
+    events_total: int | None
+    dropped_total: int | None
+    host: str | None
+    pid: int | None
+    updated_at: float | None
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
-    """The receiver of one cluster; nulls until it has said something of itself."""
+    """The receiver of one cluster; nulls until it has said something of itself.
+
+    Where several share its tasks, ``shards`` has each of them, and the rest tells of all together.
+    """
 
     cluster: str
     connected: bool | None
@@ -471,6 +488,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     notices: tuple[str, ...]
     gaps: list[GapItem]
     standbys: list[StandbyItem]
+    shards: list[ShardItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -678,7 +696,7 @@ def series_item(series: Series) -> SeriesItem:
 def unknown_health(cluster: str) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": []}))
+    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": [], "shards": []}))
 
 
 def gap_item(gap: Gap) -> GapItem:
@@ -693,6 +711,7 @@ def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[
         error=health.unwritten or health.error,
         gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
+        shards=shapes(ShardItem, health.parts),
     )
 
 
