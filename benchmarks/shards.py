@@ -72,7 +72,7 @@ def drain(options: argparse.Namespace, database: str, shards: int, folder: Path)
         began = time.monotonic()
         receivers = start(options, database, node, shards, folder)
         first = 0.0
-        while (stored := sum(queries.state_counts(store).values())) < tasks or unended(store):
+        while (stored := ended(store)) < tasks:
             if stored and not first:
                 first = time.monotonic()
             if time.monotonic() - began > DONE_SECONDS:
@@ -84,13 +84,13 @@ def drain(options: argparse.Namespace, database: str, shards: int, folder: Path)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     print(
         f"{shards} receivers: {options.events} events in messages of {options.per_message} within {seconds:.1f} s of"
-        f" the first ({options.events / seconds:,.0f} a second), {cpu:.1f} CPU-seconds of all receivers with their start,"
+        f" the first ({options.events / seconds:,.0f} a second), {cpu:.1f} CPU-seconds of the receivers and their start,"
         f" load {os.getloadavg()[0]:.1f}"
     )
 
 
-def unended(store: Store) -> int:
-    return sum(count for state, count in queries.state_counts(store).items() if not state.finished)
+def ended(store: Store) -> int:
+    return sum(count for state, count in queries.state_counts(store).items() if state.finished)
 
 
 def main() -> None:

@@ -270,6 +270,7 @@ class Worker(msgspec.Struct, kw_only=True):
     offline_at: float | None = None
     freq: float | None = None
     skew: float | None = None  # our clock minus the worker's
+    jump: float = 0.0  # by which its clock was set forward while it ran; its times are as if it had not been
     active: int | None = None
     processed: int | None = None
     loadavg: tuple[float, ...] | None = None

@@ -14,6 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor", "monitor.errors", "monitor.records"),
     (
         "monitor.access",
+        "monitor.clocks",
         "monitor.diagnosis",
         "monitor.diagnosis_transport",
         "monitor.failures",

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 
+import msgspec
 from sqlalchemy import Connection
 from sqlalchemy import bindparam
 from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import update
 
+from monitor.clocks import Clocks
 from monitor.intake import Intake
 from monitor.lifecycle import CAPTURED
 from monitor.lifecycle import fold
@@ -89,6 +91,7 @@ class Writer:
         self._intake = Intake(settings.max_text, settings.redact, settings.max_message_bytes)
         self._capture = settings.capture
         self._early = Early()
+        self._clocks = Clocks()
         self._terms = Terms(store)
         self._shard = settings.shard
         self._counters = Counters(store, self._terms, shared=self._shard.total > 1)
@@ -171,6 +174,9 @@ class Writer:
                 if event is None:
                     written.refused += 1
                     continue
+                skew = self._skews.get(event.hostname)
+                if skew is not None and not delivery.concluded and event.type != CAPTURED:
+                    event = self._clocks.corrected(event, delivery.arrived, skew)
                 written.events += 1
                 if event.uuid is not None and is_lifecycle(event.type):
                     events = batch.by_task.get(event.uuid)
@@ -215,6 +221,7 @@ class Writer:
         self._terms.forget()
         self._counters.forget()
         self._skews.clear()
+        self._clocks.forget()
         self._next_number = self._cluster_id = None
 
     # Workers
@@ -229,17 +236,24 @@ class Writer:
             return
         known = journal.load_workers(connection, number, list(by_worker))
         if not self._shard.first:
-            self._skews |= {hostname: worker.skew or 0.0 for hostname, worker in known.items()}
+            for hostname, stored in known.items():
+                self._skews[hostname] = stored.skew or 0.0
+                self._clocks.restore(hostname, stored.pid, stored.jump)
             return
         starts = []
         for hostname, events in by_worker.items():
             worker = known.get(hostname)
-            for event, arrived in events:
+            for given, arrived in events:
+                event = given
+                if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
+                    event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
                 before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
                 if before is not None and None is not before.pid != worker.pid:
                     starts.append((hostname, worker.last_heartbeat or arrived))
             if worker is not None:
-                known[hostname] = worker
+                self._clocks.restore(hostname, worker.pid, worker.jump)
+                jump = self._clocks.jump_of(hostname, worker.pid)
+                known[hostname] = msgspec.structs.replace(worker, jump=jump)
                 self._skews[hostname] = worker.skew or 0.0
         journal.save_workers(self._store, connection, number, list(known.values()))
         journal.save_worker_starts(self._store, connection, number, starts)

@@ -134,6 +134,9 @@ def _workers(health: ReceiverHealth, workers: Sequence[Worker], named: str) -> I
     skewed = [worker for worker in alive if worker.skew is not None and abs(worker.skew) > SKEW_SECONDS]
     if skewed:
         yield _skew(skewed)
+    jumped = [worker for worker in alive if abs(worker.jump) > SKEW_SECONDS]
+    if jumped:
+        yield _jump(jumped)
 
 
 def _skew(workers: Sequence[Worker]) -> Banner:
@@ -141,6 +144,16 @@ def _skew(workers: Sequence[Worker]) -> Banner:
     clocks = "clock is" if len(workers) == 1 else "clocks are"
     text = f"{_names([worker.hostname for worker in workers])}: {clocks} off by up to {worst:.1f} s."
     return Banner("skew", "warning", text, "Waiting times are wrong by as much; set the clock (NTP).", link="/workers")
+
+
+def _jump(workers: Sequence[Worker]) -> Banner:
+    largest = max(abs(worker.jump) for worker in workers)
+    clocks = "clock was" if len(workers) == 1 else "clocks were"
+    text = (
+        f"{_names([worker.hostname for worker in workers])}: {clocks} set by up to {age_words(largest)} while it ran."
+    )
+    then = "Times go on as if it had not been, until it starts anew; they are uncertain by the delay of that moment."
+    return Banner("skew", "warning", text, then, link="/workers")
 
 
 def _names(hostnames: Sequence[str]) -> str:
