@@ -16,10 +16,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import psycopg
+from kombu import Connection
 
 from benchmarks.stream import EVENTS_OF_A_TASK
 from benchmarks.stream import messages
 from benchmarks.stream import publisher
+from monitor.shards import Shard
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -80,13 +82,22 @@ def drain(options: argparse.Namespace, database: str, shards: int, folder: Path)
             time.sleep(0.2)
         seconds = time.monotonic() - first
         end(receivers)
+        delete_queues(options.broker, node, shards)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     print(
-        f"{shards} receivers: {options.events} events in messages of {options.per_message} within {seconds:.1f} s of"
-        f" the first ({options.events / seconds:,.0f} a second), {cpu:.1f} CPU-seconds of the receivers and their start,"
-        f" load {os.getloadavg()[0]:.1f}"
+        f"{shards} receivers: {options.events} events in messages of {options.per_message} within {seconds:.1f} s"
+        f" of the first ({options.events / seconds:,.0f} a second),"
+        f" {cpu:.1f} CPU-seconds of the receivers with their start, load {os.getloadavg()[0]:.1f}"
     )
+
+
+def delete_queues(url: str, node: str, shards: int) -> None:
+    names = [f"celeryev.{node}{Shard(number, shards).suffix}" for number in range(1, shards + 1)]
+    with Connection(url) as connection:
+        for name in names:
+            connection.default_channel.queue_delete(name)
+            connection.default_channel.queue_delete(f"{name}.witness")
 
 
 def ended(store: Store) -> int:
