@@ -12,11 +12,13 @@ from datetime import datetime
 import msgspec
 
 from monitor.failures import unwrapped
+from monitor.records import FINISHED_STATES
 from monitor.records import Event
 from monitor.records import Outcome
 from monitor.records import Run
 from monitor.records import Task
 from monitor.records import TaskState
+from monitor.runs import SAID_TWICE_SECONDS
 from monitor.runs import Fact
 from monitor.runs import arrange
 from monitor.runs import facts_of
@@ -26,6 +28,8 @@ CAPTURED = "capture-message"  # monitor/capture.py sends it
 # By name once: Python 3.11 looks a member of an enum up in a function of its own, each time.
 _RECEIVED, _STARTED, _SCHEDULED = TaskState.RECEIVED, TaskState.STARTED, TaskState.SCHEDULED
 _REJECTED, _REVOKED, _REQUEUED = Outcome.REJECTED, Outcome.REVOKED, Outcome.REQUEUED
+# What is concluded after a gap. No name that an application would give to an event of its own.
+RUNNING, HELD_BY_WORKER, IN_QUEUE = "monitor-running", "monitor-held", "monitor-waiting"
 _OUTCOMES = {
     "task-succeeded": Outcome.SUCCEEDED,
     "task-failed": Outcome.FAILED,
@@ -76,6 +80,7 @@ def _sent(task: Task, event: Event) -> bool:
     before = (task.sent, task.queue, task.name, task.args, task.root_id, task.client)
     if task.sent is None or event.timestamp < task.sent:
         task.sent = event.timestamp
+    task.learnt = None
     task.queue = task.queue or event.queue
     task.exchange = task.exchange or event.exchange
     task.routing_key = task.routing_key or event.routing_key
@@ -85,6 +90,7 @@ def _sent(task: Task, event: Event) -> bool:
 
 
 def _received(task: Task, event: Event) -> bool:
+    task.learnt = None
     eta = parse_time(event.eta) if event.eta else None
     if not task.runs:
         task.runs = [Run(event.hostname, event.pid, event.retries, event.timestamp, None, None, eta)]
@@ -104,11 +110,19 @@ def _started(task: Task, event: Event) -> bool:
     if len(runs) == 1:
         run = runs[0]
         waiting = run.started is None and run.ended is None and run.worker == event.hostname
-        if waiting and run.received is not None and run.received <= event.timestamp:
+        if waiting and (run.received is None or run.received <= event.timestamp):
             run.started = event.timestamp
             task.state = _STARTED
             return True
+    if task.learnt is not None and any(_told_already(run, event) for run in runs):
+        return False
     return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))
+
+
+def _told_already(run: Run, event: Event) -> bool:
+    """Its worker was asked since when it runs, and the event of its start came after all."""
+    same = run.worker == event.hostname and run.pid == event.pid and run.received is None and run.started is not None
+    return same and abs(event.timestamp - (run.started or 0.0)) < SAID_TWICE_SECONDS
 
 
 def _ended(task: Task, event: Event) -> bool:
@@ -120,11 +134,16 @@ def _ended(task: Task, event: Event) -> bool:
         exception = _revocation(event)
     elif exception is not None:
         exception = unwrapped(exception, event.traceback)
+    if not event.hostname:
+        return _ended_somewhere(task, event, outcome)
     runs = task.runs
+    if runs and runs[-1].worker is None and runs[-1].ended is not None:
+        runs.pop()  # what was concluded without knowing the worker, whose own word this is
     if len(runs) == 1:
         run = runs[0]
         begun = run.started if run.started is not None else run.received
-        if run.worker == event.hostname and run.ended is None and begun is not None and begun <= event.timestamp:
+        mine = run.worker == event.hostname and run.ended is None
+        if mine and (begun <= event.timestamp if begun is not None else event.pid in (None, run.pid)):
             run.ended = event.timestamp
             run.outcome = outcome
             run.runtime = event.runtime if event.runtime is not None else measured(run)
@@ -145,6 +164,56 @@ def _ended(task: Task, event: Event) -> bool:
         traceback=event.traceback,
     )
     return _rearrange(task, fact)
+
+
+def _ended_somewhere(task: Task, event: Event, outcome: Outcome) -> bool:
+    """An end that was found out, and nobody knows on which worker. Where a run goes on, its worker would be named."""
+    last = task.run
+    if last is not None and (last.ended is None or task.state in FINISHED_STATES):
+        return False
+    if last is not None and last.worker is None:
+        task.runs.pop()  # it was believed lost, nobody knew where
+        last = task.run
+    retries = None if last is None else (last.retries or 0) + 1
+    ended = Run(None, None, retries, ended=event.timestamp, outcome=outcome, runtime=event.runtime, result=event.result)
+    ended.exception, ended.traceback = event.exception, event.traceback
+    task.runs = [*task.runs, ended]
+    task.state = _STATES[outcome]
+    return True
+
+
+def _running(task: Task, event: Event) -> bool:
+    """Its worker says that it runs, since when, and with what: the event of its start was missed."""
+    known = any(run.worker == event.hostname and run.started is not None and run.ended is None for run in task.runs)
+    learnt = _learn(task, event)
+    return (not known and _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))) or learnt
+
+
+def _held(task: Task, event: Event) -> bool:
+    """A worker says that it has the task and has not begun it. When it was received nobody knows any more."""
+    learnt = _learn(task, event)
+    last = task.run
+    if last is not None and (last.ended is None or task.state in FINISHED_STATES):
+        return learnt
+    task.runs = [*task.runs, Run(event.hostname, event.pid, event.retries, eta=parse_time(event.eta))]
+    task.state = _state(task.runs[-1])
+    return True
+
+
+def _waiting(task: Task, event: Event) -> bool:
+    """Its message lies in a queue, and nobody told that it was sent."""
+    return _learn(task, event)
+
+
+def _learn(task: Task, event: Event) -> bool:
+    before = msgspec.structs.astuple(task)
+    if not task.runs and task.sent is None and task.learnt is None:
+        task.learnt = event.learnt_at
+    task.queue = task.queue or event.queue
+    if task.routing_key is None:
+        task.exchange, task.routing_key = event.exchange, event.routing_key
+    _identify(task, event, latest=False)
+    return before != msgspec.structs.astuple(task)
 
 
 def _captured(task: Task, event: Event) -> bool:
@@ -214,7 +283,7 @@ def _state(run: Run) -> TaskState:
         return _STATES[run.outcome]
     if run.started is not None:
         return _STARTED
-    if run.eta is not None and run.received is not None and run.eta > run.received:
+    if run.eta is not None and (run.received is None or run.eta > run.received):
         return _SCHEDULED
     return _RECEIVED
 
@@ -234,5 +303,8 @@ _HANDLERS: dict[str, Callable[[Task, Event], bool]] = {
     CAPTURED: _captured,
     "task-due": _due,  # ours: no event tells that an ETA has come
     "task-found": _found,  # ours: reconcile.py
+    RUNNING: _running,  # ours, as the next two: recovery.py has asked
+    HELD_BY_WORKER: _held,
+    IN_QUEUE: _waiting,
     **dict.fromkeys(_OUTCOMES, _ended),
 }

@@ -127,6 +127,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     expired: bool | None = None
     # capture-message
     message: Message | None = None
+    # concluded after a gap
+    learnt_at: Timestamp | None = None
     # worker-*
     freq: float | None = None
     active: Integer | None = None
@@ -148,6 +150,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     arrived: float
     malformed: int = 0
     dropped: int = 0
+    concluded: bool = False  # by us, of what workers, brokers and result backends answered: nobody sent it
 
 
 class Run(msgspec.Struct):
@@ -193,6 +196,7 @@ class Task(msgspec.Struct):
     root_id: str | None = None  # its own id when it is a root
     parent_id: str | None = None
     failure_group: int | None = None
+    learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
     runs: list[Run] = []
     pk: int | None = None  # the row, once stored
 
@@ -266,6 +270,7 @@ class Worker(msgspec.Struct, kw_only=True):
     offline_at: float | None = None
     freq: float | None = None
     skew: float | None = None  # our clock minus the worker's
+    jump: float = 0.0  # by which its clock was set forward while it ran; its times are as if it had not been
     active: int | None = None
     processed: int | None = None
     loadavg: tuple[float, ...] | None = None
@@ -305,6 +310,27 @@ class Pause(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found out after a gap about the tasks that had not ended when it began.
+
+    ``asked`` is the sum of what follows it, up to ``unknown``.
+    """
+
+    began: float
+    ended: float | None = None  # None: it goes on
+    asked: int = 0
+    backend: int = 0  # the result backend knew how it ended
+    workers: int = 0  # a worker has it
+    queue: int = 0  # its message waits, or is delivered and not acknowledged
+    lost: int = 0  # nobody has it, and nobody knows how it ended: marked as lost, with the evidence
+    unknown: int = 0  # nothing could be found out
+    learnt_from_workers: int = 0  # tasks that the record did not have
+    learnt_from_queues: int = 0
+    complete: bool = True  # False: some worker did not answer, or not every message could be looked at
+    together_with: float | None = None  # when the later gap began whose numbers stand for both
+    position: tuple[int, float, int] = (0, 0.0, 0)  # up to where tasks were asked for
+
+
 class Gap(msgspec.Struct, kw_only=True):
     """A span in which events may have been missed. ``ended`` is ``None`` while it lasts."""
 
@@ -314,6 +340,8 @@ class Gap(msgspec.Struct, kw_only=True):
     cause: str
     dropped: int | None = None  # events known to be dropped; None: not known
     id: int | None = None
+    shard: int = 1  # of the receiver that missed them
+    reconciliation: Reconciliation | None = None  # None: not begun
 
 
 class ReceiverHealth(msgspec.Struct, kw_only=True):
@@ -335,6 +363,23 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     pid: int | None = None
     updated_at: float | None = None  # when it last said so
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
+    shard: int = 1  # which share of the tasks it takes,
+    shards: int = 1  # of how many
+    parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
+
+
+class ReceiverShard(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several receivers that share the tasks of a cluster. All is ``None`` of one that never spoke."""
+
+    shard: int
+    connected: bool | None = None
+    error: str | None = None
+    lag_seconds: float | None = None
+    events_total: int | None = None
+    dropped_total: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    updated_at: float | None = None
 
 
 class StandbyReceiver(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,9 @@ from monitor.records import Run
 
 _TERMINAL = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REVOKED, Outcome.REJECTED})
 _RAN = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.RETRIED})
-SAID_TWICE_SECONDS = 5.0  # a hard time limit fails once when it strikes, and once when the process is gone
+# A hard time limit fails once when it strikes, and once when the process is gone; the result backend tells what an
+# event tells a moment later.
+SAID_TWICE_SECONDS = 5.0
 _RANK = {"received": 0, "started": 1, "ended": 2}
 
 
@@ -133,8 +135,9 @@ def _said_before(run: Run, fact: Fact) -> bool:
     if run.outcome is Outcome.REJECTED and fact.outcome is Outcome.FAILED:
         _finish(run, fact)
         return True
-    again = run.outcome is fact.outcome is Outcome.FAILED
+    again = run.outcome is fact.outcome and fact.outcome in {Outcome.FAILED, Outcome.SUCCEEDED}
     if again and fact.time - (run.ended or 0.0) < SAID_TWICE_SECONDS:
+        run.runtime = fact.runtime if run.runtime is None else run.runtime
         run.result = run.result or fact.result
         run.exception = run.exception or fact.exception
         run.traceback = run.traceback or fact.traceback

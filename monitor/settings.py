@@ -17,6 +17,8 @@ from typing import NamedTuple
 import msgspec
 
 from monitor.errors import SettingsError
+from monitor.shards import MOST
+from monitor.shards import Shard
 
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
@@ -104,6 +106,17 @@ def parse_json_object(text: str) -> dict[str, object]:
         return msgspec.json.decode(text, type=dict[str, object])
     except msgspec.DecodeError as error:
         raise SettingsError(f"{text!r} is no JSON object: {error}") from None
+
+
+def parse_shard(text: str) -> Shard:
+    """``2/3``: the second of three."""
+    number, _, total = text.partition("/")
+    if not (number.isascii() and number.isdigit() and total.isascii() and total.isdigit()):
+        raise SettingsError(f"{text!r} is no share; write for example 1/3 and start 2/3 and 3/3 beside it")
+    shard = Shard(int(number), int(total))
+    if not 1 <= shard.number <= shard.total <= MOST:
+        raise SettingsError(f"{text!r} is no share: the first number is 1 to the second, and that at most {MOST}")
+    return shard
 
 
 def parse_choice(*allowed: str) -> Callable[[str], str]:
@@ -197,6 +210,12 @@ class Settings:
         "name of the receiver's queue on the broker; two receivers need two names",
         metavar="NAME",
     )
+    shard: Shard = _setting(
+        Shard(),
+        parse_shard,
+        "which share of each cluster's tasks this receiver takes, such as 1/3 beside 2/3 and 3/3; needs PostgreSQL",
+        metavar="K/N",
+    )
     event_queue_ttl: float = _setting(
         86400.0, parse_float, "seconds that RabbitMQ keeps events while no receiver runs", metavar="SECONDS"
     )
@@ -275,6 +294,11 @@ class Settings:
         )
 
     @property
+    def receiver_name(self) -> str:
+        """Of the receiver's queue on the broker, each share has one."""
+        return f"{self.node_id}{self.shard.suffix}"
+
+    @property
     def spool_directory(self) -> Path:
         """Where events wait on disk, a folder for each cluster."""
         if self.spool_dir is not None:
@@ -303,6 +327,11 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
     values = {name: _parsed(name, value) for name, value in given.items()}
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_clusters(settings)
+    if settings.shard.total > 1 and settings.database.startswith("sqlite"):
+        raise SettingsError(
+            f"shard {settings.shard}: an SQLite file has one writer at a time, so several receivers would only wait "
+            "for each other; give a --database postgresql://..., or leave --shard out"
+        )
     return settings
 
 
@@ -341,7 +370,7 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, (Broker, dict)):
+    if isinstance(value, (Broker, Shard, dict)):
         return value
     try:
         return parse(value if isinstance(value, str) else str(value))

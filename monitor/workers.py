@@ -20,7 +20,7 @@ def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float
         return worker  # an older event that came late
     fresh: dict[str, object] = {"skew": skew, "last_heartbeat": at}
     if event.pid is not None and event.pid != worker.pid:  # a new process: what was asked of the old one is void
-        fresh |= {"pid": event.pid, "inspected_at": None, "rusage": None, "events_enabled": None}
+        fresh |= {"jump": 0.0, "pid": event.pid, "inspected_at": None, "rusage": None, "events_enabled": None}
     for name in ("freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"):
         value = getattr(event, name)
         if value is not None:

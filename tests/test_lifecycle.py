@@ -328,3 +328,66 @@ any_event = st.builds(
 def test_no_events_whatever_make_it_raise(events: list[Event]) -> None:
     task = folded(*events)
     assert task.state in TaskState
+
+
+def test_task_that_a_worker_was_found_to_run_is_learnt_and_its_late_events_add_no_run() -> None:
+    running = make_event("monitor-running", timestamp=NOW, uuid=make_id(5), name="shop.pay", learnt_at=NOW + 9)
+    late = make_event("task-started", timestamp=NOW + 0.2, uuid=make_id(5))
+    ended = make_event("task-succeeded", timestamp=NOW + 40, uuid=make_id(5), runtime=39.5)
+    for events in ((running, late, ended), (running, ended, late), (running, running, late, ended)):
+        task = Task("shop", make_id(5))
+        for event in events:
+            fold(task, event)
+        assert [(run.received, run.started, run.ended, run.runtime) for run in task.runs] == [
+            (None, NOW, NOW + 40, 39.5)
+        ]
+        assert (task.state, task.name, task.learnt) == (TaskState.SUCCESS, "shop.pay", NOW + 9)
+
+
+@pytest.mark.parametrize("eta", [None, "2026-06-01T12:00:00+00:00"])
+def test_task_that_a_worker_was_found_to_hold_has_an_unknown_receipt_and_yields_to_its_events(eta: str | None) -> None:
+    held = make_event("monitor-held", timestamp=NOW, uuid=make_id(6), eta=eta, learnt_at=NOW)
+    task = Task("shop", make_id(6))
+    assert fold(task, held)
+    assert not fold(task, held)
+    assert task.state is (TaskState.SCHEDULED if eta else TaskState.RECEIVED)
+    assert (task.received, task.wait, task.learnt, task.worker) == (None, None, NOW, "worker1@shop")
+    lost = make_event("task-lost", timestamp=NOW + 5, uuid=make_id(6), exception="it is gone")
+    assert fold(task, lost)
+    assert (task.state, task.exception) == (TaskState.LOST, "it is gone")
+    assert fold(task, make_event("task-found", uuid=make_id(6)))
+    assert fold(task, make_event("task-started", timestamp=NOW + 7, uuid=make_id(6)))
+    assert (task.state, task.started, len(task.runs)) == (TaskState.STARTED, NOW + 7, 1)
+    assert fold(task, make_event("task-received", timestamp=NOW - 3, uuid=make_id(6)))
+    assert (task.received, task.started, task.learnt, len(task.runs)) == (NOW - 3, NOW + 7, None, 1)
+
+
+def test_end_on_an_unknown_worker_yields_to_what_a_worker_says() -> None:
+    sent = make_event("task-sent", timestamp=NOW, uuid=make_id(7), hostname="gen3@web")
+    lost = make_event(
+        "task-lost", timestamp=NOW + 30, uuid=make_id(7), hostname="", pid=None, exception="nobody has it"
+    )
+    known = make_event("task-succeeded", timestamp=NOW + 8, uuid=make_id(7), hostname="", pid=None, result="'paid'")
+    told = make_event("task-succeeded", timestamp=NOW + 8.1, uuid=make_id(7), result="'paid'", runtime=2.5)
+    task = Task("shop", make_id(7))
+    states = []
+    for event in (sent, lost, known, told):
+        fold(task, event)
+        states.append((task.state, len(task.runs), task.worker))
+    assert states == [
+        (TaskState.PENDING, 0, None),
+        (TaskState.LOST, 1, None),
+        (TaskState.SUCCESS, 1, None),
+        (TaskState.SUCCESS, 1, "worker1@shop"),
+    ]
+
+
+def test_success_that_the_backend_and_then_an_event_tell_is_one_run() -> None:
+    task = Task("shop", make_id(8))
+    for event in (
+        make_event("task-started", timestamp=NOW, uuid=make_id(8)),
+        make_event("task-succeeded", timestamp=NOW + 2.01, uuid=make_id(8), result="'paid'"),
+        make_event("task-succeeded", timestamp=NOW + 2, uuid=make_id(8), result="'paid'", runtime=1.9),
+    ):
+        fold(task, event)
+    assert [(run.ended, run.outcome) for run in task.runs] == [(NOW + 2, Outcome.SUCCEEDED)]

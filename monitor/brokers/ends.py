@@ -27,6 +27,7 @@ class End(NamedTuple):
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
+    worker: str | None = None  # only an extended backend says it
 
 
 class Ends:
@@ -62,10 +63,12 @@ def read_end(payload: bytes | str | None) -> End | None:
     if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or meta["status"] not in ENDS:
         return None
     done = parse_time(meta["date_done"]) if isinstance(meta.get("date_done"), str) else None
+    worker = meta["worker"] if isinstance(meta.get("worker"), str) else None
     event, result, traceback = ENDS[meta["status"]], meta.get("result"), meta.get("traceback")
     if event == "task-succeeded":
-        return End(event, done, result=str(saferepr(result, LONGEST_REPR)))
-    return End(event, done, exception=_exception(result), traceback=traceback if isinstance(traceback, str) else None)
+        return End(event, done, result=str(saferepr(result, LONGEST_REPR)), worker=worker)
+    text = traceback if isinstance(traceback, str) else None
+    return End(event, done, exception=_exception(result), traceback=text, worker=worker)
 
 
 def _exception(stored: object) -> str | None:

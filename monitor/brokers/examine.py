@@ -38,7 +38,7 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
     remote = Remote(broker, settings)
     workers = sorted(remote.ask("ping", timeout=ANSWER_SECONDS))
     conf = remote.ask("conf", {"with_defaults": True}, workers, ANSWER_SECONDS)
-    own = f"{app_for(broker, settings).conf.event_queue_prefix}.{settings.node_id}"
+    own = f"{app_for(broker, settings).conf.event_queue_prefix}.{settings.receiver_name}"
     with link(broker, settings) as connection:
         redis = _redis(connection) if transport == "redis" else None
         queues = _queues(connection, own, settings) if transport == "amqp" else None

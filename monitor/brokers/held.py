@@ -55,7 +55,7 @@ class Found(NamedTuple):
     whole: bool
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A message as Redis has it; ``queue`` is None in the hash of what was delivered."""
 
     payload: bytes
@@ -80,12 +80,12 @@ def look(broker: Broker, settings: Settings, ids: Collection[str], queues: Seque
     with link(broker, settings) as connection:
         channel: Any = connection.default_channel
         try:
-            return _search(_places(Redis(connection_pool=channel.pool), channel, queues), ids)
+            return _search(places(Redis(connection_pool=channel.pool), channel, queues), ids)
         except ResponseError as error:  # a key of another type, or one that we may not read
             raise unavailable(broker, f"does not let its messages be read ({said(error)})") from error
 
 
-def _search(places: Iterator[_Place], ids: Collection[str]) -> Found:
+def _search(places: Iterator[Place], ids: Collection[str]) -> Found:
     found: dict[str, Message] = {}
     until, size = time.monotonic() + MOST_SECONDS, 0
     for number, place in enumerate(places):
@@ -100,10 +100,10 @@ def _search(places: Iterator[_Place], ids: Collection[str]) -> Found:
     return Found(found, whole=True)
 
 
-def _places(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[_Place]:
+def places(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[Place]:
     unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
-    delivered = (_Place(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
-    lists = (_Place(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
+    delivered = (Place(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
+    lists = (Place(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
     return chain(delivered, lists)
 
 
@@ -116,15 +116,15 @@ class _Envelope(msgspec.Struct):
 
 
 _read_envelope = msgspec.json.Decoder(_Envelope).decode
-_read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
+read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
 
 
-def _message_of(place: _Place, ids: Collection[str]) -> tuple[str, Message] | None:
+def _message_of(place: Place, ids: Collection[str]) -> tuple[str, Message] | None:
     """The task's id and its message, where it is one of these; what is no message of a task is passed over."""
     try:
         payload, exchange, key = place.payload, None, None
         if place.queue is None:
-            raw, exchange, key = _read_entry(place.payload)
+            raw, exchange, key = read_entry(place.payload)
             payload = bytes(raw)
         headers = _read_envelope(payload).headers
         if headers is None or headers.id not in ids:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from monitor.brokers.ends import End
 from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
+from monitor.receiver.whereabouts import QUESTIONS
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import TaskState
@@ -27,7 +28,6 @@ ASK_SECONDS = 30.0  # between two questions
 ANSWER_SECONDS = 2.0
 MOST_ASKED = 500
 EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
-QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (("active", {"safe": True}), ("reserved", {}), ("scheduled", {}))
 
 
 class Forgotten:
@@ -63,9 +63,10 @@ class Forgotten:
 
     def _ask(self, worker: Worker, holder: Holder, now: float) -> dict[tuple[Holder, str], int]:
         before = now - (worker.skew or 0.0) - OLD_SECONDS
-        ids = standing.held_by(
-            self._store, self._cluster, holder, (TaskState.STARTED,), MOST_ASKED, started_before=before
-        )
+        shard = self._remote.settings.shard
+        most = MOST_ASKED * shard.total
+        found = standing.held_by(self._store, self._cluster, holder, (TaskState.STARTED,), most, started_before=before)
+        ids = [each for each in found if shard.has(each)]
         missing = self._not_known(holder.hostname, ids) if ids else []
         counted = {(holder, each): self._unknown.get((holder, each), 0) + 1 for each in missing}
         gone = [each for (_, each), times in counted.items() if times > 1]

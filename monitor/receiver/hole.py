@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 
+EVERYTHING = Shard()
 OVERFLOW = "more events came than could be stored"
 
 
@@ -22,8 +24,9 @@ class Ended(NamedTuple):
 class Hole:
     """Notes holes as they open and close; ``store`` writes them down, later if the database is away."""
 
-    def __init__(self, store: Store, cluster: str, *, kept_by_broker: bool) -> None:
+    def __init__(self, store: Store, cluster: str, *, kept_by_broker: bool, shard: Shard = EVERYTHING) -> None:
         self._store = store
+        self._shard = shard
         self._cluster = cluster
         self._kept_by_broker = kept_by_broker  # then only the next connection tells whether anything is missing
         self._began: float | None = None
@@ -66,6 +69,8 @@ class Hole:
         """
         whole = not self._ended
         for gap in queries.open_gaps(self._store, self._cluster):
+            if gap.shard != self._shard.number and not (self._shard.first and gap.shard > self._shard.total):
+                continue  # of a receiver beside us
             if self._began is not None and self._gap is None:
                 self._began, self._cause = min(self._began, gap.began), gap.cause
                 self._gap, self._adopted = gap.id, True
@@ -88,12 +93,17 @@ class Hole:
     def store(self) -> None:
         """Writes down what is not stored yet. Raises StoreUnavailable; then it can be called again."""
         if self._began is not None and self._gap is None and not self._kept_by_broker:
-            self._gap = journal.open_gap(self._store, self._cluster, self._began, self._cause)
+            self._gap = self._open(self._began, self._cause)
         while self._ended:
             hole = self._ended[0]
             gap = hole.gap
             if gap is None:
-                gap = journal.open_gap(self._store, self._cluster, hole.began, hole.cause)
+                gap = self._open(hole.began, hole.cause)
                 self._ended[0] = hole._replace(gap=gap)
             journal.close_gap(self._store, gap, hole.ended, hole.dropped)
             del self._ended[0]
+
+    def _open(self, began: float, cause: str) -> int:
+        if self._shard.total > 1:
+            cause = f"{cause} (receiver {self._shard})"
+        return journal.open_gap(self._store, self._cluster, began, cause, self._shard.number)

@@ -59,11 +59,20 @@ class Receiver:
         self._retention_at = 0.0
         self._tidied_at = 0.0
         self._conclusions: SimpleQueue[Delivery] = SimpleQueue()
-        self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name, host=HOST, pid=os.getpid())
+        self._shard = settings.shard
+        self._health = ReceiverHealth(
+            cluster=cluster,
+            connected=False,
+            source=source.name,
+            host=HOST,
+            pid=os.getpid(),
+            shard=self._shard.number,
+            shards=self._shard.total,
+        )
         self._saved_at = 0.0
         self._untold = 0  # malformed messages that the log does not tell of yet
         self._tell_at = 0.0
-        self._standby = standby or Standby(store, source, cluster)
+        self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
         self._hole = self._standby.hole
 
     @property
@@ -72,8 +81,10 @@ class Receiver:
         return self._health
 
     def conclude(self, delivery: Delivery) -> None:
-        """Takes events that were concluded, not received (``task-lost``); from any thread."""
-        self._conclusions.put(delivery)
+        """Takes events that were concluded, not received (``task-lost``); from any thread. Only our share counts."""
+        own = [event for event in delivery.events if event.uuid is not None and self._shard.has(event.uuid)]
+        if own:
+            self._conclusions.put(msgspec.structs.replace(delivery, events=own, concluded=True))
 
     def notice(self, text: str) -> None:
         """Says something that the receiver did by itself; the newest few are kept."""
@@ -109,7 +120,7 @@ class Receiver:
         attempt = 0
         while not stop.is_set():
             try:
-                last = next((each for each in queries.health(self._store) if each.cluster == cluster), None)
+                last = queries.own_health(self._store, cluster, self._shard.number)
                 self._standby.begin(last)
                 self._hole.adopt(time.time())
             except StoreUnavailable as error:
@@ -125,7 +136,14 @@ class Receiver:
             return
         mine = self._health
         self._health = msgspec.structs.replace(
-            last, connected=False, source=mine.source, host=mine.host, pid=mine.pid, notices=()
+            last,
+            connected=False,
+            source=mine.source,
+            host=mine.host,
+            pid=mine.pid,
+            notices=(),
+            shard=mine.shard,
+            shards=mine.shards,
         )
         if self._standby.waited:
             since = time.strftime("%H:%M:%S", time.gmtime())
@@ -229,9 +247,10 @@ class Receiver:
     def _counted(self, deliveries: Sequence[Delivery]) -> ReceiverHealth:
         """The health as it is when this batch is stored, in whose transaction it goes."""
         health, now = self._health, time.time()
-        events = sum(len(each.events) for each in deliveries)
-        arrived = [each.arrived for each in deliveries if each.events]
-        lag = max(now - min(arrived, default=now), self._writer.behind(deliveries, now))
+        received = [each for each in deliveries if not each.concluded]
+        events = sum(len(each.events) for each in received)
+        arrived = [each.arrived for each in received if each.events]
+        lag = max(now - min(arrived, default=now), self._writer.behind(received, now))
         return msgspec.structs.replace(
             health,
             error=None,

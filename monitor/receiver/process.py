@@ -51,8 +51,8 @@ def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
         return
     with closing(store):
         source = make_source(broker, settings)
-        lease = lease_of(store, broker.cluster)
-        standby = Standby(store, source, broker.cluster, lease)
+        lease = lease_of(store, broker.cluster, settings.shard)
+        standby = Standby(store, source, broker.cluster, lease, settings.shard)
         with closing(lease), closing(standby):
             while standby.wait(stop):
                 try:
@@ -80,7 +80,9 @@ def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event)
         remote = Remote(broker, settings)
         sampler = Sampler(store, broker.cluster, make_probe(broker, settings), remote, settings, receiver.notice)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude)
-        for beside in (sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run):
+        # Queues, workers and schedules are the first receiver's to ask; each judges its own tasks.
+        asking = (sampler.run, sampler.run_queues, sampler.run_schedules) if settings.shard.first else ()
+        for beside in (*asking, reconciler.run):
             ending.callback(start_beside(beside, over).join, END_SECONDS)
         ending.callback(over.set)  # also when the receiver itself ends by an error
         receiver.run(stop)

@@ -17,6 +17,7 @@ from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
 from monitor.receiver.forgotten import Forgotten
+from monitor.receiver.recovery import Recovery
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import ReceiverHealth
@@ -61,12 +62,14 @@ class Reconciler:
         health: Callable[[], ReceiverHealth],
         conclude: Callable[[Delivery], None],
     ) -> None:
+        self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
         self._remote = remote
         self._health = health
         self._conclude = conclude
         self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
+        self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._held_at = 0.0
         self._listening_since = 0.0
@@ -93,7 +96,8 @@ class Reconciler:
             return
         workers = queries.workers(self._store, self._cluster)
         self._settle(workers, now)
-        self._judge_silent(workers, now)
+        if self._shard.first:
+            self._judge_silent(workers, now)
         if now - self._held_at >= HELD_SECONDS:
             self._held_at = now
             self._judge_held(workers, now)
@@ -109,6 +113,7 @@ class Reconciler:
                 self._lose(worker, holder, evidence, now)
         self._find_again(by_name, now)
         self._forgotten.step(workers, held, now)
+        self._recovery.step(workers, now)
 
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
@@ -121,6 +126,7 @@ class Reconciler:
             self._unanswered.clear()
             self._settled.clear()
             self._forgotten.reset()
+            self._recovery.reset()
         return awake and level
 
     def _settle(self, workers: Sequence[Worker], now: float) -> None:
@@ -214,11 +220,12 @@ class Reconciler:
         return None
 
     def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> None:
-        ids = standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE)
+        ids = self._own(standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE * self._shard.total))
         at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
         self._tell("task-lost", holder, ids, at, now, evidence)
         self._doubted.add(holder)
-        log.warning("%d tasks are lost: %s", len(ids), evidence)
+        if ids:
+            log.warning("%d tasks are lost: %s", len(ids), evidence)
 
     def _find_again(self, workers: dict[str, Worker], now: float) -> None:
         """A process that came back is asked which of its lost tasks it still knows."""
@@ -230,7 +237,8 @@ class Reconciler:
                 self._ask_for_lost(holder, worker, now)
 
     def _ask_for_lost(self, holder: Holder, worker: Worker, now: float) -> None:
-        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), LOST_AT_ONCE)
+        most = LOST_AT_ONCE * self._shard.total
+        ids = self._own(standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), most))
         if ids:
             reply = self._remote.ask(
                 "query_task", {"ids": ids}, destination=[holder.hostname], timeout=PING_SECONDS
@@ -240,6 +248,10 @@ class Reconciler:
             found = [each for each in ids if each in reply.ok]
             self._tell("task-found", holder, found, now - (worker.skew or 0.0), now, None)
         self._doubted.discard(holder)
+
+    def _own(self, ids: Sequence[str]) -> list[str]:
+        """Those of our share; the others are another receiver's to judge."""
+        return [each for each in ids if self._shard.has(each)]
 
     def _tell(
         self, event_type: str, holder: Holder, ids: Sequence[str], at: float, now: float, evidence: str | None

@@ -17,6 +17,7 @@ from monitor.records import Action
 from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import ReceiverHealth
+from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
@@ -234,9 +235,11 @@ def save_health(store: Store, health: ReceiverHealth) -> None:
 
 def put_health(store: Store, connection: Connection, cluster: int, health: ReceiverHealth) -> None:
     """The same inside the caller's transaction."""
-    statement = store.insert(schema.receiver).values(cluster_id=cluster, record=_pack(health))
+    statement = store.insert(schema.receiver).values(cluster_id=cluster, shard=health.shard, record=_pack(health))
     connection.execute(
-        statement.on_conflict_do_update(index_elements=["cluster_id"], set_={"record": statement.excluded.record})
+        statement.on_conflict_do_update(
+            index_elements=["cluster_id", "shard"], set_={"record": statement.excluded.record}
+        )
     )
 
 
@@ -261,10 +264,10 @@ def _standby_key(standby: StandbyReceiver) -> str:
     return STANDBY + msgspec.json.encode([standby.cluster, standby.host, standby.pid]).decode()
 
 
-def open_gap(store: Store, cluster: str, began: float, cause: str) -> int:
+def open_gap(store: Store, cluster: str, began: float, cause: str, shard: int = 1) -> int:
     """Notes that events may be missing from ``began`` on; gives the number to close it with."""
     with store.begin() as connection:
-        values = {"cluster_id": cluster_id(store, connection, cluster), "began": began, "cause": cause}
+        values = {"cluster_id": cluster_id(store, connection, cluster), "began": began, "cause": cause, "shard": shard}
         key = connection.execute(schema.gap.insert().values(values)).inserted_primary_key
         number: int = key[0] if key else 0
         return number
@@ -274,6 +277,13 @@ def close_gap(store: Store, gap_id: int, ended: float, dropped: int | None = Non
     """Notes when the gap ended, and how many events are known to be missing (``None``: not known)."""
     with store.begin() as connection:
         connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(ended=ended, dropped=dropped))
+
+
+def save_reconciliation(store: Store, gap_id: int, found: Reconciliation) -> None:
+    """Notes what has been found out after a gap."""
+    told = msgspec.json.encode(found).decode()
+    with store.begin() as connection:
+        connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(reconciliation=told))
 
 
 def save_pause(store: Store, pause: Pause) -> None:

@@ -26,11 +26,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from monitor.errors import LeaseLost
 from monitor.errors import StoreUnavailable
 from monitor.filelock import FileLock
+from monitor.shards import MOST
+from monitor.shards import Shard
 from monitor.store.engine import CHANNEL
 from monitor.store.engine import LOCK_TIMEOUT_SECONDS
 from monitor.store.engine import Store
 from monitor.store.engine import apart
 
+EVERYTHING = Shard()
 SILENT_SECONDS = 3.0
 KEEP_SECONDS = 0.5  # how often the server hears of a session that has nothing to write
 # A network that swallows packets.
@@ -48,6 +51,11 @@ HOLDER = text(
     " AND l.classid::bigint = (CAST(:number AS bigint) >> 32) & 4294967295"
     " AND l.objid::bigint = CAST(:number AS bigint) & 4294967295"
 )
+ANY_HELD = text(
+    "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND (classid::bigint << 32 | objid::bigint) = ANY(CAST(:numbers AS bigint[])))"
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +72,9 @@ class Lease(Protocol):
         """Lets others have it."""
 
 
-def lease_of(store: Store, cluster: str) -> Lease:
-    """The lease of a cluster's record; not held yet."""
-    return FileLease(store, cluster) if store.is_sqlite else SessionLease(store, cluster)
+def lease_of(store: Store, cluster: str, shard: Shard = EVERYTHING) -> Lease:
+    """The lease of a cluster's record, or of a share of it; not held yet."""
+    return FileLease(store, cluster) if store.is_sqlite else SessionLease(store, cluster, shard)
 
 
 class FileLease:
@@ -92,8 +100,8 @@ class FileLease:
 class SessionLease:
     """On PostgreSQL."""
 
-    def __init__(self, store: Store, cluster: str) -> None:
-        self._leased = LeasedStore(store, cluster)
+    def __init__(self, store: Store, cluster: str, shard: Shard = EVERYTHING) -> None:
+        self._leased = LeasedStore(store, cluster, shard)
         self.store: Store = self._leased
 
     def take(self) -> bool:
@@ -106,9 +114,11 @@ class SessionLease:
 class LeasedStore(Store):
     """Writes through the one session that holds the lock; reads as others do."""
 
-    def __init__(self, store: Store, cluster: str) -> None:
+    def __init__(self, store: Store, cluster: str, shard: Shard = EVERYTHING) -> None:
         super().__init__(store.engine)
         self._cluster = cluster
+        self._shard = shard
+        self._warned = False
         self._connection: Connection | None = None
         self._using = threading.RLock()
         self._released = threading.Event()
@@ -169,6 +179,10 @@ class LeasedStore(Store):
             if not taken:
                 connection.close()
                 return
+            if not self._agrees(connection):
+                connection.invalidate()  # and with the session the locks that it took
+                connection.close()
+                return
             for name, value in SESSION.items():
                 _set(connection, name, value)
         except BaseException:
@@ -193,10 +207,36 @@ class LeasedStore(Store):
             connection.execute(select(func.pg_terminate_backend(holder.pid)))
             self._unheard = None
 
+    def _agrees(self, connection: Connection) -> bool:
+        """Whether nobody shares out this cluster's tasks by another number: two would take the same task.
+
+        Each locks its number together with those who have the same, and then looks whether any other is locked.
+        """
+        with connection.begin():
+            mine = self._layout(connection, self._shard.total)
+            others = [self._layout(connection, total) for total in range(1, MOST + 1) if total != self._shard.total]
+            if not connection.execute(select(func.pg_try_advisory_lock_shared(mine))).scalar():
+                return False
+            agrees = not connection.execute(ANY_HELD, {"numbers": others}).scalar()
+        if not agrees and not self._warned:
+            log.warning(
+                "receivers of %s run that share its tasks in another way; as %s this one waits until they have ended",
+                self._cluster,
+                self._shard,
+            )
+        self._warned = not agrees
+        return agrees
+
+    def _layout(self, connection: Connection, total: int) -> int:
+        return self._named(connection, f"celery-monitor shards {total}")
+
     def _number(self, connection: Connection) -> int:
-        """Of the lock: locks are the database's, records a schema's."""
+        return self._named(connection, "celery-monitor receiver", self._shard.suffix)
+
+    def _named(self, connection: Connection, what: str, which: str = "") -> int:
+        """The number of a lock: locks are the database's, records a schema's."""
         schema = connection.execute(select(func.current_schema())).scalar()
-        name = f"celery-monitor receiver {schema} {self._cluster}"
+        name = f"{what} {schema} {self._cluster}{which}"
         return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
     def _keep(self, released: threading.Event) -> None:

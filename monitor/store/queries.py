@@ -5,6 +5,7 @@ from monitor.store.clusters import clusters
 from monitor.store.clusters import gaps
 from monitor.store.clusters import health
 from monitor.store.clusters import open_gaps
+from monitor.store.clusters import own_health
 from monitor.store.clusters import pauses
 from monitor.store.clusters import queue_history
 from monitor.store.clusters import queues
@@ -76,6 +77,7 @@ __all__ = [
     "new_failure_groups",
     "open_gaps",
     "open_groups",
+    "own_health",
     "pauses",
     "queue_history",
     "queues",

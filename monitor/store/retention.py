@@ -19,8 +19,10 @@ from monitor.records import TaskState
 from monitor.settings import Settings
 from monitor.store import schema
 from monitor.store.engine import Store
+from monitor.store.keys import from_key
 from monitor.store.messages import delete_messages
 from monitor.store.messages import expire_messages
+from monitor.store.rollups import lock_counters
 from monitor.store.schema import STATE_CODES
 from monitor.store.terms import cluster_id
 
@@ -65,9 +67,11 @@ class Retention:
             gone = self._delete_old(connection, number, now)
             if gone < CHUNK:
                 gone += self._delete_surplus(connection, number, CHUNK - gone)
-            if gone < CHUNK:
+            if gone < CHUNK and self._settings.shard.first:
                 self._delete_counters(connection, number, now)
-            expired = expire_messages(connection, number, self._settings, now, CHUNK)
+            expired = 0
+            if self._settings.shard.first:
+                expired = expire_messages(connection, number, self._settings, now, CHUNK)
         gone = max(gone, CHUNK if expired == CHUNK else 0)
         if (gone or expired) and self._store.is_sqlite:
             self._give_back()
@@ -91,7 +95,9 @@ class Retention:
         old = [
             row
             for row in rows
-            if row.cluster_id == number and row.seen < (succeeded_before if row.state == _SUCCESS else others_before)
+            if row.cluster_id == number
+            and self._settings.shard.has(from_key(row.key))
+            and row.seen < (succeeded_before if row.state == _SUCCESS else others_before)
         ]
         self._delete(connection, number, old)
         return len(old)
@@ -99,14 +105,17 @@ class Retention:
     def _delete_surplus(self, connection: Connection, number: int, limit: int) -> int:
         counts = schema.task_count
         total = connection.execute(select(func.sum(counts.c["count"])).where(counts.c.cluster_id == number)).scalar()
-        surplus = min(int(total or 0) - self._settings.keep_tasks, limit)
+        shard = self._settings.shard
+        surplus = min(-(-(int(total or 0) - self._settings.keep_tasks) // shard.total), limit)
         if surplus <= 0:
             return 0
         table = schema.task
-        oldest = _VICTIMS.where(table.c.cluster_id == number).order_by(table.c.seen, table.c.id).limit(surplus)
+        oldest = _VICTIMS.where(table.c.cluster_id == number).order_by(table.c.seen, table.c.id)
+        oldest = oldest.limit(surplus * shard.total)
         rows = connection.execute(oldest.where(table.c.state == _SUCCESS)).all()
         if not rows:
             rows = connection.execute(oldest).all()
+        rows = [row for row in rows if shard.has(from_key(row.key))][:surplus]
         self._delete(connection, number, rows)
         return len(rows)
 
@@ -122,6 +131,8 @@ class Retention:
             delete(schema.retry).where(schema.retry.c.cluster_id == number, schema.retry.c.key.in_(keys))
         )
         table = schema.task_count
+        if self._settings.shard.total > 1:
+            lock_counters(connection, number)
         for place, count in Counter((row.state, row.name_id, row.queue_id, row.worker_id) for row in rows).items():
             columns = (table.c.state, table.c.name_id, table.c.queue_id, table.c.worker_id)
             here = [column == value for column, value in zip(columns, place, strict=True)]

@@ -32,9 +32,9 @@ def names_of(task: Task) -> Names:
 
 
 def seen(task: Task) -> float:
-    """The time by which lists are sorted: received, else sent, else the first thing said of the latest run."""
+    """The time by which lists are sorted: received, else sent, else the first thing that is known of the latest run."""
     run = task.runs[-1] if task.runs else _NO_RUN
-    for time in (run.received, task.sent, run.started, run.ended):
+    for time in (run.received, task.sent, run.started, run.ended, task.learnt):
         if time is not None:
             return time
     return 0.0
@@ -78,6 +78,7 @@ def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
         run.result,
         run.exception,
         run.traceback,
+        task.learnt,
     )
 
 
@@ -139,6 +140,7 @@ def task_of(row: Any, cluster: str, texts: Mapping[int, str]) -> Task:
         root_id=None if row.root is None else task_id if len(row.root) == 0 else from_key(row.root),
         parent_id=None if row.parent is None else from_key(row.parent),
         failure_group=row.failure_group_id,
+        learnt=row.learnt,
         runs=[] if run == _NO_RUN else [run],
         pk=row.id,
     )

@@ -110,6 +110,7 @@ task = Table(
     Column("args", Text),
     Column("kwargs", Text),
     *_run_texts(),
+    Column("learnt", Double),  # when we asked and learnt of it, where no event told
     Index("task_key", "cluster_id", "key", unique=True),
     Index("task_seen", "seen", "id"),
     Index("task_name", "name_id", "seen", "id"),
@@ -241,6 +242,7 @@ receiver = Table(
     "receiver",
     metadata,
     Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False, server_default="1"),
     Column("record", LargeBinary, nullable=False),  # monitor.records.ReceiverHealth as msgpack
 )
 
@@ -253,6 +255,8 @@ gap = Table(
     Column("ended", Double),
     Column("cause", Text, nullable=False),
     Column("dropped", _big),
+    Column("shard", SmallInteger, nullable=False, server_default="1"),  # of the receiver that missed something
+    Column("reconciliation", Text),  # monitor.records.Reconciliation as JSON
     Index("gap_began", "cluster_id", "began"),
 )
 

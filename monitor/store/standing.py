@@ -5,18 +5,22 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy import func
+from sqlalchemy import literal_column
 from sqlalchemy import select
+from sqlalchemy import tuple_
 
 from monitor.records import TaskState
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.keys import from_key
+from monitor.store.keys import to_key
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import texts
 
 # What a worker has taken and not ended. PENDING and RETRY wait in a queue, with nobody.
 HELD_STATES = (TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED)
+NEWEST = 1000
 _SUCCESS = STATE_CODES[TaskState.SUCCESS]
 
 
@@ -90,6 +94,79 @@ def held_by(
         if started_before is not None:
             statement = statement.where(table.c.started < started_before)
         return [from_key(key) for key in connection.execute(statement).scalars()]
+
+
+class Unended(NamedTuple):
+    """A task that has not ended, as it is stored. Times are by its worker's clock."""
+
+    id: str
+    state: TaskState
+    worker: str | None
+    pid: int | None
+    queue: str | None
+    retries: int | None
+    sent: float | None
+    received: float | None
+    started: float | None
+    ended: float | None
+    learnt: float | None  # by our own clock
+    place: tuple[float, int]  # in the order of ``unended``
+
+
+def unended(
+    store: Store, cluster: str, state: TaskState, before: float, after: tuple[float, int], limit: int
+) -> list[Unended]:
+    """Tasks in this state that were seen first before a time, behind a place in their order, the oldest first."""
+    table = schema.task.c
+    columns = (table.key, table.seen, table.id, table.worker_id, table.pid, table.queue_id, table.retries)
+    with store.read() as connection:
+        statement = (
+            select(*columns, table.sent, table.received, table.started, table.ended, table.learnt)
+            .where(table.state == STATE_CODES[state], literal_column("state") != _SUCCESS)
+            .where(tuple_(table.seen, table.id) > after, table.seen < before)
+            .where(table.cluster_id == _cluster(connection, cluster))
+            .order_by(table.seen, table.id)
+            .limit(limit)
+        )
+        rows = connection.execute(statement).all()
+        names = texts(connection, {number for row in rows for number in (row.worker_id, row.queue_id)})
+    return [
+        Unended(
+            id=from_key(row.key),
+            state=state,
+            worker=names.get(row.worker_id),
+            pid=row.pid,
+            queue=names.get(row.queue_id),
+            retries=row.retries,
+            sent=row.sent,
+            received=row.received,
+            started=row.started,
+            ended=row.ended,
+            learnt=row.learnt,
+            place=(row.seen, row.id),
+        )
+        for row in rows
+    ]
+
+
+def stored(store: Store, cluster: str, ids: Sequence[str]) -> set[str]:
+    """Those of these tasks that the record has."""
+    table = schema.task.c
+    with store.read() as connection:
+        keys = [to_key(each) for each in ids]
+        number = _cluster(connection, cluster)
+        statement = select(table.key).where(table.cluster_id == number, table.key.in_(keys))
+        return {from_key(key) for key in connection.execute(statement).scalars()}
+
+
+def tells_what_is_sent(store: Store, cluster: str) -> bool:
+    """Whether senders tell of tasks before a worker has them: one of the newest was told of so."""
+    table = schema.task.c
+    with store.read() as connection:
+        newest = select(table.sent, table.cluster_id).order_by(table.seen.desc(), table.id.desc()).limit(NEWEST)
+        sent = newest.subquery().c
+        statement = select(func.count(sent.sent)).where(sent.cluster_id == _cluster(connection, cluster))
+        return bool(connection.execute(statement).scalar())
 
 
 def _cluster(connection: Connection, name: str) -> int:

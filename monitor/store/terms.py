@@ -39,7 +39,7 @@ class Terms:
         several = {(kind, text) for names in named for kind, text in names if text is not None}
         missing = [each for each in several.union(wanted) if each not in self._ids]
         self._find(connection, missing)
-        new = [each for each in missing if each not in self._ids]
+        new = sorted(each for each in missing if each not in self._ids)  # two receivers in one order
         if new:
             statement = self._store.insert(schema.term).on_conflict_do_nothing()
             connection.execute(statement, [{"kind": kind, "text": text} for kind, text in new])

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 
+import msgspec
 from sqlalchemy import Connection
 from sqlalchemy import bindparam
 from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import update
 
+from monitor.clocks import Clocks
 from monitor.intake import Intake
 from monitor.lifecycle import CAPTURED
 from monitor.lifecycle import fold
@@ -59,7 +61,7 @@ SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
 _FAILED = Outcome.FAILED
 _WORKER = TERM_KINDS["worker"]
-_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-lost", "task-found"})
+_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due"})
 
 
 @dataclass
@@ -91,8 +93,10 @@ class Writer:
         self._intake = Intake(settings.max_text, settings.redact, settings.max_message_bytes)
         self._capture = settings.capture
         self._early = Early()
+        self._clocks = Clocks()
         self._terms = Terms(store)
-        self._counters = Counters(store, self._terms)
+        self._shard = settings.shard
+        self._counters = Counters(store, self._terms, shared=self._shard.total > 1)
         self._cluster_id: int | None = None
         self._next_number: int | None = None
         self._skews: dict[str, float] = {}  # of the workers that are stored
@@ -155,9 +159,10 @@ class Writer:
                 select(table.c.key)
                 .where(table.c.state == STATE_CODES[TaskState.SCHEDULED], table.c.eta <= now)
                 .order_by(table.c.eta)
-                .limit(_CHUNK)
+                .limit(_CHUNK * self._shard.total)
             )
             ids = [from_key(key) for key in connection.execute(statement).scalars()]
+            ids = [each for each in ids if self._shard.has(each)]
         if ids:
             events = [Event(type="task-due", timestamp=now, hostname="", uuid=each) for each in ids]
             self.write([Delivery(events=events, arrived=now)])
@@ -167,10 +172,11 @@ class Writer:
         batch = Batch()
         by_task, skews = batch.by_task, self._skews
         for delivery in deliveries:
-            for event in self._intake.clean_all(delivery.events):
-                if event is None:
+            for cleaned in self._intake.clean_all(delivery.events):
+                if cleaned is None:
                     written.refused += 1
                     continue
+                event = cleaned if delivery.concluded else self._clocks.corrected(cleaned, delivery.arrived, skews)
                 written.events += 1
                 task_id = event.uuid
                 if task_id is not None and is_lifecycle(event.type):
@@ -182,9 +188,12 @@ class Writer:
                     if event.message is not None:
                         batch.captured[task_id] = event
                         self._early.keep(task_id, event)
-                    if event.hostname not in skews and event.type not in _NOT_BY_A_WORKER:
+                    told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
+                    if told and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
+                    if not self._shard.first and event.hostname in skews:
+                        continue
                     batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 else:
                     written.unknown += 1
@@ -197,10 +206,14 @@ class Writer:
             table = schema.task
             statement = select(func.max(table.c.id)).where(table.c.cluster_id == self._cluster_id)
             largest = connection.execute(statement).scalar() or 0
-            self._next_number = (largest >> CLUSTER_BITS) + 1
+            # Of several receivers each counts in steps of their number, from a place of its own.
+            free = (largest >> CLUSTER_BITS) + 1
+            self._next_number = free + (self._shard.number - 1 - free) % self._shard.total
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             self._sole_queues = _sole_queues(connection, self._cluster_id)
             self._sole_queues_at = time.monotonic()
+            if not self._shard.first:
+                self._skews.clear()  # the first receiver measures them
         return self._cluster_id
 
     def forget(self) -> None:
@@ -209,6 +222,7 @@ class Writer:
         self._terms.forget()
         self._counters.forget()
         self._skews.clear()
+        self._clocks.forget()
         self._next_number = self._cluster_id = None
 
     # Workers
@@ -222,15 +236,25 @@ class Writer:
         if not by_worker:
             return
         known = journal.load_workers(connection, number, list(by_worker))
+        if not self._shard.first:
+            for hostname, stored in known.items():
+                self._skews[hostname] = stored.skew or 0.0
+                self._clocks.restore(hostname, stored.pid, stored.jump)
+            return
         starts = []
         for hostname, events in by_worker.items():
             worker = known.get(hostname)
-            for event, arrived in events:
+            for given, arrived in events:
+                event = given
+                if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
+                    event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
                 before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
                 if before is not None and None is not before.pid != worker.pid:
                     starts.append((hostname, worker.last_heartbeat or arrived))
             if worker is not None:
-                known[hostname] = worker
+                self._clocks.restore(hostname, worker.pid, worker.jump)
+                jump = self._clocks.jump_of(hostname, worker.pid)
+                known[hostname] = msgspec.structs.replace(worker, jump=jump)
                 self._skews[hostname] = worker.skew or 0.0
         journal.save_workers(self._store, connection, number, list(known.values()))
         journal.save_worker_starts(self._store, connection, number, starts)
@@ -257,7 +281,9 @@ class Writer:
                 deltas.take_out(task)
                 if self._fold(task, events):
                     changed.append(task)
-            if task.runs or task.sent is not None:  # not one of which nothing but its loss was said
+            if (
+                task.runs or task.sent is not None or task.learnt is not None
+            ):  # not one of which nothing but its loss was said
                 deltas.put_in(task)
         self._save(connection, number, new, changed, deltas)
         return [*new, *changed]
@@ -295,7 +321,7 @@ class Writer:
 
     def _take_number(self, number: int) -> int:
         taken = self._next_number or 1
-        self._next_number = taken + 1
+        self._next_number = taken + self._shard.total
         return taken << CLUSTER_BITS | number & (1 << CLUSTER_BITS) - 1
 
     def _group_of(self, task: Task) -> int | None:

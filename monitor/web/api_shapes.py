@@ -20,6 +20,7 @@ from monitor.records import Count
 from monitor.records import FailureState
 from monitor.records import FailureSummary
 from monitor.records import FailureTrend
+from monitor.records import Gap
 from monitor.records import Job
 from monitor.records import JobOutcome
 from monitor.records import JobState
@@ -129,6 +130,7 @@ class TaskDetail(TaskItem, frozen=True, kw_only=True):
     message: MessageItem | None
     retry_of: str | None
     retried_as: list[str]
+    learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
 
 
 class TaskPage(Struct, frozen=True, kw_only=True):
@@ -418,13 +420,31 @@ class ActionPage(Struct, frozen=True, kw_only=True):
     next: str | None
 
 
+class ReconciliationItem(Struct, frozen=True, kw_only=True):
+    """What was found out after a gap about tasks that had not ended: ``asked`` is the sum of the five that follow."""
+
+    began: float
+    ended: float | None
+    asked: int
+    backend: int
+    workers: int
+    queue: int
+    lost: int
+    unknown: int
+    learnt_from_workers: int
+    learnt_from_queues: int
+    complete: bool
+    together_with: float | None
+
+
 class GapItem(Struct, frozen=True, kw_only=True):
-    """A span in which events may have been missed."""
+    """A span in which events may have been missed; ``reconciliation`` is null until it begins."""
 
     began: float
     ended: float | None
     cause: str
     dropped: int | None
+    reconciliation: ReconciliationItem | None
 
 
 class StandbyItem(Struct, frozen=True, kw_only=True):
@@ -436,8 +456,25 @@ class StandbyItem(Struct, frozen=True, kw_only=True):
     listening: bool
 
 
+class ShardItem(Struct, frozen=True, kw_only=True):
+    """One of the receivers that share the tasks of a cluster; nulls where it never ran."""
+
+    shard: int
+    connected: bool | None
+    error: str | None
+    lag_seconds: float | None
+    events_total: int | None
+    dropped_total: int | None
+    host: str | None
+    pid: int | None
+    updated_at: float | None
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
-    """The receiver of one cluster; nulls until it has said something of itself."""
+    """The receiver of one cluster; nulls until it has said something of itself.
+
+    Where several share its tasks, ``shards`` has each of them, and the rest tells of all together.
+    """
 
     cluster: str
     connected: bool | None
@@ -455,6 +492,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     notices: tuple[str, ...]
     gaps: list[GapItem]
     standbys: list[StandbyItem]
+    shards: list[ShardItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -654,7 +692,7 @@ def series_item(series: Series) -> SeriesItem:
         SeriesItem,
         series,
         buckets=shapes(BucketItem, series.buckets),
-        gaps=shapes(GapItem, series.gaps),
+        gaps=[gap_item(gap) for gap in series.gaps],
         depth=shapes(DepthItem, series.depth),
     )
 
@@ -662,16 +700,22 @@ def series_item(series: Series) -> SeriesItem:
 def unknown_health(cluster: str) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": []}))
+    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": [], "shards": []}))
 
 
-def health_item(health: ReceiverHealth, gaps: Iterable[object], standbys: Iterable[object]) -> HealthItem:
+def gap_item(gap: Gap) -> GapItem:
+    found = gap.reconciliation
+    return shape(GapItem, gap, reconciliation=None if found is None else shape(ReconciliationItem, found))
+
+
+def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[object]) -> HealthItem:
     return shape(
         HealthItem,
         health,
         error=health.unwritten or health.error,
-        gaps=shapes(GapItem, gaps),
+        gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
+        shards=shapes(ShardItem, health.parts),
     )
 
 

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import Literal
 from typing import NamedTuple
 
+from monitor.gaps import in_words
 from monitor.health_sentence import age_words
 from monitor.health_sentence import counted
 from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
+from monitor.shard_health import silent_parts
 
 SKEW_SECONDS = 2.0
 LAG_SECONDS = 2.0
@@ -68,7 +70,14 @@ def _receiver(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner
         text = f"The record{named} is not being written: {health.unwritten}."
         then = "Events wait where there is room. These pages show what was known when it was last written."
         yield Banner("record", "bad", text, then, health.last_event_at, "Last event")
-    if health.updated_at is not None and now - health.updated_at > SILENT_RECEIVER_SECONDS and not health.unwritten:
+    silent = silent_parts(health, now - SILENT_RECEIVER_SECONDS)
+    if silent and len(silent) < len(health.parts):
+        which = ", ".join(f"{part.shard}/{len(health.parts)}" for part in silent)
+        text = f"Of the receivers{named} that share its tasks, {which} {'is' if len(silent) == 1 else 'are'} silent."
+        since = max((part.updated_at for part in silent if part.updated_at is not None), default=None)
+        then = f"Tasks of that share are not recorded. Start celery-monitor receive --shard {which.partition(',')[0]}."
+        yield Banner("receiver", "bad", text, then, since)
+    elif health.updated_at is not None and now - health.updated_at > SILENT_RECEIVER_SECONDS and not health.unwritten:
         text = f"The receiver{named} does not run. These pages show what was known when it last wrote."
         yield Banner("receiver", "bad", text, "Start celery-monitor serve or receive.", health.updated_at)
     elif not health.connected:
@@ -92,7 +101,16 @@ def _gaps(gaps: Sequence[Gap], named: str, now: float) -> Iterable[Banner]:
     else:
         length = age_words(max(1.0, last.ended - last.began))
         span = f"Events{named} of {length} may be missing: {last.cause}{dropped}{more}."
-    yield Banner("gap", "warning", span, "Charts hatch that time; states may be old.", last.began, "Began")
+    yield Banner("gap", "warning", span, _after(last), last.began, "Began")
+
+
+def _after(gap: Gap) -> str:
+    """How far its tasks are reconciled."""
+    found = gap.reconciliation
+    if found is None:
+        return "Charts hatch that time; states may be old."
+    until = "Reconciled" if found.ended is not None else "Being reconciled"
+    return f"Charts hatch that time. {until}: {in_words(found)}."
 
 
 def _malformed(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner]:
@@ -116,6 +134,9 @@ def _workers(health: ReceiverHealth, workers: Sequence[Worker], named: str) -> I
     skewed = [worker for worker in alive if worker.skew is not None and abs(worker.skew) > SKEW_SECONDS]
     if skewed:
         yield _skew(skewed)
+    jumped = [worker for worker in alive if abs(worker.jump) > SKEW_SECONDS]
+    if jumped:
+        yield _jump(jumped)
 
 
 def _skew(workers: Sequence[Worker]) -> Banner:
@@ -123,6 +144,16 @@ def _skew(workers: Sequence[Worker]) -> Banner:
     clocks = "clock is" if len(workers) == 1 else "clocks are"
     text = f"{_names([worker.hostname for worker in workers])}: {clocks} off by up to {worst:.1f} s."
     return Banner("skew", "warning", text, "Waiting times are wrong by as much; set the clock (NTP).", link="/workers")
+
+
+def _jump(workers: Sequence[Worker]) -> Banner:
+    largest = max(abs(worker.jump) for worker in workers)
+    clocks = "clock was" if len(workers) == 1 else "clocks were"
+    text = (
+        f"{_names([worker.hostname for worker in workers])}: {clocks} set by up to {age_words(largest)} while it ran."
+    )
+    then = "Times go on as if it had not been, until it starts anew; they are uncertain by the delay of that moment."
+    return Banner("skew", "warning", text, then, link="/workers")
 
 
 def _names(hostnames: Sequence[str]) -> str:

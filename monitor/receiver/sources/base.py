@@ -17,7 +17,9 @@ from monitor.records import Delivery
 from monitor.records import Event
 from monitor.settings import Broker
 from monitor.settings import Settings
+from monitor.shards import Shard
 
+EVERYTHING = Shard()
 log = logging.getLogger(__name__)
 
 AWAY_SECONDS = 1.0  # without a call to take(): the database is away
@@ -71,7 +73,8 @@ def spool_of(broker: Broker, settings: Settings) -> Spool | None:
     """Where the events of this cluster wait on disk; ``None`` where the setting is 0."""
     if not settings.spool_bytes:
         return None
-    return Spool(settings.spool_directory / broker.cluster, settings.spool_bytes, claims=True)
+    folder = f"{broker.cluster}{settings.shard.suffix}"  # what waits there belongs to one share
+    return Spool(settings.spool_directory / folder, settings.spool_bytes, claims=True)
 
 
 class Batch(NamedTuple):
@@ -97,8 +100,10 @@ class Inbox:
         drops: bool,
         unwrap: Callable[[bytes], bytes | None] | None = None,
         spool: Spool | None = None,
+        share: Shard = EVERYTHING,
     ) -> None:
         self._limit = limit
+        self._share = share
         self._spool = spool
         self._taken_at = time.monotonic()
         self._burst_at = 0.0
@@ -270,11 +275,18 @@ class Inbox:
                 malformed += 1
                 continue
             decoded, bad = decode(body)
-            events += decoded
+            events += decoded if self._share.total == 1 else self._own(decoded)
             malformed += bad
         return malformed
+
+    def _own(self, events: Iterable[Event]) -> Iterable[Event]:
+        """Those of our share, and what is said of workers."""
+        has = self._share.has
+        return [event for event in events if event.uuid is None or has(event.uuid)]
 
     def _count(self, bodies: Iterable[bytes | None]) -> int:
         unwrap = self._unwrap or (lambda body: body)
         unwrapped = (None if body is None else unwrap(body) for body in bodies)
+        if self._share.total > 1:
+            return sum(1 if body is None else len(list(self._own(decode(body)[0]))) for body in unwrapped)
         return sum(1 if body is None else count(body) for body in unwrapped)

@@ -52,7 +52,12 @@ class KombuSource:
         self._thread: KombuThread | None = None
 
     def _new_inbox(self) -> Inbox:
-        return Inbox(self._settings.buffer_bytes, drops=not self.keeps_events, spool=self._spool)
+        return Inbox(
+            self._settings.buffer_bytes,
+            drops=not self.keeps_events,
+            spool=self._spool,
+            share=self._settings.shard,
+        )
 
     @property
     def heard_at(self) -> float:

@@ -135,7 +135,8 @@ class RedisSource:
         self._drain: Drain | None = None
 
     def _new_inbox(self) -> Inbox:
-        return Inbox(self._settings.buffer_bytes, drops=True, unwrap=unwrap, spool=self._spool)
+        bound, share = self._settings.buffer_bytes, self._settings.shard
+        return Inbox(bound, drops=True, unwrap=unwrap, spool=self._spool, share=share)
 
     @property
     def heard_at(self) -> float:

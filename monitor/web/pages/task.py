@@ -178,9 +178,9 @@ def timeline(task: Task) -> list[Bar]:
     moments = [at for run in runs for at in (run.received, run.started, run.ended) if at is not None]
     if task.sent is not None and len(task.runs) <= MOST_DRAWN:
         moments.append(task.sent)
-    if not moments:
+    if not runs:
         return []
-    begin, end = min(moments), max(moments)
+    begin, end = min(moments, default=0.0), max(moments, default=0.0)
     span = max(end - begin, 0.001) * (1.0 if all(run.ended is not None for run in runs) else 1.15)
     first = len(task.runs) - len(runs)
     return [_bar(run, first + index + 1, begin, span) for index, run in enumerate(runs)]

@@ -1,0 +1,98 @@
+"""A worker whose clock is set by an hour while it works, as real brokers deliver its events."""
+
+import json
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from monitor.records import TaskState
+from monitor.records import WorkerStatus
+from tests.receiver.traffic import Publisher
+from tests.receiver.traffic import publisher
+from tests.receiver.watching import Watching
+from tests.receiver.watching import watching
+from tests.workers import wait_for
+
+HOSTNAME = "jumping@shop"
+BEFORE, AFTER = 6, 30  # rounds of 0.25 s
+PAUSE = 0.25
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Jumping:
+    """What a worker sends whose clock and zone can be set."""
+
+    def __init__(self, publish: Publisher) -> None:
+        self._publish = publish
+        self._count = 0
+        self.ahead = 0.0
+        self.utcoffset = -1
+
+    def say(self, kind: str, task_id: str | None = None, **fields: object) -> None:
+        self._count += 1
+        head = {"hostname": HOSTNAME, "pid": 4711, "clock": self._count, "utcoffset": self.utcoffset}
+        event = {**head, "type": kind, "timestamp": time.time() + self.ahead, **fields}
+        self._publish.send(kind.replace("-", "."), json.dumps(event | ({"uuid": task_id} if task_id else {})))
+
+    def beat(self) -> None:
+        self.say("worker-heartbeat", freq=2.0, active=1, processed=self._count, sw_ident="py-celery")
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_an_hour_more_or_less_makes_nobody_silent_and_no_time_wrong(
+    broker_url: str, hours: int, tmp_path: Path
+) -> None:
+    with watching(broker_url, tmp_path) as watch, publisher(broker_url) as publish:
+        worker = Jumping(publish)
+        worker.beat()
+        wait_for(lambda: watch.worker(HOSTNAME), what="the worker")
+        waiting, running, later = (str(uuid4()) for _ in range(3))
+        begun = time.time()
+        for each in (waiting, running):
+            worker.say("task-received", each, name="shop.pay", retries=0)
+        worker.say("task-started", running)
+        for _ in range(BEFORE):
+            worker.beat()
+            time.sleep(PAUSE)
+        wait_for(lambda: (task := watch.task(running)) and task.state is TaskState.STARTED)
+        worker.ahead, worker.utcoffset = 3600.0 * hours, -1 - hours
+        statuses = set()
+        for number in range(AFTER):
+            worker.beat()
+            time.sleep(PAUSE)
+            found = watch.worker(HOSTNAME)
+            statuses.add(found.status if found else None)
+            if number == AFTER // 2:
+                worker.say("task-succeeded", running, result="'paid'", runtime=5.0)
+                worker.say("task-started", waiting)
+                worker.say("task-received", later, name="shop.pay", retries=0)
+        worker.say("task-failed", waiting, exception="ValueError('no')", traceback="")
+        worker.say("task-started", later)
+        for each, state in (
+            (running, TaskState.SUCCESS),
+            (waiting, TaskState.FAILURE),
+            (later, TaskState.STARTED),
+        ):
+            task = watch.wait_for_state(each, state)
+            assert len(task.runs) == 1
+            known = [at for at in (task.received, task.started, task.finished) if at is not None]
+            assert known == sorted(known)
+            assert begun - 1 < known[0] <= known[-1] < time.time() + 1
+        waited = found_wait(watch, waiting)
+        assert waited > (BEFORE + AFTER // 2) * PAUSE - 1
+        assert watch.wait_for_state(running, TaskState.SUCCESS).runtime == 5.0
+        assert statuses == {WorkerStatus.ONLINE}
+        told = watch.worker(HOSTNAME)
+        assert told is not None
+        assert told.jump == pytest.approx(3600.0 * hours, abs=1.0)
+        assert abs(told.skew or 0.0) < 2
+
+
+def found_wait(watch: Watching, task_id: str) -> float:
+    task = watch.task(task_id)
+    assert task is not None
+    assert task.wait is not None
+    return task.wait
