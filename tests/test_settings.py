@@ -11,8 +11,8 @@ from monitor.settings import SETTINGS
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.settings import load
-from monitor.shards import Shard
 from monitor.settings import parse_broker
+from monitor.shards import Shard
 
 ROOT = Path(__file__).parent.parent
 OTHER = {
