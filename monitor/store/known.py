@@ -15,6 +15,7 @@ from monitor.records import Event
 from monitor.records import Run
 from monitor.records import Task
 from monitor.store import schema
+from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.rows import run_of
 from monitor.store.rows import task_of
@@ -35,8 +36,14 @@ class Known:
         self._recent: OrderedDict[str, Task] = OrderedDict()
 
     def forget(self) -> None:
-        """Drops what is in memory: after a rollback, or when tasks were deleted."""
+        """Drops what is in memory, after a rollback."""
         self._recent.clear()
+
+    def forget_tasks(self, keys: Iterable[bytes]) -> None:
+        """Those that were deleted."""
+        if self._recent:
+            for key in keys:
+                self._recent.pop(from_key(key), None)
 
     def find(
         self, connection: Connection, number: int, by_task: Mapping[str, Sequence[Event]], *, certain: bool

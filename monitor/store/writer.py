@@ -211,6 +211,12 @@ class Writer:
         self._skews.clear()
         self._next_number = self._cluster_id = None
 
+    def forget_deleted(self, keys: Iterable[bytes], *, counters: bool) -> None:
+        """Retention has deleted these tasks, and old counters over time."""
+        self._known.forget_tasks(keys)
+        if counters:
+            self._counters.forget_rollups()
+
     # Workers
 
     def _write_workers(
