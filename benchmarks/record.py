@@ -15,7 +15,8 @@ from monitor.records import Delivery
 from monitor.settings import Settings
 from monitor.store import schema
 from monitor.store.engine import Store
-from monitor.store.writer import CLUSTER_BITS
+from monitor.store.partitions import CLUSTER_BITS
+from monitor.store.partitions import Room
 from monitor.store.writer import Writer
 
 CLUSTER = "default"
@@ -25,10 +26,10 @@ BATCH = 500  # messages
 _TIMES = ("seen", "received", "started", "ended", "eta", "sent", "expires")
 
 
-def write(store: Store, tasks: int, seed: int = 31, later: float = 0.0) -> None:
+def write(store: Store, tasks: int, later: float, settings: Settings) -> None:
     """Puts this many tasks, received, started and ended, through the writer."""
-    stream = messages(tasks * 3, 10, seed)
-    writer = Writer(store, CLUSTER, Settings())
+    stream = messages(tasks * 3, 10)
+    writer = Writer(store, CLUSTER, settings)
     for start in range(0, len(stream), BATCH):
         found = [event for _, body in stream[start : start + BATCH] for event in decode(body)[0]]
         events = [replace(event, timestamp=event.timestamp + later) for event in found]
@@ -39,16 +40,18 @@ def fill(store: Store, tasks: int) -> None:
     """Makes a record of this many tasks, a multiple of WRITTEN."""
     copies = tasks // WRITTEN - 1
     span = WRITTEN * 3 / EVENTS_A_SECOND
-    write(store, WRITTEN, later=-copies * span)
+    write(store, WRITTEN, -copies * span, Settings(keep_tasks=tasks))
     with store.engine.connect() as connection:
         if store.is_sqlite:
             for pragma in ("cache_size = -2000000", "synchronous = OFF", "wal_autocheckpoint = 100000"):
                 connection.connection.cursor().execute(f"PRAGMA {pragma}")
         with connection.begin():
             last = connection.execute(sa.select(sa.func.max(schema.task.c.id))).scalar_one()
+        room = Room(store, tasks)
         for copy in range(1, copies + 1):
             with connection.begin():
-                connection.execute(_copy(store, last, copy * (last >> CLUSTER_BITS << CLUSTER_BITS), copy * span))
+                room.ensure(connection, 1, (copy + 1) * WRITTEN)
+                connection.execute(_copy(store, last, copy * WRITTEN << CLUSTER_BITS, copy * span))
         with connection.begin():
             count = schema.task_count.c["count"]
             connection.execute(sa.update(schema.task_count).values({count: count * (copies + 1)}))

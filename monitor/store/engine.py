@@ -172,6 +172,13 @@ class Prepared:
                         copy.write_row(row)
 
 
+def one_of(connection: Connection, column: sa.Column[Any], values: Sequence[object]) -> sa.ColumnElement[bool]:
+    """That the column is one of these. PostgreSQL takes them as one value: a plan for each number of them is dear."""
+    if connection.dialect.name == "sqlite":
+        return column.in_(values)
+    return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
+
+
 class Deletion:
     """Deletes the rows of which ``column`` is one of many values, however many, and the rest is ``where``."""
 

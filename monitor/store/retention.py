@@ -18,6 +18,8 @@ from sqlalchemy import select
 from monitor.records import TaskState
 from monitor.settings import Settings
 from monitor.store import schema
+from monitor.store.drops import Drops
+from monitor.store.drops import Oldest
 from monitor.store.engine import Deletion
 from monitor.store.engine import Store
 from monitor.store.housekeeping import Counters
@@ -43,7 +45,8 @@ _SUCCESS = STATE_CODES[TaskState.SUCCESS]
 class Step(NamedTuple):
     """What a step came to."""
 
-    keys: list[bytes]  # of the tasks that were deleted
+    keys: list[bytes]  # of the tasks that were deleted one by one, or have another number now
+    dropped: int  # tasks that went with their partition
     counters: bool  # counters over time were deleted too
     more: bool  # there is more to do at once
 
@@ -64,6 +67,7 @@ class Retention:
         self._delete_tasks = Deletion(store, schema.task.c.id)
         self._delete_runs = Deletion(store, schema.run.c.task_id)
         self._delete_keyed: dict[int, list[Deletion]] = {}
+        self._drops = Drops(store, self._count, self._forget_keys)
 
     def step(self, now: float) -> Step:
         """Deletes what is due and can be deleted within about STEP_SECONDS. Raises StoreUnavailable."""
@@ -72,46 +76,64 @@ class Retention:
             number = cluster_id(self._store, connection, self._cluster)
             steer(connection)
             limit = self._pace.number
-            victims, more = self._choose(connection, number, now, limit)
+            oldest = self._drops.oldest(connection, number)
+            dropping = oldest is not None and self._is_due(connection, number, now, oldest)
+            dropping = dropping and self._drops.step(connection, number, limit)
+            victims, more = ([], True) if dropping else self._choose(connection, number, now, limit, oldest)
             self._delete(connection, number, victims)
             expired = expire_messages(connection, number, self._settings, now, MESSAGES)
             counters = not more and self._counters.delete(connection, number, now)
-        if more:
+        if more and not (dropping and self._drops.dropped):  # to drop one says nothing of what a task costs
             self._pace.took(time.perf_counter() - began)
         more |= expired == MESSAGES or self._counters.more
         if victims or expired or counters or self._give_back.more:
             self._give_back.run()
-        return Step([victim.key for victim in victims], counters, more or self._give_back.more)
+        keys = self._drops.moved if dropping else [victim.key for victim in victims]
+        dropped = self._drops.dropped if dropping else 0
+        return Step(keys, dropped, counters, more or self._give_back.more)
 
-    def _choose(self, connection: Connection, number: int, now: float, limit: int) -> tuple[list[Victim], bool]:
-        """At most ``limit`` tasks that must go, and whether there are more."""
+    def _is_due(self, connection: Connection, number: int, now: float, oldest: Oldest) -> bool:
+        if oldest.last < now - self._settings.keep_succeeded_days * DAY_SECONDS:
+            return True
+        return self._surplus(connection, number)[0] >= oldest.partition.tasks
+
+    def _choose(
+        self, connection: Connection, number: int, now: float, limit: int, oldest: Oldest | None
+    ) -> tuple[list[Victim], bool]:
+        """At most ``limit`` tasks that must go, and whether there are more. What is in partitions waits for them."""
+        waits = float("inf") if oldest is None else oldest.first
         old = now - self._settings.keep_succeeded_days * DAY_SECONDS
-        victims, more = self._successes.next(connection, old, limit, limit, _success_of(number))
+        victims, more = self._successes.next(connection, min(old, waits), limit, limit, _success_of(number))
         if not more:
             old = now - self._settings.keep_failed_days * DAY_SECONDS
             others, more = self._others.next(connection, old, limit, limit - len(victims), _other_of(number))
             victims += others
         if more:
             return victims, True
-        found, more = self._choose_surplus(connection, number, limit, len(victims))
+        found, more = self._choose_surplus(connection, number, limit, len(victims), waits)
         return victims + found, more
 
-    def _choose_surplus(self, connection: Connection, number: int, limit: int, gone: int) -> tuple[list[Victim], bool]:
+    def _choose_surplus(
+        self, connection: Connection, number: int, limit: int, gone: int, waits: float
+    ) -> tuple[list[Victim], bool]:
         """The oldest of those that are too many, when ``gone`` of this step's ``limit`` are gone."""
         surplus, surplus_of_others = self._surplus(connection, number)
         surplus -= gone
         if surplus <= 0:
             return [], False
         room = min(surplus, limit - gone)
-        choices = [(self._successes, room, _success_of(number)), (self._others, room, _other_of(number))]
+        choices = [(self._successes, room, _success_of(number))]
+        if waits == float("inf"):
+            choices.append((self._others, room, _other_of(number)))
         if surplus_of_others > 0:
             choices.insert(0, (self._others, min(room, surplus_of_others), _other_of(number)))
         for walk, wanted, which in choices:
-            found, more = walk.next(connection, float("inf"), limit, wanted, which)
+            found, more = walk.next(connection, waits, limit, wanted, which)
             if found or more:
                 return found, surplus > len(found)
-        for walk, *_ in choices:
-            walk.again()
+        if waits == float("inf"):
+            for walk, *_ in choices:
+                walk.again()
         return [], False
 
     def _surplus(self, connection: Connection, number: int) -> tuple[int, int]:
@@ -128,11 +150,13 @@ class Retention:
             return
         self._delete_tasks.run(connection, sorted(each.id for each in victims))
         self._delete_runs.run(connection, sorted(each.id for each in victims if each.earlier_runs))
-        keys = sorted(each.key for each in victims)
-        for deletion in self._keyed(connection, number):
-            deletion.run(connection, keys)
+        self._forget_keys(connection, number, sorted(each.key for each in victims))
         places = Counter(each.place for each in victims if each.counted)
         self._count.run(connection, [(number, *place, -count) for place, count in places.items()])
+
+    def _forget_keys(self, connection: Connection, number: int, keys: list[bytes]) -> None:
+        for deletion in self._keyed(connection, number):
+            deletion.run(connection, keys)
 
     def _keyed(self, connection: Connection, number: int) -> list[Deletion]:
         """Of the tables that know a task by its key: those that have any of this cluster."""

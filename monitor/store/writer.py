@@ -14,7 +14,6 @@ from dataclasses import field
 
 from sqlalchemy import Connection
 from sqlalchemy import bindparam
-from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import update
 
@@ -40,6 +39,8 @@ from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.known import Known
 from monitor.store.messages import save_messages
+from monitor.store.partitions import Room
+from monitor.store.partitions import lookups_only
 from monitor.store.rollups import Counters
 from monitor.store.rows import CHANGING_COLUMNS
 from monitor.store.rows import RUN_COLUMNS
@@ -54,7 +55,6 @@ from monitor.store.terms import Terms
 from monitor.store.terms import cluster_id
 from monitor.workers import fold_worker
 
-CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
 SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
 _FAILED = Outcome.FAILED
@@ -91,6 +91,7 @@ class Writer:
         self._intake = Intake(settings.max_text, settings.redact, settings.max_message_bytes)
         self._capture = settings.capture
         self._early = Early()
+        self._room = Room(store, settings.keep_tasks)
         self._terms = Terms(store)
         self._counters = Counters(store, self._terms)
         self._cluster_id: int | None = None
@@ -111,7 +112,8 @@ class Writer:
         batch = self._sort(deliveries, written)
         with self._forgetting():
             try:
-                self._commit(batch, health, written, certain=False)
+                # With partitions, a key can be taken in another one without anybody finding out.
+                self._commit(batch, health, written, certain=not self._store.is_sqlite)
             except KeyTaken:  # a task that was believed to be new is stored already
                 self.forget()
                 self._commit(batch, health, written, certain=True)
@@ -191,13 +193,11 @@ class Writer:
         return batch
 
     def _begin(self, connection: Connection) -> int:
+        lookups_only(connection)
         if self._cluster_id is None:
             self._cluster_id = cluster_id(self._store, connection, self._cluster)
         if self._next_number is None:
-            table = schema.task
-            statement = select(func.max(table.c.id)).where(table.c.cluster_id == self._cluster_id)
-            largest = connection.execute(statement).scalar() or 0
-            self._next_number = (largest >> CLUSTER_BITS) + 1
+            self._next_number = self._room.next_number(connection, self._cluster_id)
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             self._sole_queues = _sole_queues(connection, self._cluster_id)
             self._sole_queues_at = time.monotonic()
@@ -210,6 +210,7 @@ class Writer:
         self._counters.forget()
         self._skews.clear()
         self._next_number = self._cluster_id = None
+        self._room.forget()
 
     def forget_deleted(self, keys: Iterable[bytes], *, counters: bool) -> None:
         """Retention has deleted these tasks, and old counters over time."""
@@ -280,6 +281,7 @@ class Writer:
         return said
 
     def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:
+        self._room.ensure(connection, number, (self._next_number or 1) + len(new))
         for task in new:
             task.pk = self._take_number(number)
         tasks = [*new, *changed]
@@ -302,7 +304,7 @@ class Writer:
     def _take_number(self, number: int) -> int:
         taken = self._next_number or 1
         self._next_number = taken + 1
-        return taken << CLUSTER_BITS | number & (1 << CLUSTER_BITS) - 1
+        return self._room.id_of(number, taken)
 
     def _group_of(self, task: Task) -> int | None:
         run = task.run
