@@ -27,7 +27,6 @@ from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
-from monitor.store.retention import CHUNK
 from monitor.store.retention import Retention
 from monitor.store.writer import Writer
 from monitor.store.writer import Written
@@ -36,10 +35,12 @@ log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
-RETENTION_SECONDS = 60.0  # between two looks when there was nothing more to delete
-DELETION_SECONDS = 0.1  # between two looks when there was
-MOST_CHUNKS = 5  # deleted at a time: as many tasks as one transaction can bring
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
+RETENTION_SECONDS = 5.0  # between two looks when there was nothing more to delete
+# Between two steps of deleting, in times what the last one took. A task costs a third of what storing it did, so even
+# while we are behind no more tasks come than go.
+REST, REST_BEHIND = 1.0, 2.0
+BEHIND_SECONDS = 0.3
 MALFORMED_SECONDS = 10.0  # between two log lines
 NOTICES = 5
 HOST = socket.gethostname()
@@ -293,7 +294,7 @@ class Receiver:
                 self._hole.store()
                 self._writer.mark_due(now)
             if time.monotonic() >= self._retention_at:
-                self._delete(now)
+                self._delete_old(now)
         except StoreUnavailable as error:
             log.error("%s", error)
 
@@ -306,15 +307,15 @@ class Receiver:
         if unsaved := self._save_health():
             raise unsaved
 
-    def _delete(self, now: float) -> None:
-        self._retention_at = time.monotonic() + RETENTION_SECONDS
-        for _ in range(MOST_CHUNKS):
-            gone = self._retention.step(now)
-            if gone:
-                self._writer.forget()
-            if gone < CHUNK:
-                return
-        self._retention_at = time.monotonic() + DELETION_SECONDS
+    def _delete_old(self, now: float) -> None:
+        began = time.monotonic()
+        self._retention_at = began + RETENTION_SECONDS  # also where it fails
+        step = self._retention.step(now)
+        self._writer.forget_deleted(step.keys, counters=step.counters)
+        if step.more:
+            ended = time.monotonic()
+            behind = (self._health.lag_seconds or 0.0) > BEHIND_SECONDS
+            self._retention_at = ended + (ended - began) * (REST_BEHIND if behind else REST)
 
     def _change(self, **fields: object) -> None:
         self._health = msgspec.structs.replace(self._health, **fields)

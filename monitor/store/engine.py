@@ -172,6 +172,28 @@ class Prepared:
                         copy.write_row(row)
 
 
+def one_of(connection: Connection, column: sa.Column[Any], values: Sequence[object]) -> sa.ColumnElement[bool]:
+    """That the column is one of these. PostgreSQL takes them as one value: a plan for each number of them is dear."""
+    if connection.dialect.name == "sqlite":
+        return column.in_(values)
+    return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
+
+
+class Deletion:
+    """Deletes the rows of which ``column`` is one of many values, however many, and the rest is ``where``."""
+
+    def __init__(self, store: Store, column: sa.Column[Any], *where: sa.ColumnElement[bool]) -> None:
+        self._each = Prepared(store, sa.delete(column.table).where(column == sa.bindparam("one"), *where), ["one"])
+        several = sa.bindparam("several", type_=postgresql.ARRAY(column.type))
+        self._all = None if store.is_sqlite else sa.delete(column.table).where(column == sa.any_(several), *where)
+
+    def run(self, connection: Connection, values: Sequence[object]) -> None:
+        if self._all is not None:
+            connection.execute(self._all, {"several": list(values)})
+        else:
+            self._each.run(connection, [(each,) for each in values])
+
+
 def _by_copy(statement: Any, columns: Sequence[str], dialect: sa.Dialect) -> tuple[str, ...]:
     """What to run instead of ``statement`` for many rows, one after the other; COPY takes the rows."""
     names = ", ".join(columns)

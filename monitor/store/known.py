@@ -15,6 +15,8 @@ from monitor.records import Event
 from monitor.records import Run
 from monitor.records import Task
 from monitor.store import schema
+from monitor.store.engine import one_of
+from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.rows import run_of
 from monitor.store.rows import task_of
@@ -35,8 +37,14 @@ class Known:
         self._recent: OrderedDict[str, Task] = OrderedDict()
 
     def forget(self) -> None:
-        """Drops what is in memory: after a rollback, or when tasks were deleted."""
+        """Drops what is in memory, after a rollback."""
         self._recent.clear()
+
+    def forget_tasks(self, keys: Iterable[bytes]) -> None:
+        """Those that were deleted."""
+        if self._recent:
+            for key in keys:
+                self._recent.pop(from_key(key), None)
 
     def find(
         self, connection: Connection, number: int, by_task: Mapping[str, Sequence[Event]], *, certain: bool
@@ -79,7 +87,9 @@ def load(connection: Connection, number: int, cluster: str, task_ids: Sequence[s
     rows: list[Row[Any]] = []
     for start in range(0, len(task_ids), CHUNK):
         keys = [to_key(each) for each in task_ids[start : start + CHUNK]]
-        rows += connection.execute(select(table).where(table.c.cluster_id == number, table.c.key.in_(keys))).all()
+        rows += connection.execute(
+            select(table).where(table.c.cluster_id == number, one_of(connection, table.c.key, keys))
+        ).all()
     if not rows:
         return {}
     names = texts(connection, {getattr(row, column) for row in rows for column in _TERM_COLUMNS})
@@ -95,7 +105,9 @@ def _load_runs(connection: Connection, task_ids: list[int]) -> dict[int, list[Ru
     rows: list[Row[Any]] = []
     for start in range(0, len(task_ids), CHUNK):
         chunk = task_ids[start : start + CHUNK]
-        statement = select(table).where(table.c.task_id.in_(chunk)).order_by(table.c.task_id, table.c.ordinal)
+        statement = (
+            select(table).where(one_of(connection, table.c.task_id, chunk)).order_by(table.c.task_id, table.c.ordinal)
+        )
         rows += connection.execute(statement).all()
     names = texts(connection, {row.worker_id for row in rows})
     runs: dict[int, list[Run]] = {}

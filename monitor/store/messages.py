@@ -74,11 +74,6 @@ def _row(cluster: int, task_id: str, at: float, given: Message) -> dict[str, obj
     return {"cluster_id": cluster, "key": to_key(task_id), "at": at, "size": size, "body": given.body, "record": record}
 
 
-def delete_messages(connection: Connection, cluster: int, keys: Sequence[bytes]) -> None:
-    """With their tasks."""
-    connection.execute(delete(_table).where(_table.c.cluster_id == cluster, _table.c.key.in_(keys)))
-
-
 def expire_messages(connection: Connection, cluster: int, settings: Settings, now: float, limit: int) -> int:
     """Deletes at most ``limit`` messages that are too old or too much; all of them where none shall be kept."""
     before = now - settings.keep_message_days * DAY_SECONDS if settings.capture else float("inf")

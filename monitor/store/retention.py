@@ -1,48 +1,56 @@
-"""What is too old, or too much, goes: a small chunk at a time, so that writing never waits for it.
+"""What is too old, or too much, goes: a little at a time, so that writing never waits for it.
 
 Successes go first, failures stay longer. Counters over time (rollups) outlive the tasks they counted.
 """
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import Connection
-from sqlalchemy import delete
+from sqlalchemy import case
 from sqlalchemy import func
+from sqlalchemy import literal_column
 from sqlalchemy import select
-from sqlalchemy import tuple_
-from sqlalchemy import update
 
 from monitor.records import TaskState
 from monitor.settings import Settings
 from monitor.store import schema
+from monitor.store.drops import Drops
+from monitor.store.drops import Oldest
+from monitor.store.engine import Deletion
 from monitor.store.engine import Store
+from monitor.store.housekeeping import Counters
+from monitor.store.housekeeping import GiveBack
+from monitor.store.housekeeping import Pace
 from monitor.store.keys import from_key
-from monitor.store.messages import delete_messages
 from monitor.store.messages import expire_messages
+from monitor.store.rollups import counting_tasks
 from monitor.store.rollups import lock_counters
 from monitor.store.schema import STATE_CODES
 from monitor.store.terms import cluster_id
+from monitor.store.victims import Victim
+from monitor.store.victims import Walk
+from monitor.store.walk import steer
 
-CHUNK = 1000
-FREE_PAGES = 500  # given back to the file system at once
+STEP_SECONDS = 0.15  # that the thread which writes is kept busy at once
+LEAST, MOST = 200, 10_000  # tasks in a step
+MESSAGES = 1000  # in a step
 DAY_SECONDS = 86_400.0
-RESTART_SECONDS = 600.0  # how often the search for old tasks begins again at the oldest
-ROLLUP_DAYS = {60: 7, 3600: 90, 86400: 730}
-SAMPLE_DAYS = 7
+OTHERS_SHARE = 0.75  # of keep_tasks, that failures and unfinished tasks may take from the successes
+_KEYED = (schema.message, schema.retry)
 _SUCCESS = STATE_CODES[TaskState.SUCCESS]
-_VICTIMS = select(
-    schema.task.c.id,
-    schema.task.c.seen,
-    schema.task.c.cluster_id,
-    schema.task.c.key,
-    schema.task.c.state,
-    schema.task.c.name_id,
-    schema.task.c.queue_id,
-    schema.task.c.worker_id,
-)
+
+
+class Step(NamedTuple):
+    """What a step came to."""
+
+    keys: list[bytes]  # of the tasks that were deleted one by one, or have another number now
+    dropped: int  # tasks that went with their partition
+    counters: bool  # counters over time were deleted too
+    more: bool  # there is more to do at once
 
 
 class Retention:
@@ -52,109 +60,132 @@ class Retention:
         self._store = store
         self._cluster = cluster
         self._settings = settings
-        self._position = (0.0, 0)  # up to which old tasks were looked at
-        self._restarted_at = time.monotonic()
+        self._shard = settings.shard
+        self._pace = Pace(STEP_SECONDS, LEAST, MOST)
+        self._successes = Walk.of_all()
+        self._others = Walk.of_others()
+        self._counters = Counters()
+        self._give_back = GiveBack(store)
+        self._count = counting_tasks(store)
+        self._delete_tasks = Deletion(store, schema.task.c.id)
+        self._delete_runs = Deletion(store, schema.run.c.task_id)
+        self._delete_keyed: dict[int, list[Deletion]] = {}
+        # What is moved has another number, of which another receiver of the cluster would not know.
+        alone = self._shard.total == 1
+        self._drops = Drops(self._count, self._forget_keys, possible=alone and not store.is_sqlite)
 
-    def step(self, now: float) -> int:
-        """Deletes at most a chunk of tasks, old messages and old counters; gives the number of tasks deleted.
-
-        Where it gives CHUNK there is more to do, of tasks or of messages. Raises StoreUnavailable.
-        """
-        if time.monotonic() - self._restarted_at > RESTART_SECONDS:
-            self._position, self._restarted_at = (0.0, 0), time.monotonic()
+    def step(self, now: float) -> Step:
+        """Deletes what is due and can be deleted within about STEP_SECONDS. Raises StoreUnavailable."""
+        began = time.perf_counter()
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
-            gone = self._delete_old(connection, number, now)
-            if gone < CHUNK:
-                gone += self._delete_surplus(connection, number, CHUNK - gone)
-            if gone < CHUNK and self._settings.shard.first:
-                self._delete_counters(connection, number, now)
-            expired = 0
-            if self._settings.shard.first:
-                expired = expire_messages(connection, number, self._settings, now, CHUNK)
-        gone = max(gone, CHUNK if expired == CHUNK else 0)
-        if (gone or expired) and self._store.is_sqlite:
-            self._give_back()
-        return gone
+            steer(connection)
+            limit = self._pace.number
+            oldest = self._drops.oldest(connection, number)
+            dropping = oldest is not None and self._is_due(connection, number, now, oldest)
+            dropping = dropping and self._drops.step(connection, number, limit)
+            victims, more = ([], True) if dropping else self._choose(connection, number, now, limit, oldest)
+            self._delete(connection, number, victims)
+            first = self._shard.first  # of several receivers; it looks after what is not shared
+            expired = expire_messages(connection, number, self._settings, now, MESSAGES) if first else 0
+            counters = not more and first and self._counters.delete(connection, number, now)
+        if more and not (dropping and self._drops.dropped):  # to drop one says nothing of what a task costs
+            self._pace.took(time.perf_counter() - began)
+        more |= expired == MESSAGES or self._counters.more
+        if victims or expired or counters or self._give_back.more:
+            self._give_back.run()
+        keys = self._drops.moved if dropping else [victim.key for victim in victims]
+        dropped = self._drops.dropped if dropping else 0
+        return Step(keys, dropped, counters, more or self._give_back.more)
 
-    def _delete_old(self, connection: Connection, number: int, now: float) -> int:
-        """Walks from the oldest task on; what is kept longer is passed over and not looked at again for a while."""
-        table = schema.task
-        succeeded_before = now - self._settings.keep_succeeded_days * DAY_SECONDS
-        others_before = now - self._settings.keep_failed_days * DAY_SECONDS
-        statement = (
-            _VICTIMS.where(
-                tuple_(table.c.seen, table.c.id) > self._position, table.c.seen < max(succeeded_before, others_before)
-            )
-            .order_by(table.c.seen, table.c.id)
-            .limit(CHUNK)
-        )
-        rows = connection.execute(statement).all()
-        if rows:
-            self._position = (rows[-1].seen, rows[-1].id)
-        old = [
-            row
-            for row in rows
-            if row.cluster_id == number
-            and self._settings.shard.has(from_key(row.key))
-            and row.seen < (succeeded_before if row.state == _SUCCESS else others_before)
-        ]
-        self._delete(connection, number, old)
-        return len(old)
+    def _is_due(self, connection: Connection, number: int, now: float, oldest: Oldest) -> bool:
+        if oldest.last < now - self._settings.keep_succeeded_days * DAY_SECONDS:
+            return True
+        return self._surplus(connection, number)[0] >= oldest.partition.tasks
 
-    def _delete_surplus(self, connection: Connection, number: int, limit: int) -> int:
-        counts = schema.task_count
-        total = connection.execute(select(func.sum(counts.c["count"])).where(counts.c.cluster_id == number)).scalar()
-        shard = self._settings.shard
-        surplus = min(-(-(int(total or 0) - self._settings.keep_tasks) // shard.total), limit)
+    def _choose(
+        self, connection: Connection, number: int, now: float, limit: int, oldest: Oldest | None
+    ) -> tuple[list[Victim], bool]:
+        """At most ``limit`` tasks that must go, and whether there are more. What is in partitions waits for them."""
+        waits = float("inf") if oldest is None else oldest.first
+        old = now - self._settings.keep_succeeded_days * DAY_SECONDS
+        victims, more = self._successes.next(connection, min(old, waits), limit, limit, self._success_of(number))
+        if not more:
+            old = now - self._settings.keep_failed_days * DAY_SECONDS
+            others, more = self._others.next(connection, old, limit, limit - len(victims), self._other_of(number))
+            victims += others
+        if more:
+            return victims, True
+        found, more = self._choose_surplus(connection, number, limit, len(victims), waits)
+        return victims + found, more
+
+    def _choose_surplus(
+        self, connection: Connection, number: int, limit: int, gone: int, waits: float
+    ) -> tuple[list[Victim], bool]:
+        """The oldest of those that are too many, when ``gone`` of this step's ``limit`` are gone."""
+        surplus, surplus_of_others = self._surplus(connection, number)
+        surplus -= gone
         if surplus <= 0:
-            return 0
-        table = schema.task
-        oldest = _VICTIMS.where(table.c.cluster_id == number).order_by(table.c.seen, table.c.id)
-        oldest = oldest.limit(surplus * shard.total)
-        rows = connection.execute(oldest.where(table.c.state == _SUCCESS)).all()
-        if not rows:
-            rows = connection.execute(oldest).all()
-        rows = [row for row in rows if shard.has(from_key(row.key))][:surplus]
-        self._delete(connection, number, rows)
-        return len(rows)
+            return [], False
+        room = min(surplus, limit - gone)
+        choices = [(self._successes, room, self._success_of(number))]
+        if waits == float("inf"):
+            choices.append((self._others, room, self._other_of(number)))
+        if surplus_of_others > 0:
+            choices.insert(0, (self._others, min(room, surplus_of_others), self._other_of(number)))
+        for walk, wanted, which in choices:
+            found, more = walk.next(connection, waits, limit, wanted, which)
+            if found or more:
+                return found, surplus > len(found)
+        if waits == float("inf"):
+            for walk, *_ in choices:
+                walk.again()
+        return [], False
 
-    def _delete(self, connection: Connection, number: int, rows: Sequence[Any]) -> None:
-        if not rows:
+    def _surplus(self, connection: Connection, number: int) -> tuple[int, int]:
+        """By how many tasks of our share there are too many, and too many that have not succeeded."""
+        table = schema.task_count.c
+        count = table["count"]
+        others = func.sum(case((table.state != _SUCCESS, count), else_=0))
+        row = connection.execute(select(func.sum(count), others).where(table.cluster_id == number)).one()
+        total, other = (int(each or 0) for each in row)
+        surplus = total - self._settings.keep_tasks
+        surplus_of_others = other - int(self._settings.keep_tasks * OTHERS_SHARE)
+        return -(-surplus // self._shard.total), -(-surplus_of_others // self._shard.total)
+
+    def _delete(self, connection: Connection, number: int, victims: Sequence[Victim]) -> None:
+        if not victims:
             return
-        ids = [row.id for row in rows]
-        connection.execute(delete(schema.run).where(schema.run.c.task_id.in_(ids)))
-        connection.execute(delete(schema.task).where(schema.task.c.id.in_(ids)))
-        keys = [row.key for row in rows]
-        delete_messages(connection, number, keys)
-        connection.execute(
-            delete(schema.retry).where(schema.retry.c.cluster_id == number, schema.retry.c.key.in_(keys))
-        )
-        table = schema.task_count
-        if self._settings.shard.total > 1:
+        self._delete_tasks.run(connection, sorted(each.id for each in victims))
+        self._delete_runs.run(connection, sorted(each.id for each in victims if each.earlier_runs))
+        self._forget_keys(connection, number, sorted(each.key for each in victims))
+        if self._shard.total > 1:
             lock_counters(connection, number)
-        for place, count in Counter((row.state, row.name_id, row.queue_id, row.worker_id) for row in rows).items():
-            columns = (table.c.state, table.c.name_id, table.c.queue_id, table.c.worker_id)
-            here = [column == value for column, value in zip(columns, place, strict=True)]
-            changed = update(table).where(table.c.cluster_id == number, *here)
-            connection.execute(changed.values({"count": table.c["count"] - count}))
-        connection.execute(delete(table).where(table.c.cluster_id == number, table.c["count"] <= 0))
+        places = Counter(each.place for each in victims if each.counted)
+        self._count.run(connection, [(number, *place, -count) for place, count in places.items()])
 
-    def _delete_counters(self, connection: Connection, number: int, now: float) -> None:
-        for resolution, days in ROLLUP_DAYS.items():
-            before = now - days * DAY_SECONDS
-            for table in (schema.rollup, schema.failure_rollup):
-                connection.execute(delete(table).where(table.c.resolution == resolution, table.c.at < before))
-        starts = schema.worker_start
-        oldest = now - ROLLUP_DAYS[3600] * DAY_SECONDS
-        connection.execute(delete(starts).where(starts.c.cluster_id == number, starts.c.at < oldest))
-        samples = schema.queue_sample
-        before = now - SAMPLE_DAYS * DAY_SECONDS
-        connection.execute(delete(samples).where(samples.c.cluster_id == number, samples.c.at < before))
+    def _forget_keys(self, connection: Connection, number: int, keys: list[bytes]) -> None:
+        for deletion in self._keyed(connection, number):
+            deletion.run(connection, keys)
 
-    def _give_back(self) -> None:
-        connection = self._store.engine.raw_connection()
-        try:
-            connection.cursor().execute(f"PRAGMA incremental_vacuum({FREE_PAGES})").fetchall()
-        finally:
-            connection.close()
+    def _keyed(self, connection: Connection, number: int) -> list[Deletion]:
+        """Of the tables that know a task by its key: those that have any of this cluster."""
+        if number not in self._delete_keyed:
+            mine = [each.c.cluster_id == literal_column(str(number)) for each in _KEYED]
+            self._delete_keyed[number] = [
+                Deletion(self._store, each.c.key, where) for each, where in zip(_KEYED, mine, strict=True)
+            ]
+        return [
+            deletion
+            for table, deletion in zip(_KEYED, self._delete_keyed[number], strict=True)
+            if connection.execute(select(table.c.key).where(table.c.cluster_id == number).limit(1)).first() is not None
+        ]
+
+    def _success_of(self, number: int) -> Callable[[Victim], bool]:
+        return lambda row: row.cluster_id == number and row.state == _SUCCESS and self._is_own(row)
+
+    def _other_of(self, number: int) -> Callable[[Victim], bool]:
+        return lambda row: row.cluster_id == number and row.state != _SUCCESS and self._is_own(row)
+
+    def _is_own(self, row: Victim) -> bool:
+        return self._shard.total == 1 or self._shard.has(from_key(row.key))

@@ -56,7 +56,7 @@ class Counters:
         self._terms = terms
         self._buckets: OrderedDict[tuple[int, int], Bucket] = OrderedDict()
         self._groups: dict[bytes, int] = {}
-        self._count_tasks = _adding(store, schema.task_count, "count")
+        self._count_tasks = counting_tasks(store)
         self._count_failures = _adding(store, schema.failure_rollup, "count")
         self._change_group = _changing_group(store)
         self._reopen = _reopening(store)
@@ -65,8 +65,12 @@ class Counters:
 
     def forget(self) -> None:
         """Drops what is in memory, after a rollback."""
-        self._buckets.clear()
+        self.forget_rollups()
         self._groups.clear()
+
+    def forget_rollups(self) -> None:
+        """When old ones were deleted."""
+        self._buckets.clear()
 
     def apply(self, connection: Connection, cluster_id: int, deltas: Deltas) -> None:
         """Changes every counter that the deltas name. The names are interned already."""
@@ -217,6 +221,11 @@ def _add(tally: Tally, delta: Tally) -> None:
 
 def _values(tally: Tally) -> tuple[object, ...]:
     return (*tally.counts, to_bytes(tally.wait), to_bytes(tally.run))
+
+
+def counting_tasks(store: Store) -> Prepared:
+    """Adds to task_count: the values of its columns in order."""
+    return _adding(store, schema.task_count, "count")
 
 
 def _adding(store: Store, table: object, column: str) -> Prepared:

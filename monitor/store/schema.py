@@ -5,6 +5,7 @@ Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possi
 
 from sqlalchemy import BigInteger
 from sqlalchemy import Column
+from sqlalchemy import Connection
 from sqlalchemy import Double
 from sqlalchemy import Index
 from sqlalchemy import Integer
@@ -14,6 +15,7 @@ from sqlalchemy import SmallInteger
 from sqlalchemy import Table
 from sqlalchemy import Text
 from sqlalchemy import UniqueConstraint
+from sqlalchemy import event
 from sqlalchemy import text
 
 from monitor.records import Outcome
@@ -111,11 +113,13 @@ task = Table(
     Column("kwargs", Text),
     *_run_texts(),
     Column("learnt", Double),  # when we asked and learnt of it, where no event told
-    Index("task_key", "cluster_id", "key", unique=True),
+    Index("task_key", "cluster_id", "key", unique=True).ddl_if(dialect="sqlite"),  # else one for each partition
     Index("task_seen", "seen", "id"),
     Index("task_name", "name_id", "seen", "id"),
+    postgresql_partition_by="RANGE (id)",
 )
-_other_states = text(f"state <> {STATE_CODES[TaskState.SUCCESS]}")
+NOT_SUCCEEDED = f"state <> {STATE_CODES[TaskState.SUCCESS]}"
+_other_states = text(NOT_SUCCEEDED)
 Index("task_state", task.c.state, task.c.seen, task.c.id, sqlite_where=_other_states, postgresql_where=_other_states)
 _in_tree = text("root IS NOT NULL AND length(root) > 0")
 Index("task_root", task.c.root, sqlite_where=_in_tree, postgresql_where=_in_tree)
@@ -138,7 +142,30 @@ run = Table(
     Column("ordinal", SmallInteger, primary_key=True),
     *_run_columns(),
     *_run_texts(),
+    postgresql_partition_by="RANGE (task_id)",
 )
+
+# Partitions are PostgreSQL's alone: see partitions.py. The one that is always there is of what is kept.
+CLUSTER_SHIFT = 50
+KEPT = "_kept"
+KEPT_BOUNDS = f"FROM (MINVALUE) TO ({1 << CLUSTER_SHIFT})"
+_MAKE_KEPT = {
+    "task": (
+        "CREATE TABLE task_kept PARTITION OF task",
+        "CREATE UNIQUE INDEX task_kept_key ON task_kept (cluster_id, key)",
+    ),
+    "run": ("CREATE TABLE run_kept PARTITION OF run",),
+}
+
+
+@event.listens_for(task, "after_create")
+@event.listens_for(run, "after_create")
+def _make_kept(made: Table, connection: Connection, **_: object) -> None:
+    if connection.dialect.name == "postgresql":
+        create, *indexes = _MAKE_KEPT[made.name]
+        for statement in (f"{create} FOR VALUES {KEPT_BOUNDS}", *indexes):
+            connection.exec_driver_sql(statement)
+
 
 # Tasks per state, name, queue and worker: every unfiltered or facet count is a sum over this.
 task_count = Table(

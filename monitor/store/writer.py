@@ -15,7 +15,6 @@ from dataclasses import field
 import msgspec
 from sqlalchemy import Connection
 from sqlalchemy import bindparam
-from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import update
 
@@ -42,6 +41,8 @@ from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.known import Known
 from monitor.store.messages import save_messages
+from monitor.store.partitions import Room
+from monitor.store.partitions import lookups_only
 from monitor.store.rollups import Counters
 from monitor.store.rows import CHANGING_COLUMNS
 from monitor.store.rows import RUN_COLUMNS
@@ -56,7 +57,6 @@ from monitor.store.terms import Terms
 from monitor.store.terms import cluster_id
 from monitor.workers import fold_worker
 
-CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
 SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
 _FAILED = Outcome.FAILED
@@ -94,6 +94,7 @@ class Writer:
         self._capture = settings.capture
         self._early = Early()
         self._clocks = Clocks()
+        self._room = Room(store, settings.keep_tasks, settings.shard)
         self._terms = Terms(store)
         self._shard = settings.shard
         self._counters = Counters(store, self._terms, shared=self._shard.total > 1)
@@ -115,7 +116,8 @@ class Writer:
         batch = self._sort(deliveries, written)
         with self._forgetting():
             try:
-                self._commit(batch, health, written, certain=False)
+                # With partitions, a key can be taken in another one without anybody finding out.
+                self._commit(batch, health, written, certain=not self._store.is_sqlite)
             except KeyTaken:  # a task that was believed to be new is stored already
                 self.forget()
                 self._commit(batch, health, written, certain=True)
@@ -200,14 +202,12 @@ class Writer:
         return batch
 
     def _begin(self, connection: Connection) -> int:
+        lookups_only(connection)
         if self._cluster_id is None:
             self._cluster_id = cluster_id(self._store, connection, self._cluster)
         if self._next_number is None:
-            table = schema.task
-            statement = select(func.max(table.c.id)).where(table.c.cluster_id == self._cluster_id)
-            largest = connection.execute(statement).scalar() or 0
             # Of several receivers each counts in steps of their number, from a place of its own.
-            free = (largest >> CLUSTER_BITS) + 1
+            free = self._room.next_number(connection, self._cluster_id)
             self._next_number = free + (self._shard.number - 1 - free) % self._shard.total
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             self._sole_queues = _sole_queues(connection, self._cluster_id)
@@ -224,6 +224,13 @@ class Writer:
         self._skews.clear()
         self._clocks.forget()
         self._next_number = self._cluster_id = None
+        self._room.forget()
+
+    def forget_deleted(self, keys: Iterable[bytes], *, counters: bool) -> None:
+        """Retention has deleted these tasks, and old counters over time."""
+        self._known.forget_tasks(keys)
+        if counters:
+            self._counters.forget_rollups()
 
     # Workers
 
@@ -300,6 +307,7 @@ class Writer:
         return said
 
     def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:
+        self._room.ensure(connection, number, (self._next_number or 1) + len(new) * self._shard.total)
         for task in new:
             task.pk = self._take_number(number)
         tasks = [*new, *changed]
@@ -322,7 +330,7 @@ class Writer:
     def _take_number(self, number: int) -> int:
         taken = self._next_number or 1
         self._next_number = taken + self._shard.total
-        return taken << CLUSTER_BITS | number & (1 << CLUSTER_BITS) - 1
+        return self._room.id_of(number, taken)
 
     def _group_of(self, task: Task) -> int | None:
         run = task.run

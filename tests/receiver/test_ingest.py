@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,33 @@ def test_a_broker_that_restarts_is_waited_for(
 def send_event(url: str, task_id: str) -> None:
     with Celery(broker=url) as app, app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
         dispatcher.send("task-succeeded", uuid=task_id, result="1", runtime=0.5)
+
+
+def test_old_tasks_are_deleted_while_events_never_pause(redis_url: str, receiving: RunReceiver, store: Store) -> None:
+    stop = threading.Event()
+    sender = threading.Thread(target=send_without_pause, args=(redis_url, stop))
+    with receiving(redis_url, keep_tasks=20) as receiver:
+        wait_until(connected(receiver))
+        sender.start()
+        try:
+            wait_until(lambda: stored(store) > 0)
+            wait_until(lambda: health(store).events_total > 100 and stored(store) < health(store).events_total / 2)
+        finally:
+            stop.set()
+            sender.join()
+
+
+def send_without_pause(url: str, stop: threading.Event) -> None:
+    """A batch or more in every tenth of a second: there is never a second in which nothing is stored."""
+    number = 0
+    with Celery(broker=url) as app, app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
+        while not stop.wait(0.05):
+            number += 1
+            dispatcher.send("task-succeeded", uuid=f"order-{number}", result="1", runtime=0.5)
+
+
+def stored(store: Store) -> int:
+    return sum(queries.state_counts(store).values())
 
 
 def test_a_receiver_that_starts_before_its_broker_waits(receiving: RunReceiver, store: Store, tmp_path: Path) -> None:

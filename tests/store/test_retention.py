@@ -1,17 +1,27 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func
+from sqlalchemy import or_
 from sqlalchemy import select
 
+from monitor.records import TaskState
 from monitor.settings import Settings
+from monitor.store import queries
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.housekeeping import RESERVE_PAGES
+from monitor.store.housekeeping import Pace
 from monitor.store.retention import DAY_SECONDS
 from monitor.store.retention import Retention
+from monitor.store.writer import Writer
 from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
 from tests.store.test_writer import counts
+from tests.store.test_writer import deliver
 from tests.store.test_writer import one_task
 from tests.store.test_writer import write
 
@@ -31,29 +41,121 @@ def store(database_url: str) -> Iterator[Store]:
     store.close()
 
 
+def assert_counters_are_right(store: Store) -> None:
+    """What task_count says is what is in the lists."""
+    table = schema.task.c
+    places = (table.state, table.name_id, table.queue_id, table.worker_id)
+    known = or_(
+        table.sent.is_not(None), table.received.is_not(None), table.started.is_not(None), table.ended.is_not(None)
+    )
+    with store.read() as connection:
+        listed = {
+            row[:4]: row[4] for row in connection.execute(select(*places, func.count()).where(known).group_by(*places))
+        }
+        count = schema.task_count.c
+        kept = select(count.state, count.name_id, count.queue_id, count.worker_id, count["count"])
+        counted = {row[:4]: row[4] for row in connection.execute(kept) if row[4]}
+    assert counted == listed
+
+
 def test_failures_outlive_successes(store: Store) -> None:
-    assert Retention(store, "shop", SETTINGS).step(NOW) == 3
+    assert len(Retention(store, "shop", SETTINGS).step(NOW).keys) == 3
     assert counts(store) == {"succeeded": 1, "failed": 2}
 
 
 def test_a_second_step_finds_nothing_more(store: Store) -> None:
     retention = Retention(store, "shop", SETTINGS)
     retention.step(NOW)
-    assert retention.step(NOW) == 0
-    # The failure that was passed over is looked at again later; the younger success goes.
-    assert retention.step(NOW + 9 * DAY_SECONDS) == 1
+    assert retention.step(NOW).keys == []
+    # The failure that was kept and the younger success have come of age.
+    assert len(retention.step(NOW + 9 * DAY_SECONDS).keys) == 2
 
 
 def test_too_many_tasks_lose_the_oldest_successes(store: Store) -> None:
     keep = Settings(keep_tasks=4, keep_succeeded_days=100.0, keep_failed_days=100.0)
-    assert Retention(store, "shop", keep).step(NOW) == 2
+    assert len(Retention(store, "shop", keep).step(NOW).keys) == 2
     assert counts(store) == {"succeeded": 1, "failed": 3}
     with store.read() as connection:
         assert connection.execute(select(func.count()).select_from(schema.task)).scalar() == 4
 
 
+def test_failures_leave_room_for_successes(store: Store) -> None:
+    write(store, *(event for number in range(20, 30) for event in one_task(number, "failed", at=-100.0)))
+    keep = Settings(keep_tasks=8, keep_succeeded_days=100.0, keep_failed_days=100.0)
+    retention = Retention(store, "shop", keep)
+    while retention.step(NOW).more:
+        pass
+    assert counts(store) == {"succeeded": 2, "failed": 6}
+    write(store, *one_task(33), *one_task(34))
+    retention.step(NOW)
+    assert counts(store) == {"succeeded": 2, "failed": 6}
+    assert_counters_are_right(store)
+
+
+def test_a_task_of_which_only_its_loss_is_known_goes_and_no_counter_is_wrong(store: Store) -> None:
+    lost = [make_event("task-lost", timestamp=NOW - 12 * DAY_SECONDS, uuid=make_id(number)) for number in (50, 51)]
+    write(store, *lost)
+    Retention(store, "shop", SETTINGS).step(NOW)
+    assert_counters_are_right(store)
+    assert counts(store) == {"succeeded": 1, "failed": 2}
+
+
+def test_many_steps_delete_all_that_is_old_and_the_counters_agree(store: Store) -> None:
+    old = -3 * DAY_SECONDS
+    for start in range(100, 1500, 200):
+        events = [one_task(each, ("succeeded", "failed")[each % 5 == 0], at=old) for each in range(start, start + 200)]
+        write(store, *(event for task in events for event in task))
+    retention = Retention(store, "shop", SETTINGS)
+    sizes = []
+    while (step := retention.step(NOW)).more:
+        sizes.append(len(step.keys))
+    assert len(sizes) > 1
+    assert counts(store) == {"succeeded": 1, "failed": 282}
+    assert_counters_are_right(store)
+
+
+def test_a_deleted_task_that_goes_on_is_a_new_one(store: Store) -> None:
+    """The writer has it in memory, and would change a row that is gone."""
+    received, started, _ = one_task(60, at=-11 * DAY_SECONDS)
+    writer = Writer(store, "shop", SETTINGS)
+    writer.write(deliver(received))
+    step = Retention(store, "shop", SETTINGS).step(NOW)
+    writer.forget_deleted(step.keys, counters=step.counters)
+    writer.write(deliver(started))
+    assert queries.task(store, make_id(60)).state is TaskState.STARTED
+    assert_counters_are_right(store)
+
+
+def test_freed_space_of_a_file_is_given_back(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/large.db")
+    for start in range(1000, 1060):
+        write(store, *one_task(start, at=-3 * DAY_SECONDS, result="x" * 290))
+    with store.begin() as connection:  # as many pages as 100,000 tasks have
+        connection.exec_driver_sql("CREATE TABLE filler AS SELECT zeroblob(4000000) AS x FROM task LIMIT 10")
+        connection.exec_driver_sql("DROP TABLE filler")
+    retention = Retention(store, "shop", SETTINGS)
+    while retention.step(NOW).more:
+        pass
+    with store.read() as connection:
+        free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+    store.close()
+    assert free <= RESERVE_PAGES
+
+
+def test_a_pace_comes_near_its_time() -> None:
+    pace = Pace(0.1, 100, 1000)
+    for _ in range(9):
+        pace.took(pace.number / 5000)
+    assert 400 <= pace.number <= 500
+    pace.took(60.0)
+    assert 100 <= pace.number <= 125
+    for _ in range(9):
+        pace.took(0.0)
+    assert pace.number == 1000
+
+
 def test_another_clusters_tasks_are_left_alone(store: Store) -> None:
-    assert Retention(store, "mail", SETTINGS).step(NOW) == 0
+    assert Retention(store, "mail", SETTINGS).step(NOW).keys == []
     assert sum(counts(store).values()) == 6
 
 

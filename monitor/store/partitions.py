@@ -1,0 +1,160 @@
+"""On PostgreSQL tasks and their runs lie in partitions by the task's number, so that many go with one table.
+
+A cluster's numbers have a range of their own, divided into partitions of so many tasks. Below all of them lies the
+partition of what is *kept*: what stood in the record before there were partitions, and the failures and unfinished
+tasks that outlive the partition in which they began; there their numbers are negative, in the same order. See
+docs/scaling.md for what this costs and gives. SQLite has none of it.
+"""
+
+import re
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+from sqlalchemy import func
+from sqlalchemy import select
+from sqlalchemy import text
+
+from monitor.settings import EVERYTHING
+from monitor.shards import Shard
+from monitor.store import schema
+from monitor.store.engine import Store
+from monitor.store.schema import CLUSTER_SHIFT
+from monitor.store.schema import KEPT
+
+CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
+MOST, LEAST = 1_000_000, 10_000  # tasks in a partition
+PARTITIONS = 10  # that a full record has; each new task is looked for in all of them
+AHEAD = 5000  # tasks for which there is room before it is needed
+KEPT_OFFSET = 1 << 62
+_MAKING_LOCK = 0x63656D72  # any number that no other program is likely to lock
+_PARENTS = (schema.task.c.id, schema.run.c.task_id)
+_BOUNDS = re.compile(r"FROM \('?(\d+)'?\) TO \('?(\d+)'?\)").search
+_LIST = text(
+    "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) AS bounds FROM pg_inherits i"
+    " JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = CAST('task' AS regclass) AND c.relname ~ :name"
+)
+
+
+class Partition(NamedTuple):
+    """Numbers from ``low`` to below ``high``."""
+
+    low: int
+    high: int
+    suffix: str  # of the names of its tables
+
+    @property
+    def tasks(self) -> int:
+        """That it has room for."""
+        return (self.high - self.low) >> CLUSTER_BITS
+
+
+def first_id(cluster: int) -> int:
+    """Where the numbers of a cluster begin."""
+    return cluster << CLUSTER_SHIFT
+
+
+def span_of(keep_tasks: int) -> int:
+    """Tasks in a partition of a record that keeps so many."""
+    return max(LEAST, min(MOST, keep_tasks // PARTITIONS))
+
+
+def partitions(connection: Connection, cluster: int) -> list[Partition]:
+    """Those of a cluster, the oldest first."""
+    found = []
+    for row in connection.execute(_LIST, {"name": f"^task_{cluster}_[0-9]+$"}):
+        bounds = _BOUNDS(row.bounds)
+        if bounds is None:
+            raise ValueError(f"partition {row.relname} has the bounds {row.bounds!r}")
+        found.append(Partition(int(bounds[1]), int(bounds[2]), row.relname.removeprefix("task")))
+    return sorted(found)
+
+
+def make(connection: Connection, cluster: int, low: int, tasks: int) -> Partition:
+    """A partition for so many tasks from ``low`` on. Attached, not created in place: readers do not wait."""
+    high = low + (tasks << CLUSTER_BITS)
+    made = Partition(low, high, f"_{cluster}_{(low - first_id(cluster)) >> CLUSTER_BITS}")
+    for column in _PARENTS:
+        parent, table = column.table.name, f"{column.table.name}{made.suffix}"
+        mine = f", CHECK (cluster_id = {cluster})" if parent == "task" else ""
+        inside = f"CHECK ({column.name} >= {low} AND {column.name} < {high}){mine}"
+        connection.exec_driver_sql(
+            f"CREATE TABLE {table} (LIKE {parent} INCLUDING DEFAULTS INCLUDING INDEXES, {inside})"
+        )
+        if parent == "task":
+            connection.exec_driver_sql(f"CREATE UNIQUE INDEX {table}_key ON {table} (cluster_id, key)")
+        connection.exec_driver_sql(f"ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ({low}) TO ({high})")
+    return made
+
+
+def drop(connection: Connection, partition: Partition) -> None:
+    """With all that is in it."""
+    for column in _PARENTS:
+        connection.exec_driver_sql(f"DROP TABLE {column.table.name}{partition.suffix}")
+
+
+def keep(connection: Connection, partition: Partition, limit: int) -> list[bytes]:
+    """Moves at most ``limit`` tasks that have not succeeded to where they are kept; their keys."""
+    tasks, runs = (", ".join(each.name for each in column.table.columns if each is not column) for column in _PARENTS)
+    source, runs_source = (f"{column.table.name}{partition.suffix}" for column in _PARENTS)
+    target, runs_target = (f"{column.table.name}{KEPT}" for column in _PARENTS)
+    some = f"SELECT id FROM {source} WHERE {schema.NOT_SUCCEEDED} LIMIT {limit}"  # noqa: S608
+    take = f"DELETE FROM {source} WHERE id = ANY(ARRAY({some})) RETURNING *"  # noqa: S608
+    put = f"INSERT INTO {target} (id, {tasks}) SELECT id - {KEPT_OFFSET}, {tasks} FROM moved"  # noqa: S608
+    moved = connection.exec_driver_sql(f"WITH moved AS ({take}) {put} RETURNING id, key").all()
+    take = f"DELETE FROM {runs_source} WHERE task_id = ANY(%(ids)s) RETURNING *"  # noqa: S608
+    put = f"INSERT INTO {runs_target} (task_id, {runs}) SELECT task_id - {KEPT_OFFSET}, {runs} FROM moved"  # noqa: S608
+    connection.exec_driver_sql(f"WITH moved AS ({take}) {put}", {"ids": [row.id + KEPT_OFFSET for row in moved]})
+    return [bytes(row.key) for row in moved]
+
+
+def lookups_only(connection: Connection) -> None:
+    """For the transaction: rows are found by index. Of a new partition nothing is known that a plan could rest on."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;"
+            " SET LOCAL jit = off"
+        )
+
+
+class Room:
+    """Numbers for new tasks, and a place for them. For one writer of a cluster, beside those of other shares."""
+
+    def __init__(self, store: Store, keep_tasks: int, shard: Shard = EVERYTHING) -> None:
+        self._partitioned = not store.is_sqlite
+        self._shared = shard.total > 1
+        self._span = span_of(keep_tasks)
+        self._until: int | None = None
+
+    def forget(self) -> None:
+        """After a rollback: what was made is gone."""
+        self._until = None
+
+    def id_of(self, cluster: int, number: int) -> int:
+        """The id of a cluster's task with this number."""
+        low = number << CLUSTER_BITS | cluster & (1 << CLUSTER_BITS) - 1
+        return first_id(cluster) + low if self._partitioned else low
+
+    def next_number(self, connection: Connection, cluster: int) -> int:
+        """The one after the largest that is stored."""
+        table = schema.task.c
+        largest = select(func.max(table.id))
+        if not self._partitioned:
+            return ((connection.execute(largest.where(table.cluster_id == cluster)).scalar() or 0) >> CLUSTER_BITS) + 1
+        first = first_id(cluster)
+        there = partitions(connection, cluster)
+        found = connection.execute(largest.where(table.id >= first, table.id < first_id(cluster + 1))).scalar()
+        return (max(found or first, there[0].low if there else first) - first >> CLUSTER_BITS) + 1
+
+    def ensure(self, connection: Connection, cluster: int, number: int) -> None:
+        """Makes sure that there is room up to this number, and some ahead."""
+        if not self._partitioned:
+            return
+        end = first_id(cluster) + (number + AHEAD << CLUSTER_BITS)
+        if self._until is not None and self._until >= end:
+            return
+        if self._shared:
+            connection.execute(select(func.pg_advisory_xact_lock(_MAKING_LOCK, cluster)))
+        there = partitions(connection, cluster)
+        self._until = there[-1].high if there else first_id(cluster)
+        while self._until < end:
+            self._until = make(connection, cluster, self._until, self._span).high
