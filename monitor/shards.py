@@ -32,3 +32,6 @@ class Shard(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number}/{self.total}"
+
+
+EVERYTHING = Shard()

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
+from monitor.shards import EVERYTHING
 from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 
-EVERYTHING = Shard()
 OVERFLOW = "more events came than could be stored"
 
 

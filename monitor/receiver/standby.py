@@ -18,6 +18,7 @@ from monitor.receiver.hole import Hole
 from monitor.receiver.sources.base import Source
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
+from monitor.shards import EVERYTHING
 from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
@@ -30,7 +31,6 @@ TRY_SECONDS = 2.0  # between two connections to the broker
 # The same event reaches two receivers at two times, and is stored a little after it arrived.
 MARGIN_SECONDS = 5.0
 
-EVERYTHING = Shard()
 log = logging.getLogger(__name__)
 
 

@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from monitor.errors import LeaseLost
 from monitor.errors import StoreUnavailable
 from monitor.filelock import FileLock
+from monitor.shards import EVERYTHING
 from monitor.shards import MOST
 from monitor.shards import Shard
 from monitor.store.engine import CHANNEL
@@ -33,7 +34,6 @@ from monitor.store.engine import LOCK_TIMEOUT_SECONDS
 from monitor.store.engine import Store
 from monitor.store.engine import apart
 
-EVERYTHING = Shard()
 SILENT_SECONDS = 3.0
 KEEP_SECONDS = 0.5  # how often the server hears of a session that has nothing to write
 # A network that swallows packets.

@@ -14,7 +14,7 @@ from sqlalchemy import func
 from sqlalchemy import select
 from sqlalchemy import text
 
-from monitor.settings import EVERYTHING
+from monitor.shards import EVERYTHING
 from monitor.shards import Shard
 from monitor.store import schema
 from monitor.store.engine import Store

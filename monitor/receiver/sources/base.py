@@ -17,9 +17,9 @@ from monitor.records import Delivery
 from monitor.records import Event
 from monitor.settings import Broker
 from monitor.settings import Settings
+from monitor.shards import EVERYTHING
 from monitor.shards import Shard
 
-EVERYTHING = Shard()
 log = logging.getLogger(__name__)
 
 AWAY_SECONDS = 1.0  # without a call to take(): the database is away
