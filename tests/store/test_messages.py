@@ -157,5 +157,7 @@ def test_another_clusters_messages_are_left_alone(store: Store) -> None:
 def test_the_migrations_make_what_the_schema_says(store: Store) -> None:
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
-        found = [each for each in compare_metadata(context, schema.metadata) if "alembic_version" not in str(each)]
-    assert found == []
+        found = [str(each) for each in compare_metadata(context, schema.metadata)]
+    # The partition of what is kept is no table of the schema; on PostgreSQL each partition has its own index of keys.
+    apart = ("alembic_version",) if store.is_sqlite else ("alembic_version", "_kept", "Index('task_key'")
+    assert [each for each in found if not any(name in each for name in apart)] == []
