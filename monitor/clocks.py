@@ -6,6 +6,7 @@ From then on the worker's times are taken back to what its clock said before: wh
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import msgspec
 
@@ -45,29 +46,43 @@ class Clocks:
         process, jump = self._jumps.get(hostname, (None, 0.0))
         return jump if process == pid else 0.0
 
+    def steady(self, events: Sequence[Event]) -> bool:
+        """Nobody has set a clock, as the last event of each worker shows: none of these is to be corrected."""
+        if self._jumps:
+            return False
+        newest = {event.hostname: event for event in events}
+        for hostname, event in newest.items():
+            last = self._last.get(hostname)
+            if last is None or last.pid != event.pid or abs(event.timestamp - last.stamp) > JUMP_SECONDS:
+                return False
+        for hostname, event in newest.items():
+            self._hear(self._last[hostname], event)
+        return True
+
     def corrected(self, event: Event, arrived: float, skews: Mapping[str, float]) -> Event:
         """The event with the time that the clock would say if nobody had set it. ``skews`` are as they were before."""
         hostname, pid, stamp = event.hostname, event.pid, event.timestamp
         last = self._last.get(hostname)
-        clock = event.clock or 0
-        if last is not None and last.pid == pid and last.stamp - JUMP_SECONDS <= stamp <= last.stamp + JUMP_SECONDS:
-            if clock > last.clock:
-                last.clock, last.stamp = clock, stamp
-            if not self._jumps:
-                return event
+        if last is not None and last.pid == pid and abs(stamp - last.stamp) <= JUMP_SECONDS:
+            self._hear(last, event)
         elif hostname in skews and event.type != CAPTURED:
-            self._look(event, clock, stamp + skews[hostname] - arrived)
+            self._look(event, stamp + skews[hostname] - arrived)
         jump = self.jump_of(hostname, pid)
         return msgspec.structs.replace(event, timestamp=max(0.0, stamp - jump)) if jump else event
 
-    def _look(self, event: Event, clock: int, ahead: float) -> None:
+    @staticmethod
+    def _hear(last: Newest, event: Event) -> None:
+        if (event.clock or 0) > last.clock:
+            last.clock, last.stamp = event.clock or 0, event.timestamp
+
+    def _look(self, event: Event, ahead: float) -> None:
         """Whether the clock was set since the worker's newest event. ``ahead``: seconds it arrived before its stamp."""
         hostname, pid, stamp = event.hostname, event.pid, event.timestamp
         last = self._last.get(hostname)
         if last is not None and last.pid == pid:
-            if clock <= last.clock:
+            if (event.clock or 0) <= last.clock:
                 return
             jump = self.jump_of(hostname, pid)
             if stamp < last.stamp or ahead - jump > JUMP_SECONDS:
                 self._jumps[hostname] = (pid, ahead)
-        self._last[hostname] = Newest(pid, clock, stamp)
+        self._last[hostname] = Newest(pid, event.clock or 0, stamp)

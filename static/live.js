@@ -6,6 +6,13 @@ import { Idiomorph } from "./vendor/idiomorph.js";
 const STALE_AFTER = 13_000; // the server says something every 4 s
 const LONGEST_PAUSE = 10_000;
 
+const CAN_INFLATE = typeof DecompressionStream !== "undefined";
+
+async function unpacked(data) {
+  if (typeof data === "string") return data;
+  return new Response(data.stream().pipeThrough(new DecompressionStream("deflate"))).text();
+}
+
 const KEPT = new Set(["open", "aria-selected", "data-tinted", "data-told", "style"]);
 
 function told(element) {
@@ -60,6 +67,7 @@ export class Live {
   #socket = null;
   #pause = 500;
   #heard = Date.now();
+  #taken = Promise.resolve();
   #held = [];
   #rows;
   #view;
@@ -95,13 +103,13 @@ export class Live {
     const socket = new WebSocket(`${scheme}://${location.host}${this.#base}/live?token=${token}`);
     this.#socket = socket;
     socket.addEventListener("open", () => this.#ask());
-    socket.addEventListener("message", (event) => this.#hear(JSON.parse(event.data)));
+    socket.addEventListener("message", (event) => this.#take(unpacked(event.data)));
     socket.addEventListener("close", () => this.#lost(socket));
   }
 
   #ask() {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    this.#socket.send(JSON.stringify({ view: this.#view, held: this.#held }));
+    this.#socket.send(JSON.stringify({ view: this.#view, held: this.#held, deflate: CAN_INFLATE }));
   }
 
   #lost(socket) {
@@ -110,6 +118,11 @@ export class Live {
     const pause = this.#pause * (0.75 + Math.random() / 2);
     this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2);
     setTimeout(() => this.#connect(), pause);
+  }
+
+  // To unpack takes a moment, and what was said is heard in order.
+  #take(coming) {
+    this.#taken = this.#taken.then(async () => this.#hear(JSON.parse(await coming))).catch(reportError);
   }
 
   #hear(said) {

@@ -47,3 +47,14 @@ def test_a_new_process_begins_with_its_own_clock() -> None:
     clocks.restore("worker2@shop", 31, 3600.0)
     assert clocks.jump_of("worker2@shop", 31) == 3600.0
     assert clocks.jump_of("worker2@shop", 32) == 0.0
+
+
+def test_a_jump_within_a_delivery_is_no_steady_clock() -> None:
+    clocks = Clocks()
+    assert not clocks.steady([beat(1, NOW)])  # nothing is known yet
+    heard(clocks, 1, NOW, NOW + SKEW)
+    assert clocks.steady([beat(2, NOW + 1), beat(3, NOW + 2)])
+    assert not clocks.steady([beat(4, NOW + 3), beat(5, NOW - 3600)])
+    assert heard(clocks, 4, NOW + 3, NOW + 3 + SKEW) == NOW + 3
+    assert heard(clocks, 5, NOW - 3596, NOW + 4 + SKEW) == pytest.approx(NOW + 4)
+    assert not clocks.steady([beat(6, NOW - 3595)])

@@ -37,8 +37,8 @@ HEALTH_SECONDS = 1.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
 RETENTION_SECONDS = 5.0  # between two looks when there was nothing more to delete
-# Between two steps of deleting, in times what the last one took. A task costs a third of what storing it did, so even
-# while we are behind no more tasks come than go.
+# Between two steps of deleting, in times what the last one took. To delete a task takes about a quarter of the CPU that
+# storing it took (docs/scaling.md).
 REST, REST_BEHIND = 1.0, 2.0
 BEHIND_SECONDS = 0.3
 MALFORMED_SECONDS = 10.0  # between two log lines

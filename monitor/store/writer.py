@@ -174,11 +174,12 @@ class Writer:
         batch = Batch()
         by_task, skews = batch.by_task, self._skews
         for delivery in deliveries:
+            steady = delivery.concluded or self._clocks.steady(delivery.events)
             for cleaned in self._intake.clean_all(delivery.events):
                 if cleaned is None:
                     written.refused += 1
                     continue
-                event = cleaned if delivery.concluded else self._clocks.corrected(cleaned, delivery.arrived, skews)
+                event = cleaned if steady else self._clocks.corrected(cleaned, delivery.arrived, skews)
                 written.events += 1
                 task_id = event.uuid
                 if task_id is not None and is_lifecycle(event.type):

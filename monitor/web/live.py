@@ -3,15 +3,19 @@
 The socket only reads. A browser says ``{"view": "/tasks?q=state%3Afailed", "held": ["id" ...]}`` and hears
 ``{"at": seconds, "regions": {name: html}, "rows": {name: {"order": [key ...], "html": {key: html}}}}`` with what is new
 to it, ``{"at": seconds}`` every few seconds, and ``{"at", "error": {"code", "message"}}`` where the page would fail.
+With ``"deflate": true`` it hears what is long as zlib data (RFC 1950) in a binary message: compressed once for all who
+share the view, where permessage-deflate would compress it for each of them.
 """
 
 import asyncio
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Protocol
 
 import msgspec
@@ -30,6 +34,8 @@ log = logging.getLogger(__name__)
 REFRESH_SECONDS = 0.5
 BEAT_SECONDS = 4.0  # also how often what depends on the clock alone (a silent receiver) is read again
 OUTBOX = 16  # messages a browser may lag behind before it is dropped
+SHORT = 1000  # bytes that are sent as they are
+COMPRESSION = 3  # zlib's level: HTML shrinks to a tenth
 LONGEST_VIEW = 16_384
 MOST_HELD = 250
 TRY_AGAIN_LATER = 1013
@@ -49,18 +55,33 @@ class Ask(msgspec.Struct, forbid_unknown_fields=True):
 
     view: str
     held: list[str] = []
+    deflate: bool = False
+
+
+class Said:
+    """What those who share a view are told."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def packed(self) -> bytes | None:
+        """Compressed; ``None`` where that is not worth it."""
+        data = self.text.encode()
+        return zlib.compress(data, COMPRESSION) if len(data) > SHORT else None
 
 
 class Client:
     """One browser. What it does not take in time ends it; it comes back and is told everything anew."""
 
     def __init__(self) -> None:
-        self.outbox: asyncio.Queue[str | None] = asyncio.Queue(OUTBOX)
+        self.outbox: asyncio.Queue[Said | None] = asyncio.Queue(OUTBOX)
         self.watched: Watched | None = None
+        self.deflate = False
 
-    def send(self, message: str) -> None:
+    def send(self, said: Said) -> None:
         try:
-            self.outbox.put_nowait(message)
+            self.outbox.put_nowait(said)
         except asyncio.QueueFull:
             self.drop()
 
@@ -108,6 +129,7 @@ class Live:
                 if ask is None:
                     await websocket.close(POLICY_VIOLATION, "say which view, as {'view': '/tasks'}")
                     return
+                client.deflate = ask.deflate
                 client.watched = Watched(ask.view, base, role, tuple(sorted(ask.held)))
                 await self._greet(client, client.watched)
 
@@ -167,10 +189,10 @@ class Live:
                 if now is not None and before is not None:
                     self._tell(watched, _difference(before, now))
 
-    def _tell(self, watched: Watched, message: str) -> None:
+    def _tell(self, watched: Watched, said: Said) -> None:
         for client in self._clients:
             if client.watched == watched:
-                client.send(message)
+                client.send(said)
 
     async def _look(self, watched: Watched) -> Snapshot | None:
         try:
@@ -192,8 +214,9 @@ class Live:
 
 async def _deliver(client: Client, websocket: WebSocket) -> None:
     with suppress(WebSocketDisconnect):
-        while (message := await client.outbox.get()) is not None:
-            await websocket.send_text(message)
+        while (said := await client.outbox.get()) is not None:
+            packed = said.packed if client.deflate else None
+            await (websocket.send_bytes(packed) if packed is not None else websocket.send_text(said.text))
         await websocket.close(TRY_AGAIN_LATER, "too slow; connect again")
 
 
@@ -207,7 +230,7 @@ def _parse(text: str) -> Ask | None:
     return ask if ask.view.startswith("/") and len(ask.held) <= MOST_HELD else None
 
 
-def _difference(before: Snapshot, now: Snapshot) -> str:
+def _difference(before: Snapshot, now: Snapshot) -> Said:
     regions = {name: html for name, html in now.regions.items() if before.regions.get(name) != html}
     return _message(regions, {name: _changed(before.rows[name], rows) for name, rows in now.rows.items()})
 
@@ -217,7 +240,7 @@ def _changed(before: RowSet, now: RowSet) -> tuple[tuple[str, ...] | None, Mappi
     return (None if before.order == now.order else now.order), html
 
 
-def _message(regions: Mapping[str, str], rows: Mapping[str, tuple[tuple[str, ...] | None, Mapping[str, str]]]) -> str:
+def _message(regions: Mapping[str, str], rows: Mapping[str, tuple[tuple[str, ...] | None, Mapping[str, str]]]) -> Said:
     said: dict[str, object] = {"at": time.time()}
     if regions:
         said["regions"] = regions
@@ -227,5 +250,5 @@ def _message(regions: Mapping[str, str], rows: Mapping[str, tuple[tuple[str, ...
     return _encode(said)
 
 
-def _encode(said: object) -> str:
-    return msgspec.json.encode(said).decode()
+def _encode(said: object) -> Said:
+    return Said(msgspec.json.encode(said).decode())

@@ -42,6 +42,7 @@ def serve(settings: Settings, listener: socket.socket, stop: Event) -> None:
             proxy_headers=False,  # who asks is decided by the connection, not by a header that anybody can send
             timeout_graceful_shutdown=CLOSE_SECONDS,
             ws="websockets-sansio",
+            ws_per_message_deflate=False,  # live.py compresses, once for all who share a view
         )
     )
 

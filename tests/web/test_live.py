@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from monitor.store.writer import Writer
 from monitor.web.app import create_app
 from monitor.web.live import OUTBOX
 from monitor.web.live import Client
+from monitor.web.live import Said
 from tests.factories import make_event
 from tests.factories import make_id
 from tests.servers import free_port
@@ -226,6 +228,16 @@ def test_everything_works_below_a_prefix(tmp_path: Path) -> None:
 def test_browser_that_takes_nothing_is_dropped_not_waited_for() -> None:
     client = Client()
     for number in range(OUTBOX + 1):
-        client.send(str(number))
+        client.send(Said(str(number)))
     assert client.outbox.get_nowait() is None
     assert client.outbox.empty()
+
+
+def test_what_is_long_is_compressed_for_who_asks_and_short_words_are_not(site: Site) -> None:
+    with site.look("/tasks") as plain, site.look("/tasks", deflate=True) as packing:
+        whole, packed = plain.recv(timeout=FAST), packing.recv(timeout=FAST)
+        assert isinstance(whole, str)
+        assert isinstance(packed, bytes)
+        assert len(packed) < len(whole) / 4
+        assert msgspec.json.decode(zlib.decompress(packed))["rows"] == msgspec.json.decode(whole)["rows"]
+        assert isinstance(packing.recv(timeout=FAST), str)  # that it lives
