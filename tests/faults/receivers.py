@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import func
 from sqlalchemy import select
 
+from monitor.receiver.standby import MARGIN_SECONDS
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.records import TaskState
@@ -103,9 +105,12 @@ class Record:
         return led
 
     def wait_for_standby(self, program: Program) -> StandbyReceiver:
+        """Until it has listened for so long that nothing from before it did can be missing."""
+
         def stands_by() -> StandbyReceiver | None:
             waiting = [each for each in queries.standbys(self.store, 0.0) if each.listening]
-            return next((each for each in waiting if program.has(each.pid)), None)
+            long = [each for each in waiting if time.time() - each.since > MARGIN_SECONDS + 2]
+            return next((each for each in long if program.has(each.pid)), None)
 
         try:
             found: StandbyReceiver = wait_for(stands_by, 30, "a receiver that stands by")

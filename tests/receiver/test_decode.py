@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from monitor.records import Event
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
+from tests.receiver.traffic import told
 
 TEXTS = st.none() | st.text(max_size=20)
 INTEGERS = st.none() | st.integers(-(2**63), 2**63 - 1)
@@ -57,18 +57,13 @@ def body(document: object) -> bytes:
 @given(st.lists(EVENTS, max_size=5))
 def test_valid_events_come_back_equal(events: list[Event]) -> None:
     found, malformed = decode(msgspec.json.encode(events))
-    assert (said(found), malformed) == (said(events), 0)
-
-
-def said(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """What events say, whichever way they were decoded."""
-    return [msgspec.structs.asdict(event) for event in events]
+    assert (told(found), malformed) == (told(events), 0)
 
 
 @given(EVENTS)
 def test_a_single_event_needs_no_list(event: Event) -> None:
     found, malformed = decode(msgspec.json.encode(event))
-    assert (said(found), malformed) == (said([event]), 0)
+    assert (told(found), malformed) == (told([event]), 0)
 
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\[?\{"type": ?"task-[a-z]*", ?"timestamp": .*\}\]?', fullmatch=True))
@@ -90,7 +85,7 @@ def test_wrong_types_never_raise_and_what_comes_out_can_be_stored(fields: dict[s
     events, malformed = decode(body({**plain(), **fields}))
     assert len(events) + malformed == 1
     for event in events:
-        assert said([msgspec.json.decode(msgspec.json.encode(event), type=Event)]) == said([event])
+        assert told([msgspec.json.decode(msgspec.json.encode(event), type=Event)]) == told([event])
 
 
 def test_every_field_of_an_event_has_a_lenient_reader() -> None:
@@ -101,7 +96,7 @@ def test_the_lenient_path_reads_a_good_event_as_the_fast_path_does() -> None:
     good = plain(loadavg=[1, 2.5, 3], signum=15, terminated=True, retries=3)
     (fast,), _ = decode(body(good))
     (fast_again, broken), malformed = decode(body([good, plain(runtime=math.nan)]))
-    assert said([fast]) == said([fast_again])
+    assert told([fast]) == told([fast_again])
     assert (broken.runtime, broken.result, malformed) == (None, "'paid'", 0)
 
 

@@ -8,11 +8,13 @@ import socket
 import sys
 import sysconfig
 import time
+from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import msgspec
 from celery import Celery
 from celery.events.event import get_exchange
 from kombu import Connection
@@ -98,6 +100,11 @@ def publisher(url: str, **transport_options: object) -> Iterator[Publisher]:
         yield sender
         sender.wait()
     app.close()
+
+
+def told(events: Iterable[Event]) -> list[dict[str, object]]:
+    """What events say, whichever way they were decoded: equal ones may be of two classes."""
+    return [msgspec.structs.asdict(event) for event in events]
 
 
 def read_all(source: Source, expected: int, seconds: float = 15) -> list[Event]:

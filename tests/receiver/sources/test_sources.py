@@ -15,6 +15,7 @@ from tests.receiver.traffic import publisher
 from tests.receiver.traffic import read_all
 from tests.receiver.traffic import read_until_quiet
 from tests.receiver.traffic import recorded
+from tests.receiver.traffic import told
 from tests.workers import running_worker
 from tests.workers import wait_for
 
@@ -44,7 +45,7 @@ def test_recorded_traffic_arrives_whole_and_in_order(source: Source, broker_url:
             publish.send(routing_key, body)
     expected = expected_events(recording)
     assert len(expected) > 40
-    assert read_all(source, len(expected)) == expected
+    assert told(read_all(source, len(expected))) == told(expected)
 
 
 def test_a_real_workers_events_are_equal_through_both_paths(broker_url: str, source_of: MakeSource) -> None:
