@@ -118,8 +118,13 @@ class Dashboard:
 
 
 @contextmanager
-def serving(broker_url: str, directory: Path, *options: str, log: Path | None = None) -> Iterator[Dashboard]:
-    """The dashboard of one broker, with its record in ``directory``; ended with all its processes."""
+def serving(
+    broker_url: str, directory: Path, *options: str, log: Path | None = None, direct_url: str | None = None
+) -> Iterator[Dashboard]:
+    """The dashboard of one broker, with its record in ``directory``; ended with all its processes.
+
+    ``direct_url`` is the broker's own address where the dashboard's leads through something that may be gone.
+    """
     node_id = f"test-{uuid4().hex[:10]}"
     database = directory / "record.db"
     log_file = (log or directory) / f"{node_id}.log"
@@ -152,4 +157,4 @@ def serving(broker_url: str, directory: Path, *options: str, log: Path | None = 
                 os.killpg(process.pid, signal.SIGKILL)
         await_end(process.pid)
         if broker_url.startswith("amqp"):
-            delete_queue(f"celeryev.{node_id}", broker_url)
+            delete_queue(f"celeryev.{node_id}", direct_url or broker_url)

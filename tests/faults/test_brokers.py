@@ -56,7 +56,8 @@ def test_a_dashboard_starts_before_redis_and_sees_it_restart(tmp_path: Path) -> 
 
 def test_a_dashboard_starts_before_rabbitmq_and_loses_nothing_in_a_cut(amqp_url: str, tmp_path: Path) -> None:
     port = free_port()
-    with running_worker(amqp_url) as worker, serving(through(amqp_url, port), tmp_path) as dashboard:
+    front = through(amqp_url, port)
+    with running_worker(amqp_url) as worker, serving(front, tmp_path, direct_url=amqp_url) as dashboard:
         says_that_the_broker_is_away(dashboard, port)
         with proxy(port_of(amqp_url), port=port):
             works(dashboard, worker)
