@@ -36,7 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the source distribution, so that one which lacks something fails here."""
     workshop = tmp_path_factory.mktemp("release")
     with tarfile.open(build("sdist", ROOT, workshop)) as archive:
-        archive.extractall(workshop, filter="data")
+        # Python before 3.11.4 has no filters, and takes no argument for one.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(workshop)
     return build("wheel", next(workshop.glob("celery_monitor-*/")), workshop)
 
 
