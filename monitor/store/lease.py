@@ -172,7 +172,7 @@ class LeasedStore(Store):
         connection = self.engine.connect()
         try:
             with connection.begin():
-                number = self._number(connection)
+                number = self._number(f"celery-monitor receiver {_schema(connection)}", self._shard.suffix)
                 taken = connection.execute(select(func.pg_try_advisory_lock(number))).scalar()
                 if not taken:
                     self._judge(connection, number)
@@ -213,11 +213,12 @@ class LeasedStore(Store):
         Each locks its number together with those who have the same, and then looks whether any other is locked.
         """
         with connection.begin():
-            mine = self._layout(connection, self._shard.total)
-            others = [self._layout(connection, total) for total in range(1, MOST + 1) if total != self._shard.total]
+            schema = _schema(connection)
+            numbers = {total: self._number(f"celery-monitor shards {total} {schema}") for total in range(1, MOST + 1)}
+            mine = numbers.pop(self._shard.total)
             if not connection.execute(select(func.pg_try_advisory_lock_shared(mine))).scalar():
                 return False
-            agrees = not connection.execute(ANY_HELD, {"numbers": others}).scalar()
+            agrees = not connection.execute(ANY_HELD, {"numbers": list(numbers.values())}).scalar()
         if not agrees and not self._warned:
             log.warning(
                 "receivers of %s run that share its tasks in another way; as %s this one waits until they have ended",
@@ -227,16 +228,9 @@ class LeasedStore(Store):
         self._warned = not agrees
         return agrees
 
-    def _layout(self, connection: Connection, total: int) -> int:
-        return self._named(connection, f"celery-monitor shards {total}")
-
-    def _number(self, connection: Connection) -> int:
-        return self._named(connection, "celery-monitor receiver", self._shard.suffix)
-
-    def _named(self, connection: Connection, what: str, which: str = "") -> int:
-        """The number of a lock: locks are the database's, records a schema's."""
-        schema = connection.execute(select(func.current_schema())).scalar()
-        name = f"{what} {schema} {self._cluster}{which}"
+    def _number(self, what: str, which: str = "") -> int:
+        """The number of a lock."""
+        name = f"{what} {self._cluster}{which}"
         return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
     def _keep(self, released: threading.Event) -> None:
@@ -255,3 +249,8 @@ def _set(connection: Connection, name: str, value: str) -> None:
     """A setting of the session, where this server knows it."""
     with suppress(SQLAlchemyError), connection.begin():
         connection.execute(select(func.set_config(name, value, False)))
+
+
+def _schema(connection: Connection) -> str:
+    """Locks are the database's, records a schema's."""
+    return str(connection.execute(select(func.current_schema())).scalar())
