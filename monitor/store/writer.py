@@ -319,7 +319,7 @@ class Writer:
             task.failure_group = self._group_of(task)
         numbers = list(map(self._terms.of_task, names))
         self._insert_task.run(
-            connection, [task_row(task, number, each) for task, each in zip(new, numbers, strict=False)]
+            connection, [task_row(task, number, each) for task, each in zip(new, numbers[: len(new)], strict=True)]
         )
         self._update_task.run(
             connection,
