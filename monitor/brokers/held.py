@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import closing
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 from typing import NamedTuple
@@ -61,6 +62,30 @@ class Place(NamedTuple):
     payload: bytes
     queue: str | None
 
+    def opened(self) -> tuple[bytes, str | None, str | None]:
+        """The message itself, its exchange and key; both are unknown in a queue. Raises ValueError."""
+        if self.queue is not None:
+            return self.payload, None, None
+        raw, exchange, key = _read_entry(self.payload)
+        return bytes(raw), exchange, key
+
+
+class Places:
+    """Messages one after the other, those first that are delivered next, as far as the bounds let."""
+
+    def __init__(self, found: Iterator[Place]) -> None:
+        self._found = found
+        self.whole = True  # no bound was reached
+
+    def __iter__(self) -> Iterator[Place]:
+        until, size = time.monotonic() + MOST_SECONDS, 0
+        for number, place in enumerate(self._found):
+            size += len(place.payload)
+            if number == MOST_SEARCHED or size > MOST_BYTES or time.monotonic() > until:
+                self.whole = False
+                return
+            yield place
+
 
 def can_look(broker: Broker) -> bool:
     """Whether messages can be looked for without touching them."""
@@ -77,30 +102,29 @@ def look(broker: Broker, settings: Settings, ids: Collection[str], queues: Seque
 
     At most MOST_SEARCHED messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
     """
+    found: dict[str, Message] = {}
+    with places(broker, settings, queues) as there:
+        for place in there:
+            message = _message_of(place, ids)
+            if message is not None:
+                found.setdefault(*message)
+                if len(found) == len(ids):
+                    break
+    return Found(found, there.whole)
+
+
+@contextmanager
+def places(broker: Broker, settings: Settings, queues: Sequence[str]) -> Iterator[Places]:
+    """The messages of these queues and the unacknowledged ones, as far as ``can_look``. Raises BrokerUnavailable."""
     with link(broker, settings) as connection:
         channel: Any = connection.default_channel
         try:
-            return _search(places(Redis(connection_pool=channel.pool), channel, queues), ids)
+            yield Places(_walk_all(Redis(connection_pool=channel.pool), channel, queues))
         except ResponseError as error:  # a key of another type, or one that we may not read
             raise unavailable(broker, f"does not let its messages be read ({said(error)})") from error
 
 
-def _search(places: Iterator[Place], ids: Collection[str]) -> Found:
-    found: dict[str, Message] = {}
-    until, size = time.monotonic() + MOST_SECONDS, 0
-    for number, place in enumerate(places):
-        size += len(place.payload)
-        if number == MOST_SEARCHED or size > MOST_BYTES or time.monotonic() > until:
-            return Found(found, whole=False)
-        message = _message_of(place, ids)
-        if message is not None:
-            found.setdefault(*message)
-            if len(found) == len(ids):
-                break
-    return Found(found, whole=True)
-
-
-def places(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[Place]:
+def _walk_all(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[Place]:
     unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
     delivered = (Place(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
     lists = (Place(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
@@ -116,16 +140,13 @@ class _Envelope(msgspec.Struct):
 
 
 _read_envelope = msgspec.json.Decoder(_Envelope).decode
-read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
+_read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
 
 
 def _message_of(place: Place, ids: Collection[str]) -> tuple[str, Message] | None:
     """The task's id and its message, where it is one of these; what is no message of a task is passed over."""
     try:
-        payload, exchange, key = place.payload, None, None
-        if place.queue is None:
-            raw, exchange, key = read_entry(place.payload)
-            payload = bytes(raw)
+        payload, exchange, key = place.opened()
         headers = _read_envelope(payload).headers
         if headers is None or headers.id not in ids:
             return None
