@@ -13,6 +13,7 @@ from monitor.lifecycle import parse_time
 from monitor.settings import Broker
 from monitor.settings import Settings
 
+EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
 LONGEST_REPR = 1024  # as Celery cuts the result in an event
 ENDS = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "REVOKED": "task-revoked"}
 
@@ -28,6 +29,11 @@ class End(NamedTuple):
     exception: str | None = None
     traceback: str | None = None
     worker: str | None = None  # only an extended backend says it
+
+    def since(self, begun: float, now: float) -> float | None:
+        """When a run that began then ended, at the latest now; ``None`` where this is an older end of the same id."""
+        done = self.done if self.done is not None else now
+        return min(max(done, begun), now) if done >= begun - EARLY_SECONDS else None
 
 
 class Ends:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from monitor.brokers.ends import End
 from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
+from monitor.receiver.whereabouts import ANSWER_SECONDS
 from monitor.receiver.whereabouts import QUESTIONS
+from monitor.receiver.whereabouts import request_of
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import TaskState
@@ -25,9 +27,7 @@ from monitor.store.standing import Holder
 
 OLD_SECONDS = 60.0  # a task that was started later is asked about by nobody
 ASK_SECONDS = 30.0  # between two questions
-ANSWER_SECONDS = 2.0
 MOST_ASKED = 500
-EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
 
 
 class Forgotten:
@@ -83,7 +83,7 @@ class Forgotten:
             listed = self._remote.ask(question, arguments, [hostname], ANSWER_SECONDS).get(hostname)
             if listed is None or not isinstance(listed.ok, list):
                 return []
-            known = {_id_of(each) for each in listed.ok}
+            known = {str(request.get("id")) for each in listed.ok if (request := request_of(each)) is not None}
             missing = [each for each in missing if each not in known]
         return missing
 
@@ -106,18 +106,10 @@ class Forgotten:
         ends: dict[str, End] = {}
         for task_id, end in self._ends.of(ids).items():
             started = queries.task(self._store, task_id, self._cluster).started or 0.0
-            done = end.done if end.done is not None else at
-            if done >= started - EARLY_SECONDS:
-                ends[task_id] = end._replace(done=min(max(done, started), at))
+            done = end.since(started, at)
+            if done is not None:
+                ends[task_id] = end._replace(done=done)
         return ends
-
-
-def _id_of(listed: object) -> str | None:
-    """``scheduled`` wraps what the others give as it is."""
-    if not isinstance(listed, dict):
-        return None
-    request = listed.get("request", listed)
-    return str(request.get("id")) if isinstance(request, dict) else None
 
 
 def _lost(holder: Holder, task_id: str, at: float, evidence: str) -> Event:

@@ -44,7 +44,6 @@ BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
 SETTLE_SECONDS = 3.0  # for events to arrive: after the gap, and before what was seen is taken for news
 AGAIN_SECONDS = 5.0  # between the two looks
 CHUNK = 500  # tasks asked for in one second
-EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
 STATES = (
     TaskState.STARTED,
     TaskState.RECEIVED,
@@ -294,9 +293,7 @@ class _Judge:
         open_run = task.ended is None or task.state is TaskState.LOST
         begun = [task.sent, task.received, task.started, None if open_run else task.ended]
         after = max((at for at in begun if at is not None), default=0.0)
-        at = self._at(task)
-        done = end.done if end.done is not None else at
-        return min(max(done, after), at) if done >= after - EARLY_SECONDS else None
+        return end.since(after, self._at(task))
 
     def _evidence(self, task: Unended) -> str | None:
         """Why nobody has it; ``None`` where that is not sure."""

@@ -6,6 +6,7 @@ that goes the other way is missed at most once, so nobody concludes anything fro
 
 from collections.abc import Collection
 from collections.abc import Iterable
+from typing import Any
 from typing import NamedTuple
 
 from monitor.brokers.remote import Remote
@@ -70,15 +71,13 @@ def _listed(question: str, reply: Reply | None) -> Iterable[tuple[str, Held]] | 
 
 
 def _described(question: str, hostname: str, item: object) -> tuple[str, Held] | None:
-    """``scheduled`` wraps what the others give as it is.
+    """A task that a worker tells of.
 
     Arguments are taken from ``active`` alone, where they are the publisher's repr: who sends a task may have hidden
     them from monitors, and the others show them as they are.
     """
-    if not isinstance(item, dict):
-        return None
-    request = item.get("request", item)
-    if not isinstance(request, dict) or not isinstance(request.get("id"), str):
+    request = request_of(item)
+    if request is None or not isinstance(request.get("id"), str):
         return None
     delivery = request.get("delivery_info")
     delivery = delivery if isinstance(delivery, dict) else {}
@@ -91,11 +90,17 @@ def _described(question: str, hostname: str, item: object) -> tuple[str, Held] |
         args=_text(request.get("args")) if active else None,
         kwargs=_text(request.get("kwargs")) if active else None,
         started=float(started) if active and isinstance(started, int | float) else None,
-        eta=_text(item.get("eta")),
+        eta=_text(item.get("eta")) if isinstance(item, dict) else None,
         exchange=_text(delivery.get("exchange")),
         routing_key=_text(delivery.get("routing_key")),
     )
     return request["id"], held
+
+
+def request_of(listed: object) -> dict[str, Any] | None:
+    """What a worker says of one task; ``scheduled`` wraps what the others give as it is."""
+    request = listed.get("request", listed) if isinstance(listed, dict) else None
+    return request if isinstance(request, dict) else None
 
 
 def _text(value: object) -> str | None:
