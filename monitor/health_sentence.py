@@ -75,10 +75,10 @@ class StuckWorkflow(NamedTuple):
 
 
 class SilentWorker(NamedTuple):
-    """A worker of which nothing was heard for ``seconds``."""
+    """A worker of which nothing was heard for ``seconds``; ``None`` where it never sent a heartbeat."""
 
     hostname: str
-    seconds: float
+    seconds: float | None
 
 
 class NewFailure(NamedTuple):
@@ -215,7 +215,7 @@ def _workers(facts: Facts) -> list[Part]:
 def _silent(facts: Facts) -> list[Part]:
     parts = [
         Part(
-            f"{each.hostname} has been silent for {age_words(each.seconds)}, as a solo pool is while it runs a task.",
+            f"{_is_silent(each)}, as a solo pool is while it runs a task.",
             _worker(each.hostname),
         )
         for each in facts.busy[:NAMED_WORKERS]
@@ -223,12 +223,18 @@ def _silent(facts: Facts) -> list[Part]:
     others = facts.workers_silent - len(facts.busy)
     if 0 < len(facts.silent) <= NAMED_WORKERS:
         for each in facts.silent:
-            told = f"{each.hostname} has been silent for {age_words(each.seconds)}, perhaps only busy."
+            told = f"{_is_silent(each)}, perhaps only busy."
             parts.append(Part(told, _worker(each.hostname), tone="warning"))
     elif others > 0:
         silent = counted(others, "worker is", "workers are")
         parts.append(Part(f"{silent} silent, perhaps only busy.", "/workers", tone="warning"))
     return parts
+
+
+def _is_silent(worker: SilentWorker) -> str:
+    if worker.seconds is None:
+        return f"{worker.hostname} is silent"
+    return f"{worker.hostname} has been silent for {age_words(worker.seconds)}"
 
 
 def _stalled(facts: Facts) -> list[Part]:

@@ -210,6 +210,11 @@ def test_silent_worker_is_named_with_its_silence() -> None:
     assert sentence(facts)[1].path == "/workers/pick%40shop"
 
 
+def test_silence_of_a_worker_that_never_sent_a_heartbeat_has_no_length() -> None:
+    facts = WELL._replace(workers_up=2, workers_silent=1, silent=[SilentWorker("pick@shop", None)], gone=["pick@shop"])
+    assert "pick@shop is silent, perhaps only busy." in told(facts)
+
+
 def test_silent_solo_worker_is_probably_busy_and_no_alarm() -> None:
     facts = WELL._replace(workers_up=2, workers_silent=1, busy=[SilentWorker("solo@shop", 7.0)])
     assert told(facts) == (

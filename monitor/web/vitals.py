@@ -130,7 +130,8 @@ def _gone(worker: Worker, now: float) -> bool:
 
 
 def _silence(worker: Worker, now: float) -> SilentWorker:
-    return SilentWorker(worker.hostname, now - (worker.last_heartbeat or now))
+    heard = worker.last_heartbeat
+    return SilentWorker(worker.hostname, None if heard is None else now - heard)
 
 
 def _new_failures(store: Store, cluster: str | None, since: float) -> list[NewFailure]:

@@ -9,6 +9,7 @@ import pytest
 
 from monitor.records import Queue
 from monitor.records import StandbyReceiver
+from monitor.records import WorkerStatus
 from monitor.store import journal
 from monitor.web.charts import Chart
 from tests.factories import make_event
@@ -141,3 +142,8 @@ def test_receiver_that_stands_by_is_said_until_it_is_silent(house: House) -> Non
     assert (told["host"], told["pid"], told["listening"]) == ("<b>second", 812, True)
     journal.save_standby(house.store, msgspec.structs.replace(standby, updated_at=now - 60))
     assert "stands by" not in house.text("/")
+
+
+def test_silence_of_a_worker_without_heartbeats_is_not_said_to_be_none(house: House) -> None:
+    house.worker("worker7@shop", status=WorkerStatus.SILENT, last_heartbeat=None)
+    assert "worker7@shop is silent, perhaps only busy." in house.text("/")
