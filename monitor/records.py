@@ -344,6 +344,9 @@ class Gap(msgspec.Struct, kw_only=True):
     reconciliation: Reconciliation | None = None  # None: not begun
 
 
+LEVEL_SECONDS = 2.0  # a receiver further behind than this accuses nobody: what it misses may be on its way
+
+
 class ReceiverHealth(msgspec.Struct, kw_only=True):
     """What the receiver of one cluster last said of itself."""
 
@@ -366,6 +369,11 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     shard: int = 1  # which share of the tasks it takes,
     shards: int = 1  # of how many
     parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
+
+    def is_level(self, now: float, unsaid_seconds: float) -> bool:
+        """It hears its broker and is not behind, and has said so within this time: then silence means something."""
+        said = self.updated_at is not None and now - self.updated_at < unsaid_seconds
+        return said and self.connected and self.lag_seconds is not None and self.lag_seconds <= LEVEL_SECONDS
 
 
 class ReceiverShard(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,7 +32,6 @@ from monitor.store.standing import Holder
 
 STEP_SECONDS = 0.5
 HELD_SECONDS = 1.0  # between two looks at what workers hold
-LAG_SECONDS = 2.0  # a receiver further behind than this judges nobody
 DEAF_SECONDS = 5.0  # without a step: we were suspended
 UNSAID_SECONDS = 2.0  # without a word of the receiver: it waits for the database, or stores something large
 LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
@@ -117,17 +116,15 @@ class Reconciler:
 
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
-        health = self._health()
-        awake = now - self._stepped_at < DEAF_SECONDS and now - (health.updated_at or 0.0) < UNSAID_SECONDS
-        level = health.connected and health.lag_seconds is not None and health.lag_seconds <= LAG_SECONDS
+        listening = now - self._stepped_at < DEAF_SECONDS and self._health().is_level(now, UNSAID_SECONDS)
         self._stepped_at = now
-        if not (awake and level):
+        if not listening:
             self._listening_since = now
             self._unanswered.clear()
             self._settled.clear()
             self._forgotten.reset()
             self._recovery.reset()
-        return awake and level
+        return listening
 
     def _settle(self, workers: Sequence[Worker], now: float) -> None:
         """Notes since when each worker has had this process and status."""

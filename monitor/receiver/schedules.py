@@ -44,8 +44,7 @@ ANSWER_SECONDS = 1.0
 CONF_SECONDS = 300.0  # how often the application or the workers are asked
 READ_SECONDS = 2.0  # how often RedBeat and django-celery-beat are read
 JUDGE_SECONDS = 0.9  # between two looks whether an entry is overdue
-LAG_SECONDS = 2.0  # a receiver further behind than this accuses nobody
-DEAF_SECONDS = 5.0  # nor does one that said nothing of itself for this long
+DEAF_SECONDS = 5.0  # a receiver that said nothing of itself for this long accuses nobody
 AGAIN_SECONDS = 30.0  # after they could not be
 RENEWED_SECONDS = 30.0
 RUNS = 100  # of each entry, to see whether it is overdue
@@ -190,10 +189,7 @@ class Schedules:
 
     def _level(self, now: float) -> bool:
         """What was sent is known: the receiver hears its broker and is not behind."""
-        mine = next((each for each in health(self._store) if each.cluster == self._cluster), None)
-        if mine is None or now - (mine.updated_at or 0.0) > DEAF_SECONDS:
-            return False
-        return mine.connected and mine.lag_seconds is not None and mine.lag_seconds <= LAG_SECONDS
+        return any(each.cluster == self._cluster and each.is_level(now, DEAF_SECONDS) for each in health(self._store))
 
     def _judge(self, now: float) -> None:
         judged = replace(self._health, unread=tuple(self._unread.values()))

@@ -34,7 +34,7 @@ from monitor.web.receivers import read_health
 
 WINDOW_SECONDS = 900.0
 RECEIVER_SILENT_SECONDS = 15.0
-LEVEL_SECONDS = 2.0  # a receiver that is further behind, or said nothing for longer than twice this, accuses nobody
+UNSAID_SECONDS = 4.0  # a receiver that said nothing of itself for this long accuses nobody
 GONE_SECONDS = 3600.0  # how long a worker that left is named
 
 
@@ -91,18 +91,13 @@ def read_stalls(
     store: Store, health: Sequence[ReceiverHealth], workers: Sequence[Worker], now: float, cluster: str | None
 ) -> Stalls:
     """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused."""
-    level = {each.cluster for each in health if _is_level(each, now)}
+    level = {each.cluster for each in health if each.is_level(now, UNSAID_SECONDS)}
     held = [task for task in queries.held_tasks(store, workers, now, cluster) if task.cluster in level]
     usual = queries.usual_runs(store, _names(held), now, cluster) if held else {}
     return Stalls(
         workers=stalled_workers(workers, held, usual, now),
         workflows=slow_workflows(held, usual, now),
     )
-
-
-def _is_level(health: ReceiverHealth, now: float) -> bool:
-    heard = health.updated_at is not None and now - health.updated_at <= 2 * LEVEL_SECONDS
-    return heard and health.connected and health.lag_seconds is not None and health.lag_seconds <= LEVEL_SECONDS
 
 
 def _names(held: Sequence[HeldTask]) -> set[str]:
