@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,20 @@ def layer_of(name: str) -> int:
     return max(found)[1]
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Modules that are imported, by their full names."""
-    for node in ast.walk(tree):
+@cache
+def nodes(name: str) -> tuple[ast.AST, ...]:
+    """All of a module's tree. Each test looks at it, so it is walked once."""
+    return tuple(ast.walk(MODULES[name]))
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
+    """Modules that a module imports, by their full names."""
+    return frozenset(_imports(name))
+
+
+def _imports(name: str) -> Iterator[str]:
+    for node in nodes(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -108,7 +120,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def own_imports(name: str) -> set[str]:
-    return {each for each in imports(MODULES[name]) if each in MODULES and each != name}
+    return {each for each in imports(name) if each in MODULES and each != name}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -138,7 +150,7 @@ def test_no_import_goes_in_a_circle() -> None:
 def test_third_parties_stand_where_they_belong(name: str) -> None:
     strangers = {
         each
-        for each in imports(MODULES[name])
+        for each in imports(name)
         if (party := each.partition(".")[0]) in CONFINED and not inside(name, CONFINED[party])
     }
     assert not strangers, f"{name} imports {strangers}"
@@ -146,7 +158,7 @@ def test_third_parties_stand_where_they_belong(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_import_hides_in_a_function(name: str) -> None:
-    for function in ast.walk(MODULES[name]):
+    for function in nodes(name):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             hidden = [each for each in ast.walk(function) if isinstance(each, ast.Import | ast.ImportFrom)]
             assert not hidden, f"{name}.{function.name} imports inside"
@@ -154,7 +166,7 @@ def test_no_import_hides_in_a_function(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"monitor.cli"}))
 def test_only_the_command_line_prints(name: str) -> None:
-    for call in ast.walk(MODULES[name]):
+    for call in nodes(name):
         if isinstance(call, ast.Call):
             assert ast.unparse(call.func) not in {"print", "sys.stdout.write", "sys.stderr.write"}, f"{name} prints"
 
