@@ -38,6 +38,10 @@ __all__ = ["FIELDS", "Chip", "Filter", "parse"]
 LONGEST_TEXT = 2000
 DEEPEST = 20
 MOST_TERMS = 100
+_NAME = re.compile(r'([^\s"():*]*):')
+_INSIDE_QUOTES = re.compile(r'((?:\\["\\]|\\(?!["\\])|[^"\\])*)"')
+_BARE = re.compile(r'[^\s"()]+')
+_KEYWORDS = {keyword: re.compile(rf"{keyword}(?![^\s()])") for keyword in ("AND", "NOT", "OR")}
 
 
 class Chip(NamedTuple):
@@ -171,7 +175,7 @@ class _Parser:
         if self.count > MOST_TERMS:
             raise FilterError(f"a filter has at most {MOST_TERMS} terms", self.at + 1)
         column = self.at + 1
-        name = re.compile(r'([^\s"():*]*):').match(self.text, self.at)
+        name = _NAME.match(self.text, self.at)
         if name is None:
             value = self._value()
             if not value.text:
@@ -189,14 +193,14 @@ class _Parser:
         return _Value(parts, column)
 
     def _inside_quotes(self) -> str:
-        match = re.compile(r'((?:\\["\\]|\\(?!["\\])|[^"\\])*)"').match(self.text, self.at)
+        match = _INSIDE_QUOTES.match(self.text, self.at)
         if match is None:
             raise FilterError("this quote is not closed", self.at)
         self.at = match.end()
         return re.sub(r'\\(["\\])', r"\1", match[1])
 
     def _bare(self) -> str:
-        match = re.compile(r'[^\s"()]+').match(self.text, self.at)
+        match = _BARE.match(self.text, self.at)
         if match is None:
             raise FilterError("put text that has a parenthesis in it between quotes", self.at + 1)
         self.at = match.end()
@@ -212,7 +216,7 @@ class _Parser:
         return found
 
     def _at(self, keyword: str) -> bool:
-        return re.compile(rf"{keyword}(?![^\s()])").match(self.text, self.at) is not None
+        return _KEYWORDS[keyword].match(self.text, self.at) is not None
 
     def _keyword(self, keyword: str) -> bool:
         found = self._at(keyword)

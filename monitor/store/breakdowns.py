@@ -113,7 +113,7 @@ def depths(store: Store, *, since: float, cluster: str | None = None) -> dict[Ke
             .where(table.c.cluster_id.in_(clusters), table.c.at >= int(since))
             .order_by(table.c.cluster_id, table.c.name, table.c.at)
         )
-        for row in connection.execute(statement):
+        for row in connection.execute(statement).all():
             sample = QueueSample(
                 at=row.at, ready=row.ready, unacked=row.unacked, consumers=row.consumers, oldest=row.oldest
             )

@@ -1,11 +1,14 @@
 """``task_count``: tasks by cluster, state, name, queue and worker. Small and exact; never a scan of tasks."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import BigInteger
 from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
+from sqlalchemy import Row
 from sqlalchemy import case
 from sqlalchemy import cast
 from sqlalchemy import func
@@ -24,6 +27,13 @@ def total(connection: Connection, where: ColumnElement[bool] | None) -> int:
     return found
 
 
+def by_place(connection: Connection, where: ColumnElement[bool] | None) -> Sequence[Row[Any]]:
+    """State, name, queue and the number of such tasks, for every place that has some that match."""
+    order = (_cube.cluster_id, _cube.state, _cube.name_id, _cube.queue_id)  # of the key: so nothing is sorted
+    statement = select(*order[1:], _sum(_cube["count"])).where(_cube["count"] > 0).group_by(*order)
+    return connection.execute(statement if where is None else statement.where(where)).all()
+
+
 def totals_by(connection: Connection, column: str, where: ColumnElement[bool] | None) -> dict[int, int]:
     """Tasks that match, by the numbers in one column. Several groups of the key become one value here."""
     order = _KEY[: _KEY.index(column) + 1]  # of the key: so nothing is sorted
@@ -32,9 +42,8 @@ def totals_by(connection: Connection, column: str, where: ColumnElement[bool] | 
         order = (column,)
     if where is not None:
         statement = statement.where(where)
-    rows = connection.execute(statement.group_by(*(_cube[each] for each in order)))
     counts: Counter[int] = Counter()
-    for number, count in rows:
+    for number, count in connection.execute(statement.group_by(*(_cube[each] for each in order))).all():
         counts[number] += count
     return counts
 
@@ -64,7 +73,7 @@ def estimate(connection: Connection, where: ColumnElement[bool]) -> Estimate:
     states: dict[int, Share] = {}
     names: dict[int, Share] = {}
     whole = Share(0, 0)
-    for state, name, count, found in connection.execute(statement):
+    for state, name, count, found in connection.execute(statement).all():
         added = Share(count, found)
         whole = _plus(whole, added)
         states[state] = _plus(states.get(state), added)

@@ -179,6 +179,12 @@ def one_of(connection: Connection, column: sa.Column[Any], values: Sequence[obje
     return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
 
 
+def position(connection: Connection, text: sa.ColumnElement[str], part: str) -> sa.ColumnElement[int]:
+    """Where ``part`` begins in the text, counted from 1; 0 where it is not in it."""
+    find = sa.func.instr if connection.dialect.name == "sqlite" else sa.func.strpos
+    return find(text, part, type_=sa.Integer())
+
+
 class Deletion:
     """Deletes the rows of which ``column`` is one of many values, however many, and the rest is ``where``."""
 

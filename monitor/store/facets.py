@@ -2,10 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
+from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
+from sqlalchemy import Row
+from sqlalchemy import Select
 from sqlalchemy import func
 from sqlalchemy import select
 
@@ -24,6 +28,7 @@ from monitor.records import Facet
 from monitor.store import cube
 from monitor.store import schema
 from monitor.store.engine import Store
+from monitor.store.engine import position
 from monitor.store.load import cluster_names
 from monitor.store.paths import Path
 from monitor.store.paths import choose
@@ -38,6 +43,7 @@ MOST_VALUES = 20
 SCAN = 10_000
 _TYPE = re.compile(r"[A-Za-z_][\w.]*(?=\()")
 _columns = {"state": "state", **{name: f"{name}_id" for name in ("name", "queue", "worker", "cluster")}}
+_PLACE = ("state", "name_id", "queue_id")  # columns of cube.by_place
 _task = schema.task.c
 
 
@@ -68,38 +74,49 @@ class _Scans:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._paths: dict[Filter, Path] = {}
-        self._rows: dict[Filter, tuple[list[tuple[int, int, int, int, int]], bool]] = {}
+        self._rows: dict[Filter, tuple[Sequence[Row[Any]], bool]] = {}
+        self._places: dict[Filter, Sequence[Row[Any]]] = {}
 
     def path(self, wanted: Filter) -> Path:
         if wanted not in self._paths:
             self._paths[wanted] = choose(self._connection, wanted, SCAN)
         return self._paths[wanted]
 
+    def totals(self, wanted: Filter, column: str) -> dict[int, int]:
+        """Tasks by the numbers in a column, where the counters answer the filter."""
+        where = self.path(wanted).cube
+        if column not in _PLACE:
+            return cube.totals_by(self._connection, column, where)
+        if wanted not in self._places:
+            self._places[wanted] = cube.by_place(self._connection, where)
+        totals: Counter[int] = Counter()
+        for number, count in map(itemgetter(_PLACE.index(column), -1), self._places[wanted]):
+            totals[number] += count
+        return totals
+
     def counts(self, wanted: Filter, column: str) -> tuple[dict[int, int], bool]:
         """Rows by the numbers in a column, and whether those are all."""
         if wanted not in self._rows:
             columns = [_task[each] for each in _columns.values()]
-            self._rows[wanted] = _scan(self._connection, self.path(wanted), columns)  # type: ignore[assignment]
+            statement, whole = _newest(self._connection, self.path(wanted), columns)
+            found = self._connection.execute(statement).all()
+            self._rows[wanted] = found[:SCAN], whole and len(found) <= SCAN
         rows, exact = self._rows[wanted]
-        at = list(_columns.values()).index(column)
-        return Counter(row[at] for row in rows), exact
+        return Counter(map(itemgetter(list(_columns.values()).index(column)), rows)), exact
 
 
-def _scan(connection: Connection, path: Path, columns: Iterable[object]) -> tuple[list[tuple[object, ...]], bool]:
-    """These columns of the newest rows that match, and whether those are all."""
+def _newest(connection: Connection, path: Path, columns: Sequence[ColumnElement[Any]]) -> tuple[Select[Any], bool]:
+    """These columns of the newest rows that match, one more than SCAN, and whether the walk to them is not cut."""
     floor = floor_of(connection, path)
-    rows = positions(path, SCAN + 1, floor=floor).subquery()
-    statement = select(*columns).join(rows, rows.c.id == _task.id)  # type: ignore[call-overload]
-    found = [tuple(row) for row in connection.execute(statement)]
-    return found[:SCAN], floor is None and len(found) <= SCAN
+    rows = positions(path, SCAN + 1, floor=floor, also=columns).subquery()
+    return select(*list(rows.c)[2:]), floor is None
 
 
 def _facet(connection: Connection, wanted: Filter, name: str, scans: _Scans) -> list[Facet]:
     if name == "exception":
         return _exceptions(connection, wanted)
-    path = scans.path(wanted)
-    if path.cube is not None:
-        counts, exact = cube.totals_by(connection, _columns[name], path.cube), True
+    if scans.path(wanted).cube is not None:
+        counts, exact = scans.totals(wanted, _columns[name]), True
     else:
         counts, exact = scans.counts(wanted, _columns[name])
     most = sorted(counts.items(), key=lambda each: -each[1])[:MOST_VALUES]
@@ -126,8 +143,13 @@ def _exceptions(connection: Connection, wanted: Filter) -> list[Facet]:
     """By type. Who succeeded has none, which keeps the walk to a small index."""
     narrowed = join(All, [*wanted.terms, Not(State("succeeded")), Not(Unknown("exception"))])
     path = choose(connection, Filter(narrowed, wanted.now), SCAN)
-    rows, exact = _scan(connection, path, [func.substr(_task.exception, 1, 200)])
-    types = Counter(found[0] for (text,) in rows if (found := _TYPE.match(str(text))))
+    text = func.substr(_task.exception, 1, 200)
+    head = func.substr(text, 1, position(connection, text, "(")).label("head")
+    statement, whole = _newest(connection, path, [head])
+    heads = statement.subquery().c.head
+    rows = connection.execute(select(heads, func.count()).group_by(heads)).all()
+    exact = whole and sum(count for _, count in rows) <= SCAN
+    types = Counter({found[0]: count for head, count in rows if (found := _TYPE.match(str(head)))})
     return [
         Facet(name, Count(count, exact), str(Match("exception", Pattern((f"{name}(", "")))))
         for name, count in types.most_common(MOST_VALUES)

@@ -143,7 +143,7 @@ def _sums(connection: Connection, wanted: list[ColumnElement[bool]]) -> dict[int
     sizes = [func.coalesce(func.sum(func.length(_rollup[each])), 0) for each in ("wait", "run")]
     statement = select(_rollup.at, *sums, func.count(), *sizes).where(*wanted).group_by(_rollup.at)
     found = {}
-    for at, *numbers in connection.execute(statement):
+    for at, *numbers in connection.execute(statement).all():
         mark = tuple(int(each) for each in numbers)
         found[at] = _Sums(dict(zip(COUNTS, mark, strict=False)), mark)
     return found

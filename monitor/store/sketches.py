@@ -132,7 +132,7 @@ def merged(connection: Connection, wanted: Iterable[ColumnElement[bool]], column
     times = func.count().label("times")
     statement = select(key, blob, times).where(*wanted, blob.is_not(None)).group_by(key, blob)
     found: dict[int, dict[int, int]] = {}
-    for group, packed, number in connection.execute(statement):
+    for group, packed, number in connection.execute(statement).all():
         counts = found.setdefault(group, {})
         for each, count in _decoded(bytes(packed)):
             counts[each] = counts.get(each, 0) + count * number

@@ -74,7 +74,7 @@ def texts(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
     for start in range(0, len(wanted), _CHUNK):
         chunk = wanted[start : start + _CHUNK]
         statement = select(schema.term.c.id, schema.term.c.text).where(schema.term.c.id.in_(chunk))
-        found.update({row.id: row.text for row in connection.execute(statement)})
+        found.update({row.id: row.text for row in connection.execute(statement).all()})
     return found
 
 

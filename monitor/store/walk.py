@@ -1,6 +1,8 @@
 """Walking a path: rows as (seen, id), newest first or oldest first, a page at a time, never more than a budget."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
@@ -36,18 +38,23 @@ def positions(
     after: Position | None = None,
     before: Position | None = None,
     floor: Position | None = None,
-) -> Select[tuple[float, int]]:
-    """Rows on the path that match, newest first: those older than ``after``, or the nearest newer than ``before``."""
+    also: Sequence[ColumnElement[Any]] = (),
+) -> Select[Any]:
+    """Rows on the path that match, newest first: those older than ``after``, or the nearest newer than ``before``.
+
+    Each is (seen, id) and, read on the same way, what else of the task is asked for.
+    """
     branches = [_branch(path, each, limit, after, before, floor) for each in path.branches]
     if path.besides and floor is not None:
         branches.append(_branch(path, numbers(_task.id, path.besides), limit, after, before, None))
+    branches = [each.add_columns(*also) for each in branches]
     if not branches:
-        return select(_task.seen, _task.id).where(literal(value=False))
+        return select(_task.seen, _task.id, *also).where(literal(value=False))
     if len(branches) == 1:
         return branches[0]
     join = union if path.besides else union_all  # only the rows besides can be on another branch too
     rows = join(*(select(each.subquery()) for each in branches)).subquery()
-    return select(rows.c.seen, rows.c.id).order_by(*_order(rows.c.seen, rows.c.id, before)).limit(limit)
+    return select(*rows.c).order_by(*_order(rows.c.seen, rows.c.id, before)).limit(limit)
 
 
 def _branch(

@@ -106,9 +106,9 @@ class Presenter:
 
     def _rows(self, page: Page, name: str, context: Context) -> RowSet:
         rows = page.rows[name]
-        template = self._environment.get_template(rows.template)
+        row: Callable[[Any], Markup] = self._environment.get_template(rows.template).make_module(context).row  # type: ignore[attr-defined]
         items = list(context[rows.items])
-        html = {rows.key(item): template.render(context | {rows.name: item}) for item in [*context["held"], *items]}
+        html = {rows.key(item): str(row(item)) for item in [*context["held"], *items]}
         return RowSet(tuple(rows.key(item) for item in items), html)
 
     def _context(self, page: Page, view: View) -> Context:

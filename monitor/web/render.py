@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from urllib.parse import unquote_plus
-from urllib.parse import urlencode
 
 from jinja2 import Environment
 from jinja2 import FileSystemLoader
@@ -43,7 +43,7 @@ def verbatim(value: object) -> Markup:
 
 def path_part(value: object) -> str:
     """A string as one part of a path."""
-    return quote(str(value), safe="", errors="replace")
+    return _quoted(str(value))
 
 
 def unquoted(text: str) -> str:
@@ -53,8 +53,18 @@ def unquoted(text: str) -> str:
 
 def link(base: str, path: str, query: Mapping[str, object] | None = None) -> str:
     """A path of ours below ``base`` with a query; what is None or empty is left out, a list stands once per item."""
-    given = {name: value for name, value in (query or {}).items() if value not in (None, "", [], ())}
-    return f"{base}{path}" + (f"?{urlencode(given, doseq=True, quote_via=quote, errors='replace')}" if given else "")
+    given = [
+        f"{_quoted(name)}={_quoted(str(each))}"
+        for name, value in (query or {}).items()
+        if value not in (None, "", [], ())
+        for each in (value if isinstance(value, list | tuple) else (value,))
+    ]
+    return f"{base}{path}" + (f"?{'&'.join(given)}" if given else "")
+
+
+@lru_cache(4096)  # the names on one page repeat in most of its links
+def _quoted(text: str) -> str:
+    return quote(text, safe="", errors="replace")
 
 
 def pretty_json(value: object) -> str:

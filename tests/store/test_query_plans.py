@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from monitor.filters import parse
+from monitor.store import schema
 from monitor.store import walk
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -76,7 +78,7 @@ def in_each_partition(names: str) -> str:
 @pytest.mark.parametrize("page", ["first", "next", "previous", "stopped"])
 def test_a_list_walks_its_index(store: Store, page: str) -> None:
     at = (NOW + 150.0, 4 << 6)
-    places = {"next": {"after": at}, "previous": {"before": at}, "stopped": {"floor": at}}
+    places: dict[str, dict[str, Any]] = {"next": {"after": at}, "previous": {"before": at}, "stopped": {"floor": at}}
     with store.read() as connection:
         walk.steer(connection)
         for text, index in CASES.items():
@@ -102,3 +104,13 @@ def test_a_page_is_not_sorted_when_its_index_has_the_order(store: Store) -> None
             statement = walk.positions(choose(connection, parse(text, NOW + 300), 20), 20, after=(NOW + 150.0, 4))
             lines = " ".join(explain(connection, statement))
             assert not re.search(r"TEMP B-TREE|\bSort\b(?! Key)", lines), (text, lines)
+
+
+def test_what_else_is_read_of_a_row_is_no_second_look_at_it(store: Store) -> None:
+    with store.read() as connection:
+        walk.steer(connection)
+        for text in ("", "state:failed", "name:shop.pay.charge"):
+            path = choose(connection, parse(text, NOW + 300), 20)
+            plain = reads_of_task(explain(connection, walk.positions(path, 20)))
+            more = reads_of_task(explain(connection, walk.positions(path, 20, also=(schema.task.c.exception,))))
+            assert len(more) == len(plain), text

@@ -8,7 +8,7 @@ To add a page:
            return {"queues": queries.queues(view.store, view.cluster)}
 
        PAGE = Page("/queues", "queues.html", context, title="Queues", nav="Queues", regions=("queues",),
-                   rows={"queues": Rows("_queue_row.html", "queue", "queues", key=lambda queue: queue.name)})
+                   rows={"queues": Rows("_queue_row.html", "queues", key=lambda queue: queue.name)})
 
    ``context`` runs in a thread, for the page and for its live update alike; it must depend on nothing but the view.
    Raise a MonitorError (NotFound ...) and the reader sees it as a page.
@@ -86,10 +86,9 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A region made of rows: each item of ``context[items]`` is rendered by ``template`` as ``name``."""
+    """A region made of rows: each item of ``context[items]`` is rendered by the macro ``row`` of ``template``."""
 
     template: str
-    name: str
     items: str
     key: Callable[[Any], str]
 

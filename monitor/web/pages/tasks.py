@@ -38,6 +38,7 @@ from monitor.web.pages import View
 NEWEST = "-received"
 SIZES = (25, 50, 100, 200)
 MOST_HELD = 60
+MOST_CHOICES = 8  # of a facet, beside those that are on
 LINKED = 30  # new ids that one link can name
 COLUMNS = {
     "name": "Name",
@@ -156,7 +157,8 @@ def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[Choic
     rest = asked.without_field(field)
     return [
         (Choice(each.value, str(rest if each.term in terms else rest.with_term(each.term)), each.term in terms), each)
-        for each in facets
+        for number, each in enumerate(facets)
+        if number < MOST_CHOICES or each.term in terms or field == "state"
     ]
 
 
@@ -298,7 +300,7 @@ PAGE = Page(
     title="Tasks",
     nav="Tasks",
     regions=("tabs", "facets", "summary", "bulk", "pager"),
-    rows={"tasks": Rows("_task_row.html", "task", "tasks", row_key)},
+    rows={"tasks": Rows("_task_row.html", "tasks", row_key)},
     actions={"retry": retry, "revoke": revoke, "bulk-retry": bulk_retry, "bulk-revoke": bulk_revoke},
     script="tasks.js",
 )
