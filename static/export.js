@@ -22,7 +22,7 @@ export class RowCounter {
   }
 }
 
-const number = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");
+const number = (value) => (value < 10_000 ? String(value) : value.toLocaleString("en").replaceAll(",", "\u202f"));
 
 class Export {
   #panel = document.getElementById("export");
@@ -81,7 +81,8 @@ class Export {
       this.#bar.max = Math.max(1, total);
       this.#bar.value = Math.min(rows, total);
     }
-    this.#said.textContent = `${number(rows)} of ${number(total)}${exact ? "" : "+"} rows`;
+    const of = exact ? ` of ${number(total)}` : rows < total ? ` of more than ${number(total)}` : "";
+    this.#said.textContent = `${number(rows)}${of} rows${exact ? "" : "; how many there are is known at the end"}`;
   }
 
   #save(file, name) {

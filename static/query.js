@@ -1,21 +1,44 @@
-// Completion in the query bar: the fields of the language, then the values that this list has.
+// Completion in the query bar: the fields of the language, then the values that this list has, then those that the
+// record knows by any part of their name.
 const MOST = 8;
+const PAUSE = 150; // milliseconds after the last key
+const ASKED = new Set(["name", "queue", "worker"]);
 
 function token(input) {
   const before = input.value.slice(0, input.selectionStart);
   return /[^\s()]*$/.exec(before)[0];
 }
 
-// What may stand in the place of the word before the caret: [text, help] pairs.
-function suggestions(word) {
-  const negated = word.startsWith("-") ? "-" : "";
-  const typed = word.slice(negated.length).toLowerCase();
-  if (!typed) return [];
-  const found = typed.includes(":") ? values() : fields();
-  return found
-    .filter(([text]) => text.toLowerCase().startsWith(typed) && text.toLowerCase() !== typed)
-    .slice(0, MOST)
-    .map(([text, help]) => [negated + text, help]);
+// The word in parts: name:"shop has the field name and the part shop of a value, -na only the part of a field.
+function parts(word) {
+  const [, negated, field, value] = /^(-?)(?:([a-z]+):)?"?(.*)$/is.exec(word);
+  return { negated, field: field?.toLowerCase(), value: value.toLowerCase() };
+}
+
+// What may stand in the place of the word before the caret: [text, help] pairs. Values that begin so come first.
+function suggestions(word, more = []) {
+  const { negated, field, value } = parts(word);
+  if (!field && !value) return [];
+  if (!field)
+    return fields()
+      .filter(([text]) => text.startsWith(value))
+      .map(([text, help]) => [negated + text, help]);
+  const known = new Map([...values(), ...more].filter(([text]) => text.startsWith(`${field}:`)));
+  const bare = (text) => parts(text).value.replace(/"$/, "");
+  const found = [...known].filter(([text]) => bare(text).includes(value) && bare(text) !== value);
+  const first = found.filter(([text]) => bare(text).startsWith(value));
+  return [...new Set([...first, ...found])].slice(0, MOST).map(([text, help]) => [negated + text, help]);
+}
+
+// Terms for what the record knows by this part of a name, beyond what the list shows.
+async function known(field, value, signal) {
+  const { base, view } = document.body.dataset;
+  const cluster = new URLSearchParams(view.split("?")[1]).get("cluster");
+  const query = new URLSearchParams({ q: value, limit: MOST, ...(cluster && { cluster }) });
+  const response = await fetch(`${base}/api/v1/search?${query}`, { signal });
+  if (!response.ok) return [];
+  const { items } = await response.json();
+  return items.filter((item) => item.kind === field && item.term).map((item) => [item.term, ""]);
 }
 
 function fields() {
@@ -31,14 +54,23 @@ function values() {
   return [...known];
 }
 
+// What hides or turns text around is shown by its number, as everywhere else.
+const visible = (text) =>
+  text.replace(/[\p{Cc}\p{Cf}]/gu, (each) => `⟦U+${each.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟧`);
+
 class Completion {
   #input;
   #list = document.getElementById("completions");
   #at = -1;
+  #asked = null;
+  #timer = 0;
 
   constructor(input) {
     this.#input = input;
-    input.addEventListener("input", () => this.#offer());
+    input.addEventListener("input", () => {
+      this.#offer();
+      this.#ask();
+    });
     input.addEventListener("keydown", (event) => this.#key(event));
     input.addEventListener("blur", () => this.#close());
     this.#list.addEventListener("mousedown", (event) => {
@@ -47,13 +79,31 @@ class Completion {
     });
   }
 
-  #offer() {
-    const items = suggestions(token(this.#input)).map(([text, help], index) => {
+  // Answers come late: they are taken only for the word that they were asked for.
+  #ask() {
+    clearTimeout(this.#timer);
+    this.#asked?.abort();
+    const word = token(this.#input);
+    const { field, value } = parts(word);
+    if (!ASKED.has(field) || !value) return;
+    this.#timer = setTimeout(async () => {
+      this.#asked = new AbortController();
+      try {
+        const more = await known(field, value, this.#asked.signal);
+        if (word === token(this.#input) && document.activeElement === this.#input && this.#at < 0) this.#offer(more);
+      } catch (error) {
+        if (error.name !== "AbortError") this.#input.title = `No more suggestions: ${error.message}`;
+      }
+    }, PAUSE);
+  }
+
+  #offer(more) {
+    const items = suggestions(token(this.#input), more).map(([text, help], index) => {
       const item = document.createElement("li");
       item.setAttribute("role", "option");
       item.id = `completion-${index}`;
       item.dataset.text = text;
-      item.append(Object.assign(document.createElement("code"), { textContent: text }));
+      item.append(Object.assign(document.createElement("code"), { textContent: visible(text) }));
       if (help) item.append(Object.assign(document.createElement("span"), { textContent: help }));
       return item;
     });

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from datetime import datetime
+from typing import NamedTuple
 
 from monitor.brokers.remote import Remote
 from monitor.control.target import find_broker
@@ -37,6 +38,14 @@ class HeldTask:
     hard_limit: float | None = None
 
 
+class Usage(NamedTuple):
+    """What the main process of a worker has used since it started; ``None``: not said."""
+
+    uptime_seconds: float | None
+    cpu_seconds: float | None
+    peak_bytes: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inside:
     """What one worker says of itself; ``None``: it did not say. ``silent``: it did not answer at all."""
@@ -47,6 +56,7 @@ class Inside:
     scheduled: tuple[HeldTask, ...] | None = None
     revoked: tuple[str, ...] | None = None
     stats: Mapping[str, str] | None = None
+    usage: Usage | None = None
     conf: Mapping[str, str] | None = None
     registered: Mapping[str, Mapping[str, str]] | None = None
     refusals: Mapping[str, str] = field(default_factory=dict)
@@ -89,10 +99,30 @@ def _read(said: Mapping[str, object], refusals: Mapping[str, str], worker: Worke
         scheduled=held["scheduled"],
         revoked=tuple(str(each) for each in revoked[:MOST_TASKS]) if isinstance(revoked, list) else None,
         stats=_table(said.get("stats"), redactor),
+        usage=used(said.get("stats"), worker.sw_sys),
         conf=_table(said.get("conf"), redactor),
         registered=registered,
         refusals=refusals,
     )
+
+
+def used(stats: object, system: str | None) -> Usage | None:
+    """Of an answer to ``stats``. ``ru_maxrss`` is in KiB, on macOS in bytes (getrusage(2) of each)."""
+    if not isinstance(stats, dict):
+        return None
+    rusage = stats.get("rusage")  # a sentence where the platform has none
+    rusage = rusage if isinstance(rusage, dict) else {}
+    cpu, peak = (_number(rusage.get("utime")), _number(rusage.get("stime"))), _number(rusage.get("maxrss"))
+    unit = {"Linux": 1024, "FreeBSD": 1024, "Darwin": 1}.get(system or "")
+    return Usage(
+        uptime_seconds=_number(stats.get("uptime")),
+        cpu_seconds=cpu[0] + cpu[1] if cpu[0] is not None and cpu[1] is not None else None,
+        peak_bytes=int(peak * unit) if peak is not None and unit is not None else None,
+    )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 class _Limits:

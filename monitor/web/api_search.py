@@ -6,6 +6,8 @@ from typing import Literal
 from msgspec import Meta
 from msgspec import Struct
 
+from monitor.filter_terms import Match
+from monitor.filter_values import Pattern
 from monitor.records import Hit
 from monitor.records import TaskState
 from monitor.store import queries
@@ -42,6 +44,7 @@ class Found(Struct, frozen=True, kw_only=True):
     path: str  # below the dashboard's own, with its query
     cluster: str | None
     state: TaskState | None
+    term: str | None  # finds its tasks in a filter
 
 
 class SearchResult(Struct, frozen=True):
@@ -66,6 +69,7 @@ def _found(hit: Hit, cluster: str | None, *, several: bool) -> Found:
         path=_path(hit, hit.cluster if several and hit.cluster else cluster),
         cluster=hit.cluster,
         state=hit.state,
+        term=str(Match(hit.kind, Pattern((hit.name,)))) if hit.kind in {"name", "queue", "worker"} else None,
     )
 
 

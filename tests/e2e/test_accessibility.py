@@ -3,7 +3,9 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -27,6 +29,10 @@ AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 PHONE: ViewportSize = {"width": 360, "height": 740}
 TABLET: ViewportSize = {"width": 768, "height": 1024}
 TOO_WIDE = "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+TABLES_TOO_WIDE = (
+    "Math.max(0, ...[...document.querySelectorAll('.table-scroll')].map(e => e.scrollWidth - e.clientWidth))"
+)
+FIT_A_PHONE = {"/tasks", "/failures", "/queues", "/workers", "/actions", "/views", "failure", "worker"}
 TASKS = 13
 HREF = "link => link.href"
 
@@ -98,11 +104,41 @@ def previewed(page: Page, base: str) -> str:
     return page.url
 
 
-def opened(page: Page) -> None:
-    """The palette with something in it."""
+def open_palette(page: Page) -> None:
+    """With something in it."""
     page.keyboard.press("Control+k")
     page.keyboard.type("basic")
     page.locator("#palette-list li").filter(has_text="task name").first.wait_for()
+
+
+def open_help(page: Page) -> None:
+    page.keyboard.press("?")
+    page.get_by_role("dialog", name="Keyboard").wait_for()
+
+
+def open_suggestions(page: Page) -> None:
+    page.get_by_role("combobox", name="Filter").type("state:")
+    page.keyboard.press("ArrowDown")
+    page.get_by_role("option", selected=True).wait_for()
+
+
+def open_folds(page: Page) -> None:
+    """All that folds away and is no menu."""
+    page.locator("main details:not(.menu) > summary").evaluate_all("all => all.forEach(each => each.click())")
+
+
+def open_menu(name: str) -> Callable[[Page], None]:
+    return lambda page: page.locator("main summary", has_text=name).click()
+
+
+OPENED: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "palette": ("tasks", open_palette),
+    "help": ("tasks", open_help),
+    "suggestions": ("tasks", open_suggestions),
+    "selection": ("tasks?q=state:failed", lambda page: page.locator("tbody .pick input").first.check()),
+    **{f"menu {name}": ("tasks", open_menu(name)) for name in ("Views", "Fields", "Export", "Columns")},
+    "workers unfolded": ("workers", open_folds),
+}
 
 
 def violations(page: Page) -> list[str]:
@@ -124,33 +160,56 @@ def needs_axe() -> str:
     pytest.skip(reason)
 
 
-def test_axe_finds_nothing_and_no_page_is_wider_than_its_window(
-    product: Product, worker: Worker, chromium: Browser, faults: Faults
-) -> None:
-    faults.expect("the server responded with a status of 404")
+@contextmanager
+def looking(chromium: Browser, faults: Faults) -> Iterator[tuple[Page, dict[str, list[str]]]]:
+    """A page with axe in it, and what is found; nothing may have been found at the end."""
     axe = needs_axe()
     context = chromium.new_context(bypass_csp=True, reduced_motion="reduce", viewport=WIDE)
     context.on("page", faults.watch)
     context.add_init_script(axe)
-    page = context.new_page()
     found: dict[str, list[str]] = {}
-    themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    for name, address in (pages(product, page) | {"palette": f"{product.address}tasks"}).items():
-        page.set_viewport_size(WIDE)
-        page.goto(address)
-        expect(page.locator("#live")).not_to_have_text("not live")
-        if name == "palette":
-            opened(page)
-        for theme in themes:
-            page.emulate_media(color_scheme=theme)
-            if wrong := violations(page):
-                found[f"{name} {theme}"] = wrong
-        for window in (WIDE, TABLET, PHONE):
-            page.set_viewport_size(window)
-            if beyond := page.evaluate(TOO_WIDE):
-                found[f"{name} at {window['width']}"] = [f"{beyond} px too wide"]
+    yield context.new_page(), found
     context.close()
     assert found == {}, json.dumps(found, indent=1)
+
+
+def go(page: Page, address: str) -> None:
+    page.set_viewport_size(WIDE)
+    page.goto(address)
+    expect(page.locator("#live")).not_to_have_text("not live")
+
+
+def look(page: Page, name: str, found: dict[str, list[str]]) -> None:
+    """In both themes with axe, and at each width."""
+    themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for theme in themes:
+        page.emulate_media(color_scheme=theme)
+        if wrong := violations(page):
+            found[f"{name} {theme}"] = wrong
+    for window in (WIDE, TABLET, PHONE):
+        page.set_viewport_size(window)
+        if beyond := page.evaluate(TOO_WIDE):
+            found[f"{name} at {window['width']}"] = [f"{beyond} px too wide"]
+    if name in FIT_A_PHONE and (beyond := page.evaluate(TABLES_TOO_WIDE)):
+        found[f"tables of {name}"] = [f"{beyond} px too wide for a phone"]
+
+
+def test_axe_finds_nothing_and_no_page_is_wider_than_its_window(
+    product: Product, worker: Worker, chromium: Browser, faults: Faults
+) -> None:
+    faults.expect("the server responded with a status of 404")
+    with looking(chromium, faults) as (page, found):
+        for name, address in pages(product, page).items():
+            go(page, address)
+            look(page, name, found)
+
+
+def test_axe_finds_nothing_in_what_opens(product: Product, worker: Worker, chromium: Browser, faults: Faults) -> None:
+    with looking(chromium, faults) as (page, found):
+        for name, (path, open_it) in OPENED.items():
+            go(page, f"{product.address}{path}")
+            open_it(page)
+            look(page, name, found)
 
 
 def test_main_flow_by_keyboard_alone(product: Product, worker: Worker, page: Page) -> None:

@@ -113,6 +113,14 @@ def test_what_is_found_leads_to_its_page(client: TestClient) -> None:
     assert ("view", f"/tasks?{QUERY}") in paths
 
 
+def test_term_finds_what_was_found(client: TestClient) -> None:
+    found = [*search(client, "pay"), *search(client, "worker1"), *search(client, PROBABLE[:9])]
+    assert {each["kind"] for each in found if each["term"] is None} == {"task"}
+    for term in {str(each["term"]) for each in found if each["term"]}:
+        counted = client.get("/api/v1/tasks", params={"q": term}).json()["count"]["value"]
+        assert counted == 5, term
+
+
 def test_a_link_narrows_to_a_cluster_where_there_are_several(client: TestClient) -> None:
     (one,) = search(client, "worker1")
     assert (one["detail"], one["path"]) == ("", "/workers/worker1%40shop")

@@ -75,7 +75,7 @@ def context(view: View) -> Context:
         "ranges": RANGE_WORDS,
         "shown": shown,
         "counts": {name: sum(states[state] for state in SHOWN[name]) for name in SHOWN},
-        "windows": other_windows(span),
+        "windows": windows(span),
         "several": len({row.group.cluster for row in rows}) > 1,
         "full": len(rows) == MOST_GROUPS,
     }
@@ -95,7 +95,7 @@ def failure_context(view: View) -> Context:
         "group": group,
         "word": state_word(group, view.now),
         "windows": summary.windows,
-        "others": other_windows(span),
+        "spans": windows(span),
         "span": span,
         "ranges": RANGE_WORDS,
         "chart": _chart(view, trend),
@@ -113,9 +113,12 @@ def failure_context(view: View) -> Context:
     }
 
 
-def other_windows(span: Range) -> list[tuple[str, str]]:
-    """The spans that are told beside the one looked at, each with its field of FailureWindows."""
-    return [(name, field) for name, field in WINDOWS if name != span.name]
+def windows(span: Range) -> list[tuple[str | None, str | None]]:
+    """The spans that are told, shortest first, each with its field of FailureWindows; the one looked at has none."""
+    told: list[tuple[str | None, str | None]] = [
+        (name, None if name == span.name else field) for name, field in WINDOWS
+    ]
+    return told if span.name in dict(WINDOWS) else [(span.name, None), *told]
 
 
 def state_word(group: FailureGroup, now: float) -> str:

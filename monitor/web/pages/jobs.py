@@ -9,25 +9,31 @@ from monitor.control.commands import BulkRevoke
 from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
+from monitor.filters import parse
 from monitor.records import Job
 from monitor.records import JobOutcome
 from monitor.records import JobState
+from monitor.records import Task
 from monitor.store import jobs
+from monitor.store import queries
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.web.present import term
 
 LISTED = 50
+READ_AT_ONCE = 25
 LISTABLE = (JobOutcome.DONE, JobOutcome.SKIPPED, JobOutcome.FAILED, JobOutcome.UNCONFIRMED)
 
 
 def context(view: View) -> Context:
     job = jobs.job(view.store, number(view))
-    outcome = _outcome(view)
+    outcome = _outcome(view) or (JobOutcome.DONE if job.verb == "retry" and job.count(JobOutcome.DONE) else None)
     listed = job.state not in {JobState.PREPARING, JobState.PREVIEW} and outcome is not None
     cursor = view.query.get("cursor") or None
+    members = jobs.job_tasks(view.store, job, outcome=outcome, limit=LISTED, cursor=cursor) if listed else None
     return {
         "title": f"{'Preview' if job.state is JobState.PREVIEW else 'Job'} {job.id}",
         "job": job,
@@ -37,8 +43,19 @@ def context(view: View) -> Context:
         "reasons": [each for each in job.reasons if each.reason],
         "rate_now": _rate_now(job, view.now),
         "outcome": outcome,
-        "members": jobs.job_tasks(view.store, job, outcome=outcome, limit=LISTED, cursor=cursor) if listed else None,
+        "members": members,
+        "became": _became(view, job, [each.new_id for each in members.items if each.new_id] if members else []),
     }
+
+
+def _became(view: View, job: Job, new_ids: list[str]) -> dict[str, Task]:
+    """The new tasks that something has been heard of; their ids are ours, so no quotes are needed."""
+    found: dict[str, Task] = {}
+    for at in range(0, len(new_ids), READ_AT_ONCE):
+        asked = parse(" OR ".join(f"id:{each}" for each in new_ids[at : at + READ_AT_ONCE]), view.now)
+        page = queries.tasks(view.store, asked.with_term(term("cluster", job.cluster)), limit=READ_AT_ONCE)
+        found |= {task.id: task for task in page.items}
+    return found
 
 
 def number(view: View) -> int:

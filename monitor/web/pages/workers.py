@@ -1,5 +1,6 @@
 """Who works: which workers can be counted on, what they have in hand, and which tell us nothing."""
 
+import re
 from dataclasses import dataclass
 
 from monitor.control.commands import SIGNALS
@@ -9,6 +10,9 @@ from monitor.control.worker_commands import EnableEvents
 from monitor.control.worker_commands import RevokeStamped
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
+from monitor.filters import parse
+from monitor.records import Page as ListPage
+from monitor.records import Task
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import breakdowns
@@ -23,13 +27,19 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.web.present import term
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
+MOST_HELD = 20
+ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
 FOLD_SECONDS = 600.0  # an offline worker folds away when nothing was heard of it for this long
+
+
+_PIECES = re.compile(r"([^0-9]*)([0-9]{0,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,7 @@ def worker_context(view: View) -> Context:
         "task_names": queries.terms(view.store, "name", "", MOST_NAMES),
         "queue_names_known": sorted({queue.name for queue in queries.queues(view.store, cluster)}),
         "asked": view.query.get("ask") == "1",
+        "held": _held(view, hostname),
         "look": lambda worker: _look(view, worker),  # asked when a page is made, not at each live update
         "charts": (
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
@@ -95,7 +106,7 @@ def worker_context(view: View) -> Context:
 
 
 def read_rows(view: View) -> list[WorkerRow]:
-    """All workers: those that are up first, then by name."""
+    """All workers: the silent first, then those that are up, the offline last; by name, worker2 before worker10."""
     workers = queries.workers(view.store, view.cluster)
     since = view.now - RATE_SECONDS
     flows = breakdowns.flows(view.store, "worker", since=since, now=view.now, cluster=view.cluster)
@@ -110,7 +121,7 @@ def read_rows(view: View) -> list[WorkerRow]:
         )
         for worker in workers
     ]
-    return sorted(rows, key=lambda row: (row.worker.status is WorkerStatus.OFFLINE, row.worker.hostname, row.key))
+    return sorted(rows, key=lambda row: (ORDER[row.worker.status], _natural(row.worker.hostname), row.key))
 
 
 def enable_events(view: View, deed: Deed) -> Result:
@@ -144,6 +155,18 @@ def revoke_stamped(view: View, deed: Deed) -> Result:
         return back("/workers", view, deed.controller.perform(deed.actor, command))
     except MonitorError as error:
         return Result("/workers", {"cluster": view.cluster}, error.message, "bad")
+
+
+def _held(view: View, hostname: str) -> ListPage[Task]:
+    """What it has in hand as far as its events tell: the newest, and how many."""
+    asked = parse(f"{term('worker', hostname)} (state:started OR state:received)", view.now)
+    within = asked.with_term(term("cluster", view.cluster)) if view.cluster else asked
+    return queries.tasks(view.store, within, limit=MOST_HELD)
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """A name in the order in which people count."""
+    return [(text, int(digits or 0)) for text, digits in _PIECES.findall(name)]
 
 
 def _look(view: View, worker: Worker) -> Inside | MonitorError:
@@ -192,7 +215,7 @@ WORKER_PAGE = Page(
     "worker.html",
     worker_context,
     title="Worker",
-    regions=("worker", "charts"),
+    regions=("worker", "held", "charts"),
     actions=worker_forms.ACTIONS,
     script="charts.js",
 )

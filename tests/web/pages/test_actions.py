@@ -33,6 +33,11 @@ def test_who_what_why_and_outcome_are_shown(house: House) -> None:
     assert f'href="/tasks/{make_id(7)}?cluster=shop"' in house.html("/actions")
 
 
+def test_nothing_more_to_tell_is_nothing_to_open(house: House) -> None:
+    record(house, target=make_id(7))
+    assert "more-of" not in house.html("/actions")
+
+
 def test_refused_ones_are_there_with_their_query(house: House) -> None:
     record(house, query="state:failed name:shop.*", outcome="denied", count=12_412)
     assert "state:failed name:shop.* 12 412 denied" in house.text("/actions")

@@ -51,6 +51,23 @@ def test_alike_failures_are_one_line_and_the_most_common_is_first(house: House) 
     assert "shop.pay new 3" in text
 
 
+def test_windows_stand_from_the_shortest_to_the_longest(house: House) -> None:
+    for number, ago in enumerate((60.0, 7300.0, 3 * 86400.0, 4 * 86400.0)):
+        fail(house, number, "KeyError('sku')", ago)
+    assert "1 h 24 h 7 days Trend" in house.text("/failures")
+    assert "open 1 2 4 1" in house.text("/failures").replace("shop.pay ", "")
+    text = house.text(f"/failures/{only_group(house)}")
+    assert "The last 1 h 1 The last 24 h 2 The last 7 days 4 Altogether 4" in text
+    assert "The last 15 min 1 The last 1 h 1" in house.text(f"/failures/{only_group(house)}?range=15m")
+
+
+def test_traceback_of_the_latest_can_be_copied(house: House) -> None:
+    fail(house, 1, "KeyError('sku')")
+    html = house.html(f"/failures/{only_group(house)}")
+    assert 'data-copy="traceback-text" aria-label="Copy traceback"' in html
+    assert "<b>KeyError</b> <span>sku</span>" in html
+
+
 def test_each_window_has_its_own_count_and_the_trend_is_drawn(house: House) -> None:
     for number, ago in enumerate((60.0, 120.0, 7300.0, 3 * 86400.0)):
         fail(house, number, "KeyError('sku')", ago)

@@ -1,11 +1,15 @@
 import re
+import time
 
 from starlette.applications import Starlette
 
 from monitor.access import Role
+from monitor.records import Delivery
 from monitor.records import JobOutcome
 from monitor.records import JobState
+from monitor.settings import Settings
 from monitor.store import jobs
+from monitor.store.writer import Writer
 from monitor.web.present import Watched
 from tests.web import shop
 from tests.web.pages.conftest import Browser
@@ -63,6 +67,20 @@ def test_yes_makes_a_job_that_ends_with_what_was_skipped_and_why(browser: Browse
     actions = browser.get("/actions").text
     assert "Retry, job 1" in actions
     assert "Retry: 1 done, 1 skipped." in actions
+
+
+def test_it_shows_what_became_of_those_that_were_sent_again(browser: Browser, app: Starlette) -> None:
+    choose(browser)
+    browser.submit("/jobs/1", "/jobs/1/start")
+    store = app.state.store
+    wait_for(lambda: jobs.job(store, 1).state is JobState.DONE, what="the end of the job")
+    new_id = jobs.sent_as(jobs.job(store, 1), shop.PROBABLE)
+    assert re.search(
+        rf"{new_id}</a></td><td data-tint><span[^>]*><i[^>]*>○</i>(sent|pending)<", browser.get("/jobs/1").text
+    )
+    ended = shop.events_of(new_id, time.time() - 7, "succeeded", result="'paid'", runtime=1.75)
+    Writer(store, "shop", Settings()).write([Delivery(events=ended, arrived=time.time())])
+    assert re.search(rf"{new_id}</a></td><td data-tint><span[^>]*><i[^>]*>✓</i>succeeded<", browser.get("/jobs/1").text)
 
 
 def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:

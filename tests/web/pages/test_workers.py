@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from monitor.records import WorkerStatus
 from monitor.store import queries
 from tests.factories import make_event
 from tests.factories import make_id
@@ -71,6 +72,32 @@ def test_failure_rate_is_of_the_last_hour(house: House) -> None:
             make_event(f"task-{end}", timestamp=house.now - 50, **known, **more),
         )
     assert "25.0 %" in house.text("/workers")
+
+
+def test_the_silent_come_first_then_as_people_count(house: House) -> None:
+    for name in ("mail10@shop", "mail9@shop", "mail1@shop"):
+        house.worker(name)
+    house.worker("mail30@shop", status=WorkerStatus.SILENT)
+    names = re.findall(r"mail\d+@shop", house.text("/workers"))
+    assert names == ["mail30@shop", "mail1@shop", "mail9@shop", "mail10@shop"]
+
+
+def test_what_a_worker_has_in_hand_is_told_by_its_events(house: House) -> None:
+    house.worker("mail1@shop")
+    assert "0, as its events tell Nothing, as far as its events tell." in house.text("/workers/mail1@shop")
+    for number in (1, 2):
+        known = {"uuid": make_id(number), "hostname": "mail1@shop"}
+        house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="(7,)", **known))
+    house.write(make_event("task-started", timestamp=house.now - 60, uuid=make_id(1), hostname="mail1@shop"))
+    text = house.text("/workers/mail1@shop")
+    assert "In hand 2, as its events tell" in text
+    assert "▶ started shop.mail (7,)" in text
+    assert "● received shop.mail (7,)" in text
+
+
+def test_what_is_in_hand_is_unknown_where_events_are_off(house: House) -> None:
+    house.worker("mail1@shop", events_enabled=False)
+    assert "Its task events are off, so the record does not know." in house.text("/workers/mail1@shop")
 
 
 def test_worker_offline_for_long_folds_away(house: House) -> None:
