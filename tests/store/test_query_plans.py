@@ -1,6 +1,7 @@
 """Which index each list walks. A scan of all tasks would pass every other test and stop the page at a million."""
 
 import re
+from collections.abc import Callable
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from monitor.filters import parse
+from monitor.records import TaskState
+from monitor.store import standing
 from monitor.store import walk
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -102,3 +105,37 @@ def test_a_page_is_not_sorted_when_its_index_has_the_order(store: Store) -> None
             statement = walk.positions(choose(connection, parse(text, NOW + 300), 20), 20, after=(NOW + 150.0, 4))
             lines = " ".join(explain(connection, statement))
             assert not re.search(r"TEMP B-TREE|\bSort\b(?! Key)", lines), (text, lines)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("ask", "walks"),
+    [
+        (lambda store: standing.holders(store, "shop"), "INDEX task_state"),
+        (
+            lambda store: standing.held_by(store, "shop", standing.Holder("worker1@shop", 4711)),
+            "INDEX task_state",
+        ),
+        (lambda store: standing.unended(store, "shop", TaskState.LOST, 1 << 40, (0.0, 0), 5), "INDEX task_state"),
+        (lambda store: standing.newest(store, "shop"), "SCAN task$"),  # backwards, and stops at the first
+    ],
+    ids=["holders", "held_by", "unended", "newest"],
+)
+def test_what_is_asked_every_second_reads_no_task_that_has_ended(
+    store: Store, ask: Callable[[Store], object], walks: str
+) -> None:
+    """At ten million tasks it took a minute, in which the log of SQLite could not begin anew."""
+    sent: list[tuple[str, tuple[object, ...]]] = []
+
+    def note(_connection: object, _cursor: object, sql: str, values: tuple[object, ...], *_: object) -> None:
+        if re.search(r"\bFROM task\b", sql):
+            sent.append((sql, values))
+
+    sa.event.listen(store.engine, "before_cursor_execute", note)
+    ask(store)
+    sa.event.remove(store.engine, "before_cursor_execute", note)
+    [(sql, values)] = sent
+    with store.read() as connection:
+        plan = [str(row[-1]) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)]
+    assert reads_of_task(plan)
+    assert all(re.search(walks, line) for line in reads_of_task(plan)), plan
