@@ -151,6 +151,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     malformed: int = 0
     dropped: int = 0
     concluded: bool = False  # by us, of what workers, brokers and result backends answered: nobody sent it
+    gap: "Gap | None" = None  # of which it was concluded; how far its reconciliation is, is stored with the events
 
 
 class Run(msgspec.Struct):

@@ -25,6 +25,10 @@ class Shard(NamedTuple):
         """Does what is done once for a cluster."""
         return self.number == 1
 
+    def takes_over(self, number: int) -> bool:
+        """Whether what the receiver of that number left is ours: the first also has what more receivers left once."""
+        return number == self.number or (self.first and number > self.total)
+
     @property
     def suffix(self) -> str:
         """Behind the names of what each has for itself: ``.2-of-3``; nothing where there is one receiver."""

@@ -44,15 +44,18 @@ class Ends:
         self._settings = settings
         self._complained = False
 
-    def of(self, ids: Sequence[str]) -> dict[str, End]:
-        """Those of these tasks whose end is known. A backend that does not answer knows nothing (logged once)."""
+    def of(self, ids: Sequence[str]) -> dict[str, End] | None:
+        """Those of these tasks whose end is known; ``None`` where the backend does not answer (logged once).
+
+        Where there is no backend that can be read, no end is known.
+        """
         try:
             stored = stored_results(self._broker, self._settings, ids)
         except BrokerUnavailable as error:
             if not self._complained:
                 log.warning("%s", error)
             self._complained = True
-            return {}
+            return None
         self._complained = False
         found = {task_id: read_end(payload) for task_id, payload in stored.items()}
         return {task_id: end for task_id, end in found.items() if end is not None}

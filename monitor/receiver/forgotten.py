@@ -7,6 +7,7 @@ any later event says otherwise.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 from monitor.brokers.ends import End
@@ -27,6 +28,7 @@ from monitor.store.standing import Holder
 
 OLD_SECONDS = 60.0  # a task that was started later is asked about by nobody
 ASK_SECONDS = 30.0  # between two questions
+TIMES, TIMES_SILENT = 2, 20  # it is asked before a task is lost; so often while the result backend is silent
 MOST_ASKED = 500
 
 
@@ -50,7 +52,7 @@ class Forgotten:
 
     def step(self, workers: Iterable[Worker], held: Iterable[Holder], now: float) -> None:
         """One round of questions, where it is time. Raises Broker- and StoreUnavailable."""
-        if now - self._asked_at < ASK_SECONDS:
+        if abs(now - self._asked_at) < ASK_SECONDS:  # the clock may have been set back
             return
         self._asked_at = now
         by_name = {worker.hostname: worker for worker in workers if worker.status is WorkerStatus.ONLINE}
@@ -69,9 +71,12 @@ class Forgotten:
         ids = [each for each in found if shard.has(each)]
         missing = self._not_known(holder.hostname, ids) if ids else []
         counted = {(holder, each): self._unknown.get((holder, each), 0) + 1 for each in missing}
-        gone = [each for (_, each), times in counted.items() if times > 1]
-        self._end(worker, holder, gone, now)
-        return {place: times for place, times in counted.items() if times < 2}
+        gone = [each for (_, each), times in counted.items() if times >= TIMES]
+        ends = self._ends.of(gone)
+        if ends is None:
+            gone = [each for (_, each), times in counted.items() if times >= TIMES_SILENT]
+        self._end(worker, holder, gone, ends, now)
+        return {place: times for place, times in counted.items() if place[1] not in gone}
 
     def _not_known(self, hostname: str, ids: Sequence[str]) -> list[str]:
         """Those that the worker surely does not have; none where it does not answer every question."""
@@ -87,24 +92,26 @@ class Forgotten:
             missing = [each for each in missing if each not in known]
         return missing
 
-    def _end(self, worker: Worker, holder: Holder, ids: Sequence[str], now: float) -> None:
+    def _end(
+        self, worker: Worker, holder: Holder, ids: Sequence[str], known: Mapping[str, End] | None, now: float
+    ) -> None:
         """What the backend knows ends; the rest is lost. Stamped by the worker's clock, as the run's other times."""
         at = now - (worker.skew or 0.0)
-        ends = self._known(ids, at)
+        ends = self._present(known or {}, at)
         evidence = (
             f"{holder.hostname} (process {holder.pid}) is up and no longer knows the task: it was asked twice, "
             f"{ASK_SECONDS:.0f} s apart, over {OLD_SECONDS:.0f} s after the start. Its code ignored it, or "
-            "its end was missed"
+            f"its end was missed{'' if known is not None else '; the result backend does not answer'}"
         )
         lost = [_lost(holder, each, at, evidence) for each in ids if each not in ends]
         told = [_told(holder, each, end, at) for each, end in ends.items()]
         if lost or told:
             self._conclude(Delivery(events=[*told, *lost], arrived=now))
 
-    def _known(self, ids: Sequence[str], at: float) -> dict[str, End]:
+    def _present(self, known: Mapping[str, End], at: float) -> dict[str, End]:
         """What the backend knows of the present runs; an older end under the same id is not theirs."""
         ends: dict[str, End] = {}
-        for task_id, end in self._ends.of(ids).items():
+        for task_id, end in known.items():
             started = queries.task(self._store, task_id, self._cluster).started or 0.0
             done = end.since(started, at)
             if done is not None:

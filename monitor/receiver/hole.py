@@ -69,7 +69,7 @@ class Hole:
         """
         whole = not self._ended
         for gap in queries.open_gaps(self._store, self._cluster):
-            if gap.shard != self._shard.number and not (self._shard.first and gap.shard > self._shard.total):
+            if not self._shard.takes_over(gap.shard):
                 continue  # of a receiver beside us
             if self._began is not None and self._gap is None:
                 self._began, self._cause = min(self._began, gap.began), gap.cause

@@ -84,7 +84,7 @@ class Receiver:
     def conclude(self, delivery: Delivery) -> None:
         """Takes events that were concluded, not received (``task-lost``); from any thread. Only our share counts."""
         own = [event for event in delivery.events if event.uuid is not None and self._shard.has(event.uuid)]
-        if own:
+        if own or delivery.gap is not None:
             self._conclusions.put(msgspec.structs.replace(delivery, events=own, concluded=True))
 
     def notice(self, text: str) -> None:
@@ -174,7 +174,7 @@ class Receiver:
         while not stop.is_set():
             self._heed_lease()
             deliveries = self._collect()
-            if any(each.events or each.malformed or each.dropped for each in deliveries):
+            if any(each.events or each.malformed or each.dropped or each.gap for each in deliveries):
                 self._store_batch(deliveries, stop)
             self._source.acknowledge()
             self._keep_house(time.time())

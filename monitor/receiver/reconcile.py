@@ -32,7 +32,8 @@ from monitor.store.standing import Holder
 
 STEP_SECONDS = 0.5
 HELD_SECONDS = 1.0  # between two looks at what workers hold
-DEAF_SECONDS = 5.0  # without a step: we were suspended
+LONG_SECONDS, REST = 0.1, 10.0  # where to count them takes longer, it is done once in so many times what it took
+DEAF_SECONDS = 5.0  # without a step: we were suspended, or the clock was set
 UNSAID_SECONDS = 2.0  # without a word of the receiver: it waits for the database, or stores something large
 LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
 GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way, before a worker can be gone
@@ -71,6 +72,8 @@ class Reconciler:
         self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._held_at = 0.0
+        self._held: dict[Holder, int] = {}
+        self._count_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
         self._gone: dict[str, str] = {}  # the evidence against workers that were taken for gone
@@ -91,33 +94,45 @@ class Reconciler:
 
     def step(self, now: float) -> None:
         """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
-        if not self._listening(now):
-            return
+        began = time.monotonic()
+        if self._listening(now):
+            self._judge(now)
+        self._stepped_at = now + time.monotonic() - began  # to wait for answers is not to be suspended
+
+    def _judge(self, now: float) -> None:
         workers = queries.workers(self._store, self._cluster)
         self._settle(workers, now)
         if self._shard.first:
             self._judge_silent(workers, now)
-        if now - self._held_at >= HELD_SECONDS:
+        if abs(now - self._held_at) >= HELD_SECONDS:
             self._held_at = now
             self._judge_held(workers, now)
 
     def _judge_held(self, workers: Sequence[Worker], now: float) -> None:
         """What became of the tasks that workers hold."""
-        held = standing.holders(self._store, self._cluster)
+        held = self._holders()
         by_name = {worker.hostname: worker for worker in workers}
-        for holder in held:
+        for holder in list(held):
             worker = by_name.get(holder.hostname)
             evidence = self._evidence(worker, holder, now) if worker else None
-            if worker and evidence:
-                self._lose(worker, holder, evidence, now)
+            if worker and evidence and self._lose(worker, holder, evidence, now):
+                del held[holder]
         self._find_again(by_name, now)
         self._forgotten.step(workers, held, now)
         self._recovery.step(workers, now)
 
+    def _holders(self) -> dict[Holder, int]:
+        """Who holds tasks; where that is a million, to count them takes seconds: then it was counted a while ago."""
+        began = time.monotonic()
+        if began >= self._count_at:
+            self._held = standing.holders(self._store, self._cluster)
+            took = time.monotonic() - began
+            self._count_at = began + took * (REST if took > LONG_SECONDS else 1.0)
+        return self._held
+
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
-        listening = now - self._stepped_at < DEAF_SECONDS and self._health().is_level(now, UNSAID_SECONDS)
-        self._stepped_at = now
+        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_level(now, UNSAID_SECONDS)
         if not listening:
             self._listening_since = now
             self._unanswered.clear()
@@ -216,13 +231,17 @@ class Reconciler:
             return f"{name} is gone: it went offline {_ago(worker.offline_at, now)} and had not ended the task"
         return None
 
-    def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> None:
-        ids = self._own(standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE * self._shard.total))
+    def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> bool:
+        """Marks what it holds as lost, at most so many; whether that was all."""
+        most = LOST_AT_ONCE * self._shard.total
+        held = standing.held_by(self._store, self._cluster, holder, limit=most)
+        ids = self._own(held)
         at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
         self._tell("task-lost", holder, ids, at, now, evidence)
         self._doubted.add(holder)
         if ids:
             log.warning("%d tasks are lost: %s", len(ids), evidence)
+        return len(held) < most
 
     def _find_again(self, workers: dict[str, Worker], now: float) -> None:
         """A process that came back is asked which of its lost tasks it still knows."""

@@ -3,13 +3,14 @@
 Workers and broker are looked at twice, some seconds apart and after the receiver has caught up. Then the record's
 unended tasks are gone through in chunks, one a second: a million of them must not flood a result backend. What a
 worker has, or the broker, or what the result backend knows becomes right; a task that nobody has is lost, with the
-evidence, where everybody was heard; the rest stays unknown, and is counted so. How far this is, stands with the gap:
-a receiver that starts anew goes on there.
+evidence, where everybody was heard; the rest stays unknown, and is counted so. How far this is, stands with the gap,
+stored with what was concluded: a receiver that starts anew goes on there.
 """
 
 import logging
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,7 +34,6 @@ from monitor.records import Reconciliation
 from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
-from monitor.store import journal
 from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
@@ -43,6 +43,7 @@ POLL_SECONDS = 2.0  # how often gaps are looked for
 BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
 SETTLE_SECONDS = 3.0  # for events to arrive: after the gap, and before what was seen is taken for news
 AGAIN_SECONDS = 5.0  # between the two looks
+PATIENCE_SECONDS = 60.0  # for workers to come back after a broker that was away, and for a result backend to answer
 CHUNK = 500  # tasks asked for in one second
 STATES = (
     TaskState.STARTED,
@@ -53,6 +54,8 @@ STATES = (
     TaskState.LOST,
 )
 
+AFTER_GAP = "after a gap in the events, in which its end may have been missed"  # in all evidence from here
+
 log = logging.getLogger(__name__)
 
 
@@ -60,10 +63,14 @@ class Work(NamedTuple):
     """The gap that is being reconciled, and what was seen so far."""
 
     gap: Gap
+    began: float  # from when on events may be missing: of earlier gaps, too, that are reconciled with it
     found: Reconciliation
     first: Look | None = None
     second: Look | None = None
+    newest: int = 0  # the number of the last task that was stored before the first look
     looked_at: float = 0.0
+    until: float = 0.0  # so long workers are waited for
+    silent_since: float | None = None  # the result backend
     news: tuple[Event, ...] | None = None  # of tasks that the record may not have; None: not gathered yet
 
 
@@ -91,11 +98,9 @@ class Recovery:
         self._work = work = self._work or self._next(now)
         if work is None:
             return
-        if work.first is None:
-            self._work = work._replace(first=self._look(workers), looked_at=now)
-        elif work.second is None:
+        if work.first is None or work.second is None:
             if now - work.looked_at >= AGAIN_SECONDS:
-                self._work = work._replace(second=self._look(workers), looked_at=now)
+                self._work = self._look(work, workers, now)
         elif now - work.looked_at >= SETTLE_SECONDS:
             if work.news is None:
                 self._work = work._replace(news=self._news(work.first, work.second, workers, now))
@@ -106,28 +111,35 @@ class Recovery:
 
     def _next(self, now: float) -> Work | None:
         """The latest gap that is not reconciled; what is found out counts for the earlier ones, too."""
-        if now - self._polled_at < POLL_SECONDS:
+        if abs(now - self._polled_at) < POLL_SECONDS:
             return None
         self._polled_at = now
-        open_ = [
+        gaps = [
             gap
             for gap in queries.gaps(self._store, now - BACK_SECONDS, self._cluster)
-            if gap.dropped != 0
-            and gap.shard == self._shard.number
-            and (gap.reconciliation is None or gap.reconciliation.ended is None)
+            if gap.dropped != 0 and self._shard.takes_over(gap.shard)
         ]
+        open_ = [gap for gap in gaps if gap.reconciliation is None or gap.reconciliation.ended is None]
         if not open_ or any(gap.ended is None or now - gap.ended < SETTLE_SECONDS for gap in open_):
             return None
         *earlier, last = sorted(open_, key=lambda gap: gap.ended or 0.0)
         for gap in earlier:
             done = gap.reconciliation or Reconciliation(began=now)
-            self._save(gap, msgspec.structs.replace(done, ended=now, together_with=last.began))
-        return Work(last, last.reconciliation or Reconciliation(began=now))
+            self._tell(gap, msgspec.structs.replace(done, ended=now, together_with=last.began), [], now)
+        began = min([_beginning(last, gaps), *(_beginning(gap, gaps) for gap in earlier)])
+        return Work(last, began, last.reconciliation or Reconciliation(began=now))
 
-    def _look(self, workers: Iterable[Worker]) -> Look:
-        names = [worker.hostname for worker in workers if worker.status is WorkerStatus.ONLINE]
+    def _look(self, work: Work, workers: Iterable[Worker], now: float) -> Work:
+        """The next look; the second must have heard everybody, as long as there is patience."""
+        newest = standing.newest(self._store, self._cluster)
+        # One that is silent may be busy: a solo pool neither beats nor answers.
+        names = [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
         consumed = {queue for worker in workers for queue in worker.queues or ()}
-        return look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster))
+        seen = look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster))
+        work = work._replace(looked_at=now, until=work.until or now + PATIENCE_SECONDS)
+        if work.first is None or (now < work.until and work.first.unheard | seen.unheard):
+            return work._replace(first=seen, newest=newest)
+        return work._replace(second=seen)
 
     # Tasks that the record does not have
 
@@ -157,8 +169,7 @@ class Recovery:
             learnt_from_workers=work.found.learnt_from_workers + len(fresh) - queued,
             learnt_from_queues=work.found.learnt_from_queues + queued,
         )
-        self._tell(fresh, now)
-        self._save(work.gap, found)
+        self._tell(work.gap, found, fresh, now)
         self._work = work._replace(found=found, news=rest)
 
     # Tasks that it has
@@ -166,90 +177,99 @@ class Recovery:
     def _ask(self, work: Work, first: Look, second: Look, workers: Sequence[Worker], now: float) -> None:
         number, *place = work.found.position
         if number == len(STATES):
-            self._finish(work, first, second, workers, now)
+            self._finish(work, first, second, now)
             return
         after = (float(place[0]), int(place[1]))
-        ended = work.gap.ended or now
-        rows = standing.unended(self._store, self._cluster, STATES[number], ended, after, CHUNK)
+        rows = standing.unended(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
         if rows:
-            found = self._settle(work, rows, first, second, workers, now)
-            found = msgspec.structs.replace(found, position=(number, *rows[-1].place))
-        else:
-            found = msgspec.structs.replace(work.found, position=(number + 1, 0.0, 0))
-        self._save(work.gap, found)
+            self._settle(work, rows, _Judge(work, first, second, workers, now), (number, *rows[-1].place))
+            return
+        found = msgspec.structs.replace(work.found, position=(number + 1, 0.0, 0))
+        self._tell(work.gap, found, [], now)
         self._work = work._replace(found=found)
 
-    def _settle(
-        self, work: Work, rows: Sequence[Unended], first: Look, second: Look, workers: Sequence[Worker], now: float
-    ) -> Reconciliation:
-        """Finds out what it can about a chunk, and counts it."""
-        judge = _Judge(work.gap, first, second, workers, now)
+    def _settle(self, work: Work, rows: Sequence[Unended], judge: "_Judge", position: tuple[int, float, int]) -> None:
+        """Finds out what it can about a chunk, and counts it. While the result backend is silent, the chunk waits."""
+        now = judge.now
         asked = [row for row in rows if judge.concerns(row) and self._shard.has(row.id)]
         absent = [row for row in asked if not judge.has(row)]
-        ends = self._ends.of([row.id for row in absent]) if absent else {}
+        ends = self._ends.of([row.id for row in absent])
+        silent_since = (work.silent_since or now) if ends is None else None
+        self._work = work = work._replace(silent_since=silent_since)
+        if silent_since is not None and now - silent_since < PATIENCE_SECONDS:
+            return
         counts = dict.fromkeys(("backend", "workers", "queue", "lost", "unknown"), 0)
         told: list[Event] = []
         for row in asked:
-            what, events = judge.judge(row, ends.get(row.id))
+            what, events = judge.judge(row, ends)
             counts[what] += 1
             told += events
-        self._tell(told, now)
         total = {name: getattr(work.found, name) + count for name, count in counts.items()}
-        return msgspec.structs.replace(work.found, asked=work.found.asked + len(asked), **total)
+        complete = work.found.complete and ends is not None
+        found = msgspec.structs.replace(work.found, asked=work.found.asked + len(asked), complete=complete, **total)
+        found = msgspec.structs.replace(found, position=position)
+        self._tell(work.gap, found, told, now)
+        self._work = work._replace(found=found)
 
-    def _finish(self, work: Work, first: Look, second: Look, workers: Iterable[Worker], now: float) -> None:
-        online = {worker.hostname for worker in workers if worker.status is WorkerStatus.ONLINE}
-        heard = online <= first.answered & second.answered
-        found = msgspec.structs.replace(work.found, ended=now, complete=heard and first.whole and second.whole)
-        self._save(work.gap, found)
+    def _finish(self, work: Work, first: Look, second: Look, now: float) -> None:
+        complete = work.found.complete and first.complete and second.complete
+        found = msgspec.structs.replace(work.found, ended=now, complete=complete)
+        self._tell(work.gap, found, [], now)
         log.info("the gap of %s is reconciled: %s", self._cluster, in_words(found))
         self._work = None
 
-    def _tell(self, events: Sequence[Event], now: float) -> None:
-        if events:
-            self._conclude(Delivery(events=list(events), arrived=now))
+    def _tell(self, gap: Gap, found: Reconciliation, events: Sequence[Event], now: float) -> None:
+        """In one transaction: a receiver that is killed has stored both, what it concluded and how far it was."""
+        gap = msgspec.structs.replace(gap, reconciliation=found)
+        self._conclude(Delivery(events=list(events), arrived=now, gap=gap))
 
-    def _save(self, gap: Gap, found: Reconciliation) -> None:
-        if gap.id is not None:
-            journal.save_reconciliation(self._store, gap.id, found)
+
+def _beginning(gap: Gap, gaps: Sequence[Gap]) -> float:
+    """When the first gap began that is reconciled together with this one."""
+    with_it = [
+        each for each in gaps if each.reconciliation is not None and each.reconciliation.together_with == gap.began
+    ]
+    return min([gap.began, *(_beginning(each, gaps) for each in with_it)])
 
 
 class _Judge:
     """What two looks at workers and broker mean for a task."""
 
-    def __init__(self, gap: Gap, first: Look, second: Look, workers: Sequence[Worker], now: float) -> None:
-        self._gap = gap
+    def __init__(self, work: Work, first: Look, second: Look, workers: Sequence[Worker], now: float) -> None:
+        self._began = work.began
+        self._ended = work.gap.ended or now
         self._first = first
         self._second = second
         self._workers = {worker.hostname: worker for worker in workers}
-        self._now = now
+        self.now = now
         self._answered = first.answered & second.answered
-        online = {worker.hostname for worker in workers if worker.status is WorkerStatus.ONLINE}
-        self._heard_all = online <= self._answered and first.whole and second.whole
+        self._complete = first.complete and second.complete
 
     def concerns(self, task: Unended) -> bool:
-        """Nothing was heard of it since the gap; of what is lost, only what was lost since it began."""
+        """Nothing was heard of it since the gap; of what is lost, only what others called so since it began."""
         skew = self._skew(task.worker)
         if task.state is TaskState.LOST:
-            return task.ended is not None and task.ended + skew >= self._gap.began
-        if task.learnt is not None and task.learnt >= self._gap.began:
+            ours = task.exception is not None and AFTER_GAP in task.exception
+            return not ours and task.ended is not None and task.ended + skew >= self._began
+        if task.learnt is not None and task.learnt >= self._began:
             return False  # it was not in the record when the gap began
         moments = [at for at in (task.received, task.started, task.ended) if at is not None]
-        return max(moments, default=0.0) + skew <= (self._gap.ended or self._now)
+        return max(moments, default=0.0) + skew <= self._ended
 
     def has(self, task: Unended) -> bool:
         """A worker or the broker has it."""
         return _in(self._second, task.id) or _in(self._first, task.id)
 
-    def judge(self, task: Unended, end: End | None) -> tuple[str, list[Event]]:
-        """The name of the count, and what is concluded."""
+    def judge(self, task: Unended, ends: Mapping[str, End] | None) -> tuple[str, list[Event]]:
+        """The name of the count, and what is concluded. ``ends`` are ``None`` where the backend does not answer."""
         held, message = self._second.held.get(task.id), self._second.messages.get(task.id)
         if held is not None:
             return "workers", self._with_worker(task, held, message)
         if message is not None:
             return "queue", self._with_broker(task, message)
-        if self.has(task):  # on its way when we looked: its events come
+        if self.has(task) or ends is None:  # on its way when we looked: its events come
             return "unknown", []
+        end = ends.get(task.id)
         if end is not None and (done := self._done(task, end)) is not None:
             return "backend", [_end_event(task, end, done)]
         evidence = self._evidence(task)
@@ -263,11 +283,11 @@ class _Judge:
 
     def _at(self, task: Unended) -> float:
         """Now, by the worker's clock, as the run's other times are."""
-        return self._now - self._skew(task.worker)
+        return self.now - self._skew(task.worker)
 
     def _with_worker(self, task: Unended, held: Held, message: Seen | None) -> list[Event]:
         worker = self._workers[held.hostname]
-        event = _held_event(task.id, held, message, worker, self._now)
+        event = _held_event(task.id, held, message, worker, self.now)
         same = task.worker == held.hostname and task.pid in (None, worker.pid)
         if held.how == "active":
             return [] if same and task.state is TaskState.STARTED else [event]
@@ -302,22 +322,22 @@ class _Judge:
             if worker is None or worker.hostname not in self._answered or worker.pid != task.pid:
                 return None  # reconcile.py judges workers that are gone
             return (
-                f"{worker.hostname} (process {task.pid}) is up and no longer knows the task: it was asked twice after "
-                "a gap in the events, in which its end may have been missed; no result backend tells of it"
+                f"{worker.hostname} (process {task.pid}) is up and no longer knows the task: it was asked twice "
+                f"{AFTER_GAP}; no result backend tells of it"
             )
         searched = task.queue is not None and task.queue in self._first.queues & self._second.queues
-        if task.state is TaskState.LOST or not (self._heard_all and searched):
+        if task.state is TaskState.LOST or not (self._complete and searched):
             return None
         return (
             f"no worker has the task and its message is neither in {task.queue} nor unacknowledged: both were looked "
-            "at twice after a gap in the events, in which its end may have been missed; no result backend tells of it"
+            f"at twice {AFTER_GAP}; no result backend tells of it"
         )
 
     def _lost_event(self, task: Unended, evidence: str) -> Event:
         ours = task.state in {TaskState.PENDING, TaskState.RETRY}  # nobody knows who had it
         return Event(
             type="task-lost",
-            timestamp=self._now if ours else self._at(task),
+            timestamp=self.now if ours else self._at(task),
             hostname="" if ours else task.worker or "",
             pid=None if ours else task.pid,
             uuid=task.id,

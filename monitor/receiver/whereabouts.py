@@ -43,23 +43,30 @@ class Look(NamedTuple):
     held: dict[str, Held]
     messages: dict[str, Seen]
     answered: frozenset[str]  # the workers that answered every question
+    unheard: frozenset[str]  # those that did not: they may have tasks of which nobody knows
     queues: frozenset[str]  # that were looked into
     whole: bool  # every message was looked at
+
+    @property
+    def complete(self) -> bool:
+        """Who has a task that is not in this look, is none of the workers that we know."""
+        return self.whole and not self.unheard
 
 
 def look(remote: Remote, hostnames: Collection[str], queues: Collection[str]) -> Look:
     """Asks these workers, and looks into these queues where that takes nothing. Raises BrokerUnavailable."""
     found = survey(remote.broker, remote.settings, queues)
     held: dict[str, Held] = {}
-    answered = set(hostnames)
-    for question, arguments in QUESTIONS:
-        replies = remote.ask(question, arguments, sorted(hostnames), ANSWER_SECONDS) if hostnames else {}
-        for hostname in hostnames:
-            tasks = _listed(question, replies.get(hostname))
-            if tasks is None:
-                answered.discard(hostname)
+    answered = frozenset(hostnames)
+    for question, arguments in QUESTIONS:  # who does not answer one is not asked the next: each costs a wait
+        replies = remote.ask(question, arguments, sorted(answered), ANSWER_SECONDS) if answered else {}
+        listed = {hostname: _listed(question, replies.get(hostname)) for hostname in answered}
+        for tasks in listed.values():
             held = dict(tasks or ()) | held  # what is active is asked for first, and more than reserved
-    return Look(held, found.messages, frozenset(answered), frozenset(queues), found.whole)
+        answered = frozenset(hostname for hostname, tasks in listed.items() if tasks is not None)
+    return Look(
+        held, found.messages, answered, frozenset(hostnames) - answered, queues=frozenset(queues), whole=found.whole
+    )
 
 
 def _listed(question: str, reply: Reply | None) -> Iterable[tuple[str, Held]] | None:

@@ -14,10 +14,10 @@ from sqlalchemy import select
 from sqlalchemy import update
 
 from monitor.records import Action
+from monitor.records import Gap
 from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import ReceiverHealth
-from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
@@ -279,11 +279,10 @@ def close_gap(store: Store, gap_id: int, ended: float, dropped: int | None = Non
         connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(ended=ended, dropped=dropped))
 
 
-def save_reconciliation(store: Store, gap_id: int, found: Reconciliation) -> None:
-    """Notes what has been found out after a gap."""
-    told = msgspec.json.encode(found).decode()
-    with store.begin() as connection:
-        connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(reconciliation=told))
+def put_reconciliation(connection: Connection, gap: Gap) -> None:
+    """Notes what has been found out after a gap, in a transaction that stores what was concluded of it."""
+    told = msgspec.json.encode(gap.reconciliation).decode()
+    connection.execute(update(schema.gap).where(schema.gap.c.id == gap.id).values(reconciliation=told))
 
 
 def save_pause(store: Store, pause: Pause) -> None:

@@ -10,7 +10,9 @@ import re
 from typing import NamedTuple
 
 from sqlalchemy import Connection
+from sqlalchemy import and_
 from sqlalchemy import func
+from sqlalchemy import literal_column
 from sqlalchemy import select
 from sqlalchemy import text
 
@@ -51,6 +53,16 @@ class Partition(NamedTuple):
 def first_id(cluster: int) -> int:
     """Where the numbers of a cluster begin."""
     return cluster << CLUSTER_SHIFT
+
+
+def newest_id(store: Store, connection: Connection, cluster: int) -> int | None:
+    """The largest of a cluster's tasks, but for those that are kept."""
+    number = schema.task.c.id
+    if store.is_sqlite:  # from the newest on: its plan for max() would read the index of keys, all of it
+        mine = schema.task.c.cluster_id + literal_column("0") == cluster
+    else:
+        mine = and_(number >= first_id(cluster), number < first_id(cluster + 1))
+    return connection.execute(select(number).where(mine).order_by(number.desc()).limit(1)).scalar()
 
 
 def span_of(keep_tasks: int) -> int:
@@ -120,6 +132,7 @@ class Room:
     """Numbers for new tasks, and a place for them. For one writer of a cluster, beside those of other shares."""
 
     def __init__(self, store: Store, keep_tasks: int, shard: Shard = EVERYTHING) -> None:
+        self._store = store
         self._partitioned = not store.is_sqlite
         self._shared = shard.total > 1
         self._span = span_of(keep_tasks)
@@ -136,13 +149,11 @@ class Room:
 
     def next_number(self, connection: Connection, cluster: int) -> int:
         """The one after the largest that is stored."""
-        table = schema.task.c
-        largest = select(func.max(table.id))
+        found = newest_id(self._store, connection, cluster)
         if not self._partitioned:
-            return ((connection.execute(largest.where(table.cluster_id == cluster)).scalar() or 0) >> CLUSTER_BITS) + 1
+            return ((found or 0) >> CLUSTER_BITS) + 1
         first = first_id(cluster)
         there = partitions(connection, cluster)
-        found = connection.execute(largest.where(table.id >= first, table.id < first_id(cluster + 1))).scalar()
         return (max(found or first, there[0].low if there else first) - first >> CLUSTER_BITS) + 1
 
     def ensure(self, connection: Connection, cluster: int, number: int) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
+from sqlalchemy import and_
 from sqlalchemy import func
 from sqlalchemy import literal_column
 from sqlalchemy import select
@@ -14,6 +16,7 @@ from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
+from monitor.store.partitions import newest_id
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import texts
@@ -52,12 +55,10 @@ def seen_workers(store: Store, cluster: str) -> set[str]:
 def holders(store: Store, cluster: str, states: Sequence[TaskState] = HELD_STATES) -> dict[Holder, int]:
     """How many tasks in these states each worker process holds. No state may be SUCCESS: that has no index."""
     table = schema.task
-    codes = [STATE_CODES[state] for state in states]
     with store.read() as connection:
         statement = (
             select(table.c.worker_id, table.c.pid, func.count().label("tasks"))
-            .where(table.c.cluster_id == _cluster(connection, cluster))
-            .where(table.c.state.in_(codes), table.c.state != _SUCCESS)
+            .where(_in_states(states), _of(_cluster(connection, cluster)))
             .group_by(table.c.worker_id, table.c.pid)
         )
         rows = connection.execute(statement).all()
@@ -76,7 +77,6 @@ def held_by(
 ) -> list[str]:
     """The ids of tasks in these states that a worker process holds, the oldest first."""
     table, term = schema.task, schema.term
-    codes = [STATE_CODES[state] for state in states]
     with store.read() as connection:
         worker_id = connection.execute(
             select(term.c.id).where(term.c.kind == TERM_KINDS["worker"], term.c.text == holder.hostname)
@@ -85,8 +85,7 @@ def held_by(
             return []
         statement = (
             select(table.c.key)
-            .where(table.c.cluster_id == _cluster(connection, cluster))
-            .where(table.c.state.in_(codes), table.c.state != _SUCCESS)
+            .where(_in_states(states), _of(_cluster(connection, cluster)))
             .where(table.c.worker_id == worker_id, table.c.pid.is_not_distinct_from(holder.pid))
             .order_by(table.c.seen, table.c.id)
             .limit(limit)
@@ -110,21 +109,27 @@ class Unended(NamedTuple):
     started: float | None
     ended: float | None
     learnt: float | None  # by our own clock
+    exception: str | None  # the evidence, of what is lost
     place: tuple[float, int]  # in the order of ``unended``
 
 
+def newest(store: Store, cluster: str) -> int:
+    """The number that was given last: what is stored later has a larger one, whatever its sender's clock says."""
+    with store.read() as connection:
+        return newest_id(store, connection, _cluster(connection, cluster)) or 0
+
+
 def unended(
-    store: Store, cluster: str, state: TaskState, before: float, after: tuple[float, int], limit: int
+    store: Store, cluster: str, state: TaskState, newest: int, after: tuple[float, int], limit: int
 ) -> list[Unended]:
-    """Tasks in this state that were seen first before a time, behind a place in their order, the oldest first."""
+    """Tasks in this state with a number up to ``newest``, behind a place in their order, the oldest first."""
     table = schema.task.c
     columns = (table.key, table.seen, table.id, table.worker_id, table.pid, table.queue_id, table.retries)
     with store.read() as connection:
         statement = (
-            select(*columns, table.sent, table.received, table.started, table.ended, table.learnt)
-            .where(table.state == STATE_CODES[state], literal_column("state") != _SUCCESS)
-            .where(tuple_(table.seen, table.id) > after, table.seen < before)
-            .where(table.cluster_id == _cluster(connection, cluster))
+            select(*columns, table.sent, table.received, table.started, table.ended, table.learnt, table.exception)
+            .where(_in_states([state]), _of(_cluster(connection, cluster)))
+            .where(tuple_(table.seen, table.id) > after, table.id <= newest)
             .order_by(table.seen, table.id)
             .limit(limit)
         )
@@ -143,6 +148,7 @@ def unended(
             started=row.started,
             ended=row.ended,
             learnt=row.learnt,
+            exception=row.exception,
             place=(row.seen, row.id),
         )
         for row in rows
@@ -167,6 +173,18 @@ def tells_what_is_sent(store: Store, cluster: str) -> bool:
         sent = newest.subquery().c
         statement = select(func.count(sent.sent)).where(sent.cluster_id == _cluster(connection, cluster))
         return bool(connection.execute(statement).scalar())
+
+
+def _in_states(states: Sequence[TaskState]) -> ColumnElement[bool]:
+    """SQLite proves that a partial index serves by the very words of its condition."""
+    state = schema.task.c.state
+    codes: list[ColumnElement[int]] = [literal_column(str(STATE_CODES[each])) for each in states]
+    return and_(state.in_(codes), state != literal_column(str(_SUCCESS)))
+
+
+def _of(cluster: int) -> ColumnElement[bool]:
+    """Of this cluster, by no index: SQLite would rather walk all of its keys than those that have not ended."""
+    return schema.task.c.cluster_id + literal_column("0") == cluster
 
 
 def _cluster(connection: Connection, name: str) -> int:

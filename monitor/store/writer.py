@@ -25,6 +25,7 @@ from monitor.lifecycle import fold
 from monitor.lifecycle import is_lifecycle
 from monitor.records import Delivery
 from monitor.records import Event
+from monitor.records import Gap
 from monitor.records import Outcome
 from monitor.records import ReceiverHealth
 from monitor.records import Task
@@ -76,11 +77,12 @@ class Written:
 
 @dataclass
 class Batch:
-    """The events of a batch by what they tell of; captured messages by their task."""
+    """The events of a batch by what they tell of; captured messages by their task; gaps that they came of."""
 
     by_task: dict[str, list[Event]] = field(default_factory=dict)
     by_worker: dict[str, list[tuple[Event, float]]] = field(default_factory=dict)
     captured: dict[str, Event] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
 
 
 class Writer:
@@ -130,6 +132,8 @@ class Writer:
             tasks = self._write_tasks(connection, number, batch.by_task, certain=certain)
             if self._capture and batch.captured:
                 save_messages(self._store, connection, number, batch.captured.values())
+            for gap in batch.gaps:
+                journal.put_reconciliation(connection, gap)
             if health is not None:
                 journal.put_health(self._store, connection, number, health)
         self._known.remember(tasks)
@@ -174,6 +178,8 @@ class Writer:
         batch = Batch()
         by_task, skews = batch.by_task, self._skews
         for delivery in deliveries:
+            if delivery.gap is not None:
+                batch.gaps.append(delivery.gap)
             steady = delivery.concluded or self._clocks.steady(delivery.events)
             for cleaned in self._intake.clean_all(delivery.events):
                 if cleaned is None:

@@ -10,6 +10,7 @@ import redis
 from monitor.brokers.ends import Ends
 from monitor.brokers.ends import read_end
 from monitor.brokers.remote import Remote
+from monitor.receiver.forgotten import TIMES_SILENT
 from monitor.receiver.forgotten import Forgotten
 from monitor.records import Delivery
 from monitor.records import TaskState
@@ -86,6 +87,22 @@ def test_task_that_its_worker_no_longer_knows_is_lost_and_one_that_runs_is_not(b
         worker.kill()
 
 
+def test_while_the_result_backend_is_silent_nothing_is_lost_at_once(redis_url: str, tmp_path: Path) -> None:
+    away = (Broker(CLUSTER, "redis://127.0.0.1:1/0"),)
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url) as worker:
+        ignored = worker.send("ignore")
+        watch.wait_for_state(ignored, TaskState.STARTED)
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pid)
+        wait_for(lambda: "ignored" in worker.log, 10, "the end of the task")
+        forgotten, now = make_forgotten(redis_url, watch, result_backend=away), time.time()
+        for number in range(TIMES_SILENT - 1):
+            ask(watch, forgotten, now + 100 + 40 * number)
+        time.sleep(0.5)  # for what would be concluded
+        assert watch.wait_for_state(ignored, TaskState.STARTED).exception is None
+        ask_until_ended(watch, forgotten, ignored)
+        assert "the result backend does not answer" in (watch.wait_for_state(ignored, TaskState.LOST).exception or "")
+
+
 def test_end_that_was_missed_is_taken_from_the_result_backend(redis_url: str, tmp_path: Path) -> None:
     config = {"result_backend": redis_url}
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, config=config) as worker:
@@ -113,10 +130,10 @@ def test_end_that_was_missed_is_taken_from_the_result_backend(redis_url: str, tm
         assert len(failed.runs) == 1
 
 
-def test_result_backend_that_is_away_or_not_given_knows_nothing() -> None:
+def test_result_backend_that_is_away_says_nothing_and_one_that_is_not_given_knows_nothing() -> None:
     broker = Broker(CLUSTER, "redis://127.0.0.1:1/0")
     assert Ends(broker, Settings()).of(["a"]) == {}
-    assert Ends(broker, Settings(result_backend=(broker,))).of(["a"]) == {}
+    assert Ends(broker, Settings(result_backend=(broker,))).of(["a"]) is None
 
 
 @pytest.mark.parametrize(

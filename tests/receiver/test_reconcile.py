@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from monitor.brokers.remote import Remote
+from monitor.receiver.reconcile import DEAF_SECONDS
 from monitor.receiver.reconcile import Reconciler
 from monitor.records import Delivery
 from monitor.records import Event
@@ -124,6 +125,28 @@ def test_receiver_that_was_suspended_begins_to_listen_anew(judged: Judged) -> No
     for second in (1, 2, 3, 300, 302):
         judged.step(NOW + second)
     assert judged.status() is WorkerStatus.ONLINE
+
+
+def test_who_waits_for_answers_is_not_suspended(judged: Judged) -> None:
+    begin(judged)
+    for number in (1, 2, 3):  # each is asked for its task, and keeps us waiting for 2 s
+        for kind, more in (("worker-heartbeat", {"freq": 900.0}), ("task-received", {}), ("task-started", {})):
+            uuid = None if kind.startswith("worker") else make_id()
+            event = make_event(kind, timestamp=NOW, hostname=f"deaf{number}@shop", uuid=uuid, **more)
+            judged.writer.write([Delivery(events=[event], arrived=NOW)])
+    judged.step(NOW + 900)
+    judged.step(NOW + 903)
+    judged.step(NOW + 903 + DEAF_SECONDS + 1.5)
+    assert judged.status() is WorkerStatus.SILENT
+
+
+def test_a_clock_that_is_set_back_does_not_put_off_judging(judged: Judged) -> None:
+    begin(judged)
+    for second in (3600, 3601):
+        judged.step(NOW + second)
+    for second in (0, 2, 4):
+        judged.step(NOW + second)
+    assert judged.status() is WorkerStatus.SILENT
 
 
 def test_receiver_that_waits_for_its_database_accuses_nobody(judged: Judged) -> None:
