@@ -26,6 +26,7 @@ from dataclasses import field
 from io import TextIOWrapper
 from multiprocessing import connection
 from multiprocessing import forkserver
+from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event
 from threading import Thread
@@ -290,6 +291,7 @@ def _starting() -> Iterator[None]:
     main, path = sys.modules["__main__"], os.environ.get(SAFE_PATH)
     sys.modules["__main__"] = ModuleType("__main__")
     os.environ[SAFE_PATH] = "1"
+    resource_tracker.ensure_running()  # it would take our mask away
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
         yield
@@ -318,6 +320,7 @@ def stop_on_signals() -> Event:
 def configure_logging(level: str) -> None:
     """Log lines go to standard error."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines each time that it is loaded
 
 
 def _child(log_level: str, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
