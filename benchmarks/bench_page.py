@@ -4,14 +4,23 @@
 
 Both watch the same stream before; then it is quiet. Cold is a fresh profile each time, on loopback. Bytes are those of
 the wire, compressed, with their headers; requests are those until the page is at rest, without the live socket.
+
+The floor is what this browser on this machine needs for any page: text as long as our HTML and one style sheet, both
+from memory.
 """
 
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import ExitStack
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 from playwright.sync_api import Browser
@@ -35,6 +44,9 @@ from tests.faults.dashboard import serving
 
 REST_SECONDS = 1.5  # after "load": what scripts fetch comes too
 FOREVER = "immutable"
+STYLE = "body { font-family: sans-serif; margin: 2em; }"
+HEAD = '<!doctype html><html lang="en"><head><title>floor</title><link rel="stylesheet" href="/style.css"></head><body>'
+LINE = "<p>Nothing but text, and no more of it than in the page beside.</p>\n"
 PAINT = """() => Object.fromEntries(performance.getEntriesByType("paint").map((each) => [each.name, each.startTime]))"""
 
 
@@ -75,6 +87,35 @@ def fetched(context: BrowserContext, address: str) -> dict[str, Any]:
         "contentful": paint.get("first-contentful-paint", float("nan")),
         "loose": len(loose),
     }
+
+
+@contextmanager
+def floor(size: int) -> Iterator[str]:
+    """The address of a page of so many bytes that nobody has to compute."""
+    page = HEAD + LINE * (size // len(LINE))
+
+    class Plain(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, text = ("css", STYLE) if self.path == "/style.css" else ("html", page)
+            self.send_response(200)
+            self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            """Nobody wants a line about each."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Plain) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+def length(address: str) -> int:
+    """Bytes of a page's HTML."""
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return len(answer.read())
 
 
 def measure(browser: Browser, who: str, title: str, address: str, rounds: int) -> None:
@@ -119,6 +160,8 @@ def main() -> None:
             fill(out, lambda: int(dashboard.health()["events_total"] or 0), given.events)
             for title, path in (("overview", "/"), ("tasks", "/tasks")):
                 measure(browser, "ours", title, f"{dashboard.url}{path}", given.rounds)
+                with floor(length(f"{dashboard.url}{path}")) as address:
+                    measure(browser, "the floor", title, address, given.rounds)
         if not given.without_flower:
             with flower(given.redis, out, directory, most_tasks=given.events) as peer:
                 fill(out, lambda: peer.events, given.events)

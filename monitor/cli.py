@@ -1,5 +1,10 @@
-"""Arguments to settings to work. The only module that prints."""
+"""Arguments to settings to work. The only module that prints.
 
+Celery loads this module at each start of each worker, to look for commands (the entry point celery.commands); a worker
+needs no dashboard. So what a command runs is named here, and loaded when it runs.
+"""
+
+import gc
 import json
 import os
 import sys
@@ -8,25 +13,18 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
 
 from monitor import __version__
-from monitor import demo as shop
-from monitor.brokers.application import broker_of
-from monitor.doctor import examine
-from monitor.doctor import lines
-from monitor.doctor import told
 from monitor.errors import MonitorError
-from monitor.serve import run_receive
-from monitor.serve import run_serve
-from monitor.serve import run_web
-from monitor.serve import with_brokers
 from monitor.settings import SETTINGS
 from monitor.settings import Settings
 from monitor.settings import load
 from monitor.supervise import configure_logging
+from monitor.supervise import preload
 from monitor.supervise import stop_on_signals
 
 EXIT_WRONG = 1
@@ -37,6 +35,50 @@ EPILOG = (
     "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file."
 )
 Runner = Callable[..., None]
+# What the processes of a command have in common. A receiver must not hold a web framework, so only ``web`` has it here.
+RECEIVER = ("monitor.receiver.process",)
+WEB = ("monitor.web.server",)
+SHOP = (
+    "celery.bin.celery",
+    "celery.fixups.django",
+    "celery.loaders.app",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.apps.beat",
+    "celery.apps.worker",
+    "celery.backends.redis",
+    "celery.concurrency.prefork",
+    "celery.utils.static",
+    "celery.worker.autoscale",
+    "celery.worker.components",
+    "celery.worker.consumer",
+    "celery.worker.strategy",
+    "kombu.transport.redis",
+)
+
+
+def later(name: str) -> Callable[..., Any]:
+    """A call of ``module:function`` that loads the module first."""
+
+    def call(*arguments: object, **options: object) -> Any:
+        gc.disable()  # modules are no garbage: see nursery.py
+        function = resolve_name(name)
+        gc.enable()
+        return function(*arguments, **options)
+
+    return call
+
+
+run_serve = later("monitor.serve:run_serve")
+run_receive = later("monitor.serve:run_receive")
+run_web = later("monitor.serve:run_web")
+run_demo = later("monitor.demo:run")
+demo_of = later("monitor.demo:Demo")
+with_brokers = later("monitor.serve:with_brokers")
+broker_of = later("monitor.brokers.application:broker_of")
+examine = later("monitor.doctor:examine")
+lines = later("monitor.doctor:lines")
+told = later("monitor.doctor:told")
 
 
 class Failure(click.ClickException):
@@ -113,9 +155,11 @@ def _load(options: dict[str, Any]) -> Settings:
     return settings
 
 
-def _command(name: str, run: Runner, text: str) -> Command:
+def _command(name: str, run: Runner, common: Sequence[str], text: str) -> Command:
     def callback(**options: Any) -> None:
-        run(_load(options), stop_on_signals(), click.echo)
+        settings = _load(options)
+        preload(common)
+        run(settings, stop_on_signals(), click.echo)
 
     return Command(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
 
@@ -124,12 +168,15 @@ main.add_command(
     _command(
         "serve",
         run_serve,
+        RECEIVER,
         "Watch brokers and serve the dashboard: one receiver process per broker and one web process.\n\n\b\n"
         "Example:\n  celery-monitor serve --broker shop=redis://localhost:6379/0 --broker mail=amqp://localhost",
     )
 )
-main.add_command(_command("receive", run_receive, "Only keep the record: read the brokers' events into the database."))
-main.add_command(_command("web", run_web, "Only serve the dashboard from a database that receivers fill."))
+main.add_command(
+    _command("receive", run_receive, RECEIVER, "Only keep the record: read the brokers' events into the database.")
+)
+main.add_command(_command("web", run_web, WEB, "Only serve the dashboard from a database that receivers fill."))
 
 
 def _doctor(**options: Any) -> None:
@@ -185,7 +232,8 @@ def demo(**options: Any) -> None:
     Ctrl-C ends everything that it started, and nothing else.
     """
     configure_logging("warning")
-    shop.run(shop.Demo(**options), stop_on_signals(), click.echo)
+    preload(RECEIVER + SHOP)
+    run_demo(demo_of(**options), stop_on_signals(), click.echo)
 
 
 @click.command(
@@ -201,6 +249,7 @@ def celery_command(ctx: click.Context, /, **options: Any) -> None:
     settings = _load(options | {"app": application_name(sys.argv, os.environ)})
     if not settings.broker:
         settings = replace(settings, broker=(broker_of(ctx.obj.app),))
+    preload(RECEIVER)
     run_serve(settings, stop_on_signals(), click.echo)
 
 

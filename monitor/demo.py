@@ -32,6 +32,7 @@ from monitor.settings import Settings
 from monitor.settings import load
 from monitor.supervise import Command
 from monitor.supervise import Job
+from monitor.supervise import run_module
 from monitor.supervise import supervise
 from monitor.web import server
 from monitor.web.security import check_bind
@@ -145,9 +146,8 @@ class Shop:
 
     def _job(self, name: str, arguments: tuple[str, ...], ending: signal.Signals = signal.SIGTERM) -> Job:
         # A worker gets SIGQUIT: after SIGTERM it waits for its tasks, and one of ours is stuck for ever.
-        command = (sys.executable, "-m", *arguments)
         log = self.directory / f"{name}.log"
-        return Job(name, lambda: Command(command, self._environ(), self.directory, log, ending))
+        return Job(name, lambda: run_module(arguments, self._environ(), self.directory, log, ending))
 
     def _environ(self) -> dict[str, str]:
         paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

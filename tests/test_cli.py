@@ -75,6 +75,14 @@ def await_end(group: int) -> None:
         time.sleep(0.05)
 
 
+def test_a_worker_that_looks_for_commands_loads_no_dashboard(tmp_path: Path) -> None:
+    names = "celery.bin.celery", "monitor.cli", "monitor.web", "monitor.store", "sqlalchemy", "starlette", "uvicorn"
+    program = f"import sys, celery.bin.celery; print(*(each for each in {names} if each in sys.modules))"
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.check_output(command, cwd=tmp_path, env=environ(), text=True, timeout=60).split()
+    assert loaded == ["celery.bin.celery", "monitor.cli"]
+
+
 @pytest.mark.parametrize("command", ["serve", "receive", "web"])
 def test_help_names_every_setting(command: str, tmp_path: Path) -> None:
     text = call(command, "--help", directory=tmp_path).stdout

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.intake",
         "monitor.lifecycle",
         "monitor.messages",
+        "monitor.nursery",
         "monitor.redact",
         "monitor.runs",
         "monitor.schedule",
