@@ -71,6 +71,7 @@ class Receiver:
             shards=self._shard.total,
         )
         self._saved_at = 0.0
+        self._gather_until = 0.0
         self._untold = 0  # malformed messages that the log does not tell of yet
         self._tell_at = 0.0
         self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
@@ -172,6 +173,7 @@ class Receiver:
 
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
+            stop.wait(max(0.0, self._gather_until - time.monotonic()))
             self._heed_lease()
             deliveries = self._collect()
             if any(each.events or each.malformed or each.dropped for each in deliveries):
@@ -188,7 +190,8 @@ class Receiver:
     def _collect(self) -> list[Delivery]:
         """What there is to store: at once what has arrived, else what comes within the batch's time.
 
-        One delivery is of one moment. Who is behind takes several at once, as many small transactions cost more.
+        After events the next ones gather for that time, as a transaction costs as much as some hundreds of them. One
+        delivery is of one moment; who is behind takes several at once, and lets nothing gather.
         """
         deliveries = []
         while True:
@@ -201,6 +204,9 @@ class Receiver:
         while self._source.waits and events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
             deliveries.append(self._source.read(0.0))
             events += len(deliveries[-1].events)
+        behind = events >= self._settings.batch_events or len(deliveries) >= MOST_DELIVERIES
+        gathering = events and not behind
+        self._gather_until = time.monotonic() + self._settings.batch_seconds if gathering else 0.0
         return deliveries
 
     # The database
