@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 1.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
+PAUSES = 5  # while events gather
 RETENTION_SECONDS = 5.0  # between two looks when there was nothing more to delete
 # Between two steps of deleting, in times what the last one took. To delete a task takes about a quarter of the CPU that
 # storing it took (docs/scaling.md).
@@ -173,7 +174,6 @@ class Receiver:
 
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            stop.wait(max(0.0, self._gather_until - time.monotonic()))
             self._heed_lease()
             deliveries = self._collect()
             if any(each.events or each.malformed or each.dropped for each in deliveries):
@@ -201,9 +201,15 @@ class Receiver:
                 break
         deliveries.append(self._source.read(self._settings.batch_seconds))
         events = len(deliveries[-1].events)
-        while self._source.waits and events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
-            deliveries.append(self._source.read(0.0))
-            events += len(deliveries[-1].events)
+        while events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
+            rest = self._gather_until - time.monotonic()
+            if rest > 0:  # in short pauses, or what a burst brings meanwhile would have to wait on disk
+                time.sleep(min(rest, self._settings.batch_seconds / PAUSES))
+            if self._source.waits:
+                deliveries.append(self._source.read(0.0))
+                events += len(deliveries[-1].events)
+            elif rest <= 0:
+                break
         behind = events >= self._settings.batch_events or len(deliveries) >= MOST_DELIVERIES
         gathering = events and not behind
         self._gather_until = time.monotonic() + self._settings.batch_seconds if gathering else 0.0
