@@ -227,7 +227,10 @@ class Settings:
     )
     enable_events: bool = _setting(True, parse_bool, "turn task events on at workers that have them off")
     batch_seconds: float = _setting(
-        0.1, parse_float, "longest time events wait before they are stored", metavar="SECONDS"
+        0.1,
+        parse_float,
+        "longest time events gather before they are stored; beyond 2 the receiver counts as behind",
+        metavar="SECONDS",
     )
     batch_events: int = _setting(5000, parse_int, "most events stored in one transaction", metavar="N")
     buffer_bytes: int = _setting(

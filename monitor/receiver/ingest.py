@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 1.0
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
+PAUSES = 5  # while events gather
 RETENTION_SECONDS = 5.0  # between two looks when there was nothing more to delete
 # Between two steps of deleting, in times what the last one took. To delete a task takes about a quarter of the CPU that
 # storing it took (docs/scaling.md).
@@ -71,6 +72,7 @@ class Receiver:
             shards=self._shard.total,
         )
         self._saved_at = 0.0
+        self._gather_until = 0.0
         self._untold = 0  # malformed messages that the log does not tell of yet
         self._tell_at = 0.0
         self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
@@ -188,7 +190,8 @@ class Receiver:
     def _collect(self) -> list[Delivery]:
         """What there is to store: at once what has arrived, else what comes within the batch's time.
 
-        One delivery is of one moment. Who is behind takes several at once, as many small transactions cost more.
+        After events the next ones gather for that time, as a transaction costs as much as some hundreds of them. One
+        delivery is of one moment; who is behind takes several at once, and lets nothing gather.
         """
         deliveries = []
         while True:
@@ -198,9 +201,18 @@ class Receiver:
                 break
         deliveries.append(self._source.read(self._settings.batch_seconds))
         events = len(deliveries[-1].events)
-        while self._source.waits and events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
-            deliveries.append(self._source.read(0.0))
-            events += len(deliveries[-1].events)
+        while events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
+            rest = self._gather_until - time.monotonic()
+            if rest > 0:  # in short pauses, or what a burst brings meanwhile would have to wait on disk
+                time.sleep(min(rest, self._settings.batch_seconds / PAUSES))
+            if self._source.waits:
+                deliveries.append(self._source.read(0.0))
+                events += len(deliveries[-1].events)
+            elif rest <= 0:
+                break
+        behind = events >= self._settings.batch_events or len(deliveries) >= MOST_DELIVERIES
+        gathering = events and not behind
+        self._gather_until = time.monotonic() + self._settings.batch_seconds if gathering else 0.0
         return deliveries
 
     # The database

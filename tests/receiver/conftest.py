@@ -42,7 +42,7 @@ def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
     @contextmanager
     def run(url: str, **more: Any) -> Iterator[Receiver]:
         urls.add(url)
-        settings = Settings(node_id=node_id, batch_seconds=0.05, spool_dir=f"{tmp_path}/spool", **more)
+        settings = Settings(node_id=node_id, spool_dir=f"{tmp_path}/spool", **{"batch_seconds": 0.05} | more)
         receiver = Receiver(store, make_source(Broker("shop", url), settings), "shop", settings)
         stop = threading.Event()
         thread = threading.Thread(target=receiver.run, args=(stop,))

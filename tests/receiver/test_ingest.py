@@ -81,6 +81,21 @@ def test_being_away_from_redis_is_a_gap(redis_url: str, receiving: RunReceiver, 
     assert "not running" in gap.cause
 
 
+def test_events_that_follow_others_gather_for_one_transaction(
+    redis_url: str, receiving: RunReceiver, store: Store
+) -> None:
+    with receiving(redis_url, batch_seconds=3.0) as receiver:
+        wait_until(connected(receiver))
+        send_event(redis_url, "31")
+        wait_until(lambda: ended(store, "31"))
+        send_event(redis_url, "32")
+        time.sleep(0.5)
+        alone = ended(store, "32")
+        send_event(redis_url, "33")
+        wait_until(lambda: ended(store, "32"))
+        assert (alone, ended(store, "33")) == (False, True)
+
+
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A Redis server of the test's own, that it may stop."""
