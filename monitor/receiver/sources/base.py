@@ -126,10 +126,10 @@ class Inbox:
         """What is held in memory."""
         return self._size
 
-    def put(self, bodies: list[bytes | None]) -> None:
-        """Keep what has just been read, or drop and count it."""
+    def put(self, bodies: list[bytes | None], arrived: float | None = None) -> None:
+        """Keep what has been read, just now or when it ``arrived``, or drop and count it."""
         size = sum(len(body) + MESSAGE_OVERHEAD for body in bodies if body is not None)
-        batch = Batch(time.time(), bodies, size)
+        batch = Batch(time.time() if arrived is None else arrived, bodies, size)
         if size >= BURST_BYTES:
             self._burst_at = time.monotonic()
         with self._changed:

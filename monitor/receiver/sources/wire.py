@@ -7,9 +7,9 @@ nothing but read, split into messages, and answer; decoding and storing happen e
 import logging
 import select
 import socket
-import ssl
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -19,12 +19,13 @@ from kombu.compression import decompress
 
 from monitor.errors import BrokerUnavailable
 from monitor.receiver.sources.base import Inbox
+from monitor.receiver.sources.inlet import Direct
+from monitor.receiver.sources.inlet import Inlet
+from monitor.receiver.sources.inlet import Piece
 
-READ_BYTES = 1024 * 1024
 SEND_SECONDS = 5.0
 TICK_SECONDS = 0.5
 PAUSE_SECONDS = 0.02
-LEAVE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,14 @@ class Wire(Protocol):
 
 
 class Drain(threading.Thread):
-    """Reads ``sock`` into ``inbox`` until it is stopped or the connection ends. Owns the socket."""
+    """Reads into ``inbox`` until it is stopped or the connection ends. Owns the socket and the inlet."""
 
-    def __init__(self, sock: socket.socket, wire: Wire, inbox: Inbox, *, drops: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, wire: Wire, inbox: Inbox, *, drops: bool, inlet: Inlet | None = None
+    ) -> None:
         super().__init__(name=f"drain-{type(wire).__name__}", daemon=True)
         self._sock = sock
+        self._inlet = inlet or Direct(sock)
         self._wire = wire
         self._inbox = inbox
         self._drops = drops
@@ -81,6 +85,7 @@ class Drain(threading.Thread):
             log.exception("reading from the broker failed")
             self._inbox.fail(self._wire.explain(error))
         finally:
+            self._inlet.close()
             self._sock.close()
             self._wake_read.close()
 
@@ -91,13 +96,12 @@ class Drain(threading.Thread):
         while not self._stopping:
             paused = not self._drops and self._inbox.full
             wait = PAUSE_SECONDS if paused else TICK_SECONDS
-            poll.register(self._sock, 0 if paused else select.POLLIN)
+            poll.register(self._inlet, 0 if paused else select.POLLIN)
             ready = {descriptor for descriptor, _ in poll.poll(wait * 1000)}
             now = time.monotonic()
-            if self._sock.fileno() in ready and (data := self._receive()):
-                last_byte, self._inbox.heard_at = now, time.time()
-                if bodies := self._wire.feed(data):
-                    self._inbox.put(bodies)
+            if self._inlet.fileno() in ready and (pieces := self._inlet.receive()):
+                last_byte = now
+                self._take(pieces)
             if woken := self._wake_read.fileno() in ready:
                 self._wake_read.recv(4096)
             if woken or now - last_tick >= TICK_SECONDS:
@@ -106,28 +110,17 @@ class Drain(threading.Thread):
             if paused:
                 last_byte = now
 
+    def _take(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            self._inbox.heard_at = piece.arrived
+            if bodies := self._wire.feed(piece.data):
+                self._inbox.put(bodies, piece.arrived)
+
     def _leave(self) -> None:
-        # To close a socket with unread bytes resets it, and the last acknowledgement may go with it.
         with suppress(OSError):
             self._send(self._wire.tick(0.0))
             self._sock.shutdown(socket.SHUT_WR)
-            self._sock.settimeout(LEAVE_SECONDS)
-            deadline = time.monotonic() + LEAVE_SECONDS
-            while self._sock.recv(READ_BYTES) and time.monotonic() < deadline:
-                pass
-
-    def _receive(self) -> bytes:
-        self._sock.setblocking(False)
-        chunks: list[bytes] = []
-        try:
-            while chunk := self._sock.recv(READ_BYTES):
-                chunks.append(chunk)
-                # TLS holds decrypted bytes that poll() does not see: ask again until it has no more.
-                if not isinstance(self._sock, ssl.SSLSocket) or sum(map(len, chunks)) >= READ_BYTES:
-                    return b"".join(chunks)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return b"".join(chunks)
-        raise EOFError("the broker closed the connection")
+            self._take(self._inlet.last())
 
     def _send(self, data: bytes) -> None:
         if data:
