@@ -41,6 +41,7 @@ from playwright.sync_api import sync_playwright
 from tests.apps.basic import BROKER_VARIABLE
 from tests.apps.basic import CONFIG_VARIABLE
 from tests.e2e.conftest import SWITCHES
+from tests.faults.dashboard import START_SECONDS
 from tests.faults.dashboard import Dashboard
 from tests.faults.dashboard import serving
 from tests.workers import ROOT
@@ -236,7 +237,14 @@ def open_shop(broker: str, directory: Path, warm: float) -> Iterator[Shop]:
         dashboard = stack.enter_context(serving(broker, directory, *OPTIONS))
         picker, counter = (
             stack.enter_context(
-                running_worker(broker, app=APP, queue=f"{name}-queue", hostname=f"{name}@shop", config=config)
+                running_worker(
+                    broker,
+                    app=APP,
+                    queue=f"{name}-queue",
+                    hostname=f"{name}@shop",
+                    config=config,
+                    ready_seconds=START_SECONDS,
+                )
             )
             for name in ("pick", "count")
         )

@@ -60,10 +60,11 @@ class Disconnected(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """An entry of the schedule that beat should have sent ``seconds`` ago."""
+    """An entry of the schedule that was due ``seconds`` ago and has not been seen."""
 
     name: str
     seconds: float
+    may_wait_in: str | None = None  # it may have been sent, and wait in this queue
 
 
 class StuckWorkflow(NamedTuple):
@@ -294,13 +295,33 @@ def _queues(facts: Facts) -> list[Part]:
 
 
 def _schedule(facts: Facts) -> list[Part]:
-    entries = counted(len(facts.overdue), "entry of the schedule is", "entries of the schedule are")
+    perhaps = [each for each in facts.overdue if each.may_wait_in is not None]
+    return [*_unsent([each for each in facts.overdue if each.may_wait_in is None], facts), *_perhaps_waiting(perhaps)]
+
+
+def _unsent(overdue: Sequence[Overdue], facts: Facts) -> list[Part]:
+    entries = counted(len(overdue), "entry of the schedule is", "entries of the schedule are")
     if facts.beat_stopped:
-        told = f": {entries} overdue" if facts.overdue else ""
+        told = f": {entries} overdue" if overdue else ""
         return [Part(f"Beat seems to have stopped{told}.", "/schedule", tone="bad")]
-    if len(facts.overdue) > NAMED_ENTRIES:
+    if len(overdue) > NAMED_ENTRIES:
         return [Part(f"{entries} overdue.", "/schedule", tone="bad")]
-    return [_overdue(each) for each in facts.overdue]
+    return [_overdue(each) for each in overdue]
+
+
+def _perhaps_waiting(entries: Sequence[Overdue]) -> list[Part]:
+    """Nobody is accused: a queue is so full that they may be in it."""
+    if len(entries) > NAMED_ENTRIES:
+        told = f"{number_words(len(entries))} entries of the schedule were due and may wait in queues."
+        return [Part(told, "/schedule", tone="warning")]
+    return [
+        Part(
+            f"{each.name} was due {age_words(each.seconds)} ago and may wait in {each.may_wait_in}.",
+            "/schedule",
+            tone="warning",
+        )
+        for each in entries
+    ]
 
 
 def _overdue(entry: Overdue) -> Part:
