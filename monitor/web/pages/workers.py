@@ -1,6 +1,7 @@
 """Who works: which workers can be counted on, what they have in hand, and which tell us nothing."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from monitor.control.commands import SIGNALS
 from monitor.control.inspect import Inside
@@ -9,6 +10,9 @@ from monitor.control.worker_commands import EnableEvents
 from monitor.control.worker_commands import RevokeStamped
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
+from monitor.filters import parse
+from monitor.health_sentence import stalled_words
+from monitor.records import Task
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import breakdowns
@@ -23,12 +27,16 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.web.present import term
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
+from monitor.web.receivers import read_health
+from monitor.web.vitals import read_stalls
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
+MOST_STUCK = 5  # tasks named of a worker that may be stuck
 FOLD_SECONDS = 600.0  # an offline worker folds away when nothing was heard of it for this long
 
 
@@ -45,6 +53,13 @@ class WorkerRow:
     @property
     def key(self) -> str:
         return f"{self.worker.cluster}\n{self.worker.hostname}"
+
+
+class Stuck(NamedTuple):
+    """Why a worker may be stuck, and some of the tasks that it runs."""
+
+    words: str
+    tasks: list[Task]
 
 
 def context(view: View) -> Context:
@@ -79,9 +94,11 @@ def worker_context(view: View) -> Context:
         "hostname": hostname,
         "rows": rows,
         "several": len(rows) > 1,
+        "stuck": {row.key: _stuck(view, row.worker) for row in rows},
         "span": span,
         "ranges": RANGE_WORDS,
         "may_enable": view.may(EnableEvents.action),
+        "may_terminate": view.may("task.revoke"),
         "can": {action.partition(".")[2]: view.may(action) for action in worker_forms.OFFERED},
         "task_names": queries.terms(view.store, "name", "", MOST_NAMES),
         "queue_names_known": sorted({queue.name for queue in queries.queues(view.store, cluster)}),
@@ -92,6 +109,17 @@ def worker_context(view: View) -> Context:
             ("run", "Run time", charts.percentiles(series, "run", view.now)),
         ),
     }
+
+
+def _stuck(view: View, worker: Worker) -> Stuck | None:
+    health = read_health(view.store, view.now)
+    stalled = read_stalls(view.store, health, [worker], view.now, worker.cluster).workers
+    if not stalled:
+        return None
+    runs = f"state:started {term('worker', worker.hostname)} {term('cluster', worker.cluster)}"
+    return Stuck(
+        stalled_words(stalled[0]), list(queries.tasks(view.store, parse(runs, view.now), limit=MOST_STUCK).items)
+    )
 
 
 def read_rows(view: View) -> list[WorkerRow]:
