@@ -18,6 +18,7 @@ GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
 RISE_SECONDS = 60.0  # and how far back, where it is sampled every second
 RISE_SAMPLES = 3  # one sample more than before may be a burst that is being taken
 PEAK_SHARE = 0.9
+PEAK_SAMPLES = 5  # a peak that is younger still counts, though the queue was emptied since
 GROWTH_LEAST = 10  # fewer messages more than before are noise
 BARELY_SECONDS = 10.0  # an entry of the schedule may come that late from a beat that is only slow
 NAMED_ENTRIES = 2  # more overdue entries than this are counted instead of named
@@ -155,11 +156,19 @@ def is_growing(samples: Sequence[tuple[float, int | None]], now: float) -> bool:
 def is_rising(window: Sequence[int]) -> bool:
     """Whether a queue has just begun to grow; ``window`` are the messages ready in the samples of the last minute.
 
-    It is compared with its lowest, and has to have more than in the sample before and the one before that.
+    It is compared with its lowest, and has to have more than in the sample before and the one before that. A backlog
+    that was emptied since then is no measure of it, unless that was a moment ago.
     """
     if len(window) < RISE_SAMPLES or not window[-3] <= window[-2] < window[-1]:
         return False
-    return _grew(min(window), window)
+    began = _emptied(window) if window.index(max(window)) < len(window) - PEAK_SAMPLES else 0
+    return _grew(min(window[began:]), window[began:])
+
+
+def _emptied(window: Sequence[int]) -> int:
+    """The last sample in which next to nothing of the highest was left; else the first."""
+    least = (1 - PEAK_SHARE) * max(window)
+    return max((at for at, ready in enumerate(window) if ready <= least), default=0)
 
 
 def _grew(before: int, window: Sequence[int]) -> bool:

@@ -267,6 +267,12 @@ def test_entry_that_may_wait_in_a_full_queue_is_not_held_against_beat() -> None:
     assert stopped.startswith("3 workers up. Beat seems to have stopped. tick was")
 
 
+def test_queue_that_was_emptied_in_between_begins_anew() -> None:
+    assert is_rising([0, 180, 190, 60, 3, 0, 20, 45])
+    assert not is_rising([0, 180, 190, 150, 100, 110, 120])
+    assert not is_rising([180, 190, 3, 0, 4, 8])
+
+
 def test_queue_that_rises_sample_after_sample() -> None:
     assert is_rising([0, 0, 12, 25])
     assert not is_rising([0, 25])  # may be a burst

@@ -45,7 +45,7 @@ def test_schedule_that_nobody_told_is_not_known(house: House) -> None:
 def test_entry_without_a_run_is_unknown_and_not_zero(house: House) -> None:
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     text = house.text("/schedule")
-    assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown the workers" in text
+    assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown" in text
     assert "overdue" not in text
 
 
