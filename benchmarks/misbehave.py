@@ -191,10 +191,10 @@ TROUBLES = (
         stop_pool,
         r"may be stuck",
         go_on,
-        ("link pick@shop may be stuck", "link Terminate", "button Terminate"),
+        ("link pick@shop may be stuck", "link Terminate", "confirm Terminate"),
     ),
     Trouble("the whole worker stopped", stop_worker, r"silent for", go_on, ("link pick@shop has been silent",)),
-    Trouble("a growing queue", grow, r"is growing", drain, ("link pick-queue is growing", "button Grow pool")),
+    Trouble("a growing queue", grow, r"-queue is growing", drain, ("link pick-queue is growing", "button Grow pool")),
     Trouble(
         "a missed beat entry",
         stop_beat,
@@ -207,7 +207,7 @@ TROUBLES = (
         stick,
         r"stood still|workflows? may be stuck|workflows? waits?",
         unstick,
-        ("link workflows? may be stuck", "link count_shelf", "button Terminate", "button Terminate"),
+        ("link workflows? may be stuck", "link count_shelf", "button Terminate", "confirm Terminate"),
     ),
     Trouble("a worker killed", kill_worker, r"silent for|without count", nothing),
 )
@@ -299,7 +299,8 @@ def walk(page: Page, shop: Shop, way: tuple[str, ...]) -> int:
     for each in way:
         kind, _, words = each.partition(" ")
         role: Literal["link", "button"] = "link" if kind == "link" else "button"
-        main.get_by_role(role, name=re.compile(words)).locator("visible=true").first.click(timeout=STEP_MILLISECONDS)
+        place = main.locator("#confirm") if kind == "confirm" else main
+        place.get_by_role(role, name=re.compile(words)).locator("visible=true").first.click(timeout=STEP_MILLISECONDS)
         page.wait_for_load_state()
     page.wait_for_timeout(1500)
     notices = page.locator(".banners[role=status]").all_inner_texts()
