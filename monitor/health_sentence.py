@@ -18,6 +18,7 @@ GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
 RISE_SECONDS = 60.0  # and how far back, where it is sampled every second
 RISE_SAMPLES = 3  # one sample more than before may be a burst that is being taken
 PEAK_SHARE = 0.9
+PEAK_SAMPLES = 5  # a peak that is younger still counts, though the queue was emptied since
 GROWTH_LEAST = 10  # fewer messages more than before are noise
 BARELY_SECONDS = 10.0  # an entry of the schedule may come that late from a beat that is only slow
 NAMED_ENTRIES = 2  # more overdue entries than this are counted instead of named
@@ -60,10 +61,11 @@ class Disconnected(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """An entry of the schedule that beat should have sent ``seconds`` ago."""
+    """An entry of the schedule that was due ``seconds`` ago and has not been seen."""
 
     name: str
     seconds: float
+    may_wait_in: str | None = None  # it may have been sent, and wait in this queue
 
 
 class StuckWorkflow(NamedTuple):
@@ -154,11 +156,19 @@ def is_growing(samples: Sequence[tuple[float, int | None]], now: float) -> bool:
 def is_rising(window: Sequence[int]) -> bool:
     """Whether a queue has just begun to grow; ``window`` are the messages ready in the samples of the last minute.
 
-    It is compared with its lowest, and has to have more than in the sample before and the one before that.
+    It is compared with its lowest, and has to have more than in the sample before and the one before that. A backlog
+    that was emptied since then is no measure of it, unless that was a moment ago.
     """
     if len(window) < RISE_SAMPLES or not window[-3] <= window[-2] < window[-1]:
         return False
-    return _grew(min(window), window)
+    began = _emptied(window) if window.index(max(window)) < len(window) - PEAK_SAMPLES else 0
+    return _grew(min(window[began:]), window[began:])
+
+
+def _emptied(window: Sequence[int]) -> int:
+    """The last sample in which next to nothing of the highest was left; else the first."""
+    least = (1 - PEAK_SHARE) * max(window)
+    return max((at for at, ready in enumerate(window) if ready <= least), default=0)
 
 
 def _grew(before: int, window: Sequence[int]) -> bool:
@@ -294,13 +304,33 @@ def _queues(facts: Facts) -> list[Part]:
 
 
 def _schedule(facts: Facts) -> list[Part]:
-    entries = counted(len(facts.overdue), "entry of the schedule is", "entries of the schedule are")
+    perhaps = [each for each in facts.overdue if each.may_wait_in is not None]
+    return [*_unsent([each for each in facts.overdue if each.may_wait_in is None], facts), *_perhaps_waiting(perhaps)]
+
+
+def _unsent(overdue: Sequence[Overdue], facts: Facts) -> list[Part]:
+    entries = counted(len(overdue), "entry of the schedule is", "entries of the schedule are")
     if facts.beat_stopped:
-        told = f": {entries} overdue" if facts.overdue else ""
+        told = f": {entries} overdue" if overdue else ""
         return [Part(f"Beat seems to have stopped{told}.", "/schedule", tone="bad")]
-    if len(facts.overdue) > NAMED_ENTRIES:
+    if len(overdue) > NAMED_ENTRIES:
         return [Part(f"{entries} overdue.", "/schedule", tone="bad")]
-    return [_overdue(each) for each in facts.overdue]
+    return [_overdue(each) for each in overdue]
+
+
+def _perhaps_waiting(entries: Sequence[Overdue]) -> list[Part]:
+    """Nobody is accused: a queue is so full that they may be in it."""
+    if len(entries) > NAMED_ENTRIES:
+        told = f"{number_words(len(entries))} entries of the schedule were due and may wait in queues."
+        return [Part(told, "/schedule", tone="warning")]
+    return [
+        Part(
+            f"{each.name} was due {age_words(each.seconds)} ago and may wait in {each.may_wait_in}.",
+            "/schedule",
+            tone="warning",
+        )
+        for each in entries
+    ]
 
 
 def _overdue(entry: Overdue) -> Part:

@@ -710,10 +710,11 @@ class ScheduleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverdueEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry that should have been sent at ``since``, and was not."""
+    """An entry that should have been sent at ``since``, and was not seen."""
 
     name: str
     since: float
+    may_wait_in: str | None = None  # a queue with messages among which it may be
 
 
 class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -737,6 +738,7 @@ class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):
     at: float  # when it was sent, else received
     state: TaskState
     client: str | None  # who sent it, as far as that was told
+    queue: str | None = None
 
 
 class QueueSample(msgspec.Struct, frozen=True, kw_only=True):

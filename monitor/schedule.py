@@ -43,6 +43,12 @@ class Standing(NamedTuple):
     runs: tuple[ScheduledRun, ...]  # the newest first
     sure: bool  # by its sender, not by name and arguments alone
     since: float
+    may_wait_in: str | None = None  # a queue with messages among which the overdue one may be
+
+    @property
+    def surely_overdue(self) -> bool:
+        """It was not sent; what was sent and only waits is not held against beat."""
+        return self.overdue is not None and self.may_wait_in is None
 
 
 def own_runs(runs: Mapping[str, Sequence[ScheduledRun]]) -> dict[str, tuple[tuple[ScheduledRun, ...], bool]]:
@@ -104,6 +110,24 @@ def _patience(entry: ScheduleEntry, seen: float | None, last_at: float | None) -
     if entry.source == "redbeat" and last_at is None:
         return FIRST_SECONDS
     return SOON_SECONDS if entry.told_next is None else _grace(entry)  # what a scheduler tells is seconds old
+
+
+def next_look(standings: Sequence[Standing], now: float) -> float:
+    """When the next of them would be said to be overdue, if it is not seen before; infinite where none is due."""
+    moments = (each.next + SOON_SECONDS + 0.01 for each in standings if each.next is not None)
+    return min((each for each in moments if each > now), default=float("inf"))
+
+
+def may_wait_in(entry: ScheduleEntry, last: ScheduledRun | None, waiting: Mapping[str, int | None]) -> str | None:
+    """The queue in which what is not seen may wait: sending tells of itself only where ``task_send_sent_event`` is on.
+
+    ``waiting`` are the messages in each queue; of an entry whose queue is not known, any of them may be it.
+    """
+    if last is not None and last.client is not None:
+        return None
+    queue = entry.queue or (last.queue if last is not None else None)
+    filled = [(ready, name) for name, ready in waiting.items() if ready and queue in (None, name)]
+    return max(filled)[1] if filled else None
 
 
 def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[float]:

@@ -256,6 +256,23 @@ def test_entry_that_is_barely_late_is_not_yet_bad() -> None:
     assert sentence(facts)[1] == Part("count was due 3 s ago and has not been seen.", "/schedule", tone="warning")
 
 
+def test_entry_that_may_wait_in_a_full_queue_is_not_held_against_beat() -> None:
+    waiting = Overdue("tick", 40, may_wait_in="picks")
+    assert told(WELL._replace(overdue=[waiting])) == "3 workers up. tick was due 40 s ago and may wait in picks."
+    both = told(WELL._replace(overdue=[Overdue("count", 50), waiting]))
+    assert both == "3 workers up. count should have been sent 50 s ago. tick was due 40 s ago and may wait in picks."
+    many = told(WELL._replace(overdue=[waiting] * 3))
+    assert many == "3 workers up. 3 entries of the schedule were due and may wait in queues."
+    stopped = told(WELL._replace(overdue=[waiting], beat_stopped=True))
+    assert stopped.startswith("3 workers up. Beat seems to have stopped. tick was")
+
+
+def test_queue_that_was_emptied_in_between_begins_anew() -> None:
+    assert is_rising([0, 180, 190, 60, 3, 0, 20, 45])
+    assert not is_rising([0, 180, 190, 150, 100, 110, 120])
+    assert not is_rising([180, 190, 3, 0, 4, 8])
+
+
 def test_queue_that_rises_sample_after_sample() -> None:
     assert is_rising([0, 0, 12, 25])
     assert not is_rising([0, 25])  # may be a burst

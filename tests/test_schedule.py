@@ -5,6 +5,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+import msgspec
 import pytest
 
 from monitor.brokers.beat import entries_of_conf
@@ -17,6 +18,8 @@ from monitor.redact import Redactor
 from monitor.schedule import due_times
 from monitor.schedule import in_words
 from monitor.schedule import judge
+from monitor.schedule import may_wait_in
+from monitor.schedule import next_look
 from monitor.schedule import own_runs
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC).timestamp()  # a Monday
@@ -109,6 +112,27 @@ def test_entry_that_stopped_is_overdue_unless_we_were_away() -> None:
     away = Gap(cluster="shop", began=DAY + 100, ended=None, cause="away")
     assert judge(entry(), runs, [away], DAY, DAY + 400, sure=True).overdue is None
     assert judge(entry(), [], [], DAY, DAY + 400, sure=True).overdue is None
+
+
+def test_what_nobody_tells_to_be_sent_may_wait_where_messages_do() -> None:
+    untold, told = run(DAY, client=None), run(DAY)
+    waiting = {"stock": 7, "mail": 12, "idle": 0, "deaf": None}
+    assert may_wait_in(entry(queue="stock"), untold, waiting) == "stock"
+    assert may_wait_in(entry(queue="stock"), told, waiting) is None
+    assert may_wait_in(entry(queue="idle"), untold, waiting) is None
+    assert may_wait_in(entry(queue="deaf"), untold, waiting) is None
+    assert may_wait_in(entry(), untold, waiting) == "mail"
+    assert may_wait_in(entry(), msgspec.structs.replace(untold, queue="stock"), waiting) == "stock"
+
+
+def test_next_look_is_when_the_first_would_be_overdue() -> None:
+    standings = [judge(entry(), [run(DAY + ago)], [], DAY, DAY + 61, sure=True) for ago in (0, 5, 30)]
+    assert all(each.overdue is None for each in standings)
+    moment = next_look(standings, DAY + 61)
+    assert DAY + 62.5 < moment < DAY + 62.6
+    assert judge(entry(), [run(DAY)], [], DAY, moment, sure=True).overdue == DAY + 60
+    assert next_look(standings, moment) > DAY + 67
+    assert next_look([], DAY) == float("inf")
 
 
 def test_crontab_misses_and_late_runs_are_told() -> None:

@@ -83,7 +83,7 @@ class PoolShrink(WorkerCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRestart(WorkerCommand):
-    """Replace the processes of the pool; what they run is killed."""
+    """Replace each process of the pool once it has ended what it runs."""
 
     action: ClassVar[str] = "worker.pool_restart"
     method: ClassVar[str] = "pool_restart"

@@ -72,17 +72,25 @@ class Sampler:
         """Looks after the schedule until told to stop."""
         self._keep(stop, lambda now: self._schedules.step(self._up(), self._remote, now), "the schedule is not judged")
 
-    def _keep(self, stop: threading.Event, step: Callable[[float], None], trouble: str) -> None:
+    def _keep(self, stop: threading.Event, step: Callable[[float], float | None], trouble: str) -> None:
+        """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer."""
         said = ""
         while not stop.is_set():
+            began, sooner = time.monotonic(), None
             try:
-                step(time.time())
+                sooner = step(time.time())
                 said = ""
             except MonitorError as error:
                 if error.message != said:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
                 said = error.message
-            stop.wait(self._settings.sample_seconds)
+            stop.wait(self._rest(sooner, time.monotonic() - began))
+
+    def _rest(self, sooner: float | None, spent: float) -> float:
+        """Half of the time at least, where a step takes long: the broker, or the database, is slow already."""
+        period = self._settings.sample_seconds
+        rest = max(period / 2, period - spent)
+        return rest if sooner is None else min(rest, max(0.0, sooner - spent))
 
     def ask(self, now: float) -> None:
         """Asks the workers where it is time or one is new. Raises Broker- and StoreUnavailable."""

@@ -27,6 +27,7 @@ from monitor.records import OverdueEntry
 from monitor.records import ScheduleEntry
 from monitor.records import Worker
 from monitor.redact import Redactor
+from monitor.schedule import next_look
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store.clusters import health
@@ -37,13 +38,15 @@ from monitor.store.schedule import beat_health
 from monitor.store.schedule import save_beat_health
 from monitor.store.schedule import save_schedule
 from monitor.store.schedule import schedule
+from monitor.store.timetable import Scheduled
 from monitor.store.timetable import all_overdue
 from monitor.store.timetable import read_schedule
 
 ANSWER_SECONDS = 1.0
 CONF_SECONDS = 300.0  # how often the application or the workers are asked
 READ_SECONDS = 2.0  # how often RedBeat and django-celery-beat are read
-JUDGE_SECONDS = 0.9  # between two looks whether an entry is overdue
+JUDGE_SECONDS = 0.9  # between two looks whether an entry is overdue, at most
+LEAST_REST, LEAST_IDLE = 3.0, 20.0  # times what a look took, and what it worked, until the next
 DEAF_SECONDS = 5.0  # a receiver that said nothing of itself for this long accuses nobody
 AGAIN_SECONDS = 30.0  # after they could not be
 RENEWED_SECONDS = 30.0
@@ -74,8 +77,11 @@ class Schedules:
         self._health = BeatHealth(cluster=broker.cluster)
         self._judge_at = 0.0
 
-    def step(self, workers: Sequence[Worker], remote: Remote | None, now: float) -> None:
-        """One round. What cannot be read is said on the page, and its last answer stands. Raises StoreUnavailable."""
+    def step(self, workers: Sequence[Worker], remote: Remote | None, now: float) -> float:
+        """One round; in how many seconds it is to be judged again.
+
+        What cannot be read is said on the page, and its last answer stands. Raises StoreUnavailable.
+        """
         if self._stored is None:
             self._remember()
         self._configuration(workers, remote, now)
@@ -85,9 +91,8 @@ class Schedules:
             self._read("django-celery-beat", self._read_django, now)
         self._save(now)
         if now >= self._judge_at:
-            began = time.perf_counter()
-            self._judge(now)
-            self._judge_at = now + max(JUDGE_SECONDS, 20 * (time.perf_counter() - began))
+            self._judge_at = self._judge(now)
+        return self._judge_at - now
 
     def _remember(self) -> None:
         """What was known before this process began."""
@@ -191,17 +196,31 @@ class Schedules:
         """What was sent is known: the receiver hears its broker and is not behind."""
         return any(each.cluster == self._cluster and each.is_level(now, DEAF_SECONDS) for each in health(self._store))
 
-    def _judge(self, now: float) -> None:
+    def _judge(self, now: float) -> float:
+        """Writes down what is overdue; gives the moment of the next look: when an entry would be said to be so."""
+        began, worked = time.perf_counter(), time.thread_time()
         judged = replace(self._health, unread=tuple(self._unread.values()))
+        soonest = now + JUDGE_SECONDS
         if self._level(now):
             rows = read_schedule(self._store, self._cluster, now, RUNS)
-            late = [(row.standing.overdue, row.entry.name) for row in rows if row.standing.overdue is not None]
-            overdue = tuple(OverdueEntry(name=name, since=since) for since, name in sorted(late))
-            judged = replace(judged, overdue=overdue, stopped=all_overdue(rows))
+            judged = replace(judged, overdue=_overdue(rows), stopped=all_overdue(rows))
+            soonest = min(soonest, next_look([row.standing for row in rows], now))
         if self._stored is None or _differs(judged, self._stored):
             self._stored = replace(judged, at=now)
             save_beat_health(self._store, self._stored)
         self._health = judged
+        # The clock alone would let a busy machine put off what is late already.
+        spent, took = time.thread_time() - worked, time.perf_counter() - began
+        return max(soonest, now + LEAST_REST * took, now + LEAST_IDLE * spent)
+
+
+def _overdue(rows: Sequence[Scheduled]) -> tuple[OverdueEntry, ...]:
+    late = (
+        OverdueEntry(name=entry.name, since=standing.overdue, may_wait_in=standing.may_wait_in)
+        for entry, standing in rows
+        if standing.overdue is not None
+    )
+    return tuple(sorted(late, key=lambda each: (each.since, each.name)))
 
 
 def _differs(health: BeatHealth, stored: BeatHealth) -> bool:

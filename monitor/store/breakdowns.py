@@ -13,6 +13,7 @@ from monitor.records import QueueSample
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.schema import UNKNOWN
+from monitor.store.series import began as record_began
 from monitor.store.series import percentiles
 from monitor.store.sketches import merged
 from monitor.store.terms import texts
@@ -65,8 +66,10 @@ def flows(
             statement.where(table.c.cluster_id.in_(clusters)).group_by(table.c.cluster_id, place)
         ).all()
         names = texts(connection, [row.place for row in rows])
+    # Of a record that is younger than the span no more is known than since it began.
+    known = max(began, record_began(store) or 0.0)
     return Flows(
-        seconds=max(1.0, now - began),
+        seconds=max(1.0, now - known),
         by_key={
             (clusters[row.cluster_id], names[row.place]): Flow(
                 taken=row.received, succeeded=row.succeeded, failed=row.failed

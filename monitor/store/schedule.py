@@ -110,11 +110,12 @@ def runs_of(
         for task, some in by_task.items():
             wanted = {"name": names.get(task), "since": since, "clusters": numbers, "most": limit}
             found[task] = _rows(connection, wanted, some) if task in names else ((), None)
-        clients = texts(connection, {row.client_id for rows, _ in found.values() for row in rows})
+        ids = {each for rows, _ in found.values() for row in rows for each in (row.client_id, row.queue_id)}
+        told = texts(connection, ids)
     judged = {}
     for entry in entries:
         rows, oldest = found[entry.task]
-        mine = [_run(row, clients) for row in rows if _is_of(row, entry)]
+        mine = [_run(row, told) for row in rows if _is_of(row, entry)]
         judged[entry.name] = Runs(mine, since if oldest is None else oldest)
     return judged
 
@@ -140,7 +141,10 @@ def _rows(
 def _statement() -> Any:
     """Built once: to build it costs more than to run it."""
     newest = (
-        select(_task.key, _task.sent, _task.seen, _task.state, _task.client_id, _task.args, _task.kwargs)
+        select(
+            *(_task.key, _task.sent, _task.seen, _task.state, _task.client_id, _task.queue_id),
+            *(_task.args, _task.kwargs),
+        )
         .where(_task.name_id == bindparam("name"), _task.seen >= bindparam("since"))
         .where(_task.cluster_id.in_(bindparam("clusters", expanding=True)))
         .order_by(_task.seen.desc(), _task.id.desc())
@@ -160,12 +164,13 @@ def _statement() -> Any:
 _mine = _statement()
 
 
-def _run(row: Any, clients: dict[int, str]) -> ScheduledRun:
+def _run(row: Any, told: dict[int, str]) -> ScheduledRun:
     return ScheduledRun(
         id=from_key(row.key),
         at=row.sent if row.sent is not None else row.seen,
         state=STATES[row.state],
-        client=clients.get(row.client_id),
+        client=told.get(row.client_id),
+        queue=told.get(row.queue_id),
     )
 
 

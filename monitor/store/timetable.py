@@ -6,8 +6,10 @@ from typing import NamedTuple
 from monitor.records import ScheduleEntry
 from monitor.schedule import Standing
 from monitor.schedule import judge
+from monitor.schedule import may_wait_in
 from monitor.schedule import own_runs
 from monitor.store.clusters import gaps as read_gaps
+from monitor.store.clusters import queues
 from monitor.store.engine import Store
 from monitor.store.schedule import MOST_RUNS
 from monitor.store.schedule import Runs
@@ -43,19 +45,23 @@ def _of_cluster(store: Store, cluster: str, entries: list[ScheduleEntry], now: f
     since = now - WINDOW_SECONDS
     gaps = read_gaps(store, since, cluster)
     runs = _runs(store, cluster, entries, now, max(LEAST_RUNS, min(most, ALL_RUNS // len(entries))))
+    waiting = {queue.name: queue.ready for queue in queues(store, cluster)}
     judged = own_runs({name: each.runs for name, each in runs.items()})
     found = []
     for entry in entries:
         mine, sure = judged[entry.name]
         recent = [run for run in mine if run.at >= since] or list(mine[:1])
         begin = max(since, runs[entry.name].since)
-        found.append(Scheduled(entry, judge(entry, recent, gaps, begin, now, sure=sure)))
+        standing = judge(entry, recent, gaps, begin, now, sure=sure)
+        if standing.overdue is not None:
+            standing = standing._replace(may_wait_in=may_wait_in(entry, standing.last, waiting))
+        found.append(Scheduled(entry, standing))
     return found
 
 
 def all_overdue(rows: Sequence[Scheduled]) -> bool:
     """Everything that is expected of beat is overdue: it seems to have stopped."""
-    overdue = sum(row.standing.overdue is not None for row in rows)
+    overdue = sum(row.standing.surely_overdue for row in rows)
     return overdue >= STOPPED_ENTRIES and overdue == sum(_expected(row) for row in rows)
 
 

@@ -251,7 +251,10 @@ OPERATIONS = (
     _post(ON_WORKER + "grow", grow_pool, ask.PoolBody, "Add processes to a worker's pool"),
     _post(ON_WORKER + "shrink", shrink_pool, ask.PoolBody, "Take processes from a worker's pool, never the last"),
     _post(
-        ON_WORKER + "restart", restart_pool, ask.Why, "Replace the processes of a worker's pool; what runs is killed"
+        ON_WORKER + "restart",
+        restart_pool,
+        ask.Why,
+        "Replace each process of a worker's pool once it has ended what it runs",
     ),
     _post(ON_WORKER + "autoscale", autoscale, ask.AutoscaleBody, "Change the range in which a worker scales itself"),
     _post(ON_WORKER + "add-consumer", add_consumer, ask.ConsumerBody, "Let a worker take from one more queue"),

@@ -349,6 +349,7 @@ class ScheduledRunItem(Struct, frozen=True, kw_only=True):
 class ScheduleItem(Struct, frozen=True, kw_only=True):
     """Something that beat sends. Null is unknown; ``sure``: its runs are beat's by their sender, not by name alone.
 
+    ``may_wait_in`` is a queue with messages among which an overdue one may be: then it is not said that beat missed it.
     ``missed`` are the times at which it was due and nothing was sent; they, ``late`` and ``drift`` are since ``since``.
     """
 
@@ -372,6 +373,7 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     last: ScheduledRunItem | None
     next: float | None
     overdue: float | None
+    may_wait_in: str | None
     drift: float | None
     missed: tuple[float, ...] | None
     late: int | None
@@ -679,6 +681,7 @@ def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
         runs=shapes(ScheduledRunItem, standing.runs[:SCHEDULED_RUNS]),
         next=standing.next,
         overdue=standing.overdue,
+        may_wait_in=standing.may_wait_in,
         drift=standing.drift,
         missed=standing.missed,
         late=standing.late,

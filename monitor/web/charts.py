@@ -225,6 +225,7 @@ def depth(series: Series, *, with_unacked: bool = False) -> Chart:
         at=[sample.at for sample in samples],
         series=lines,
         gaps=gap_spans(series.gaps, first, last),
+        marks=start_marks(series, series.resolution),
     )
 
 

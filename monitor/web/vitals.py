@@ -75,7 +75,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         stuck=[StuckWorkflow(each.root_id, each.name, now - each.since) for each in still],
         stuck_at_least=MOST_STUCK,
         new_failures=_new_failures(store, cluster, since) if heard else (),
-        overdue=[Overdue(each.name, now - each.since) for beat in beats for each in beat.overdue],
+        overdue=[Overdue(each.name, now - each.since, each.may_wait_in) for beat in beats for each in beat.overdue],
         beat_stopped=any(beat.stopped or beat.lock_free_since is not None for beat in beats),
     )
 

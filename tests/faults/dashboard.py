@@ -23,7 +23,7 @@ from tests.test_cli import await_end
 from tests.test_cli import environ
 from tests.workers import wait_for
 
-START_SECONDS = 40
+START_SECONDS = 120
 STOP_SECONDS = 30
 
 

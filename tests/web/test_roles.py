@@ -110,6 +110,8 @@ UNSAFE: Listed = {
     **on_queue("resume", "queue.resume", {}),
     **on_queue("purge", "queue.purge", {"confirm": "payments"}),
     **on_queue("messages", "queue.read", {}),
+    ("POST", "/queues/{name:name}/grow"): ("worker.pool_grow", "payments", {**SHOP, "number": 2}),
+    ("POST", "/queues/{name:name}/add-consumer"): ("worker.add_consumer", "payments", {**SHOP, "worker": WORKER}),
     **on_queue("delete-message", "queue.delete_message", {"digest": "0a1b"}),
 }
 # They change nothing and only show what would be done: of these a denial alone is recorded.

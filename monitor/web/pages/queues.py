@@ -10,6 +10,8 @@ from monitor.control.queue_commands import PauseQueue
 from monitor.control.queue_commands import PurgeQueue
 from monitor.control.queue_commands import ReadQueue
 from monitor.control.queue_commands import ResumeQueue
+from monitor.control.worker_commands import AddConsumer
+from monitor.control.worker_commands import PoolGrow
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.records import Pause
@@ -22,8 +24,10 @@ from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.web import charts
 from monitor.web.forms import Form
+from monitor.web.forms import back
 from monitor.web.forms import doing
 from monitor.web.forms import fields
+from monitor.web.forms import whole
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
@@ -38,7 +42,7 @@ from monitor.web.vitals import unattended
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
 MOST_NAMES = 20
-COMMANDS = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage)
+COMMANDS = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage, PoolGrow, AddConsumer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ def queue_context(view: View) -> Context:
         "most_names": MOST_NAMES,
         "rows": rows,
         "several": _several(rows),
+        "idle": _idle(view, rows),
         "span": span,
         "ranges": RANGE_WORDS,
         "reading": None,
@@ -105,6 +110,24 @@ def read_messages(view: View, deed: Deed) -> Result:
     except MonitorError as error:
         return Result(f"/queues/{_quoted(view)}", {"cluster": view.cluster}, error.message, "bad")
     return Result(context={"reading": performed.reading, "reading_of": command.cluster})
+
+
+def grow(view: View, deed: Deed) -> Result:
+    """More processes at the workers that take from it: at one that is named, or at each."""
+    form = fields(deed.form)
+    cluster, path = form.get("of_cluster", ""), f"/queues/{_quoted(view)}"
+    takers = _takers(Queue(cluster=cluster, name=str(view.params["name"])), queries.workers(view.store, cluster))
+    named = form.get("worker")
+    workers = tuple(each for each in takers if named in ("", None, each))
+    try:
+        command = PoolGrow(cluster=cluster, workers=workers, number=whole(form, "number"))
+        return back(path, view, deed.controller.perform(deed.actor, command))
+    except MonitorError as error:
+        return Result(path, {"cluster": view.cluster}, error.message, "bad")
+
+
+def _add_consumer(name: str, form: Form) -> Command:
+    return AddConsumer(cluster=form.get("of_cluster", ""), workers=(form.get("worker", ""),), queue=name)
 
 
 def _quoted(view: View) -> str:
@@ -171,6 +194,17 @@ def _row(
     )
 
 
+def _idle(view: View, rows: list[QueueRow]) -> dict[str, list[str]]:
+    """By cluster, the workers that are up and do not take from the queue."""
+    takers = {(row.queue.cluster, name) for row in rows for name in row.takers}
+    idle: dict[str, list[str]] = {row.queue.cluster: [] for row in rows}
+    for worker in queries.workers(view.store, view.cluster):
+        up = worker.status is not WorkerStatus.OFFLINE
+        if up and worker.cluster in idle and (worker.cluster, worker.hostname) not in takers:
+            idle[worker.cluster].append(worker.hostname)
+    return idle
+
+
 def _takers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
     return tuple(
         worker.hostname
@@ -210,6 +244,8 @@ QUEUE_PAGE = Page(
         "purge": doing("/queues", "name", _purge),
         "messages": read_messages,
         "delete-message": doing("/queues", "name", _delete),
+        "grow": grow,
+        "add-consumer": doing("/queues", "name", _add_consumer),
     },
     script="charts.js",
 )

@@ -25,7 +25,7 @@ SOURCES = {
 def context(view: View) -> Context:
     rows = read_schedule(view.store, view.cluster, view.now)
     clusters = [view.cluster] if view.cluster else list(view.settings.clusters)
-    overdue = [row for row in rows if row.standing.overdue is not None]
+    overdue = [row for row in rows if row.standing.surely_overdue]
     return {
         "rows": sorted(rows, key=_order),
         "words": {_key(row): in_words(row.entry) for row in rows},
@@ -66,8 +66,9 @@ def _asked(view: View, rows: list[Scheduled]) -> Scheduled | None:
     return next((row for row in rows if may and (row.entry.cluster, row.entry.name) == wanted), None)
 
 
-def _order(row: Scheduled) -> tuple[bool, str, str]:
-    return row.standing.overdue is None, row.entry.name, row.entry.cluster
+def _order(row: Scheduled) -> tuple[bool, bool, str, str]:
+    standing = row.standing
+    return not standing.surely_overdue, standing.overdue is None, row.entry.name, row.entry.cluster
 
 
 def _key(row: Scheduled) -> str:

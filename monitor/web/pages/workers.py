@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from monitor.control.commands import SIGNALS
 from monitor.control.inspect import Inside
@@ -11,6 +12,7 @@ from monitor.control.worker_commands import RevokeStamped
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.filters import parse
+from monitor.health_sentence import stalled_words
 from monitor.records import Page as ListPage
 from monitor.records import Task
 from monitor.records import Worker
@@ -31,11 +33,14 @@ from monitor.web.present import term
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
+from monitor.web.receivers import read_health
+from monitor.web.vitals import read_stalls
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
 MOST_HELD = 20
 ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
+MOST_STUCK = 5  # tasks named of a worker that may be stuck
 FOLD_SECONDS = 600.0  # an offline worker folds away when nothing was heard of it for this long
 
 
@@ -55,6 +60,13 @@ class WorkerRow:
     @property
     def key(self) -> str:
         return f"{self.worker.cluster}\n{self.worker.hostname}"
+
+
+class Stuck(NamedTuple):
+    """Why a worker may be stuck, and some of the tasks that it runs."""
+
+    words: str
+    tasks: list[Task]
 
 
 def context(view: View) -> Context:
@@ -89,9 +101,11 @@ def worker_context(view: View) -> Context:
         "hostname": hostname,
         "rows": rows,
         "several": len(rows) > 1,
+        "stuck": {row.key: _stuck(view, row.worker) for row in rows},
         "span": span,
         "ranges": RANGE_WORDS,
         "may_enable": view.may(EnableEvents.action),
+        "may_terminate": view.may("task.revoke"),
         "can": {action.partition(".")[2]: view.may(action) for action in worker_forms.OFFERED},
         "task_names": queries.terms(view.store, "name", "", MOST_NAMES),
         "queue_names_known": sorted({queue.name for queue in queries.queues(view.store, cluster)}),
@@ -103,6 +117,17 @@ def worker_context(view: View) -> Context:
             ("run", "Run time", charts.percentiles(series, "run", view.now)),
         ),
     }
+
+
+def _stuck(view: View, worker: Worker) -> Stuck | None:
+    health = read_health(view.store, view.now)
+    stalled = read_stalls(view.store, health, [worker], view.now, worker.cluster).workers
+    if not stalled:
+        return None
+    runs = f"state:started {term('worker', worker.hostname)} {term('cluster', worker.cluster)}"
+    return Stuck(
+        stalled_words(stalled[0]), list(queries.tasks(view.store, parse(runs, view.now), limit=MOST_STUCK).items)
+    )
 
 
 def read_rows(view: View) -> list[WorkerRow]:

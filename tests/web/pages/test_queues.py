@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from monitor.records import Pause
 from monitor.records import Queue
 from monitor.store import journal
 from tests.factories import make_event
@@ -81,7 +82,8 @@ def test_rates_come_from_what_workers_took_and_how_the_depth_changed(house: Hous
         )
     measure(house, "emails", ago=120, ready=240, consumers=1)
     measure(house, "emails", ready=0, consumers=1)
-    assert "emails 0 – unknown 1 0 0.2" in house.text("/queues")
+    [rate] = re.findall(r"emails 0 – unknown 1 0 (\S+)", house.text("/queues"))
+    assert 60 / 135 - 0.05 < float(rate) < 60 / 70 + 0.05  # of a record that began 70 s and a part of a minute ago
 
 
 def test_one_queue_has_its_page(house: House) -> None:
@@ -90,6 +92,27 @@ def test_one_queue_has_its_page(house: House) -> None:
     assert "Waiting 412" in text
     assert "Unacknowledged 16" in text
     assert "mail1@shop" in text
+
+
+def test_page_offers_more_processes_and_another_worker(house: House) -> None:
+    measure(house, "emails", ready=412, consumers=2)
+    for name, queues in (("mail1@shop", ("emails",)), ("mail2@shop", ("emails", "sms")), ("rest@shop", ("sms",))):
+        house.worker(name, queues=queues)
+    house.worker("gone@shop", online=False, queues=("emails",))
+    text = house.text("/queues/emails")
+    assert "Worker each of the 2 that take from it mail1@shop mail2@shop" in text
+    assert "Worker that is up and does not take from it rest@shop Add consumer" in text
+    assert "gone@shop" not in text
+
+
+def test_paused_queue_offers_to_resume_and_nothing_that_would_fill_it(house: House) -> None:
+    measure(house, "emails", ready=412, consumers=0)
+    house.worker("mail1@shop", queues=("emails",))
+    journal.save_pause(house.store, Pause(cluster="shop", queue="emails", at=house.now, by="ada", workers=("a@shop",)))
+    text = house.text("/queues/emails")
+    assert "Resume" in text
+    assert "Grow pool" not in text
+    assert "Add consumer" not in text
 
 
 def test_queue_that_is_not_known_is_not_found(house: House) -> None:

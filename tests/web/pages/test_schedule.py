@@ -7,7 +7,9 @@ from msgspec import json
 
 from monitor.records import BeatHealth
 from monitor.records import OverdueEntry
+from monitor.records import Queue
 from monitor.records import ScheduleEntry
+from monitor.store import journal
 from monitor.store.schedule import save_beat_health
 from monitor.store.schedule import save_schedule
 from tests.factories import make_event
@@ -43,7 +45,7 @@ def test_schedule_that_nobody_told_is_not_known(house: House) -> None:
 def test_entry_without_a_run_is_unknown_and_not_zero(house: House) -> None:
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     text = house.text("/schedule")
-    assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown the workers" in text
+    assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown" in text
     assert "overdue" not in text
 
 
@@ -64,6 +66,23 @@ def test_beat_that_sends_nothing_any_more_is_said(house: House) -> None:
         send(house, number, 900.0 + 60 * number, name="shop.beat")
         send(house, 10 + number, 600.0 + 60 * number)
     assert "Beat seems to have stopped" in house.text("/schedule")
+
+
+def test_entry_that_may_wait_in_a_queue_is_not_called_overdue(house: House) -> None:
+    """Without task-sent nobody tells that beat sent it, and no worker has taken it yet."""
+    save_schedule(house.store, "shop", [entry("one", task="shop.beat", queue="picks"), entry("two")], house.now)
+    for number in range(4):
+        for name, offset in (("shop.beat", 0), ("shop.count", 10)):
+            known = {"uuid": make_id(offset + number), "timestamp": house.now - 600.0 - 60 * number, "name": name}
+            house.write(make_event("task-received", hostname="pick@shop", args="()", kwargs="{}", **known))
+    assert "Beat seems to have stopped" in house.text("/schedule")
+    journal.save_queues(house.store, "shop", [Queue(cluster="shop", name="picks", ready=31)], house.now)
+    text = house.text("/schedule")
+    assert "may wait in picks" in text
+    assert "Beat seems to have stopped" not in text
+    items = {each["name"]: each for each in house.client.get("/api/v1/schedule").json()["items"]}
+    assert items["one"]["may_wait_in"] == "picks"
+    assert items["one"]["overdue"] is not None
 
 
 def test_hostile_entry_is_text(house: House) -> None:

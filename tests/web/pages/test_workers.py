@@ -159,3 +159,34 @@ def test_hostile_name_is_text_and_its_page_opens(house: House) -> None:
         assert "<img src=x" not in html
         assert "\u202e" not in html
         assert "⟦U+202E⟧" in html
+
+
+def test_worker_that_may_be_stuck_names_the_tasks_that_end_it(house: House) -> None:
+    """A pool that is restarted waits for what its processes are in, so their tasks are what can be terminated."""
+    house.worker("mail1@shop", pool_size=1)
+    for number in range(7):
+        known = {"uuid": make_id(number), "hostname": "mail1@shop"}
+        house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
+        house.write(make_event("task-started", timestamp=house.now - 89, **known))
+        ended = {"timestamp": house.now - 88, "runtime": 0.5, "result": "1"}
+        if number:
+            house.write(make_event("task-succeeded", **known, **ended))
+    house.worker("mail1@shop", pool_size=1)
+    house.write(updated_at=house.now + 60, lag_seconds=0.1)  # a receiver that has been silent accuses nobody
+    text = house.text("/workers/mail1@shop")
+    assert "mail1@shop may be stuck: its only task has run for" in text
+    link = f'href="/tasks/{make_id(0)}?panel=terminate&amp;signal=SIGKILL"'
+    assert link in house.html("/workers/mail1@shop")
+    asked = house.html(f"/tasks/{make_id(0)}?panel=terminate&signal=SIGKILL")
+    assert "<option selected>SIGKILL</option>" in asked
+
+
+def test_worker_that_starts_nothing_says_what_is_to_be_done_on_its_host(house: House) -> None:
+    house.worker("mail1@shop", pool_size=1)
+    known = {"uuid": make_id(0), "hostname": "mail1@shop"}
+    house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
+    house.write(updated_at=house.now + 60, lag_seconds=0.1)
+    text = house.text("/workers/mail1@shop")
+    assert "1 task it has taken waits" in text
+    assert "nothing can be terminated from here" in text
+    assert "end process" in text
