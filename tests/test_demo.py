@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,7 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 
 def test_the_demo_shows_work_and_leaves_nothing(broker: str, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = Path(tempfile.mkdtemp(dir="/tmp"))  # short: a socket of the demo lies in it
     here = tmp_path / "here"
     here.mkdir()
     options = ("monitor", "demo", "--port", "0", "--broker", broker, "--rate", "11", "--failures", "0.3")
