@@ -14,6 +14,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -44,7 +45,9 @@ STEADY_SECONDS = 60.0  # a child that lived so long starts again without a longe
 STOP_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
-FORKS = sys.platform == "linux"  # elsewhere a library of the system may not survive a fork
+LONGEST_FOLDER = 74  # bytes: multiprocessing adds 33 for its socket, whose address the kernel bounds at 107
+# Elsewhere a library of the system may not survive a fork.
+FORKS = sys.platform == "linux" and len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
 CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessing.get_context("spawn")
 NURSERY = "monitor.nursery"
 SAFE_PATH = "PYTHONSAFEPATH"

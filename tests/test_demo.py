@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 
 def test_the_demo_shows_work_and_leaves_nothing(broker: str, tmp_path: Path) -> None:
-    scratch = Path(tempfile.mkdtemp(dir="/tmp"))  # short: a socket of the demo lies in it
+    scratch = tmp_path / ("long" * 30)  # no socket could lie in it
+    scratch.mkdir()
     here = tmp_path / "here"
     here.mkdir()
     options = ("monitor", "demo", "--port", "0", "--broker", broker, "--rate", "11", "--failures", "0.3")
