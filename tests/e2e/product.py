@@ -20,6 +20,7 @@ from uuid import uuid4
 from amqp.exceptions import ChannelError
 from celery import Celery
 
+from tests.test_cli import members
 from tests.workers import ROOT
 from tests.workers import wait_for
 
@@ -59,20 +60,15 @@ class Product:
         """Events that have been received."""
         return int(str(self.health()["events_total"]))
 
-    def children(self) -> list[int]:
-        """Its own processes, the oldest first; what keeps Python's books is left out."""
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii").split()
-        own = [int(pid) for pid in pids]
-        return [pid for pid in sorted(own) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
     def web_pid(self) -> int:
         """The web process: the one whose connections come from the dashboard's own port."""
         port = int(self.address.rstrip("/").rpartition(":")[2])
         established = _established(port)
-        for pid in self.children():
+        processes = members(self.process.pid)
+        for pid in processes:
             if established & _sockets(pid):
                 return pid
-        raise LookupError(f"none of {self.children()} has a connection at port {port}")
+        raise LookupError(f"none of {processes} has a connection at port {port}")
 
 
 def _established(port: int) -> set[str]:
@@ -84,9 +80,10 @@ def _established(port: int) -> set[str]:
 
 def _sockets(pid: int) -> set[str]:
     found = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed since it was listed
-            found.add(str(link.readlink()))
+    with suppress(FileNotFoundError):  # ended, or closed, since it was listed
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.add(str(link.readlink()))
     return found
 
 

@@ -92,8 +92,8 @@ class Direct:
 class Siphoned:
     """A process that empties the socket, which nobody else may read then, and passes on what came, with its time.
 
-    ``room`` is how many bytes may wait with it: in a file without a name in ``directory``, or, where none can be
-    made, few in memory. Raises OSError where the process cannot be started.
+    ``room`` is how many bytes may wait with it: in a file without a name in ``directory`` or beside it, or, where none
+    can be made, few in memory. Raises OSError where the process cannot be started.
     """
 
     def __init__(self, sock: socket.socket, directory: Path, room: int) -> None:
@@ -161,11 +161,13 @@ class Siphoned:
 
 
 def _nameless(directory: Path, room: int) -> AbstractContextManager[IO[bytes] | None]:
-    """A file that nobody else sees; ``None`` where events shall not wait on disk, or cannot."""
+    """A file that nobody else sees; ``None`` where events shall not wait on disk, or cannot.
+
+    The spool makes its folder when the first events wait there; until then, beside it.
+    """
     if room:
         with suppress(OSError):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return tempfile.TemporaryFile(dir=directory)
+            return tempfile.TemporaryFile(dir=directory if directory.is_dir() else directory.parent)
     return nullcontext()
 
 
