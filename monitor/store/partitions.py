@@ -98,6 +98,13 @@ def make(connection: Connection, cluster: int, low: int, tasks: int) -> Partitio
     return made
 
 
+def lock(connection: Connection, partition: Partition) -> None:
+    """Takes all that drop() needs for itself, in the same order."""
+    for column in _PARENTS:
+        parent = column.table.name
+        connection.exec_driver_sql(f"LOCK TABLE ONLY {parent}, {parent}{partition.suffix} IN ACCESS EXCLUSIVE MODE")
+
+
 def drop(connection: Connection, partition: Partition) -> None:
     """With all that is in it."""
     for column in _PARENTS:
