@@ -737,6 +737,7 @@ class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     at: float  # when it was sent, else received
+    by_receipt: bool = False  # when it was sent is not known
     state: TaskState
     client: str | None  # who sent it, as far as that was told
     queue: str | None = None
