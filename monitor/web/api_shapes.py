@@ -343,6 +343,7 @@ class ScheduledRunItem(Struct, frozen=True, kw_only=True):
 
     id: str
     at: float
+    by_receipt: bool
     state: TaskState
 
 
@@ -351,6 +352,8 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
 
     ``may_wait_in`` is a queue with messages among which an overdue one may be: then it is not said that beat missed it.
     ``missed`` are the times at which it was due and nothing was sent; they, ``late`` and ``drift`` are since ``since``.
+    ``by_receipt``: of some runs it is only known when a worker took them, not when they were sent. What waited in a
+    queue looks missed then, so ``missed`` is a guess; ``late`` and ``drift`` are of what is known to be sent alone.
     """
 
     name: str
@@ -380,6 +383,7 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     runs: list[ScheduledRunItem]
     sure: bool
     since: float
+    by_receipt: bool
 
 
 class ScheduleList(Struct, frozen=True):
@@ -687,6 +691,7 @@ def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
         late=standing.late,
         sure=standing.sure,
         since=standing.since,
+        by_receipt=standing.by_receipt,
     )
 
 
