@@ -30,15 +30,14 @@ from monitor.records import Outcome
 from monitor.records import Page
 from monitor.records import Percentiles
 from monitor.records import ReceiverHealth
-from monitor.records import ScheduleEntry
 from monitor.records import Series
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.records import WorkerStatus
 from monitor.records import WorkflowSummary
 from monitor.redact import Redactor
-from monitor.schedule import Standing
 from monitor.schedule import in_words
+from monitor.store.timetable import Scheduled
 from monitor.workflow import Tree
 from monitor.workflow import critical_path
 from monitor.workflow import waiting_for
@@ -351,6 +350,8 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
 
     ``may_wait_in`` is a queue with messages among which an overdue one may be: then it is not said that beat missed it.
     ``missed`` are the times at which it was due and nothing was sent; they, ``late`` and ``drift`` are since ``since``.
+    Where the receiver does not run or is behind, ``known_until`` is the moment since which nobody knows what was sent
+    (0: always); then ``overdue`` is null, and ``next`` may have passed.
     """
 
     name: str
@@ -380,6 +381,7 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     runs: list[ScheduledRunItem]
     sure: bool
     since: float
+    known_until: float | None
 
 
 class ScheduleList(Struct, frozen=True):
@@ -671,7 +673,8 @@ def workflow_detail(tree: Tree, cluster: str, *, complete: bool) -> WorkflowDeta
     )
 
 
-def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
+def schedule_item(scheduled: Scheduled) -> ScheduleItem:
+    entry, standing, known_until = scheduled
     return shape(
         ScheduleItem,
         entry,
@@ -687,6 +690,7 @@ def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
         late=standing.late,
         sure=standing.sure,
         since=standing.since,
+        known_until=known_until,
     )
 
 
