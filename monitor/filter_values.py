@@ -57,6 +57,7 @@ FIELDS: dict[str, Field] = {
         Field("root", Kind.ID, "id of the workflow's first task; finds the whole workflow", "root:4f2a9c01*"),
         Field("parent", Kind.ID, "id of the task that sent it", "parent:4f2a9c01*"),
         Field("group", Kind.NUMBER, "failure group", "group:17"),
+        Field("job", Kind.NUMBER, "bulk action: tasks that it sent again, or revoked", "job:7"),
         Field("args", Kind.TEXT, "positional arguments, as the sender described them", "args:EUR"),
         Field("kwargs", Kind.TEXT, "keyword arguments; kwargs.KEY:value for one of them", "kwargs.card:visa"),
         Field("result", Kind.TEXT, "result of the latest run", "result:OK"),
@@ -143,6 +144,11 @@ class Interval:
     text: str
     low: Limit | None = field(compare=False)
     high: Limit | None = field(compare=False)
+
+    @property
+    def is_point(self) -> bool:
+        """One value alone lies in it."""
+        return self.low is not None and self.low == self.high
 
     def holds(self, value: float) -> bool:
         low, high = self.low, self.high

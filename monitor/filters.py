@@ -237,12 +237,17 @@ def make_leaf(name: str, column: int, value: _Value, now: float) -> Leaf:
     if known.kind is Kind.STATE:
         return State(read_state(value.text, value.column))
     if not value.text and not key:
+        if known.name == "job":
+            raise FilterError("job: needs the number of a job", value.column)
         if known.name in {"id", "cluster"}:
             raise FilterError(f"every task has its {known.name}", value.column)
         return Unknown(known.name)
     if known.kind in {Kind.NAME, Kind.ID, Kind.TEXT}:
         return Match(known.name, _checked(known.kind, key, value), key or None)
-    return Range(known.name, read_interval(known.kind, value.text, value.column, now))
+    interval = read_interval(known.kind, value.text, value.column, now)
+    if known.name == "job" and not interval.is_point:
+        raise FilterError("job: takes the number of one job", value.column)
+    return Range(known.name, interval)
 
 
 def _checked(kind: Kind, key: str, value: _Value) -> Pattern:

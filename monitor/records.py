@@ -346,6 +346,7 @@ class Gap(msgspec.Struct, kw_only=True):
 
 
 LEVEL_SECONDS = 2.0  # a receiver further behind than this accuses nobody: what it misses may be on its way
+UNSAID_SECONDS = 4.0  # nor does one that said nothing of itself for this long
 
 
 class ReceiverHealth(msgspec.Struct, kw_only=True):
@@ -376,6 +377,13 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
         """It hears its broker and is not behind, and has said so within this time: then silence means something."""
         said = self.updated_at is not None and now - self.updated_at < unsaid_seconds
         return said and self.connected and self.lag_seconds is not None and self.lag_seconds <= LEVEL_SECONDS
+
+    def known_until(self, now: float) -> float:
+        """The last moment of which it can tell, where it is not level; 0: none."""
+        said = self.updated_at or 0.0
+        if not self.connected:
+            return min(said, self.last_event_at or 0.0)
+        return min(said, now - (self.lag_seconds or 0.0))
 
 
 class ReceiverShard(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 // <time-chart data-chart='{...}'>: a chart over time. The plot lives in a shadow root, so that morphing the
 // page around it never takes it apart; what is inside the element is the drawing for readers without scripts.
+import { longSpan } from "./times.js";
 import uPlot from "./vendor/uPlot.esm.js";
 
 const CURSOR = "page";
@@ -7,14 +8,22 @@ const HEIGHT = 148;
 const HATCH_STEP = 7;
 const STYLE = "./css/chart.css";
 
+// 0.4 ms, 6.1 ms, 340 ms, 2.1 s, 3 m 12 s, 2 h 5 m, 3 d 4 h: as the pages say it, with one decimal of few milliseconds.
 export function formatSeconds(seconds) {
   if (seconds === null || seconds === undefined) return "–";
+  if (seconds === 0) return "0 ms";
+  if (seconds < 0.00005) return "<0.1 ms";
+  if (seconds < 0.00995) return `${(seconds * 1000).toFixed(1)} ms`;
+  if (seconds < 0.9995) return `${(seconds * 1000).toFixed(0)} ms`;
+  return seconds < 59.95 ? `${seconds.toFixed(1)} s` : longSpan(Math.round(seconds));
+}
+
+// A mark of the axis is a round number, and says no more than that: 0, 250 µs, 2.5 ms, 2 s, 1 m 30 s, 5 m.
+function tickSeconds(seconds) {
   if (seconds === 0) return "0";
-  if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 0.001) return `${Number((seconds * 1e6).toPrecision(3))} µs`;
   if (seconds < 1) return `${Number((seconds * 1000).toPrecision(3))} ms`;
-  if (seconds < 60) return `${Number(seconds.toFixed(1))} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${Math.round(seconds % 60)} s`;
-  return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} m`;
+  return seconds < 60 ? `${Number(seconds.toFixed(1))} s` : longSpan(Math.round(seconds)).replace(/ 0 \w$/, "");
 }
 
 export function formatCount(count) {
@@ -39,7 +48,7 @@ function moments(ticks, step) {
 
 const UNITS = {
   count: { full: formatCount, axis: shortCount },
-  seconds: { full: formatSeconds, axis: formatSeconds },
+  seconds: { full: formatSeconds, axis: tickSeconds },
 };
 
 // Each layer of a stack carries the sum of itself and those below; drawn from the top down, each covers the last.

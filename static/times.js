@@ -4,7 +4,11 @@ const SLOWEST = 60_000;
 export function span(seconds) {
   if (seconds < 1) return `${Math.max(0, Math.round(seconds * 1000))} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 60) return `${Math.floor(seconds)} s`;
+  return seconds < 60 ? `${Math.floor(seconds)} s` : longSpan(seconds);
+}
+
+// From a minute on: 3 m 12 s, 2 h 5 m, 3 d 4 h.
+export function longSpan(seconds) {
   const parts = [
     ["d", 86400, "h", 3600],
     ["h", 3600, "m", 60],

@@ -22,6 +22,7 @@ from monitor.brokers.redbeat import Reading
 from monitor.brokers.redbeat import read_redbeat
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
+from monitor.records import UNSAID_SECONDS
 from monitor.records import BeatHealth
 from monitor.records import OverdueEntry
 from monitor.records import ScheduleEntry
@@ -47,7 +48,6 @@ CONF_SECONDS = 300.0  # how often the application or the workers are asked
 READ_SECONDS = 2.0  # how often RedBeat and django-celery-beat are read
 JUDGE_SECONDS = 0.9  # between two looks whether an entry is overdue, at most
 LEAST_REST, LEAST_IDLE = 3.0, 20.0  # times what a look took, and what it worked, until the next
-DEAF_SECONDS = 5.0  # a receiver that said nothing of itself for this long accuses nobody
 AGAIN_SECONDS = 30.0  # after they could not be
 RENEWED_SECONDS = 30.0
 RUNS = 100  # of each entry, to see whether it is overdue
@@ -194,7 +194,7 @@ class Schedules:
 
     def _level(self, now: float) -> bool:
         """What was sent is known: the receiver hears its broker and is not behind."""
-        return any(each.cluster == self._cluster and each.is_level(now, DEAF_SECONDS) for each in health(self._store))
+        return any(each.cluster == self._cluster and each.is_level(now, UNSAID_SECONDS) for each in health(self._store))
 
     def _judge(self, now: float) -> float:
         """Writes down what is overdue; gives the moment of the next look: when an entry would be said to be so."""
@@ -202,7 +202,7 @@ class Schedules:
         judged = replace(self._health, unread=tuple(self._unread.values()))
         soonest = now + JUDGE_SECONDS
         if self._level(now):
-            rows = read_schedule(self._store, self._cluster, now, RUNS)
+            rows = read_schedule(self._store, self._cluster, now, {}, RUNS)
             judged = replace(judged, overdue=_overdue(rows), stopped=all_overdue(rows))
             soonest = min(soonest, next_look([row.standing for row in rows], now))
         if self._stored is None or _differs(judged, self._stored):
@@ -216,9 +216,9 @@ class Schedules:
 
 def _overdue(rows: Sequence[Scheduled]) -> tuple[OverdueEntry, ...]:
     late = (
-        OverdueEntry(name=entry.name, since=standing.overdue, may_wait_in=standing.may_wait_in)
-        for entry, standing in rows
-        if standing.overdue is not None
+        OverdueEntry(name=row.entry.name, since=standing.overdue, may_wait_in=standing.may_wait_in)
+        for row in rows
+        if (standing := row.standing).overdue is not None
     )
     return tuple(sorted(late, key=lambda each: (each.since, each.name)))
 

@@ -37,6 +37,7 @@ from monitor.filter_values import Pattern
 from monitor.store import ids
 from monitor.store import schema
 from monitor.store.ids import Span
+from monitor.store.job_members import in_job
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.schema import UNKNOWN
@@ -140,6 +141,8 @@ def _leaf(leaf: Leaf, resolved: Resolved, *, cube: bool) -> ColumnElement[bool]:
         return numbers(state, (STATE_CODES[each] for each in leaf.states))
     if isinstance(leaf, Unknown):
         return _unknown(leaf.field, columns)
+    if isinstance(leaf, Range) and leaf.field == "job":
+        return in_job(job_of(leaf))
     if isinstance(leaf, Range):
         return within(_MEASURES[leaf.field], leaf.interval)
     if isinstance(leaf, Word):
@@ -150,6 +153,12 @@ def _leaf(leaf: Leaf, resolved: Resolved, *, cube: bool) -> ColumnElement[bool]:
     if leaf.field in {"id", "root", "parent"}:
         return _identity(leaf, resolved)
     return _text(leaf, resolved)
+
+
+def job_of(leaf: Range) -> int:
+    """The job that ``job:7`` names; the language takes nothing but one number."""
+    assert leaf.interval.low is not None  # noqa: S101
+    return int(leaf.interval.low.value)
 
 
 def _unknown(name: str, columns: object) -> ColumnElement[bool]:

@@ -23,11 +23,11 @@ from monitor.records import JobOutcome
 from monitor.records import JobState
 from monitor.store import schema
 from monitor.store.engine import Store
-from monitor.store.jobs import JOB_OUTCOME_CODES
 from monitor.store.jobs import job as read_job
 from monitor.store.journal import put_action
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
+from monitor.store.schema import JOB_OUTCOME_CODES
 from monitor.store.terms import cluster_id
 
 T = TypeVar("T")

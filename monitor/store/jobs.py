@@ -42,6 +42,7 @@ from monitor.store.load import cluster_names
 from monitor.store.load import read_tasks
 from monitor.store.paths import choose
 from monitor.store.rows import STATES
+from monitor.store.schema import JOB_OUTCOME_CODES
 from monitor.store.terms import cluster_id
 from monitor.store.walk import Position
 from monitor.store.walk import positions
@@ -53,15 +54,6 @@ PREVIEW_SECONDS = 3600.0  # for which somebody may think about it
 KEEP_SECONDS = 30 * 86_400.0  # for which each task of a job that has ended is remembered
 _CHUNK = 1000
 _BEGINNING: Position = (float("-inf"), -1)
-# Codes are stored: never renumber, only add.
-JOB_OUTCOME_CODES: dict[JobOutcome, int] = {
-    JobOutcome.WAITING: 0,
-    JobOutcome.SENDING: 1,
-    JobOutcome.DONE: 2,
-    JobOutcome.SKIPPED: 3,
-    JobOutcome.FAILED: 4,
-    JobOutcome.UNCONFIRMED: 5,
-}
 _OUTCOMES = {code: outcome for outcome, code in JOB_OUTCOME_CODES.items()}
 _list_columns = [column for column in schema.task.c if column.name != "traceback"]
 _job = schema.job.c

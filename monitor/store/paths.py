@@ -34,9 +34,11 @@ from monitor.store.compile import Resolved
 from monitor.store.compile import condition
 from monitor.store.compile import cube_condition
 from monitor.store.compile import is_cube
+from monitor.store.compile import job_of
 from monitor.store.compile import numbers
 from monitor.store.compile import resolve
 from monitor.store.cube import Share
+from monitor.store.job_members import in_job
 from monitor.store.schema import STATE_CODES
 
 MOST_BRANCHES = 64
@@ -102,10 +104,12 @@ def _seen_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | Non
 def _direct(terms: Iterable[Expression], resolved: Resolved) -> tuple[str, tuple[ColumnElement[bool], ...]] | None:
     """The index that holds just the rows asked for, where a term names them."""
     for each in terms:
-        if isinstance(each, Range) and each.field == "group" and each.interval.low == each.interval.high:
+        if isinstance(each, Range) and each.field == "group" and each.interval.is_point:
             assert each.interval.low is not None  # noqa: S101 -- an interval has an end
             group: ColumnElement[int] = literal_column(str(int(each.interval.low.value)))
             return "task_failure_group", (and_(_task.failure_group_id.is_not(None), _task.failure_group_id == group),)
+        if isinstance(each, Range) and each.field == "job":
+            return "task_key", (in_job(job_of(each)),)
         if not isinstance(each, Match) or each.field not in {"id", "root", "parent"}:
             continue
         own = [numbers(_task.id, resolved.rows[each])] if resolved.rows.get(each) else []

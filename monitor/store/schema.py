@@ -18,6 +18,7 @@ from sqlalchemy import UniqueConstraint
 from sqlalchemy import event
 from sqlalchemy import text
 
+from monitor.records import JobOutcome
 from monitor.records import Outcome
 from monitor.records import TaskState
 
@@ -35,6 +36,14 @@ STATE_CODES: dict[TaskState, int] = {
     TaskState.REVOKED: 8,
     TaskState.REJECTED: 9,
     TaskState.LOST: 10,
+}
+JOB_OUTCOME_CODES: dict[JobOutcome, int] = {
+    JobOutcome.WAITING: 0,
+    JobOutcome.SENDING: 1,
+    JobOutcome.DONE: 2,
+    JobOutcome.SKIPPED: 3,
+    JobOutcome.FAILED: 4,
+    JobOutcome.UNCONFIRMED: 5,
 }
 OUTCOME_CODES: dict[Outcome, int] = {
     Outcome.SUCCEEDED: 1,

@@ -1,5 +1,6 @@
 """The schedule with what the record tells of each entry: for the page, the API and whoever watches beat."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,25 +24,40 @@ LAST_SECONDS = 40 * 86400.0  # how far back a last run is looked for, where the 
 
 
 class Scheduled(NamedTuple):
-    """One entry and how it does."""
+    """One entry and how it does; ``known_until``: when it is not known what beat sent since then."""
 
     entry: ScheduleEntry
     standing: Standing
+    known_until: float | None = None
 
 
-def read_schedule(store: Store, cluster: str | None, now: float, most: int = MOST_RUNS) -> list[Scheduled]:
+def read_schedule(
+    store: Store, cluster: str | None, now: float, known_until: Mapping[str, float], most: int = MOST_RUNS
+) -> list[Scheduled]:
     """Every entry of the clusters, judged by the last day and the newest tasks of its name: at most ``most``, fewer
-    where there are many entries."""
+    where there are many entries.
+
+    ``known_until`` names the clusters of which the record does not know what was sent since then: there nothing is
+    overdue.
+    """
     found: list[Scheduled] = []
     by_cluster: dict[str, list[ScheduleEntry]] = {}
     for entry in schedule(store, cluster):
         by_cluster.setdefault(entry.cluster, []).append(entry)
     for name, entries in by_cluster.items():
-        found += _of_cluster(store, name, entries, now, most)
+        found += _of_cluster(store, name, entries, _Moment(now, known_until.get(name)), most)
     return found
 
 
-def _of_cluster(store: Store, cluster: str, entries: list[ScheduleEntry], now: float, most: int) -> list[Scheduled]:
+class _Moment(NamedTuple):
+    now: float
+    known_until: float | None  # ``None``: until now
+
+
+def _of_cluster(
+    store: Store, cluster: str, entries: list[ScheduleEntry], moment: _Moment, most: int
+) -> list[Scheduled]:
+    now, known_until = moment
     since = now - WINDOW_SECONDS
     gaps = read_gaps(store, since, cluster)
     runs = _runs(store, cluster, entries, now, max(LEAST_RUNS, min(most, ALL_RUNS // len(entries))))
@@ -52,11 +68,20 @@ def _of_cluster(store: Store, cluster: str, entries: list[ScheduleEntry], now: f
         mine, sure = judged[entry.name]
         recent = [run for run in mine if run.at >= since] or list(mine[:1])
         begin = max(since, runs[entry.name].since)
-        standing = judge(entry, recent, gaps, begin, now, sure=sure)
-        if standing.overdue is not None:
+        standing = judge(entry, recent, gaps, begin, now if known_until is None else known_until, sure=sure)
+        if known_until is not None:
+            standing = _unaccused(standing, known_until)
+        elif standing.overdue is not None:
             standing = standing._replace(may_wait_in=may_wait_in(entry, standing.last, waiting))
-        found.append(Scheduled(entry, standing))
+        found.append(Scheduled(entry, standing, known_until))
     return found
+
+
+def _unaccused(standing: Standing, known_until: float) -> Standing:
+    """What it missed while the record could tell still counts; whether it is overdue now cannot be told."""
+    if known_until <= standing.since:
+        standing = standing._replace(missed=None, late=None)
+    return standing._replace(overdue=None)
 
 
 def all_overdue(rows: Sequence[Scheduled]) -> bool:

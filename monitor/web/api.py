@@ -60,6 +60,7 @@ from monitor.web.api_operation import Operation
 from monitor.web.api_operation import json_response
 from monitor.web.api_operation import route
 from monitor.web.openapi import document
+from monitor.web.receivers import known_until
 from monitor.web.receivers import read_health
 from monitor.web.receivers import read_standbys
 
@@ -201,11 +202,12 @@ def get_workflow(call: Call, given: ask.WorkflowAddress) -> tell.WorkflowDetail:
 
 
 def list_schedule(call: Call, given: ask.InCluster) -> tell.ScheduleList:
-    found = read_schedule(call.store, given.cluster, time.time())
+    now = time.time()
     watched = [name for name in call.settings.clusters if given.cluster in (None, name)]
+    found = read_schedule(call.store, given.cluster, now, known_until(call.store, watched, now))
     unheard = [name for name in watched if queries.schedule_heard_at(call.store, name) is None]
     beats = [queries.beat_health(call.store, name) for name in watched]
-    return tell.ScheduleList([tell.schedule_item(each.entry, each.standing) for each in found], unheard, beats)
+    return tell.ScheduleList([tell.schedule_item(each) for each in found], unheard, beats)
 
 
 def run_scheduled(call: Call, _: ask.NoParameters, body: ask.RunScheduledBody) -> tell.ScheduledSent:

@@ -30,15 +30,14 @@ from monitor.records import Outcome
 from monitor.records import Page
 from monitor.records import Percentiles
 from monitor.records import ReceiverHealth
-from monitor.records import ScheduleEntry
 from monitor.records import Series
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.records import WorkerStatus
 from monitor.records import WorkflowSummary
 from monitor.redact import Redactor
-from monitor.schedule import Standing
 from monitor.schedule import in_words
+from monitor.store.timetable import Scheduled
 from monitor.workflow import Tree
 from monitor.workflow import critical_path
 from monitor.workflow import waiting_for
@@ -354,6 +353,8 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     ``missed`` are the times at which it was due and nothing was sent; they, ``late`` and ``drift`` are since ``since``.
     ``by_receipt``: of some runs it is only known when a worker took them, not when they were sent. What waited in a
     queue looks missed then, so ``missed`` is a guess; ``late`` and ``drift`` are of what is known to be sent alone.
+    Where the receiver does not run or is behind, ``known_until`` is the moment since which nobody knows what was sent
+    (0: always); then ``overdue`` is null, and ``next`` may have passed.
     """
 
     name: str
@@ -384,6 +385,7 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     sure: bool
     since: float
     by_receipt: bool
+    known_until: float | None
 
 
 class ScheduleList(Struct, frozen=True):
@@ -675,7 +677,8 @@ def workflow_detail(tree: Tree, cluster: str, *, complete: bool) -> WorkflowDeta
     )
 
 
-def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
+def schedule_item(scheduled: Scheduled) -> ScheduleItem:
+    entry, standing, known_until = scheduled
     return shape(
         ScheduleItem,
         entry,
@@ -692,6 +695,7 @@ def schedule_item(entry: ScheduleEntry, standing: Standing) -> ScheduleItem:
         sure=standing.sure,
         since=standing.since,
         by_receipt=standing.by_receipt,
+        known_until=known_until,
     )
 
 

@@ -1,12 +1,14 @@
 """What the receivers say of themselves, and what they cannot say: that the record takes no writing."""
 
 import time
+from collections.abc import Iterable
 from threading import Lock
 from weakref import WeakKeyDictionary
 
 import msgspec
 
 from monitor.errors import StoreUnavailable
+from monitor.records import UNSAID_SECONDS
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.store import journal
@@ -28,6 +30,20 @@ def read_health(store: Store, now: float) -> list[ReceiverHealth]:
     which. So we try to write ourselves.
     """
     return [_judged(store, health, now) for health in queries.health(store)]
+
+
+def known_until(store: Store, clusters: Iterable[str], now: float) -> dict[str, float]:
+    """The clusters whose receiver does not run, hears nothing or is behind, and until when it can tell; 0: never.
+
+    What it was not seen to send, beat may have sent since.
+    """
+    health = {each.cluster: each for each in read_health(store, now)}
+    found = {}
+    for cluster in clusters:
+        receiver = health.get(cluster)
+        if receiver is None or not receiver.is_level(now, UNSAID_SECONDS):
+            found[cluster] = receiver.known_until(now) if receiver is not None else 0.0
+    return found
 
 
 def read_standbys(store: Store, now: float) -> dict[str, list[StandbyReceiver]]:

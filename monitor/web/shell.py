@@ -1,5 +1,6 @@
 """What stands around every page: clusters, navigation with counts, and what must be said first."""
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from monitor.web.receivers import read_health
 FRESH_SECONDS = 0.4  # several views of one refresh share what is read here
 MOST_KNOWN = 32
 DAY = 86400.0  # the time of the page of failures
+BRIEF = 5
 FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
 FAILED_QUERY = "state:failed"
 
@@ -40,6 +42,14 @@ class NavItem:
     alarm: bool = False
     current: bool = False
     first: bool = False  # one of the five that a phone shows
+
+    @property
+    def brief(self) -> str | None:
+        """The count where there is room for five characters: ``2/3``, of many workers those that are up, ``12 k``."""
+        if self.count is None or len(self.count) <= BRIEF:
+            return self.count
+        more = "+" if self.count.endswith("+") else ""
+        return wording.brief(int(re.sub(r"/.*|\D", "", self.count))) + more
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import is_growing
+from monitor.records import UNSAID_SECONDS
 from monitor.records import FailureState
 from monitor.records import Queue
 from monitor.records import QueueSample
@@ -34,7 +35,6 @@ from monitor.web.receivers import read_health
 
 WINDOW_SECONDS = 900.0
 RECEIVER_SILENT_SECONDS = 15.0
-UNSAID_SECONDS = 4.0  # a receiver that said nothing of itself for this long accuses nobody
 GONE_SECONDS = 3600.0  # how long a worker that left is named
 
 

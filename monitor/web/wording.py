@@ -50,6 +50,14 @@ def number(value: float | None) -> str:
     return re.sub(r"\B(?=(\d{3})+$)", THIN, text) if abs(value) >= SEPARATED_FROM else text
 
 
+def brief(value: int) -> str:
+    """A count in at most five characters: ``731``, ``9.7 k``, ``12 k``, ``1.2 M``."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (1000, "k")):
+        if value >= size:
+            return f"{value * 10 // size / 10:.1f} {unit}" if value < 10 * size else f"{value // size} {unit}"
+    return str(value)
+
+
 def counted(count: Count | None) -> str:
     """A Count: one that stopped early carries a +."""
     if count is None:

@@ -21,6 +21,8 @@ from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import Queue
 from monitor.records import ReceiverHealth
+from monitor.records import Worker
+from monitor.records import WorkerStatus
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store import journal
@@ -33,6 +35,11 @@ from tests.factories import make_id
 from tests.web.pages.house import HOSTILE
 
 CANVAS = "document.querySelector('#chart-throughput time-chart').shadowRoot.querySelector('canvas')"
+
+TOLD = """all => import(document.querySelector("script[src*='/charts.js']").src)
+    .then(charts => all.map(charts.formatSeconds))"""
+CUT_ENTRIES = """[...document.querySelectorAll('.nav li:not(.more-pages) > a, .nav ul')]
+    .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
 
 
 @contextmanager
@@ -111,6 +118,40 @@ def test_a_cold_page_asks_for_at_most_a_dozen_files_and_keeps_all_but_itself(pag
         files = [each for each in answers if "/static/" in each.url]
         assert files or path != "/"  # what the first page has fetched is kept
         assert all("immutable" in each.headers["cache-control"] for each in files)
+
+
+def test_legend_tells_durations_as_the_pages_do(page: Page) -> None:
+    page.goto("/")
+    words = {
+        0: "0 ms",
+        0.00002: "<0.1 ms",
+        0.00609: "6.1 ms",
+        0.00996: "10 ms",
+        0.3404: "340 ms",
+        2.06: "2.1 s",
+        59.96: "1 m 0 s",
+        119.7: "2 m 0 s",
+        192.4: "3 m 12 s",
+        7530: "2 h 5 m",
+        274000: "3 d 4 h",
+    }
+    assert page.evaluate(TOLD, list(words)) == list(words.values())
+
+
+@pytest.mark.parametrize("width", [1400, 1024, 768, 360])
+def test_counts_of_a_large_cluster_fit_the_navigation(page: Page, store: Store, width: int) -> None:
+    now = time.time()
+    crowd = [
+        Worker(cluster="shop", hostname=f"pick{number}@shop", status=WorkerStatus.ONLINE, last_heartbeat=now)
+        for number in range(2300)
+    ]
+    succeed(store, 0, 3)
+    with store.begin() as connection:
+        journal.save_workers(store, connection, 1, crowd)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto("/")
+    assert "2301/2301" in page.locator(".nav").inner_text()
+    assert page.evaluate(CUT_ENTRIES) == []
 
 
 def test_charts_share_one_cursor(page: Page, store: Store) -> None:

@@ -7,21 +7,30 @@ import pytest
 
 from monitor.filters import parse
 from monitor.records import Action
+from monitor.records import Count
+from monitor.records import Delivery
 from monitor.records import Job
 from monitor.records import JobOutcome
 from monitor.records import JobPreview
 from monitor.records import JobReason
 from monitor.records import JobState
+from monitor.records import TaskState
+from monitor.settings import Settings
 from monitor.store import job_steps
 from monitor.store import jobs
+from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.job_members import states_of_sent
 from monitor.store.job_steps import Ended
 from monitor.store.job_steps import Lease
 from monitor.store.job_steps import LeaseLost
 from monitor.store.job_steps import Sent
+from monitor.store.writer import Writer
 from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
 from tests.store.traffic import seed
 
 QUERIES = (
@@ -138,6 +147,56 @@ def test_a_batch_is_linked_before_it_is_sent_and_counted_after(store: Store) -> 
     assert (job.batch, job.position, job.left) == (None, 4, job.total - 4)
     assert queries.lineage(store, queries.task(store, third.id, "shop")).retried_as == ()
     assert jobs.next_members(store, job, 1)[0].number == 4
+
+
+def test_query_of_a_job_finds_just_what_it_sent_again_and_states_are_counted(store: Store) -> None:
+    """Neither the tasks it was made of, nor what somebody sent again before or after it."""
+    job = make_job(store)
+    lease = hold(store, job)
+    one, two, three, left, last = batch_of(store, job, 5)
+    journal.link_retry(store, "shop", one.id, make_id(9001), "exact", NOW + 200)
+    job_steps.begin_batch(lease, job, "a token", [one, two, three, last], [], NOW + 301)
+    ended = [Ended(each.number, JobOutcome.DONE) for each in (one, two, last)]
+    failed = Ended(three.number, JobOutcome.FAILED, "no queue")
+    job_steps.end_batch(lease, job, last.number + 1, [*ended, failed], [three.new_id], NOW + 302)
+    journal.link_retry(store, "shop", two.id, make_id(9002), "exact", NOW + 400)
+    for task_id, end in (
+        (one.new_id, make_event("task-succeeded", uuid=one.new_id, timestamp=NOW + 410)),
+        (two.new_id, make_event("task-failed", uuid=two.new_id, timestamp=NOW + 410, exception="Again()")),
+        (make_id(9001), make_event("task-succeeded", uuid=make_id(9001), timestamp=NOW + 410)),
+        (make_id(9002), make_event("task-succeeded", uuid=make_id(9002), timestamp=NOW + 410)),
+    ):
+        received = make_event("task-received", uuid=task_id, name="shop.pay", timestamp=NOW + 405)
+        Writer(store, "shop", Settings()).write([Delivery(events=[received, end], arrived=NOW + 411)])
+
+    def found(query: str) -> set[str]:
+        page = queries.tasks(store, parse(query, NOW + 500), limit=1000)
+        assert page.count == Count(value=len(page.items))
+        return {task.id for task in page.items}
+
+    assert found(f"job:{job.id}") == {one.new_id, two.new_id}
+    assert found(f"job:{job.id} state:failed") == {two.new_id}
+    assert found(f"job:{job.id} OR id:{left.id}") == {one.new_id, two.new_id, left.id}
+    everything = {task.id for task in queries.tasks(store, parse("", NOW + 500), limit=1000).items}
+    assert found(f"-job:{job.id}") == everything - {one.new_id, two.new_id}
+    assert found("job:999") == set()
+    assert states_of_sent(store, jobs.job(store, job.id)) == {TaskState.SUCCESS: 1, TaskState.FAILURE: 1}
+
+
+def test_query_of_a_job_that_revokes_finds_what_it_revoked(store: Store) -> None:
+    job = make_job(store, "state:started", "revoke")
+    lease = hold(store, job)
+    one, two = jobs.next_members(store, job, 2)
+    job_steps.end_batch(
+        lease,
+        job,
+        two.number + 1,
+        [Ended(one.number, JobOutcome.DONE), Ended(two.number, JobOutcome.SKIPPED, "it has ended")],
+        [],
+        NOW + 302,
+    )
+    assert [task.id for task in queries.tasks(store, parse(f"job:{job.id}", NOW + 500)).items] == [one.id]
+    assert states_of_sent(store, job) == {TaskState.STARTED: 1}
 
 
 def test_a_batch_that_the_broker_has_not_waits_again(store: Store) -> None:

@@ -29,6 +29,14 @@ def test_long_numbers_get_thin_separators(value: int | None, text: str) -> None:
     assert wording.number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(731, "731"), (9731, "9.7 k"), (9960, "9.9 k"), (731_000, "731 k"), (1_249_000, "1.2 M"), (31_000_000, "31 M")],
+)
+def test_brief_count_has_five_characters_at_most(value: int, text: str) -> None:
+    assert wording.brief(value) == text
+
+
 def test_count_that_stopped_carries_a_plus() -> None:
     assert wording.counted(Count(10_000, exact=False)) == "10\u202f000+"
     assert wording.counted(Count(31)) == "31"

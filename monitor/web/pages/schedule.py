@@ -12,6 +12,7 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.web.receivers import known_until
 
 SHOWN_RUNS = 12
 SOURCES = {
@@ -23,8 +24,9 @@ SOURCES = {
 
 
 def context(view: View) -> Context:
-    rows = read_schedule(view.store, view.cluster, view.now)
     clusters = [view.cluster] if view.cluster else list(view.settings.clusters)
+    untold = known_until(view.store, clusters, view.now)
+    rows = read_schedule(view.store, view.cluster, view.now, untold)
     overdue = [row for row in rows if row.standing.surely_overdue]
     return {
         "rows": sorted(rows, key=_order),
@@ -32,7 +34,8 @@ def context(view: View) -> Context:
         "key": _key,
         "shown_runs": SHOWN_RUNS,
         "overdue": overdue,
-        "stopped": all_overdue(rows),
+        "stopped": _stopped(rows),
+        "untold": {name: until for name, until in untold.items() if any(row.entry.cluster == name for row in rows)},
         "sources": SOURCES,
         "told_by": [each for each in SOURCES if any(row.entry.source == each for row in rows)],
         "beats": [queries.beat_health(view.store, name) for name in clusters],
@@ -64,6 +67,12 @@ def _asked(view: View, rows: list[Scheduled]) -> Scheduled | None:
     wanted = (view.query.get("of"), view.query.get("run"))
     may = view.may(RunScheduled.action)
     return next((row for row in rows if may and (row.entry.cluster, row.entry.name) == wanted), None)
+
+
+def _stopped(rows: list[Scheduled]) -> list[str]:
+    """The clusters whose beat seems to have stopped."""
+    clusters = sorted({row.entry.cluster for row in rows})
+    return [name for name in clusters if all_overdue([row for row in rows if row.entry.cluster == name])]
 
 
 def _order(row: Scheduled) -> tuple[bool, bool, str, str]:

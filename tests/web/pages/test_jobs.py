@@ -83,6 +83,28 @@ def test_it_shows_what_became_of_those_that_were_sent_again(browser: Browser, ap
     assert re.search(rf"{new_id}</a></td><td data-tint><span[^>]*><i[^>]*>✓</i>succeeded<", browser.get("/jobs/1").text)
 
 
+def test_totals_of_what_became_of_them_lead_to_just_these(browser: Browser, app: Starlette) -> None:
+    choose(browser)
+    browser.submit("/jobs/1", "/jobs/1/start")
+    store = app.state.store
+    wait_for(lambda: jobs.job(store, 1).state is JobState.DONE, what="the end of the job")
+    assert "1 of which the record has nothing yet" in words(browser, "/jobs/1")
+    new_id = jobs.sent_as(jobs.job(store, 1), shop.PROBABLE)
+    ended = shop.events_of(new_id, time.time() - 7, "failed", exception="Declined('again')")
+    Writer(store, "shop", Settings()).write([Delivery(events=ended, arrived=time.time())])
+    assert "1 sent again : 1 ✕ failed" in words(browser, "/jobs/1")
+    assert "of which the record has nothing" not in words(browser, "/jobs/1")
+    found = re.search(r'href="([^"]+q=job%3A1(?:\+|%20)state%3Afailed[^"]*)"', browser.get("/jobs/1").text)
+    assert found
+    listed = browser.get(found.group(1).replace("&amp;", "&")).text
+    assert new_id in listed
+    assert shop.TRUNCATED not in listed
+
+
+def words(browser: Browser, path: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", browser.get(path).text).split())
+
+
 def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:
     choose(browser)
     browser.submit("/jobs/1", "/jobs/1/start", rate="0.05")

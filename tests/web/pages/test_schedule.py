@@ -9,6 +9,7 @@ from monitor.records import BeatHealth
 from monitor.records import OverdueEntry
 from monitor.records import Queue
 from monitor.records import ScheduleEntry
+from monitor.settings import Broker
 from monitor.store import journal
 from monitor.store.schedule import save_beat_health
 from monitor.store.schedule import save_schedule
@@ -43,6 +44,7 @@ def test_schedule_that_nobody_told_is_not_known(house: House) -> None:
 
 
 def test_entry_without_a_run_is_unknown_and_not_zero(house: House) -> None:
+    house.write()
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     text = house.text("/schedule")
     assert "count stock shop.count every minute 60.0 none seen unknown unknown unknown unknown" in text
@@ -66,6 +68,58 @@ def test_beat_that_sends_nothing_any_more_is_said(house: House) -> None:
         send(house, number, 900.0 + 60 * number, name="shop.beat")
         send(house, 10 + number, 600.0 + 60 * number)
     assert "Beat seems to have stopped" in house.text("/schedule")
+
+
+def fall_silent(house: House) -> None:
+    """Two entries that were sent until a moment ago, by the record; it is looked at again later."""
+    save_schedule(house.store, "shop", [entry("one", task="shop.beat"), entry("two")], house.now)
+    for number in range(4):
+        send(house, number, 300.0 + 60 * number, name="shop.beat")
+        send(house, 10 + number, 300.0 + 60 * number)
+
+
+@pytest.mark.parametrize(
+    ("health", "known_until"),
+    [
+        ({"updated_at": -290.0}, -290.0),
+        ({"lag_seconds": 280.0}, -280.0),
+        ({"connected": False, "lag_seconds": None, "last_event_at": -295.0}, -295.0),
+    ],
+)
+def test_nobody_is_accused_of_what_the_receiver_may_not_have_seen(
+    house: House, health: dict[str, Any], known_until: float
+) -> None:
+    fall_silent(house)
+    assert "Beat seems to have stopped" in house.text("/schedule")
+    moments = {name: house.now + value if name.endswith("_at") else value for name, value in health.items()}
+    house.write(**moments)
+    text = house.text("/schedule")
+    assert "Beat seems to have stopped" not in text
+    assert "overdue" not in text.replace("so no entry is called overdue", "")
+    assert "What beat sent in the last" in text
+    assert "is not known. The receiver does not run, hears nothing or is behind" in text
+    assert text.count(", not known") == 2
+    for item in house.client.get("/api/v1/schedule").json()["items"]:
+        assert item["overdue"] is None
+        assert item["missed"] == []
+        assert item["known_until"] == pytest.approx(house.now + known_until, abs=30)
+
+
+def test_schedule_that_no_receiver_wrote_accuses_nobody(house: House) -> None:
+    save_schedule(house.store, "shop", [entry("one", told_last=house.now - 900, told_next=house.now - 600)], house.now)
+    text = house.text("/schedule")
+    assert "What beat sends is not known. No receiver has run" in text
+    assert "is overdue" not in text
+
+
+def test_beat_of_one_cluster_has_stopped_and_of_another_it_is_not_known(tmp_path: Path) -> None:
+    clusters = (Broker("shop", "redis://127.0.0.1:1/0"), Broker("mail", "redis://127.0.0.1:1/1"))
+    with open_house(tmp_path, broker=clusters) as house:
+        fall_silent(house)
+        save_schedule(house.store, "mail", [entry("three", cluster="mail", told_last=house.now - 900)], house.now)
+        text = house.text("/schedule")
+        assert "Beat of shop seems to have stopped." in text
+        assert "What beat of mail sends is not known." in text
 
 
 def test_entry_that_may_wait_in_a_queue_is_not_called_overdue(house: House) -> None:
@@ -139,6 +193,7 @@ def test_api_tells_what_is_unknown(house: House) -> None:
 
 
 def test_what_redbeat_and_django_say_is_shown_with_where_it_is_from(house: House) -> None:
+    house.write()
     kept = {"source": "redbeat", "told_last": house.now - 90, "told_next": house.now - 30, "total": 3}
     off = entry("off", source="django", enabled=False, told_last=house.now - 900, task="shop.off")
     save_schedule(house.store, "shop", [entry("due", **kept), off], house.now)
@@ -151,6 +206,7 @@ def test_what_redbeat_and_django_say_is_shown_with_where_it_is_from(house: House
 
 
 def test_sign_of_beat_and_what_could_not_be_read_are_said(house: House) -> None:
+    house.write()
     save_schedule(house.store, "shop", [entry("one")], house.now)
     save_beat_health(house.store, BeatHealth(cluster="shop", lock_until=house.now + 60, unread=("It is gone.",)))
     assert "A beat holds RedBeat's lock" in house.text("/schedule")
@@ -158,6 +214,9 @@ def test_sign_of_beat_and_what_could_not_be_read_are_said(house: House) -> None:
     late = (OverdueEntry(name="one", since=house.now - 300),)
     save_beat_health(house.store, BeatHealth(cluster="shop", lock_free_since=house.now - 99, overdue=late))
     assert "Nobody has held RedBeat's lock since" in house.text("/schedule")
+    house.write(updated_at=house.now - 60)
+    assert "Nobody held RedBeat's lock" in house.text("/schedule")
+    assert "no beat runs" not in house.text("/schedule")
 
 
 def test_run_now_shows_the_arguments_and_sends(browser: Browser) -> None:
