@@ -163,6 +163,7 @@ def told_anew(receiver: Receiver, store: Store, said: ReceiverHealth) -> Callabl
     return lambda: bool(receiver.health.error) and queries.own_health(store, "shop", 1) != said
 
 
+@pytest.mark.usefixtures("amqp_url")  # whose queue of this receiver goes at the end
 def test_while_there_is_a_hole_nothing_is_kept_since_it_began(receiving: RunReceiver, store: Store) -> None:
     said = ReceiverHealth(cluster="shop", connected=True, updated_at=NOW, lag_seconds=2.0)
     for broker in (f"redis://127.0.0.1:{free_port()}/0", f"amqp://127.0.0.1:{free_port()}//"):
