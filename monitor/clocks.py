@@ -1,4 +1,4 @@
-"""Workers' clocks that are set while they run. No I/O, no clock of its own.
+"""Clocks that are set while they run: the workers' and our own. No I/O, no clock of its own.
 
 A worker counts its events, whatever its clock says. So an event with a higher count and an earlier time tells that the
 clock went back; one that is stamped later than it arrived, by all that is known of the clock, that it went forward.
@@ -14,6 +14,31 @@ from monitor.lifecycle import CAPTURED
 from monitor.records import Event
 
 JUMP_SECONDS = 5.0  # less than that is drift, or events that overtook each other
+OWN_SECONDS = 1.0
+
+
+class OwnClock:
+    """Our own clock beside one that nobody can set; it goes on while the machine sleeps."""
+
+    def __init__(self, now: float, steady: float) -> None:
+        self._ahead = now - steady
+        self._set_by = 0.0  # of what has arrived and is not read yet, the time may be by the clock as it was before
+
+    def set_by(self, now: float, steady: float) -> float:
+        """Seconds by which the clock was set forward since this was last asked; 0 where it only drifted."""
+        ahead = now - steady
+        seconds, self._ahead = ahead - self._ahead, ahead
+        if abs(seconds) < OWN_SECONDS:
+            return 0.0
+        self._set_by = seconds
+        return seconds
+
+    def read_again(self, arrived: float, now: float) -> float:
+        """A time of arrival, in order, by the clock as it is now: of the two that it may be, what is nearer to now."""
+        if self._set_by and abs(arrived + self._set_by - now) < abs(arrived - now):
+            return arrived + self._set_by
+        self._set_by = 0.0
+        return arrived
 
 
 class Newest(msgspec.Struct):

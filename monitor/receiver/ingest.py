@@ -16,6 +16,7 @@ from queue import SimpleQueue
 
 import msgspec
 
+from monitor.clocks import OwnClock
 from monitor.errors import BrokerUnavailable
 from monitor.errors import StoreRefused
 from monitor.errors import StoreUnavailable
@@ -73,6 +74,8 @@ class Receiver:
         )
         self._saved_at = 0.0
         self._gather_until = 0.0
+        self._clock = OwnClock(time.time(), _steady())
+        self._set_seconds = 0.0  # by which our clock was set, and the record does not know yet
         self._untold = 0  # malformed messages that the log does not tell of yet
         self._tell_at = 0.0
         self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
@@ -175,7 +178,7 @@ class Receiver:
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._heed_lease()
-            deliveries = self._collect()
+            deliveries = self._by_own_clock(self._collect())
             if any(each.events or each.malformed or each.dropped or each.gap for each in deliveries):
                 self._store_batch(deliveries, stop)
             self._source.acknowledge()
@@ -186,6 +189,18 @@ class Receiver:
         if self._source.keeps_events and not self._store.held:
             self._source.close()
             raise BrokerUnavailable("the queue is left to another receiver until the database answers")
+
+    def _by_own_clock(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """These, arrived by our clock as it is now: somebody may have set it since."""
+        now = time.time()
+        if seconds := self._clock.set_by(now, _steady()):
+            self._set_seconds += seconds
+            log.warning("our own clock was set by %+.1f s", seconds)
+        moved = []
+        for each in deliveries:
+            arrived = each.arrived if each.concluded else self._clock.read_again(each.arrived, now)
+            moved.append(each if arrived == each.arrived else msgspec.structs.replace(each, arrived=arrived))
+        return moved
 
     def _collect(self) -> list[Delivery]:
         """What there is to store: at once what has arrived, else what comes within the batch's time.
@@ -222,6 +237,9 @@ class Receiver:
         attempt = 0
         while not stop.is_set():
             try:
+                if self._set_seconds:  # before anything is stored by the new time
+                    self._writer.own_clock_set(self._set_seconds)
+                    self._set_seconds = 0.0
                 self._wrote(self._writer.write(deliveries, self._counted(deliveries)), deliveries)
             except StoreUnavailable as error:
                 unsaved = self._save_health(unwritten=error.message)
@@ -341,6 +359,11 @@ class Receiver:
         except StoreUnavailable as error:
             return error
         return None
+
+
+def _steady() -> float:
+    """A clock that nobody sets. On Linux it also counts while the machine sleeps, as the one on the wall does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _pause(stop: threading.Event, attempt: int) -> None:

@@ -100,8 +100,10 @@ def unlink_retry(store: Store, cluster: str, old_id: str, new_id: str) -> None:
         connection.execute(delete(table).where(*mine))
 
 
-def change_workers(store: Store, cluster: str, hostnames: Sequence[str], change: Callable[[Worker], Worker]) -> None:
-    """Reads each worker that is known by these names, and stores what ``change`` makes of it.
+def change_workers(
+    store: Store, cluster: str, hostnames: Sequence[str] | None, change: Callable[[Worker], Worker]
+) -> None:
+    """Reads each worker that is known by these names, or every one, and stores what ``change`` makes of it.
 
     In one transaction, so that what events say meanwhile is not written over. Unknown names are passed over.
     """
@@ -111,12 +113,12 @@ def change_workers(store: Store, cluster: str, hostnames: Sequence[str], change:
         save_workers(store, connection, number, [change(worker) for worker in found.values()])
 
 
-def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str]) -> dict[str, Worker]:
-    """The stored workers among these names, by name."""
+def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str] | None) -> dict[str, Worker]:
+    """The stored workers among these names, or all, by name."""
     table = schema.worker
-    statement = select(table.c.hostname, table.c.record).where(
-        table.c.cluster_id == cluster, table.c.hostname.in_(list(hostnames))
-    )
+    statement = select(table.c.hostname, table.c.record).where(table.c.cluster_id == cluster)
+    if hostnames is not None:
+        statement = statement.where(table.c.hostname.in_(list(hostnames)))
     return {row.hostname: unpack_worker(row.record) for row in connection.execute(statement)}
 
 

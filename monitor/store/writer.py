@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
+from functools import partial
 
 import msgspec
 from sqlalchemy import Connection
@@ -56,6 +57,7 @@ from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import Terms
 from monitor.store.terms import cluster_id
+from monitor.workers import after_setting
 from monitor.workers import fold_worker
 
 SOLE_QUEUE_SECONDS = 2.0
@@ -240,6 +242,13 @@ class Writer:
             self._counters.forget_rollups()
 
     # Workers
+
+    def own_clock_set(self, seconds: float) -> None:
+        """Our own clock was set forward by so much: what is known of workers is told by it. Raises StoreUnavailable."""
+        if self._shard.first:  # the others read it there
+            change = partial(after_setting, seconds=seconds)
+            journal.change_workers(self._store, self._cluster, None, change)
+        self._skews = {hostname: skew + seconds for hostname, skew in self._skews.items()}
 
     def _write_workers(
         self,

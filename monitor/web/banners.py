@@ -13,8 +13,9 @@ from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.shard_health import silent_parts
+from monitor.workers import SKEW_SECONDS
+from monitor.workers import is_skewed
 
-SKEW_SECONDS = 2.0
 LAG_SECONDS = 2.0
 SILENT_RECEIVER_SECONDS = 15.0  # it writes its health every few seconds
 GAP_SHOWN_SECONDS = 3600.0  # how long a gap that is over stays in the banner; charts show it for ever
@@ -131,7 +132,7 @@ def _workers(health: ReceiverHealth, workers: Sequence[Worker], named: str) -> I
             f"{_names(silent)} {'sends' if len(silent) == 1 else 'send'} no task events, so tasks there are not seen."
         )
         yield Banner("events-off", "warning", text, link="/workers", enable=health.cluster)
-    skewed = [worker for worker in alive if worker.skew is not None and abs(worker.skew) > SKEW_SECONDS]
+    skewed = [worker for worker in alive if is_skewed(worker)]
     if skewed:
         yield _skew(skewed)
     jumped = [worker for worker in alive if abs(worker.jump) > SKEW_SECONDS]

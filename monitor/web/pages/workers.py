@@ -21,7 +21,6 @@ from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.web import charts
 from monitor.web import worker_forms
-from monitor.web.banners import SKEW_SECONDS
 from monitor.web.forms import back
 from monitor.web.forms import fields
 from monitor.web.pages import Context
@@ -35,6 +34,7 @@ from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
 from monitor.web.receivers import read_health
 from monitor.web.vitals import read_stalls
+from monitor.workers import is_skewed
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
@@ -204,7 +204,7 @@ def _look(view: View, worker: Worker) -> Inside | MonitorError:
 
 def _skewed(worker: Worker) -> bool:
     alive = worker.status is not WorkerStatus.OFFLINE
-    return alive and worker.skew is not None and abs(worker.skew) > SKEW_SECONDS
+    return alive and is_skewed(worker)
 
 
 def _folds(worker: Worker, now: float) -> bool:
