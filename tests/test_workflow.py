@@ -64,6 +64,12 @@ def test_waiting_tells_state_name_and_queue() -> None:
     assert waiting_for(tree) == [(TaskState.PENDING, "shop.pick", "orders", 2)]
 
 
+def test_tasks_that_run_are_one_kind_whatever_queue_they_came_by() -> None:
+    runs: dict[str, Any] = {"state": TaskState.STARTED, "ended": None}
+    tree = build([step(0, None), step(1, queue="orders", **runs), step(2, queue="returns", **runs)])
+    assert waiting_for(tree) == [(TaskState.STARTED, "shop.pick", None, 2)]
+
+
 def test_many_children_of_one_name_are_one_line_until_opened() -> None:
     many = [step(number) for number in range(1, 10_001)]
     tree = build([step(0, None), *many, step(10_001, name="shop.add_up")])

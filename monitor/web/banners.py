@@ -17,7 +17,8 @@ from monitor.workers import SKEW_SECONDS
 from monitor.workers import is_skewed
 
 LAG_SECONDS = 2.0
-SILENT_RECEIVER_SECONDS = 15.0  # it writes its health every few seconds
+QUIET_RECEIVER_SECONDS = 3.0  # it writes its health every second
+SILENT_RECEIVER_SECONDS = 15.0  # after which it is not only busy
 GAP_SHOWN_SECONDS = 3600.0  # how long a gap that is over stays in the banner; charts show it for ever
 NAMED_WORKERS = 3
 
@@ -81,6 +82,9 @@ def _receiver(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner
     elif health.updated_at is not None and now - health.updated_at > SILENT_RECEIVER_SECONDS and not health.unwritten:
         text = f"The receiver{named} does not run. These pages show what was known when it last wrote."
         yield Banner("receiver", "bad", text, "Start celery-monitor serve or receive.", health.updated_at)
+    elif _quiet(health, now):
+        text = f"The receiver{named} has said nothing for some seconds."
+        yield Banner("lag", "warning", text, "These pages show what was true then; it may be busy.", health.updated_at)
     elif not health.connected:
         because = f": {health.error}" if health.error else "."
         text = f"The broker{named} cannot be reached{because}"
@@ -90,6 +94,10 @@ def _receiver(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner
         yield Banner("lag", "warning", text, "These pages show what was true then.")
 
 
+def _quiet(health: ReceiverHealth, now: float) -> bool:
+    return health.updated_at is not None and now - health.updated_at > QUIET_RECEIVER_SECONDS and not health.unwritten
+
+
 def _gaps(gaps: Sequence[Gap], named: str, now: float) -> Iterable[Banner]:
     recent = [gap for gap in gaps if gap.ended is None or gap.ended > gaps_shown_since(now)]
     if not recent:
@@ -97,11 +105,12 @@ def _gaps(gaps: Sequence[Gap], named: str, now: float) -> Iterable[Banner]:
     last = max(recent, key=lambda gap: gap.began)
     more = f" and {counted(len(recent) - 1, 'more gap')} in this hour" if len(recent) > 1 else ""
     dropped = f", {counted(last.dropped, 'event')} known to be missing" if last.dropped else ""
+    cause = last.cause.rstrip(".")
     if last.ended is None:
-        span = f"Events{named} are being missed: {last.cause}{dropped}{more}."
+        span = f"Events{named} are being missed: {cause}{dropped}{more}."
     else:
         length = age_words(max(1.0, last.ended - last.began))
-        span = f"Events{named} of {length} may be missing: {last.cause}{dropped}{more}."
+        span = f"Events{named} of {length} may be missing: {cause}{dropped}{more}."
     yield Banner("gap", "warning", span, _after(last), last.began, "Began")
 
 

@@ -32,7 +32,7 @@ from monitor.web.present import Watched
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.5
-BEAT_SECONDS = 4.0  # also how often what depends on the clock alone (a silent receiver) is read again
+BEAT_SECONDS = 2.0  # also how often what depends on the clock alone (a silent receiver) is read again
 OUTBOX = 16  # messages a browser may lag behind before it is dropped
 SHORT = 1000  # bytes that are sent as they are
 COMPRESSION = 3  # zlib's level: HTML shrinks to a tenth

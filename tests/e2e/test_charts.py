@@ -38,6 +38,8 @@ CANVAS = "document.querySelector('#chart-throughput time-chart').shadowRoot.quer
 
 TOLD = """all => import(document.querySelector("script[src*='/charts.js']").src)
     .then(charts => all.map(charts.formatSeconds))"""
+CUT_CELLS = """table => [...document.querySelectorAll(`${table} td.num`)].filter(each => each.checkVisibility()
+    && each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
 CUT_ENTRIES = """[...document.querySelectorAll('.nav li:not(.more-pages) > a, .nav ul')]
     .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
 
@@ -152,6 +154,38 @@ def test_counts_of_a_large_cluster_fit_the_navigation(page: Page, store: Store, 
     page.goto("/")
     assert "2301/2301" in page.locator(".nav").inner_text()
     assert page.evaluate(CUT_ENTRIES) == []
+
+
+def test_a_queue_without_consumer_reads_well_on_a_phone(page: Page, store: Store) -> None:
+    now = time.time()
+    succeed(store, 0, 3)
+    waits = Queue(cluster="shop", name="picks-of-the-day", ready=1959, consumers=0, oldest=now - 1540)
+    journal.save_queues(store, "shop", [waits], now)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto("/queues")
+    row = page.locator(".queues-list tbody tr")
+    expect(row).to_contain_text("no consumer")
+    boxes = [row.locator(f"td.{each} > *").first.bounding_box() for each in ("grow", "keep", "num")]
+    name, verdict, ready = [each for each in boxes if each]
+    assert name["y"] + name["height"] <= verdict["y"] + 1
+    assert verdict["y"] >= ready["y"] + ready["height"] - 1 or verdict["x"] + verdict["width"] <= ready["x"]
+    assert page.evaluate(CUT_CELLS, ".queues-list") == []
+
+
+@pytest.mark.parametrize("width", [1400, 768])
+def test_a_task_that_runs_for_long_keeps_to_its_column(page: Page, store: Store, width: int) -> None:
+    now = time.time()
+    known = {"uuid": make_id(31), "hostname": "pick@shop"}
+    events = [
+        make_event("task-received", timestamp=now - 1760, name="shop.pick", **known),
+        make_event("task-started", timestamp=now - 1760, **known),
+    ]
+    health = ReceiverHealth(cluster="shop", connected=True, updated_at=now, last_event_at=now)
+    Writer(store, "shop", Settings()).write([Delivery(events=events, arrived=now)], health)
+    page.set_viewport_size({"width": width, "height": 740})
+    page.goto("/tasks")
+    expect(page.locator("#region-tasks")).to_contain_text(re.compile(r"29 m \d+ s"))
+    assert page.evaluate(CUT_CELLS, "table.tasks") == []
 
 
 def test_charts_share_one_cursor(page: Page, store: Store) -> None:

@@ -37,6 +37,18 @@ def test_receiver_that_stopped_writing() -> None:
     assert (banner.kind, banner.tone, banner.since) == ("receiver", "bad", NOW - 16)
 
 
+def test_receiver_that_says_nothing_for_seconds_may_be_busy() -> None:
+    banner = only(*banners([make_health(updated_at=NOW - 3.5)], [make_worker()], [], NOW))
+    assert (banner.kind, banner.tone, banner.since) == ("lag", "warning", NOW - 3.5)
+    assert banners([make_health(updated_at=NOW - 2.5)], [make_worker()], [], NOW) == ()
+
+
+def test_cause_of_a_gap_ends_with_one_full_stop() -> None:
+    gap = Gap(cluster="shop", began=NOW - 40, ended=NOW - 31, cause="the broker closed it; we go on trying.")
+    assert only(*banners([make_health()], [make_worker()], [gap], NOW)).text.endswith("we go on trying.")
+    assert ".." not in only(*banners([make_health()], [make_worker()], [gap], NOW)).text
+
+
 def test_broker_unreachable_tells_the_error() -> None:
     health = make_health(connected=False, error="connection refused at redis:6380", last_event_at=NOW - 31)
     banner = only(*banners([health], [make_worker()], [], NOW))
