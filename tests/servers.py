@@ -194,6 +194,7 @@ class Proxy:
         with contextlib.suppress(OSError):  # either side may leave at any time
             self._keep(client)
             if self._context:
+                client.getpeername()  # wrap_socket would lose a socket that was reset, and leave it open
                 client = self._keep(self._context.wrap_socket(client, server_side=True))
             server = self._keep(socket.create_connection(("127.0.0.1", self._target)))
             threading.Thread(target=self._pump, args=(server, client), daemon=True).start()

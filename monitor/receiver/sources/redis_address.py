@@ -75,7 +75,7 @@ def open_socket(address: Address) -> socket.socket:
             sock.connect(address.path)
             return sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock if address.tls is None else _with_tls(sock, address)
+        return sock if address.tls is None else with_tls(sock, address)
 
 
 def _unix_socket() -> socket.socket:
@@ -88,7 +88,8 @@ def _tcp_socket(address: Address) -> socket.socket:
     return socket.create_connection((address.host, address.port), CONNECT_SECONDS)
 
 
-def _with_tls(sock: socket.socket, address: Address) -> socket.socket:
+def with_tls(sock: socket.socket, address: Address) -> socket.socket:
+    """The same socket with TLS, or an error that leaves closing it to the caller."""
     options = address.tls or {}
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
     # kombu takes a rediss URL without ssl_cert_reqs as "none", and warns; so many set-ups depend on it.
@@ -97,4 +98,6 @@ def _with_tls(sock: socket.socket, address: Address) -> socket.socket:
     context.verify_mode = requirement
     if options.get("ssl_certfile"):
         context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    # Python loses hold of a socket that was reset before it is wrapped, so that nobody could close it.
+    sock.getpeername()
     return context.wrap_socket(sock, server_hostname=address.host)

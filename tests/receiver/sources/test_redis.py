@@ -3,6 +3,9 @@
 import gc
 import json
 import resource
+import select
+import socket
+import struct
 import time
 import warnings
 from collections.abc import Callable
@@ -12,10 +15,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from monitor.brokers.connection import explained
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
+from monitor.receiver.sources.inlet import closed_by_error
 from monitor.receiver.sources.redis import unwrap
 from monitor.receiver.sources.redis_address import parse_redis_address
+from monitor.receiver.sources.redis_address import with_tls
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.traffic import numbered
 from tests.receiver.traffic import publisher
@@ -268,3 +274,20 @@ def test_a_process_that_may_open_no_more_files_leaves_no_socket_open(redis_url: 
     assert unclosed == []
     source.connect()
     assert source.read(0.0).events == []
+
+
+def test_a_connection_that_is_reset_before_tls_begins_leaves_no_socket_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def connect() -> None:
+            sock = socket.create_connection(("127.0.0.1", port))
+            other, _ = listener.accept()
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to close is to reset
+            other.close()
+            assert select.select([sock], [], [], 20)[0]
+            url = f"rediss://127.0.0.1:{port}/2"
+            with explained(url), closed_by_error(sock):
+                with_tls(sock, parse_redis_address(url))
+
+        assert left_open(connect, "127.0.0.1") == []
