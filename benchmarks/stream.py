@@ -127,11 +127,8 @@ class RedisPublisher:
         return self._channel + key, json.dumps(envelope).encode()
 
     def publish(self, messages: Iterable[Message], *, careful: bool = True) -> int:
-        return self.publish_wrapped(map(self.envelope, messages), careful=careful)
-
-    def publish_wrapped(self, wrapped: Iterable[tuple[str, bytes]], *, careful: bool = True) -> int:
         least = 1 << 30
-        for chunk in _chunks(wrapped, 500):
+        for chunk in _chunks(map(self.envelope, messages), 500):
             pipeline = self._client.pipeline(transaction=False)
             for channel, value in chunk:
                 pipeline.publish(channel, value)
@@ -147,33 +144,43 @@ class RedisPublisher:
         self._client.close()
 
 
+def amqp_connection(url: str) -> amqp.Connection:
+    """One that is open."""
+    parts = parse_url(url)
+    connection = amqp.Connection(
+        f"{parts['hostname']}:{parts['port'] or 5672}",
+        userid=parts["userid"] or "guest",
+        password=parts["password"] or "guest",
+        virtual_host=parts["virtual_host"] or "/",
+        socket_settings={socket.TCP_USER_TIMEOUT: 120_000},  # RabbitMQ makes a fast publisher wait
+    )
+    connection.connect()
+    return connection
+
+
+def amqp_message(body: bytes) -> amqp.Message:
+    """As kombu sends events."""
+    return amqp.Message(
+        body,
+        content_type="application/json",
+        content_encoding="utf-8",
+        application_headers={"hostname": "worker1@shop"},
+        delivery_mode=1,
+    )
+
+
 class AmqpPublisher:
     """basic.publish on one channel; the broker has all of it when ``publish`` returns."""
 
     def __init__(self, url: str) -> None:
-        parts = parse_url(url)
-        self._connection = amqp.Connection(
-            f"{parts['hostname']}:{parts['port'] or 5672}",
-            userid=parts["userid"] or "guest",
-            password=parts["password"] or "guest",
-            virtual_host=parts["virtual_host"] or "/",
-            socket_settings={socket.TCP_USER_TIMEOUT: 120_000},  # RabbitMQ makes a fast publisher wait
-        )
-        self._connection.connect()
+        self._connection = amqp_connection(url)
         self._channel = self._connection.channel()
         self._channel.exchange_declare("celeryev", "topic", durable=True, auto_delete=False)
         self._confirms = Confirms(self._channel)
 
     def publish(self, messages: Iterable[Message], *, careful: bool = True) -> int:  # noqa: ARG002  the queue keeps all
         for key, body in messages:
-            message = amqp.Message(
-                body,
-                content_type="application/json",
-                content_encoding="utf-8",
-                application_headers={"hostname": "worker1@shop"},
-                delivery_mode=1,
-            )
-            self._channel.basic_publish(message, exchange="celeryev", routing_key=key)
+            self._channel.basic_publish(amqp_message(body), exchange="celeryev", routing_key=key)
             self._confirms.sent()
         self._confirms.wait()
         return 1

@@ -180,6 +180,8 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self._silent = threading.Event()
         self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -189,15 +191,23 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        self._sockets.append(client)
         with contextlib.suppress(OSError):  # either side may leave at any time
+            self._keep(client)
             if self._context:
-                client = self._context.wrap_socket(client, server_side=True)
-                self._sockets.append(client)
-            server = socket.create_connection(("127.0.0.1", self._target))
-            self._sockets.append(server)
+                client.getpeername()  # wrap_socket would lose a socket that was reset, and leave it open
+                client = self._keep(self._context.wrap_socket(client, server_side=True))
+            server = self._keep(socket.create_connection(("127.0.0.1", self._target)))
             threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
             self._pump(client, server)
+
+    def _keep(self, opened: socket.socket) -> socket.socket:
+        """To be closed with us; at once where we are closed already. Raises OSError then."""
+        with self._lock:
+            if not self._closed:
+                self._sockets.append(opened)
+                return opened
+        opened.close()
+        raise ConnectionAbortedError("the proxy is closed")
 
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -212,16 +222,19 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every connection."""
-        for sock in self._sockets:
+        with self._lock:
+            sockets, self._sockets = self._sockets, []
+        for sock in sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
-        self._sockets.clear()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # wakes the thread in accept(), which would let one more in
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        with self._lock:
+            self._closed = True
         self.cut()
 
 

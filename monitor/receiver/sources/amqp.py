@@ -81,11 +81,11 @@ class AmqpSource:
                 declared.channel.basic_consume(declared.name)
                 remember(declared)
                 self.missed = declared.missed
+                self._wire = AmqpWire(self._url, connection, declared.channel)
+                self._drain = Drain(connection.transport.sock, self._wire, self._inbox, drops=False)
             except BaseException:
                 connection.collect()
                 raise
-        self._wire = AmqpWire(self._url, connection, declared.channel)
-        self._drain = Drain(connection.transport.sock, self._wire, self._inbox, drops=False)
         self._drain.start()
 
     def read(self, timeout: float) -> Delivery:

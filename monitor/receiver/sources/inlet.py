@@ -11,12 +11,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from contextlib import nullcontext
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from typing import NamedTuple
 from typing import Protocol
+from typing import TypeVar
 
 from monitor.errors import BrokerUnavailable
 from monitor.receiver.sources import siphon
@@ -26,6 +28,25 @@ LEAVE_SECONDS = 1.0  # for what the broker still says after we said goodbye
 LAST_SECONDS = 4.0  # for what the other process still holds
 
 log = logging.getLogger(__name__)
+
+
+class Closable(Protocol):
+    """What is to be closed."""
+
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+@contextmanager
+def closed_by_error(opened: C) -> Iterator[C]:
+    """Whatever goes wrong inside, what was opened is not left to the garbage collector."""
+    try:
+        yield opened
+    except BaseException:
+        opened.close()
+        raise
 
 
 class Piece(NamedTuple):
@@ -102,16 +123,12 @@ class Siphoned:
         self._ours.setblocking(False)
         self._rest = bytearray()
         self._end: Exception | None = None
-        with theirs, _nameless(directory, room) as file:
+        with closed_by_error(self._ours), theirs, _nameless(directory, room) as file:
             handles = (sock.fileno(), theirs.fileno(), file.fileno() if file else -1)
             command = [sys.executable, "-I", "-S", siphon.__file__, *map(str, handles), str(room)]
-            try:
-                self._process = subprocess.Popen(  # noqa: S603 - the command is our own
-                    command, stdin=subprocess.DEVNULL, pass_fds=[each for each in handles if each >= 0]
-                )
-            except BaseException:
-                self._ours.close()
-                raise
+            self._process = subprocess.Popen(  # noqa: S603 - the command is our own
+                command, stdin=subprocess.DEVNULL, pass_fds=[each for each in handles if each >= 0]
+            )
 
     def fileno(self) -> int:
         return self._ours.fileno()

@@ -21,6 +21,7 @@ from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.sources.base import spool_of
+from monitor.receiver.sources.inlet import closed_by_error
 from monitor.receiver.sources.inlet import open_inlet
 from monitor.receiver.sources.redis_address import Address
 from monitor.receiver.sources.redis_address import open_socket
@@ -156,18 +157,14 @@ class RedisSource:
     def connect(self) -> None:
         self.close()
         self._inbox = self._new_inbox()
-        with explained(self._url):
-            sock = open_socket(self._address)
-            try:
-                wire = RedisWire(self._url, self._pattern)
-                bodies = wire.greet(sock, self._address)
-            except BaseException:
-                sock.close()
-                raise
-        if bodies:
-            self._inbox.put(bodies)
-        inlet = open_inlet(sock, self._settings.spool_directory, self._settings.spool_bytes)
-        self._drain = Drain(sock, wire, self._inbox, drops=True, inlet=inlet)
+        with explained(self._url), closed_by_error(open_socket(self._address)) as sock:
+            wire = RedisWire(self._url, self._pattern)
+            bodies = wire.greet(sock, self._address)
+            if bodies:
+                self._inbox.put(bodies)
+            inlet = open_inlet(sock, self._settings.spool_directory, self._settings.spool_bytes)
+            with closed_by_error(inlet):
+                self._drain = Drain(sock, wire, self._inbox, drops=True, inlet=inlet)
         self._drain.start()
 
     def read(self, timeout: float) -> Delivery:

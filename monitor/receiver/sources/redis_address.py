@@ -10,6 +10,7 @@ from kombu.utils.url import url_to_parts
 from monitor.brokers.connection import CONNECT_SECONDS
 from monitor.brokers.connection import parse_address
 from monitor.errors import Unsupported
+from monitor.receiver.sources.inlet import closed_by_error
 
 DEFAULT_PORT = 6379
 # What may stand in a URL; all else is left to kombu.
@@ -69,21 +70,26 @@ def _database(virtual_host: str | None) -> int:
 
 def open_socket(address: Address) -> socket.socket:
     """A connected socket with a bounded wait, TLS as kombu and redis-py would do it."""
-    if address.path is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(CONNECT_SECONDS)
-        sock.connect(address.path)
-        return sock
-    sock = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        return sock if address.tls is None else _with_tls(sock, address)
-    except BaseException:
-        sock.close()
-        raise
+    with closed_by_error(_unix_socket() if address.path is not None else _tcp_socket(address)) as sock:
+        if address.path is not None:
+            sock.connect(address.path)
+            return sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock if address.tls is None else with_tls(sock, address)
 
 
-def _with_tls(sock: socket.socket, address: Address) -> socket.socket:
+def _unix_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_SECONDS)
+    return sock
+
+
+def _tcp_socket(address: Address) -> socket.socket:
+    return socket.create_connection((address.host, address.port), CONNECT_SECONDS)
+
+
+def with_tls(sock: socket.socket, address: Address) -> socket.socket:
+    """The same socket with TLS, or an error that leaves closing it to the caller."""
     options = address.tls or {}
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
     # kombu takes a rediss URL without ssl_cert_reqs as "none", and warns; so many set-ups depend on it.
@@ -92,4 +98,6 @@ def _with_tls(sock: socket.socket, address: Address) -> socket.socket:
     context.verify_mode = requirement
     if options.get("ssl_certfile"):
         context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    # Python loses hold of a socket that was reset before it is wrapped, so that nobody could close it.
+    sock.getpeername()
     return context.wrap_socket(sock, server_hostname=address.host)

@@ -1,17 +1,27 @@
 """The fast path for Redis: who is let in, where events are looked for, and what a broken connection does."""
 
+import gc
 import json
+import resource
+import select
+import socket
+import struct
 import time
+import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from monitor.brokers.connection import explained
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
+from monitor.receiver.sources.inlet import closed_by_error
 from monitor.receiver.sources.redis import unwrap
 from monitor.receiver.sources.redis_address import parse_redis_address
+from monitor.receiver.sources.redis_address import with_tls
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.traffic import numbered
 from tests.receiver.traffic import publisher
@@ -231,3 +241,53 @@ def test_a_body_that_is_plain_text_is_taken_as_it_is() -> None:
 def test_unusual_addresses_are_left_to_kombu(url: str) -> None:
     with pytest.raises(Unsupported):
         parse_redis_address(url)
+
+
+def left_open(connect: Callable[[], object], match: str) -> list[str]:
+    """What is found unclosed after a connection that failed."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(BrokerUnavailable, match=match):
+            connect()
+        gc.collect()
+    return [str(each.message) for each in told if each.category is ResourceWarning]
+
+
+def test_a_unix_socket_that_is_not_there_leaves_none_of_ours_open(tmp_path: Path, source_of: MakeSource) -> None:
+    address = f"redis+socket://{tmp_path}/r.sock"
+    assert source_of(address, connect=False).name == "redis"
+    assert left_open(lambda: source_of(address), "No such file") == []
+
+
+def test_a_process_that_may_open_no_more_files_leaves_no_socket_open(redis_url: str, source_of: MakeSource) -> None:
+    source = source_of(redis_url)
+    source.close()
+    gc.collect()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path("/dev/null").open("rb") as lowest:
+        free = lowest.fileno()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, before[1]))  # for the broker's socket alone
+        unclosed = left_open(source.connect, "Too many open files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert unclosed == []
+    source.connect()
+    assert source.read(0.0).events == []
+
+
+def test_a_connection_that_is_reset_before_tls_begins_leaves_no_socket_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def connect() -> None:
+            sock = socket.create_connection(("127.0.0.1", port))
+            other, _ = listener.accept()
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to close is to reset
+            other.close()
+            assert select.select([sock], [], [], 20)[0]
+            url = f"rediss://127.0.0.1:{port}/2"
+            with explained(url), closed_by_error(sock):
+                with_tls(sock, parse_redis_address(url))
+
+        assert left_open(connect, "127.0.0.1") == []
