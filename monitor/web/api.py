@@ -204,7 +204,7 @@ def get_workflow(call: Call, given: ask.WorkflowAddress) -> tell.WorkflowDetail:
 def list_schedule(call: Call, given: ask.InCluster) -> tell.ScheduleList:
     now = time.time()
     watched = [name for name in call.settings.clusters if given.cluster in (None, name)]
-    found = read_schedule(call.store, given.cluster, now, known_until(call.store, watched, now))
+    found = read_schedule(call.store, given.cluster, now, known_until(call.store, now))
     unheard = [name for name in watched if queries.schedule_heard_at(call.store, name) is None]
     beats = [queries.beat_health(call.store, name) for name in watched]
     return tell.ScheduleList([tell.schedule_item(each) for each in found], unheard, beats)
