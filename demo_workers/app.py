@@ -26,7 +26,7 @@ def result_backend(broker_url: str, directory: Path) -> str:
         return broker_url
     results = directory / "results"
     results.mkdir(parents=True, exist_ok=True)
-    return results.as_uri()
+    return f"file://{results.resolve()}"  # Celery takes the rest for the path as it stands, and decodes no %20
 
 
 app = Celery(

@@ -19,8 +19,9 @@ class Word:
     pattern: Pattern
 
     def __str__(self) -> str:
-        text = _quoted(self.pattern)
-        return f'"{text}"' if text in KEYWORDS or text.startswith("-") else text
+        first, *rest = self.pattern.pieces
+        means_more = first.startswith("-") or (first in KEYWORDS and not rest)
+        return "*".join((_between_quotes(first) if means_more else _quote(first), *map(_quote, rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,10 @@ def _quoted(pattern: Pattern) -> str:
 
 
 def _quote(piece: str) -> str:
-    if re.fullmatch(r'[^\s"():*]*', piece):
-        return piece
+    return piece if re.fullmatch(r'[^\s"():*]*', piece) else _between_quotes(piece)
+
+
+def _between_quotes(piece: str) -> str:
     escaped = piece.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

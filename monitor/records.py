@@ -367,6 +367,7 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     host: str | None = None  # where it runs
     pid: int | None = None
     updated_at: float | None = None  # when it last said so
+    kept_until: float | None = None  # what arrived before is stored or on disk; None: the broker keeps it
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
     shard: int = 1  # which share of the tasks it takes,
     shards: int = 1  # of how many
@@ -744,6 +745,7 @@ class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     at: float  # when it was sent, else received
+    by_receipt: bool = False  # when it was sent is not known
     state: TaskState
     client: str | None  # who sent it, as far as that was told
     queue: str | None = None

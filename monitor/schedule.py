@@ -44,6 +44,7 @@ class Standing(NamedTuple):
     sure: bool  # by its sender, not by name and arguments alone
     since: float
     may_wait_in: str | None = None  # a queue with messages among which the overdue one may be
+    by_receipt: bool = False  # of some runs it is not known when they were sent: ``missed`` is a guess
 
     @property
     def surely_overdue(self) -> bool:
@@ -72,7 +73,11 @@ def own_runs(runs: Mapping[str, Sequence[ScheduledRun]]) -> dict[str, tuple[tupl
 def judge(
     entry: ScheduleEntry, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], since: float, now: float, *, sure: bool
 ) -> Standing:
-    """What the record tells of an entry; time in which events may have been missed accuses nobody."""
+    """What the record tells of an entry; time in which events may have been missed accuses nobody.
+
+    What was only seen when a worker took it may have waited for it: of that, nobody knows whether beat was late.
+    """
+    by_receipt = any(run.by_receipt for run in runs)
     last = runs[0] if runs else None
     seen = last.at if last else None
     last_at = max((at for at in (seen, entry.told_last) if at is not None), default=None)
@@ -84,9 +89,9 @@ def judge(
     elif entry.minutes is not None and _zone(entry) is not None:
         missed, late, drift = _by_calendar(entry, runs, gaps, since, now)
     if not entry.enabled:  # nobody knows since when, so nothing is held against it
-        return Standing(last, last_at, None, None, drift, None, late, tuple(runs), sure, since)
+        return Standing(last, last_at, None, None, drift, None, late, tuple(runs), sure, since, None, by_receipt)
     overdue, upcoming = _due(entry, seen, last_at, gaps, now)
-    return Standing(last, last_at, upcoming, overdue, drift, missed, late, tuple(runs), sure, since)
+    return Standing(last, last_at, upcoming, overdue, drift, missed, late, tuple(runs), sure, since, None, by_receipt)
 
 
 def _due(
@@ -188,10 +193,15 @@ def _by_spacing(
         if between >= 1.5 * every + LATE_SECONDS:
             count = min(MOST_DUE, max(1, round(between / every) - 1))
             missed += [older.at + every * (number + 1) for number in range(count)]
-        elif between > 0.5 * every:
+        elif between > 0.5 * every and not (newer.by_receipt or older.by_receipt):
             drifts.append(between - every)
             late += between > every + grace
-    return tuple(sorted(missed)[-MOST_DUE:]), late, median(drifts) if drifts else None
+    return tuple(sorted(missed)[-MOST_DUE:]), _known(late, drifts, runs), median(drifts) if drifts else None
+
+
+def _known(late: int, judged: Sequence[float], runs: Sequence[ScheduledRun]) -> int | None:
+    """Nothing is known of it where no run could be judged, since nobody tells when they were sent."""
+    return None if not judged and any(run.by_receipt for run in runs) else late
 
 
 def _by_calendar(
@@ -201,19 +211,19 @@ def _by_calendar(
         return None, None, None
     begin = max(since, runs[-1].at - 60.0)  # before its first run nobody knows whether the entry was there
     due = [at for at, _ in zip(due_times(entry, begin, now - 60.0), range(MOST_DUE), strict=False)]
-    times = sorted(run.at for run in runs)
+    times = sorted((run.at, run.by_receipt) for run in runs)
     missed = []
     lateness = []
     at = 0
     for moment, following in pairwise([*due, now]):
-        while at < len(times) and times[at] < moment - 1.0:
+        while at < len(times) and times[at][0] < moment - 1.0:
             at += 1
-        if at < len(times) and times[at] < following - 1.0:
-            lateness.append(times[at] - moment)
+        if at < len(times) and times[at][0] < following - 1.0:
+            lateness += [] if times[at][1] else [times[at][0] - moment]
         elif not _in_gap(gaps, moment - 1.0, min(following, moment + 120.0)):
             missed.append(moment)
     late = sum(each > LATE_SECONDS for each in lateness)
-    return tuple(missed), late, median(lateness) if lateness else None
+    return tuple(missed), _known(late, lateness, runs), median(lateness) if lateness else None
 
 
 def _in_gap(gaps: Sequence[Gap], began: float, ended: float) -> bool:

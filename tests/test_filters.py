@@ -1,6 +1,7 @@
 from typing import Literal
 
 import pytest
+from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -284,6 +285,8 @@ def outcome(text: str) -> tuple[Filter | None, int]:
 
 
 @settings(max_examples=400, deadline=None)
+@example('"-"*')
+@example('""-\\')
 @given(st.one_of(st.text(max_size=60), st.lists(_fragments | st.just(" "), max_size=14).map("".join)))
 def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
     found, column = outcome(text)
@@ -326,7 +329,28 @@ def _wider(terms: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression
     return st.one_of(negated, several.map(lambda each: join(All, each)), several.map(lambda each: join(Any, each)))
 
 
+@pytest.mark.parametrize(
+    ("pieces", "printed"),
+    [
+        (("-", ""), '"-"*'),
+        (("-a", "b"), '"-a"*b'),
+        (("", "-"), "*-"),
+        (('-"',), r'"-\""'),
+        (("-\\",), r'"-\\"'),
+        (("- a", ""), '"- a"*'),
+        (("OR", ""), "OR*"),
+    ],
+)
+def test_a_word_that_begins_with_a_minus_is_quoted_up_to_its_wildcard(pieces: tuple[str, ...], printed: str) -> None:
+    word = Word(Pattern(pieces))
+    assert str(word) == printed
+    assert expression(printed) == word
+    assert expression(f"-{printed}") == Not(word)
+
+
 @settings(max_examples=300, deadline=None)
+@example(Word(Pattern(("-", ""))))
+@example(All((Word(Pattern(("-\\",))), Not(Word(Pattern(('-"', "x", "")))))))
 @given(st.recursive(_leaves, _wider, max_leaves=12))
 def test_what_is_printed_reads_back_equal(given_expression: Expression) -> None:
     printed = str(Filter(given_expression))

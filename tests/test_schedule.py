@@ -141,6 +141,29 @@ def test_crontab_misses_and_late_runs_are_told() -> None:
     assert (found.missed, found.late, found.next) == ((DAY + 240,), 1, DAY + 600)
 
 
+def taken(at: float) -> ScheduledRun:
+    """A run of which task-sent told nothing."""
+    return msgspec.structs.replace(run(at, client=None), by_receipt=True)
+
+
+@pytest.mark.parametrize("schedule", ["120.0", EVERY_TWO])
+def test_what_waited_in_a_queue_is_not_called_late_and_what_may_be_missed_is_a_guess(schedule: str) -> None:
+    waited = [taken(DAY + 575), taken(DAY + 360.5), taken(DAY + 181), taken(DAY + 121)]
+    found = judge(entry(schedule), waited, [], DAY, DAY + 590, sure=False)
+    assert (found.late, found.drift, found.by_receipt) == (None, None, True)
+    assert found.missed is not None
+    told = [run(each.at) for each in waited]
+    assert judge(entry(schedule), told, [], DAY, DAY + 590, sure=True).late
+
+
+@pytest.mark.parametrize("schedule", ["60.0", "<crontab: * * * * * (m/h/dM/MY/d)>"])
+def test_late_and_drift_are_of_what_is_known_to_be_sent(schedule: str) -> None:
+    runs = [taken(DAY + 355), run(DAY + 240.5), run(DAY + 180.3), run(DAY + 120.1), taken(DAY + 90), run(DAY + 0.1)]
+    found = judge(entry(schedule), runs, [], DAY, DAY + 360, sure=True)
+    assert (found.late, found.by_receipt) == (0, True)
+    assert found.drift == pytest.approx(0.2, abs=0.15)
+
+
 def test_unknown_kind_of_schedule_is_unknown() -> None:
     found = judge(entry("<solar: sunset>"), [run(DAY)], [], DAY, DAY + 99, sure=False)
     assert (found.next, found.missed, found.late, found.drift, found.overdue) == (None, None, None, None, None)

@@ -36,6 +36,11 @@ class Hole:
         self._ended: list[Ended] = []
 
     @property
+    def began(self) -> float | None:
+        """Since when it is open."""
+        return self._began
+
+    @property
     def is_open(self) -> bool:
         return self._began is not None
 
@@ -62,20 +67,24 @@ class Hole:
         if self._began is not None:
             self._began = max(self._began, before)
 
-    def adopt(self, now: float) -> None:
+    def adopt(self, now: float, *, listened: bool) -> None:
         """Takes over the gaps that a receiver noted and, being dead, cannot close. Raises StoreUnavailable.
 
-        Where we have listened all the time, nothing is missing.
+        Where we have ``listened`` all the time, nothing is missing of our share. What another receiver missed that
+        there is no more, nobody has.
         """
-        whole = not self._ended
+        whole = listened and not self._ended and not self.is_open
         for gap in queries.open_gaps(self._store, self._cluster):
             if not self._shard.takes_over(gap.shard):
                 continue  # of a receiver beside us
             if self._began is not None and self._gap is None:
+                if gap.id is not None and self._began < gap.began:
+                    journal.begin_gap(self._store, gap.id, self._began)
                 self._began, self._cause = min(self._began, gap.began), gap.cause
                 self._gap, self._adopted = gap.id, True
             else:
-                self._ended.append(Ended(gap.began, now, gap.cause, 0 if whole else None, gap.id))
+                dropped = 0 if whole and gap.shard == self._shard.number else None
+                self._ended.append(Ended(gap.began, now, gap.cause, dropped, gap.id))
 
     def let_go(self) -> None:
         """Another receiver writes from now on, and has adopted what we noted."""

@@ -128,7 +128,7 @@ class Receiver:
             try:
                 last = queries.own_health(self._store, cluster, self._shard.number)
                 self._standby.begin(last)
-                self._hole.adopt(time.time())
+                self._hole.adopt(time.time(), listened=self._standby.listens)
             except StoreUnavailable as error:
                 log.error("%s", error)
                 _pause(stop, attempt)
@@ -242,7 +242,7 @@ class Receiver:
                     self._set_seconds = 0.0
                 self._wrote(self._writer.write(deliveries, self._counted(deliveries)), deliveries)
             except StoreUnavailable as error:
-                unsaved = self._save_health(unwritten=error.message)
+                unsaved = self._save_health(unwritten=error.message, in_hand=deliveries)
                 if isinstance(error, StoreRefused) and not unsaved:  # it answers: it is the batch that it refuses
                     self._store_apart(deliveries, error, stop)
                     return
@@ -291,7 +291,15 @@ class Receiver:
             malformed_total=health.malformed_total + sum(each.malformed for each in deliveries),
             dropped_total=health.dropped_total + sum(each.dropped for each in deliveries),
             updated_at=now,
+            kept_until=self._kept_until(),
         )
+
+    def _kept_until(self, in_hand: Sequence[Delivery] = ()) -> float | None:
+        """See ReceiverHealth. While there is a hole, nothing was kept since it began."""
+        moments = [each.arrived for each in in_hand if not each.concluded and not self._source.keeps_events]
+        for at in (self._source.kept_until, self._hole.began):
+            moments += () if at is None else (at,)
+        return min(moments, default=None)
 
     def _wrote(self, written: Written, deliveries: Sequence[Delivery]) -> None:
         health = self._counted(deliveries)
@@ -350,10 +358,13 @@ class Receiver:
     def _change(self, **fields: object) -> None:
         self._health = msgspec.structs.replace(self._health, **fields)
 
-    def _save_health(self, unwritten: str | None = None) -> StoreUnavailable | None:
-        """Says how the receiver fares; gives the reason where even that cannot be stored."""
+    def _save_health(self, unwritten: str | None = None, in_hand: Sequence[Delivery] = ()) -> StoreUnavailable | None:
+        """Says how the receiver fares; gives the reason where even that cannot be stored.
+
+        What is ``in_hand`` was read and is not stored.
+        """
         self._saved_at = time.monotonic()
-        self._change(updated_at=time.time())
+        self._change(updated_at=time.time(), kept_until=self._kept_until(in_hand))
         try:
             journal.save_health(self._store, msgspec.structs.replace(self._health, unwritten=unwritten))
         except StoreUnavailable as error:

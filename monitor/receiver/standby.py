@@ -71,11 +71,11 @@ class Standby:
         return False
 
     def begin(self, last: ReceiverHealth | None) -> None:
-        """From when on events may be missing: from when a receiver last spoke."""
+        """From when on events may be missing: from the oldest on that the last receiver had not stored."""
         if not self._begun:
             self._begun = True
             if last is not None:
-                self.hole.open(last.updated_at or time.time(), "the receiver was not running")
+                self.hole.open(_kept_until(last) or time.time(), "the receiver was not running")
 
     def step_down(self) -> None:
         """Another receiver leads now."""
@@ -152,3 +152,10 @@ class Standby:
         said, self._said = self._said, None
         if said is not None:
             journal.end_standby(self._store, said)
+
+
+def _kept_until(last: ReceiverHealth) -> float | None:
+    """Whatever came later may have died with the receiver that said this last."""
+    if last.kept_until is not None or last.updated_at is None:
+        return last.kept_until
+    return last.updated_at - (last.lag_seconds or 0.0)

@@ -1,9 +1,12 @@
 """Whole partitions that go at once: PostgreSQL only. What must live longer is moved out of them first, in steps."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sqlalchemy import Connection
+from sqlalchemy import NestedTransaction
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
@@ -12,6 +15,7 @@ from monitor.store.partitions import Partition
 from monitor.store.partitions import drop
 from monitor.store.partitions import first_id
 from monitor.store.partitions import keep
+from monitor.store.partitions import lock
 from monitor.store.partitions import partitions
 
 LONGEST_SECONDS = 86_400.0  # from the oldest to the newest of a partition that goes as a whole
@@ -63,8 +67,12 @@ class Drops:
         if self._forget(connection, number, partition, limit):
             return True
         try:
-            with connection.begin_nested():
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
+            # To count takes long, which neither is done in vain nor while readers wait: so the lock is tried first, let
+            # go of, and taken again when it is known what goes.
+            with _limited(connection) as trial:
+                lock(connection, partition)
+                trial.rollback()
+            with _limited(connection):
                 self.dropped = self._drop(connection, partition)
         except OperationalError:  # somebody reads it just now
             return False
@@ -89,6 +97,14 @@ class Drops:
         self._count.run(connection, [(*row[:5], -row[5]) for row in places])
         drop(connection, partition)
         return sum(row[5] for row in places)
+
+
+@contextmanager
+def _limited(connection: Connection) -> Iterator[NestedTransaction]:
+    """Inside, who waits for a lock for longer than may be gets OperationalError."""
+    with connection.begin_nested() as nested:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
+        yield nested
 
 
 def _full(connection: Connection, number: int, partition: Partition) -> Oldest | None:

@@ -19,18 +19,21 @@ from monitor.store.keys import from_key
 from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.schema import STATE_CODES
-from monitor.store.series import name_totals
+from monitor.store.series import percentiles
+from monitor.store.series import sums_of_names
+from monitor.store.sketches import NameSums
 from monitor.store.terms import texts
 
 MOST_HELD = 400  # of each state, the newest
 WITHIN_SECONDS = 86400.0
 USUAL_SECONDS = 60.0  # for which what is usual is taken to stay
-UNKNOWN_SECONDS = 5.0  # and where a name was not among it
+UNKNOWN_SECONDS = 5.0  # and that nothing is known of a name
+MOST_USUAL = 5000  # names that are kept in memory
 _STARTED, _RECEIVED, _SUCCESS = (
     STATE_CODES[state] for state in (TaskState.STARTED, TaskState.RECEIVED, TaskState.SUCCESS)
 )
 _task = schema.task.c
-_usual: WeakKeyDictionary[Store, dict[str | None, tuple[float, dict[str, Usual]]]] = WeakKeyDictionary()
+_usual: WeakKeyDictionary[Store, dict[tuple[str | None, str], tuple[float, Usual | None]]] = WeakKeyDictionary()
 _lock = Lock()
 
 
@@ -69,13 +72,25 @@ def held_tasks(store: Store, workers: Sequence[Worker], now: float, cluster: str
 
 
 def usual_runs(store: Store, names: set[str], now: float, cluster: str | None = None) -> dict[str, Usual]:
-    """How long the tasks of each name ran in the last day; some seconds old."""
+    """How long the tasks of these names ran in the last day, where any did; some seconds old."""
+    at = time.monotonic()
     with _lock:
-        kept = _usual.setdefault(store, {})
-        read_at, known = kept.get(cluster, (float("-inf"), {}))
-        age = time.monotonic() - read_at
-        if age > USUAL_SECONDS or (age > UNKNOWN_SECONDS and not names <= known.keys()):
-            totals = name_totals(store, since=now - WITHIN_SECONDS, until=now, cluster=cluster)
-            known = {each.name: Usual(each.runs, each.run.p99) for each in totals if each.name and each.run}
-            kept[cluster] = (time.monotonic(), known)
-        return known
+        known = _usual.setdefault(store, {})
+        if len(known) > MOST_USUAL:
+            known.clear()
+        due = [name for name in names if _is_due(known.get((cluster, name)), at)]
+        if due:
+            sums = sums_of_names(store, due, since=now - WITHIN_SECONDS, until=now, cluster=cluster)
+            known |= {(cluster, name): (at, _usual_of(sums.get(name))) for name in due}
+        found = {name: known[cluster, name][1] for name in names}
+    return {name: usual for name, usual in found.items() if usual is not None}
+
+
+def _is_due(known: tuple[float, Usual | None] | None, at: float) -> bool:
+    """Not read yet, or too long ago."""
+    return known is None or at - known[0] > (UNKNOWN_SECONDS if known[1] is None else USUAL_SECONDS)
+
+
+def _usual_of(sums: NameSums | None) -> Usual | None:
+    found = percentiles(sums.durations.run) if sums is not None else None
+    return Usual(sums.runs, found.p99) if sums is not None and found is not None else None

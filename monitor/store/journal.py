@@ -275,6 +275,12 @@ def open_gap(store: Store, cluster: str, began: float, cause: str, shard: int = 
         return number
 
 
+def begin_gap(store: Store, gap_id: int, began: float) -> None:
+    """Notes that the gap began earlier than was known."""
+    with store.begin() as connection:
+        connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(began=began))
+
+
 def close_gap(store: Store, gap_id: int, ended: float, dropped: int | None = None) -> None:
     """Notes when the gap ended, and how many events are known to be missing (``None``: not known)."""
     with store.begin() as connection:

@@ -28,6 +28,7 @@ MOST, LEAST = 1_000_000, 10_000  # tasks in a partition
 PARTITIONS = 10  # that a full record has; each new task is looked for in all of them
 AHEAD = 5000  # tasks for which there is room before it is needed
 KEPT_OFFSET = 1 << 62
+_LAST_BITS = (1 << CLUSTER_BITS) - 1
 _MAKING_LOCK = 0x63656D72  # any number that no other program is likely to lock
 _PARENTS = (schema.task.c.id, schema.run.c.task_id)
 _BOUNDS = re.compile(r"FROM \('?(\d+)'?\) TO \('?(\d+)'?\)").search
@@ -55,14 +56,28 @@ def first_id(cluster: int) -> int:
     return cluster << CLUSTER_SHIFT
 
 
+def first_number(store: Store, cluster: int) -> int:
+    """The same in this database: on SQLite, clusters whose numbers differ in their last bits share a range."""
+    return first_id(cluster >> CLUSTER_BITS if store.is_sqlite else cluster)
+
+
 def newest_id(store: Store, connection: Connection, cluster: int) -> int | None:
     """The largest of a cluster's tasks, but for those that are kept."""
     number = schema.task.c.id
     if store.is_sqlite:  # from the newest on: its plan for max() would read the index of keys, all of it
-        mine = schema.task.c.cluster_id + literal_column("0") == cluster
+        end = first_number(store, cluster) + first_id(1)
+        mine = and_(number < end, schema.task.c.cluster_id + literal_column("0") == cluster)
     else:
         mine = and_(number >= first_id(cluster), number < first_id(cluster + 1))
     return connection.execute(select(number).where(mine).order_by(number.desc()).limit(1)).scalar()
+
+
+def _newest_of_these_bits(connection: Connection, first: int, cluster: int) -> int | None:
+    """In the range that begins at ``first``, whosever it is: later clusters once took numbers in that of the first."""
+    number = schema.task.c.id
+    mine = number.bitwise_and(_LAST_BITS) == cluster & _LAST_BITS
+    inside = (number >= first, number < first + first_id(1))
+    return connection.execute(select(number).where(*inside, mine).order_by(number.desc()).limit(1)).scalar()
 
 
 def span_of(keep_tasks: int) -> int:
@@ -96,6 +111,13 @@ def make(connection: Connection, cluster: int, low: int, tasks: int) -> Partitio
             connection.exec_driver_sql(f"CREATE UNIQUE INDEX {table}_key ON {table} (cluster_id, key)")
         connection.exec_driver_sql(f"ALTER TABLE {parent} ATTACH PARTITION {table} FOR VALUES FROM ({low}) TO ({high})")
     return made
+
+
+def lock(connection: Connection, partition: Partition) -> None:
+    """Takes all that drop() needs for itself, in the same order."""
+    for column in _PARENTS:
+        parent = column.table.name
+        connection.exec_driver_sql(f"LOCK TABLE ONLY {parent}, {parent}{partition.suffix} IN ACCESS EXCLUSIVE MODE")
 
 
 def drop(connection: Connection, partition: Partition) -> None:
@@ -144,17 +166,17 @@ class Room:
 
     def id_of(self, cluster: int, number: int) -> int:
         """The id of a cluster's task with this number."""
-        low = number << CLUSTER_BITS | cluster & (1 << CLUSTER_BITS) - 1
-        return first_id(cluster) + low if self._partitioned else low
+        return first_number(self._store, cluster) + (number << CLUSTER_BITS | cluster & _LAST_BITS)
 
     def next_number(self, connection: Connection, cluster: int) -> int:
         """The one after the largest that is stored."""
-        found = newest_id(self._store, connection, cluster)
-        if not self._partitioned:
-            return ((found or 0) >> CLUSTER_BITS) + 1
-        first = first_id(cluster)
-        there = partitions(connection, cluster)
-        return (max(found or first, there[0].low if there else first) - first >> CLUSTER_BITS) + 1
+        first = first_number(self._store, cluster)
+        if self._partitioned:
+            there = partitions(connection, cluster)
+            newest = max(newest_id(self._store, connection, cluster) or first, there[0].low if there else first)
+        else:
+            newest = _newest_of_these_bits(connection, first, cluster) or first
+        return (newest - first >> CLUSTER_BITS) + 1
 
     def ensure(self, connection: Connection, cluster: int, number: int) -> None:
         """Makes sure that there is room up to this number, and some ahead."""

@@ -168,6 +168,7 @@ def _run(row: Any, told: dict[int, str]) -> ScheduledRun:
     return ScheduledRun(
         id=from_key(row.key),
         at=row.sent if row.sent is not None else row.seen,
+        by_receipt=row.sent is None,
         state=STATES[row.state],
         client=told.get(row.client_id),
         queue=told.get(row.queue_id),

@@ -20,6 +20,7 @@ from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
+from monitor.stalls import LEAST_SECONDS
 from monitor.stalls import HeldTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
@@ -93,15 +94,16 @@ def read_stalls(
     """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused."""
     level = {each.cluster for each in health if each.is_level(now, UNSAID_SECONDS)}
     held = [task for task in queries.held_tasks(store, workers, now, cluster) if task.cluster in level]
-    usual = queries.usual_runs(store, _names(held), now, cluster) if held else {}
+    usual = queries.usual_runs(store, _long_running(held, now), now, cluster)
     return Stalls(
         workers=stalled_workers(workers, held, usual, now),
         workflows=slow_workflows(held, usual, now),
     )
 
 
-def _names(held: Sequence[HeldTask]) -> set[str]:
-    return {task.name for task in held if task.started and task.name is not None}
+def _long_running(held: Sequence[HeldTask], now: float) -> set[str]:
+    """The names of which it matters how long they usually run."""
+    return {task.name for task in held if task.started and task.name and now - task.since > LEAST_SECONDS}
 
 
 def grows(

@@ -96,3 +96,28 @@ def found_wait(watch: Watching, task_id: str) -> float:
     assert task is not None
     assert task.wait is not None
     return task.wait
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_our_own_clock_may_be_set_and_nobody_is_silent(
+    amqp_url: str, hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watching(amqp_url, tmp_path) as watch, publisher(amqp_url) as publish:
+        worker = Jumping(publish)
+        for _ in range(BEFORE):
+            worker.beat()
+            time.sleep(PAUSE)
+        wait_for(lambda: watch.worker(HOSTNAME), what="the worker")
+        true, seconds = time.time, 3600.0 * hours
+        monkeypatch.setattr(time, "time", lambda: true() + seconds)
+        worker.ahead = -seconds
+        for _ in range(AFTER):
+            worker.beat()
+            time.sleep(PAUSE)
+            found = watch.worker(HOSTNAME)
+            assert found is not None
+            assert found.status is WorkerStatus.ONLINE
+        wait_for(lambda: (each := watch.worker(HOSTNAME)) and abs((each.last_heartbeat or 0.0) - time.time()) < 900)
+        found = watch.worker(HOSTNAME)
+        assert found is not None
+        assert found.jump == 0.0, "it is not the worker's clock that was set"

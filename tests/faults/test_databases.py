@@ -20,7 +20,7 @@ from tests.workers import running_worker
 from tests.workers import wait_for
 
 UNWRITTEN = "is not being written"
-LOCKED_SECONDS = float(os.environ.get("TEST_LOCKED_SECONDS", "12"))
+LOCKED_SECONDS = 30.0
 SMALL_DISK = "12m"
 
 

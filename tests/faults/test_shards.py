@@ -12,9 +12,11 @@ import redis
 from sqlalchemy import func
 from sqlalchemy import select
 
+from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.records import TaskState
 from monitor.shards import Shard
+from monitor.store import journal
 from monitor.store import queries
 from monitor.store import schema
 from monitor.store.engine import open_store
@@ -174,3 +176,32 @@ def test_receivers_that_share_the_tasks_in_two_ways_never_run_together(
         assert not health.connected
     if broker_url.startswith("amqp"):
         delete_queue(f"celeryev.test-{tmp_path.name}")
+
+
+def test_the_first_takes_over_the_gaps_of_receivers_that_there_are_no_more(
+    postgres_url: str, record: Record, tmp_path: Path, broker_url: str
+) -> None:
+    began = time.time() - 30
+    for number in (1, 2, 3, 4):  # of four that died together
+        journal.open_gap(record.store, CLUSTER, began + number, f"no connection ({number})", number)
+    with ExitStack() as stack:
+        second = stack.enter_context(receiving(broker_url, postgres_url, tmp_path, "second", "--shard", "2/2"))
+        wait_for(lambda: {gap.shard for gap in open_gaps(record)} == {1, 3, 4}, 30, "its own gap to be ended")
+        first = stack.enter_context(receiving(broker_url, postgres_url, tmp_path, "first", "--shard", "1/2"))
+        wait_for_shards(record, {1: first, 2: second})
+        wait_for(lambda: not open_gaps(record), 30, "every gap to be ended")
+        wait_for(lambda: all(done(gap) for gap in queries.gaps(record.store, 0.0)), 60, "every gap to be reconciled")
+    gaps = {gap.began: gap for gap in queries.gaps(record.store, 0.0)}
+    reconciled = {number: gaps[began + number].reconciliation for number in (1, 2, 3, 4)}
+    together = {number: each and each.together_with for number, each in reconciled.items()}
+    assert together[2] is None, "what the second missed is judged by the second alone"
+    assert [number for number in (1, 3, 4) if together[number] is None] != [], "the first judges the other three"
+    assert {together[number] for number in (1, 3, 4)} <= {None, began + 1, began + 3, began + 4}
+
+
+def open_gaps(record: Record) -> list[Gap]:
+    return [gap for gap in queries.gaps(record.store, 0.0) if gap.ended is None]
+
+
+def done(gap: Gap) -> bool:
+    return gap.reconciliation is not None and gap.reconciliation.ended is not None

@@ -1,19 +1,30 @@
 """What a receiver finds that follows a dead one, and what it holds while it stands by."""
 
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from monitor.receiver.hole import Hole
+from monitor.receiver.ingest import Receiver
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.spool import Spool
+from monitor.records import ReceiverHealth
+from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
+from monitor.store.engine import open_store
 from tests.factories import NOW
 from tests.receiver.conftest import RunReceiver
 from tests.receiver.conftest import connected
 from tests.receiver.conftest import wait_until
+from tests.receiver.test_ingest import send_event
 from tests.receiver.traffic import numbered
+from tests.servers import free_port
 
 
 def test_gap_that_a_dead_receiver_left_open_is_ended_by_the_next(
@@ -38,10 +49,41 @@ def test_gap_of_a_dead_receiver_has_nothing_missing_where_another_listened(store
     hole.open(NOW - 20, "the receiver was not running")
     hole.close(NOW - 10, missed=True)
     hole.forget(NOW - 5)  # by then the other one had stored everything
-    hole.adopt(NOW + 30)
+    hole.adopt(NOW + 30, listened=True)
     hole.store()
     (gap,) = queries.gaps(store, since=0.0)
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 30, 0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_of_a_receiver_that_there_is_no_more_the_first_takes_every_gap_and_none_is_whole(
+    postgres_url: str, number: int
+) -> None:
+    with closing(open_store(postgres_url)) as store:
+        for shard in (1, 2, 3, 4):
+            journal.open_gap(store, "shop", NOW + shard, "no connection", shard)
+        hole = Hole(store, "shop", kept_by_broker=False, shard=Shard(number, 2))
+        hole.open(NOW + 1.5, "the receiver was not running")
+        hole.adopt(NOW + 30, listened=False)
+        hole.close(NOW + 40, missed=True)
+        hole.store()
+        gaps = {gap.shard: (gap.began, gap.ended, gap.dropped) for gap in queries.gaps(store, since=0.0)}
+    left = (NOW + 3 - number, None, None)
+    if number == 1:  # its own hole began no earlier, and ends when it hears again
+        assert gaps[1] == (NOW + 1, NOW + 40, None)
+        assert [gaps[2], gaps[3], gaps[4]] == [left, (NOW + 3, NOW + 30, None), (NOW + 4, NOW + 30, None)]
+    else:
+        assert gaps[2] == (NOW + 1.5, NOW + 40, None)  # it begins with the earlier of the two
+        assert [gaps[1], gaps[3], gaps[4]] == [left, (NOW + 3, None, None), (NOW + 4, None, None)]
+
+
+def test_of_what_another_receiver_missed_nobody_says_that_it_is_there(store: Store) -> None:
+    for shard in (1, 3):
+        journal.open_gap(store, "shop", NOW + shard, "no connection", shard)
+    hole = Hole(store, "shop", kept_by_broker=False, shard=Shard(1, 2))
+    hole.adopt(NOW + 30, listened=True)
+    hole.store()
+    assert {gap.shard: gap.dropped for gap in queries.gaps(store, since=0.0)} == {1: 0, 3: None}
 
 
 def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Store) -> None:
@@ -80,3 +122,75 @@ def test_two_processes_never_share_a_spool(tmp_path: Path) -> None:
     records = [spool.read() for spool in (first, second, third)]
     assert [record.bodies for record in records if record] == [[b"one"], [b"two"], [b"three"]]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["shop", "shop.2", "shop.3"]
+
+
+@pytest.mark.parametrize(
+    ("said", "began"),
+    [
+        ({"updated_at": NOW}, NOW),
+        ({"updated_at": NOW, "lag_seconds": 7.0}, NOW - 7),  # of an earlier version
+        ({"updated_at": NOW, "lag_seconds": 300.0, "kept_until": NOW - 3}, NOW - 3),  # the rest of it was on disk
+        ({"updated_at": NOW, "lag_seconds": 0.0, "kept_until": NOW - 11}, NOW - 11),
+    ],
+)
+def test_gap_begins_with_the_oldest_event_that_died_with_the_receiver(
+    said: dict[str, float], began: float, redis_url: str, receiving: RunReceiver, store: Store
+) -> None:
+    journal.save_health(store, msgspec.convert({"cluster": "shop", "connected": True} | said, ReceiverHealth))
+    with receiving(redis_url):
+        wait_until(lambda: queries.gaps(store, since=0.0))
+    (gap,) = queries.gaps(store, since=0.0)
+    assert gap.began == began
+
+
+def test_what_is_in_memory_alone_is_not_kept_and_what_is_on_disk_is(tmp_path: Path) -> None:
+    inbox = Inbox(4000, drops=True, spool=Spool(tmp_path / "shop", 100_000))
+    inbox.heard_at = NOW
+    assert inbox.kept_until == NOW
+    for number in range(30):  # from half of the bound on they are on disk
+        inbox.heard_at = NOW + number
+        inbox.put([numbered(number).encode()], NOW + number)
+    assert inbox.kept_until == NOW
+    in_memory = inbox.held_bytes
+    while inbox.held_bytes:
+        inbox.take(0.0, 1, 0.0)
+    assert in_memory
+    assert inbox.waits
+    assert inbox.kept_until == NOW + 29  # what arrived since is with whoever empties the socket
+
+
+def told_anew(receiver: Receiver, store: Store, said: ReceiverHealth) -> Callable[[], bool]:
+    return lambda: bool(receiver.health.error) and queries.own_health(store, "shop", 1) != said
+
+
+@pytest.mark.usefixtures("amqp_url")  # whose queue of this receiver goes at the end
+def test_while_there_is_a_hole_nothing_is_kept_since_it_began(receiving: RunReceiver, store: Store) -> None:
+    said = ReceiverHealth(cluster="shop", connected=True, updated_at=NOW, lag_seconds=2.0)
+    for broker in (f"redis://127.0.0.1:{free_port()}/0", f"amqp://127.0.0.1:{free_port()}//"):
+        journal.save_health(store, said)
+        with receiving(broker) as receiver:
+            wait_until(told_anew(receiver, store, said))
+        health = queries.own_health(store, "shop", 1)
+        assert health is not None
+        assert health.kept_until == NOW - 2
+
+
+def test_what_was_read_and_is_not_stored_is_not_kept(redis_url: str, receiving: RunReceiver, store: Store) -> None:
+    with receiving(redis_url) as receiver:
+        wait_until(connected(receiver))
+        with store.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE task RENAME TO hidden")
+            connection.exec_driver_sql("ALTER TABLE receiver RENAME TO hidden_too")
+        send_event(redis_url, "order-1")
+        first = time.time()
+        wait_until(lambda: (receiver.health.updated_at or 0.0) > first + 1)
+        kept_until = receiver.health.kept_until
+        send_event(redis_url, "order-2")
+        second = time.time()
+        wait_until(lambda: (receiver.health.updated_at or 0.0) > second + 1)
+        assert receiver.health.kept_until == kept_until  # since the first of them arrived
+        with store.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE hidden RENAME TO task")
+            connection.exec_driver_sql("ALTER TABLE hidden_too RENAME TO receiver")
+        wait_until(lambda: (receiver.health.kept_until or 0.0) > (kept_until or 0.0))
+        wait_until(lambda: receiver.health.events_total == 2)

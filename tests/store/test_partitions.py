@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import func
 from sqlalchemy import select
 
@@ -138,6 +139,29 @@ def test_an_event_that_comes_again_finds_its_task_in_an_older_partition(store: S
     assert counts(store) == before | {"succeeded": before["succeeded"] + 1}
     with store.read() as connection:
         assert connection.execute(select(func.count()).select_from(schema.task)).scalar_one() == 131
+
+
+def test_while_somebody_reads_a_partition_it_is_not_counted_again_and_again(store: Store) -> None:
+    fill(store, 1, 130)
+    counted: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        counted.extend([statement] if "GROUP BY cluster_id" in statement else [])
+
+    retention = Retention(store, "shop", SETTINGS)
+    sa.event.listen(store.engine, "before_cursor_execute", note)
+    try:
+        with store.read() as reader:
+            reader.execute(select(func.count()).select_from(schema.task))
+            for _ in range(4):
+                assert retention.step(NOW).dropped == 0
+        assert counted == []
+        assert len(clean(store)) == 2
+        assert len(counted) == 2
+    finally:
+        sa.event.remove(store.engine, "before_cursor_execute", note)
+    assert counts(store) == {"failed": 13}
+    assert_counters_are_right(store)
 
 
 def test_messages_go_with_their_partition(store: Store) -> None:

@@ -1,5 +1,6 @@
 """What a batch leaves in the database, on both databases, and that replaying it changes nothing."""
 
+from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import func
 from sqlalchemy import select
+from sqlalchemy import update
 
 from monitor.errors import StoreUnavailable
 from monitor.records import Delivery
@@ -26,6 +28,8 @@ from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from monitor.store.keys import to_key
 from monitor.store.rows import STATES
+from monitor.store.schema import CLUSTER_SHIFT
+from monitor.store.terms import cluster_id
 from monitor.store.writer import Writer
 from tests.factories import NOW
 from tests.factories import make_event
@@ -274,6 +278,46 @@ def test_two_clusters_share_a_database_and_no_numbers(store: Store) -> None:
             writer.write(deliver(*one_task(number)))
     with store.read() as connection:
         assert connection.execute(select(func.count(), func.count(schema.task.c.id.distinct()))).one() == (6, 6)
+
+
+def writers_of(store: Store, *numbers: int) -> list[Writer]:
+    """Of the clusters that have these numbers among many."""
+    with store.begin() as connection:
+        for each in range(1, max(numbers) + 1):
+            assert cluster_id(store, connection, f"shop{each}") == each
+    return [Writer(store, f"shop{each}", SETTINGS) for each in numbers]
+
+
+def test_many_clusters_in_one_database_never_take_each_others_numbers(store: Store) -> None:
+    clusters = (1, 2, 63, 64, 65, 128, 129, 193)
+    for _ in range(2):  # the second time all of them begin anew
+        writers = writers_of(store, *clusters)
+        for number in range(3):
+            for writer in writers:
+                writer.write(deliver(*one_task(number)))
+    with store.read() as connection:
+        rows = connection.execute(select(schema.task.c.cluster_id, schema.task.c.id)).all()
+    assert Counter(row.cluster_id for row in rows) == dict.fromkeys(clusters, 3)
+    assert len({row.id for row in rows}) == 3 * len(clusters)
+    assert counts(store) == {"succeeded": 3 * len(clusters)}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_record_in_which_clusters_shared_numbers_goes_on(store: Store) -> None:
+    before, other = writers_of(store, 65, 1)
+    before.write(deliver(*one_task(1)[:2], *one_task(2)))
+    number = schema.task.c.id
+    with store.begin() as connection:  # as they were given once
+        connection.execute(update(schema.task).values(id=number - (1 << CLUSTER_SHIFT)))
+    (after,) = writers_of(store, 65)
+    for each in range(1, 6):
+        after.write(deliver(*one_task(each)))
+        other.write(deliver(*one_task(each + 10)))
+    with store.read() as connection:
+        found = connection.execute(select(schema.task.c.cluster_id, number).order_by(number)).all()
+    assert Counter(row.cluster_id for row in found) == {65: 5, 1: 5}
+    assert [row.id for row in found if row.cluster_id == 65][:2] == [1 << 6 | 1, 2 << 6 | 1]
+    assert counts(store) == {"succeeded": 10}
 
 
 def test_a_task_believed_to_be_new_that_is_stored_already_is_not_doubled(store: Store) -> None:

@@ -21,8 +21,8 @@ from monitor.settings import Settings
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.writer import Writer
-from monitor.web.export import COLUMNS
-from monitor.web.export import export
+from monitor.web.api.export import COLUMNS
+from monitor.web.api.export import export
 from tests.factories import make_event
 from tests.factories import make_id
 from tests.web.shop import BASE

@@ -27,8 +27,8 @@ from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.web.api import OPERATIONS
 from monitor.web.api import routes
-from monitor.web.export import MEDIA
-from monitor.web.openapi import document
+from monitor.web.api.export import MEDIA
+from monitor.web.api.openapi import document
 from tests.web.shop import fill
 from tests.web.shop import serving
 

@@ -63,6 +63,10 @@ class AmqpSource:
         return self._inbox.heard_at
 
     @property
+    def kept_until(self) -> float | None:
+        return None
+
+    @property
     def waits(self) -> bool:
         return self._inbox.waits
 

@@ -44,6 +44,10 @@ class Source(Protocol):
         """When anything last came from the broker: until then the connection was good."""
 
     @property
+    def kept_until(self) -> float | None:
+        """What arrived before outlives this process once what read() gave is stored; ``None``: the broker keeps it."""
+
+    @property
     def waits(self) -> bool:
         """Whether read() would give something at once, without an error."""
 
@@ -125,6 +129,12 @@ class Inbox:
     def held_bytes(self) -> int:
         """What is held in memory."""
         return self._size
+
+    @property
+    def kept_until(self) -> float:
+        """When the oldest arrived that is held in memory alone, here or with whoever empties the socket."""
+        with self._changed:
+            return min(self._batches[0].arrived, self.heard_at) if self._batches else self.heard_at
 
     def put(self, bodies: list[bytes | None], arrived: float | None = None) -> None:
         """Keep what has been read, just now or when it ``arrived``, or drop and count it."""

@@ -64,6 +64,10 @@ class KombuSource:
         return self._inbox.heard_at
 
     @property
+    def kept_until(self) -> float | None:
+        return None if self.keeps_events else self._inbox.kept_until
+
+    @property
     def waits(self) -> bool:
         return self._inbox.waits
 

@@ -146,6 +146,10 @@ class RedisSource:
         return self._inbox.heard_at
 
     @property
+    def kept_until(self) -> float | None:
+        return self._inbox.kept_until
+
+    @property
     def waits(self) -> bool:
         return self._inbox.waits
 

@@ -148,6 +148,36 @@ def test_entry_that_may_wait_in_a_queue_is_not_called_overdue(house: House) -> N
     assert items["one"]["overdue"] is not None
 
 
+def take(house: House, number: int, ago: float) -> None:
+    known = {"uuid": make_id(number), "timestamp": house.now - ago, "name": "shop.count"}
+    house.write(make_event("task-received", hostname="pick@shop", args="()", kwargs="{}", **known))
+
+
+def test_without_task_sent_late_is_unknown_and_missed_a_guess(house: House) -> None:
+    """A run that waited two minutes in a queue looks as one that beat sent late, or not at all."""
+    save_schedule(house.store, "shop", [entry("one")], house.now)
+    for number, ago in enumerate((20, 80, 150, 335, 395)):
+        take(house, number, ago)
+    (item,) = house.client.get("/api/v1/schedule").json()["items"]
+    assert (item["by_receipt"], item["late"], item["drift"], len(item["missed"])) == (True, None, None, 2)
+    assert item["last"]["by_receipt"] is True
+    text = house.text("/schedule")
+    assert " received " in text
+    assert " ~2 " in text
+    html = house.html("/schedule")
+    assert html.count("when it was sent is not told (task_send_sent_event is off)") == 4
+    assert "One that waited in a queue may look as if it was missed." in html
+
+
+def test_with_task_sent_late_and_missed_are_told(house: House) -> None:
+    save_schedule(house.store, "shop", [entry("one")], house.now)
+    for number, ago in enumerate((20, 80, 150, 335, 395)):
+        send(house, number, ago)
+    (item,) = house.client.get("/api/v1/schedule").json()["items"]
+    assert (item["by_receipt"], item["late"], len(item["missed"])) == (False, 1, 2)
+    assert "is not told" not in house.html("/schedule")
+
+
 def test_hostile_entry_is_text(house: House) -> None:
     save_schedule(house.store, "shop", [entry(HOSTILE, task=HOSTILE, schedule=HOSTILE, args=HOSTILE)], house.now)
     html = house.html("/schedule")

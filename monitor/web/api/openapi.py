@@ -13,7 +13,7 @@ from monitor.errors import MethodNotAllowed
 from monitor.errors import MonitorError
 from monitor.errors import StoreUnavailable
 from monitor.errors import Unauthenticated
-from monitor.web.api_operation import Operation
+from monitor.web.api.operation import Operation
 from monitor.web.problems import ErrorBody
 
 ANY_ERRORS: tuple[type[MonitorError], ...] = (
@@ -30,7 +30,6 @@ DESCRIPTION = """Every error has the shape of `ErrorBody`. Times are seconds sin
 
 Scripts sign in with basic authentication, where the dashboard has users. Requests that change something are sent as
 `application/json`; from a page in a browser they also need the header `X-CSRF-Token`."""
-
 Schema = dict[str, Any]
 
 

@@ -1,21 +1,36 @@
-"""Tasks as a file: CSV for people and spreadsheets, NDJSON for programs; line by line, never all at once."""
+"""Everything that matches as a file, streamed: CSV for people and spreadsheets, NDJSON for programs.
+
+Line by line, never all at once; a client that goes away ends it, since no chunk is read ahead.
+"""
 
 import csv
+import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from typing import Annotated
 from typing import Literal
 
 import msgspec
+from msgspec import Meta
+from starlette.responses import StreamingResponse
 
+from monitor import filters
 from monitor.filters import Filter
 from monitor.records import Count
 from monitor.records import Task
 from monitor.store import queries
 from monitor.store.engine import Store
-from monitor.web.api_shapes import TaskItem
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import InCluster
+from monitor.web.api.requests import Query
+from monitor.web.api.tasks import TaskItem
+from monitor.web.present import term
 from monitor.web.wording import iso
 
+COUNT_HEADER = "X-Total-Count"
+EXACT_HEADER = "X-Total-Exact"
 Format = Literal["csv", "ndjson"]
 MEDIA = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 COLUMNS = tuple(name for name in TaskItem.__struct_fields__ if name != "traceback")  # no list reads tracebacks
@@ -85,3 +100,38 @@ def _time(value: object) -> object:
         return iso(value)
     except (ValueError, OverflowError, OSError):
         return value  # no moment that a calendar has
+
+
+class Export(InCluster, frozen=True, kw_only=True):
+    """Which tasks, as what."""
+
+    q: Query = ""
+    format: Annotated[Format, Meta(description="csv for spreadsheets, ndjson for programs")] = "csv"
+
+
+def export_tasks(call: Call, given: Export) -> StreamingResponse:
+    """Says how many rows are to come, where that is known without counting them all."""
+    wanted = filters.parse(given.q, time.time())
+    if given.cluster is not None:
+        wanted = wanted.with_term(term("cluster", given.cluster))
+    count, chunks = export(call.store, wanted, given.format)
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'attachment; filename="tasks.{given.format}"',
+        COUNT_HEADER: str(count.value),
+        EXACT_HEADER: "true" if count.exact else "false",
+    }
+    return StreamingResponse(chunks, media_type=MEDIA[given.format], headers=headers)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/export/tasks",
+        handle=export_tasks,
+        summary="Every task that matches, newest first, as a file",
+        answer=TaskItem,
+        parameters=Export,
+        media=tuple(MEDIA.values()),
+    ),
+)

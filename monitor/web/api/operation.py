@@ -21,7 +21,7 @@ from monitor.errors import MonitorError
 from monitor.errors import UnsupportedType
 from monitor.settings import Settings
 from monitor.store.engine import Store
-from monitor.web.api_requests import NoParameters
+from monitor.web.api.requests import NoParameters
 from monitor.web.security import JSON_TYPE
 from monitor.web.security import actor
 from monitor.web.security import content_type

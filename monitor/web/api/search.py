@@ -12,10 +12,10 @@ from monitor.records import Hit
 from monitor.records import TaskState
 from monitor.store import queries
 from monitor.store.search import search
-from monitor.web.api_operation import Call
-from monitor.web.api_operation import Operation
-from monitor.web.api_requests import NO_NUL
-from monitor.web.api_requests import InCluster
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import NO_NUL
+from monitor.web.api.requests import InCluster
 from monitor.web.present import term
 from monitor.web.render import link
 from monitor.web.render import path_part

@@ -12,21 +12,16 @@ from monitor.control.view_commands import SaveView
 from monitor.control.views import LONGEST_NAME
 from monitor.control.views import LONGEST_PATH
 from monitor.control.views import LONGEST_QUERY
-from monitor.errors import Conflict
-from monitor.errors import NotFound
-from monitor.errors import TooLarge
-from monitor.errors import UnsupportedType
 from monitor.records import SavedView
 from monitor.store import views
-from monitor.web.api_operation import Call
-from monitor.web.api_operation import Operation
-from monitor.web.api_requests import NO_NUL
-from monitor.web.api_requests import NoParameters
-from monitor.web.api_requests import Reason
+from monitor.web.api.acting import CHANGE_ERRORS
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import NO_NUL
+from monitor.web.api.requests import NoParameters
+from monitor.web.api.requests import Reason
 
-ERRORS = (NotFound, Conflict, TooLarge, UnsupportedType)
 SOMETHING = r"^[^\x00]*[^\x00\s][^\x00]*$"
-
 ViewNumber = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a saved view")]
 ViewName = Annotated[str, Meta(pattern=SOMETHING, max_length=LONGEST_NAME, description="Its name, for everybody")]
 PATH_PATTERN = r"^/([\w.~%:@!$&'()*+,;=-][\w./~%:@!$&'()*+,;=-]*)?$"
@@ -126,7 +121,7 @@ OPERATIONS = (
         summary="Keep a list under a name, for everybody",
         answer=ViewItem,
         body=SaveViewBody,
-        errors=ERRORS,
+        errors=CHANGE_ERRORS,
     ),
     Operation(
         method="POST",
@@ -136,7 +131,7 @@ OPERATIONS = (
         answer=ViewItem,
         parameters=ViewAddress,
         body=RenameViewBody,
-        errors=ERRORS,
+        errors=CHANGE_ERRORS,
     ),
     Operation(
         method="POST",
@@ -146,6 +141,6 @@ OPERATIONS = (
         answer=ViewDeleted,
         parameters=ViewAddress,
         body=DeleteViewBody,
-        errors=ERRORS,
+        errors=CHANGE_ERRORS,
     ),
 )

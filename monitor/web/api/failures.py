@@ -1,0 +1,232 @@
+"""Kinds of failure, and what people have decided about them."""
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+from typing import Any
+from typing import Literal
+
+from msgspec import UNSET
+from msgspec import Meta
+from msgspec import Struct
+from msgspec import UnsetType
+
+from monitor.control.commands import ChangeFailure
+from monitor.control.commands import MuteFailure
+from monitor.control.commands import ReopenFailure
+from monitor.control.commands import ResolveFailure
+from monitor.errors import InvalidInput
+from monitor.errors import NotFound
+from monitor.records import FailureState
+from monitor.records import FailureSummary
+from monitor.records import FailureTrend
+from monitor.records import Task
+from monitor.store import queries
+from monitor.store.failures import UNRESOLVED
+from monitor.web.api.acting import CHANGE_ERRORS
+from monitor.web.api.acting import given_or
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import DAY
+from monitor.web.api.requests import LONGEST_SPAN
+from monitor.web.api.requests import InCluster
+from monitor.web.api.requests import Limit
+from monitor.web.api.requests import Reason
+from monitor.web.api.requests import Time
+from monitor.web.api.shapes import shape
+from monitor.web.api.tasks import TaskItem
+from monitor.web.api.tasks import task_item
+
+FAILURE_STATES: dict[str, tuple[FailureState, ...] | None] = {
+    **{state.value: (state,) for state in FailureState},
+    "unresolved": UNRESOLVED,
+    "all": None,
+}
+FailureStates = Annotated[
+    Literal["unresolved", "open", "regressed", "resolved", "muted", "all"],
+    Meta(description="Which groups; unresolved are the open and the regressed ones"),
+]
+GroupId = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a failure group")]
+
+
+class FailureListing(InCluster, frozen=True, kw_only=True):
+    """Failures since when, and in which state; without one, those that are neither resolved nor muted."""
+
+    since: Time | UnsetType = UNSET
+    state: FailureStates = "unresolved"
+    limit: Limit = 50
+
+
+class FailureAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One failure group; its numbers are of the span since then, of the last day unless that is given."""
+
+    id: GroupId
+    since: Time | UnsetType = UNSET
+
+
+class FailureBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why the state of a failure group is changed."""
+
+    reason: Reason | None = None
+
+
+class FailureItem(Struct, frozen=True, kw_only=True):
+    """Failures of one kind; ``count``, ``workers`` and ``trend`` are of the asked span, in equal steps."""
+
+    id: int
+    cluster: str
+    name: str | None
+    exception_type: str
+    message: str
+    frame: str | None
+    state: FailureState
+    state_at: float | None
+    first_seen: float
+    last_seen: float
+    count: int
+    count_hour: int
+    count_day: int
+    count_week: int
+    workers: int
+    trend: tuple[int, ...]
+
+
+class WorkerShare(Struct, frozen=True):
+    """Failures on one worker; null where it is not known."""
+
+    worker: str | None
+    count: int
+
+
+class FailureDetail(FailureItem, frozen=True, kw_only=True):
+    """One kind of failure. ``count_all`` is since it was first seen; the sample is the latest task that is kept."""
+
+    count_all: int
+    step: int
+    by_worker: list[WorkerShare]
+    sample: TaskItem | None
+
+
+class FailureChanged(Struct, frozen=True, kw_only=True):
+    """The state that the group has now."""
+
+    id: int
+    state: FailureState
+    message: str
+
+
+class FailureList(Struct, frozen=True):
+    """Kinds of failure, the most frequent first."""
+
+    items: list[FailureItem]
+
+
+def _failure_fields(summary: FailureSummary) -> dict[str, Any]:
+    windows = summary.windows
+    return {
+        "count_hour": windows.hour,
+        "count_day": windows.day,
+        "count_week": windows.week,
+        "workers": windows.workers,
+        "trend": windows.trend,
+    }
+
+
+def failure_item(summary: FailureSummary) -> FailureItem:
+    return shape(FailureItem, summary.group, **_failure_fields(summary))
+
+
+def failure_detail(summary: FailureSummary, trend: FailureTrend, sample: Task | None) -> FailureDetail:
+    return shape(
+        FailureDetail,
+        summary.group,
+        **_failure_fields(summary) | {"trend": trend.counts, "count": sum(trend.counts)},
+        count_all=summary.group.count,
+        step=trend.step,
+        by_worker=[WorkerShare(worker, count) for worker, count in trend.by_worker],
+        sample=task_item(sample) if sample is not None else None,
+    )
+
+
+def list_failures(call: Call, given: FailureListing) -> FailureList:
+    since = given_or(given.since, time.time() - DAY)
+    found = queries.failure_summaries(
+        call.store,
+        since=since,
+        now=time.time(),
+        cluster=given.cluster,
+        states=FAILURE_STATES[given.state],
+        limit=given.limit,
+    )
+    return FailureList([failure_item(summary) for summary in found])
+
+
+def get_failure(call: Call, given: FailureAddress) -> FailureDetail:
+    now = time.time()
+    since = given_or(given.since, now - DAY)
+    if not 0 < now - since <= LONGEST_SPAN:
+        raise InvalidInput("since must be in the past, at most 731 days ago.", since=since)
+    summary = queries.failure_summary(call.store, given.id, since=since, now=now)
+    trend = queries.failure_trend(call.store, given.id, since=since, until=now)
+    latest = queries.latest_of_group(call.store, given.id, 1)
+    sample = queries.task(call.store, latest[0].id, latest[0].cluster) if latest else None
+    return failure_detail(summary, trend, sample)
+
+
+def resolve_failure(call: Call, given: FailureAddress, body: FailureBody) -> FailureChanged:
+    return _change_failure(call, ResolveFailure, given, body)
+
+
+def mute_failure(call: Call, given: FailureAddress, body: FailureBody) -> FailureChanged:
+    return _change_failure(call, MuteFailure, given, body)
+
+
+def reopen_failure(call: Call, given: FailureAddress, body: FailureBody) -> FailureChanged:
+    return _change_failure(call, ReopenFailure, given, body)
+
+
+def _change_failure(
+    call: Call, command: Callable[..., ChangeFailure], given: FailureAddress, body: FailureBody
+) -> FailureChanged:
+    group = queries.failure_group(call.store, given.id)
+    change = command(cluster=group.cluster, group=group.id, reason=body.reason)
+    performed = call.controller.perform(call.actor, change)
+    return FailureChanged(id=group.id, state=change.state, message=performed.message)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/failures",
+        handle=list_failures,
+        summary="Failures by kind, of the last day unless since says otherwise",
+        answer=FailureList,
+        parameters=FailureListing,
+    ),
+    *[
+        Operation(
+            method="POST",
+            path=f"/api/v1/failures/{{id}}/{verb}",
+            handle=handle,
+            summary=summary,
+            answer=FailureChanged,
+            parameters=FailureAddress,
+            body=FailureBody,
+            errors=CHANGE_ERRORS,
+        )
+        for verb, handle, summary in (
+            ("resolve", resolve_failure, "Call a kind of failure mended; its next failure is a regression"),
+            ("mute", mute_failure, "Leave a kind of failure out of the open ones"),
+            ("reopen", reopen_failure, "Take a resolved or muted kind of failure back"),
+        )
+    ],
+    Operation(
+        method="GET",
+        path="/api/v1/failures/{id}",
+        handle=get_failure,
+        summary="One kind of failure, with the latest task that failed so",
+        answer=FailureDetail,
+        parameters=FailureAddress,
+        errors=(NotFound,),
+    ),
+)

@@ -1,0 +1,176 @@
+"""The receivers, their gaps, and the clusters."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from monitor.records import Gap
+from monitor.records import ReceiverHealth
+from monitor.store import queries
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import DAY
+from monitor.web.api.requests import NoParameters
+from monitor.web.api.shapes import shape
+from monitor.web.api.shapes import shapes
+from monitor.web.receivers import read_health
+from monitor.web.receivers import read_standbys
+
+GAPS_SHOWN = 7 * DAY
+
+
+class ReconciliationItem(Struct, frozen=True, kw_only=True):
+    """What was found out after a gap about tasks that had not ended: ``asked`` is the sum of the five that follow."""
+
+    began: float
+    ended: float | None
+    asked: int
+    backend: int
+    workers: int
+    queue: int
+    lost: int
+    unknown: int
+    learnt_from_workers: int
+    learnt_from_queues: int
+    complete: bool
+    together_with: float | None
+
+
+class GapItem(Struct, frozen=True, kw_only=True):
+    """A span in which events may have been missed; ``reconciliation`` is null until it begins."""
+
+    began: float
+    ended: float | None
+    cause: str
+    dropped: int | None
+    reconciliation: ReconciliationItem | None
+
+
+class StandbyItem(Struct, frozen=True, kw_only=True):
+    """A receiver that takes over when the one that writes dies."""
+
+    host: str
+    pid: int
+    since: float
+    listening: bool
+
+
+class ShardItem(Struct, frozen=True, kw_only=True):
+    """One of the receivers that share the tasks of a cluster; nulls where it never ran."""
+
+    shard: int
+    connected: bool | None
+    error: str | None
+    lag_seconds: float | None
+    events_total: int | None
+    dropped_total: int | None
+    host: str | None
+    pid: int | None
+    updated_at: float | None
+
+
+class HealthItem(Struct, frozen=True, kw_only=True):
+    """The receiver of one cluster; nulls until it has said something of itself.
+
+    Where several share its tasks, ``shards`` has each of them, and the rest tells of all together.
+    """
+
+    cluster: str
+    connected: bool | None
+    source: str | None
+    error: str | None
+    last_event_at: float | None
+    lag_seconds: float | None
+    events_total: int | None
+    dropped_total: int | None
+    malformed_total: int | None
+    unknown_total: int | None
+    host: str | None
+    pid: int | None
+    updated_at: float | None
+    notices: tuple[str, ...]
+    gaps: list[GapItem]
+    standbys: list[StandbyItem]
+    shards: list[ShardItem]
+
+
+class HealthList(Struct, frozen=True):
+    """Every receiver."""
+
+    items: list[HealthItem]
+
+
+class ClusterItem(Struct, frozen=True):
+    """One cluster."""
+
+    name: str
+
+
+class ClusterList(Struct, frozen=True):
+    """Every cluster."""
+
+    items: list[ClusterItem]
+
+
+def unknown_health(cluster: str) -> HealthItem:
+    """A cluster whose receiver has never spoken."""
+    fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
+    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": [], "shards": []}))
+
+
+def gap_item(gap: Gap) -> GapItem:
+    found = gap.reconciliation
+    return shape(GapItem, gap, reconciliation=None if found is None else shape(ReconciliationItem, found))
+
+
+def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[object]) -> HealthItem:
+    return shape(
+        HealthItem,
+        health,
+        error=health.unwritten or health.error,
+        gaps=[gap_item(gap) for gap in gaps],
+        standbys=shapes(StandbyItem, standbys),
+        shards=shapes(ShardItem, health.parts),
+    )
+
+
+def get_health(call: Call, _: NoParameters) -> HealthList:
+    """Every cluster that we watch or have watched; ``null`` where its receiver has not spoken yet."""
+    now = time.time()
+    since = now - GAPS_SHOWN
+    spoken = {health.cluster: health for health in read_health(call.store, now)}
+    waiting = read_standbys(call.store, now)
+    names = sorted({*spoken, *call.settings.clusters})
+    return HealthList(
+        [
+            health_item(spoken[name], queries.gaps(call.store, since, name), waiting.get(name, ()))
+            if name in spoken
+            else unknown_health(name)
+            for name in names
+        ]
+    )
+
+
+def list_clusters(call: Call, _: NoParameters) -> ClusterList:
+    names = sorted({*queries.clusters(call.store), *call.settings.clusters})
+    return ClusterList([ClusterItem(name) for name in names])
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/health",
+        handle=get_health,
+        summary="The receivers, and the spans of the last week in which they may have missed events",
+        answer=HealthList,
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/clusters",
+        handle=list_clusters,
+        summary="Clusters",
+        answer=ClusterList,
+    ),
+)

@@ -1,0 +1,111 @@
+"""Throughput, wait, run time and depth over time."""
+
+import time
+
+from msgspec import UNSET
+from msgspec import Struct
+from msgspec import UnsetType
+
+from monitor.errors import InvalidInput
+from monitor.records import Percentiles
+from monitor.records import Series
+from monitor.store import queries
+from monitor.web.api.acting import given_or
+from monitor.web.api.health import GapItem
+from monitor.web.api.health import gap_item
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import LONGEST_SPAN
+from monitor.web.api.requests import InCluster
+from monitor.web.api.requests import Name
+from monitor.web.api.requests import Time
+from monitor.web.api.shapes import shape
+from monitor.web.api.shapes import shapes
+
+HOUR = 3600.0
+
+
+class SeriesSpan(InCluster, frozen=True, kw_only=True):
+    """A span of time, of everything or of what is named."""
+
+    since: Time | UnsetType = UNSET
+    until: Time | UnsetType = UNSET
+    name: Name | None = None
+    queue: Name | None = None
+    worker: Name | None = None
+
+
+class BucketItem(Struct, frozen=True, kw_only=True):
+    """What happened from ``at`` on, for ``resolution`` seconds; null percentiles where nothing was measured."""
+
+    at: float
+    received: int
+    started: int
+    succeeded: int
+    failed: int
+    retried: int
+    revoked: int
+    rejected: int
+    lost: int
+    wait: Percentiles | None
+    run: Percentiles | None
+
+
+class DepthItem(Struct, frozen=True, kw_only=True):
+    """A queue, or all together, at one time."""
+
+    at: float
+    ready: int | None
+    unacked: int | None
+    consumers: int | None
+    oldest: float | None
+
+
+class SeriesItem(Struct, frozen=True, kw_only=True):
+    """The course of things. Within a gap the numbers are too small."""
+
+    since: float
+    until: float
+    resolution: int
+    buckets: list[BucketItem]
+    gaps: list[GapItem]
+    depth: list[DepthItem]
+
+
+def series_item(series: Series) -> SeriesItem:
+    return shape(
+        SeriesItem,
+        series,
+        buckets=shapes(BucketItem, series.buckets),
+        gaps=[gap_item(gap) for gap in series.gaps],
+        depth=shapes(DepthItem, series.depth),
+    )
+
+
+def get_series(call: Call, given: SeriesSpan) -> SeriesItem:
+    until = given_or(given.until, time.time())
+    since = given_or(given.since, until - HOUR)
+    if not 0 < until - since <= LONGEST_SPAN:
+        raise InvalidInput("since must be before until, and at most 731 days before it.", since=since, until=until)
+    series = queries.series(
+        call.store,
+        since=since,
+        until=until,
+        cluster=given.cluster,
+        name=given.name,
+        queue=given.queue,
+        worker=given.worker,
+    )
+    return series_item(series)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/series",
+        handle=get_series,
+        summary="Throughput, wait and run time over time, of the last hour unless since says otherwise",
+        answer=SeriesItem,
+        parameters=SeriesSpan,
+    ),
+)

@@ -1,0 +1,292 @@
+"""One task: all that is known of it, and what may be done to it."""
+
+from typing import Annotated
+from typing import Any
+from typing import Literal
+
+from msgspec import UNSET
+from msgspec import Meta
+from msgspec import Raw
+from msgspec import Struct
+from msgspec import UnsetType
+
+from monitor.control.commands import FindMessage
+from monitor.control.commands import RetryTask
+from monitor.control.commands import RevokeTask
+from monitor.control.known import Known
+from monitor.control.known import look
+from monitor.errors import Conflict
+from monitor.errors import NotFound
+from monitor.fidelity import Fidelity
+from monitor.fidelity import without_secrets
+from monitor.messages import Unreadable
+from monitor.messages import facts
+from monitor.messages import stamps_of
+from monitor.records import Lineage
+from monitor.records import Message
+from monitor.records import Outcome
+from monitor.records import Task
+from monitor.redact import Redactor
+from monitor.store import queries
+from monitor.web.api.acting import ACTION_ERRORS
+from monitor.web.api.acting import RETRY_ERRORS
+from monitor.web.api.acting import json_text
+from monitor.web.api.acting import only_result
+from monitor.web.api.acting import outcome
+from monitor.web.api.operation import Call
+from monitor.web.api.operation import Operation
+from monitor.web.api.requests import NO_NUL
+from monitor.web.api.requests import InCluster
+from monitor.web.api.requests import Reason
+from monitor.web.api.requests import RequestId
+from monitor.web.api.requests import Seconds
+from monitor.web.api.requests import Signal
+from monitor.web.api.requests import TaskId
+from monitor.web.api.shapes import shape
+from monitor.web.api.shapes import shapes
+from monitor.web.api.tasks import TaskItem
+
+
+class TaskAddress(InCluster, frozen=True, kw_only=True):
+    """One task."""
+
+    id: TaskId
+
+
+class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to send a task again. Without args and kwargs: with what is known of them."""
+
+    # Raw: what the caller wrote reaches the worker digit by digit.
+    args: Annotated[Raw, Meta(extra_json_schema={"type": "array"})] | UnsetType = UNSET
+    kwargs: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
+    queue: Annotated[str, Meta(pattern=NO_NUL, min_length=1)] | None = None
+    countdown: Seconds | None = None
+    same_id: bool = False
+    confirm: bool = False
+    reason: Reason | None = None
+    request_id: RequestId | None = None
+
+
+class FindBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Why to look for a message."""
+
+    reason: Reason | None = None
+
+
+class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to revoke a task."""
+
+    terminate: bool = False
+    signal: Signal = "SIGTERM"
+    reason: Reason | None = None
+
+
+class RunItem(Struct, frozen=True, kw_only=True):
+    """One attempt of a task on one worker."""
+
+    worker: str | None
+    pid: int | None
+    retries: int | None
+    outcome: Outcome | None
+    received: float | None
+    started: float | None
+    ended: float | None
+    eta: float | None
+    runtime: float | None
+    wait: float | None
+    result: str | None
+    exception: str | None
+    traceback: str | None
+
+
+class ArgumentsItem(Struct, frozen=True, kw_only=True):
+    """What a retry would send, how surely it is what was sent, and where it is known from."""
+
+    args: list[Any] | None
+    kwargs: dict[str, Any] | None
+    fidelity: Fidelity
+    source: str | None
+    reason: str
+
+
+class MessageItem(Struct, frozen=True, kw_only=True):
+    """What a task's message tells beside the events. Its body is not shown."""
+
+    name: str | None
+    content_type: str | None
+    size: int
+    priority: int | None
+    exchange: str | None
+    routing_key: str | None
+    group: str | None
+    group_index: int | None
+    chord: str | None
+    # Null where the body is not opened here, and no worker has told.
+    chain: int | None
+    callbacks: int | None
+    errbacks: int | None
+    stamps: dict[str, Any]
+    beat: str | None
+
+
+class TaskDetail(TaskItem, frozen=True, kw_only=True):
+    """All that is known of one task."""
+
+    runs: list[RunItem]
+    arguments: ArgumentsItem
+    message: MessageItem | None
+    retry_of: str | None
+    retried_as: list[str]
+    learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
+
+
+class Retried(Struct, frozen=True, kw_only=True):
+    """The new task, and how surely it has the old one's arguments."""
+
+    id: str
+    fidelity: Fidelity | None
+    outcome: Literal["done", "unconfirmed"]
+    message: str
+
+
+class FoundMessage(Struct, frozen=True, kw_only=True):
+    """It was found, and is kept like a captured one."""
+
+    message: str
+
+
+class Revoked(Struct, frozen=True, kw_only=True):
+    """``unconfirmed``: it was sent, and not every worker that should have answered did."""
+
+    outcome: Literal["done", "unconfirmed"]
+    message: str
+
+
+def message_item(message: Message | None, redactor: Redactor) -> MessageItem | None:
+    try:
+        known = facts(message) if message is not None else None
+    except Unreadable:
+        return None
+    if message is None or known is None:
+        return None
+    return MessageItem(
+        name=known.name,
+        content_type=message.content_type,
+        size=message.size,
+        priority=known.priority,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        group=known.group,
+        group_index=known.group_index,
+        chord=message.chord,
+        chain=message.chain if message.links else None,
+        callbacks=message.callbacks if message.links else None,
+        errbacks=message.errbacks if message.links else None,
+        stamps=stamps_of(known, redactor),
+        beat=known.beat,
+    )
+
+
+def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) -> TaskDetail:
+    known = without_secrets(found.arguments, redactor)
+    arguments = ArgumentsItem(
+        args=known.args_value,
+        kwargs=known.kwargs_value,
+        fidelity=known.fidelity,
+        source=known.source,
+        reason=known.reason,
+    )
+    return shape(
+        TaskDetail,
+        task,
+        runs=shapes(RunItem, task.runs),
+        arguments=arguments,
+        message=message_item(found.message, redactor),
+        retry_of=lineage.retry_of,
+        retried_as=[link.id for link in lineage.retried_as],
+    )
+
+
+def get_task(call: Call, given: TaskAddress) -> TaskDetail:
+    task = queries.task(call.store, given.id, given.cluster)
+    found = look(call.store, call.settings, task)
+    return task_detail(task, queries.lineage(call.store, task), found, Redactor(call.settings.redact))
+
+
+def retry_task(call: Call, given: TaskAddress, body: RetryBody) -> Retried:
+    task = queries.task(call.store, given.id, given.cluster)
+    command = RetryTask(
+        cluster=task.cluster,
+        id=task.id,
+        args=json_text(body.args),
+        kwargs=json_text(body.kwargs),
+        queue=body.queue,
+        countdown=body.countdown,
+        same_id=body.same_id,
+        confirm=body.confirm,
+        reason=body.reason,
+        request_id=body.request_id,
+    )
+    performed = call.controller.perform(call.actor, command)
+    result = only_result(performed)
+    if result.new_id is None:
+        raise Conflict(result.message)
+    return Retried(id=result.new_id, fidelity=result.fidelity, outcome=outcome(performed), message=performed.message)
+
+
+def find_message(call: Call, given: TaskAddress, body: FindBody) -> FoundMessage:
+    task = queries.task(call.store, given.id, given.cluster)
+    performed = call.controller.perform(call.actor, FindMessage(cluster=task.cluster, id=task.id, reason=body.reason))
+    return FoundMessage(message=performed.message)
+
+
+def revoke_task(call: Call, given: TaskAddress, body: RevokeBody) -> Revoked:
+    task = queries.task(call.store, given.id, given.cluster)
+    command = RevokeTask(
+        cluster=task.cluster, id=task.id, terminate=body.terminate, signal=body.signal, reason=body.reason
+    )
+    performed = call.controller.perform(call.actor, command)
+    return Revoked(outcome=outcome(performed), message=performed.message)
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/api/v1/tasks/{id:name}/retry",
+        handle=retry_task,
+        summary="Send a task again under a new id",
+        answer=Retried,
+        parameters=TaskAddress,
+        body=RetryBody,
+        errors=RETRY_ERRORS,
+    ),
+    Operation(
+        method="POST",
+        path="/api/v1/tasks/{id:name}/find-message",
+        handle=find_message,
+        summary="Look for a task's message in its queue on RabbitMQ, which takes messages out and puts them back",
+        answer=FoundMessage,
+        parameters=TaskAddress,
+        body=FindBody,
+        errors=ACTION_ERRORS,
+    ),
+    Operation(
+        method="POST",
+        path="/api/v1/tasks/{id:name}/revoke",
+        handle=revoke_task,
+        summary="Tell the workers not to run a task, or to end it",
+        answer=Revoked,
+        parameters=TaskAddress,
+        body=RevokeBody,
+        errors=ACTION_ERRORS,
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/tasks/{id:name}",
+        handle=get_task,
+        summary="All that is known of one task",
+        answer=TaskDetail,
+        parameters=TaskAddress,
+        errors=(NotFound, Conflict),
+    ),
+)
