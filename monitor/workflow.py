@@ -102,9 +102,14 @@ def critical_path(tree: Tree) -> list[Step]:
 
 
 def waiting_for(tree: Tree) -> list[tuple[TaskState, str | None, str | None, int]]:
-    """Unfinished tasks by state, name and queue, the most first."""
-    counts = Counter((step.state, step.name, step.queue) for step in tree.unfinished)
+    """Unfinished tasks by state, name and the queue in which they wait, the most first."""
+    counts = Counter((step.state, step.name, _waits_in(step)) for step in tree.unfinished)
     return [(state, name, queue, n) for (state, name, queue), n in counts.most_common() if state is not None]
+
+
+def _waits_in(step: Step) -> str | None:
+    """A task that runs, or has its time to come, waits in no queue."""
+    return step.queue if step.state in {TaskState.PENDING, TaskState.RETRY, TaskState.RECEIVED} else None
 
 
 def rows(tree: Tree, opened: Opened | None = None, critical: AbstractSet[str] = frozenset()) -> list[Row]:

@@ -58,8 +58,14 @@ function startTitle() {
 }
 
 function startNarrow() {
-  if (!matchMedia("(width < 1200px)").matches) return;
-  for (const element of document.querySelectorAll("[data-narrow-closed]")) element.removeAttribute("open");
+  const narrow = matchMedia("(width < 1200px)");
+  const fit = () => {
+    for (const element of document.querySelectorAll("[data-narrow-closed]:not([hidden])")) {
+      element.toggleAttribute("open", !narrow.matches);
+    }
+  };
+  if (narrow.matches) fit();
+  narrow.addEventListener("change", fit);
 }
 
 startNarrow();

@@ -24,6 +24,7 @@ from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store import standing
+from monitor.store.clusters import is_level
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
 
@@ -56,6 +57,8 @@ class Sampler:
         self._inspected_at = 0.0
         self._known: set[tuple[str, int | None]] = set()  # processes that were asked
         self._switched: dict[tuple[str, int | None], bool] = {}  # whether task events are on, by process
+        self._processed: dict[tuple[str, int | None], int] = {}  # tasks that a process had taken when we first asked
+        self._began = time.time()
         self._rises = Rises()
         self._schedules = Schedules(store, remote.broker, settings)
 
@@ -154,7 +157,8 @@ class Sampler:
     def _judge_events(self, remote: Remote, stats: Mapping[str, Reply], now: float) -> None:
         """Finds out of each new process whether its task events are on; turns them on if that is wanted."""
         asked = {name: (name, _whole(_fields(reply).get("pid"))) for name, reply in stats.items() if reply.ok}
-        unknown = {name: process for name, process in asked.items() if process not in self._switched}
+        before = dict(self._switched)
+        unknown = {name: process for name, process in asked.items() if not before.get(process)}
         if self._settings.enable_events and not self._settings.read_only and unknown:
             self._turn_on(remote, unknown, now)
         elif unknown:
@@ -162,17 +166,26 @@ class Sampler:
             for name, process in unknown.items():
                 if name in seen:
                     self._switched[process] = True
-                elif _processed(_fields(stats[name])):
+                elif self._ran_unseen(process, _fields(stats[name]), now):
                     self._switched[process] = False
         # Only what is new: a worker whose events somebody turned off since then is not said to send them.
-        found = {name: self._switched[process] for name, process in unknown.items() if process in self._switched}
+        judged = {name: self._switched[process] for name, process in unknown.items() if process in self._switched}
+        found = {name: on for name, on in judged.items() if before.get(unknown[name]) is not on}
         self._switched = {process: self._switched[process] for process in asked.values() if process in self._switched}
+        self._processed = {each: self._processed[each] for each in asked.values() if each in self._processed}
         journal.change_workers(
             self._store,
             self._cluster,
             list(found),
             lambda worker: msgspec.structs.replace(worker, events_enabled=found[worker.hostname]),
         )
+
+    def _ran_unseen(self, process: tuple[str, int | None], stats: Mapping[str, object], now: float) -> bool:
+        """The worker has taken tasks while we listened. What it took before we began, nobody could have told us."""
+        total, uptime = _processed(stats), _whole(stats.get("uptime"))
+        ours = uptime is not None and now - uptime - 1.0 >= self._began
+        before = self._processed.setdefault(process, 0 if ours else total)
+        return total > before and is_level(self._store, self._cluster, now)
 
     def _turn_on(self, remote: Remote, processes: Mapping[str, tuple[str, int | None]], now: float) -> None:
         replies = remote.ask("enable_events", destination=list(processes), timeout=ANSWER_SECONDS)
@@ -250,10 +263,10 @@ def _rusage(given: object) -> dict[str, float] | None:
     return {name: float(value) for name, value in kept.items()} or None
 
 
-def _processed(fields: Mapping[str, object]) -> bool:
-    """The worker has taken at least one task."""
+def _processed(fields: Mapping[str, object]) -> int:
+    """How many tasks the worker process has taken."""
     total = fields.get("total")
-    return isinstance(total, dict) and bool(total)
+    return sum(_whole(each) or 0 for each in total.values()) if isinstance(total, dict) else 0
 
 
 def _whole(value: object) -> int | None:

@@ -22,7 +22,6 @@ from monitor.brokers.redbeat import Reading
 from monitor.brokers.redbeat import read_redbeat
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
-from monitor.records import UNSAID_SECONDS
 from monitor.records import BeatHealth
 from monitor.records import OverdueEntry
 from monitor.records import ScheduleEntry
@@ -31,7 +30,7 @@ from monitor.redact import Redactor
 from monitor.schedule import next_look
 from monitor.settings import Broker
 from monitor.settings import Settings
-from monitor.store.clusters import health
+from monitor.store.clusters import is_level
 from monitor.store.django_beat import PeriodicTask
 from monitor.store.django_beat import read_periodic_tasks
 from monitor.store.engine import Store
@@ -194,7 +193,7 @@ class Schedules:
 
     def _level(self, now: float) -> bool:
         """What was sent is known: the receiver hears its broker and is not behind."""
-        return any(each.cluster == self._cluster and each.is_level(now, UNSAID_SECONDS) for each in health(self._store))
+        return is_level(self._store, self._cluster, now)
 
     def _judge(self, now: float) -> float:
         """Writes down what is overdue; gives the moment of the next look: when an entry would be said to be so."""

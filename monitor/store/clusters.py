@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
+from monitor.records import UNSAID_SECONDS
 from monitor.records import Action
 from monitor.records import Gap
 from monitor.records import Page
@@ -123,6 +124,11 @@ def queue_history(store: Store, name: str, cluster: str, since: float) -> list[Q
             .order_by(table.at)
         )
         return [QueueSample(**row._mapping) for row in rows]
+
+
+def is_level(store: Store, cluster: str, now: float) -> bool:
+    """Silence means something: the receiver hears its broker, is not behind, and has said so a moment ago."""
+    return any(each.cluster == cluster and each.is_level(now, UNSAID_SECONDS) for each in health(store))
 
 
 def health(store: Store) -> list[ReceiverHealth]:

@@ -1,7 +1,6 @@
 """What the receivers say of themselves, and what they cannot say: that the record takes no writing."""
 
 import time
-from collections.abc import Iterable
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -32,14 +31,14 @@ def read_health(store: Store, now: float) -> list[ReceiverHealth]:
     return [_judged(store, health, now) for health in queries.health(store)]
 
 
-def known_until(store: Store, clusters: Iterable[str], now: float) -> dict[str, float]:
+def known_until(store: Store, now: float) -> dict[str, float]:
     """The clusters whose receiver does not run, hears nothing or is behind, and until when it can tell; 0: never.
 
     What it was not seen to send, beat may have sent since.
     """
     health = {each.cluster: each for each in read_health(store, now)}
     found = {}
-    for cluster in clusters:
+    for cluster in queries.clusters(store):
         receiver = health.get(cluster)
         if receiver is None or not receiver.is_level(now, UNSAID_SECONDS):
             found[cluster] = receiver.known_until(now) if receiver is not None else 0.0

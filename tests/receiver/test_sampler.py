@@ -83,10 +83,27 @@ def test_task_events_stay_off_where_that_is_wanted_and_it_is_seen(
     redis_url: str, tmp_path: Path, change: dict[str, object]
 ) -> None:
     with watching(redis_url, tmp_path, **change) as watch, running_worker(redis_url, events=False) as worker:
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.inspected_at)
         worker.send("add", 3, 4)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.events_enabled is False)
         assert watch.notices == []
         assert queries.actions(watch.store, limit=10).items == []
+
+
+def test_worker_that_ran_tasks_before_anybody_listened_is_not_said_to_send_no_events(
+    redis_url: str, tmp_path: Path
+) -> None:
+    with running_worker(redis_url) as worker:
+        worker.send("add", 3, 4)
+        wait_for(lambda: "succeeded in" in worker.log)
+        with watching(redis_url, tmp_path, enable_events=False, inspect_seconds=0.2) as watch:
+            first = wait_for(lambda: (each := watch.worker(worker.hostname)) and each.inspected_at)
+            wait_for(lambda: (each := watch.worker(worker.hostname)) and (each.inspected_at or 0) > first)
+            found = watch.worker(worker.hostname)
+            assert found is not None
+            assert found.events_enabled is None
+            worker.send("add", 5, 6)
+            wait_for(lambda: (each := watch.worker(worker.hostname)) and each.events_enabled)
 
 
 def test_worker_that_sends_nothing_at_all_is_found_by_asking(redis_url: str, tmp_path: Path) -> None:

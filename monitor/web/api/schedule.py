@@ -130,7 +130,7 @@ def schedule_item(scheduled: Scheduled) -> ScheduleItem:
 def list_schedule(call: Call, given: InCluster) -> ScheduleList:
     now = time.time()
     watched = [name for name in call.settings.clusters if given.cluster in (None, name)]
-    found = read_schedule(call.store, given.cluster, now, known_until(call.store, watched, now))
+    found = read_schedule(call.store, given.cluster, now, known_until(call.store, now))
     unheard = [name for name in watched if queries.schedule_heard_at(call.store, name) is None]
     beats = [queries.beat_health(call.store, name) for name in watched]
     return ScheduleList([schedule_item(each) for each in found], unheard, beats)

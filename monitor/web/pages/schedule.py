@@ -25,7 +25,7 @@ SOURCES = {
 
 def context(view: View) -> Context:
     clusters = [view.cluster] if view.cluster else list(view.settings.clusters)
-    untold = known_until(view.store, clusters, view.now)
+    untold = known_until(view.store, view.now)
     rows = read_schedule(view.store, view.cluster, view.now, untold)
     overdue = [row for row in rows if row.standing.surely_overdue]
     return {

@@ -112,6 +112,15 @@ def test_schedule_that_no_receiver_wrote_accuses_nobody(house: House) -> None:
     assert "is overdue" not in text
 
 
+def test_cluster_that_is_in_the_record_alone_accuses_nobody_either(tmp_path: Path) -> None:
+    with open_house(tmp_path, broker=(Broker("mail", "redis://127.0.0.1:1/1"),)) as house:
+        fall_silent(house)
+        assert "Beat seems to have stopped" in house.text("/schedule")
+        house.write(updated_at=house.now - 290)
+        assert "Beat seems to have stopped" not in house.text("/schedule")
+        assert "What beat sent in the last" in house.text("/schedule")
+
+
 def test_beat_of_one_cluster_has_stopped_and_of_another_it_is_not_known(tmp_path: Path) -> None:
     clusters = (Broker("shop", "redis://127.0.0.1:1/0"), Broker("mail", "redis://127.0.0.1:1/1"))
     with open_house(tmp_path, broker=clusters) as house:
