@@ -118,6 +118,11 @@ class Watch:
         )
 
 
+def short(value: float) -> str:
+    """As many digits as an axis needs."""
+    return f"{value:,.0f}" if value >= 100 or value == 0 else f"{value:.2g}"
+
+
 def plot(samples: Sequence[Sample]) -> str:
     """A panel for each of TITLES, one under the other, over the same time; plain SVG."""
     last = max(samples[-1].seconds, 1.0)
@@ -132,7 +137,7 @@ def plot(samples: Sequence[Sample]) -> str:
         parts.append(
             f'<text x="{LEFT}" y="{top - 7}" font-weight="600">{title}</text>'
             f'<path d="M{LEFT} {top}v{HEIGHT}h{WIDTH}" fill="none" stroke="{GREY}" stroke-opacity=".5"/>'
-            f'<text x="{LEFT - 6}" y="{top + 9}" text-anchor="end">{most:,.4g}</text>'
+            f'<text x="{LEFT - 6}" y="{top + 9}" text-anchor="end">{short(max(values))}</text>'
             f'<text x="{LEFT - 6}" y="{top + HEIGHT}" text-anchor="end">0</text>'
             f'<polyline points="{points}" fill="none" stroke="{STROKE}" stroke-width="1.5"/>'
         )
