@@ -80,25 +80,52 @@ class Envelope(msgspec.Struct, gc=False):
     headers: dict[str, msgspec.Raw] = {}
     content_type: str | None = msgspec.field(name="content-type", default=None)
 
+    def opened(self) -> bytes:
+        """Raises ValueError where the body is not what is said of it."""
+        return a2b_base64(self.body) if _is_base64(self) else self.body.encode()
+
+
+class Base64Envelope(msgspec.Struct, gc=False):
+    """The same, where the body is base64 without a flaw: the JSON decoder reads that six times as fast as binascii."""
+
+    body: bytes
+    properties: dict[str, msgspec.Raw]
+    headers: dict[str, msgspec.Raw] = {}
+    content_type: str | None = msgspec.field(name="content-type", default=None)
+
+    def opened(self) -> bytes:
+        """The bytes that were wrapped."""
+        return self.body
+
 
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_base64_envelope = msgspec.json.Decoder(Base64Envelope).decode
 
 
 def unwrap(message: bytes) -> bytes | None:
     """The body inside an envelope, or ``None`` where it is no JSON in a message of kombu's."""
     try:
-        envelope = _decode_envelope(message)
+        envelope = _envelope(message)
         if envelope.content_type not in (None, "application/json"):
             return None
-        if bytes(envelope.properties.get("body_encoding", b"null")) == b'"base64"':
-            body = a2b_base64(envelope.body)
-        else:
-            body = envelope.body.encode()
+        body = envelope.opened()
         compression = envelope.headers.get("compression")
         name = None if compression is None else msgspec.json.decode(compression)
         return body if name is None else decompressed(body, name)
     except (ValueError, Base64Error, RecursionError):
         return None
+
+
+def _envelope(message: bytes) -> Envelope | Base64Envelope:
+    try:
+        envelope = _decode_base64_envelope(message)
+    except msgspec.ValidationError:  # a body that is plain text, or base64 that only binascii reads
+        return _decode_envelope(message)
+    return envelope if _is_base64(envelope) else _decode_envelope(message)
+
+
+def _is_base64(envelope: Envelope | Base64Envelope) -> bool:
+    return bytes(envelope.properties.get("body_encoding", b"null")) == b'"base64"'
 
 
 def channel_pattern(app: Celery, db: int) -> str:

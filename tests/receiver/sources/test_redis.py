@@ -222,10 +222,18 @@ def test_an_envelope_that_is_none_is_not_opened(message: bytes) -> None:
     assert unwrap(message) is None
 
 
-def test_a_body_that_is_plain_text_is_taken_as_it_is() -> None:
-    assert (
-        unwrap(json.dumps({"body": '{"é": 1}', "properties": {"body_encoding": None}}).encode()) == '{"é": 1}'.encode()
-    )
+@pytest.mark.parametrize(
+    ("body", "encoding", "opened"),
+    [
+        ('{"é": 1}', None, '{"é": 1}'.encode()),
+        ("YWJj", None, b"YWJj"),  # looks like base64, and is not said to be
+        ("YWJj", "base64", b"abc"),
+        ("YWJj\nZA==", "base64", b"abcd"),  # in lines, as base64.encodebytes writes it
+        ("", "base64", b""),
+    ],
+)
+def test_a_body_is_taken_as_its_encoding_says(body: str, encoding: str | None, opened: bytes) -> None:
+    assert unwrap(json.dumps({"body": body, "properties": {"body_encoding": encoding}}).encode()) == opened
 
 
 @pytest.mark.parametrize(
