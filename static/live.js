@@ -3,8 +3,9 @@
 import { retell, serverSaid } from "./times.js";
 import { Idiomorph } from "./vendor/idiomorph.js";
 
-const STALE_AFTER = 13_000; // the server says something every 4 s
+const STALE_AFTER = 13_000; // the server says something every 2 s
 const LONGEST_PAUSE = 10_000;
+const HOLD_PAUSE = 500;
 
 const CAN_INFLATE = typeof DecompressionStream !== "undefined";
 
@@ -69,6 +70,8 @@ export class Live {
   #heard = Date.now();
   #taken = Promise.resolve();
   #held = [];
+  #asked = [];
+  #holding = null;
   #rows;
   #view;
   #base;
@@ -90,11 +93,14 @@ export class Live {
     addEventListener("pagehide", () => this.#socket?.close());
   }
 
-  // Rows that are still shown, though newer ones have taken their place on the page.
+  // Rows that are still shown, though newer ones have taken their place on the page. They are asked for with some rest:
+  // each answer may push more rows off the page.
   hold(keys) {
-    if (keys.length === this.#held.length && keys.every((key) => this.#held.includes(key))) return;
     this.#held = keys;
-    this.#ask();
+    this.#holding ??= setTimeout(() => {
+      this.#holding = null;
+      if (this.#held.join() !== this.#asked.join()) this.#ask();
+    }, HOLD_PAUSE);
   }
 
   #connect() {
@@ -109,6 +115,7 @@ export class Live {
 
   #ask() {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    this.#asked = this.#held;
     this.#socket.send(JSON.stringify({ view: this.#view, held: this.#held, deflate: CAN_INFLATE }));
   }
 

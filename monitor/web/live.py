@@ -131,6 +131,7 @@ class Live:
                     return
                 client.deflate = ask.deflate
                 client.watched = Watched(ask.view, base, role, tuple(sorted(ask.held)))
+                self._forget_unwatched()
                 await self._greet(client, client.watched)
 
     async def _greet(self, client: Client, watched: Watched) -> None:
@@ -150,12 +151,16 @@ class Live:
 
     def _leave(self, client: Client) -> None:
         self._clients.discard(client)
-        watched = {each.watched for each in self._clients}
-        self._views = {view: known for view, known in self._views.items() if view in watched}
+        self._forget_unwatched()
         if not self._clients and self._task is not None:
             self._stopped.set()
             self._task.cancel()
             self._task = None
+
+    def _forget_unwatched(self) -> None:
+        """What nobody looks at is not read again, and soon no longer true."""
+        watched = {each.watched for each in self._clients}
+        self._views = {view: known for view, known in self._views.items() if view in watched}
 
     def _watch(self, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread of its own: waits for commits of others."""

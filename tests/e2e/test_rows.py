@@ -48,6 +48,27 @@ def test_new_rows_come_when_asked_for(site: Site, page: Page) -> None:
     expect(page.locator("#show-new")).to_be_hidden()
 
 
+def test_rows_that_are_held_for_a_moment_alone_are_not_asked_for(site: Site, page: Page) -> None:
+    site.write(*(received(make_id(2100 + number)) for number in range(60)))
+    page.get_by_text("+50 or more new").click()
+    page.wait_for_timeout(700)  # what is held since then was asked for
+    page.evaluate(
+        """() => {
+          window.asked = [];
+          const send = WebSocket.prototype.send;
+          WebSocket.prototype.send = function (text) { window.asked.push(text); send.call(this, text); };
+          const pill = document.getElementById("show-new");
+          new MutationObserver(() => pill.hidden || pill.click()).observe(pill, { attributes: true });
+        }"""
+    )
+    for batch in range(3):  # rows of unfinished tasks leave the page, and newer ones take their places at once
+        site.write(*(received(make_id(2200 + batch * 60 + number)) for number in range(60)))
+        newest = page.locator(f'tr[data-key="shop {make_id(2200 + batch * 60 + 59)}"]')
+        expect(newest).to_be_visible()
+    page.wait_for_timeout(700)
+    assert page.evaluate("() => window.asked") == []
+
+
 def test_row_changes_in_place_and_what_is_ticked_stays_ticked(site: Site, page: Page) -> None:
     row = page.locator(f'tr[data-key="shop {shop.RUNNING}"]')
     row.get_by_role("checkbox").check()

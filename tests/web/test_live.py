@@ -185,6 +185,18 @@ def test_row_that_left_the_page_is_kept_true_while_it_is_held(site: Site) -> Non
     assert "succeeded" in said["rows"]["tasks"]["html"][key]
 
 
+def test_a_view_that_nobody_looked_at_for_a_while_is_read_anew(site: Site) -> None:
+    key = f"shop {shop.RUNNING}"
+    with site.look("/tasks") as browser:
+        hear(browser)
+        browser.send(msgspec.json.encode({"view": "/tasks", "held": [key]}).decode())
+        site.write(received(make_id(504)))
+        hear_until(browser, lambda said: f"shop {make_id(504)}" in str(said.get("rows")))
+        browser.send('{"view": "/tasks"}')
+        greeted = hear_until(browser, lambda said: "tabs" in said.get("regions", {}))
+    assert greeted["rows"]["tasks"]["order"][0] == f"shop {make_id(504)}"
+
+
 def test_quiet_record_is_heard_of_every_few_seconds(site: Site) -> None:
     with site.look("/tasks") as browser:
         hear(browser)
