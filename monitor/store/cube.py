@@ -1,6 +1,7 @@
 """``task_count``: tasks by cluster, state, name, queue and worker. Small and exact; never a scan of tasks."""
 
 from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,19 +71,14 @@ def estimate(connection: Connection, where: ColumnElement[bool]) -> Estimate:
     matching = _sum(case((where, _cube["count"]), else_=0))
     order = (_cube.cluster_id, _cube.state, _cube.name_id)  # of the key: so nothing is sorted
     statement = select(_cube.state, _cube.name_id, _sum(_cube["count"]), matching).group_by(*order)
-    states: dict[int, Share] = {}
-    names: dict[int, Share] = {}
-    whole = Share(0, 0)
+    states: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+    names: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for state, name, count, found in connection.execute(statement).all():
-        added = Share(count, found)
-        whole = _plus(whole, added)
-        states[state] = _plus(states.get(state), added)
-        names[name] = _plus(names.get(name), added)
-    return Estimate(whole, states, names)
-
-
-def _plus(share: Share | None, added: Share) -> Share:
-    return Share(share.all + added.all, share.matching + added.matching) if share else added
+        for sums in (states[state], names[name]):
+            sums[0] += count
+            sums[1] += found
+    whole = Share(*map(sum, zip(*states.values(), strict=True))) if states else Share(0, 0)
+    return Estimate(whole, *({key: Share(*sums) for key, sums in each.items()} for each in (states, names)))
 
 
 def _sum(column: ColumnElement[int]) -> ColumnElement[int]:

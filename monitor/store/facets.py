@@ -32,6 +32,7 @@ from monitor.store.engine import position
 from monitor.store.load import cluster_names
 from monitor.store.paths import Path
 from monitor.store.paths import choose
+from monitor.store.paths import on_cube
 from monitor.store.rows import STATES
 from monitor.store.terms import texts
 from monitor.store.walk import floor_of
@@ -74,6 +75,7 @@ class _Scans:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._paths: dict[Filter, Path] = {}
+        self._cubes: dict[Filter, ColumnElement[bool] | None] = {}
         self._rows: dict[Filter, tuple[Sequence[Row[Any]], bool]] = {}
         self._places: dict[Filter, Sequence[Row[Any]]] = {}
 
@@ -82,9 +84,15 @@ class _Scans:
             self._paths[wanted] = choose(self._connection, wanted, SCAN)
         return self._paths[wanted]
 
+    def cube(self, wanted: Filter) -> ColumnElement[bool] | None:
+        """The filter on the counters, where they answer it."""
+        if wanted not in self._cubes:
+            self._cubes[wanted] = on_cube(self._connection, wanted)
+        return self._cubes[wanted]
+
     def totals(self, wanted: Filter, column: str) -> dict[int, int]:
         """Tasks by the numbers in a column, where the counters answer the filter."""
-        where = self.path(wanted).cube
+        where = self.cube(wanted)
         if column not in _PLACE:
             return cube.totals_by(self._connection, column, where)
         if wanted not in self._places:
@@ -115,7 +123,7 @@ def _newest(connection: Connection, path: Path, columns: Sequence[ColumnElement[
 def _facet(connection: Connection, wanted: Filter, name: str, scans: _Scans) -> list[Facet]:
     if name == "exception":
         return _exceptions(connection, wanted)
-    if scans.path(wanted).cube is not None:
+    if scans.cube(wanted) is not None:
         counts, exact = scans.totals(wanted, _columns[name]), True
     else:
         counts, exact = scans.counts(wanted, _columns[name])

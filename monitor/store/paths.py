@@ -92,6 +92,15 @@ def choose(connection: Connection, wanted: Filter, need: int) -> Path:
     )
 
 
+def on_cube(connection: Connection, wanted: Filter) -> ColumnElement[bool] | None:
+    """The whole filter on task_count, where that answers it: then no path needs to be chosen to count."""
+    if not wanted:
+        return true()
+    if not is_cube(wanted.expression):
+        return None
+    return cube_condition(wanted.expression, resolve(connection, wanted.expression))
+
+
 def _seen_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | None]:
     """Where ``received`` is known, ``seen`` equals it."""
     lows = [each.interval.low for each in terms if isinstance(each, Range) and each.field == "received"]
