@@ -232,7 +232,7 @@ class Settings:
         "longest time events gather before they are stored; beyond 2 the receiver counts as behind",
         metavar="SECONDS",
     )
-    batch_events: int = _setting(5000, parse_int, "most events stored in one transaction", metavar="N")
+    batch_events: int = _setting(10_000, parse_int, "most events stored in one transaction", metavar="N")
     buffer_bytes: int = _setting(
         16 * 1024 * 1024,
         parse_int,
