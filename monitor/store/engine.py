@@ -53,7 +53,6 @@ _SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",  # a commit is acknowledged to the broker: it must survive a power cut
-    "PRAGMA cache_size = -8000",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA journal_size_limit = 67108864",
     "PRAGMA wal_autocheckpoint = 4000",
@@ -271,7 +270,7 @@ def connect_only(url: str) -> Store:
 def apart(store: Store) -> Store:
     """The same database through connections of its own.
 
-    SQLite keeps up to 8 MB of pages for each connection: who writes much must not fill those of others by turns.
+    Who writes much must not fill the pages that SQLite keeps for the connections of others by turns.
     """
     return Store(_engine(store.engine.url.render_as_string(hide_password=False)))
 
