@@ -260,6 +260,7 @@ def stalled_words(stalled: StalledWorker) -> str:
     seconds = age_words(stalled.seconds)
     if not stalled.started:
         waits = counted(stalled.tasks, "task it has taken waits", "tasks it has taken wait")
+        waits = f"at least {waits}" if stalled.at_least else waits
         return f"{stalled.hostname} may be stuck: {waits}, one for {seconds}, and none is started."
     all_run = "its only task has run" if stalled.tasks == 1 else f"all {number_words(stalled.tasks)} tasks it runs have"
     ran = f"{all_run} for {seconds}" if stalled.tasks == 1 else f"{all_run} run unusually long, one for {seconds}"

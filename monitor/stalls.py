@@ -6,6 +6,7 @@ A worker whose pool hangs goes on to send heartbeats and to answer, so only its 
 from collections import defaultdict
 from collections.abc import Mapping
 from collections.abc import Sequence
+from collections.abc import Set
 from typing import NamedTuple
 
 from monitor.records import Worker
@@ -42,6 +43,7 @@ class StalledWorker(NamedTuple):
     tasks: int
     started: bool
     usual: float | None = None
+    at_least: bool = False  # there are more tasks than were counted
 
 
 class SlowWorkflow(NamedTuple):
@@ -54,9 +56,17 @@ class SlowWorkflow(NamedTuple):
 
 
 def stalled_workers(
-    workers: Sequence[Worker], held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float
+    workers: Sequence[Worker],
+    held: Sequence[HeldTask],
+    usual: Mapping[str, Usual],
+    now: float,
+    more_waiting: Set[tuple[str, str]] = frozenset(),
 ) -> list[StalledWorker]:
-    """Workers that are up, of which every task runs unusually long, and that have no room or start nothing."""
+    """Workers that are up, of which every task runs unusually long, and that have no room or start nothing.
+
+    ``held`` has to hold all that the workers have started, for that is said of them; of those in ``more_waiting``,
+    (cluster, hostname), more tasks wait than it holds.
+    """
     by_worker: dict[tuple[str, str], list[HeldTask]] = defaultdict(list)
     for task in held:
         by_worker[task.cluster, task.worker].append(task)
@@ -64,7 +74,8 @@ def stalled_workers(
     for worker in workers:
         mine = by_worker.get((worker.cluster, worker.hostname), [])
         if worker.status is WorkerStatus.ONLINE and mine and (stalled := _stalled(worker, mine, usual, now)):
-            found.append(stalled)
+            more = not stalled.started and (worker.cluster, worker.hostname) in more_waiting
+            found.append(stalled._replace(at_least=more))
     return sorted(found, key=lambda each: -each.seconds)
 
 
@@ -88,8 +99,8 @@ def may_be_busy(worker: Worker) -> bool:
 def _stalled(worker: Worker, held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> StalledWorker | None:
     running = [task for task in held if task.started]
     waiting = [task for task in held if not task.started and now - task.since > LEAST_SECONDS]
-    if not all(_overlong(task, usual, now) for task in running):
-        return None
+    if (worker.active or 0) > len(running) or not all(_overlong(task, usual, now) for task in running):
+        return None  # its heartbeat may tell of tasks that we never heard of
     full = worker.pool_size is not None and min(len(running), worker.active or 0) >= worker.pool_size > 0
     if running and (full or waiting):
         oldest = min(running, key=lambda task: task.since)

@@ -11,6 +11,7 @@ from monitor.health_sentence import age_words
 from monitor.health_sentence import is_growing
 from monitor.health_sentence import is_rising
 from monitor.health_sentence import sentence
+from monitor.health_sentence import stalled_words
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
 
@@ -235,6 +236,12 @@ def test_worker_whose_tasks_do_not_move_may_be_stuck() -> None:
     ]
     many = WELL._replace(stalled=[running, waiting, waiting])
     assert sentence(many)[1] == Part("3 workers may be stuck, one for 31 s.", "/workers", tone="bad")
+
+
+def test_what_was_not_counted_to_its_end_is_said_to_be_more() -> None:
+    assert stalled_words(StalledWorker("pick@shop", 4.0, 400, started=False, at_least=True)) == (
+        "pick@shop may be stuck: at least 400 tasks it has taken wait, one for 4 s, and none is started."
+    )
 
 
 def test_workflow_that_waits_for_a_slow_task_may_be_stuck() -> None:

@@ -36,7 +36,7 @@ def test_full_pool_of_unusually_long_tasks_is_suspect() -> None:
 def test_worker_that_has_taken_tasks_and_starts_none_is_suspect() -> None:
     waiting = held(4.0, started=False)
     assert stalled(waiting, active=0) == [StalledWorker("pick@shop", 4.0, 1, False)]
-    assert stalled(waiting, held(6.0)) == [StalledWorker("pick@shop", 6.0, 1, True, 0.5)]
+    assert stalled(waiting, held(6.0), active=1) == [StalledWorker("pick@shop", 6.0, 1, True, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,17 @@ def test_nobody_is_accused_of_what_is_usual_or_not_known(tasks: list[HeldTask]) 
 
 def test_heartbeat_that_says_less_is_busy_is_believed() -> None:
     assert stalled(held(4.0), held(9.0), active=0) == []  # their ends were missed, or are never sent
+
+
+def test_heartbeat_that_tells_of_more_tasks_than_are_known_accuses_nobody() -> None:
+    assert stalled(held(4.0), held(9.0), active=3) == []
+    assert stalled(held(4.0, started=False), active=1) == []
+
+
+def test_tasks_that_were_not_all_read_are_counted_as_at_least_so_many() -> None:
+    waiting = [held(seconds, started=False) for seconds in (4.0, 6.0)]
+    many = stalled_workers([worker(active=0)], waiting, USUAL, NOW, frozenset({("shop", "pick@shop")}))
+    assert many == [StalledWorker("pick@shop", 6.0, 2, False, at_least=True)]
 
 
 @pytest.mark.parametrize("status", [WorkerStatus.SILENT, WorkerStatus.OFFLINE])

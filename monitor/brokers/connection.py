@@ -12,6 +12,7 @@ from celery.app.utils import find_app
 from kombu import Connection
 from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
 from kombu.utils.url import sanitize_url
 
@@ -87,6 +88,11 @@ def _app(url: str, user_app: str | None, options: str) -> Celery:
     app.conf.broker_url = url
     app.conf.broker_connection_timeout = CONNECT_SECONDS
     app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **json.loads(options)}
+    if transport_of(url) == "sentinel" and not app.conf.broker_transport_options.get("master_name"):
+        raise SettingsError(
+            f"{without_password(url)}: Sentinel needs the name of its master; "
+            'give it as --broker-options \'{"master_name": "mymaster"}\''
+        )
     return app
 
 
@@ -125,39 +131,49 @@ def parse_address(url: str) -> dict[str, Any]:
 @contextmanager
 def explained(url: str) -> Iterator[None]:
     """Turn whatever a broker's library raises inside into BrokerUnavailable, with an address and an advice."""
-    # Every transport has exceptions of its own, and their libraries need not be installed.
-    errors: tuple[type[BaseException], ...] = (OSError, KombuError, *_library_errors(url))
     try:
         yield
-    except errors as error:
+    except _errors_at(url) as error:
         raise unavailable(url, error) from error
 
 
+def broker_errors(transport: Transport) -> tuple[type[BaseException], ...]:
+    """All that means that a broker cannot be used: it is not there, it was lost, or it refuses.
+
+    Each transport has exceptions of its own, and a refusal is an error of the channel in some: a wrong password in
+    py-amqp, a database that does not exist or a right that is missing in redis.
+    """
+    return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors)
+
+
 @lru_cache(maxsize=64)
-def _library_errors(url: str) -> tuple[type[Exception], ...]:
+def _errors_at(url: str) -> tuple[type[BaseException], ...]:
     try:
-        transport = Connection(url).transport
-    except ImportError as error:
+        return broker_errors(Connection(url).transport)
+    except ImportError as error:  # the library of a transport need not be installed
         raise Unsupported(f"{transport_of(url)} needs a package that is not installed: {error}") from None
-    return tuple({*transport.connection_errors, *transport.channel_errors})
 
 
 def unavailable(url: str, error: BaseException) -> BrokerUnavailable:
     """What a person reads when a broker does not answer: where, what, and what to do."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return BrokerUnavailable(f"{without_password(url)}: {text}. {_advice(text)}")
+    return BrokerUnavailable(f"{without_password(url)}: {text}. {advice_on(text, GO_ON_TRYING)}")
 
 
-def _advice(text: str) -> str:
+def advice_on(text: str, otherwise: str) -> str:
+    """What to do about an error that says this; ``otherwise`` where its words are not known."""
     lowered = text.lower()
-    for words, advice in ADVICE:
-        if any(word in lowered for word in words):
-            return advice
-    return "Check that the broker runs and that the address in --broker is right; we go on trying."
+    return next((advice for words, advice in ADVICE if any(word in lowered for word in words)), otherwise)
 
 
+GO_ON_TRYING = "Check that the broker runs and that the address in --broker is right; we go on trying."
+
+
+CHECK_HOST = "Check the virtual host in --broker, and the user's rights on it."
 ADVICE = (
     (("exclusive use",), "Another receiver reads this queue; give each its own --node-id."),
+    (("not_allowed",), CHECK_HOST),
+    (("access_refused - access to",), "The user lacks a right in its virtual host (rabbitmqctl set_permissions)."),
     (
         (
             "wrongpass",
@@ -170,8 +186,13 @@ ADVICE = (
         ),
         "Check the user name and password in --broker.",
     ),
-    (("noperm",), "The user lacks a right: it needs PSUBSCRIBE, PING and the channels of events (ACL SETUSER)."),
-    (("not_allowed", "vhost"), "Check the virtual host in --broker, and the user's rights on it."),
+    (
+        ("noperm", "no permissions"),
+        "The user lacks a right (ACL SETUSER): PSUBSCRIBE, PING and the channels of events to listen, "
+        "all commands and keys of Celery to act.",
+    ),
+    (("db index",), "Check the number of the database in --broker."),
+    (("vhost",), CHECK_HOST),
     (("certificate", "ssl", "tls"), "Check the ssl_ca_certs, ssl_certfile and ssl_keyfile given in the URL."),
     (("name or service", "getaddrinfo", "name resolution"), "Check the host name in --broker."),
 )

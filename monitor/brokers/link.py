@@ -7,13 +7,16 @@ from kombu import Connection
 from kombu.exceptions import KombuError
 
 from monitor.brokers.connection import CONNECT_SECONDS
+from monitor.brokers.connection import advice_on
 from monitor.brokers.connection import app_for
+from monitor.brokers.connection import broker_errors
 from monitor.brokers.connection import without_password
 from monitor.errors import BrokerUnavailable
 from monitor.settings import Broker
 from monitor.settings import Settings
 
 ANSWER_SECONDS = 15.0  # for one command of the transport; kombu polls Redis in shorter ones
+LOOK = "Look whether it runs and can be reached from here."
 CONFIRM_SECONDS = 10.0  # for RabbitMQ to say that it has a message; it is silent while its disk or memory is full
 # Without these a broker that swallows packets would hold a click for minutes.
 OPTIONS: dict[str, dict[str, object]] = {
@@ -24,21 +27,23 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 @contextmanager
 def link(broker: Broker, settings: Settings, *, heartbeat: float = 0, **options: object) -> Iterator[Connection]:
-    """A connection that is open. Raises BrokerUnavailable when it cannot be opened, or is lost within.
+    """A connection that is open. Raises BrokerUnavailable when it cannot be opened, is lost, or refuses what is asked.
 
     ``options`` are the transport's, beside those that every errand has.
     """
     connection = _connection(broker, settings, heartbeat, options)
-    errors = lost(connection)
+    errors = broker_errors(connection.transport)
     try:
         try:
             connection.connect()
         except errors as error:
-            raise unavailable(broker, f"does not answer ({said(error)}); nothing was sent") from error
+            raise unavailable(broker, f"cannot be used ({said(error)}); nothing was sent") from error
         try:
             yield connection
-        except errors as error:
+        except lost(connection) as error:
             raise unavailable(broker, f"was lost ({said(error)}); what was under way may have arrived") from error
+        except errors as error:
+            raise unavailable(broker, f"refuses what was asked ({said(error)})") from error
     finally:
         _close(connection, errors)
 
@@ -50,14 +55,13 @@ def lost(connection: Connection) -> tuple[type[BaseException], ...]:
 
 def said(error: BaseException) -> str:
     """What an error says, or its name where it says nothing, as a time-out does."""
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()).removeprefix("(0, 0): ").rstrip(".") or type(error).__name__
 
 
 def unavailable(broker: Broker, what: str) -> BrokerUnavailable:
-    """The address is shown without its password."""
+    """The address is shown without its password; what to do depends on what it says."""
     return BrokerUnavailable(
-        f"The broker of {broker.cluster} at {without_password(broker.url)} {what}. "
-        "Look whether it runs and can be reached from here.",
+        f"The broker of {broker.cluster} at {without_password(broker.url)} {what}. {advice_on(what, LOOK)}",
         cluster=broker.cluster,
     )
 

@@ -18,7 +18,6 @@ from redis import Redis
 
 from monitor.brokers.beat import arguments
 from monitor.brokers.beat import crontab_fields
-from monitor.brokers.connection import explained
 from monitor.brokers.link import link
 from monitor.records import ScheduleEntry
 from monitor.redact import Redactor
@@ -50,7 +49,7 @@ class Reading(NamedTuple):
 def read_redbeat(broker: Broker, settings: Settings, reading: Reading) -> RedBeat:
     """Everything of RedBeat in one Redis. Raises BrokerUnavailable."""
     prefix = settings.redbeat_key_prefix
-    with explained(broker.url), link(broker, settings) as connection:
+    with link(broker, settings) as connection:
         client = Redis(connection_pool=connection.channel().pool)  # kombu's own client would prefix the keys
         pipeline = client.pipeline(transaction=False)
         pipeline.zrange(f"{prefix}:schedule", 0, MOST_ENTRIES - 1, withscores=True)

@@ -16,7 +16,11 @@ from monitor.errors import MonitorError
 from monitor.errors import Unsupported
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
-from monitor.records import Action
+from monitor.receiver.switches import ANSWER_SECONDS
+from monitor.receiver.switches import Process
+from monitor.receiver.switches import Switches
+from monitor.receiver.switches import fields_of
+from monitor.receiver.switches import whole
 from monitor.records import Queue
 from monitor.records import Worker
 from monitor.records import WorkerStatus
@@ -24,13 +28,9 @@ from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store import standing
-from monitor.store.clusters import is_level
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
 
-ACTOR = "celery-monitor"
-ANSWER_SECONDS = 1.0
-EVENTS_WERE_OFF = "task events enabled"  # celery/worker/control.py; else "task events already enabled"
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,9 @@ class Sampler:
         self._probe = probe
         self._remote: Remote | None = remote
         self._settings = settings
-        self._notice = notice
         self._inspected_at = 0.0
-        self._known: set[tuple[str, int | None]] = set()  # processes that were asked
-        self._switched: dict[tuple[str, int | None], bool] = {}  # whether task events are on, by process
-        self._processed: dict[tuple[str, int | None], int] = {}  # tasks that a process had taken when we first asked
-        self._began = time.time()
+        self._known: set[Process] = set()  # those that were asked
+        self._switches = Switches(store, cluster, remote, settings, notice)
         self._rises = Rises()
         self._schedules = Schedules(store, remote.broker, settings)
 
@@ -96,7 +93,10 @@ class Sampler:
         return rest if sooner is None else min(rest, max(0.0, sooner - spent))
 
     def ask(self, now: float) -> None:
-        """Asks the workers where it is time or one is new. Raises Broker- and StoreUnavailable."""
+        """Asks the workers where it is time or one is new, else those whose task events may turn out to be off.
+
+        Raises Broker- and StoreUnavailable.
+        """
         workers = self._up()
         new = {(worker.hostname, worker.pid) for worker in workers} - self._known
         if self._remote and (new or now - self._inspected_at >= self._settings.inspect_seconds):
@@ -105,6 +105,8 @@ class Sampler:
             except Unsupported as error:
                 log.info("%s", error)
                 self._remote = None
+        elif self._remote:
+            self._switches.ask_again(workers, now)
 
     def _up(self) -> list[Worker]:
         return [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
@@ -135,7 +137,8 @@ class Sampler:
         self._inspected_at = now
         answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
         self._merge({name: answer for name, answer in answers.items() if answer}, now)
-        self._judge_events(remote, stats, now)
+        self._switches.judge(stats, now)
+        self._switches.keep_only(stats)
         self._known = {(worker.hostname, worker.pid) for worker in self._up()}
 
     def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> None:
@@ -154,65 +157,6 @@ class Sampler:
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             journal.save_workers(self._store, connection, number, merged)
 
-    def _judge_events(self, remote: Remote, stats: Mapping[str, Reply], now: float) -> None:
-        """Finds out of each new process whether its task events are on; turns them on if that is wanted."""
-        asked = {name: (name, _whole(_fields(reply).get("pid"))) for name, reply in stats.items() if reply.ok}
-        before = dict(self._switched)
-        unknown = {name: process for name, process in asked.items() if not before.get(process)}
-        if self._settings.enable_events and not self._settings.read_only and unknown:
-            self._turn_on(remote, unknown, now)
-        elif unknown:
-            seen = standing.seen_workers(self._store, self._cluster)
-            for name, process in unknown.items():
-                if name in seen:
-                    self._switched[process] = True
-                elif self._ran_unseen(process, _fields(stats[name]), now):
-                    self._switched[process] = False
-        # Only what is new: a worker whose events somebody turned off since then is not said to send them.
-        judged = {name: self._switched[process] for name, process in unknown.items() if process in self._switched}
-        found = {name: on for name, on in judged.items() if before.get(unknown[name]) is not on}
-        self._switched = {process: self._switched[process] for process in asked.values() if process in self._switched}
-        self._processed = {each: self._processed[each] for each in asked.values() if each in self._processed}
-        journal.change_workers(
-            self._store,
-            self._cluster,
-            list(found),
-            lambda worker: msgspec.structs.replace(worker, events_enabled=found[worker.hostname]),
-        )
-
-    def _ran_unseen(self, process: tuple[str, int | None], stats: Mapping[str, object], now: float) -> bool:
-        """The worker has taken tasks while we listened. What it took before we began, nobody could have told us."""
-        total, uptime = _processed(stats), _whole(stats.get("uptime"))
-        ours = uptime is not None and now - uptime - 1.0 >= self._began
-        before = self._processed.setdefault(process, 0 if ours else total)
-        return total > before and is_level(self._store, self._cluster, now)
-
-    def _turn_on(self, remote: Remote, processes: Mapping[str, tuple[str, int | None]], now: float) -> None:
-        replies = remote.ask("enable_events", destination=list(processes), timeout=ANSWER_SECONDS)
-        for name, reply in replies.items():
-            if name not in processes or reply.error is not None:
-                continue
-            self._switched[processes[name]] = True
-            if reply.ok == EVENTS_WERE_OFF:
-                self._record_turned_on(name, now)
-
-    def _record_turned_on(self, worker: str, now: float) -> None:
-        text = f"{worker} sent no task events; they were turned on. Start it with -E to keep them on."
-        self._notice(text)
-        journal.record_action(
-            self._store,
-            Action(
-                at=now,
-                actor=ACTOR,
-                action="enable_events",
-                cluster=self._cluster,
-                target=worker,
-                count=1,
-                reason="the worker sent no task events",
-                message=text,
-            ),
-        )
-
 
 def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:
     """Adds who consumes. Where the broker counts no consumers, workers that all said what they consume are counted."""
@@ -227,26 +171,22 @@ def _answer(queues: Reply | None, stats: Reply | None) -> dict[str, object]:
     if queues is not None and isinstance(queues.ok, list):
         names = [str(each.get("name")) for each in queues.ok if isinstance(each, dict) and each.get("name")]
         answer["queues"] = tuple(sorted(names))
-    fields = _fields(stats)
+    fields = fields_of(stats)
     if fields:
         pool = fields.get("pool")
         pool = pool if isinstance(pool, dict) else {}
-        answer["pid"] = _whole(fields.get("pid"))
-        answer["prefetch"] = _whole(fields.get("prefetch_count"))
+        answer["pid"] = whole(fields.get("pid"))
+        answer["prefetch"] = whole(fields.get("prefetch_count"))
         answer["pool"] = _pool_name(pool.get("implementation"))
         answer["pool_size"] = _pool_size(pool)
         answer["rusage"] = _rusage(fields.get("rusage"))
     return answer
 
 
-def _fields(reply: Reply | None) -> dict[str, object]:
-    return reply.ok if reply is not None and isinstance(reply.ok, dict) else {}
-
-
 def _pool_size(pool: Mapping[str, object]) -> int | None:
     """prefork says the size that it began with for ever; the processes that live stand beside it."""
     processes = pool.get("processes")
-    return len(processes) if isinstance(processes, list) else _whole(pool.get("max-concurrency"))
+    return len(processes) if isinstance(processes, list) else whole(pool.get("max-concurrency"))
 
 
 def _pool_name(implementation: object) -> str | None:
@@ -261,13 +201,3 @@ def _rusage(given: object) -> dict[str, float] | None:
         return None
     kept = {name: given[name] for name in RUSAGE_KEPT if isinstance(given.get(name), (int, float))}
     return {name: float(value) for name, value in kept.items()} or None
-
-
-def _processed(fields: Mapping[str, object]) -> int:
-    """How many tasks the worker process has taken."""
-    total = fields.get("total")
-    return sum(_whole(each) or 0 for each in total.values()) if isinstance(total, dict) else 0
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

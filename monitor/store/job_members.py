@@ -2,12 +2,13 @@
 
 from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
+from sqlalchemy import ScalarSelect
 from sqlalchemy import Select
 from sqlalchemy import and_
+from sqlalchemy import any_
 from sqlalchemy import case
 from sqlalchemy import func
 from sqlalchemy import select
-from sqlalchemy import tuple_
 
 from monitor.records import Job
 from monitor.records import JobOutcome
@@ -25,7 +26,29 @@ _task = schema.task.c
 
 def in_job(number: int) -> ColumnElement[bool]:
     """The task was sent again by this job, under whatever id, or revoked by it."""
-    return tuple_(_task.cluster_id, _task.key).in_(_keys(number))
+    # Both columns in one row value and SQLite would look at every task of the cluster.
+    return and_(_task.cluster_id == _cluster(number), _task.key.in_(_keys_alone(number)))
+
+
+def just_those_of_job(connection: Connection, number: int) -> ColumnElement[bool]:
+    """The same tasks where nothing else narrows the search: each is looked up by its key.
+
+    PostgreSQL would sort the keys of ``in_job`` and then read every task; it would search an array for each row of
+    another path.
+    """
+    if connection.dialect.name == "sqlite":
+        return in_job(number)
+    keys = func.array(_keys_alone(number).scalar_subquery())
+    return and_(_task.cluster_id == _cluster(number), _task.key == any_(keys))
+
+
+def _cluster(number: int) -> ScalarSelect[int]:
+    return select(_job.cluster_id).where(_job.id == number).scalar_subquery()
+
+
+def _keys_alone(number: int) -> Select[tuple[bytes]]:
+    keys = _keys(number).subquery()
+    return select(keys.c.key)
 
 
 def states_of_sent(store: Store, job: Job) -> dict[TaskState, int]:

@@ -38,7 +38,7 @@ from monitor.store.compile import job_of
 from monitor.store.compile import numbers
 from monitor.store.compile import resolve
 from monitor.store.cube import Share
-from monitor.store.job_members import in_job
+from monitor.store.job_members import just_those_of_job
 from monitor.store.schema import STATE_CODES
 
 MOST_BRANCHES = 64
@@ -75,6 +75,10 @@ def choose(connection: Connection, wanted: Filter, need: int) -> Path:
     where = condition(wanted.expression, resolved)
     low, high = _seen_limits(wanted.terms)
     exact = cube_condition(wanted.expression, resolved) if is_cube(wanted.expression) else None
+    job = next((each for each in wanted.terms if isinstance(each, Range) and each.field == "job"), None)
+    if job is not None:
+        rest = tuple(each for each in wanted.terms if each is not job)
+        return _within(just_those_of_job(connection, job_of(job)), rest, resolved, low, high)
     direct = _direct(wanted.terms, resolved)
     if direct is not None:
         return Path(*direct, where, low=low, high=high, bounded=True)
@@ -117,8 +121,6 @@ def _direct(terms: Iterable[Expression], resolved: Resolved) -> tuple[str, tuple
             assert each.interval.low is not None  # noqa: S101 -- an interval has an end
             group: ColumnElement[int] = literal_column(str(int(each.interval.low.value)))
             return "task_failure_group", (and_(_task.failure_group_id.is_not(None), _task.failure_group_id == group),)
-        if isinstance(each, Range) and each.field == "job":
-            return "task_key", (in_job(job_of(each)),)
         if not isinstance(each, Match) or each.field not in {"id", "root", "parent"}:
             continue
         own = [numbers(_task.id, resolved.rows[each])] if resolved.rows.get(each) else []
@@ -133,6 +135,15 @@ def _direct(terms: Iterable[Expression], resolved: Resolved) -> tuple[str, tuple
             trees = [ids.Span(root, root, len(root) == 16) for root in sorted(resolved.roots[each])]
             return "task_root", tuple(ids.in_tree(tree) for tree in trees)
     return None
+
+
+def _within(
+    job: ColumnElement[bool], rest: tuple[Expression, ...], resolved: Resolved, low: Limit | None, high: Limit | None
+) -> Path:
+    """No index has a job's tasks in the order of a list, so all of them are read, and a floor would save nothing: it
+    is found by reading them all. Where more than columns is tested on each, it saves that."""
+    where = condition(All(rest), resolved) if rest else None
+    return Path("task_key", (job,), where, low=low, high=high, bounded=not all(map(is_cube, rest)))
 
 
 class _Guess(NamedTuple):

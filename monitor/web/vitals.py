@@ -93,10 +93,12 @@ def read_stalls(
 ) -> Stalls:
     """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused."""
     level = {each.cluster for each in health if each.is_level(now, UNSAID_SECONDS)}
-    held = [task for task in queries.held_tasks(store, workers, now, cluster) if task.cluster in level]
+    found = queries.held_tasks(store, workers, now, cluster)
+    held = [task for task in found.tasks if task.cluster in level]
     usual = queries.usual_runs(store, _long_running(held, now), now, cluster)
+    known = [worker for worker in workers if (worker.cluster, worker.hostname) not in found.partly_started]
     return Stalls(
-        workers=stalled_workers(workers, held, usual, now),
+        workers=stalled_workers(known, held, usual, now, found.partly_received),
         workflows=slow_workflows(held, usual, now),
     )
 

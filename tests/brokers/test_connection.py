@@ -74,6 +74,14 @@ def test_an_app_that_cannot_be_loaded_is_said(name: str) -> None:
         app_for(BROKER, Settings(app=name))
 
 
+def test_sentinel_without_the_name_of_its_master_is_said() -> None:
+    broker = Broker("shop", "sentinel://:s3cret@localhost:26399/9")
+    with pytest.raises(SettingsError, match=r"--broker-options '\{\"master_name\"") as caught:
+        app_for(broker, Settings())
+    assert "s3cret" not in caught.value.message
+    assert app_for(broker, Settings(broker_options={"master_name": "orders"})).conf.broker_url == broker.url
+
+
 def test_an_error_of_the_brokers_library_gets_an_address_and_an_advice() -> None:
     expected = r"^redis://localhost:6399/9: boom\. Check that the broker runs"
     with pytest.raises(BrokerUnavailable, match=expected), explained(BROKER.url):

@@ -1,5 +1,8 @@
 import os
 import signal
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -13,6 +16,7 @@ from monitor.errors import InvalidInput
 from monitor.errors import Unsupported
 from monitor.settings import Broker
 from monitor.settings import Settings
+from tests.servers import running_redis
 from tests.workers import running_worker
 
 
@@ -92,6 +96,51 @@ def test_a_broker_that_does_not_answer_is_said_without_its_password(scheme: str)
     with pytest.raises(BrokerUnavailable, match="nothing was sent") as caught:
         make_remote(f"{scheme}://olga:s3cret@127.0.0.1:1/0").ask("ping")
     assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("login", "host", "advice"),
+    [
+        ("guest:s3cret", "", "Check the user name and password in --broker."),
+        ("guest:guest", "no-such-host", "Check the virtual host in --broker, and the user's rights on it."),
+    ],
+)
+def test_rabbitmq_that_lets_nobody_in_is_said_with_what_to_do(
+    amqp_url: str, login: str, host: str, advice: str
+) -> None:
+    there = urlsplit(amqp_url)
+    url = there._replace(netloc=f"{login}@{there.hostname}:{there.port}", path=f"/{host}").geturl()
+    with pytest.raises(BrokerUnavailable, match="nothing was sent") as caught:
+        make_remote(url).ask("ping")
+    assert caught.value.message.endswith(advice)
+    assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("login", "database", "advice"),
+    [
+        (":wr0ng-one@", 0, "Check the user name and password in --broker."),
+        ("", 0, "Check the user name and password in --broker."),
+        (":s3cret@", 9999, "Check the number of the database in --broker."),
+        ("watcher:w4tch@", 0, "The user lacks a right"),
+    ],
+)
+def test_redis_that_lets_nobody_in_is_said_with_what_to_do(
+    tmp_path: Path, login: str, database: int, advice: str
+) -> None:
+    with running_redis(tmp_path, "--requirepass", "s3cret") as server:
+        with closing(redis.Redis(port=server.port, password="s3cret")) as admin:
+            admin.acl_setuser("watcher", enabled=True, passwords=["+w4tch"], commands=["+ping"])
+        with pytest.raises(BrokerUnavailable) as caught:
+            make_remote(f"redis://{login}127.0.0.1:{server.port}/{database}").ask("ping")
+    assert advice in caught.value.message
+    assert all(secret not in caught.value.message for secret in ("wr0ng", "s3cret", "w4tch"))
+
+
+def test_what_a_broker_refuses_later_is_not_said_to_be_a_lost_connection(amqp_url: str) -> None:
+    broker = Broker("shop", amqp_url)
+    with pytest.raises(BrokerUnavailable, match=r"refuses .*NOT_FOUND"), link(broker, Settings()) as connection:
+        connection.default_channel.queue_declare("never-declared", passive=True)
 
 
 def test_a_transport_without_broadcast_is_said() -> None:

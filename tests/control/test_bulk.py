@@ -240,7 +240,7 @@ def test_a_job_waits_for_a_broker_that_is_away(redis_shop: Shop) -> None:
     away = shop.settings.broker[0].__class__(CLUSTER, "redis://127.0.0.1:1/0")
     here, shop.settings = shop.settings, shop.settings.__class__(broker=(away,), database=shop.settings.database)
     with shop.running():
-        wait_for(lambda: "does not answer" in (shop.job(job).message or ""), what="the reason")
+        wait_for(lambda: "cannot be used" in (shop.job(job).message or ""), what="the reason")
     shop.settings = here
     assert shop.run(job).count(JobOutcome.DONE) == 3
 

@@ -11,6 +11,7 @@ from monitor.records import WorkerStatus
 from monitor.store import journal
 from monitor.store import queries
 from tests.receiver.watching import CLUSTER
+from tests.receiver.watching import Watching
 from tests.receiver.watching import watching
 from tests.workers import running_worker
 from tests.workers import wait_for
@@ -88,6 +89,33 @@ def test_task_events_stay_off_where_that_is_wanted_and_it_is_seen(
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.events_enabled is False)
         assert watch.notices == []
         assert queries.actions(watch.store, limit=10).items == []
+
+
+@pytest.mark.parametrize("options", [(), ("--without-gossip", "--without-mingle", "--without-heartbeat")])
+def test_task_events_that_are_off_are_seen_long_before_all_workers_are_asked_again(
+    redis_url: str, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    quiet = {"enable_events": False, "inspect_seconds": 3600.0}
+    with (
+        running_worker(redis_url, events=False, options=options) as worker,
+        watching(redis_url, tmp_path, **quiet) as watch,
+    ):
+        heard = "inspected_at" if options else "last_heartbeat"
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and getattr(found, heard) and found.inspected_at)
+        asked = wait_for(lambda: _settled(watch, worker.hostname))
+        worker.send("add", 3, 4)
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.events_enabled is False)
+        found = watch.worker(worker.hostname)
+        assert found is not None
+        assert found.inspected_at == asked
+
+
+def _settled(watch: Watching, hostname: str) -> float | None:
+    """When it was asked with all others, once that has not happened for a while."""
+    before = watch.worker(hostname)
+    time.sleep(2)
+    after = watch.worker(hostname)
+    return after.inspected_at if before and after and before.inspected_at == after.inspected_at else None
 
 
 def test_worker_that_ran_tasks_before_anybody_listened_is_not_said_to_send_no_events(

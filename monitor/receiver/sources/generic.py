@@ -14,6 +14,7 @@ from kombu import Exchange
 from kombu import Queue
 from kombu.message import Message
 
+from monitor.brokers.connection import CONNECT_SECONDS
 from monitor.brokers.connection import app_for
 from monitor.brokers.connection import explained
 from monitor.brokers.connection import require_events
@@ -88,7 +89,10 @@ class KombuSource:
         if self.keeps_events:
             return self._consume_kept(connection)
         queue = event_queue(connection, self._app, self._settings)
-        return self._started(Consumer(connection.channel(), [queue], no_ack=True, on_message=self._arrived))
+        consumer = self._started(Consumer(connection.channel(), [queue], no_ack=True, on_message=self._arrived))
+        if connection.transport.driver_type == "redis":
+            subscribe(consumer.channel)
+        return consumer
 
     def _consume_kept(self, connection: Connection) -> Consumer:
         declared = declare(connection.connection, self._app, self._settings)
@@ -142,6 +146,18 @@ def event_queue(connection: Connection, app: Celery, settings: Settings) -> Queu
         auto_delete=True,
         durable=False,
     )
+
+
+def subscribe(channel: Any) -> None:
+    """Subscribes at Redis and waits until it says so; TimeoutError if it does not.
+
+    kombu does that when it first waits for messages, in our thread: what workers send until then would be missed by a
+    source that calls itself connected.
+    """
+    channel.connection.cycle.on_poll_start()  # kombu/transport/redis.py
+    for _ in channel.subclient.patterns:
+        if channel.subclient.get_message(timeout=CONNECT_SECONDS) is None:
+            raise TimeoutError(f"Redis did not confirm the subscription within {CONNECT_SECONDS:g} s")
 
 
 class KombuThread(threading.Thread):

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from tests.servers import free_port
 from tests.servers import make_certificate
 from tests.servers import proxy
 from tests.servers import running_redis
+from tests.workers import wait_for
 
 BOTH = pytest.mark.parametrize("source_name", ["redis", "kombu"])
 
@@ -154,6 +156,19 @@ def test_nobody_there(source_of: MakeSource) -> None:
 
 
 @BOTH
+def test_it_is_subscribed_when_it_is_connected(tmp_path: Path, source_of: MakeSource, source_name: str) -> None:
+    """Whatever is sent from then on is heard: kombu alone subscribes some time later."""
+    with running_redis(tmp_path) as server, closing(redis.Redis(port=server.port)) as client:
+        heard = []
+        for _ in range(30):
+            source = source_of(f"redis://127.0.0.1:{server.port}/2", source=source_name)
+            heard.append(client.publish("/2.celeryev/task.received", "{}"))
+            source.close()
+            wait_for(lambda: client.pubsub_numpat() == 0, what="the end of the subscription")
+        assert heard == [1] * 30
+
+
+@BOTH
 def test_a_killed_broker_is_noticed_and_a_restarted_one_read_again(
     tmp_path: Path, source_of: MakeSource, source_name: str
 ) -> None:
@@ -163,9 +178,8 @@ def test_a_killed_broker_is_noticed_and_a_restarted_one_read_again(
         source = source_of(url, source=source_name)
         with publisher(url) as publish:
             publish.send("task.received", numbered(1))
-        time.sleep(0.3)
+        wait_for(lambda: source.waits, what="the event")
         server.stop()
-        time.sleep(0.3)
         # What had arrived is still given out.
         assert [event.clock for event in source.read(1).events] == [1]
         with pytest.raises(BrokerUnavailable):

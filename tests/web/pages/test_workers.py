@@ -7,6 +7,7 @@ import pytest
 
 from monitor.records import WorkerStatus
 from monitor.store import queries
+from monitor.store.held import MOST_STARTED
 from tests.factories import make_event
 from tests.factories import make_id
 from tests.web.pages.house import HOSTILE
@@ -163,7 +164,7 @@ def test_hostile_name_is_text_and_its_page_opens(house: House) -> None:
 
 def test_worker_that_may_be_stuck_names_the_tasks_that_end_it(house: House) -> None:
     """A pool that is restarted waits for what its processes are in, so their tasks are what can be terminated."""
-    house.worker("mail1@shop", pool_size=1)
+    house.worker("mail1@shop", pool_size=1, active=1)
     for number in range(7):
         known = {"uuid": make_id(number), "hostname": "mail1@shop"}
         house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
@@ -171,7 +172,7 @@ def test_worker_that_may_be_stuck_names_the_tasks_that_end_it(house: House) -> N
         ended = {"timestamp": house.now - 88, "runtime": 0.5, "result": "1"}
         if number:
             house.write(make_event("task-succeeded", **known, **ended))
-    house.worker("mail1@shop", pool_size=1)
+    house.worker("mail1@shop", pool_size=1, active=1)
     house.write(updated_at=house.now + 60, lag_seconds=0.1)  # a receiver that has been silent accuses nobody
     text = house.text("/workers/mail1@shop")
     assert "mail1@shop may be stuck: its only task has run for" in text
@@ -181,8 +182,30 @@ def test_worker_that_may_be_stuck_names_the_tasks_that_end_it(house: House) -> N
     assert "<option selected>SIGKILL</option>" in asked
 
 
+def test_worker_of_which_not_all_tasks_were_read_is_not_accused(house: House) -> None:
+    """What was cut off may be all that it usually runs."""
+    for number in range(7):
+        known = {"uuid": make_id(number), "hostname": "mail1@shop"}
+        house.write(make_event("task-received", timestamp=house.now - 98, name="shop.mail", **known))
+        if number < 5:
+            house.write(make_event("task-succeeded", timestamp=house.now - 97, runtime=0.5, **known))
+    old = [
+        make_event("task-started", uuid=make_id(5 + each), hostname="mail1@shop", timestamp=house.now - 96 + each)
+        for each in range(2)
+    ]
+    others = [
+        make_event("task-started", uuid=make_id(100 + each), hostname="sms1@shop", timestamp=house.now - 20)
+        for each in range(MOST_STARTED - 1)
+    ]
+    for others_too in (False, True):
+        house.write(*old, *(others if others_too else []))
+        house.worker("mail1@shop", pool_size=1, active=1)
+        house.write(updated_at=house.now + 60, lag_seconds=0.1)
+        assert ("all 2 tasks it runs" in house.text("/workers/mail1@shop")) is not others_too
+
+
 def test_worker_that_starts_nothing_says_what_is_to_be_done_on_its_host(house: House) -> None:
-    house.worker("mail1@shop", pool_size=1)
+    house.worker("mail1@shop", pool_size=1, active=0)
     known = {"uuid": make_id(0), "hostname": "mail1@shop"}
     house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
     house.write(updated_at=house.now + 60, lag_seconds=0.1)
