@@ -15,6 +15,7 @@ from monitor.errors import BrokerUnavailable
 from monitor.settings import Broker
 from monitor.settings import Settings
 
+AGAIN_SECONDS = 0.1  # after which a connection that could not be opened is tried once more
 ANSWER_SECONDS = 15.0  # for one command of the transport; kombu polls Redis in shorter ones
 LOOK = "Look whether it runs and can be reached from here."
 CONFIRM_SECONDS = 10.0  # for RabbitMQ to say that it has a message; it is silent while its disk or memory is full
@@ -35,7 +36,8 @@ def link(broker: Broker, settings: Settings, *, heartbeat: float = 0, **options:
     errors = broker_errors(connection.transport)
     try:
         try:
-            connection.connect()
+            # connect() would wait 2 s before it tries again, and the page of a task with it.
+            connection.ensure_connection(max_retries=1, interval_start=AGAIN_SECONDS, reraise_as_library_errors=False)
         except errors as error:
             raise unavailable(broker, f"cannot be used ({said(error)}); nothing was sent") from error
         try:

@@ -8,10 +8,13 @@ from monitor.brokers.connection import require_events
 from monitor.brokers.connection import transport_of
 from monitor.brokers.connection import transport_options
 from monitor.brokers.connection import without_password
+from monitor.brokers.link import AGAIN_SECONDS
+from monitor.brokers.link import link
 from monitor.errors import BrokerUnavailable
 from monitor.errors import SettingsError
 from monitor.settings import Broker
 from monitor.settings import Settings
+from tests.servers import free_port
 
 BROKER = Broker("shop", "redis://localhost:6399/9")
 
@@ -91,3 +94,12 @@ def test_an_error_of_the_brokers_library_gets_an_address_and_an_advice() -> None
 def test_an_error_of_ours_is_not_disguised() -> None:
     with pytest.raises(ZeroDivisionError), explained(BROKER.url):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("address", ["redis://127.0.0.1:{}/0", "amqp://127.0.0.1:{}//"])
+def test_a_page_does_not_wait_for_a_broker_that_is_down(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", slept.append)
+    with pytest.raises(BrokerUnavailable), link(Broker("shop", address.format(free_port())), Settings()):
+        pass
+    assert sum(slept) == AGAIN_SECONDS
