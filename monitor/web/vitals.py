@@ -91,10 +91,17 @@ class Stalls(NamedTuple):
 def read_stalls(
     store: Store, health: Sequence[ReceiverHealth], workers: Sequence[Worker], now: float, cluster: str | None
 ) -> Stalls:
-    """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused."""
-    level = {each.cluster for each in health if each.is_level(now, UNSAID_SECONDS)}
+    """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused.
+
+    Of what was when it last heard anything: since then a broker may be still that nobody has found out yet.
+    """
+    heard = {each.cluster: each.last_event_at or 0.0 for each in health if each.is_level(now, UNSAID_SECONDS)}
     found = queries.held_tasks(store, workers, now, cluster)
-    held = [task for task in found.tasks if task.cluster in level]
+    held = [
+        task._replace(since=task.since + max(0.0, now - heard[task.cluster]))
+        for task in found.tasks
+        if task.cluster in heard
+    ]
     usual = queries.usual_runs(store, _long_running(held, now), now, cluster)
     known = [worker for worker in workers if (worker.cluster, worker.hostname) not in found.partly_started]
     return Stalls(

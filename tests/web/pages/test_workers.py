@@ -182,6 +182,23 @@ def test_worker_that_may_be_stuck_names_the_tasks_that_end_it(house: House) -> N
     assert "<option selected>SIGKILL</option>" in asked
 
 
+def test_while_nothing_is_heard_no_task_runs_longer(house: House) -> None:
+    """A broker that stands still is noticed after some seconds; until then its workers are not to blame."""
+    house.worker("mail1@shop", pool_size=1, active=1)
+    for number in range(7):
+        known = {"uuid": make_id(number), "hostname": "mail1@shop"}
+        house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
+        house.write(make_event("task-started", timestamp=house.now - 89, **known))
+        if number:
+            house.write(make_event("task-succeeded", timestamp=house.now - 88.9, runtime=0.1, result="1", **known))
+    house.worker("mail1@shop", pool_size=1, active=1)
+    told = {"updated_at": house.now + 60, "lag_seconds": 0.1}
+    house.write(last_event_at=house.now - 87, **told)
+    assert "may be stuck" not in house.text("/")
+    house.write(last_event_at=house.now, **told)
+    assert "mail1@shop may be stuck" in house.text("/")
+
+
 def test_worker_of_which_not_all_tasks_were_read_is_not_accused(house: House) -> None:
     """What was cut off may be all that it usually runs."""
     for number in range(7):
