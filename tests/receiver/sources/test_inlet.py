@@ -119,6 +119,7 @@ def test_what_had_arrived_when_we_leave_is_still_given(ends: Ends, siphoned: Cal
 
 def test_it_ends_when_it_is_let_go_of(siphoned: Callable[..., Siphoned]) -> None:
     inlet = siphoned()
+    wait_for(processes, 20)  # Popen returns when exec has closed its pipe: what it runs is not to be seen yet
     (pid,) = processes()
     inlet.close()
     assert pid not in processes()
