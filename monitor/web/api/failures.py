@@ -31,8 +31,8 @@ from monitor.web.api.requests import DAY
 from monitor.web.api.requests import LONGEST_SPAN
 from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import Limit
-from monitor.web.api.requests import Reason
 from monitor.web.api.requests import Time
+from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
 from monitor.web.api.tasks import TaskItem
 from monitor.web.api.tasks import task_item
@@ -64,10 +64,8 @@ class FailureAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     since: Time | UnsetType = UNSET
 
 
-class FailureBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FailureBody(Why, frozen=True, kw_only=True):
     """Why the state of a failure group is changed."""
-
-    reason: Reason | None = None
 
 
 class FailureItem(Struct, frozen=True, kw_only=True):

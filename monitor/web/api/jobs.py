@@ -18,16 +18,14 @@ from monitor.web.api.operation import Operation
 from monitor.web.api.requests import Cursor
 from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import Limit
-from monitor.web.api.requests import Reason
+from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shapes
 
 JobNumber = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Number of a job")]
 
 
-class AbortBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AbortBody(Why, frozen=True, kw_only=True):
     """Why a job is to end."""
-
-    reason: Reason | None = None
 
 
 class JobAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -42,6 +42,7 @@ from monitor.web.api.requests import RequestId
 from monitor.web.api.requests import Seconds
 from monitor.web.api.requests import Signal
 from monitor.web.api.requests import TaskId
+from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
@@ -67,10 +68,8 @@ class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     request_id: RequestId | None = None
 
 
-class FindBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class FindBody(Why, frozen=True, kw_only=True):
     """Why to look for a message."""
-
-    reason: Reason | None = None
 
 
 class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

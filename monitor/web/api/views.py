@@ -20,6 +20,7 @@ from monitor.web.api.operation import Operation
 from monitor.web.api.requests import NO_NUL
 from monitor.web.api.requests import NoParameters
 from monitor.web.api.requests import Reason
+from monitor.web.api.requests import Why
 
 SOMETHING = r"^[^\x00]*[^\x00\s][^\x00]*$"
 ViewNumber = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a saved view")]
@@ -49,10 +50,8 @@ class RenameViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reason: Reason | None = None
 
 
-class DeleteViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DeleteViewBody(Why, frozen=True, kw_only=True):
     """Why a view is taken away."""
-
-    reason: Reason | None = None
 
 
 class ViewItem(Struct, frozen=True, kw_only=True):
