@@ -24,11 +24,12 @@ _FARTHEST = 1e11  # the year 5138
 _list_columns = [each for each in schema.task.c if each.name != "traceback"]
 
 
-def load_tasks(connection: Connection, rows: Sequence[int]) -> list[Task]:
-    """The tasks of these rows in this order, each with its latest run, without the traceback."""
+def load_tasks(connection: Connection, rows: Sequence[int], *, tracebacks: bool = False) -> list[Task]:
+    """The tasks of these rows in this order, each with its latest run, without the traceback unless asked for."""
+    columns = schema.task.c if tracebacks else _list_columns
     found: dict[int | None, Task] = {}
     for start in range(0, len(rows), _CHUNK):
-        statement = select(*_list_columns).where(numbers(schema.task.c.id, rows[start : start + _CHUNK]))
+        statement = select(*columns).where(numbers(schema.task.c.id, rows[start : start + _CHUNK]))
         found.update({task.pk: task for task in read_tasks(connection, statement)})
     return [found[each] for each in rows if each in found]
 

@@ -116,6 +116,14 @@ def test_task_in_a_list_has_its_values(client: TestClient) -> None:
     assert item["exception"] is item["eta"] is item["parent_id"] is item["failure_group"] is None
 
 
+@pytest.mark.parametrize("sort", ["-received", "name"])
+def test_task_in_a_list_says_nothing_else_than_by_itself(client: TestClient, sort: str) -> None:
+    items = client.get("/api/v1/tasks", params={"sort": sort}).json()["items"]
+    alone = [client.get(f"/api/v1/tasks/{quote(item['id'], safe='')}").json() for item in items]
+    assert items == [{key: task[key] for key in TASK_KEYS} for task in alone]
+    assert [item["traceback"] for item in items if item["state"] == "FAILURE"] == [TRACEBACK] * 2
+
+
 def test_filter_narrows_and_counts(client: TestClient) -> None:
     body = client.get("/api/v1/tasks", params={"q": "state:failed"}).json()
     assert [item["id"] for item in body["items"]] == [TRUNCATED, PROBABLE]

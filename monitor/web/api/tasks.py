@@ -83,7 +83,8 @@ def task_page(page: Page[Task]) -> TaskPage:
 
 def list_tasks(call: Call, given: TaskListing) -> TaskPage:
     found = filters.parse(given.q, time.time())
-    return task_page(queries.tasks(call.store, found, sort=given.sort, limit=given.limit, cursor=given.cursor))
+    page = queries.tasks(call.store, found, sort=given.sort, limit=given.limit, cursor=given.cursor, tracebacks=True)
+    return task_page(page)
 
 
 OPERATIONS = (
