@@ -29,6 +29,7 @@ from tests.conformance.observed import observe
 from tests.conformance.recorder import END
 from tests.conformance.report import Result
 from tests.conformance.report import summary
+from tests.conformance.report import write_document
 from tests.conformance.suite import MODULES
 from tests.conformance.suite import Outcome
 from tests.conformance.suite import Suite
@@ -53,12 +54,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"where everything is kept; default: {CACHE}")
     parser.add_argument("--compare-only", action="store_true", help="compare what the last run left in the cache")
     parser.add_argument("tests", nargs="*", default=MODULES, help="tests of the suite; default: canvas and tasks")
+    parser.add_argument("--document", action="store_true", help="put the outcome into docs/conformance.md")
     given = parser.parse_args()
     brokers = given.broker or ["redis", "amqp"]
     if not given.compare_only:
         _run_all(given, brokers)
     results = [_result(given.cache / "runs" / each, each) for each in brokers]
     sys.stdout.write(summary(results) + "\n")
+    if given.document:
+        write_document(summary(results))
     sys.exit(any(result.unexplained for result in results))
 
 

@@ -32,6 +32,7 @@ KINDS = (
     "expires",
     "eta",
     "retries",
+    "sent",
     "received",
     "started",
     "finished",
@@ -139,6 +140,9 @@ def _task(theirs: reference.Task, ours: Json) -> Iterator[Difference]:
     for key, value in theirs.facts.items():
         if key not in passed_over and not _equal(shown[key], value):
             yield Difference(key, theirs.id, theirs.message("name"), shown[key], value)
+    moments: list[float | None] = [*theirs.sent] or [None]
+    if not any(_equal(ours["sent"], at) for at in moments):
+        yield Difference("sent", theirs.id, theirs.message("name"), ours["sent"], theirs.sent)
 
 
 def _is_lost(theirs: reference.Task, ours: Json) -> bool:

@@ -102,6 +102,11 @@ class Task:
         return sent[-1].get("queue") if sent else None
 
     @property
+    def sent(self) -> list[float]:
+        """When its messages were sent."""
+        return [event["timestamp"] for event in self.events if event["type"] == "task-sent"]
+
+    @property
     def state(self) -> str:
         run = self.last
         if run.ended is not None:

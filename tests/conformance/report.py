@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from tests.conformance import reference
 from tests.conformance.compare import KINDS
@@ -14,6 +15,8 @@ from tests.conformance.compare import by_kind
 from tests.conformance.suite import SAME_VERSIONS
 from tests.conformance.suite import Outcome
 
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "conformance.md"
+BEGIN, END = "<!-- measured: make conformance OPTIONS=--document -->\n", "<!-- end -->"
 NAMED = {"redis": "Redis", "amqp": "RabbitMQ"}
 
 
@@ -59,6 +62,12 @@ def summary(results: Sequence[Result]) -> str:
     date = datetime.fromtimestamp(results[0].began, UTC).date()
     named = [line for each in results for line in (*_named(each), *_failed(each))]
     return "\n".join([f"{date}; {versions}.", "", *table, "", *named])
+
+
+def write_document(text: str) -> None:
+    """Puts the outcome where the last one stands."""
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def _tests(result: Result) -> str:

@@ -40,7 +40,8 @@ EVENTS = [
 SHOWN: Json = {
     "id": ROOT, "name": "shop.pack", "state": "FAILURE", "queue": "parcels", "worker": "gen7@shop",
     "args": "(3, 'box')", "kwargs": "{}", "retries": 0, "eta": None, "expires": None, "result": None,
-    "received": 100.5, "started": 101.0, "finished": 103.25, "runtime": 2.25, "root_id": ROOT, "parent_id": None,
+    "sent": 100.0, "received": 100.5, "started": 101.0, "finished": 103.25, "runtime": 2.25,
+    "root_id": ROOT, "parent_id": None,
 }  # fmt: skip
 WAITING: Json = dict.fromkeys(("worker", "retries", "received", "started", "finished", "runtime"))
 ARGUMENTS = {"args": [3, "box"], "kwargs": {}, "fidelity": "probable", "source": "event"}
@@ -48,7 +49,7 @@ ARGUMENTS = {"args": [3, "box"], "kwargs": {}, "fidelity": "probable", "source":
 
 def evidence() -> Evidence:
     """Two tasks, of which the root failed and the other waits; the record is right."""
-    listed = [SHOWN, {**SHOWN, **WAITING, "id": CHILD, "state": "PENDING", "parent_id": ROOT}]
+    listed = [SHOWN, {**SHOWN, **WAITING, "id": CHILD, "state": "PENDING", "sent": 102.0, "parent_id": ROOT}]
     tasks = [{**row, "arguments": dict(ARGUMENTS), "runs": [{}] if row["worker"] else []} for row in listed]
     message = {"task": "shop.pack", "root_id": ROOT, "argsrepr": "(3, 'box')", "kwargsrepr": "{}"}
     messages = [{**message, "id": each, "args": [3, "box"], "kwargs": {}} for each in (ROOT, CHILD)]
@@ -133,6 +134,11 @@ def list_that_is_behind(given: Evidence) -> None:
     given.observed["listed"][0]["state"] = "STARTED"
 
 
+def time_of_another_message(given: Evidence) -> None:
+    for key in ("listed", "tasks"):
+        given.observed[key][0]["sent"] = 102.0
+
+
 def wrong_count(given: Evidence) -> None:
     given.observed["counts"]["succeeded"] = 1
 
@@ -172,6 +178,7 @@ def another_message(given: Evidence) -> None:
         (other_values, ["values"]),
         (one_run_more, ["runs"]),
         (list_that_is_behind, ["list and detail"]),
+        (time_of_another_message, ["sent"]),
         (wrong_count, ["count by state"]),
         (member_left_out, ["workflow"]),
         (wrong_states_of_workflow, ["workflow"]),
