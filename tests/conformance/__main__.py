@@ -58,12 +58,21 @@ def main() -> None:
     given = parser.parse_args()
     brokers = given.broker or ["redis", "amqp"]
     if not given.compare_only:
+        _check_servers(given, brokers)
         _run_all(given, brokers)
     results = [_result(given.cache / "runs" / each, each) for each in brokers]
     sys.stdout.write(summary(results) + "\n")
     if given.document:
         write_document(summary(results))
     sys.exit(any(result.unexplained for result in results))
+
+
+def _check_servers(given: argparse.Namespace, brokers: list[str]) -> None:
+    """Ends with a line that says what to install or to name."""
+    if not given.redis and not shutil.which("redis-server"):
+        sys.exit("There is no redis-server on PATH: install it, or name a Redis with --redis.")
+    if "amqp" in brokers and not given.amqp and not shutil.which("rabbitmq-server"):
+        sys.exit("There is no rabbitmq-server on PATH: install it, or name a RabbitMQ with --amqp.")
 
 
 def _run_all(given: argparse.Namespace, brokers: list[str]) -> None:

@@ -40,7 +40,7 @@ KINDS = (
     "result",
     "root_id",
     "parent_id",
-    "runs",
+    "runs",  # how each ended
     "list and detail",
     "count by state",
     "workflow",
@@ -79,6 +79,7 @@ def differences(evidence: Evidence) -> list[Difference]:
     """All of them, in the order of ``KINDS``."""
     tasks = reference.evaluate(evidence.events)
     ours = {task["id"]: task for task in evidence.observed["tasks"]}
+    twice = Counter(task["id"] for task in evidence.observed["listed"]) - Counter(ours.keys())
     missing = [task for task_id, task in tasks.items() if task_id not in ours]
     added = [task for task_id, task in ours.items() if task_id not in tasks]
     found = [
@@ -86,6 +87,10 @@ def differences(evidence: Evidence) -> list[Difference]:
         *_messages(evidence, tasks),
         *(Difference("lost task", each.id, each.message("name"), None, each.state) for each in missing),
         *(Difference("extra task", each["id"], each["name"], each["state"], None) for each in added),
+        *(
+            Difference("extra task", each, ours[each]["name"], f"{number} times more", None)
+            for each, number in twice.items()
+        ),
         *(each for task_id in tasks.keys() & ours for each in _task(tasks[task_id], ours[task_id])),
         *_listed(evidence.observed),
         *_counts(evidence.observed, tasks, ours),
@@ -131,7 +136,7 @@ def _messages(evidence: Evidence, tasks: dict[str, reference.Task]) -> Iterator[
 
 
 def _task(theirs: reference.Task, ours: Json) -> Iterator[Difference]:
-    shown = ours | {key: ours["arguments"][key] for key in ("fidelity", "source")} | {"runs": len(ours["runs"])}
+    shown = ours | {key: ours["arguments"][key] for key in ("fidelity", "source")} | {"runs": _outcomes(theirs, ours)}
     passed_over: set[str] = set()
     if _is_lost(theirs, ours):
         passed_over |= {"state", "finished", "runtime"}
@@ -148,6 +153,11 @@ def _task(theirs: reference.Task, ours: Json) -> Iterator[Difference]:
 def _is_lost(theirs: reference.Task, ours: Json) -> bool:
     """Its worker, which ends with the suite, left it unfinished: LOST is then what the product is to say."""
     return ours["state"] == "LOST" and theirs.state not in reference.FINISHED
+
+
+def _outcomes(theirs: reference.Task, ours: Json) -> list[str | None]:
+    outcomes = [run["outcome"] for run in ours["runs"]]
+    return [*outcomes[:-1], None] if outcomes and _is_lost(theirs, ours) else outcomes
 
 
 def _is_in_the_broker(theirs: reference.Task, ours: Json) -> bool:
@@ -177,6 +187,7 @@ def _state(theirs: reference.Task, ours: dict[str, Json]) -> str:
 def _counts(observed: Json, tasks: dict[str, reference.Task], ours: dict[str, Json]) -> Iterator[Difference]:
     expected = Counter(_state(task, ours) for task in tasks.values())
     by_word = {WORDS.get(state, state.lower()): number for state, number in expected.items()}
+    by_word["any"] = len(tasks)
     for word, shown in observed["counts"].items():
         if shown != by_word.get(word, 0):
             yield Difference("count by state", word, None, shown, by_word.get(word, 0))

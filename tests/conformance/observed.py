@@ -37,6 +37,10 @@ class Api:
         return dict(item)
 
 
+def _count(api: Api, query: str) -> int:
+    return int(api.get("/api/v1/tasks", q=query, limit=1)["count"]["value"])
+
+
 def observe(api: Api) -> dict[str, Any]:
     """All tasks (listed and one by one), counts by state, workflows, health."""
     listed = list(api.pages("/api/v1/tasks", PAGE))
@@ -44,7 +48,7 @@ def observe(api: Api) -> dict[str, Any]:
     return {
         "listed": listed,
         "tasks": [api.get(f"/api/v1/tasks/{urllib.parse.quote(each['id'], safe='')}") for each in listed],
-        "counts": {each: api.get("/api/v1/tasks", q=f"state:{each}", limit=1)["count"]["value"] for each in STATES},
+        "counts": {each: _count(api, f"state:{each}") for each in STATES} | {"any": _count(api, "")},
         "workflows": [api.get(f"/api/v1/workflows/{urllib.parse.quote(each, safe='')}") for each in roots],
         "health": api.health,
     }

@@ -50,7 +50,10 @@ ARGUMENTS = {"args": [3, "box"], "kwargs": {}, "fidelity": "probable", "source":
 def evidence() -> Evidence:
     """Two tasks, of which the root failed and the other waits; the record is right."""
     listed = [SHOWN, {**SHOWN, **WAITING, "id": CHILD, "state": "PENDING", "sent": 102.0, "parent_id": ROOT}]
-    tasks = [{**row, "arguments": dict(ARGUMENTS), "runs": [{}] if row["worker"] else []} for row in listed]
+    tasks = [
+        {**row, "arguments": dict(ARGUMENTS), "runs": [{"outcome": "failed"}] if row["worker"] else []}
+        for row in listed
+    ]
     message = {"task": "shop.pack", "root_id": ROOT, "argsrepr": "(3, 'box')", "kwargsrepr": "{}"}
     messages = [{**message, "id": each, "args": [3, "box"], "kwargs": {}} for each in (ROOT, CHILD)]
     lines = [{"kind": "event", "content": each} for each in EVENTS]
@@ -59,7 +62,7 @@ def evidence() -> Evidence:
     observed = {
         "listed": listed,
         "tasks": tasks,
-        "counts": {"failed": 1, "pending": 1, "succeeded": 0, "lost": 0},
+        "counts": {"failed": 1, "pending": 1, "succeeded": 0, "lost": 0, "any": 2},
         "workflows": [{"root_id": ROOT, "states": states, "items": [{"id": ROOT}, {"id": CHILD}]}],
         "health": {"events_total": len(recorded), "dropped_total": 0, "malformed_total": 0},
     }
@@ -127,7 +130,16 @@ def other_values(given: Evidence) -> None:
 
 
 def one_run_more(given: Evidence) -> None:
-    given.observed["tasks"][0]["runs"].append({})
+    given.observed["tasks"][0]["runs"].append({"outcome": None})
+
+
+def other_outcome(given: Evidence) -> None:
+    given.observed["tasks"][0]["runs"][0]["outcome"] = "retried"
+
+
+def task_listed_twice(given: Evidence) -> None:
+    for key in ("listed", "tasks"):
+        given.observed[key].append(given.observed[key][0])
 
 
 def list_that_is_behind(given: Evidence) -> None:
@@ -177,6 +189,8 @@ def another_message(given: Evidence) -> None:
         (unsure_arguments, ["fidelity", "source"]),
         (other_values, ["values"]),
         (one_run_more, ["runs"]),
+        (other_outcome, ["runs"]),
+        (task_listed_twice, ["extra task"]),
         (list_that_is_behind, ["list and detail"]),
         (time_of_another_message, ["sent"]),
         (wrong_count, ["count by state"]),
