@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 MODULES = ("t/integration/test_canvas.py", "t/integration/test_tasks.py")
 SAME_VERSIONS = ("celery", "kombu", "billiard", "vine", "amqp", "redis")  # as in the environment of the product
-TEST_SECONDS = 60
+TEST_SECONDS = 150  # two tests of chords wait 10 s seven times
 SUITE_SECONDS = 1500
+STOP_SECONDS = 60
 INSTALL_SECONDS = 600
 PLUGIN = Path(__file__).parent / "sender.py"
 
@@ -118,7 +119,7 @@ def run(
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # pytest then still writes its report
             with suppress(subprocess.TimeoutExpired):
-                process.wait(TEST_SECONDS)
+                process.wait(STOP_SECONDS)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
