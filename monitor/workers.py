@@ -23,6 +23,7 @@ def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float
     fresh: dict[str, object] = {"skew": skew, "last_heartbeat": at}
     if event.pid is not None and event.pid != worker.pid:  # a new process: what was asked of the old one is void
         fresh |= {"jump": 0.0, "pid": event.pid, "inspected_at": None, "rusage": None, "events_enabled": None}
+        fresh["queues"] = None  # it may have been started with others
     for name in ("freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"):
         value = getattr(event, name)
         if value is not None:

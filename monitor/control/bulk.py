@@ -9,6 +9,7 @@ from uuid import uuid5
 
 from monitor.control.commands import BulkCommand
 from monitor.control.commands import Performed
+from monitor.control.consumed import consumed
 from monitor.control.known import Known
 from monitor.control.known import known_of_all
 from monitor.control.legal import REFUSED
@@ -44,7 +45,7 @@ MOST_REVOKED = 50_000  # that a worker remembers (CELERY_WORKER_REVOKES_MAX in c
 MIN_RATE, MAX_RATE = 0.01, 100_000.0
 LONGEST_REASON = 200
 GONE = "it is no longer in the record"
-NO_QUEUE = "its queue is not known: events name it only with task_send_sent_event"
+NO_QUEUE = "its queue is unknown: events name it only with task_send_sent_event"
 
 
 def cluster_of(store: Store, settings: Settings, command: BulkCommand) -> str:
@@ -176,7 +177,7 @@ def _plan(target: Target, member: Member, found: Known | None) -> Prepared | str
         return f"it was {member.was.word} when it was chosen, and is {task.state.word} now"
     if why := REFUSED.get(task.state):
         return f"{task.state.word}: {why}"
-    if found is None or (found.message is None and known_route(task) is None and found.queue is None):
+    if found is None or (found.message is None and found.queue is None and not _has_route(target, task)):
         return NO_QUEUE
     try:
         return prepare(target, task, found)
@@ -184,6 +185,14 @@ def _plan(target: Target, member: Member, found: Known | None) -> Prepared | str
         return f"its arguments are not known: {error.detail.get('reason')}"[:LONGEST_REASON]
     except Conflict as error:
         return error.message.replace(f"task {task.id}", "it").replace(task.id, "it")[:LONGEST_REASON]
+
+
+def _has_route(target: Target, task: Task) -> bool:
+    """Whether its queue is known, or is the only one that its worker consumes."""
+    if known_route(task) is not None:
+        return True
+    found = consumed(target, task)
+    return found is not None and found.sole is not None
 
 
 def why_not_bulk_revoke(member: Member) -> str | None:

@@ -17,6 +17,8 @@ from monitor.control.commands import Performed
 from monitor.control.commands import RetryTask
 from monitor.control.commands import RetryTasks
 from monitor.control.commands import TaskResult
+from monitor.control.consumed import Consumed
+from monitor.control.consumed import consumed
 from monitor.control.exact import copy_of
 from monitor.control.exact import route_of
 from monitor.control.known import Known
@@ -153,26 +155,46 @@ def _prepare_call(target: Target, task: Task, found: Known, arguments: Arguments
 
 
 def find_route(target: Target, task: Task, queue: str | None, told: str | None = None) -> Route:
-    """The queue asked for, else the task's own, else its exchange and routing key; Conflict lists the queues.
+    """Where to send a task: Conflict lists the queues to choose from.
 
-    ``told``: what a result backend calls the queue. It is the routing key, so it is only taken where a queue has
-    that name (celery.backends.base).
+    The queue asked for, else the task's own, else its exchange and routing key, else the only queue that its worker
+    consumes. ``told``: what a result backend calls the queue. It is the routing key, so it is only taken where a queue
+    has that name (celery.backends.base).
     """
     if queue is not None:
-        known = target.queue_names()
-        if queue not in known:
-            raise Conflict(f"No queue {queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
-        return Route("", queue)
+        return _asked_for(target, task, queue)
     if route := known_route(task):
         return route
+    found = consumed(target, task)
+    if found is not None and found.sole is not None and is_whole(found.sole):
+        return Route("", found.sole)
     names = target.queue_names()
     if told in names:
         return Route("", str(told))
+    choice = list(found.queues) if found is not None and found.queues else names
     raise Conflict(
-        f"The queue of task {task.id} is not known: events name it only with task_send_sent_event. "
-        f"Choose one of {', '.join(names) or 'your queues (none is known yet)'}.",
-        queues=names,
+        f"The queue of task {task.id} is unknown: events name it only with task_send_sent_event{_says(found)}. "
+        f"Choose {' or '.join(choice) if choice else 'one once a worker answers: no queue is known yet'}.",
+        queues=choice,
     )
+
+
+def _asked_for(target: Target, task: Task, queue: str) -> Route:
+    known = target.queue_names()
+    if queue not in known and ((found := consumed(target, task)) is None or queue not in found.queues):
+        raise Conflict(f"No queue {queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
+    return Route("", queue)
+
+
+def _says(found: Consumed | None) -> str:
+    """What the worker of the task adds to it."""
+    if found is None:
+        return ""
+    if not found.queues:
+        return f", and {found.worker} does not say which queues it consumes"
+    if not found.same_process:
+        return f", and {found.worker} was restarted since; it consumes {', '.join(found.queues)} now"
+    return f", and {found.worker} consumes {', '.join(found.queues)}"
 
 
 def known_route(task: Task) -> Route | None:

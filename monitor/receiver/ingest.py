@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence
 from queue import Empty
 from queue import SimpleQueue
@@ -80,6 +81,7 @@ class Receiver:
         self._tell_at = 0.0
         self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
         self._hole = self._standby.hole
+        self._on_new_worker: Callable[[], None] = lambda: None
 
     @property
     def health(self) -> ReceiverHealth:
@@ -95,6 +97,10 @@ class Receiver:
     def notice(self, text: str) -> None:
         """Says something that the receiver did by itself; the newest few are kept."""
         self._change(notices=(*self._health.notices, text)[-NOTICES:])
+
+    def on_new_worker(self, call: Callable[[], None]) -> None:
+        """Calls this once a worker process is recorded of which no event came before."""
+        self._on_new_worker = call
 
     def run(self, stop: threading.Event) -> None:
         """Receives until told to stop. Broker and database may come and go. Raises LeaseLost."""
@@ -309,6 +315,8 @@ class Receiver:
             malformed_total=health.malformed_total + written.refused,
         )
         self._saved_at = time.monotonic()
+        if written.new_workers:
+            self._on_new_worker()
         self._tell_malformed(sum(each.malformed for each in deliveries) + written.refused)
         for each in deliveries:
             if each.dropped:

@@ -79,6 +79,7 @@ def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event)
         receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby)
         remote = Remote(broker, settings)
         sampler = Sampler(store, broker.cluster, make_probe(broker, settings), remote, settings, receiver.notice)
+        receiver.on_new_worker(sampler.wake)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude)
         # Queues, workers and schedules are the first receiver's to ask; each judges its own tasks.
         asking = (sampler.run, sampler.run_queues, sampler.run_schedules) if settings.shard.first else ()

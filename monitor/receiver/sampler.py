@@ -14,10 +14,10 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.newcomers import Newcomers
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
-from monitor.receiver.switches import Process
 from monitor.receiver.switches import Switches
 from monitor.receiver.switches import fields_of
 from monitor.receiver.switches import whole
@@ -32,6 +32,8 @@ from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
+FIRST_LOOK_SECONDS = 0.3  # of silence, after which those are asked who answered the first ping
+WAKE_SECONDS = 0.1  # between two looks whether anybody woke us
 
 log = logging.getLogger(__name__)
 
@@ -53,27 +55,43 @@ class Sampler:
         self._probe = probe
         self._remote: Remote | None = remote
         self._settings = settings
+        self._looked = False  # who is there
         self._inspected_at = 0.0
-        self._known: set[Process] = set()  # those that were asked
+        self._newcomers = Newcomers(settings.inspect_seconds)
+        self._worker_is_new = threading.Event()
+        self._queues_are_new = threading.Event()
         self._switches = Switches(store, cluster, remote, settings, notice)
         self._rises = Rises()
         self._schedules = Schedules(store, remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
-        self._keep(stop, self.ask, "workers cannot be asked")
+        self._keep(stop, self.ask, "workers cannot be asked", self._worker_is_new)
+
+    def wake(self) -> None:
+        """Asks at once, since a worker process was seen for the first time. From any thread."""
+        self._worker_is_new.set()
 
     def run_queues(self, stop: threading.Event) -> None:
         """Measures queues until told to stop. Apart from the workers, of whom some may let us wait for answers."""
-        self._keep(stop, self.measure, "queues cannot be measured")
+        self._keep(stop, self.measure, "queues cannot be measured", self._queues_are_new)
         self._probe.close()
 
     def run_schedules(self, stop: threading.Event) -> None:
         """Looks after the schedule until told to stop."""
         self._keep(stop, lambda now: self._schedules.step(self._up(), self._remote, now), "the schedule is not judged")
 
-    def _keep(self, stop: threading.Event, step: Callable[[float], float | None], trouble: str) -> None:
-        """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer."""
+    def _keep(
+        self,
+        stop: threading.Event,
+        step: Callable[[float], float | None],
+        trouble: str,
+        wake: threading.Event | None = None,
+    ) -> None:
+        """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer.
+
+        ``wake`` starts the next step at once.
+        """
         said = ""
         while not stop.is_set():
             began, sooner = time.monotonic(), None
@@ -84,7 +102,7 @@ class Sampler:
                 if error.message != said:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
                 said = error.message
-            stop.wait(self._rest(sooner, time.monotonic() - began))
+            _wait(stop, wake, self._rest(sooner, time.monotonic() - began))
 
     def _rest(self, sooner: float | None, spent: float) -> float:
         """Half of the time at least, where a step takes long: the broker, or the database, is slow already."""
@@ -92,21 +110,34 @@ class Sampler:
         rest = max(period / 2, period - spent)
         return rest if sooner is None else min(rest, max(0.0, sooner - spent))
 
-    def ask(self, now: float) -> None:
+    def ask(self, now: float) -> float | None:
         """Asks the workers where it is time or one is new, else those whose task events may turn out to be off.
 
-        Raises Broker- and StoreUnavailable.
+        Gives the seconds until a new one is to be asked again. Raises Broker- and StoreUnavailable.
         """
+        if self._remote is None:
+            return None
+        try:
+            return self._ask(self._remote, now)
+        except Unsupported as error:
+            log.info("%s", error)
+            self._remote = None
+            return None
+
+    def _ask(self, remote: Remote, now: float) -> float | None:
+        if not self._looked:  # those that are quick; the step behind it asks all and waits for them
+            self._greet(remote, list(remote.ask("ping", timeout=FIRST_LOOK_SECONDS)), ANSWER_SECONDS)
+            self._looked = True
+            return None
         workers = self._up()
-        new = {(worker.hostname, worker.pid) for worker in workers} - self._known
-        if self._remote and (new or now - self._inspected_at >= self._settings.inspect_seconds):
-            try:
-                self._inspect(self._remote, workers, now)
-            except Unsupported as error:
-                log.info("%s", error)
-                self._remote = None
-        elif self._remote:
+        if now - self._inspected_at >= self._settings.inspect_seconds:
+            self._inspect(remote, workers, now)
+        elif new := self._newcomers.due(workers, now):
+            self._greet(remote, new, self._newcomers.patience(new, now))
+            self._newcomers.asked(new, time.time())
+        else:
             self._switches.ask_again(workers, now)
+        return self._newcomers.seconds_left(time.time())
 
     def _up(self) -> list[Worker]:
         return [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
@@ -129,19 +160,39 @@ class Sampler:
 
     # Workers
 
+    def _greet(self, remote: Remote, names: Sequence[str], patience: float) -> None:
+        """Asks these alone: an answer takes milliseconds then. Task events are on before anything else is asked."""
+        stats = remote.ask("stats", destination=names, timeout=patience)
+        if not stats:
+            return
+        self._store_answers({}, stats)
+        self._switches.judge(stats, time.time())
+        self._store_answers(remote.ask("active_queues", destination=list(stats), timeout=ANSWER_SECONDS), stats)
+
     def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> None:
         """Asks everybody who is up."""
+        self._inspected_at = now
         expected = [worker.hostname for worker in workers]
         queues = remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=expected)
+        if not expected and not queues:
+            return
         stats = remote.ask("stats", timeout=ANSWER_SECONDS, expected=sorted({*expected, *queues}))
-        self._inspected_at = now
-        answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
-        self._merge({name: answer for name, answer in answers.items() if answer}, now)
+        self._store_answers(queues, stats)
         self._switches.judge(stats, now)
         self._switches.keep_only(stats)
-        self._known = {(worker.hostname, worker.pid) for worker in self._up()}
 
-    def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> None:
+    def _store_answers(self, queues: Mapping[str, Reply], stats: Mapping[str, Reply]) -> None:
+        answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
+        told = {name: answer for name, answer in answers.items() if answer}
+        if not told:
+            return
+        merged = self._merge(told, time.time())
+        with_queues = [each for each in merged if "queues" in told[each.hostname]]
+        self._newcomers.answered((each.hostname, each.pid) for each in with_queues)
+        if with_queues:
+            self._queues_are_new.set()
+
+    def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> list[Worker]:
         """Adds what workers answered to what events told of them. Who was never heard of is new."""
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
@@ -156,6 +207,18 @@ class Sampler:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             journal.save_workers(self._store, connection, number, merged)
+        return merged
+
+
+def _wait(stop: threading.Event, wake: threading.Event | None, seconds: float) -> None:
+    """Until so many seconds are over, or until somebody wakes or stops us."""
+    if wake is None:
+        stop.wait(seconds)
+        return
+    deadline = time.monotonic() + seconds
+    while not wake.is_set() and (left := deadline - time.monotonic()) > 0 and not stop.wait(min(left, WAKE_SECONDS)):
+        pass
+    wake.clear()
 
 
 def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:

@@ -75,6 +75,7 @@ class Written:
     tasks: int = 0
     refused: int = 0  # events without a time or a task id
     unknown: int = 0  # events of types that we do not know
+    new_workers: int = 0  # worker processes of which this is the first event
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Writer:
     def _commit(self, batch: Batch, health: ReceiverHealth | None, written: Written, *, certain: bool) -> None:
         with self._store.begin() as connection:
             number = self._begin(connection)
-            self._write_workers(connection, number, batch.by_worker)
+            written.new_workers = self._write_workers(connection, number, batch.by_worker)
             tasks = self._write_tasks(connection, number, batch.by_task, certain=certain)
             if self._capture and batch.captured:
                 save_messages(self._store, connection, number, batch.captured.values())
@@ -255,16 +256,18 @@ class Writer:
         connection: Connection,
         number: int,
         by_worker: dict[str, list[tuple[Event, float]]],
-    ) -> None:
+    ) -> int:
+        """Gives the number of processes that were not recorded before."""
         if not by_worker:
-            return
+            return 0
         known = journal.load_workers(connection, number, list(by_worker))
         if not self._shard.first:
             for hostname, stored in known.items():
                 self._skews[hostname] = stored.skew or 0.0
                 self._clocks.restore(hostname, stored.pid, stored.jump)
-            return
+            return 0
         starts = []
+        new = len(by_worker.keys() - known.keys())
         for hostname, events in by_worker.items():
             worker = known.get(hostname)
             for given, arrived in events:
@@ -281,6 +284,7 @@ class Writer:
                 self._skews[hostname] = worker.skew or 0.0
         journal.save_workers(self._store, connection, number, list(known.values()))
         journal.save_worker_starts(self._store, connection, number, starts)
+        return new + len(starts)
 
     # Tasks
 

@@ -72,6 +72,7 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     remote = Remote(broker, settings)
     notices: list[str] = []
     sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append)
+    receiver.on_new_worker(sampler.wake)
     reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, receiver.conclude)
     stop = threading.Event()
     runs = (receiver.run, sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run)
