@@ -9,9 +9,11 @@ from dataclasses import replace
 from threading import Event
 
 from monitor.brokers.application import broker_of_app
+from monitor.brokers.connection import check_brokers
 from monitor.errors import SettingsError
 from monitor.receiver import process
 from monitor.settings import Settings
+from monitor.store.engine import database_without_password
 from monitor.store.engine import open_store
 from monitor.supervise import Job
 from monitor.supervise import python_job
@@ -24,11 +26,15 @@ ANSWER_SECONDS = 1.0
 
 
 def with_brokers(settings: Settings) -> Settings:
-    """Settings that name a broker: the given ones, else the application's own. Raises SettingsError."""
+    """Settings that name a broker: the given ones, else the application's own.
+
+    Raises SettingsError, and Unsupported, where one can never be watched.
+    """
+    if not settings.broker and settings.app:
+        settings = replace(settings, broker=(broker_of_app(settings.app),))
     if settings.broker:
+        check_brokers(settings)
         return settings
-    if settings.app:
-        return replace(settings, broker=(broker_of_app(settings.app),))
     raise SettingsError(
         "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
         "or look at celery-monitor demo first"
@@ -43,6 +49,7 @@ def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
 
 def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
     """The web process alone."""
+    check_brokers(settings)
     _run(settings, [], stop, announce)
 
 
@@ -50,18 +57,19 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
     """The receivers alone."""
     settings = with_brokers(settings)
     prepare_store(settings)
+    shown = database_without_password(settings.database)
     supervise(
         receiver_jobs(settings),
         stop,
         ready=lambda: True,
-        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {settings.database}"),
+        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {shown}"),
     )
 
 
 def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -> None:
     check_bind(settings)
-    prepare_store(settings)
     with closing(server.bind(settings.host, settings.port)) as listener:
+        prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
         supervise(

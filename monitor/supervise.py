@@ -36,6 +36,8 @@ from types import ModuleType
 from typing import NamedTuple
 from typing import Protocol
 
+from monitor.addresses import masked
+
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
@@ -52,6 +54,13 @@ CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessin
 NURSERY = "monitor.nursery"
 SAFE_PATH = "PYTHONSAFEPATH"
 ENDINGS = {signal.SIGTERM, signal.SIGINT}
+
+
+class MaskingFormatter(logging.Formatter):
+    """Libraries repeat addresses in their errors, and so in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 class Process(Protocol):
@@ -321,8 +330,10 @@ def stop_on_signals() -> Event:
 
 
 def configure_logging(level: str) -> None:
-    """Log lines go to standard error."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    """Log lines go to standard error, without the passwords of addresses in them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines each time that it is loaded
 
 

@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor", "monitor.errors", "monitor.records"),
     (
         "monitor.access",
+        "monitor.addresses",
         "monitor.clocks",
         "monitor.diagnosis",
         "monitor.diagnosis_transport",

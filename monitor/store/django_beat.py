@@ -109,8 +109,10 @@ def _time(value: object) -> float | None:
 def _engine(url: str) -> Engine:
     try:
         parsed = driver_url(make_url(url))
-    except ArgumentError:
-        raise SettingsError("beat_database is no address; use sqlite:///file.db or postgresql://host/name") from None
+    except (ArgumentError, ValueError):
+        raise SettingsError(
+            "beat_database: the address cannot be parsed; use sqlite:///file.db or postgresql://host/name"
+        ) from None
     if parsed.get_backend_name() == "sqlite":
         file = f"file:{quote(parsed.database or '')}"
         arguments: dict[str, Any] = {"timeout": CONNECT_SECONDS}
