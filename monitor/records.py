@@ -199,6 +199,7 @@ class Task(msgspec.Struct):
     failure_group: int | None = None
     learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
     runs: list[Run] = []
+    retried: "Link | None" = None  # the newest task as which a person retried this one
     pk: int | None = None  # the row, once stored
 
     @property
@@ -514,6 +515,7 @@ class JobPreview(msgspec.Struct, frozen=True, kw_only=True):
     sendable: int = 0
     fidelity: dict[str, int] = {}
     skipped: dict[str, int] = {}  # by reason
+    retried: int = 0  # tasks that somebody has retried before, whether they are skipped or not; never estimated
     samples: list[dict[str, str]] = []
     warnings: list[str] = []
 
@@ -530,6 +532,7 @@ class Job(msgspec.Struct, kw_only=True):
     actor: str
     reason: str | None = None
     rate: float | None = None
+    include_retried: bool = False  # tasks that were retried before are sent too
     state: JobState
     total: int = 0
     position: int = 0

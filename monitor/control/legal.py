@@ -1,9 +1,11 @@
 """What may be done to a task in its state, and why not. No I/O: pages ask before they offer a button."""
 
+from monitor.health_sentence import age_words
 from monitor.messages import may_be_in_chord
 from monitor.records import READ
 from monitor.records import UNACKED
 from monitor.records import WAITING
+from monitor.records import Link
 from monitor.records import Message
 from monitor.records import Task
 from monitor.records import TaskState
@@ -35,11 +37,30 @@ SAME_ID = (
 )
 
 
-def warnings_of(task: Task, message: Message | None, *, same_id: bool = False) -> tuple[str, ...]:
-    """What a person must know before a task is sent again."""
-    warnings = [WARNINGS[task.state]] if task.state in WARNINGS else []
+def retried_words(link: Link) -> str:
+    """Why a task that was retried before is left out; the same for all whose retries are in one state."""
+    return f"already retried, {link.state.word if link.state else 'state unknown'}"
+
+
+def retried_as_words(link: Link) -> str:
+    """The same of one task."""
+    return f"already retried as {link.id}, {link.state.word if link.state else 'state unknown'}"
+
+
+def _retried_warning(link: Link, now: float | None) -> str:
+    ago = "" if now is None else f" {age_words(now - link.at)} ago"
+    state = f"is {link.state.word}" if link.state else "has not reported anything yet"
+    return f"This task was already retried{ago} as {link.id}, which {state}. Retried again, it runs once more."
+
+
+def warnings_of(
+    task: Task, message: Message | None, *, same_id: bool = False, now: float | None = None
+) -> tuple[str, ...]:
+    """What a person must know before a task is sent again; with ``now``, how long ago it was retried before."""
+    again = [_retried_warning(task.retried, now)] if task.retried is not None else []
+    warnings = [*again, WARNINGS[task.state]] if task.state in WARNINGS else again
     if message is not None and message.why in STILL_THERE and task.state in NOT_RUN:
-        warnings = [STILL_THERE[message.why]]
+        warnings = [*again, STILL_THERE[message.why]]
     if message is not None and (body := message.chord):
         warnings.append(f"It is a member of a chord: even if it succeeds, the chord's body {body} stays failed.")
     if message is not None and may_be_in_chord(message):

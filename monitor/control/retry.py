@@ -25,6 +25,7 @@ from monitor.control.known import Known
 from monitor.control.known import known
 from monitor.control.known import known_of_all
 from monitor.control.legal import REFUSED
+from monitor.control.legal import retried_as_words
 from monitor.control.legal import warnings_of
 from monitor.control.target import Target
 from monitor.control.target import distinct
@@ -42,6 +43,7 @@ from monitor.fidelity import edit
 from monitor.fidelity import is_whole
 from monitor.fidelity import without_secrets
 from monitor.messages import facts
+from monitor.records import Link
 from monitor.records import Message
 from monitor.records import Task
 from monitor.redact import Redactor
@@ -66,10 +68,11 @@ class Prepared:
     route: Route
     message: Message | None = None  # what it is made of; None: of its name and arguments
     same_id: bool = False
+    at: float | None = None  # when it was prepared
 
     @property
     def warning(self) -> str | None:
-        return " ".join(warnings_of(self.task, self.message, same_id=self.same_id)) or None
+        return " ".join(warnings_of(self.task, self.message, same_id=self.same_id, now=self.at)) or None
 
     @property
     def needs_confirmation(self) -> bool:
@@ -82,7 +85,7 @@ def retry_task(target: Target, command: RetryTask) -> Performed:
     task = queries.task(target.store, command.id, target.cluster)
     refuse(task)
     prepared = prepare(target, task, known(target, task), command.args, command.kwargs, command.queue)
-    prepared = replace(prepared, same_id=command.same_id)
+    prepared = replace(prepared, same_id=command.same_id, at=target.now())
     if prepared.needs_confirmation and not command.confirm:
         raise _confirmation(prepared, Redactor(target.settings.redact))
     with publisher(target.broker, target.settings) as sender:
@@ -105,13 +108,14 @@ def retry_task(target: Target, command: RetryTask) -> Performed:
 
 def retry_tasks(target: Target, command: RetryTasks) -> Performed:
     """Sends several again. What cannot be sent is skipped with the reason; the rest needs one confirmation."""
-    prepared, skipped = _prepare_all(target, distinct(command.ids))
-    if not command.confirm and any(each.needs_confirmation for each in prepared):
-        raise _confirmation_of_many(prepared, skipped, Redactor(target.settings.redact))
+    prepared, others, retried = _prepare_all(target, distinct(command.ids), command)
+    skipped = [*others, *retried]
+    if not command.confirm and (retried or any(each.needs_confirmation for each in prepared)):
+        raise _confirmation_of_many(prepared, skipped, retried, Redactor(target.settings.redact))
     if not prepared:
         return summary("Retry", skipped)
     with publisher(target.broker, target.settings) as sender:
-        sent = send_all(target, sender, prepared, command.request_id)
+        sent = send_all(target, sender, prepared, command.request_id, twice=command.include_retried)
     return summary("Retry", [*sent, *skipped], new_ids={each.id: each.new_id for each in sent if each.new_id})
 
 
@@ -206,15 +210,22 @@ def known_route(task: Task) -> Route | None:
     return None
 
 
-def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[TaskResult]]:
+def _prepare_all(
+    target: Target, ids: list[str], command: RetryTasks
+) -> tuple[list[Prepared], list[TaskResult], list[TaskResult]]:
+    """What can be sent, what cannot, and what is left out because it was retried before."""
     prepared = []
     skipped = []
+    retried = []
     tasks = _tasks(target, ids)
     known_of = known_of_all(target, [task for task in tasks.values() if isinstance(task, Task)])
     for task_id, task in tasks.items():
         try:
             if isinstance(task, NotFound):
                 raise task
+            if task.retried is not None and not _may_again(task, task.retried, command):
+                retried.append(TaskResult(id=task_id, outcome="skipped", message=_left_out(task.retried)))
+                continue
             prepared.append(prepare(target, task, known_of[task.id]))
         except ArgumentsUnknown as error:
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message, fidelity="unknown"))
@@ -222,7 +233,18 @@ def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[T
             if error.status >= 500:  # the record cannot be read: that is no fault of the task
                 raise
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message))
-    return prepared, skipped
+    return prepared, skipped, retried
+
+
+def _may_again(task: Task, link: Link, command: RetryTasks) -> bool:
+    """The second coming of a request finds its own link, and is answered with it."""
+    mine = command.request_id is not None and link.id == _new_id(task, command.request_id)
+    return command.include_retried or mine
+
+
+def _left_out(link: Link) -> str:
+    words = retried_as_words(link)
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _tasks(target: Target, ids: list[str]) -> dict[str, Task | NotFound]:
@@ -235,27 +257,42 @@ def _tasks(target: Target, ids: list[str]) -> dict[str, Task | NotFound]:
     return found
 
 
-def send_all(target: Target, sender: Publisher, prepared: list[Prepared], request_id: str | None) -> list[TaskResult]:
-    """One result each. Once a message is in doubt the connection is gone, and the rest is not sent."""
+def send_all(
+    target: Target, sender: Publisher, prepared: list[Prepared], request_id: str | None, *, twice: bool = False
+) -> list[TaskResult]:
+    """One result each. Once a message is in doubt the connection is gone, and the rest is not sent.
+
+    What somebody else retries meanwhile is skipped, unless ``twice``.
+    """
     results: list[TaskResult] = []
     for each in prepared:
         if results and results[-1].outcome == "unconfirmed":
             message = "Not sent: the connection to the broker was lost before."
             rest = prepared[len(results) :]
             return results + [TaskResult(id=one.task.id, outcome="failed", message=message) for one in rest]
-        results.append(_send(target, sender, each, request_id, None))
+        results.append(_send(target, sender, each, request_id, None, first_only=not twice))
     return results
 
 
 def _send(
-    target: Target, sender: Publisher, prepared: Prepared, request_id: str | None, countdown: float | None
+    target: Target,
+    sender: Publisher,
+    prepared: Prepared,
+    request_id: str | None,
+    countdown: float | None,
+    *,
+    first_only: bool = False,
 ) -> TaskResult:
     """The link is written first, and taken back when the broker certainly has no message."""
     task = prepared.task
     new_id = task.id if prepared.same_id else _new_id(task, request_id)
     fidelity = prepared.arguments.fidelity
     again_after = SAME_ID_SECONDS if prepared.same_id else None
-    if not link_retry(target.store, target.cluster, task.id, new_id, fidelity, target.now(), again_after):
+    cluster, now = target.cluster, target.now()
+    if not link_retry(target.store, cluster, task.id, new_id, fidelity, now, again_after, first_only=first_only):
+        others = queries.lineage(target.store, task).retried_as if first_only else ()
+        if others and new_id not in {link.id for link in others}:
+            return TaskResult(id=task.id, outcome="skipped", message=_left_out(others[-1]))
         message = f"This was asked for before: it is task {new_id}. Nothing was sent a second time."
         return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
     try:
@@ -316,7 +353,7 @@ def _confirmation(prepared: Prepared, redactor: Redactor) -> ConfirmationRequire
 
 
 def _confirmation_of_many(
-    prepared: list[Prepared], skipped: list[TaskResult], redactor: Redactor
+    prepared: list[Prepared], skipped: list[TaskResult], retried: list[TaskResult], redactor: Redactor
 ) -> ConfirmationRequired:
     fidelities = Counter(each.arguments.fidelity for each in prepared)
     reasons = Counter(each.message for each in skipped)
@@ -325,9 +362,10 @@ def _confirmation_of_many(
         {"id": each.task.id, "name": each.name, "args": clean.args, "kwargs": clean.kwargs} for each, clean in shown
     ]
     return ConfirmationRequired(
-        f"{len(prepared)} tasks can be sent again, {len(skipped)} cannot. Look at the arguments, then confirm.",
+        f"{len(prepared)} tasks can be sent again, {len(skipped)} are skipped. Check the arguments, then confirm.",
         sendable=len(prepared),
         skipped=len(skipped),
+        retried=len(retried),
         fidelity=dict(fidelities),
         reasons=dict(reasons.most_common(SAMPLES)),
         warnings=sorted({each.warning for each in prepared if each.warning}),

@@ -63,17 +63,29 @@ def put_action(store: Store, connection: Connection, action: Action) -> Action:
 
 
 def link_retry(
-    store: Store, cluster: str, old_id: str, new_id: str, fidelity: str, at: float, again_after: float | None = None
+    store: Store,
+    cluster: str,
+    old_id: str,
+    new_id: str,
+    fidelity: str,
+    at: float,
+    again_after: float | None = None,
+    *,
+    first_only: bool = False,
 ) -> bool:
     """Notes that a person sends ``old_id`` again as ``new_id``; False where that was noted before.
 
     Written before the message is sent: a link to a task that nobody has seen says that it was asked for, while a
     task sent without its link would be sent a second time. With ``again_after`` it may be noted again so many seconds
-    later: for a task that is sent again under its own id.
+    later: for a task that is sent again under its own id. With ``first_only`` it is not noted where somebody has
+    retried the task as another one, not even where that happens at this moment.
     """
     with store.begin() as connection:
+        number = cluster_id(store, connection, cluster)
+        if first_only and _retried_as_another(connection, number, old_id, new_id):
+            return False
         values = {
-            "cluster_id": cluster_id(store, connection, cluster),
+            "cluster_id": number,
             "key": to_key(old_id),
             "new_key": to_key(new_id),
             "at": at,
@@ -89,6 +101,14 @@ def link_retry(
                 where=schema.retry.c.at < at - again_after,
             )
         return connection.execute(statement.returning(schema.retry.c.at)).first() is not None
+
+
+def _retried_as_another(connection: Connection, number: int, old_id: str, new_id: str) -> bool:
+    # Two people must not look at the same time whether the other has retried it.
+    connection.execute(select(schema.cluster.c.id).where(schema.cluster.c.id == number).with_for_update())
+    table, old, new = schema.retry, to_key(old_id), to_key(new_id)
+    others = (table.c.cluster_id == number, table.c.key == old, table.c.new_key.not_in([old, new]))
+    return connection.execute(select(table.c.at).where(*others).limit(1)).first() is not None
 
 
 def unlink_retry(store: Store, cluster: str, old_id: str, new_id: str) -> None:

@@ -14,6 +14,7 @@ from monitor.records import Run
 from monitor.records import Task
 from monitor.store import schema
 from monitor.store.compile import numbers
+from monitor.store.retries import newest_links
 from monitor.store.rows import run_of
 from monitor.store.rows import task_of
 from monitor.store.terms import texts
@@ -39,7 +40,11 @@ def read_tasks(connection: Connection, statement: Select[Any]) -> list[Task]:
     rows = connection.execute(statement).all()
     names = texts(connection, {getattr(row, column) for row in rows for column in _TERM_COLUMNS})
     clusters = cluster_names(connection) if rows else {}
-    return [task_of(row, clusters[row.cluster_id], names) for row in rows]
+    links = newest_links(connection, [(row.cluster_id, bytes(row.key)) for row in rows])
+    tasks = [task_of(row, clusters[row.cluster_id], names) for row in rows]
+    for row, task in zip(rows, tasks, strict=True):
+        task.retried = links.get((row.cluster_id, bytes(row.key)))
+    return tasks
 
 
 def earlier_runs(connection: Connection, row: int) -> list[Run]:

@@ -392,6 +392,7 @@ job = Table(
     Column("owner", Text),
     Column("lease", Double),
     Column("batch", Text),  # what is on its way to the broker
+    Column("include_retried", SmallInteger, nullable=False, server_default="0"),
     Index("job_state", "state"),
 )
 

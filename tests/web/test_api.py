@@ -52,6 +52,7 @@ TASK_KEYS = [
     "root_id",
     "parent_id",
     "failure_group",
+    "retried",
 ]
 USERS = (user("vera", "viewer", "v"), user("olga", "operator", "o"), user("root", "admin", "r"))
 
@@ -184,6 +185,9 @@ def test_task_has_runs_arguments_and_lineage(client: TestClient, store: Store) -
     assert task["arguments"]["fidelity"] == "probable"
     assert task["arguments"]["source"]
     assert (task["retry_of"], task["retried_as"]) == (None, [SUCCEEDED])
+    assert task["retried"] == {"id": SUCCEEDED, "state": "SUCCESS"}
+    (listed,) = client.get(f"/api/v1/tasks?q=retried:succeeded id:{PROBABLE}").json()["items"]
+    assert listed["retried"] == {"id": SUCCEEDED, "state": "SUCCESS"}
     assert client.get(f"/api/v1/tasks/{SUCCEEDED}").json()["retry_of"] == PROBABLE
 
 

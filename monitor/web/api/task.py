@@ -46,6 +46,7 @@ from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
+from monitor.web.api.tasks import retried_item
 
 
 class TaskAddress(InCluster, frozen=True, kw_only=True):
@@ -198,6 +199,7 @@ def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) 
     return shape(
         TaskDetail,
         task,
+        retried=retried_item(task),
         runs=shapes(RunItem, task.runs),
         arguments=arguments,
         message=message_item(found.message, redactor),
