@@ -12,6 +12,7 @@ from tests.conformance import reference
 from tests.conformance.recorder import END
 
 Json = dict[str, Any]
+ONLY_QUEUE = "celery"  # of the suite's worker
 SECONDS = 1e-6  # what a float loses on its way through a database and JSON
 WORDS = {"SUCCESS": "succeeded", "FAILURE": "failed"}
 KINDS = (
@@ -142,6 +143,8 @@ def _task(theirs: reference.Task, ours: Json) -> Iterator[Difference]:
         passed_over |= {"state", "finished", "runtime"}
     if _is_in_the_broker(theirs, ours):
         passed_over |= {"fidelity", "source"}
+    if not theirs.sent and ours["queue"] == ONLY_QUEUE:  # no event names it, but the worker says what it consumes
+        passed_over |= {"queue"}
     for key, value in theirs.facts.items():
         if key not in passed_over and not _equal(shown[key], value):
             yield Difference(key, theirs.id, theirs.message("name"), shown[key], value)

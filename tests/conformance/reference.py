@@ -180,7 +180,8 @@ def is_readable(text: str | None) -> bool:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return False
-    return _is_plain(value, levels=3) and saferepr(value, 1024) == text
+    arguments = list(value) if isinstance(value, tuple) else value
+    return _is_plain(arguments, levels=3) and saferepr(value, 1024) == text
 
 
 def _is_plain(value: Any, levels: int) -> bool:
@@ -188,7 +189,7 @@ def _is_plain(value: Any, levels: int) -> bool:
         return math.isfinite(value)
     if value is None or isinstance(value, bool | int | str):
         return True
-    if not levels or not isinstance(value, tuple | list | dict):
+    if not levels or not isinstance(value, list | dict):  # a tuple inside arrives as a list, or does not: unknown
         return False
     inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     return all(_is_plain(each, levels - 1) for each in inside)

@@ -68,7 +68,9 @@ def test_a_run_time_that_is_not_sent_is_measured() -> None:
 
 def test_texts_of_arguments_that_lost_something_are_not_read_back() -> None:
     assert all(map(is_readable, ["('a', 'b')", "['b', -3]", "{'x': [1.5, {'y': None}]}", "()"]))
-    assert not any(map(is_readable, ["('aaa...',)", "('a\\\\b',)", "(<object>,)", "([[[1]]],)", "(b'a',)", None]))
+    assert not any(
+        map(is_readable, ["('aaa...',)", "('a\\\\b',)", "(<object>,)", "([[[1]]],)", "(b'a',)", "([(1, 2)],)", None])
+    )
 
 
 def test_a_workflow_is_a_root_with_others() -> None:
