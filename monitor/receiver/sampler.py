@@ -14,6 +14,10 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.helpers import QUEUE_SAMPLER
+from monitor.receiver.helpers import SAMPLER
+from monitor.receiver.helpers import SCHEDULES
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
@@ -47,7 +51,9 @@ class Sampler:
         remote: Remote,
         settings: Settings,
         notice: Callable[[str], None] = log.info,
+        helpers: Helpers | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._store = store
         self._cluster = cluster
         self._probe = probe
@@ -61,26 +67,31 @@ class Sampler:
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
-        self._keep(stop, self.ask, "workers cannot be asked")
+        self._keep(stop, SAMPLER, self.ask, "workers cannot be asked")
 
     def run_queues(self, stop: threading.Event) -> None:
         """Measures queues until told to stop. Apart from the workers, of whom some may let us wait for answers."""
-        self._keep(stop, self.measure, "queues cannot be measured")
+        self._keep(stop, QUEUE_SAMPLER, self.measure, "queues cannot be measured")
         self._probe.close()
 
     def run_schedules(self, stop: threading.Event) -> None:
         """Looks after the schedule until told to stop."""
-        self._keep(stop, lambda now: self._schedules.step(self._up(), self._remote, now), "the schedule is not judged")
+        self._keep(stop, SCHEDULES, self._step_schedules, "the schedule is not judged")
 
-    def _keep(self, stop: threading.Event, step: Callable[[float], float | None], trouble: str) -> None:
+    def _step_schedules(self, now: float) -> float:
+        return self._schedules.step(self._up(), self._remote, now)
+
+    def _keep(self, stop: threading.Event, name: str, step: Callable[[float], float | None], trouble: str) -> None:
         """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer."""
         said = ""
         while not stop.is_set():
             began, sooner = time.monotonic(), None
             try:
                 sooner = step(time.time())
+                self._helpers.works(name)
                 said = ""
             except MonitorError as error:
+                self._helpers.failed(name, error)
                 if error.message != said:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
                 said = error.message
