@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from datetime import UTC
+from datetime import datetime
 from typing import Literal
 from typing import NamedTuple
+
+from monitor.records import FailingHelper
 
 Level = Literal["ok", "note", "unknown", "wrong"]
 
@@ -68,6 +72,7 @@ class RecordFacts:
     events_on: Sequence[str] = ()
     longest_run: float | None = None
     longest_eta: float | None = None
+    helpers: Sequence[FailingHelper] = ()
 
 
 def judge_workers(facts: BrokerFacts, record: RecordFacts | None) -> list[Finding]:
@@ -112,6 +117,18 @@ def _writable(record: RecordFacts) -> Finding:
     return Finding(
         "database", "ok", "It can be written." if record.exists else "It does not exist yet; serve makes it."
     )
+
+
+def judge_receiver(record: RecordFacts) -> Iterable[Finding]:
+    """What keeps failing within the receiver that writes the record."""
+    for helper in record.helpers:
+        since = datetime.fromtimestamp(helper.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        yield Finding(
+            "receiver",
+            "wrong",
+            f"The {helper.name} failed {helper.failures} times in a row, since {since}: {helper.error}",
+            "Fix the cause; it is tried again by itself.",
+        )
 
 
 def _workers(facts: BrokerFacts) -> Finding:

@@ -350,6 +350,25 @@ LEVEL_SECONDS = 2.0  # a receiver further behind than this accuses nobody: what 
 UNSAID_SECONDS = 4.0  # nor does one that said nothing of itself for this long
 
 
+class FailingHelper(msgspec.Struct, frozen=True, kw_only=True):
+    """A thread or process beside a receiver that keeps failing, or the receiver itself (``receiver``)."""
+
+    name: str
+    error: str  # the last one
+    since: float
+    failures: int  # in a row
+
+
+class ReceiverEnding(msgspec.Struct, frozen=True, kw_only=True):
+    """A receiver's process ended by itself, ``failures`` times in a row, the last time ``at``; it is started again."""
+
+    cluster: str
+    error: str
+    since: float
+    failures: int
+    at: float
+
+
 class ReceiverHealth(msgspec.Struct, kw_only=True):
     """What the receiver of one cluster last said of itself."""
 
@@ -372,6 +391,7 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
     shard: int = 1  # which share of the tasks it takes,
     shards: int = 1  # of how many
+    helpers: tuple[FailingHelper, ...] = ()  # those that keep failing
     parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
 
     def is_level(self, now: float, unsaid_seconds: float) -> bool:

@@ -2,24 +2,34 @@
 
 import http.client
 import json
+import logging
 import socket
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from threading import Event
 
 from monitor.brokers.application import broker_of_app
 from monitor.brokers.connection import check_brokers
 from monitor.errors import SettingsError
+from monitor.errors import StoreUnavailable
 from monitor.receiver import process
+from monitor.records import ReceiverEnding
 from monitor.settings import Settings
+from monitor.store.engine import connect_only
 from monitor.store.engine import database_without_password
 from monitor.store.engine import open_store
+from monitor.store.journal import save_ending
+from monitor.supervise import Ending
 from monitor.supervise import Job
 from monitor.supervise import python_job
 from monitor.supervise import supervise
 from monitor.web import server
 from monitor.web.security import check_bind
+
+log = logging.getLogger(__name__)
 
 Announce = Callable[[str], object]
 ANSWER_SECONDS = 1.0
@@ -87,9 +97,28 @@ def prepare_store(settings: Settings) -> None:
 
 def receiver_jobs(settings: Settings) -> list[Job]:
     return [
-        python_job(f"receiver of {broker.cluster}", settings.log_level, process.run, settings, broker)
+        python_job(
+            f"receiver of {broker.cluster}",
+            settings.log_level,
+            process.run,
+            settings,
+            broker,
+            ended=partial(note_ending, settings.database, broker.cluster),
+        )
         for broker in settings.broker
     ]
+
+
+def note_ending(database: str, cluster: str, ending: Ending) -> None:
+    """Writes down that a receiver ended by itself, which it cannot always do, so that pages show it."""
+    noted = ReceiverEnding(
+        cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
+    )
+    with closing(connect_only(database)) as store:
+        try:
+            save_ending(store, noted)
+        except StoreUnavailable as error:
+            log.warning("pages cannot show that the receiver of %s ended: %s", cluster, error)
 
 
 def web_job(settings: Settings, listener: socket.socket) -> Job:

@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "monitor.brokers",
         "monitor.receiver.decode",
+        "monitor.receiver.helpers",
         "monitor.receiver.sources",
         "monitor.receiver.spool",
         "monitor.store",

@@ -19,8 +19,11 @@ import msgspec
 
 from monitor.clocks import OwnClock
 from monitor.errors import BrokerUnavailable
+from monitor.errors import LeaseLost
 from monitor.errors import StoreRefused
 from monitor.errors import StoreUnavailable
+from monitor.receiver.helpers import RETENTION
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.sources.base import Source
 from monitor.receiver.standby import Standby
 from monitor.records import Delivery
@@ -53,8 +56,15 @@ class Receiver:
     """Receives the events of one cluster."""
 
     def __init__(
-        self, store: Store, source: Source, cluster: str, settings: Settings, standby: Standby | None = None
+        self,
+        store: Store,
+        source: Source,
+        cluster: str,
+        settings: Settings,
+        standby: Standby | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._store = store
         self._source = source
         self._settings = settings
@@ -154,6 +164,7 @@ class Receiver:
             host=mine.host,
             pid=mine.pid,
             notices=(),
+            helpers=(),
             shard=mine.shard,
             shards=mine.shards,
         )
@@ -298,6 +309,7 @@ class Receiver:
             dropped_total=health.dropped_total + sum(each.dropped for each in deliveries),
             updated_at=now,
             kept_until=self._kept_until(),
+            helpers=self._helpers.failing,
         )
 
     def _kept_until(self, in_hand: Sequence[Delivery] = ()) -> float | None:
@@ -339,10 +351,28 @@ class Receiver:
                 self._tidied_at = time.monotonic()
                 self._hole.store()
                 self._writer.mark_due(now)
-            if time.monotonic() >= self._retention_at:
-                self._delete_old(now)
         except StoreUnavailable as error:
             log.error("%s", error)
+        if time.monotonic() >= self._retention_at:
+            self._keep_deleting(now)
+
+    def _keep_deleting(self, now: float) -> None:
+        """Old tasks go; where that fails, events are stored all the same. Raises LeaseLost."""
+        try:
+            self._delete_old(now)
+            self._helpers.works(RETENTION)
+        except LeaseLost:
+            raise
+        except StoreUnavailable as error:
+            self._retention_failed(error)
+            log.error("old tasks are not deleted: %s", error)
+        except Exception as error:
+            self._retention_failed(error)
+            log.exception("old tasks are not deleted")
+
+    def _retention_failed(self, error: Exception) -> None:
+        self._helpers.failed(RETENTION, error)
+        self._retention_at = time.monotonic() + self._helpers.pause(RETENTION)
 
     def _tell_health(self) -> None:
         """Unless a batch has just done so. Raises StoreUnavailable."""
@@ -372,7 +402,7 @@ class Receiver:
         What is ``in_hand`` was read and is not stored.
         """
         self._saved_at = time.monotonic()
-        self._change(updated_at=time.time(), kept_until=self._kept_until(in_hand))
+        self._change(updated_at=time.time(), kept_until=self._kept_until(in_hand), helpers=self._helpers.failing)
         try:
             journal.save_health(self._store, msgspec.structs.replace(self._health, unwritten=unwritten))
         except StoreUnavailable as error:

@@ -17,6 +17,8 @@ from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
 from monitor.receiver.forgotten import Forgotten
+from monitor.receiver.helpers import RECONCILER
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.recovery import Recovery
 from monitor.records import Delivery
 from monitor.records import Event
@@ -61,7 +63,9 @@ class Reconciler:
         remote: Remote,
         health: Callable[[], ReceiverHealth],
         conclude: Callable[[Delivery], None],
+        helpers: Helpers | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
@@ -86,8 +90,10 @@ class Reconciler:
         while not stop.wait(STEP_SECONDS):
             try:
                 self.step(time.time())
+                self._helpers.works(RECONCILER)
                 self._said = ""
             except MonitorError as error:
+                self._helpers.failed(RECONCILER, error)
                 if error.message != self._said:
                     log.warning("workers cannot be judged: %s", error)
                 self._said = error.message

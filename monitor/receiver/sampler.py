@@ -14,6 +14,10 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.helpers import QUEUE_SAMPLER
+from monitor.receiver.helpers import SAMPLER
+from monitor.receiver.helpers import SCHEDULES
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.newcomers import Newcomers
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
@@ -49,7 +53,9 @@ class Sampler:
         remote: Remote,
         settings: Settings,
         notice: Callable[[str], None] = log.info,
+        helpers: Helpers | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._store = store
         self._cluster = cluster
         self._probe = probe
@@ -66,7 +72,7 @@ class Sampler:
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
-        self._keep(stop, self.ask, "workers cannot be asked", self._worker_is_new)
+        self._keep(stop, SAMPLER, self.ask, "workers cannot be asked", self._worker_is_new)
 
     def wake(self) -> None:
         """Asks at once, since a worker process was seen for the first time. From any thread."""
@@ -74,16 +80,20 @@ class Sampler:
 
     def run_queues(self, stop: threading.Event) -> None:
         """Measures queues until told to stop. Apart from the workers, of whom some may let us wait for answers."""
-        self._keep(stop, self.measure, "queues cannot be measured", self._queues_are_new)
+        self._keep(stop, QUEUE_SAMPLER, self.measure, "queues cannot be measured", self._queues_are_new)
         self._probe.close()
 
     def run_schedules(self, stop: threading.Event) -> None:
         """Looks after the schedule until told to stop."""
-        self._keep(stop, lambda now: self._schedules.step(self._up(), self._remote, now), "the schedule is not judged")
+        self._keep(stop, SCHEDULES, self._step_schedules, "the schedule is not judged")
+
+    def _step_schedules(self, now: float) -> float:
+        return self._schedules.step(self._up(), self._remote, now)
 
     def _keep(
         self,
         stop: threading.Event,
+        name: str,
         step: Callable[[float], float | None],
         trouble: str,
         wake: threading.Event | None = None,
@@ -97,8 +107,10 @@ class Sampler:
             began, sooner = time.monotonic(), None
             try:
                 sooner = step(time.time())
+                self._helpers.works(name)
                 said = ""
             except MonitorError as error:
+                self._helpers.failed(name, error)
                 if error.message != said:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
                 said = error.message

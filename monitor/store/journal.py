@@ -17,6 +17,7 @@ from monitor.records import Action
 from monitor.records import Gap
 from monitor.records import Pause
 from monitor.records import Queue
+from monitor.records import ReceiverEnding
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
@@ -31,6 +32,7 @@ PROOF_SECONDS = 0.1
 NO_CLUSTER = 0  # of an action that concerns the dashboard alone
 PAUSED = "paused:"  # how the keys of pauses begin
 RISING = "rising:"  # of the queues of a cluster that begin to grow
+ENDING = "ending:"  # of receivers that ended by themselves
 STANDBY = "standby:"  # and those of receivers that stand by
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
@@ -263,6 +265,15 @@ def put_health(store: Store, connection: Connection, cluster: int, health: Recei
             index_elements=["cluster_id", "shard"], set_={"record": statement.excluded.record}
         )
     )
+
+
+def save_ending(store: Store, ending: ReceiverEnding) -> None:
+    """Notes that a receiver's process ended by itself."""
+    row = {"key": f"{ENDING}{ending.cluster}", "value": msgspec.json.encode(ending).decode()}
+    statement = store.insert(schema.meta).values(row)
+    value = {"value": statement.excluded.value}
+    with store.begin() as connection:
+        connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=value))
 
 
 def save_standby(store: Store, standby: StandbyReceiver) -> None:

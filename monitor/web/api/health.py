@@ -71,6 +71,15 @@ class ShardItem(Struct, frozen=True, kw_only=True):
     updated_at: float | None
 
 
+class HelperItem(Struct, frozen=True, kw_only=True):
+    """A thread or process of a receiver that keeps failing, or its own process (``receiver``)."""
+
+    name: str
+    error: str
+    since: float
+    failures: int
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself.
 
@@ -94,6 +103,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     gaps: list[GapItem]
     standbys: list[StandbyItem]
     shards: list[ShardItem]
+    helpers: list[HelperItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -117,7 +127,8 @@ class ClusterList(Struct, frozen=True):
 def unknown_health(cluster: str) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": [], "shards": []}))
+    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers")}
+    return HealthItem(**(fields | empty | {"cluster": cluster, "notices": ()}))
 
 
 def gap_item(gap: Gap) -> GapItem:
@@ -133,6 +144,7 @@ def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[
         gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
         shards=shapes(ShardItem, health.parts),
+        helpers=shapes(HelperItem, health.helpers),
     )
 
 
