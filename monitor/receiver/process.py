@@ -78,7 +78,8 @@ def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event)
     with ExitStack() as ending:
         receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby)
         remote = Remote(broker, settings)
-        sampler = Sampler(store, broker.cluster, make_probe(broker, settings), remote, settings, receiver.notice)
+        probe = make_probe(broker, settings)
+        sampler = Sampler(store, broker.cluster, probe, remote, settings, receiver.notice, receiver.senders)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude)
         # Queues, workers and schedules are the first receiver's to ask; each judges its own tasks.
         asking = (sampler.run, sampler.run_queues, sampler.run_schedules) if settings.shard.first else ()

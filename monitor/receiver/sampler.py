@@ -14,6 +14,7 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.oldest import OldestMessages
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
@@ -30,6 +31,7 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
+from monitor.waits import Senders
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 
@@ -47,6 +49,7 @@ class Sampler:
         remote: Remote,
         settings: Settings,
         notice: Callable[[str], None] = log.info,
+        senders: Senders | None = None,
     ) -> None:
         self._store = store
         self._cluster = cluster
@@ -57,6 +60,7 @@ class Sampler:
         self._known: set[Process] = set()  # those that were asked
         self._switches = Switches(store, cluster, remote, settings, notice)
         self._rises = Rises()
+        self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
@@ -120,11 +124,14 @@ class Sampler:
         for worker in workers:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
-        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys())
+        paused = {queue for _, queue in queries.pauses(self._store, self._cluster)}
+        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys() | paused)
         if not names:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
-        queues = [_consumed(queue, consumers, complete) for queue in self._probe.sample(names)]
+        skews = {worker.hostname: worker.skew for worker in workers if worker.skew is not None}
+        measured = self._oldest.of(self._probe.sample(names), skews, time.time())
+        queues = [_consumed(queue, consumers, complete) for queue in measured]
         journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
 
     # Workers
