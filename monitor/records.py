@@ -154,6 +154,9 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     gap: "Gap | None" = None  # of which it was concluded; how far its reconciliation is, is stored with the events
 
 
+WaitSince = Literal["sent", "eta", "retry", "received"]
+
+
 class Run(msgspec.Struct):
     """One attempt of a task on one worker."""
 
@@ -169,14 +172,31 @@ class Run(msgspec.Struct):
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
+    ready: float | None = None  # when it could run, by its worker's clock, where that was before its receipt: waits.py
 
     @property
     def wait(self) -> float | None:
-        """Seconds ready to run and not running: from receipt, or from its ETA where that is later."""
-        if self.started is None or self.received is None:
+        """Seconds ready to run and not running, counted from what ``wait_since`` names."""
+        ready = self.ready
+        if ready is None:
+            ready = self.received
+            if ready is not None and self.eta is not None and self.eta > ready:
+                ready = self.eta
+        if self.started is None or ready is None:
             return None
-        ready = self.received if self.eta is None or self.eta < self.received else self.eta
         return self.started - ready if self.started > ready else 0.0
+
+    @property
+    def wait_since(self) -> "WaitSince | None":
+        """Where ``wait`` begins. Every start but ``received`` is when the run could begin; ``None``: no wait."""
+        if self.started is None or (self.received is None and self.ready is None):
+            return None
+        due = self.eta is not None and self.received is not None and self.eta > self.received
+        if self.ready is None and not due:
+            return "received"
+        if self.retries:
+            return "retry"
+        return "eta" if due or self.ready == self.eta else "sent"
 
 
 class Task(msgspec.Struct):
@@ -240,6 +260,10 @@ class Task(msgspec.Struct):
         return self.runs[-1].wait if self.runs else None
 
     @property
+    def wait_since(self) -> WaitSince | None:
+        return self.runs[-1].wait_since if self.runs else None
+
+    @property
     def result(self) -> str | None:
         return self.runs[-1].result if self.runs else None
 
@@ -299,6 +323,8 @@ class Queue(msgspec.Struct, kw_only=True):
     oldest: float | None = None  # epoch seconds at or before which the oldest waiting message was sent: age is ≥
     sampled_at: float | None = None
     workers: tuple[str, ...] = ()
+    oldest_exact: bool = False  # it was sent just then
+    heads: tuple[str | None, ...] = ()  # tasks whose messages come next, one a priority, where the broker shows them
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
@@ -792,6 +818,13 @@ class Percentiles(msgspec.Struct, frozen=True):
     p99: float
 
 
+class WaitPercentiles(Percentiles, frozen=True):
+    """Seconds. Of the share ``since_receipt`` (0 to 1) it is not known since when they could run: they are counted
+    from their receipt, and may have waited longer."""
+
+    since_receipt: float
+
+
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     """What happened from ``at`` on, for the length of the series' resolution."""
 
@@ -804,7 +837,7 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     revoked: int = 0
     rejected: int = 0
     lost: int = 0
-    wait: Percentiles | None = None
+    wait: WaitPercentiles | None = None
     run: Percentiles | None = None
 
 
@@ -836,4 +869,4 @@ class NameTotal(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     seconds: float  # of run time altogether, within 2 %
     run: Percentiles | None
-    wait: Percentiles | None
+    wait: WaitPercentiles | None

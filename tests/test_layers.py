@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.sketch",
         "monitor.stalls",
         "monitor.supervise",
+        "monitor.waits",
         "monitor.workers",
         "monitor.workflow",
     ),

@@ -55,9 +55,9 @@ class AmqpProbe(GenericProbe):
         stats = told.get("message_stats")
         delivered = _whole(stats.get("deliver_get", 0)) if isinstance(stats, dict) else None
         if delivered is not None:
-            return heads.see(queue.name, ("delivered", delivered), time())
+            return heads.see(queue.name, ("delivered", delivered), time(), queue.ready)
         if queue.consumers == 0:
-            return heads.see_unconsumed(queue.name, queue.ready, time())
+            return heads.see(queue.name, "unconsumed", time(), queue.ready)
         return heads.see(queue.name, None, time())
 
     def _ask_api(self, connection: Connection) -> dict[str, dict[str, object]]:

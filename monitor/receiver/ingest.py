@@ -35,6 +35,7 @@ from monitor.store.engine import Store
 from monitor.store.retention import Retention
 from monitor.store.writer import Writer
 from monitor.store.writer import Written
+from monitor.waits import Senders
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,11 @@ class Receiver:
     def health(self) -> ReceiverHealth:
         """What was last said of the receiver; replaced as a whole, so any thread may read it."""
         return self._health
+
+    @property
+    def senders(self) -> Senders:
+        """What is known of the clocks of those who send tasks."""
+        return self._writer.senders
 
     def conclude(self, delivery: Delivery) -> None:
         """Takes events that were concluded, not received (``task-lost``); from any thread. Only our share counts."""

@@ -86,7 +86,8 @@ def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event)
         receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby, helpers)
         remote = Remote(broker, settings)
         probe = make_probe(broker, settings)
-        sampler = Sampler(store, broker.cluster, probe, remote, settings, receiver.notice, helpers)
+        notice, senders = receiver.notice, receiver.senders
+        sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders)
         receiver.on_new_worker(sampler.wake)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers)
         beside = {RECONCILER: reconciler.run}

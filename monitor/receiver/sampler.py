@@ -19,6 +19,7 @@ from monitor.receiver.helpers import SAMPLER
 from monitor.receiver.helpers import SCHEDULES
 from monitor.receiver.helpers import Helpers
 from monitor.receiver.newcomers import Newcomers
+from monitor.receiver.oldest import OldestMessages
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
@@ -34,6 +35,7 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
+from monitor.waits import Senders
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 FIRST_LOOK_SECONDS = 0.3  # of silence, after which those are asked who answered the first ping
@@ -54,6 +56,7 @@ class Sampler:
         settings: Settings,
         notice: Callable[[str], None] = log.info,
         helpers: Helpers | None = None,
+        senders: Senders | None = None,
     ) -> None:
         self._helpers = helpers or Helpers()
         self._store = store
@@ -68,6 +71,7 @@ class Sampler:
         self._queues_are_new = threading.Event()
         self._switches = Switches(store, cluster, remote, settings, notice)
         self._rises = Rises()
+        self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
@@ -163,11 +167,14 @@ class Sampler:
         for worker in workers:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
-        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys())
+        paused = {queue for _, queue in queries.pauses(self._store, self._cluster)}
+        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys() | paused)
         if not names:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
-        queues = [_consumed(queue, consumers, complete) for queue in self._probe.sample(names)]
+        skews = {worker.hostname: worker.skew for worker in workers if worker.skew is not None}
+        measured = self._oldest.of(self._probe.sample(names), skews, time.time())
+        queues = [_consumed(queue, consumers, complete) for queue in measured]
         journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
 
     # Workers

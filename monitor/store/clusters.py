@@ -103,6 +103,7 @@ def _queue(row: Row[Any], names: dict[int, str]) -> Queue:
         unacked=row.unacked,
         consumers=row.consumers,
         oldest=row.oldest,
+        oldest_exact=row.oldest_exact,
         sampled_at=row.sampled_at,
         workers=_names(row.workers),
     )

@@ -16,6 +16,7 @@ from sqlalchemy import and_
 from sqlalchemy import bindparam
 from sqlalchemy import case
 from sqlalchemy import false
+from sqlalchemy import func
 from sqlalchemy import literal_column
 from sqlalchemy import or_
 from sqlalchemy import select
@@ -182,7 +183,8 @@ def _unknown(name: str, columns: object) -> ColumnElement[bool]:
     return _MEASURES[name].is_(None) if name in _MEASURES else _task[name].is_(None)
 
 
-_ready = case((_task.eta > _task.received, _task.eta), else_=_task.received)
+# Run.wait of the latest run, in SQL.
+_ready = func.coalesce(_task.ready, case((_task.eta > _task.received, _task.eta), else_=_task.received))
 WAIT: ColumnElement[float] = case((_task.started < _ready, 0.0), else_=_task.started - _ready)
 _MEASURES: dict[str, ColumnElement[float]] = {
     "group": _task.failure_group_id + _ZERO,

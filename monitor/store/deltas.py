@@ -35,16 +35,17 @@ Place = tuple[int, str | None, str | None, str | None]  # where in the rollups i
 class Tally:
     """Counts and durations that change at one place."""
 
-    __slots__ = ("counts", "run", "wait")
+    __slots__ = ("counts", "run", "since_receipt", "wait")
 
     def __init__(self) -> None:
         self.counts = [0] * len(COUNT_FIELDS)
+        self.since_receipt = 0  # waits that are counted from receipt
         self.wait: dict[int, int] = defaultdict(int)
         self.run: dict[int, int] = defaultdict(int)
 
     @property
     def empty(self) -> bool:
-        return not (any(self.counts) or any(self.wait.values()) or any(self.run.values()))
+        return not (any(self.counts) or self.since_receipt or any(self.wait.values()) or any(self.run.values()))
 
 
 _NOWHERE = Tally()
@@ -100,6 +101,8 @@ class Deltas:
             wait = run.wait
             if wait is not None:
                 tally.wait[bucket(wait)] += sign
+                if run.wait_since == "received":
+                    tally.since_receipt += sign
         if run.ended is None or run.outcome is None:
             return
         if not minute <= run.ended < minute + MINUTE:

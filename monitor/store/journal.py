@@ -197,7 +197,7 @@ def _save_rising(store: Store, connection: Connection, cluster: str, names: Sequ
 
 def _save_queue_state(store: Store, connection: Connection, cluster: int, queues: Sequence[Queue], at: float) -> None:
     statement = store.insert(schema.queue)
-    mutable = ("ready", "unacked", "consumers", "oldest", "sampled_at", "workers")
+    mutable = ("ready", "unacked", "consumers", "oldest", "oldest_exact", "sampled_at", "workers")
     statement = statement.on_conflict_do_update(
         index_elements=["cluster_id", "name"], set_={name: statement.excluded[name] for name in mutable}
     )
@@ -209,6 +209,7 @@ def _save_queue_state(store: Store, connection: Connection, cluster: int, queues
             "unacked": queue.unacked,
             "consumers": queue.consumers,
             "oldest": queue.oldest,
+            "oldest_exact": queue.oldest_exact,
             "sampled_at": at,
             "workers": msgspec.json.encode(queue.workers).decode(),
         }

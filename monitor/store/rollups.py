@@ -60,7 +60,7 @@ class Counters:
         self._count_failures = _adding(store, schema.failure_rollup, "count")
         self._change_group = _changing_group(store)
         self._reopen = _reopening(store)
-        self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run"))
+        self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run", "since_receipt"))
         self._store = store
 
     def forget(self) -> None:
@@ -203,6 +203,7 @@ def _load_bucket(
     for row in connection.execute(statement):
         tally = bucket[row.name_id, row.queue_id, row.worker_id] = Tally()
         tally.counts = [getattr(row, field) for field in COUNT_FIELDS]
+        tally.since_receipt = row.started if row.since_receipt is None else row.since_receipt
         tally.wait.update(Sketch.from_bytes(row.wait).counts)
         tally.run.update(Sketch.from_bytes(row.run).counts)
     return bucket
@@ -212,6 +213,7 @@ def _add(tally: Tally, delta: Tally) -> None:
     for at, count in enumerate(delta.counts):
         if count:
             tally.counts[at] += count
+    tally.since_receipt += delta.since_receipt
     for counts, more in ((tally.wait, delta.wait), (tally.run, delta.run)):
         for number, count in more.items():
             counts[number] += count
@@ -220,7 +222,7 @@ def _add(tally: Tally, delta: Tally) -> None:
 
 
 def _values(tally: Tally) -> tuple[object, ...]:
-    return (*tally.counts, to_bytes(tally.wait), to_bytes(tally.run))
+    return (*tally.counts, to_bytes(tally.wait), to_bytes(tally.run), tally.since_receipt)
 
 
 def counting_tasks(store: Store) -> Prepared:

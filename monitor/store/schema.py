@@ -4,6 +4,7 @@ Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possi
 """
 
 from sqlalchemy import BigInteger
+from sqlalchemy import Boolean
 from sqlalchemy import Column
 from sqlalchemy import Connection
 from sqlalchemy import Double
@@ -16,6 +17,7 @@ from sqlalchemy import Table
 from sqlalchemy import Text
 from sqlalchemy import UniqueConstraint
 from sqlalchemy import event
+from sqlalchemy import false
 from sqlalchemy import text
 
 from monitor.records import JobOutcome
@@ -91,6 +93,7 @@ def _run_columns() -> list[Column[object]]:
         Column("ended", Double),
         Column("eta", Double),
         Column("runtime", Double),
+        Column("ready", Double),  # when it could run, where that was before its receipt
     ]
 
 
@@ -205,6 +208,7 @@ rollup = Table(
     ],
     Column("wait", LargeBinary),
     Column("run", LargeBinary),
+    Column("since_receipt", Integer),  # of how many starts the wait counts from receipt; NULL, before 0013: of all
     sqlite_with_rowid=False,
 )
 
@@ -259,6 +263,7 @@ queue = Table(
     Column("oldest", Double),
     Column("sampled_at", Double),
     Column("workers", Text, nullable=False, server_default="[]"),
+    Column("oldest_exact", Boolean, nullable=False, server_default=false()),
 )
 
 queue_sample = Table(

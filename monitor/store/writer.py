@@ -57,6 +57,8 @@ from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import Terms
 from monitor.store.terms import cluster_id
+from monitor.waits import Senders
+from monitor.waits import settle
 from monitor.workers import after_setting
 from monitor.workers import fold_worker
 
@@ -99,6 +101,7 @@ class Writer:
         self._capture = settings.capture
         self._early = Early()
         self._clocks = Clocks()
+        self.senders = Senders()
         self._room = Room(store, settings.keep_tasks, settings.shard)
         self._terms = Terms(store)
         self._shard = settings.shard
@@ -201,6 +204,8 @@ class Writer:
                         batch.captured[task_id] = event
                         self._early.keep(task_id, event)
                     told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
+                    if event.type == "task-sent":
+                        self.senders.hear(event.hostname, event.timestamp, delivery.arrived)
                     if told and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
@@ -324,6 +329,8 @@ class Writer:
             if queue is not None:  # a worker with one queue can have it from nowhere else
                 task.queue = queue
                 said = True
+        if said:
+            settle(task, self.senders, self._skews)
         return said
 
     def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:

@@ -66,7 +66,7 @@ def test_a_task_has_all_its_runs_with_all_texts(store: Store) -> None:
         (0, Outcome.RETRIED, "T"),
         (1, Outcome.FAILED, "T"),
     ]
-    assert (found.state, found.cluster, found.args, found.wait) == (TaskState.FAILURE, "shop", "(31,)", 0.5)
+    assert (found.state, found.cluster, found.args, found.wait) == (TaskState.FAILURE, "shop", "(31,)", 8.0)
 
 
 def test_the_same_id_on_two_clusters_is_the_one_asked_for_else_the_newest(store: Store) -> None:

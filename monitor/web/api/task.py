@@ -26,6 +26,7 @@ from monitor.records import Lineage
 from monitor.records import Message
 from monitor.records import Outcome
 from monitor.records import Task
+from monitor.records import WaitSince
 from monitor.redact import Redactor
 from monitor.store import queries
 from monitor.web.api.acting import ACTION_ERRORS
@@ -94,6 +95,7 @@ class RunItem(Struct, frozen=True, kw_only=True):
     eta: float | None
     runtime: float | None
     wait: float | None
+    wait_since: WaitSince | None
     result: str | None
     exception: str | None
     traceback: str | None

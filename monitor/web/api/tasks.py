@@ -11,6 +11,7 @@ from monitor.records import Count
 from monitor.records import Page
 from monitor.records import Task
 from monitor.records import TaskState
+from monitor.records import WaitSince
 from monitor.store import queries
 from monitor.store.sorting import SORTS
 from monitor.web.api.operation import Call
@@ -65,6 +66,7 @@ class TaskItem(Struct, frozen=True, kw_only=True):
     finished: float | None
     runtime: float | None
     wait: float | None
+    wait_since: WaitSince | None
     root_id: str | None
     parent_id: str | None
     failure_group: int | None
