@@ -30,6 +30,8 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
+from monitor.workers import twin_pids
+from monitor.workers import twins
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 
@@ -98,7 +100,7 @@ class Sampler:
         Raises Broker- and StoreUnavailable.
         """
         workers = self._up()
-        new = {(worker.hostname, worker.pid) for worker in workers} - self._known
+        new = _processes(workers) - self._known
         if self._remote and (new or now - self._inspected_at >= self._settings.inspect_seconds):
             try:
                 self._inspect(self._remote, workers, now)
@@ -132,14 +134,17 @@ class Sampler:
     def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> None:
         """Asks everybody who is up."""
         expected = [worker.hostname for worker in workers]
-        queues = remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=expected)
-        stats = remote.ask("stats", timeout=ANSWER_SECONDS, expected=sorted({*expected, *queues}))
+        doubled = any(twins(worker) for worker in workers)
+        queues = _ask(remote, "active_queues", expected, doubled=doubled)
+        told = _ask(remote, "stats", sorted({*expected, *queues}), doubled=doubled)
         self._inspected_at = now
-        answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
+        pids = {worker.hostname: worker.pid for worker in workers}
+        stats = {name: _of_process(replies, pids.get(name)) for name, replies in told.items()}
+        answers = {name: _answer(queues.get(name, ()), stats.get(name)) for name in {*queues, *stats}}
         self._merge({name: answer for name, answer in answers.items() if answer}, now)
         self._switches.judge(stats, now)
         self._switches.keep_only(stats)
-        self._known = {(worker.hostname, worker.pid) for worker in self._up()}
+        self._known = _processes(self._up())
 
     def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> None:
         """Adds what workers answered to what events told of them. Who was never heard of is new."""
@@ -152,7 +157,9 @@ class Sampler:
                     cluster=self._cluster, hostname=hostname, status=WorkerStatus.ONLINE, first_seen=now
                 )
                 pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
-                if worker.status is WorkerStatus.OFFLINE and (worker.offline_at or 0.0) < now:  # asked after it left
+                # Asked after it left; one that said goodbye answers nothing, so that was another process.
+                left = worker.status is WorkerStatus.OFFLINE and not worker.said_goodbye
+                if left and (worker.offline_at or 0.0) < now:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             journal.save_workers(self._store, connection, number, merged)
@@ -165,12 +172,34 @@ def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bo
     return msgspec.structs.replace(queue, workers=workers, consumers=counted)
 
 
-def _answer(queues: Reply | None, stats: Reply | None) -> dict[str, object]:
+def _processes(workers: Sequence[Worker]) -> set[Process]:
+    return {(worker.hostname, pid) for worker in workers for pid in {worker.pid, *twin_pids(worker)}}
+
+
+def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: bool) -> dict[str, list[Reply]]:
+    """All answers by node name. Where one is of several processes, everybody is waited for."""
+    replies: dict[str, list[Reply]] = {}
+    remote.ask(
+        question,
+        timeout=ANSWER_SECONDS,
+        on_reply=lambda reply: replies.setdefault(reply.worker, []).append(reply),
+        expected=() if doubled else expected,
+    )
+    return replies
+
+
+def _of_process(replies: Sequence[Reply], pid: int | None) -> Reply:
+    """The answer of this process, where several have answered under one name."""
+    return next((each for each in replies if whole(fields_of(each).get("pid")) == pid), replies[0])
+
+
+def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
     """What the answers of one worker say, as fields of Worker; only what was answered."""
     answer: dict[str, object] = {}
-    if queues is not None and isinstance(queues.ok, list):
-        names = [str(each.get("name")) for each in queues.ok if isinstance(each, dict) and each.get("name")]
-        answer["queues"] = tuple(sorted(names))
+    listed = [reply.ok for reply in queues if isinstance(reply.ok, list)]
+    if listed:
+        named = [each for found in listed for each in found if isinstance(each, dict) and each.get("name")]
+        answer["queues"] = tuple(sorted({str(each.get("name")) for each in named}))
     fields = fields_of(stats)
     if fields:
         pool = fields.get("pool")

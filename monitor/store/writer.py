@@ -59,6 +59,7 @@ from monitor.store.terms import Terms
 from monitor.store.terms import cluster_id
 from monitor.workers import after_setting
 from monitor.workers import fold_worker
+from monitor.workers import process_of
 
 SOLE_QUEUE_SECONDS = 2.0
 _CHUNK = 500
@@ -272,7 +273,7 @@ class Writer:
                 if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
                     event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
                 before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
-                if before is not None and None is not before.pid != worker.pid:
+                if before is not None and None is not before.pid != worker.pid and not process_of(before, worker.pid):
                     starts.append((hostname, worker.last_heartbeat or arrived))
             if worker is not None:
                 self._clocks.restore(hostname, worker.pid, worker.jump)

@@ -43,6 +43,7 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.workers import holder_state
 
 PANELS = ("retry", "edit", "revoke", "terminate")
 ONE_LINE = 88
@@ -92,6 +93,7 @@ def context(view: View) -> Context:
         "find_hazard": HAZARD,
         **_panel(view, task, arguments),
         **_editor(view, task, found, arguments),
+        "worker_state": holder_state(task, queries.workers(view.store, task.cluster)),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
 
