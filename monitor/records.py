@@ -66,6 +66,7 @@ Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to th
 WAITING = "waiting"  # why a message is known: it lies in its queue
 UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
 READ = "read"  # it lay in its queue when somebody took it out to look at it
+REMOVED = "removed"  # somebody deleted it from its queue here, or purged that
 HELD = frozenset({WAITING, UNACKED, READ})
 
 

@@ -331,6 +331,7 @@ class Receiver:
                 self._tidied_at = time.monotonic()
                 self._hole.store()
                 self._writer.mark_due(now)
+                self._writer.conclude_removals(now)
             if time.monotonic() >= self._retention_at:
                 self._delete_old(now)
         except StoreUnavailable as error:
