@@ -11,6 +11,7 @@ from typing import Literal
 from typing import NamedTuple
 
 from monitor.records import FailingHelper
+from monitor.workers import RENAME
 
 Level = Literal["ok", "note", "unknown", "wrong"]
 
@@ -52,6 +53,7 @@ class BrokerFacts:
 
     transport: str
     workers: Sequence[str] = ()
+    answers: Mapping[str, int] = field(default_factory=dict)  # to one ping, by node name: one for each process
     conf: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by worker
     heard: Mapping[str, Heard] | None = None  # who sent events while we listened
     redis: Mapping[str, object] | None = None  # INFO, and the limit of CONFIG GET as pubsub_limit
@@ -77,7 +79,7 @@ class RecordFacts:
 
 def judge_workers(facts: BrokerFacts, record: RecordFacts | None) -> list[Finding]:
     """Everything about the workers of one broker."""
-    found = [_workers(facts), *_events(facts, record), *_configuration(facts, record)]
+    found = [_workers(facts), *_node_names(facts), *_events(facts, record), *_configuration(facts, record)]
     return [*found, *_clocks(facts), *_versions(facts)]
 
 
@@ -140,6 +142,15 @@ def _workers(facts: BrokerFacts) -> Finding:
             "Start one on this broker; a solo pool does not answer while it works.",
         )
     return Finding("workers", "ok", f"{len(facts.workers)} answer: {named(facts.workers)}.")
+
+
+def _node_names(facts: BrokerFacts) -> Iterable[Finding]:
+    doubled = sorted(name for name, answers in facts.answers.items() if answers > 1)
+    if doubled:
+        told = "; ".join(f"{facts.answers[name]} processes call themselves {name}" for name in doubled[:NAMED])
+        yield Finding("node names", "wrong", f"{told}.", RENAME)
+    elif facts.workers:
+        yield Finding("node names", "ok", "Each worker has its own.")
 
 
 def _events(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[Finding]:

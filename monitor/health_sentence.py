@@ -113,6 +113,7 @@ class Facts(NamedTuple):
     gone: Sequence[str] = ()  # workers that were up in the last hour and are silent or offline
     silent: Sequence[SilentWorker] = ()
     busy: Sequence[SilentWorker] = ()  # silent too, and of a pool that is so while it runs a task
+    doubled: Sequence[str] = ()  # "two processes call themselves dup@shop"
     stalled: Sequence[StalledWorker] = ()  # the longest first
     slow: Sequence[SlowWorkflow] = ()  # not among the stuck ones; those of which more is known first
     stuck: Sequence[StuckWorkflow] = ()  # the longest first
@@ -195,7 +196,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def _all_well(facts: Facts) -> bool:
     up = facts.workers_up > 0 and not facts.disconnected
-    kinds = (facts.growing, facts.unattended, facts.overdue, facts.stuck, facts.stalled, facts.silent)
+    kinds = (facts.doubled, facts.growing, facts.unattended, facts.overdue, facts.stuck, facts.stalled, facts.silent)
     bad = facts.beat_stopped or any(kinds) or any(each.usual is not None for each in facts.slow)
     return up and facts.failures == 0 and not bad and facts.missed_seconds == 0
 
@@ -219,7 +220,14 @@ def _workers(facts: Facts) -> list[Part]:
     if facts.workers_up == 0 and facts.workers_silent == 0:
         return [Part(f"No worker is up; {number_words(facts.workers_offline)} known.", "/workers", tone="bad")]
     parts = [Part(_workers_up(facts), "/workers", tone="plain" if facts.workers_offline == 0 else "warning")]
-    return [*parts, *_silent(facts), *_stalled(facts)]
+    return [*parts, *_doubled(facts), *_silent(facts), *_stalled(facts)]
+
+
+def _doubled(facts: Facts) -> list[Part]:
+    named = [Part(f"{words[0].upper()}{words[1:]}.", "/workers", tone="warning") for words in facts.doubled]
+    if len(named) <= NAMED_WORKERS:
+        return named
+    return [Part(f"{number_words(len(named))} node names have several processes.", "/workers", tone="warning")]
 
 
 def _silent(facts: Facts) -> list[Part]:

@@ -66,6 +66,7 @@ Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to th
 WAITING = "waiting"  # why a message is known: it lies in its queue
 UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
 READ = "read"  # it lay in its queue when somebody took it out to look at it
+REMOVED = "removed"  # somebody deleted it from its queue here, or purged that
 HELD = frozenset({WAITING, UNACKED, READ})
 
 
@@ -284,6 +285,20 @@ class WorkerStatus(StrEnum):
     OFFLINE = "offline"  # said goodbye, was replaced by a new process, or stayed silent for long
 
 
+class WorkerProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that sent events under a node name beside, or before, the one that stands for the worker."""
+
+    pid: int
+    first_seen: float
+    last_heartbeat: float  # our clock
+    offline_at: float | None = None  # when it sent worker-offline: it finishes what it runs, and ends
+    freq: float | None = None
+    skew: float = 0.0
+    active: int | None = None
+    processed: int | None = None
+    pool: str | None = None
+
+
 class Worker(msgspec.Struct, kw_only=True):
     """One worker, by its node name. Inspect's answers stay ``None`` until the worker has given them."""
 
@@ -310,6 +325,9 @@ class Worker(msgspec.Struct, kw_only=True):
     rusage: dict[str, float] | None = None
     inspected_at: float | None = None
     events_enabled: bool | None = None  # False: it answers and sends no task events
+    since: float | None = None  # when the first event of this process came
+    said_goodbye: bool = False  # it is offline because it sent worker-offline
+    others: tuple[WorkerProcess, ...] = ()  # of the same name: earlier ones, or a second one by mistake
 
 
 class Queue(msgspec.Struct, kw_only=True):

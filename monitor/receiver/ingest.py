@@ -357,6 +357,7 @@ class Receiver:
                 self._tidied_at = time.monotonic()
                 self._hole.store()
                 self._writer.mark_due(now)
+                self._writer.conclude_removals(now)
         except StoreUnavailable as error:
             log.error("%s", error)
         if time.monotonic() >= self._retention_at:

@@ -23,6 +23,7 @@ from monitor.receiver.oldest import OldestMessages
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
+from monitor.receiver.switches import Process
 from monitor.receiver.switches import Switches
 from monitor.receiver.switches import fields_of
 from monitor.receiver.switches import whole
@@ -36,6 +37,8 @@ from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
 from monitor.waits import Senders
+from monitor.workers import twin_pids
+from monitor.workers import twins
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 FIRST_LOOK_SECONDS = 0.3  # of silence, after which those are asked who answered the first ping
@@ -67,6 +70,7 @@ class Sampler:
         self._looked = False  # who is there
         self._inspected_at = 0.0
         self._newcomers = Newcomers(settings.inspect_seconds)
+        self._twins_asked: set[Process] = set()  # processes that share a node name, when all were last asked
         self._worker_is_new = threading.Event()
         self._queues_are_new = threading.Event()
         self._switches = Switches(store, cluster, remote, settings, notice)
@@ -146,10 +150,13 @@ class Sampler:
             self._looked = True
             return None
         workers = self._up()
-        if now - self._inspected_at >= self._settings.inspect_seconds:
+        twin_processes = _twin_processes(workers)
+        if twin_processes - self._twins_asked or now - self._inspected_at >= self._settings.inspect_seconds:
+            self._twins_asked = twin_processes
             self._inspect(remote, workers, now)
         elif new := self._newcomers.due(workers, now):
-            self._greet(remote, new, self._newcomers.patience(new, now))
+            alone = sorted(set(new) - {hostname for hostname, _ in twin_processes})
+            self._greet(remote, alone, self._newcomers.patience(alone, now))
             self._newcomers.asked(new, time.time())
         else:
             self._switches.ask_again(workers, now)
@@ -181,27 +188,31 @@ class Sampler:
 
     def _greet(self, remote: Remote, names: Sequence[str], patience: float) -> None:
         """Asks these alone: an answer takes milliseconds then. Task events are on before anything else is asked."""
-        stats = remote.ask("stats", destination=names, timeout=patience)
+        stats = remote.ask("stats", destination=names, timeout=patience) if names else {}
         if not stats:
             return
         self._store_answers({}, stats)
         self._switches.judge(stats, time.time())
-        self._store_answers(remote.ask("active_queues", destination=list(stats), timeout=ANSWER_SECONDS), stats)
+        queues = remote.ask("active_queues", destination=list(stats), timeout=ANSWER_SECONDS)
+        self._store_answers({name: (reply,) for name, reply in queues.items()}, stats)
 
     def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> None:
         """Asks everybody who is up."""
         self._inspected_at = now
         expected = [worker.hostname for worker in workers]
-        queues = remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=expected)
+        doubled = any(twins(worker) for worker in workers)
+        queues = _ask(remote, "active_queues", expected, doubled=doubled)
         if not expected and not queues:
             return
-        stats = remote.ask("stats", timeout=ANSWER_SECONDS, expected=sorted({*expected, *queues}))
+        replies = _ask(remote, "stats", sorted({*expected, *queues}), doubled=doubled)
+        pids = {worker.hostname: worker.pid for worker in workers}
+        stats = {name: _of_process(each, pids.get(name)) for name, each in replies.items()}
         self._store_answers(queues, stats)
         self._switches.judge(stats, now)
         self._switches.keep_only(stats)
 
-    def _store_answers(self, queues: Mapping[str, Reply], stats: Mapping[str, Reply]) -> None:
-        answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
+    def _store_answers(self, queues: Mapping[str, Sequence[Reply]], stats: Mapping[str, Reply]) -> None:
+        answers = {name: _answer(queues.get(name, ()), stats.get(name)) for name in {*queues, *stats}}
         told = {name: answer for name, answer in answers.items() if answer}
         if not told:
             return
@@ -222,7 +233,9 @@ class Sampler:
                     cluster=self._cluster, hostname=hostname, status=WorkerStatus.ONLINE, first_seen=now
                 )
                 pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
-                if worker.status is WorkerStatus.OFFLINE and (worker.offline_at or 0.0) < now:  # asked after it left
+                # Asked after it left; one that said goodbye answers nothing, so that was another process.
+                left = worker.status is WorkerStatus.OFFLINE and not worker.said_goodbye
+                if left and (worker.offline_at or 0.0) < now:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             journal.save_workers(self._store, connection, number, merged)
@@ -247,12 +260,34 @@ def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bo
     return msgspec.structs.replace(queue, workers=workers, consumers=counted)
 
 
-def _answer(queues: Reply | None, stats: Reply | None) -> dict[str, object]:
+def _twin_processes(workers: Sequence[Worker]) -> set[Process]:
+    return {(worker.hostname, pid) for worker in workers for pid in twin_pids(worker)}
+
+
+def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: bool) -> dict[str, list[Reply]]:
+    """All answers by node name. Where one is of several processes, everybody is waited for."""
+    replies: dict[str, list[Reply]] = {}
+    remote.ask(
+        question,
+        timeout=ANSWER_SECONDS,
+        on_reply=lambda reply: replies.setdefault(reply.worker, []).append(reply),
+        expected=() if doubled else expected,
+    )
+    return replies
+
+
+def _of_process(replies: Sequence[Reply], pid: int | None) -> Reply:
+    """The answer of this process, where several have answered under one name."""
+    return next((each for each in replies if whole(fields_of(each).get("pid")) == pid), replies[0])
+
+
+def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
     """What the answers of one worker say, as fields of Worker; only what was answered."""
     answer: dict[str, object] = {}
-    if queues is not None and isinstance(queues.ok, list):
-        names = [str(each.get("name")) for each in queues.ok if isinstance(each, dict) and each.get("name")]
-        answer["queues"] = tuple(sorted(names))
+    listed = [reply.ok for reply in queues if isinstance(reply.ok, list)]
+    if listed:
+        named = [each for found in listed for each in found if isinstance(each, dict) and each.get("name")]
+        answer["queues"] = tuple(sorted({str(each.get("name")) for each in named}))
     fields = fields_of(stats)
     if fields:
         pool = fields.get("pool")

@@ -423,3 +423,14 @@ job_outcome = Table(
     Column("count", _big, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# Tasks whose messages somebody removed here. The receiver concludes them, and deletes the row in the same transaction.
+removal = Table(
+    "removal",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("text", Text, nullable=False),  # who did it, and how
+    sqlite_with_rowid=False,
+)

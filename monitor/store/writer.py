@@ -22,6 +22,7 @@ from sqlalchemy import update
 from monitor.clocks import Clocks
 from monitor.intake import Intake
 from monitor.lifecycle import CAPTURED
+from monitor.lifecycle import REMOVED
 from monitor.lifecycle import fold
 from monitor.lifecycle import is_lifecycle
 from monitor.records import Delivery
@@ -45,6 +46,8 @@ from monitor.store.known import Known
 from monitor.store.messages import save_messages
 from monitor.store.partitions import Room
 from monitor.store.partitions import lookups_only
+from monitor.store.removals import forget_removals
+from monitor.store.removals import removals
 from monitor.store.rollups import Counters
 from monitor.store.rows import CHANGING_COLUMNS
 from monitor.store.rows import RUN_COLUMNS
@@ -61,8 +64,10 @@ from monitor.waits import Senders
 from monitor.waits import settle
 from monitor.workers import after_setting
 from monitor.workers import fold_worker
+from monitor.workers import process_of
 
 SOLE_QUEUE_SECONDS = 2.0
+UNSEEN_SECONDS = 60.0  # for which the event of a task's sending may come after its message was removed
 _CHUNK = 500
 _FAILED = Outcome.FAILED
 _WORKER = TERM_KINDS["worker"]
@@ -180,6 +185,24 @@ class Writer:
             self.write([Delivery(events=events, arrived=now)])
         return len(ids)
 
+    def conclude_removals(self, now: float) -> int:
+        """Concludes tasks whose messages somebody removed here; gives their number, at most a chunk."""
+        with self._store.read() as connection:
+            noted = removals(connection, self._cluster, _CHUNK * self._shard.total)
+        own = [each for each in noted if self._shard.has(each.id)]
+        events = [
+            Event(type=REMOVED, timestamp=each.at, hostname="", uuid=each.id, exception=each.text)
+            for each in own
+            if each.stored
+        ]
+        if events:
+            self.write([Delivery(events=events, arrived=now, concluded=True)])
+        # What is concluded twice changes nothing. One that the record does not have may be on its way.
+        done = [each for each in own if each.stored or now - each.at > UNSEEN_SECONDS]
+        if done:
+            forget_removals(self._store, self._cluster, done)
+        return len(events)
+
     def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
         batch = Batch()
         by_task, skews = batch.by_task, self._skews
@@ -280,7 +303,7 @@ class Writer:
                 if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
                     event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
                 before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
-                if before is not None and None is not before.pid != worker.pid:
+                if before is not None and None is not before.pid != worker.pid and not process_of(before, worker.pid):
                     starts.append((hostname, worker.last_heartbeat or arrived))
             if worker is not None:
                 self._clocks.restore(hostname, worker.pid, worker.jump)

@@ -14,7 +14,9 @@ from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.shard_health import silent_parts
 from monitor.web.receivers import RECEIVER
+from monitor.workers import RENAME
 from monitor.workers import SKEW_SECONDS
+from monitor.workers import doubled_words
 from monitor.workers import is_skewed
 
 LAG_SECONDS = 2.0
@@ -33,7 +35,19 @@ MEANINGS = {  # of the names in receiver/helpers.py
     "siphon": "A thread reads the broker's socket until the receiver is restarted; a large burst may be cut off.",
 }
 
-Kind = Literal["receiver", "helper", "record", "broker", "gap", "malformed", "no-workers", "events-off", "skew", "lag"]
+Kind = Literal[
+    "receiver",
+    "helper",
+    "record",
+    "broker",
+    "gap",
+    "malformed",
+    "no-workers",
+    "events-off",
+    "skew",
+    "lag",
+    "duplicates",
+]
 
 
 class Banner(NamedTuple):
@@ -176,6 +190,10 @@ def _workers(health: ReceiverHealth, workers: Sequence[Worker], named: str) -> I
             f"{_names(silent)} {'sends' if len(silent) == 1 else 'send'} no task events, so tasks there are not seen."
         )
         yield Banner("events-off", "warning", text, link="/workers", enable=health.cluster)
+    doubled = [words for worker in alive if (words := doubled_words(worker))]
+    if doubled:
+        text = f"{_names(doubled)}. Remote control reaches all of them, and only one answers for the name."
+        yield Banner("duplicates", "warning", text[0].upper() + text[1:], RENAME, link="/workers")
     skewed = [worker for worker in alive if is_skewed(worker)]
     if skewed:
         yield _skew(skewed)

@@ -33,6 +33,7 @@ from monitor.store.engine import Store
 from monitor.store.failures import UNRESOLVED
 from monitor.store.stuck import MOST_STUCK
 from monitor.web.receivers import read_health
+from monitor.workers import doubled_words
 
 WINDOW_SECONDS = 900.0
 RECEIVER_SILENT_SECONDS = 15.0
@@ -59,6 +60,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         workers_silent=_count(workers, WorkerStatus.SILENT),
         silent=[_silence(each, now) for each in silent if not may_be_busy(each)],
         busy=[_silence(each, now) for each in silent if may_be_busy(each)],
+        doubled=[words for worker in workers if (words := doubled_words(worker))],
         stalled=stalls.workers,
         slow=[each for each in stalls.workflows if each.root_id not in roots],
         workers_offline=_count(workers, WorkerStatus.OFFLINE),

@@ -15,6 +15,8 @@ from monitor.receiver.ingest import Receiver
 from monitor.receiver.reconcile import Reconciler
 from monitor.receiver.sampler import Sampler
 from monitor.receiver.sources.make import make_source
+from monitor.records import Delivery
+from monitor.records import Event
 from monitor.records import Queue
 from monitor.records import Task
 from monitor.records import TaskState
@@ -38,6 +40,7 @@ class Watching:
     sampler: Sampler
     reconciler: Reconciler
     notices: list[str] = field(default_factory=list)
+    concluded: list[Event] = field(default_factory=list)  # all that was found out by judging
 
     def task(self, task_id: str) -> Task | None:
         try:
@@ -73,7 +76,13 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     notices: list[str] = []
     sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append)
     receiver.on_new_worker(sampler.wake)
-    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, receiver.conclude)
+    concluded: list[Event] = []
+
+    def conclude(delivery: Delivery) -> None:
+        concluded.extend(delivery.events)
+        receiver.conclude(delivery)
+
+    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, conclude)
     stop = threading.Event()
     runs = (receiver.run, sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run)
     threads = [threading.Thread(target=each, args=(stop,)) for each in runs]
@@ -81,7 +90,7 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
         thread.start()
     try:
         wait_for(lambda: receiver.health.connected, 10, "the connection of the receiver")
-        yield Watching(store, receiver, sampler, reconciler, notices)
+        yield Watching(store, receiver, sampler, reconciler, notices, concluded)
     finally:
         stop.set()
         for thread in threads:

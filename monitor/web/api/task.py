@@ -48,6 +48,8 @@ from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
 from monitor.web.api.tasks import retried_item
+from monitor.workers import ProcessState
+from monitor.workers import holder_state
 
 
 class TaskAddress(InCluster, frozen=True, kw_only=True):
@@ -139,6 +141,7 @@ class TaskDetail(TaskItem, frozen=True, kw_only=True):
     message: MessageItem | None
     retry_of: str | None
     retried_as: list[str]
+    worker_state: ProcessState | None  # of the process that has it; "shutting down": it finishes what it runs first
     learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
 
 
@@ -189,7 +192,9 @@ def message_item(message: Message | None, redactor: Redactor) -> MessageItem | N
     )
 
 
-def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) -> TaskDetail:
+def task_detail(
+    task: Task, lineage: Lineage, found: Known, redactor: Redactor, worker_state: ProcessState | None = None
+) -> TaskDetail:
     known = without_secrets(found.arguments, redactor)
     arguments = ArgumentsItem(
         args=known.args_value,
@@ -207,13 +212,15 @@ def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) 
         message=message_item(found.message, redactor),
         retry_of=lineage.retry_of,
         retried_as=[link.id for link in lineage.retried_as],
+        worker_state=worker_state,
     )
 
 
 def get_task(call: Call, given: TaskAddress) -> TaskDetail:
     task = queries.task(call.store, given.id, given.cluster)
     found = look(call.store, call.settings, task)
-    return task_detail(task, queries.lineage(call.store, task), found, Redactor(call.settings.redact))
+    state = holder_state(task, queries.workers(call.store, task.cluster))
+    return task_detail(task, queries.lineage(call.store, task), found, Redactor(call.settings.redact), state)
 
 
 def retry_task(call: Call, given: TaskAddress, body: RetryBody) -> Retried:

@@ -45,6 +45,7 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.workers import holder_state
 
 PANELS = ("retry", "edit", "revoke", "terminate")
 ONE_LINE = 88
@@ -95,6 +96,7 @@ def context(view: View) -> Context:
         "find_hazard": HAZARD,
         **panel,
         **_editor(view, task, found, arguments, panel["consumed"]),
+        "worker_state": holder_state(task, queries.workers(view.store, task.cluster)),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
 
