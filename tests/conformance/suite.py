@@ -100,6 +100,7 @@ def run(
         "TEST_BACKEND": redis_url,
         "REDIS_HOST": redis.hostname or "127.0.0.1",
         "REDIS_PORT": str(redis.port or 6379),
+        "WORKER_LOGLEVEL": "INFO",  # two tests read what the worker logs
         "PYTHONPATH": str(directory),
         "CONFORMANCE_SENT": str(directory / "sent.ndjson"),
         "CONFORMANCE_TEST_SECONDS": str(TEST_SECONDS),
