@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextlib import contextmanager
-from contextlib import nullcontext
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,7 @@ from tests.workers import ROOT
 from tests.workers import wait_for
 
 SETTLE_SECONDS = 60
+ALONE_SECONDS = 300
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celery-monitor-conformance"
 
 
@@ -82,14 +84,21 @@ def _check_servers(given: argparse.Namespace, brokers: list[str]) -> None:
 
 
 def _run_all(given: argparse.Namespace, brokers: list[str]) -> None:
+    """At the same time, as the suite mostly waits; one after the other where they would share a Redis."""
     suite = prepare(given.cache)
-    with _redis(given.redis) as redis_url:
-        for each in brokers:
-            directory = given.cache / "runs" / each
-            with _rabbitmq(given.amqp) if each == "amqp" else nullcontext(redis_url) as broker_url:
-                shutil.rmtree(directory, ignore_errors=True)
-                directory.mkdir(parents=True)
-                attached(suite, directory, broker_url, redis_url, given.tests)
+    with ThreadPoolExecutor(1 if given.redis else len(brokers)) as threads:
+        for ended in [threads.submit(_run, given, suite, each) for each in brokers]:
+            ended.result()
+
+
+def _run(given: argparse.Namespace, suite: Suite, broker: str) -> None:
+    directory = given.cache / "runs" / broker
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with ExitStack() as stack:
+        redis_url = stack.enter_context(_redis(given.redis))
+        broker_url = stack.enter_context(_rabbitmq(given.amqp)) if broker == "amqp" else redis_url
+        attached(suite, directory, broker_url, redis_url, given.tests)
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def attached(suite: Suite, directory: Path, broker_url: str, redis_url: str, tes
     failed = [each.test for each in ended if each.result == "failed"]
     alone = directory / "alone"
     alone.mkdir()
-    again = run(suite, alone, broker_url, redis_url, failed) if failed else []
+    again = run(suite, alone, broker_url, redis_url, failed, ALONE_SECONDS) if failed else []
     facts = {"seconds": seconds, "began": began, "tests": [asdict(each) for each in ended]}
     facts["alone"] = [asdict(each) for each in again]
     (directory / "suite.json").write_text(json.dumps(facts), encoding="utf-8")
