@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextlib import contextmanager
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,6 +29,7 @@ from tests.conformance.compare import lines
 from tests.conformance.observed import Api
 from tests.conformance.observed import observe
 from tests.conformance.recorder import END
+from tests.conformance.replay import replay
 from tests.conformance.report import Result
 from tests.conformance.report import summary
 from tests.conformance.report import write_document
@@ -43,6 +46,7 @@ from tests.workers import ROOT
 from tests.workers import wait_for
 
 SETTLE_SECONDS = 60
+ALONE_SECONDS = 300
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celery-monitor-conformance"
 
 
@@ -53,11 +57,15 @@ def main() -> None:
     parser.add_argument("--amqp", metavar="URL", help="a RabbitMQ virtual host in which the queue celery is unused")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"where everything is kept; default: {CACHE}")
     parser.add_argument("--compare-only", action="store_true", help="compare what the last run left in the cache")
+    parser.add_argument("--replay", action="store_true", help="store the events of the last run anew instead")
     parser.add_argument("tests", nargs="*", default=MODULES, help="tests of the suite; default: canvas and tasks")
     parser.add_argument("--document", action="store_true", help="put the outcome into docs/conformance.md")
     given = parser.parse_args()
     brokers = given.broker or ["redis", "amqp"]
-    if not given.compare_only:
+    if given.replay:
+        for each in brokers:
+            replay(given.cache / "runs" / each)
+    elif not given.compare_only:
         _check_servers(given, brokers)
         _run_all(given, brokers)
     results = [_result(given.cache / "runs" / each, each) for each in brokers]
@@ -76,17 +84,21 @@ def _check_servers(given: argparse.Namespace, brokers: list[str]) -> None:
 
 
 def _run_all(given: argparse.Namespace, brokers: list[str]) -> None:
+    """At the same time, as the suite mostly waits; one after the other where they would share a Redis."""
     suite = prepare(given.cache)
-    with _redis(given.redis) as redis_url:
-        for each in brokers:
-            directory = given.cache / "runs" / each
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
-            if each == "redis":
-                attached(suite, directory, redis_url, redis_url, given.tests)
-            else:
-                with _rabbitmq(given.amqp) as amqp_url:
-                    attached(suite, directory, amqp_url, redis_url, given.tests)
+    with ThreadPoolExecutor(1 if given.redis else len(brokers)) as threads:
+        for ended in [threads.submit(_run, given, suite, each) for each in brokers]:
+            ended.result()
+
+
+def _run(given: argparse.Namespace, suite: Suite, broker: str) -> None:
+    directory = given.cache / "runs" / broker
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with ExitStack() as stack:
+        redis_url = stack.enter_context(_redis(given.redis))
+        broker_url = stack.enter_context(_rabbitmq(given.amqp)) if broker == "amqp" else redis_url
+        attached(suite, directory, broker_url, redis_url, given.tests)
 
 
 @contextmanager
@@ -115,14 +127,11 @@ def attached(suite: Suite, directory: Path, broker_url: str, redis_url: str, tes
         ended = run(suite, directory, broker_url, redis_url, tests)
         seconds = time.time() - began
         _end_recording(broker_url, recorder)
-        arrived = len((directory / "recorded.ndjson").read_text(encoding="utf-8").splitlines())
-        _settle(dashboard, arrived)
-        observed = observe(Api(dashboard.url))
-    (directory / "observed.json").write_text(json.dumps(observed), encoding="utf-8")
+        _observe(dashboard, directory)
     failed = [each.test for each in ended if each.result == "failed"]
     alone = directory / "alone"
     alone.mkdir()
-    again = run(suite, alone, broker_url, redis_url, failed) if failed else []
+    again = run(suite, alone, broker_url, redis_url, failed, ALONE_SECONDS) if failed else []
     facts = {"seconds": seconds, "began": began, "tests": [asdict(each) for each in ended]}
     facts["alone"] = [asdict(each) for each in again]
     (directory / "suite.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -153,10 +162,12 @@ def _end_recording(broker_url: str, recorder: "subprocess.Popen[str]") -> None:
     recorder.wait(SETTLE_SECONDS)
 
 
-def _settle(dashboard: Dashboard, arrived: int) -> None:
-    """Until the product has counted as many events as the recorder. Fewer than that are a difference, not an error."""
+def _observe(dashboard: Dashboard, directory: Path) -> None:
+    """What is shown once as many events are counted as the recorder has; fewer are a difference, and no error."""
+    arrived = len((directory / "recorded.ndjson").read_text(encoding="utf-8").splitlines())
     with suppress(TimeoutError):
         wait_for(lambda: dashboard.health()["events_total"] >= arrived, SETTLE_SECONDS)
+    (directory / "observed.json").write_text(json.dumps(observe(Api(dashboard.url))), encoding="utf-8")
 
 
 def _result(directory: Path, broker: str) -> Result:

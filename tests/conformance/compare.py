@@ -159,7 +159,8 @@ def _is_lost(theirs: reference.Task, ours: Json) -> bool:
 
 
 def _outcomes(theirs: reference.Task, ours: Json) -> list[str | None]:
-    outcomes = [run["outcome"] for run in ours["runs"]]
+    """Of what was delivered: a message that no worker received is no run of the reference."""
+    outcomes = [run["outcome"] for run in ours["runs"] if run["worker"] is not None]
     return [*outcomes[:-1], None] if outcomes and _is_lost(theirs, ours) else outcomes
 
 

@@ -1,5 +1,6 @@
 """The table of docs/conformance.md, and the differences by name."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -17,6 +18,7 @@ from tests.conformance.suite import Outcome
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "conformance.md"
 BEGIN, END = "<!-- measured: make conformance OPTIONS=--document -->\n", "<!-- end -->"
+LONGEST = 120
 NAMED = {"redis": "Redis", "amqp": "RabbitMQ"}
 
 
@@ -45,7 +47,7 @@ class Result:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Markdown: the table, then every difference by name, then the tests that failed."""
+    """Markdown: the table, then the differences by name, then the tests that failed."""
     heads = [NAMED[each.broker] for each in results]
     rows = [
         ["tests passed, failed, skipped", *(_tests(each) for each in results)],
@@ -89,11 +91,20 @@ def _number(result: Result, kind: str) -> str:
 
 
 def _named(result: Result) -> list[str]:
-    broker = NAMED[result.broker]
+    """A line for each kind of difference and name of a task, with the first as its example."""
+    alike: dict[tuple[str, str], list[Difference]] = defaultdict(list)
+    for each in result.differences:
+        alike[each.kind, each.name or ""].append(each)
     return [
-        f"- {broker}, {each.kind}, {each.name or ''} `{each.subject}`: {each.ours!r} instead of {each.theirs!r}"
-        for each in result.differences
+        f"- {NAMED[result.broker]}, {kind}, {len(found)} of {name or '(no name)'}, as `{found[0].subject}`: "
+        f"`{_short(found[0].ours)}` instead of `{_short(found[0].theirs)}`"
+        for (kind, name), found in alike.items()
     ]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _failed(result: Result) -> list[str]:

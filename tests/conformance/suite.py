@@ -86,7 +86,12 @@ def _environment(directory: Path, suite: Path) -> Path:
 
 
 def run(
-    suite: Suite, directory: Path, broker_url: str, redis_url: str, tests: Sequence[str] = MODULES
+    suite: Suite,
+    directory: Path,
+    broker_url: str,
+    redis_url: str,
+    tests: Sequence[str],
+    most_seconds: float = SUITE_SECONDS,
 ) -> list[Outcome]:
     """How each test ended. Its worker is part of it; what was sent is in ``sent.ndjson`` of ``directory``."""
     redis = urlsplit(redis_url)
@@ -100,6 +105,7 @@ def run(
         "TEST_BACKEND": redis_url,
         "REDIS_HOST": redis.hostname or "127.0.0.1",
         "REDIS_PORT": str(redis.port or 6379),
+        "WORKER_LOGLEVEL": "INFO",  # two tests read what the worker logs
         "PYTHONPATH": str(directory),
         "CONFORMANCE_SENT": str(directory / "sent.ndjson"),
         "CONFORMANCE_TEST_SECONDS": str(TEST_SECONDS),
@@ -115,7 +121,7 @@ def run(
             start_new_session=True,
         )
         try:
-            process.wait(SUITE_SECONDS)
+            process.wait(most_seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)  # pytest then still writes its report
             with suppress(subprocess.TimeoutExpired):

@@ -44,16 +44,14 @@ SHOWN: Json = {
     "root_id": ROOT, "parent_id": None,
 }  # fmt: skip
 WAITING: Json = dict.fromkeys(("worker", "retries", "received", "started", "finished", "runtime"))
+RUN: Json = {"worker": "gen7@shop", "outcome": "failed"}
 ARGUMENTS = {"args": [3, "box"], "kwargs": {}, "fidelity": "probable", "source": "event"}
 
 
 def evidence() -> Evidence:
     """Two tasks, of which the root failed and the other waits; the record is right."""
     listed = [SHOWN, {**SHOWN, **WAITING, "id": CHILD, "state": "PENDING", "sent": 102.0, "parent_id": ROOT}]
-    tasks = [
-        {**row, "arguments": dict(ARGUMENTS), "runs": [{"outcome": "failed"}] if row["worker"] else []}
-        for row in listed
-    ]
+    tasks = [{**row, "arguments": dict(ARGUMENTS), "runs": [RUN] if row["worker"] else []} for row in listed]
     message = {"task": "shop.pack", "root_id": ROOT, "argsrepr": "(3, 'box')", "kwargsrepr": "{}"}
     messages = [{**message, "id": each, "args": [3, "box"], "kwargs": {}} for each in (ROOT, CHILD)]
     lines = [{"kind": "event", "content": each} for each in EVENTS]
@@ -130,7 +128,7 @@ def other_values(given: Evidence) -> None:
 
 
 def one_run_more(given: Evidence) -> None:
-    given.observed["tasks"][0]["runs"].append({"outcome": None})
+    given.observed["tasks"][0]["runs"].append({**RUN, "outcome": None})
 
 
 def other_outcome(given: Evidence) -> None:
