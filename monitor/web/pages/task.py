@@ -14,6 +14,7 @@ from monitor.control.commands import RetryTask
 from monitor.control.commands import RevokeTask
 from monitor.control.find import HAZARD
 from monitor.control.find import why_not_find
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import look
 from monitor.control.legal import REFUSED
@@ -93,6 +94,7 @@ def context(view: View) -> Context:
         "find_hazard": HAZARD,
         **_panel(view, task, arguments),
         **_editor(view, task, found, arguments),
+        "place": found.place if task.state in WAITING else None,
         "worker_state": holder_state(task, queries.workers(view.store, task.cluster)),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
