@@ -12,11 +12,11 @@ from monitor.records import TaskState
 
 # Why a task in one of these states is not sent again.
 REFUSED = {
-    TaskState.PENDING: "it still waits in its queue, and will run",
-    TaskState.SCHEDULED: "a worker holds it until its ETA, and will run it",
-    TaskState.RECEIVED: "a worker has it, and will run it",
-    TaskState.STARTED: "it is running; terminate it first, or wait",
-    TaskState.RETRY: "it will run again by itself",
+    TaskState.PENDING: "by the record, it waits in a queue for a worker",
+    TaskState.SCHEDULED: "by its last event, a worker holds it until its ETA",
+    TaskState.RECEIVED: "by its last event, a worker has received it",
+    TaskState.STARTED: "by its last event, it is running; terminate it first, or wait",
+    TaskState.RETRY: "by its last event, its next attempt is on its way to a worker",
 }
 # What a person must know before a task in one of these states is sent again.
 WARNINGS = {
@@ -35,6 +35,12 @@ SAME_ID = (
     "Under the same id it overwrites its record and its result, whoever waits for the old result gets the new one, "
     "and workers that hold the id among those revoked drop it without a word."
 )
+
+
+def why_not_retry(task: Task, place: str | None = None) -> str | None:
+    """The reason why a task is not sent again in its state, with where its message is as far as that was checked."""
+    why = REFUSED.get(task.state)
+    return why if why is None or place is None else f"{why}; {place}"
 
 
 def retried_words(link: Link) -> str:

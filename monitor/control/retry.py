@@ -21,12 +21,13 @@ from monitor.control.consumed import Consumed
 from monitor.control.consumed import consumed
 from monitor.control.exact import copy_of
 from monitor.control.exact import route_of
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import known
 from monitor.control.known import known_of_all
-from monitor.control.legal import REFUSED
 from monitor.control.legal import retried_as_words
 from monitor.control.legal import warnings_of
+from monitor.control.legal import why_not_retry
 from monitor.control.target import Target
 from monitor.control.target import distinct
 from monitor.control.target import summary
@@ -83,8 +84,11 @@ def retry_task(target: Target, command: RetryTask) -> Performed:
     """Sends one task again. Raises Conflict and its kin with the reason; nothing was sent then."""
     _check_countdown(command.countdown)
     task = queries.task(target.store, command.id, target.cluster)
-    refuse(task)
-    prepared = prepare(target, task, known(target, task), command.args, command.kwargs, command.queue)
+    if task.state not in WAITING:
+        refuse(task)
+    found = known(target, task)
+    refuse(task, found.place)
+    prepared = prepare(target, task, found, command.args, command.kwargs, command.queue)
     prepared = replace(prepared, same_id=command.same_id, at=target.now())
     if prepared.needs_confirmation and not command.confirm:
         raise _confirmation(prepared, Redactor(target.settings.redact))
@@ -138,9 +142,9 @@ def prepare(
     return _prepare_call(target, task, found, edit(arguments, args, kwargs), queue)
 
 
-def refuse(task: Task) -> None:
-    """Raises Conflict for a task that will run by itself, or runs."""
-    if why := REFUSED.get(task.state):
+def refuse(task: Task, place: str | None = None) -> None:
+    """Raises Conflict for a task that waits, or runs. ``place``: where its message is, where that was checked."""
+    if why := why_not_retry(task, place):
         raise Conflict(f"Task {task.id} is {task.state.word}: {why}.", state=task.state.word)
 
 

@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from monitor.brokers.depth import make_probe
 from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
 from monitor.receiver.forgotten import Forgotten
 from monitor.receiver.helpers import RECONCILER
 from monitor.receiver.helpers import Helpers
+from monitor.receiver.missing import Missing
 from monitor.receiver.recovery import Recovery
 from monitor.records import Delivery
 from monitor.records import Event
@@ -89,6 +91,8 @@ class Reconciler:
         self._health = health
         self._conclude = conclude
         self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
+        ends, probe = Ends(remote.broker, remote.settings), make_probe(remote.broker, remote.settings)
+        self._missing = Missing(store, remote, ends, probe, conclude)
         self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._held_at = 0.0
@@ -114,6 +118,7 @@ class Reconciler:
                 if error.message != self._said:
                     log.warning("workers cannot be judged: %s", error)
                 self._said = error.message
+        self._missing.close()
 
     def step(self, now: float) -> None:
         """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
@@ -144,6 +149,7 @@ class Reconciler:
         self._find_again(by_name, now)
         self._forgotten.step(workers, held, now)
         self._recovery.step(workers, now)
+        self._missing.step(workers, now)
 
     def _note_signs(self, held: Mapping[Holder, int], now: float) -> None:
         """A process that holds fewer tasks than before has ended one: it lives."""
@@ -171,6 +177,7 @@ class Reconciler:
             self._settled.clear()
             self._forgotten.reset()
             self._recovery.reset()
+            self._missing.reset()
         return listening
 
     def _settle(self, workers: Sequence[Worker], now: float) -> None:

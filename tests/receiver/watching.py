@@ -1,6 +1,7 @@
 """A receiver with its sampler and its reconciler, on a real broker and a database of its own."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,12 @@ from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.settings import Broker
 from monitor.settings import Settings
+from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.terms import cluster_id
+from monitor.workers import fold_worker
 from tests.workers import wait_for
 
 CLUSTER = "shop"
@@ -41,6 +45,15 @@ class Watching:
     reconciler: Reconciler
     notices: list[str] = field(default_factory=list)
     concluded: list[Event] = field(default_factory=list)  # all that was found out by judging
+
+    def hear(self, kind: str, hostname: str, **fields: object) -> None:
+        """An event of a worker that is not there, stored as if the receiver had received it."""
+        event = Event(type=kind, timestamp=time.time(), hostname=hostname, pid=4711, **fields)  # type: ignore[arg-type]
+        with self.store.begin() as connection:
+            number = cluster_id(self.store, connection, CLUSTER)
+            known = journal.load_workers(connection, number, [hostname]).get(hostname)
+            worker = fold_worker(known, event, CLUSTER, time.time())
+            journal.save_workers(self.store, connection, number, [worker])
 
     def task(self, task_id: str) -> Task | None:
         try:

@@ -175,7 +175,17 @@ def test_wrong_or_unknown_parameter_is_refused_never_ignored(client: TestClient,
 def test_task_has_runs_arguments_and_lineage(client: TestClient, store: Store) -> None:
     journal.link_retry(store, "shop", PROBABLE, SUCCEEDED, "probable", 1_780_000_007.0)
     task = client.get(f"/api/v1/tasks/{PROBABLE}").json()
-    assert set(task) == {*TASK_KEYS, "runs", "arguments", "message", "retry_of", "retried_as", "learnt", "worker_state"}
+    assert set(task) == {
+        *TASK_KEYS,
+        "runs",
+        "arguments",
+        "message",
+        "retry_of",
+        "retried_as",
+        "learnt",
+        "worker_state",
+        "message_place",
+    }
     assert task["traceback"] == TRACEBACK
     assert isinstance(task["failure_group"], int)
     (run,) = task["runs"]

@@ -13,6 +13,7 @@ from msgspec import UnsetType
 from monitor.control.commands import FindMessage
 from monitor.control.commands import RetryTask
 from monitor.control.commands import RevokeTask
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import look
 from monitor.errors import Conflict
@@ -141,6 +142,7 @@ class TaskDetail(TaskItem, frozen=True, kw_only=True):
     message: MessageItem | None
     retry_of: str | None
     retried_as: list[str]
+    message_place: str | None  # of a task that waits: where its message is, as far as that was checked just now
     worker_state: ProcessState | None  # of the process that has it; "shutting down": it finishes what it runs first
     learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
 
@@ -212,6 +214,7 @@ def task_detail(
         message=message_item(found.message, redactor),
         retry_of=lineage.retry_of,
         retried_as=[link.id for link in lineage.retried_as],
+        message_place=found.place if task.state in WAITING else None,
         worker_state=worker_state,
     )
 

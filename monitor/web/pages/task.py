@@ -16,6 +16,7 @@ from monitor.control.consumed import Consumed
 from monitor.control.consumed import consumed
 from monitor.control.find import HAZARD
 from monitor.control.find import why_not_find
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import look
 from monitor.control.legal import REFUSED
@@ -96,6 +97,7 @@ def context(view: View) -> Context:
         "find_hazard": HAZARD,
         **panel,
         **_editor(view, task, found, arguments, panel["consumed"]),
+        "place": found.place if task.state in WAITING else None,
         "worker_state": holder_state(task, queries.workers(view.store, task.cluster)),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
