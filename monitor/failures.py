@@ -9,6 +9,8 @@ import re
 from hashlib import blake2b
 from typing import NamedTuple
 
+from monitor.frames import is_library
+
 UNKNOWN_EXCEPTION = "unknown exception"
 _MESSAGE_READ = 2048  # characters of a message that are looked at
 _MESSAGE_KEPT = 500
@@ -30,11 +32,6 @@ _HEADER = re.compile(r"[ |]{0,40}([A-Za-z_][\w.]{0,200})(?:: ?|$)")
 _FRAME = re.compile(r'File "([^"\n]{1,1000})", line \d+(?:, in ([^\n]{1,200}))?')
 _FRAME_START = 'File "'
 _INDENT = frozenset(" |+-")
-_LIBRARY = re.compile(
-    r"/(?:site|dist)-packages/|/lib/python\d|/python[\d.]*/lib/|^<frozen |/billiard/\w+\.py$"
-    r"|/celery/(?:app/(?:trace|task|base|autoretry|builtins)|canvas|local|worker/\w+)\.py$|/kombu/\w+(?:/\w+)?\.py$",
-    re.IGNORECASE,
-)
 _RELEASE = re.compile(r"\d{4}|^[0-9a-f]{7,40}$")  # a directory that changes with every deployment
 
 _NEEDS_MASK = re.compile(r"[\d'\"/\\@]")
@@ -182,7 +179,7 @@ def _application_frame(text: str) -> str | None:
         match = _FRAME.match(text, at)
         if match:
             path = match[1].replace("\\", "/")
-            if not _LIBRARY.search(path):
+            if not is_library(path):
                 return f"{_short(path)} in {match[2]}" if match[2] else _short(path)
         at = _last_frame(text, at)
     return None

@@ -11,6 +11,7 @@ from monitor.failures import Signature
 from monitor.failures import mask
 from monitor.failures import signature
 from monitor.failures import unwrapped
+from monitor.web.tracebacks import parts
 
 LIBRARY = "/srv/venv/lib/python3.12/site-packages"
 CELERY = (
@@ -40,8 +41,10 @@ def test_deciding_frame_is_the_deepest_of_the_application() -> None:
         "<frozen importlib._bootstrap>",
         "/usr/lib/python3.11/json/decoder.py",
         "/usr/lib/python3/dist-packages/yaml/parser.py",
-        "/srv/checkout/celery/app/trace.py",
-        "/srv/checkout/billiard/pool.py",
+        "/usr/lib64/python3.13t/json/decoder.py",
+        "/opt/pypy/lib/pypy3.10/json/decoder.py",
+        "/home/ada/.pex/installed_wheels/5f/celery-5.5.3-py3-none-any.whl/celery/app/trace.py",
+        "/opt/shop.pyz/deps/billiard/pool.py",
         r"C:\Python312\Lib\json\decoder.py",
     ],
 )
@@ -49,6 +52,27 @@ def test_library_frames_do_not_decide(path: str) -> None:
     deeper = f'  File "{path}", line 7, in raw_decode\n    raise JSONDecodeError\n'
     assert sign("ValueError('x')", CELERY + SHOP + deeper + "ValueError: x").frame == "shop/pay.py in charge"
     assert sign("ValueError('x')", CELERY + deeper + "ValueError: x").frame is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/srv/celery/app/pay.py",
+        "/srv/celery/app/trace.py",
+        "/srv/billiard/pay.py",
+        "/srv/lib/python3tools/pay.py",
+        "/srv/python/lib/pay.py",
+        "/opt/shop.pyz/celery_shop/pay.py",
+        r"C:\shop\celery\app\pay.py",
+    ],
+)
+def test_a_directory_named_after_a_library_is_none(path: str) -> None:
+    traceback = f'{CELERY}  File "{path}", line 7, in charge\n    raise ValueError\nValueError: x'
+    found = sign("ValueError('x')", traceback).frame
+    assert found is not None
+    assert found.endswith(f"{path.replace(chr(92), '/').rpartition('/')[2]} in charge")
+    kinds = [part.kind for part in parts(traceback)]
+    assert kinds[-2:] == ["frame", "text"]
 
 
 def test_line_number_and_release_directory_do_not_split_a_group() -> None:

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.filter_terms",
         "monitor.filter_values",
         "monitor.filters",
+        "monitor.frames",
         "monitor.gaps",
         "monitor.health_sentence",
         "monitor.intake",
