@@ -553,6 +553,13 @@ class Job(msgspec.Struct, kw_only=True):
         return self.total - sum(each.count for each in self.reasons)
 
 
+class FailureVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the messages that a failure group stands for, where they differ in names, and all its failures."""
+
+    message: str | None  # None: of all that came after the first fifty
+    count: int
+
+
 class FailureGroup(msgspec.Struct, kw_only=True):
     """Failures that share a signature."""
 
@@ -567,6 +574,7 @@ class FailureGroup(msgspec.Struct, kw_only=True):
     count: int
     state: FailureState = FailureState.OPEN
     state_at: float | None = None  # when it became so; ``None`` where nobody has touched it
+    variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty: the message names nothing
 
 
 class FailureWindows(msgspec.Struct, frozen=True, kw_only=True):
