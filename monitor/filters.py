@@ -93,6 +93,10 @@ class Filter:
         added = parse(text, self.now).terms
         return self._of([*self.terms, *(each for each in added if each not in self.terms)])
 
+    def in_cluster(self, name: str | None) -> "Filter":
+        """And of this cluster; ``None``: of any."""
+        return self if name is None else self._of([*self.terms, Match("cluster", Pattern((name,)))])
+
     def _of(self, terms: "Iterator[Expression] | list[Expression]") -> "Filter":
         return Filter(join(All, list(terms)), self.now)
 

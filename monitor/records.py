@@ -617,6 +617,13 @@ class Job(msgspec.Struct, kw_only=True):
         return self.total - sum(each.count for each in self.reasons)
 
 
+class FailureVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the messages that a failure group stands for, where they differ in names, and all its failures."""
+
+    message: str | None  # None: of all that came after the first fifty
+    count: int
+
+
 class FailureGroup(msgspec.Struct, kw_only=True):
     """Failures that share a signature."""
 
@@ -631,6 +638,7 @@ class FailureGroup(msgspec.Struct, kw_only=True):
     count: int
     state: FailureState = FailureState.OPEN
     state_at: float | None = None  # when it became so; ``None`` where nobody has touched it
+    variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty: the message names nothing
 
 
 class FailureWindows(msgspec.Struct, frozen=True, kw_only=True):
@@ -736,12 +744,25 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     named: int
 
 
+class WorkflowState(StrEnum):
+    """What is known of a workflow as a whole, by the states of its tasks."""
+
+    RUNNING = "running"  # a task of it runs
+    WAITING = "waiting"  # none runs, and some wait: for a worker, a retry or an ETA
+    LOST = "lost"  # nothing of it runs or waits, and a task is lost
+    FAILED = "failed"
+    REJECTED = "rejected"
+    REVOKED = "revoked"
+    SUCCEEDED = "succeeded"
+
+
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A root task and how many tasks of each state stand under it, itself included."""
 
     root: Step
     cluster: str
     states: dict[TaskState, int]
+    state: WorkflowState | None  # None: none of its tasks is in the record
     last_seen: float  # when the latest of its tasks was received, or sent
     unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
     waits_for: str | None = None  # the name that most of them have

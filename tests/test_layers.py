@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.filter_terms",
         "monitor.filter_values",
         "monitor.filters",
+        "monitor.frames",
         "monitor.gaps",
         "monitor.health_sentence",
         "monitor.intake",

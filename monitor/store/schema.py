@@ -230,6 +230,17 @@ failure_group = Table(
     UniqueConstraint("cluster_id", "signature"),
 )
 
+# The messages of a failure group that differ in names: the first MOST_VARIANTS; all others together are ''.
+failure_variant = Table(
+    "failure_variant",
+    metadata,
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("message", Text, primary_key=True),
+    Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+MOST_VARIANTS = 50
+
 failure_rollup = Table(
     "failure_rollup",
     metadata,
