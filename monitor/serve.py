@@ -2,13 +2,21 @@
 
 import http.client
 import json
+import os
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from tempfile import mkstemp
 from threading import Event
+from typing import NoReturn
 
-from monitor.brokers.application import broker_of_app
+import msgspec
+
+from monitor.brokers.application import application_of
+from monitor.brokers.application import broker_of
 from monitor.errors import SettingsError
 from monitor.receiver import process
 from monitor.settings import Settings
@@ -23,16 +31,58 @@ Announce = Callable[[str], object]
 ANSWER_SECONDS = 1.0
 
 
+def with_application(settings: Settings) -> Settings:
+    """Settings with the application that they name, and with its broker where none is given. Raises SettingsError."""
+    application = application_of(settings)
+    if application is None:
+        return settings
+    broker = settings.broker or (broker_of(application),)
+    return replace(settings, application=application, broker=broker)
+
+
 def with_brokers(settings: Settings) -> Settings:
     """Settings that name a broker: the given ones, else the application's own. Raises SettingsError."""
+    settings = with_application(settings)
     if settings.broker:
         return settings
-    if settings.app:
-        return replace(settings, broker=(broker_of_app(settings.app),))
     raise SettingsError(
         "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
         "or look at celery-monitor demo first"
     )
+
+
+def start_afresh(settings: Settings, command: str) -> NoReturn:
+    """Goes on as a program that holds none of the user's modules: this process has loaded the application.
+
+    The settings go through memory, not through a command line or an environment that others could read.
+    """
+    descriptor = _memory()
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(msgspec.json.encode(settings))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # -P: a module of the project that has the name of ours is not taken for it.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "monitor", command, str(descriptor)])  # noqa: S606
+
+
+def _memory() -> int:
+    """A file without a name, which a program started in our place has too."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("settings", 0)
+    descriptor, path = mkstemp()
+    Path(path).unlink()
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+def handed_over(descriptor: int) -> Settings:
+    """The settings that ``start_afresh`` has left. Raises SettingsError where there are none."""
+    try:
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            return msgspec.json.decode(file.read(), type=Settings)
+    except (OSError, ValueError):
+        raise SettingsError("this command is for celery -A proj monitor alone; start celery-monitor serve") from None
 
 
 def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
@@ -43,7 +93,7 @@ def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
 
 def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
     """The web process alone."""
-    _run(settings, [], stop, announce)
+    _run(with_application(settings), [], stop, announce)
 
 
 def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from monitor.application import Application
 from monitor.errors import SettingsError
 from monitor.shards import MOST
 from monitor.shards import Shard
@@ -23,7 +24,9 @@ from monitor.shards import Shard
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
 ADDRESSES = ("result_backend", "redbeat", "beat_database")  # each of one cluster
-RESULT_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+SQL_SCHEMES = ("db+", "database+")
+RESULT_SCHEMES = (*REDIS_SCHEMES, *SQL_SCHEMES)
 REDACTED_KEYS = (
     "password",
     "passwd",
@@ -59,11 +62,12 @@ def parse_broker(text: str) -> Broker:
 
 
 def parse_backend(text: str) -> Broker:
-    """As a broker; what is kept elsewhere than in Redis is not read."""
+    """As a broker; what is kept elsewhere than in Redis or an SQL database is not read."""
     backend = parse_broker(text)
     if not backend.url.startswith(RESULT_SCHEMES):
         raise SettingsError(
-            f"result backend {backend.url!r}: only Redis is read; write for example redis://localhost:6379/1"
+            f"result backend {backend.url.partition('://')[0]}:// is not read; write for example "
+            "redis://localhost:6379/1 or db+postgresql://localhost/results"
         )
     return backend
 
@@ -150,8 +154,8 @@ class Settings:
     result_backend: tuple[Broker, ...] = _setting(
         (),
         parse_backend,
-        "Redis result backend to read arguments (where it is extended) and missed ends from; else that of --app; "
-        "may be given several times",
+        "result backend to read arguments (where it is extended) and missed ends from, redis://... or "
+        "db+postgresql://...; else that of --app; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
     )
@@ -283,6 +287,8 @@ class Settings:
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
     )
+    # Not a setting: what ``app`` names, read once for all processes.
+    application: Application | None = field(default=None, repr=False, compare=False)
 
     @property
     def clusters(self) -> tuple[str, ...]:
@@ -310,7 +316,7 @@ class Settings:
         return Path(f"{file.partition('?')[0] if kind.startswith('sqlite') else 'celery-monitor'}.spool")
 
 
-SETTINGS = {f.name: f for f in fields(Settings)}
+SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
 
 
 def known() -> str:

@@ -15,8 +15,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor", "monitor.errors", "monitor.records"),
     (
         "monitor.access",
+        "monitor.application",
         "monitor.clocks",
         "monitor.diagnosis",
+        "monitor.diagnosis_application",
         "monitor.diagnosis_transport",
         "monitor.failures",
         "monitor.fidelity",
