@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import socket
 import sys
@@ -27,6 +28,8 @@ from monitor.supervise import supervise
 from monitor.web import server
 from monitor.web.security import check_bind
 
+log = logging.getLogger(__name__)
+
 Announce = Callable[[str], object]
 ANSWER_SECONDS = 1.0
 
@@ -36,6 +39,8 @@ def with_application(settings: Settings) -> Settings:
     application = application_of(settings)
     if application is None:
         return settings
+    for name, why in application.unusable.items():
+        log.warning("%s of %s cannot be used here: %s", name, application.name, why)
     broker = settings.broker or (broker_of(application),)
     return replace(settings, application=application, broker=broker)
 

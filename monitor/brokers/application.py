@@ -54,6 +54,14 @@ def applies_to(application: Application, broker: Broker, settings: Settings) -> 
     return len(settings.broker) <= 1 or broker.url == application.broker_read_url
 
 
+def configured_queues(broker: Broker, settings: Settings) -> frozenset[str]:
+    """The queues that workers of the application consume, known before the first of them has answered."""
+    application = application_of(settings)
+    if application is None or not applies_to(application, broker, settings):
+        return frozenset()
+    return frozenset(application.queues)
+
+
 @lru_cache(maxsize=8)
 def _read_once(name: str) -> Application:
     return read_application(name)

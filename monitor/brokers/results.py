@@ -103,7 +103,7 @@ def _found(given: object, application: Application | None) -> ResultBackend:
     if given.partition("://")[0] == "django-db":
         return _django(application)
     name = given.partition("://")[0].partition("+")[0]
-    shown = without_password(given) if "://" in given else given
+    shown = without_password(given) if given.partition("://")[2] else given
     return ResultBackend("unreadable", shown, f"{REASONS.get(name, f'{name} is not read')}; {READ}")
 
 

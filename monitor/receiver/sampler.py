@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from monitor.brokers.application import configured_queues
 from monitor.brokers.generic import Probe
 from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
@@ -58,6 +59,7 @@ class Sampler:
         self._switches = Switches(store, cluster, remote, settings, notice)
         self._rises = Rises()
         self._schedules = Schedules(store, remote.broker, settings)
+        self._configured = configured_queues(remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
@@ -120,7 +122,7 @@ class Sampler:
         for worker in workers:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
-        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys())
+        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys() | self._configured)
         if not names:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)

@@ -34,7 +34,7 @@ def reading(url: str) -> Iterator[Connection]:
             yield connection
     except SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise ForeignUnreadable(f"{engine.url.render_as_string(hide_password=True)}: {cause}") from error
+        raise ForeignUnreadable(f"{make_url(url).render_as_string(hide_password=True)}: {cause}") from error
     finally:
         engine.dispose()
 
