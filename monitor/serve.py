@@ -41,6 +41,8 @@ def with_application(settings: Settings) -> Settings:
         return settings
     for name, why in application.unusable.items():
         log.warning("%s of %s cannot be used here: %s", name, application.name, why)
+    for why in application.problems.values():
+        log.warning("%s: %s", application.name, why)
     broker = settings.broker or (broker_of(application),)
     return replace(settings, application=application, broker=broker)
 

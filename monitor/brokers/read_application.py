@@ -65,6 +65,11 @@ USED = (
     "timezone",
 )
 REDBEAT = ("redbeat_key_prefix", "redbeat_redis_url")  # Celery has no defaults for them
+DJANGO_RESULTS = (
+    "django-db",
+    "django_celery_results.backends:DatabaseBackend",
+    "django_celery_results.backends.database:DatabaseBackend",
+)
 MISSING = object()
 
 
@@ -289,13 +294,16 @@ def databases(backend: Any, problems: dict[str, str]) -> dict[str, dict[str, str
     configured = getattr(sys.modules.get("django.conf"), "settings", None)
     if configured is None or not configured.configured:
         return found
-    wanted = {"results": ("django_celery_results", "TaskResult"), "beat": ("django_celery_beat", "PeriodicTask")}
+    wanted = {}
+    if str(backend).partition("://")[0] in DJANGO_RESULTS:
+        wanted["results"] = ("django_celery_results", "TaskResult")
+    if "django_celery_beat" in configured.INSTALLED_APPS:
+        wanted["beat"] = ("django_celery_beat", "PeriodicTask")
     for use, (label, model) in wanted.items():
-        if label in configured.INSTALLED_APPS or (use == "results" and str(backend).startswith("django-db")):
-            try:
-                found[use] = _database_of(label, model, configured)
-            except Exception as error:  # noqa: BLE001 - a router or a database's back end may raise anything
-                problems[f"{use} database"] = _words(error)
+        try:
+            found[use] = _database_of(label, model, configured)
+        except Exception as error:  # noqa: BLE001 - a router or a database's back end may raise anything
+            problems[f"{use} database"] = f"its database cannot be found: {_words(error)}"
     return found
 
 

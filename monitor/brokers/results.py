@@ -21,6 +21,7 @@ from monitor.brokers.beat import timezone_of
 from monitor.brokers.connection import app_for
 from monitor.brokers.connection import without_password
 from monitor.brokers.link import said
+from monitor.brokers.read_application import DJANGO_RESULTS
 from monitor.errors import BrokerUnavailable
 from monitor.errors import SettingsError
 from monitor.errors import StoreUnavailable
@@ -100,7 +101,7 @@ def _found(given: object, application: Application | None) -> ResultBackend:
         return ResultBackend("sql", without_password(url), url=url, table=_celery_table(url, application))
     if given.startswith(REDIS_SCHEMES):
         return ResultBackend("redis", without_password(given), url=given)
-    if given.partition("://")[0] == "django-db":
+    if given.partition("://")[0] in DJANGO_RESULTS:
         return _django(application)
     name = given.partition("://")[0].partition("+")[0]
     shown = without_password(given) if given.partition("://")[2] else given

@@ -79,7 +79,7 @@ class Schedules:
         self._asked_at = 0.0
         self._read_at: dict[str, float] = {}  # when a source is to be read again
         self._found: dict[str, list[ScheduleEntry]] = {}  # what each source told, the later ones rule
-        self._unread: dict[str, str] = {}  # sources, with the reason
+        self._unread: dict[str, str] = self._cannot_be_found()  # sources, with the reason
         self._unread_entries: dict[str, tuple[UnreadEntry, ...]] = {}  # by source; "" are those that cannot be stored
         self._timezone: str | None = None
         self._pings = False  # whether beat may answer
@@ -104,6 +104,11 @@ class Schedules:
         if now >= self._judge_at:
             self._judge_at = self._judge(now)
         return self._judge_at - now
+
+    def _cannot_be_found(self) -> dict[str, str]:
+        """Django's schedule where the application has one and cannot say where."""
+        problem = self._application.problems.get("beat database") if self._application is not None else None
+        return {"django-celery-beat": f"django-celery-beat: {problem}"} if problem and self._django is None else {}
 
     def _own_redbeat(self) -> Broker | None:
         """Where the application says that RedBeat keeps its entries."""
