@@ -33,6 +33,7 @@ from monitor.supervise import stop_on_signals
 
 EXIT_WRONG = 1
 EXIT_USAGE = 2
+RESUME = "resume"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
@@ -82,7 +83,9 @@ run_demo = later("monitor.demo:run")
 demo_of = later("monitor.demo:Demo")
 with_brokers = later("monitor.serve:with_brokers")
 check_brokers = later("monitor.brokers.connection:check_brokers")
-broker_of = later("monitor.brokers.application:broker_of")
+loaded = later("monitor.brokers.application:loaded")
+start_afresh = later("monitor.serve:start_afresh")
+handed_over = later("monitor.serve:handed_over")
 examine = later("monitor.doctor:examine")
 lines = later("monitor.doctor:lines")
 told = later("monitor.doctor:told")
@@ -189,8 +192,6 @@ def _load(options: dict[str, Any]) -> Settings:
     configure_logging(settings.log_level)
     if not {transport_of(broker.url) for broker in settings.broker} <= PACKAGED:
         check_brokers(settings)  # here, before any process is started
-    if settings.app:
-        sys.path.insert(0, str(Path.cwd()))  # as celery does for -A
     return settings
 
 
@@ -290,8 +291,15 @@ def demo(**options: Any) -> None:
 def celery_command(ctx: click.Context, /, **options: Any) -> None:
     """Watch this application's broker and serve the dashboard (celery-monitor)."""
     settings = _load(options | {"app": application_name(sys.argv, os.environ)})
-    if not settings.broker:
-        settings = replace(settings, broker=(broker_of(ctx.obj.app),))
+    start_afresh(replace(settings, application=loaded(ctx.obj.app, settings.app)), RESUME)
+
+
+@main.command(RESUME, cls=Command, hidden=True)
+@click.argument("descriptor", type=int)
+def resume(descriptor: int) -> None:
+    """Go on with the settings that ``celery -A proj monitor`` has read."""
+    settings = handed_over(descriptor)
+    configure_logging(settings.log_level)
     preload(RECEIVER)
     run_serve(settings, stop_on_signals(), click.echo)
 

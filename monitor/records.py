@@ -814,6 +814,14 @@ class OverdueEntry(msgspec.Struct, frozen=True, kw_only=True):
     may_wait_in: str | None = None  # a queue with messages among which it may be
 
 
+class UnreadEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the schedule that could not be read; an empty name is that of what has none."""
+
+    source: BeatSource
+    name: str
+    reason: str
+
+
 class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the beat of one cluster. It tells nobody that it lives: each of these is a sign of it."""
 
@@ -825,7 +833,8 @@ class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
     lock_free_since: float | None = None  # nobody holds it any more
     answered_at: float | None = None  # it answered a ping, where beat_enable_remote_control lets it
     answered: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()  # what could not be read of the schedule, and why
+    unread: tuple[str, ...] = ()  # sources of the schedule that could not be read, and why
+    unread_entries: tuple[UnreadEntry, ...] = ()
 
 
 class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):

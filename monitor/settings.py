@@ -24,6 +24,7 @@ from monitor.addresses import check_database
 from monitor.addresses import check_http
 from monitor.addresses import masked
 from monitor.addresses import transport_of
+from monitor.application import Application
 from monitor.errors import MonitorError
 from monitor.errors import SettingsError
 from monitor.shards import MOST
@@ -32,7 +33,9 @@ from monitor.shards import Shard
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
 ADDRESSES = ("result_backend", "redbeat", "beat_database")  # each of one cluster
-RESULT_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+SQL_SCHEMES = ("db+", "database+")
+RESULT_SCHEMES = (*REDIS_SCHEMES, *SQL_SCHEMES)
 REDIS_TRANSPORTS = frozenset({"redis", "sentinel"})
 LONGEST_NAME = 200  # of the 255 bytes that a queue's name may have, Celery's prefix takes some
 MOST_NUMBER = 10**15
@@ -100,11 +103,15 @@ def parse_beat_database(text: str) -> Broker:
 
 
 def parse_backend(text: str) -> Broker:
-    """As a broker; what is kept elsewhere than in Redis is not read."""
+    """As a broker; what is kept elsewhere than in Redis or an SQL database is not read."""
     backend = parse_named(text)
     if not backend.url.startswith(RESULT_SCHEMES):
-        raise SettingsError(f"{backend.cluster}: only Redis is read; write for example redis://localhost:6379/1")
-    _of_cluster(backend, check_broker)
+        raise SettingsError(
+            f"{backend.cluster}: only Redis and SQL databases are read; write for example redis://localhost:6379/1 "
+            "or db+postgresql://localhost/results"
+        )
+    if backend.url.startswith(REDIS_SCHEMES):
+        _of_cluster(backend, check_broker)
     return backend
 
 
@@ -246,8 +253,8 @@ class Settings:
     result_backend: tuple[Broker, ...] = _setting(
         (),
         parse_backend,
-        "Redis result backend to read arguments (where it is extended) and missed ends from; else that of --app; "
-        "may be given several times",
+        "result backend to read arguments (where it is extended) and missed ends from, redis://... or "
+        "db+postgresql://...; else that of --app; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
     )
@@ -384,6 +391,8 @@ class Settings:
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
     )
+    # Not a setting: what ``app`` names, read once for all processes.
+    application: Application | None = field(default=None, repr=False, compare=False)
 
     @property
     def clusters(self) -> tuple[str, ...]:
@@ -411,7 +420,7 @@ class Settings:
         return Path(f"{file.partition('?')[0] if kind.startswith('sqlite') else 'celery-monitor'}.spool")
 
 
-SETTINGS = {f.name: f for f in fields(Settings)}
+SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
 
 
 def known() -> str:

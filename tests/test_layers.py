@@ -16,8 +16,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "monitor.access",
         "monitor.addresses",
+        "monitor.application",
         "monitor.clocks",
         "monitor.diagnosis",
+        "monitor.diagnosis_application",
         "monitor.diagnosis_transport",
         "monitor.failures",
         "monitor.fidelity",

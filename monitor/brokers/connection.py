@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from typing import cast
 
 from celery import Celery
-from celery.app.utils import find_app
 from kombu import Connection
 from kombu.exceptions import KombuError
 from kombu.transport.base import Transport
@@ -20,6 +20,9 @@ from monitor.addresses import require_events as require_events
 from monitor.addresses import require_known
 from monitor.addresses import transport_of as transport_of
 from monitor.addresses import without_password as without_password
+from monitor.application import TLS_SETTING
+from monitor.application import Application
+from monitor.brokers.application import application_of
 from monitor.errors import BrokerUnavailable
 from monitor.errors import SettingsError
 from monitor.errors import Unsupported
@@ -27,8 +30,6 @@ from monitor.settings import Broker
 from monitor.settings import Settings
 
 CONNECT_SECONDS = 5.0
-# What configuration of the user's application must not decide: it is given, or is the worker's own.
-NOT_TAKEN_OVER = ("broker_url", "broker_read_url", "broker_write_url", "include", "imports")
 
 
 def check_brokers(settings: Settings) -> None:
@@ -66,18 +67,34 @@ def lacks_package(transport: str, error: Exception) -> Unsupported:
 
 
 def app_for(broker: Broker, settings: Settings) -> Celery:
-    """A Celery application for this broker, with the configuration of ``settings.app`` if there is one.
+    """A Celery application for this broker, with the configuration of the user's if there is one.
 
     Cached. It has none of the user's tasks. Raises SettingsError.
     """
-    return _app(broker.url, settings.app, json.dumps(settings.broker_options, sort_keys=True, default=str))
+    options = json.dumps(settings.broker_options, sort_keys=True, default=str)
+    return _app(broker.url, application_of(settings), options)
+
+
+class _App(Celery):  # type: ignore[misc]  # Celery has no types
+    """Connects to the addresses that it is given, whatever ``CELERY_BROKER_URL`` says in the environment."""
+
+    read_url = ""
+    write_url = ""
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Connection:
+        return cast(Connection, self._connection(url or self.read_url, **options))
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Connection:
+        return cast(Connection, self._connection(url or self.write_url, **options))
 
 
 @lru_cache(maxsize=64)
-def _app(url: str, user_app: str | None, options: str) -> Celery:
+def _app(url: str, application: Application | None, options: str) -> Celery:
     require_known(url)
-    app = Celery("celery-monitor", set_as_current=False, fixups=[])
-    app.conf.update(_configuration(user_app))
+    app = _App("celery-monitor", set_as_current=False, fixups=[])
+    app.read_url = app.write_url = url
+    if application is not None:
+        _configure(app, application, url)
     app.conf.broker_url = url
     app.conf.broker_connection_timeout = CONNECT_SECONDS
     app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **json.loads(options)}
@@ -89,21 +106,16 @@ def _app(url: str, user_app: str | None, options: str) -> Celery:
     return app
 
 
-def _configuration(user_app: str | None) -> dict[str, Any]:
-    if user_app is None:
-        return {}
-    table = load_app(user_app).conf.table(with_defaults=False, censored=False)
-    return {name: value for name, value in table.items() if name not in NOT_TAKEN_OVER}
-
-
-def load_app(name: str) -> Celery:
-    """The user's application, as ``celery -A`` finds it. Imports the user's code. Raises SettingsError."""
-    try:
-        return find_app(name)
-    except (ImportError, AttributeError, ValueError) as error:
+def _configure(app: _App, application: Application, url: str) -> None:
+    if application.lacks_tls is not None and "ssl_" not in url:
         raise SettingsError(
-            f"app {name!r} cannot be loaded: {error}; write module:attribute, as for celery -A"
-        ) from None
+            f"{TLS_SETTING} of {application.name} cannot be carried over: {application.lacks_tls}. Give its "
+            "certificates in the address: --broker 'rediss://host/0?ssl_ca_certs=...&ssl_cert_reqs=required', or set "
+            f"{TLS_SETTING} to a dictionary of file names"
+        )
+    app.conf.update(application.configuration)
+    if url == application.broker_read_url:
+        app.write_url = application.broker_write_url
 
 
 def transport_options(app: Celery) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from threading import Lock
 
 from monitor.brokers import held
-from monitor.brokers.results import has_results
+from monitor.brokers.results import result_backend
 from monitor.brokers.results import stored_results
 from monitor.control.target import Target
 from monitor.control.target import find_broker
@@ -77,8 +77,12 @@ def known_of_all(
     if looked_for and held.can_look(target.broker):
         found |= _look_in_broker(target, looked_for, found)
     unknown = [task for task in tasks if not found[task.id].arguments.known]
-    if unknown and has_results(target.broker, target.settings):
+    backend = result_backend(target.broker, target.settings)
+    if unknown and backend.is_read:
         found |= _look_in_results(target, unknown, found)
+    elif backend.kind == "unreadable":
+        why = f"the result backend {backend.address} is not read: {backend.reason}"
+        found |= {task.id: _adding(found[task.id], why) for task in unknown}
     return found
 
 

@@ -103,7 +103,7 @@ class Forgotten:
         evidence = (
             f"{holder.hostname} (process {holder.pid}) is up and no longer knows the task: it was asked twice, "
             f"{ASK_SECONDS:.0f} s apart, over {OLD_SECONDS:.0f} s after the start. Its code ignored it, or "
-            f"its end was missed{'' if known is not None else '; the result backend does not answer'}"
+            f"its end was missed; {self._ends.absence if known is not None else 'the result backend does not answer'}"
         )
         lost = [_lost(holder, each, at, evidence) for each in ids if each not in ends]
         told = [_told(holder, each, end, at) for each, end in ends.items()]

@@ -184,7 +184,9 @@ class Recovery:
         after = (float(place[0]), int(place[1]))
         rows = standing.unended(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
         if rows:
-            self._settle(work, rows, _Judge(work, first, second, workers, now), (number, *rows[-1].place))
+            self._settle(
+                work, rows, _Judge(work, first, second, workers, now, self._ends.absence), (number, *rows[-1].place)
+            )
             return
         found = msgspec.structs.replace(work.found, position=(number + 1, 0.0, 0))
         self._tell(work.gap, found, [], now)
@@ -237,7 +239,10 @@ def _beginning(gap: Gap, gaps: Sequence[Gap]) -> float:
 class _Judge:
     """What two looks at workers and broker mean for a task."""
 
-    def __init__(self, work: Work, first: Look, second: Look, workers: Sequence[Worker], now: float) -> None:
+    def __init__(
+        self, work: Work, first: Look, second: Look, workers: Sequence[Worker], now: float, backend: str
+    ) -> None:
+        self._backend = backend  # what it says of tasks whose end it does not know
         self._began = work.began
         self._ended = work.gap.ended or now
         self._first = first
@@ -325,14 +330,14 @@ class _Judge:
                 return None  # reconcile.py judges workers that are gone
             return (
                 f"{worker.hostname} (process {task.pid}) is up and no longer knows the task: it was asked twice "
-                f"{AFTER_GAP}; no result backend tells of it"
+                f"{AFTER_GAP}; {self._backend}"
             )
         searched = task.queue is not None and task.queue in self._first.queues & self._second.queues
         if task.state is TaskState.LOST or not (self._complete and searched):
             return None
         return (
             f"no worker has the task and its message is neither in {task.queue} nor unacknowledged: both were looked "
-            f"at twice {AFTER_GAP}; no result backend tells of it"
+            f"at twice {AFTER_GAP}; {self._backend}"
         )
 
     def _lost_event(self, task: Unended, evidence: str) -> Event:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from monitor.brokers.application import configured_queues
 from monitor.brokers.generic import Probe
 from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
@@ -77,6 +78,7 @@ class Sampler:
         self._rises = Rises()
         self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
+        self._configured = configured_queues(remote.broker, settings)
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
@@ -175,7 +177,8 @@ class Sampler:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
         paused = {queue for _, queue in queries.pauses(self._store, self._cluster)}
-        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys() | paused)
+        named = standing.queue_names(self._store, self._cluster)
+        names = sorted(named | consumers.keys() | paused | self._configured)
         if not names:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
