@@ -206,6 +206,22 @@ def test_process_that_said_goodbye_ends_what_it_runs_and_is_presumed_killed_much
     assert "After 10 min it is presumed killed" in event.exception
 
 
+def test_task_that_usually_takes_long_is_waited_for_longer_after_a_goodbye(judged: Judged) -> None:
+    for _ in range(20):  # the usual run of this name takes 500 s
+        before = make_id()
+        judged.receive("task-received", NOW - 900, uuid=before, name="shop.pay.charge")
+        judged.receive("task-started", NOW - 900, uuid=before)
+        judged.receive("task-succeeded", NOW - 400, uuid=before, runtime=500.0)
+    task_id = begin(judged)
+    judged.receive("worker-offline", NOW + 2)
+    for at in (*range(600, 625, 4), *range(960, 985, 4)):
+        judged.step(NOW + at)
+    assert judged.state(task_id) is TaskState.STARTED
+    for at in range(1050, 1080, 4):
+        judged.step(NOW + at)
+    assert judged.state(task_id) is TaskState.LOST
+
+
 def test_worker_that_said_goodbye_and_has_no_successor_is_waited_for_too(judged: Judged) -> None:
     task_id = begin(judged)
     judged.receive("worker-offline", NOW + 2)
