@@ -94,7 +94,8 @@ def _sent(task: Task, event: Event) -> bool:
 
 def _received(task: Task, event: Event) -> bool:
     task.learnt = None
-    _take_back(task)
+    if task.runs:
+        _take_back(task)
     eta = parse_time(event.eta) if event.eta else None
     if not task.runs:
         task.runs = [Run(event.hostname, event.pid, event.retries, event.timestamp, None, None, eta)]
@@ -110,7 +111,6 @@ def _received(task: Task, event: Event) -> bool:
 
 
 def _started(task: Task, event: Event) -> bool:
-    _take_back(task)
     runs = task.runs
     if len(runs) == 1:
         run = runs[0]
@@ -119,6 +119,7 @@ def _started(task: Task, event: Event) -> bool:
             run.started = event.timestamp
             task.state = _STARTED
             return True
+    _take_back(task)
     if task.learnt is not None and any(_told_already(run, event) for run in runs):
         return False
     return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))

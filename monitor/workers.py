@@ -110,19 +110,26 @@ def doubled_words(worker: Worker) -> str | None:
     return f"{_NUMBERS.get(len(pids), str(len(pids)))} processes call themselves {worker.hostname}"
 
 
-def process_state(worker: Worker, pid: int | None) -> ProcessState:
-    """What is known of the process that has a task, by the worker that stands under its name."""
+def process_state(worker: Worker, pid: int | None, now: float | None = None) -> ProcessState:
+    """What is known of the process that has a task, by the worker that stands under its name.
+
+    With ``now``, one that said goodbye long ago is offline: of a task that it has, the receiver knows better.
+    """
     if pid is None or pid == worker.pid:
         if worker.status is WorkerStatus.OFFLINE:
-            return "shutting down" if worker.said_goodbye else "offline"
+            return _after_goodbye(worker.offline_at, now) if worker.said_goodbye else "offline"
         return "online" if worker.status is WorkerStatus.ONLINE else "silent"
     other = process_of(worker, pid)
     if other is None:
         return "offline"
     if other.offline_at is not None:
-        return "shutting down"
+        return _after_goodbye(other.offline_at, now)
     heard = other.last_heartbeat + overdue_seconds(other.freq) >= (worker.last_heartbeat or 0.0)
     return "online" if heard else "silent"
+
+
+def _after_goodbye(offline_at: float | None, now: float | None) -> ProcessState:
+    return "offline" if now is not None and now - (offline_at or 0.0) > SHUTDOWN_SECONDS else "shutting down"
 
 
 def holder_state(task: Task, workers: Iterable[Worker]) -> ProcessState | None:

@@ -58,6 +58,8 @@ def test_goodbye_before_the_new_process_is_kept() -> None:
     worker = told(("online", 9, 32), worker=worker)
     assert (worker.pid, worker.status) == (32, WorkerStatus.ONLINE)
     assert process_state(worker, 31) == "shutting down"
+    assert process_state(worker, 31, NOW + 500) == "shutting down"
+    assert process_state(worker, 31, NOW + 700) == "offline"
     moved = after_setting(worker, 60.0)
     assert moved.others[0].offline_at == NOW + 65.1
 

@@ -129,9 +129,7 @@ def purge(target: Target, command: PurgeQueue, by: str) -> Performed:
     seen = removed.conclude(f"queue {command.queue} purged by {by}")
     messages = "1 message" if number == 1 else f"{number} messages"
     unread = number - removed.number
-    rest = (
-        f" {unread} of them were not read: their tasks are looked for, and concluded within minutes." if unread else ""
-    )
+    rest = f" {unread} were not read; their tasks are looked for within minutes." if unread else ""
     return Performed(
         outcome="done",
         message=f"{messages} deleted from {command.queue}; {_tasks(seen)} revoked.{rest} Tasks that workers have "

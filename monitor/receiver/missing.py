@@ -19,6 +19,7 @@ from monitor.brokers.ends import End
 from monitor.brokers.ends import Ends
 from monitor.brokers.generic import Probe
 from monitor.brokers.held import can_look
+from monitor.brokers.held import can_take
 from monitor.brokers.remote import Remote
 from monitor.health_sentence import age_words
 from monitor.lifecycle import REMOVED
@@ -32,6 +33,7 @@ from monitor.records import WorkerStatus
 from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
+from monitor.store.standing import Holder
 from monitor.store.standing import Unended
 from monitor.workers import process_of
 from monitor.workers import process_state
@@ -85,6 +87,7 @@ class Missing:
         self._reads = can_look(remote.broker)
         self._round: Round | None = None
         self._round_at = 0.0
+        self._last_name = ""  # of the queues that had their turn
         self._places: dict[TaskState, Place] = {}  # how far the record was gone through
         self._rests: dict[str, tuple[float, float]] = {}  # of queues: until when, and for how long
 
@@ -96,29 +99,36 @@ class Missing:
         """Ends the connection to the broker."""
         self._probe.close()
 
-    def step(self, workers: Sequence[Worker], now: float) -> None:
-        """Does what is due. Raises Broker- and StoreUnavailable."""
+    def step(self, workers: Sequence[Worker], held: Collection[Holder], now: float) -> None:
+        """Does what is due; ``held``: who holds tasks. Raises Broker- and StoreUnavailable."""
         if self._round is None:
             if abs(now - self._round_at) >= ROUND_SECONDS:
                 self._round_at = now
-                self._round = self._begin(workers, now)
+                self._round = self._begin(workers, held, now)
         elif now - self._round.at >= AGAIN_SECONDS:
             begun, self._round = self._round, None
             self._judge(begun, self._glance(begun.queues, workers), workers, now)
 
-    def _begin(self, workers: Sequence[Worker], now: float) -> Round | None:
+    def _begin(self, workers: Sequence[Worker], held: Collection[Holder], now: float) -> Round | None:
         """The first look, where there is anything to look for."""
-        departed = self._given_back(workers)
+        departed = self._given_back(workers, held)
         counted = standing.waiting_by_queue(self._store, self._cluster, WAITING)
         names = sorted(counted.keys() | {task.queue for task in departed if task.queue is not None})
         due = [name for name in names if not now < self._rests.get(name, (0.0, 0.0))[0] <= now + LONGEST_REST]
-        queues = self._worth_a_look(due[:MOST_QUEUES])
+        queues = self._worth_a_look(self._next_few(due))
         old = [task for task in departed if task.queue in queues]
         tasks = (old + self._old(queues, workers, now))[:CHUNK]
         if not tasks:
             return None
         wanted = frozenset(task.queue for task in tasks if task.queue is not None)
         return Round(tasks, wanted, self._glance(wanted, workers), now)
+
+    def _next_few(self, names: Sequence[str]) -> list[str]:
+        """At most so many; where there are more, each has its turn."""
+        first = next((number for number, name in enumerate(names) if name > self._last_name), 0)
+        few = [*names[first:], *names[:first]][:MOST_QUEUES]
+        self._last_name = few[-1] if few else ""
+        return few
 
     def _worth_a_look(self, names: Sequence[str]) -> set[str]:
         """The queues that are empty, or where all messages can be read."""
@@ -144,13 +154,13 @@ class Missing:
                     break
         return found
 
-    def _given_back(self, workers: Sequence[Worker]) -> list[Unended]:
+    def _given_back(self, workers: Sequence[Worker], held: Collection[Holder]) -> list[Unended]:
         """What processes had received that shut down since: not begun, it goes back to its queue."""
         if not self._reads:
             return []
         by_name = {worker.hostname: worker for worker in workers}
         found: list[Unended] = []
-        for holder in standing.holders(self._store, self._cluster, GIVEN_BACK):
+        for holder in held:
             worker = by_name.get(holder.hostname)
             if worker is not None and process_state(worker, holder.pid) == "shutting down":
                 ids = standing.held_by(self._store, self._cluster, holder, GIVEN_BACK, CHUNK)
@@ -160,7 +170,7 @@ class Missing:
     def _glance(self, queues: Collection[str], workers: Sequence[Worker]) -> Glance:
         names = [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
         doubled = [worker.hostname for worker in workers if twins(worker)]
-        sampled = self._probe.sample([*sorted(queues), *(() if self._reads else DELAYED)])
+        sampled = self._probe.sample([*sorted(queues), *(DELAYED if can_take(self._remote.broker) else ())])
         seen = look(self._remote, names, queues, doubled)
         delayed = any(queue.ready for queue in sampled if queue.name in DELAYED)
         own = [queue for queue in sampled if queue.name in queues]

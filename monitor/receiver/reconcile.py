@@ -56,6 +56,7 @@ ASK_AGAIN_SECONDS = 30.0  # between pings beyond those
 SOLO_SECONDS = 300.0  # a solo pool neither beats nor answers while it works
 SETTLE_SECONDS = 5.0  # before a new process or a goodbye is believed: its last events may be on their way
 LOST_AT_ONCE = 1000
+USUAL_TIMES, MOST_TIMED = 2.0, 100  # a process in warm shutdown has this many times what its tasks usually take
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Reconciler:
         self._find_again(by_name, now)
         self._forgotten.step(workers, held, now)
         self._recovery.step(workers, now)
-        self._missing.step(workers, now)
+        self._missing.step(workers, held, now)
 
     def _note_signs(self, held: Mapping[Holder, int], now: float) -> None:
         """A process that holds fewer tasks than before has ended one: it lives."""
@@ -297,7 +298,7 @@ class Reconciler:
     def _outlasted(self, holder: Holder, offline_at: float, now: float) -> str | None:
         """A process in warm shutdown ends what it runs, and tells it; nothing else is heard of it any more."""
         alive = self._signs[holder].alive
-        if now - max(offline_at, alive or 0.0) < SHUTDOWN_SECONDS:
+        if now - max(offline_at, alive or 0.0) < SHUTDOWN_SECONDS or self._usually_longer(holder, now):
             return None
         name, minutes = _name(holder.hostname, holder.pid), SHUTDOWN_SECONDS / 60
         ended = "it ended no task since" if alive is None else f"its last task ended {_ago(alive, now)}"
@@ -305,6 +306,15 @@ class Reconciler:
             f"{name} shut down {_ago(offline_at, now)} and had not ended the task; {ended}. After {minutes:.0f} min "
             "it is presumed killed"
         )
+
+    def _usually_longer(self, holder: Holder, now: float) -> bool:
+        """Whether a task that it runs is of a name whose runs take that long."""
+        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.STARTED,), MOST_TIMED)
+        tasks = standing.unended_of(self._store, self._cluster, ids) if ids else []
+        names = {task.name for task in tasks if task.name is not None}
+        usual = queries.usual_runs(self._store, names, now, self._cluster) if names else {}
+        limits = [(task.started or 0.0) + USUAL_TIMES * usual[task.name].p99 for task in tasks if task.name in usual]
+        return max(limits, default=0.0) > now
 
     def _patience(self, worker: Worker) -> float:
         """How long a process is waited for that sent no event of its own but those of its tasks."""

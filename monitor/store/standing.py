@@ -34,7 +34,7 @@ _SUCCESS = STATE_CODES[TaskState.SUCCESS]
 _UNENDED = tuple(
     schema.task.c[name]
     for name in ("key", "state", "seen", "id", "worker_id", "pid", "queue_id", "retries", "sent", "received", "started")
-) + tuple(schema.task.c[name] for name in ("ended", "learnt", "exception", "expires"))
+) + tuple(schema.task.c[name] for name in ("ended", "learnt", "exception", "expires", "name_id"))
 
 
 class Holder(NamedTuple):
@@ -122,6 +122,7 @@ class Unended(NamedTuple):
     exception: str | None  # the evidence, of what is lost
     place: tuple[float, int]  # in the order of ``unended``
     expires: float | None = None
+    name: str | None = None
 
 
 def newest(store: Store, cluster: str) -> int:
@@ -172,7 +173,7 @@ def waiting_by_queue(store: Store, cluster: str, states: Sequence[TaskState]) ->
 
 def _unended(connection: Connection, statement: Select[Any]) -> list[Unended]:
     rows = connection.execute(statement).all()
-    names = texts(connection, {number for row in rows for number in (row.worker_id, row.queue_id)})
+    names = texts(connection, {number for row in rows for number in (row.worker_id, row.queue_id, row.name_id)})
     return [
         Unended(
             id=from_key(row.key),
@@ -189,6 +190,7 @@ def _unended(connection: Connection, statement: Select[Any]) -> list[Unended]:
             exception=row.exception,
             place=(row.seen, row.id),
             expires=row.expires,
+            name=names.get(row.name_id),
         )
         for row in rows
     ]

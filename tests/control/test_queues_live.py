@@ -11,6 +11,7 @@ from celery import Celery
 
 from monitor.access import Actor
 from monitor.access import Role
+from monitor.control import queues
 from monitor.control.commands import Performed
 from monitor.control.commands import RetryTask
 from monitor.control.queue_commands import DeleteMessage
@@ -183,6 +184,21 @@ def test_tasks_whose_messages_are_removed_are_revoked_by_whom_and_can_be_retried
         again = read(watch, queue).reading
         assert again is not None
         assert [(message.id, message.args) for message in again.messages] == [(retried.results[0].new_id, "[2]")]
+
+
+def test_purge_of_more_than_is_read_says_so(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "MOST_READ", 2)
+    with queue_without_worker(url_of(watch), task_send_sent_event=True) as (app, queue):
+        ids = [send(app, queue, number) for number in range(3)]
+        for task_id in ids:
+            watch.wait_for(task_id, TaskState.PENDING)
+        performed = watch.perform(PurgeQueue(cluster=CLUSTER, queue=queue, confirm=queue), ADMIN)
+        assert performed.message.startswith(
+            f"3 messages deleted from {queue}; 2 tasks are revoked. 1 were not read; their tasks are looked for"
+        )
+        for task_id in ids[:2]:
+            watch.wait_for(task_id, TaskState.REVOKED)
+        assert queries.task(watch.store, ids[2]).state is TaskState.PENDING
 
 
 def test_priorities_of_redis_are_read_and_purged(redis_url: str, tmp_path: Path) -> None:

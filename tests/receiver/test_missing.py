@@ -23,6 +23,7 @@ from monitor.records import TaskState
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store import queries
+from monitor.store import standing
 from tests.receiver.watching import CLUSTER
 from tests.receiver.watching import Watching
 from tests.receiver.watching import watching
@@ -63,8 +64,9 @@ class Looking:
         before = len(self.concluded)
         workers = queries.workers(self.watch.store, CLUSTER)
         self.now = max(self.now + LONGEST_REST, time.time() + later)
-        self.missing.step(workers, self.now)
-        self.missing.step(workers, self.now + AGAIN_SECONDS)
+        held = standing.holders(self.watch.store, CLUSTER)
+        self.missing.step(workers, held, self.now)
+        self.missing.step(workers, held, self.now + AGAIN_SECONDS)
         return [str(each.uuid) for each in self.concluded[before:]]
 
 

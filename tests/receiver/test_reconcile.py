@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from monitor.brokers.examine import look_at
 from monitor.brokers.remote import Remote
 from monitor.receiver.reconcile import DEAF_SECONDS
 from monitor.receiver.reconcile import Reconciler
@@ -206,6 +207,22 @@ def test_process_that_said_goodbye_ends_what_it_runs_and_is_presumed_killed_much
     assert "After 10 min it is presumed killed" in event.exception
 
 
+def test_task_that_usually_takes_long_is_waited_for_longer_after_a_goodbye(judged: Judged) -> None:
+    for _ in range(20):  # the usual run of this name takes 500 s
+        before = make_id()
+        judged.receive("task-received", NOW - 900, uuid=before, name="shop.pay.charge")
+        judged.receive("task-started", NOW - 900, uuid=before)
+        judged.receive("task-succeeded", NOW - 400, uuid=before, runtime=500.0)
+    task_id = begin(judged)
+    judged.receive("worker-offline", NOW + 2)
+    for at in (*range(600, 625, 4), *range(960, 985, 4)):
+        judged.step(NOW + at)
+    assert judged.state(task_id) is TaskState.STARTED
+    for at in range(1050, 1080, 4):
+        judged.step(NOW + at)
+    assert judged.state(task_id) is TaskState.LOST
+
+
 def test_worker_that_said_goodbye_and_has_no_successor_is_waited_for_too(judged: Judged) -> None:
     task_id = begin(judged)
     judged.receive("worker-offline", NOW + 2)
@@ -325,6 +342,7 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
         both_queues = {first.queue, second.queue}
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
         wait_for(lambda: all((queue := watch.queue(name)) and queue.consumers for name in both_queues))
+        assert look_at(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
         ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
         assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}
         assert watch.concluded == []

@@ -1,5 +1,7 @@
 """Workers as they last told of themselves."""
 
+import time
+
 from msgspec import Struct
 
 from monitor.records import Worker
@@ -60,17 +62,18 @@ class WorkerList(Struct, frozen=True):
 
 
 def list_workers(call: Call, given: InCluster) -> WorkerList:
-    return WorkerList([worker_item(worker) for worker in queries.workers(call.store, given.cluster)])
+    now = time.time()
+    return WorkerList([worker_item(worker, now) for worker in queries.workers(call.store, given.cluster)])
 
 
-def worker_item(worker: Worker) -> WorkerItem:
-    return shape(WorkerItem, worker, processes=process_items(worker), duplicates=list(twin_pids(worker)))
+def worker_item(worker: Worker, now: float) -> WorkerItem:
+    return shape(WorkerItem, worker, processes=process_items(worker, now), duplicates=list(twin_pids(worker)))
 
 
-def process_items(worker: Worker) -> list[ProcessItem]:
-    own = shape(ProcessItem, worker, state=process_state(worker, worker.pid), first_seen=worker.since)
+def process_items(worker: Worker, now: float) -> list[ProcessItem]:
+    own = shape(ProcessItem, worker, state=process_state(worker, worker.pid, now), first_seen=worker.since)
     others = sorted(worker.others, key=lambda each: each.first_seen, reverse=True)
-    return [own, *(shape(ProcessItem, each, state=process_state(worker, each.pid)) for each in others)]
+    return [own, *(shape(ProcessItem, each, state=process_state(worker, each.pid, now)) for each in others)]
 
 
 OPERATIONS = (

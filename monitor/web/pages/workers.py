@@ -154,7 +154,7 @@ def read_rows(view: View) -> list[WorkerRow]:
             skewed=_skewed(worker),
             silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
             doubled=doubled_words(worker),
-            processes=_processes(worker),
+            processes=_processes(worker, view.now),
         )
         for worker in workers
     ]
@@ -214,11 +214,11 @@ def _look(view: View, worker: Worker) -> Inside | MonitorError:
         return error
 
 
-def _processes(worker: Worker) -> list[tuple[Worker | WorkerProcess, ProcessState]]:
+def _processes(worker: Worker, now: float) -> list[tuple[Worker | WorkerProcess, ProcessState]]:
     """Those that are up or shut down under the name, where the worker's own is not the only one."""
-    others = [(each, process_state(worker, each.pid)) for each in worker.others]
+    others = [(each, process_state(worker, each.pid, now)) for each in worker.others]
     shown = [pair for pair in others if pair[1] in {"online", "shutting down"}]
-    return [(worker, process_state(worker, worker.pid)), *shown] if shown else []
+    return [(worker, process_state(worker, worker.pid, now)), *shown] if shown else []
 
 
 def _skewed(worker: Worker) -> bool:

@@ -1,0 +1,82 @@
+"""Tasks whose messages were removed here, on both databases: noted by one process, concluded by the receiver's."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from monitor.records import Delivery
+from monitor.records import TaskState
+from monitor.settings import Settings
+from monitor.shards import Shard
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.removals import note_removals
+from monitor.store.writer import UNSEEN_SECONDS
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+from tests.factories import make_message
+
+TEXT = "queue payments purged by ada"
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = open_store(database_url)
+    yield opened
+    opened.close()
+
+
+def send(writer: Writer, *ids: str) -> None:
+    events = [make_event("task-sent", uuid=each, hostname="web@shop", queue="payments") for each in ids]
+    writer.write([Delivery(events=events, arrived=NOW)])
+
+
+def states(store: Store, *ids: str) -> list[TaskState]:
+    return [queries.task(store, each, "shop").state for each in ids]
+
+
+def test_noted_task_is_revoked_once_and_its_message_is_kept(store: Store) -> None:
+    writer = Writer(store, "shop", Settings())
+    gone, waits = make_id(), make_id()
+    send(writer, gone, waits)
+    note_removals(store, "shop", [gone], TEXT, NOW + 5, {gone: make_message(gone, why="removed")})
+    assert writer.conclude_removals(NOW + 6) == 1
+    task = queries.task(store, gone, "shop")
+    assert (task.state, task.exception, task.finished) == (TaskState.REVOKED, TEXT, NOW + 5)
+    assert states(store, waits) == [TaskState.PENDING]
+    message = queries.message(store, task)
+    assert message is not None
+    assert message.why == "removed"
+    assert writer.conclude_removals(NOW + 7) == 0
+
+
+def test_task_that_is_not_in_the_record_yet_is_concluded_when_it_comes(store: Store) -> None:
+    writer = Writer(store, "shop", Settings())
+    late, never = make_id(), make_id()
+    note_removals(store, "shop", [late, never], TEXT, NOW + 5, {})
+    assert writer.conclude_removals(NOW + 6) == 0
+    send(writer, late)
+    assert writer.conclude_removals(NOW + 7) == 1
+    assert states(store, late) == [TaskState.REVOKED]
+    assert writer.conclude_removals(NOW + 6 + UNSEEN_SECONDS) == 0
+    send(writer, never)
+    assert writer.conclude_removals(NOW + 8 + UNSEEN_SECONDS) == 0  # forgotten: the search finds it
+    assert states(store, never) == [TaskState.PENDING]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # which alone has several receivers
+def test_each_receiver_concludes_its_own_share(store: Store) -> None:
+    first, second = (Writer(store, "shop", Settings(shard=Shard(number, 2))) for number in (1, 2))
+    ids = [make_id() for _ in range(20)]
+    shares = [[each for each in ids if Shard(number, 2).has(each)] for number in (1, 2)]
+    assert all(shares)
+    send(first, *shares[0])
+    send(second, *shares[1])
+    note_removals(store, "shop", ids, TEXT, NOW + 5, {})
+    assert first.conclude_removals(NOW + 6) == len(shares[0])
+    assert set(states(store, *shares[1])) == {TaskState.PENDING}
+    assert second.conclude_removals(NOW + 6) == len(shares[1])
+    assert set(states(store, *ids)) == {TaskState.REVOKED}
