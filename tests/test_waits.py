@@ -93,6 +93,10 @@ def test_retry_without_a_countdown_waits_from_the_end_of_the_run_before_on() -> 
     assert waited(folded(*first, received(NOW, retries=1), started(NOW + 2))) == (82.0, "retry")
 
 
+def test_retry_whose_earlier_run_is_not_known_does_not_wait_since_the_first_message() -> None:
+    assert waited(folded(sent(NOW - 900), received(NOW, retries=1), started(NOW + 2))) == (2.0, "received")
+
+
 def test_message_that_was_delivered_once_more_waits_from_receipt_on() -> None:
     first = [sent(NOW - 200), received(NOW - 190), started(NOW - 189)]
     lost = make_event("task-lost", timestamp=NOW - 100, exception="its worker is gone")

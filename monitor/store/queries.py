@@ -16,6 +16,7 @@ from monitor.store.clusters import worker
 from monitor.store.clusters import workers
 from monitor.store.export import walk_tasks
 from monitor.store.facets import facets
+from monitor.store.failures import failure_counts
 from monitor.store.failures import failure_group
 from monitor.store.failures import failure_groups
 from monitor.store.failures import failure_summaries
@@ -58,6 +59,7 @@ __all__ = [
     "count",
     "entry_runs",
     "facets",
+    "failure_counts",
     "failure_group",
     "failure_groups",
     "failure_summaries",

@@ -93,6 +93,7 @@ def make_environment() -> Environment:
         "counted": wording.counted,
         "duration": wording.duration,
         "moment": wording.moment,
+        "since_receipt": wording.since_receipt,
         "short": wording.short,
         "visible": wording.visible,
         "verbatim": verbatim,
@@ -105,6 +106,7 @@ def make_environment() -> Environment:
         "GLYPHS": wording.GLYPHS,
         "WORKER_GLYPHS": wording.WORKER_GLYPHS,
         "STATES": tuple(TaskState),
+        "SINCE_RECEIPT": wording.SINCE_RECEIPT,
         "static": f"/static/{content_hash(assets('static'))}",
     }
     return environment
