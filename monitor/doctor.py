@@ -4,12 +4,20 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from monitor.brokers.application import application_of
 from monitor.brokers.connection import without_password
 from monitor.brokers.examine import look_at
+from monitor.brokers.results import result_backend
+from monitor.brokers.results import stored_results
+from monitor.diagnosis import BrokerFacts
 from monitor.diagnosis import Finding
 from monitor.diagnosis import RecordFacts
+from monitor.diagnosis import judge_receiver
 from monitor.diagnosis import judge_record
 from monitor.diagnosis import judge_workers
+from monitor.diagnosis_application import ResultFacts
+from monitor.diagnosis_application import judge_application
+from monitor.diagnosis_application import judge_results
 from monitor.diagnosis_transport import judge_transport
 from monitor.errors import BrokerUnavailable
 from monitor.errors import SettingsError
@@ -21,6 +29,7 @@ from monitor.store.examine import look_at_record
 from monitor.web.security import check_bind
 
 INDENT = " " * 9
+NO_TASK = "celery-monitor-doctor"  # an id that nobody has
 
 
 class Report(NamedTuple):
@@ -46,17 +55,37 @@ def examine(settings: Settings) -> list[Report]:
 
 def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
     address = without_password(broker.url)
+    failing = list(judge_receiver(record))
     try:
         facts = look_at(broker, settings)
     except BrokerUnavailable as error:
-        return Report(
-            broker.cluster, address, [Finding("broker", "wrong", error.message, "Check --broker, and that it runs.")]
-        )
+        found = Finding("broker", "wrong", error.message, "Check --broker, and that it runs.")
+        return Report(broker.cluster, address, [found, *failing])
     except Unsupported as error:
         mend = "Watch the result backend, or take a transport that carries events."
-        return Report(broker.cluster, address, [Finding("transport", "wrong", error.message, mend)])
+        return Report(broker.cluster, address, [Finding("transport", "wrong", error.message, mend), *failing])
     answers = Finding("broker", "ok", "It answers.")
-    return Report(broker.cluster, address, [answers, *judge_workers(facts, record), *judge_transport(facts, record)])
+    judged = [*judge_workers(facts, record), *judge_transport(facts, record)]
+    return Report(broker.cluster, address, [answers, *failing, *judged, *_application(broker, settings, facts)])
+
+
+def _application(broker: Broker, settings: Settings, facts: BrokerFacts) -> Iterator[Finding]:
+    """What the application under -A says, where there is one, and whether results can be read."""
+    application = application_of(settings)
+    if application is not None:
+        yield from judge_application(application, bool(facts.conf))
+    yield judge_results(_results(broker, settings))
+
+
+def _results(broker: Broker, settings: Settings) -> ResultFacts | None:
+    backend = result_backend(broker, settings)
+    if backend.kind == "none":
+        return None
+    try:
+        stored_results(broker, settings, [NO_TASK])
+    except BrokerUnavailable as error:
+        return ResultFacts(backend.address, backend.reason, error.message)
+    return ResultFacts(backend.address, backend.reason, None)
 
 
 def _dashboard(settings: Settings) -> Report:

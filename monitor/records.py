@@ -66,6 +66,7 @@ Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to th
 WAITING = "waiting"  # why a message is known: it lies in its queue
 UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
 READ = "read"  # it lay in its queue when somebody took it out to look at it
+REMOVED = "removed"  # somebody deleted it from its queue here, or purged that
 HELD = frozenset({WAITING, UNACKED, READ})
 
 
@@ -219,6 +220,7 @@ class Task(msgspec.Struct):
     failure_group: int | None = None
     learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
     runs: list[Run] = []
+    retried: "Link | None" = None  # the newest task as which a person retried this one
     pk: int | None = None  # the row, once stored
 
     @property
@@ -283,6 +285,20 @@ class WorkerStatus(StrEnum):
     OFFLINE = "offline"  # said goodbye, was replaced by a new process, or stayed silent for long
 
 
+class WorkerProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that sent events under a node name beside, or before, the one that stands for the worker."""
+
+    pid: int
+    first_seen: float
+    last_heartbeat: float  # our clock
+    offline_at: float | None = None  # when it sent worker-offline: it finishes what it runs, and ends
+    freq: float | None = None
+    skew: float = 0.0
+    active: int | None = None
+    processed: int | None = None
+    pool: str | None = None
+
+
 class Worker(msgspec.Struct, kw_only=True):
     """One worker, by its node name. Inspect's answers stay ``None`` until the worker has given them."""
 
@@ -309,6 +325,9 @@ class Worker(msgspec.Struct, kw_only=True):
     rusage: dict[str, float] | None = None
     inspected_at: float | None = None
     events_enabled: bool | None = None  # False: it answers and sends no task events
+    since: float | None = None  # when the first event of this process came
+    said_goodbye: bool = False  # it is offline because it sent worker-offline
+    others: tuple[WorkerProcess, ...] = ()  # of the same name: earlier ones, or a second one by mistake
 
 
 class Queue(msgspec.Struct, kw_only=True):
@@ -375,6 +394,25 @@ LEVEL_SECONDS = 2.0  # a receiver further behind than this accuses nobody: what 
 UNSAID_SECONDS = 4.0  # nor does one that said nothing of itself for this long
 
 
+class FailingHelper(msgspec.Struct, frozen=True, kw_only=True):
+    """A thread or process beside a receiver that keeps failing, or the receiver itself (``receiver``)."""
+
+    name: str
+    error: str  # the last one
+    since: float
+    failures: int  # in a row
+
+
+class ReceiverEnding(msgspec.Struct, frozen=True, kw_only=True):
+    """A receiver's process ended by itself, ``failures`` times in a row, the last time ``at``; it is started again."""
+
+    cluster: str
+    error: str
+    since: float
+    failures: int
+    at: float
+
+
 class ReceiverHealth(msgspec.Struct, kw_only=True):
     """What the receiver of one cluster last said of itself."""
 
@@ -397,6 +435,7 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
     shard: int = 1  # which share of the tasks it takes,
     shards: int = 1  # of how many
+    helpers: tuple[FailingHelper, ...] = ()  # those that keep failing
     parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
 
     def is_level(self, now: float, unsaid_seconds: float) -> bool:
@@ -540,6 +579,7 @@ class JobPreview(msgspec.Struct, frozen=True, kw_only=True):
     sendable: int = 0
     fidelity: dict[str, int] = {}
     skipped: dict[str, int] = {}  # by reason
+    retried: int = 0  # tasks that somebody has retried before, whether they are skipped or not; never estimated
     samples: list[dict[str, str]] = []
     warnings: list[str] = []
 
@@ -556,6 +596,7 @@ class Job(msgspec.Struct, kw_only=True):
     actor: str
     reason: str | None = None
     rate: float | None = None
+    include_retried: bool = False  # tasks that were retried before are sent too
     state: JobState
     total: int = 0
     position: int = 0
@@ -576,6 +617,13 @@ class Job(msgspec.Struct, kw_only=True):
         return self.total - sum(each.count for each in self.reasons)
 
 
+class FailureVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the messages that a failure group stands for, where they differ in names, and all its failures."""
+
+    message: str | None  # None: of all that came after the first fifty
+    count: int
+
+
 class FailureGroup(msgspec.Struct, kw_only=True):
     """Failures that share a signature."""
 
@@ -590,6 +638,7 @@ class FailureGroup(msgspec.Struct, kw_only=True):
     count: int
     state: FailureState = FailureState.OPEN
     state_at: float | None = None  # when it became so; ``None`` where nobody has touched it
+    variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty: the message names nothing
 
 
 class FailureCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -707,12 +756,25 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     named: int
 
 
+class WorkflowState(StrEnum):
+    """What is known of a workflow as a whole, by the states of its tasks."""
+
+    RUNNING = "running"  # a task of it runs
+    WAITING = "waiting"  # none runs, and some wait: for a worker, a retry or an ETA
+    LOST = "lost"  # nothing of it runs or waits, and a task is lost
+    FAILED = "failed"
+    REJECTED = "rejected"
+    REVOKED = "revoked"
+    SUCCEEDED = "succeeded"
+
+
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A root task and how many tasks of each state stand under it, itself included."""
 
     root: Step
     cluster: str
     states: dict[TaskState, int]
+    state: WorkflowState | None  # None: none of its tasks is in the record
     last_seen: float  # when the latest of its tasks was received, or sent
     unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
     waits_for: str | None = None  # the name that most of them have
@@ -764,6 +826,14 @@ class OverdueEntry(msgspec.Struct, frozen=True, kw_only=True):
     may_wait_in: str | None = None  # a queue with messages among which it may be
 
 
+class UnreadEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the schedule that could not be read; an empty name is that of what has none."""
+
+    source: BeatSource
+    name: str
+    reason: str
+
+
 class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of the beat of one cluster. It tells nobody that it lives: each of these is a sign of it."""
 
@@ -775,7 +845,8 @@ class BeatHealth(msgspec.Struct, frozen=True, kw_only=True):
     lock_free_since: float | None = None  # nobody holds it any more
     answered_at: float | None = None  # it answered a ping, where beat_enable_remote_control lets it
     answered: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()  # what could not be read of the schedule, and why
+    unread: tuple[str, ...] = ()  # sources of the schedule that could not be read, and why
+    unread_entries: tuple[UnreadEntry, ...] = ()
 
 
 class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ class Standing(NamedTuple):
     since: float
     may_wait_in: str | None = None  # a queue with messages among which the overdue one may be
     by_receipt: bool = False  # of some runs it is not known when they were sent: ``missed`` is a guess
+    shared_with: tuple[str, ...] = ()  # entries whose runs cannot be told from its own: ``runs`` are of all of them
 
     @property
     def surely_overdue(self) -> bool:
@@ -52,22 +53,98 @@ class Standing(NamedTuple):
         return self.overdue is not None and self.may_wait_in is None
 
 
-def own_runs(runs: Mapping[str, Sequence[ScheduledRun]]) -> dict[str, tuple[tuple[ScheduledRun, ...], bool]]:
+def own_runs(
+    runs: Mapping[str, Sequence[ScheduledRun]], alike: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[tuple[ScheduledRun, ...], bool]]:
     """The runs of each entry that beat sent, and whether that is sure: it has one sender for all its entries.
 
-    A sender of several entries is beat, and anybody else sent the task for reasons of their own.
+    A sender of several entries is beat, and anybody else sent the task for reasons of their own. ``alike``, of
+    ``entries_alike``: one run that may be of two entries does not make its sender a sender of both.
     """
     entries: dict[str, set[str]] = defaultdict(set)
     for name, found in runs.items():
         for run in found:
             if run.client is not None:
                 entries[run.client].add(name)
-    beats = {client for client, names in entries.items() if len(names) > 1}
+    beats = {client for client, names in entries.items() if any(names - {each, *alike[each]} for each in names)}
     judged = {}
     for name, found in runs.items():
         mine = tuple(run for run in found if run.client in beats)
         judged[name] = (mine, True) if mine else (tuple(found), False)
     return judged
+
+
+def entries_alike(
+    entries: Sequence[ScheduleEntry], runs: Mapping[str, Sequence[ScheduledRun]]
+) -> dict[str, tuple[str, ...]]:
+    """Of each entry the others of its cluster whose runs cannot be told from its own.
+
+    Events carry a task's name and arguments and not the entry it was sent for. So two entries that send the same are
+    alike, unless each names a queue of its own; and so are entries that share a run whose arguments are not known.
+    """
+    alike: dict[str, set[str]] = defaultdict(set)
+    of_run: dict[str, list[str]] = defaultdict(list)
+    of_call: dict[tuple[str, str, str], list[ScheduleEntry]] = defaultdict(list)
+    for entry in entries:
+        of_call[entry.task, entry.args, entry.kwargs].append(entry)
+        for run in runs.get(entry.name, ()):
+            of_run[run.id].append(entry.name)
+    for some in of_call.values():
+        for entry in some:
+            alike[entry.name] |= {each.name for each in some if not _have_own_queues(entry, each)}
+    for names in of_run.values():
+        for name in names:
+            alike[name] |= set(names)
+    return {entry.name: tuple(sorted(alike[entry.name] - {entry.name})) for entry in entries}
+
+
+def in_own_queue(
+    entry: ScheduleEntry, entries: Sequence[ScheduleEntry], runs: Sequence[ScheduledRun]
+) -> list[ScheduledRun]:
+    """Its runs, without those in the queue of another entry that sends the same."""
+    same = (entry.task, entry.args, entry.kwargs)
+    others = [each for each in entries if each is not entry and (each.task, each.args, each.kwargs) == same]
+    theirs = {each.queue for each in others if _have_own_queues(entry, each)}
+    return [run for run in runs if run.queue is None or run.queue not in theirs]
+
+
+def _have_own_queues(one: ScheduleEntry, other: ScheduleEntry) -> bool:
+    return one.queue is not None and other.queue is not None and one.queue != other.queue
+
+
+def judge_alike(
+    entry: ScheduleEntry,
+    runs: Sequence[ScheduledRun],
+    gaps: Sequence[Gap],
+    since: float,
+    now: float,
+    *,
+    shared_with: tuple[str, ...],
+) -> Standing:
+    """The same of an entry whose runs may be another's: what beat itself keeps of it counts alone.
+
+    That it is overdue is still sure where none of them was sent in time; what it missed, and its last run, are not.
+    """
+    seen = runs[0].at if runs else None
+    newest = max((at for at in (seen, entry.told_last) if at is not None), default=None)
+    by_receipt = any(run.by_receipt for run in runs)
+    overdue, upcoming = _due(entry, seen, newest, gaps, now) if entry.enabled else (None, None)
+    if entry.every is not None and entry.told_next is None and entry.told_last is None:
+        upcoming = None  # counted from a run that may be another's
+    return Standing(
+        last=None,
+        last_at=entry.told_last,
+        next=upcoming,
+        overdue=overdue,
+        drift=None,
+        missed=None,
+        late=None,
+        runs=tuple(runs),
+        sure=False,
+        since=since,
+        by_receipt=by_receipt,
+        shared_with=shared_with,
+    )
 
 
 def judge(

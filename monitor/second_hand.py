@@ -38,7 +38,9 @@ def from_result(task_id: str, stored: bytes) -> Told:
         raise Unreadable("what the result backend keeps of it is no JSON that is read here") from None
     if not isinstance(meta, dict) or meta.get("task_id") != task_id:
         raise Unreadable("what the result backend keeps under its id is of something else")
-    args, kwargs = meta.get("args"), meta.get("kwargs")
+    if {"args", "kwargs"} & set(meta.get("unread") or ()):
+        raise Unreadable("the result backend keeps its arguments as a pickle, which is never opened")
+    args, kwargs = _values(meta.get("args")), _values(meta.get("kwargs"))
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Unreadable("the result backend keeps no arguments of it: that needs result_extended")
     return Told(
@@ -46,6 +48,17 @@ def from_result(task_id: str, stored: bytes) -> Told:
         name=_text(meta.get("name")),
         queue=_text(meta.get("queue")),
     )
+
+
+def _values(kept: object) -> object:
+    """django-db keeps the publisher's text of them. Raises Unreadable where that does not tell the values."""
+    if not isinstance(kept, str):
+        return kept
+    try:
+        read = read_repr(kept)
+    except Lossy as error:
+        raise Unreadable(f"the result backend keeps a text of its arguments that is not believed: {error}") from None
+    return list(read) if isinstance(read, tuple) else read
 
 
 def from_worker(worker: str, said: object) -> Told:

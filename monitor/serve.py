@@ -2,37 +2,107 @@
 
 import http.client
 import json
+import logging
+import os
 import socket
+import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import mkstemp
 from threading import Event
+from typing import NoReturn
 
-from monitor.brokers.application import broker_of_app
+import msgspec
+
+from monitor.brokers.application import application_of
+from monitor.brokers.application import broker_of
+from monitor.brokers.connection import check_brokers
 from monitor.errors import SettingsError
+from monitor.errors import StoreUnavailable
 from monitor.receiver import process
+from monitor.records import ReceiverEnding
 from monitor.settings import Settings
+from monitor.store.engine import connect_only
+from monitor.store.engine import database_without_password
 from monitor.store.engine import open_store
+from monitor.store.journal import save_ending
+from monitor.supervise import Ending
 from monitor.supervise import Job
 from monitor.supervise import python_job
 from monitor.supervise import supervise
 from monitor.web import server
 from monitor.web.security import check_bind
 
+log = logging.getLogger(__name__)
+
 Announce = Callable[[str], object]
 ANSWER_SECONDS = 1.0
 
 
-def with_brokers(settings: Settings) -> Settings:
-    """Settings that name a broker: the given ones, else the application's own. Raises SettingsError."""
-    if settings.broker:
+def with_application(settings: Settings) -> Settings:
+    """Settings with the application that they name, and with its broker where none is given. Raises SettingsError."""
+    application = application_of(settings)
+    if application is None:
         return settings
-    if settings.app:
-        return replace(settings, broker=(broker_of_app(settings.app),))
+    for name, why in application.unusable.items():
+        log.warning("%s of %s cannot be used here: %s", name, application.name, why)
+    for why in application.problems.values():
+        log.warning("%s: %s", application.name, why)
+    broker = settings.broker or (broker_of(application),)
+    return replace(settings, application=application, broker=broker)
+
+
+def with_brokers(settings: Settings) -> Settings:
+    """Settings that name a broker: the given ones, else the application's own.
+
+    Raises SettingsError, and Unsupported, where one can never be watched.
+    """
+    settings = with_application(settings)
+    if settings.broker:
+        check_brokers(settings)
+        return settings
     raise SettingsError(
         "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
         "or look at celery-monitor demo first"
     )
+
+
+def start_afresh(settings: Settings, command: str) -> NoReturn:
+    """Goes on as a program that holds none of the user's modules: this process has loaded the application.
+
+    The settings go through memory, not through a command line or an environment that others could read.
+    """
+    descriptor = _memory()
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(msgspec.json.encode(settings))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # -P: a module of the project that has the name of ours is not taken for it.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "monitor", command, str(descriptor)])  # noqa: S606
+
+
+def _memory() -> int:
+    """A file without a name, which a program started in our place has too."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("settings", 0)
+    descriptor, path = mkstemp()
+    Path(path).unlink()
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+def handed_over(descriptor: int) -> Settings:
+    """The settings that ``start_afresh`` has left. Raises SettingsError where there are none."""
+    try:
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            return msgspec.json.decode(file.read(), type=Settings)
+    except (OSError, ValueError):
+        raise SettingsError("this command is for celery -A proj monitor alone; start celery-monitor serve") from None
 
 
 def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
@@ -43,6 +113,8 @@ def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
 
 def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
     """The web process alone."""
+    settings = with_application(settings)
+    check_brokers(settings)
     _run(settings, [], stop, announce)
 
 
@@ -50,18 +122,19 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
     """The receivers alone."""
     settings = with_brokers(settings)
     prepare_store(settings)
+    shown = database_without_password(settings.database)
     supervise(
         receiver_jobs(settings),
         stop,
         ready=lambda: True,
-        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {settings.database}"),
+        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {shown}"),
     )
 
 
 def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -> None:
     check_bind(settings)
-    prepare_store(settings)
     with closing(server.bind(settings.host, settings.port)) as listener:
+        prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
         supervise(
@@ -79,9 +152,28 @@ def prepare_store(settings: Settings) -> None:
 
 def receiver_jobs(settings: Settings) -> list[Job]:
     return [
-        python_job(f"receiver of {broker.cluster}", settings.log_level, process.run, settings, broker)
+        python_job(
+            f"receiver of {broker.cluster}",
+            settings.log_level,
+            process.run,
+            settings,
+            broker,
+            ended=partial(note_ending, settings.database, broker.cluster),
+        )
         for broker in settings.broker
     ]
+
+
+def note_ending(database: str, cluster: str, ending: Ending) -> None:
+    """Writes down that a receiver ended by itself, which it cannot always do, so that pages show it."""
+    noted = ReceiverEnding(
+        cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
+    )
+    with closing(connect_only(database)) as store:
+        try:
+            save_ending(store, noted)
+        except StoreUnavailable as error:
+            log.warning("pages cannot show that the receiver of %s ended: %s", cluster, error)
 
 
 def web_job(settings: Settings, listener: socket.socket) -> Job:

@@ -15,8 +15,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor", "monitor.errors", "monitor.records"),
     (
         "monitor.access",
+        "monitor.addresses",
+        "monitor.application",
         "monitor.clocks",
         "monitor.diagnosis",
+        "monitor.diagnosis_application",
         "monitor.diagnosis_transport",
         "monitor.failures",
         "monitor.fidelity",
@@ -24,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.filter_terms",
         "monitor.filter_values",
         "monitor.filters",
+        "monitor.frames",
         "monitor.gaps",
         "monitor.health_sentence",
         "monitor.intake",
@@ -47,6 +51,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "monitor.brokers",
         "monitor.receiver.decode",
+        "monitor.receiver.helpers",
         "monitor.receiver.sources",
         "monitor.receiver.spool",
         "monitor.store",

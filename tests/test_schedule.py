@@ -16,8 +16,11 @@ from monitor.records import ScheduleEntry
 from monitor.records import TaskState
 from monitor.redact import Redactor
 from monitor.schedule import due_times
+from monitor.schedule import entries_alike
+from monitor.schedule import in_own_queue
 from monitor.schedule import in_words
 from monitor.schedule import judge
+from monitor.schedule import judge_alike
 from monitor.schedule import may_wait_in
 from monitor.schedule import next_look
 from monitor.schedule import own_runs
@@ -171,8 +174,40 @@ def test_unknown_kind_of_schedule_is_unknown() -> None:
 
 def test_sender_of_several_entries_is_beat() -> None:
     beat, person = run(DAY), run(DAY + 5, "gen9@web")
-    judged = own_runs({"a": [person, beat], "b": [beat], "c": [run(DAY, None)]})
+    judged = own_runs({"a": [person, beat], "b": [beat], "c": [run(DAY, None)]}, dict.fromkeys("abc", ()))
     assert judged == {"a": ((beat,), True), "b": ((beat,), True), "c": ((run(DAY, None),), False)}
+
+
+def test_run_that_may_be_of_two_entries_does_not_make_its_sender_beat() -> None:
+    person = run(DAY, "gen9@web")
+    judged = own_runs({"a": [person], "b": [person]}, {"a": ("b",), "b": ("a",)})
+    assert judged == {"a": ((person,), False), "b": ((person,), False)}
+
+
+def test_entries_that_send_the_same_are_alike_unless_each_has_its_queue() -> None:
+    same = [entry(name=name) for name in ("a", "b")]
+    other = entry(name="c", args="(7,)")
+    assert entries_alike([*same, other], {}) == {"a": ("b",), "b": ("a",), "c": ()}
+    apart = [entry(name="a", queue="mail"), entry(name="b", queue="stock")]
+    assert entries_alike(apart, {}) == {"a": (), "b": ()}
+    mail = [ScheduledRun(id="1", at=DAY, state=TaskState.SUCCESS, client=None, queue="mail")]
+    assert in_own_queue(apart[0], apart, mail) == mail
+    assert in_own_queue(apart[1], apart, mail) == []
+    nowhere = [run(DAY)]  # its queue is not known
+    found = entries_alike(apart, {each.name: in_own_queue(each, apart, nowhere) for each in apart})
+    assert found == {"a": ("b",), "b": ("a",)}
+
+
+def test_of_entries_that_send_the_same_only_beats_own_record_counts() -> None:
+    runs = [run(DAY + 240), run(DAY + 210), run(DAY + 60)]
+    found = judge_alike(entry("90.0"), runs, [], DAY, DAY + 250, shared_with=("other",))
+    assert (found.last, found.last_at, found.next, found.overdue) == (None, None, None, None)
+    assert (found.missed, found.late, found.drift, found.sure) == (None, None, None, False)
+    told = entry("90.0", source="redbeat", told_last=DAY + 210, told_next=DAY + 300, total=3)
+    found = judge_alike(told, runs, [], DAY, DAY + 250, shared_with=("other",))
+    assert (found.last_at, found.next, found.sure) == (DAY + 210, DAY + 300, False)
+    silent = judge_alike(entry("90.0"), runs, [], DAY, DAY + 400, shared_with=("other",))
+    assert silent.overdue == DAY + 330  # none of them was sent since
 
 
 def test_secrets_of_arguments_are_masked_and_not_sent() -> None:
@@ -183,10 +218,28 @@ def test_secrets_of_arguments_are_masked_and_not_sent() -> None:
             "broken": {"schedule": 5.0},
         }
     }
-    pay, odd = entries_of_conf(conf, "shop", Redactor(("token",)), DAY)
+    (pay, odd), [broken] = entries_of_conf(conf, "shop", Redactor(("token",)), DAY)
+    assert (broken.name, broken.reason) == ("broken", "it names no task")
     assert (pay.queue, pay.kwargs_json, "abc" in pay.kwargs) == ("q", None, False)
     assert (odd.args, odd.args_json, odd.timezone) == ("('Ada',)", '["Ada"]', "UTC")
-    assert entries_of_conf({"enable_utc": False, **conf}, "shop", Redactor(()), DAY)[1].timezone is None
+    assert entries_of_conf({"enable_utc": False, **conf}, "shop", Redactor(()), DAY).entries[1].timezone is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"args": 1}, "its args are of type int, not a list"),
+        ({"kwargs": [7]}, "its kwargs are of type list, not a dictionary"),
+        ({"schedule": None}, "it has no schedule"),
+        ({"task": 7}, "it names no task"),
+    ],
+)
+def test_one_bad_entry_of_a_configuration_hides_no_other(broken: dict[str, object], reason: str) -> None:
+    good = {"task": "t", "schedule": 5.0}
+    conf = {"beat_schedule": {"bad": {**good, **broken}, "good": good, "worse": "t"}}
+    read = entries_of_conf(conf, "shop", Redactor(()), DAY)
+    assert [each.name for each in read.entries] == ["good"]
+    assert [(each.name, each.reason) for each in read.unread] == [("bad", reason), ("worse", "it names no task")]
 
 
 def test_crontab_that_has_only_just_run_once_misses_nothing() -> None:

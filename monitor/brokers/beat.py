@@ -6,15 +6,18 @@ A worker tells its schedules as text: ``2.0``, ``0:00:30``, ``<freq: 30.00 secon
 
 import json
 import re
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
+from typing import NamedTuple
 
 from celery.schedules import ParseException
 from celery.schedules import crontab_parser
 
-from monitor.brokers.connection import load_app
+from monitor.application import Application
+from monitor.application import Unread
 from monitor.records import ScheduleEntry
 from monitor.redact import Redactor
 
@@ -33,43 +36,80 @@ _FIELDS = {
 }
 
 
-def entries_of_app(name: str, cluster: str, redactor: Redactor, now: float) -> list[ScheduleEntry]:
-    """The entries of the user's application. Imports the user's code; raises SettingsError."""
-    return _entries(load_app(name).conf, cluster, redactor, now, "app")
+class Read(NamedTuple):
+    """The entries of one source, and of each that cannot be read its name and the reason."""
+
+    entries: list[ScheduleEntry]
+    unread: list[Unread]
 
 
-def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float) -> list[ScheduleEntry]:
-    """The entries in a worker's answer to ``conf``. What is no entry is passed over."""
-    return _entries(conf, cluster, redactor, now, "workers")
+def entries_of_app(application: Application, cluster: str, redactor: Redactor, now: float) -> Read:
+    """The entries of the user's application."""
+    zone = timezone_of(application.setting)
+    unread = list(application.unread)
+    if (reason := application.problems.get("tasks")) is not None:
+        unread.append(Unread(name="", reason=f"entries that task modules add may be missing: {reason}"))
+    entries = [
+        ScheduleEntry(
+            cluster=cluster,
+            name=entry.name,
+            task=entry.task,
+            timezone=zone,
+            queue=entry.queue,
+            source="app",
+            heard_at=now,
+            **_texts("args", entry.args, entry.args_json, redactor),
+            **_texts("kwargs", entry.kwargs, entry.kwargs_json, redactor),
+            **read_schedule(entry.when),
+        )
+        for entry in application.entries
+    ]
+    return Read(entries, unread)
 
 
-def _entries(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float, source: str) -> list[ScheduleEntry]:
+def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float) -> Read:
+    """The entries in a worker's answer to ``conf``."""
     schedule = conf.get("beat_schedule")
-    zone = timezone_of(conf)
-    found = []
+    zone = timezone_of(conf.get)
+    found = Read([], [])
     for name, entry in schedule.items() if isinstance(schedule, Mapping) else ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("task"), str):
-            options = entry.get("options")
-            queue = options.get("queue") if isinstance(options, Mapping) else None
-            args, kwargs = list(entry.get("args") or ()), dict(entry.get("kwargs") or {})
-            found.append(
-                ScheduleEntry(
-                    cluster=cluster,
-                    name=str(name),
-                    task=entry["task"],
-                    timezone=zone,
-                    queue=queue if isinstance(queue, str) else None,
-                    source="app" if source == "app" else "workers",
-                    heard_at=now,
-                    **arguments(args, kwargs, redactor),
-                    **read_schedule(entry.get("schedule")),
-                )
+        try:
+            fields = _fields(entry, redactor)
+        except TypeError as error:
+            found.unread.append(Unread(name=str(name), reason=str(error)))
+        else:
+            found.entries.append(
+                ScheduleEntry(cluster=cluster, name=str(name), timezone=zone, source="workers", heard_at=now, **fields)
             )
     return found
 
 
+def _fields(entry: object, redactor: Redactor) -> dict[str, Any]:
+    """Fields of ScheduleEntry. Raises TypeError with what is wrong."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("task"), str):
+        raise TypeError("it names no task")
+    args, kwargs = entry.get("args") or (), entry.get("kwargs") or {}
+    if not isinstance(args, (list, tuple)):
+        raise TypeError(f"its args are of type {type(args).__name__}, not a list")
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(f"its kwargs are of type {type(kwargs).__name__}, not a dictionary")
+    if entry.get("schedule") is None:
+        raise TypeError("it has no schedule")
+    options = entry.get("options")
+    queue = options.get("queue") if isinstance(options, Mapping) else None
+    return {
+        "task": entry["task"],
+        "queue": queue if isinstance(queue, str) else None,
+        **arguments(list(args), dict(kwargs), redactor),
+        **read_schedule(entry.get("schedule")),
+    }
+
+
 def schedule_of_django(kind: str | None, when: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule of django-celery-beat as fields of ScheduleEntry; ``when`` are the columns of its kind."""
+    """A schedule of django-celery-beat as fields of ScheduleEntry; ``when`` are the columns of its kind.
+
+    Raises TypeError, ValueError or AttributeError where a column holds what its model does not allow.
+    """
     if kind == "interval":
         number, unit = when["every"], when["period"]
         size = {"microseconds": 1e-6}.get(unit) or _UNITS.get(unit.rstrip("s"))
@@ -103,7 +143,8 @@ def crontab_fields(fields: Sequence[str]) -> dict[str, Any]:
 
 def arguments(args: list[Any], kwargs: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
     """What a task is to be called with, as fields of ScheduleEntry."""
-    return {**_texts("args", tuple(args), args, redactor), **_texts("kwargs", kwargs, kwargs, redactor)}
+    positional = _texts("args", repr(tuple(args)), _json(args), redactor)
+    return {**positional, **_texts("kwargs", repr(kwargs), _json(kwargs), redactor)}
 
 
 def arguments_of_json(args: str, kwargs: str, redactor: Redactor) -> dict[str, Any]:
@@ -141,20 +182,23 @@ def _seconds(text: str) -> float | None:
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0 else None
 
 
-def timezone_of(conf: Mapping[str, Any]) -> str | None:
+def timezone_of(setting: Callable[[str], object]) -> str | None:
     """Celery's own rule: the one that is set, else UTC unless it is told to use local time."""
-    zone = conf.get("timezone")
+    zone = setting("timezone")
     if zone:
         return str(zone)
-    return "UTC" if conf.get("enable_utc", True) else None
+    utc = setting("enable_utc")
+    return "UTC" if utc or utc is None else None
 
 
-def _texts(field: str, shown: object, value: object, redactor: Redactor) -> dict[str, Any]:
-    """As events show it, and as JSON where that says the same and has no secret."""
-    text = repr(shown)
-    masked = redactor.text(text)
+def _json(value: object) -> str | None:
     try:
-        whole = json.dumps(value) if masked == text else None
+        return json.dumps(value)
     except (TypeError, ValueError):
-        whole = None
-    return {field: masked, f"{field}_json": whole}
+        return None
+
+
+def _texts(field: str, text: str, whole: str | None, redactor: Redactor) -> dict[str, Any]:
+    """As events show it, and as JSON where that says the same and has no secret."""
+    masked = redactor.text(text)
+    return {field: masked, f"{field}_json": whole if masked == text else None}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from celery.utils.saferepr import saferepr
 
+from monitor.brokers.results import result_backend
 from monitor.brokers.results import stored_results
 from monitor.errors import BrokerUnavailable
 from monitor.lifecycle import parse_time
@@ -44,6 +45,14 @@ class Ends:
         self._settings = settings
         self._complained = False
 
+    @property
+    def absence(self) -> str:
+        """What it means that no end is known here: a backend that is not read may know one."""
+        backend = result_backend(self._broker, self._settings)
+        if backend.kind == "unreadable":
+            return f"its result backend ({backend.address}) cannot be read from here, and may know more"
+        return "no result backend tells of it"
+
     def of(self, ids: Sequence[str]) -> dict[str, End] | None:
         """Those of these tasks whose end is known; ``None`` where the backend does not answer (logged once).
 
@@ -75,7 +84,8 @@ def read_end(payload: bytes | str | None) -> End | None:
     worker = meta["worker"] if isinstance(meta.get("worker"), str) else None
     event, result, traceback = ENDS[meta["status"]], meta.get("result"), meta.get("traceback")
     if event == "task-succeeded":
-        return End(event, done, result=str(saferepr(result, LONGEST_REPR)), worker=worker)
+        kept = str(saferepr(result, LONGEST_REPR)) if "result" in meta else None  # pickled: not opened
+        return End(event, done, result=kept, worker=worker)
     text = traceback if isinstance(traceback, str) else None
     return End(event, done, exception=_exception(result), traceback=text, worker=worker)
 

@@ -15,12 +15,16 @@ from zoneinfo import ZoneInfo
 from zoneinfo import ZoneInfoNotFoundError
 
 from redis import Redis
+from redis.exceptions import RedisError
 
+from monitor.application import Unread
+from monitor.brokers.application import application_of
 from monitor.brokers.beat import arguments
 from monitor.brokers.beat import crontab_fields
 from monitor.brokers.link import link
 from monitor.records import ScheduleEntry
 from monitor.redact import Redactor
+from monitor.settings import SETTINGS
 from monitor.settings import Broker
 from monitor.settings import Settings
 
@@ -34,7 +38,7 @@ class RedBeat(NamedTuple):
 
     entries: list[ScheduleEntry]
     lock_seconds: float | None
-    unread: int = 0  # entries that are no entries, or too many
+    unread: list[Unread]
 
 
 class Reading(NamedTuple):
@@ -48,7 +52,7 @@ class Reading(NamedTuple):
 
 def read_redbeat(broker: Broker, settings: Settings, reading: Reading) -> RedBeat:
     """Everything of RedBeat in one Redis. Raises BrokerUnavailable."""
-    prefix = settings.redbeat_key_prefix
+    prefix = prefix_of(settings)
     with link(broker, settings) as connection:
         client = Redis(connection_pool=connection.channel().pool)  # kombu's own client would prefix the keys
         pipeline = client.pipeline(transaction=False)
@@ -58,18 +62,37 @@ def read_redbeat(broker: Broker, settings: Settings, reading: Reading) -> RedBea
         due, count, lock = pipeline.execute()
         for key, _ in due:
             pipeline.hmget(key, "definition", "meta")
-        texts = pipeline.execute() if due else []
-    found = [read_entry(two[0], two[1], score, reading) for two, (_, score) in zip(texts, due, strict=True)]
-    entries = [entry for entry in found if entry is not None]
-    return RedBeat(entries, lock / 1000 if lock >= 0 else None, count - len(entries))
+        texts = pipeline.execute(raise_on_error=False) if due else []  # one key may be of another kind
+    found = RedBeat([], lock / 1000 if lock >= 0 else None, [])
+    for two, (key, score) in zip(texts, due, strict=True):
+        try:
+            found.entries.append(read_entry(two, score, reading))
+        except (TypeError, ValueError, RecursionError, RedisError) as error:
+            name = key.decode("utf-8", "replace").removeprefix(prefix)
+            found.unread.append(Unread(name=name, reason=str(error) or type(error).__name__))
+    if count > len(due):
+        found.unread.append(Unread(name="", reason=f"{count - len(due):,} more: only {MOST_ENTRIES:,} are read"))
+    return found
 
 
-def read_entry(definition: bytes | None, meta: bytes | None, due: float, reading: Reading) -> ScheduleEntry | None:
-    """One entry; ``None`` where it is none."""
-    told, ran = _object(definition), _object(meta)
+def prefix_of(settings: Settings) -> str:
+    """The prefix that is given, else the application's."""
+    application = application_of(settings)
+    own = application.setting("redbeat_key_prefix") if application is not None else None
+    default = SETTINGS["redbeat_key_prefix"].default
+    return str(own) if own and settings.redbeat_key_prefix == default else settings.redbeat_key_prefix
+
+
+def read_entry(stored: Any, due: float, reading: Reading) -> ScheduleEntry:
+    """One entry of its two texts. Raises TypeError, ValueError, RecursionError or RedisError where it is none."""
+    if isinstance(stored, RedisError):
+        raise stored
+    if stored[0] is None:
+        raise ValueError("its key is gone, or has no definition")
+    told, ran = _object("definition", stored[0]), _object("meta", stored[1] or b"{}")
     name, task = told.get("name"), told.get("task")
     if not isinstance(name, str) or not isinstance(task, str):
-        return None
+        raise TypeError("its definition has no name, or names no task")
     options = told.get("options")
     queue = options.get("queue") if isinstance(options, dict) else None
     total = ran.get("total_run_count")
@@ -94,7 +117,9 @@ def _arguments(told: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
     args, kwargs = told.get("args"), told.get("kwargs")
     # What RedBeat marks with __type__ it sends as an object of Python: JSON would not say the same.
     plain = "__type__" not in json.dumps([args, kwargs])
-    args, kwargs = args if isinstance(args, list) else [], kwargs if isinstance(kwargs, dict) else {}
+    args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise TypeError("its args are no list, or its kwargs no object")
     found = arguments(args, kwargs, redactor)
     return found if plain else {**found, "args_json": None, "kwargs_json": None}
 
@@ -116,12 +141,14 @@ def _field(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _object(text: bytes | None) -> dict[str, Any]:
+def _object(field: str, text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"its {field} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise TypeError(f"its {field} is JSON, and not an object")
+    return found
 
 
 def _time(value: object) -> float | None:

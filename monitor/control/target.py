@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from monitor.brokers.application import configured_queues
 from monitor.brokers.remote import Remote
 from monitor.control.commands import MAX_TASKS
 from monitor.control.commands import Performed
@@ -48,12 +49,12 @@ class Target:
         return [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
 
     def queue_names(self) -> list[str]:
-        """Queues of this cluster that the record knows: sampled, consumed by a worker, or named by its tasks."""
+        """Queues of this cluster: sampled, consumed by a worker, named by its tasks, or the application's own."""
         sampled = {queue.name for queue in queries.queues(self.store, self.cluster)}
         consumed = {name for worker in queries.workers(self.store, self.cluster) for name in worker.queues or ()}
         mine = parse(f"cluster:{self.cluster}", self.now())
         named = {facet.value for facet in queries.facets(self.store, mine, ("queue",))["queue"] if facet.value}
-        return sorted(sampled | consumed | named)
+        return sorted(sampled | consumed | named | configured_queues(self.broker, self.settings))
 
 
 def find_broker(settings: Settings, cluster: str) -> Broker:

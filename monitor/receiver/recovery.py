@@ -38,6 +38,7 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Unended
+from monitor.workers import twins
 
 POLL_SECONDS = 2.0  # how often gaps are looked for
 BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
@@ -129,13 +130,14 @@ class Recovery:
         began = min([_beginning(last, gaps), *(_beginning(gap, gaps) for gap in earlier)])
         return Work(last, began, last.reconciliation or Reconciliation(began=now))
 
-    def _look(self, work: Work, workers: Iterable[Worker], now: float) -> Work:
+    def _look(self, work: Work, workers: Sequence[Worker], now: float) -> Work:
         """The next look; the second must have heard everybody, as long as there is patience."""
         newest = standing.newest(self._store, self._cluster)
         # One that is silent may be busy: a solo pool neither beats nor answers.
         names = [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
         consumed = {queue for worker in workers for queue in worker.queues or ()}
-        seen = look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster))
+        doubled = [worker.hostname for worker in workers if twins(worker)]
+        seen = look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster), doubled)
         work = work._replace(looked_at=now, until=work.until or now + PATIENCE_SECONDS)
         if work.first is None or (now < work.until and work.first.unheard | seen.unheard):
             return work._replace(first=seen, newest=newest)
@@ -182,7 +184,9 @@ class Recovery:
         after = (float(place[0]), int(place[1]))
         rows = standing.unended(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
         if rows:
-            self._settle(work, rows, _Judge(work, first, second, workers, now), (number, *rows[-1].place))
+            self._settle(
+                work, rows, _Judge(work, first, second, workers, now, self._ends.absence), (number, *rows[-1].place)
+            )
             return
         found = msgspec.structs.replace(work.found, position=(number + 1, 0.0, 0))
         self._tell(work.gap, found, [], now)
@@ -235,7 +239,10 @@ def _beginning(gap: Gap, gaps: Sequence[Gap]) -> float:
 class _Judge:
     """What two looks at workers and broker mean for a task."""
 
-    def __init__(self, work: Work, first: Look, second: Look, workers: Sequence[Worker], now: float) -> None:
+    def __init__(
+        self, work: Work, first: Look, second: Look, workers: Sequence[Worker], now: float, backend: str
+    ) -> None:
+        self._backend = backend  # what it says of tasks whose end it does not know
         self._began = work.began
         self._ended = work.gap.ended or now
         self._first = first
@@ -323,14 +330,14 @@ class _Judge:
                 return None  # reconcile.py judges workers that are gone
             return (
                 f"{worker.hostname} (process {task.pid}) is up and no longer knows the task: it was asked twice "
-                f"{AFTER_GAP}; no result backend tells of it"
+                f"{AFTER_GAP}; {self._backend}"
             )
         searched = task.queue is not None and task.queue in self._first.queues & self._second.queues
         if task.state is TaskState.LOST or not (self._complete and searched):
             return None
         return (
             f"no worker has the task and its message is neither in {task.queue} nor unacknowledged: both were looked "
-            f"at twice {AFTER_GAP}; no result backend tells of it"
+            f"at twice {AFTER_GAP}; {self._backend}"
         )
 
     def _lost_event(self, task: Unended, evidence: str) -> Event:

@@ -3,19 +3,25 @@
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
+from monitor.application import Application
+from monitor.application import Unread
+from monitor.brokers.application import application_of
+from monitor.brokers.application import applies_to
+from monitor.brokers.beat import Read
 from monitor.brokers.beat import arguments_of_json
 from monitor.brokers.beat import entries_of_app
 from monitor.brokers.beat import entries_of_conf
 from monitor.brokers.beat import schedule_of_django
 from monitor.brokers.beat import timezone_of
-from monitor.brokers.connection import load_app
 from monitor.brokers.connection import transport_of
 from monitor.brokers.redbeat import TRANSPORTS
 from monitor.brokers.redbeat import Reading
@@ -23,8 +29,10 @@ from monitor.brokers.redbeat import read_redbeat
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
 from monitor.records import BeatHealth
+from monitor.records import BeatSource
 from monitor.records import OverdueEntry
 from monitor.records import ScheduleEntry
+from monitor.records import UnreadEntry
 from monitor.records import Worker
 from monitor.redact import Redactor
 from monitor.schedule import next_look
@@ -62,13 +70,17 @@ class Schedules:
         self._cluster = broker.cluster
         self._settings = settings
         self._redactor = Redactor(settings.redact)
-        self._redbeat = settings.address_of("redbeat", broker.cluster) or broker
-        self._django = settings.address_of("beat_database", broker.cluster)
+        self._application = _application(broker, settings)
+        self._redbeat = settings.address_of("redbeat", broker.cluster) or self._own_redbeat() or broker
+        self._django = self._own_django()
+        if (given := settings.address_of("beat_database", broker.cluster)) is not None:
+            self._django = given.url, "UTC"
         self._told: set[tuple[str, int | None]] = set()  # processes that told their configuration
         self._asked_at = 0.0
         self._read_at: dict[str, float] = {}  # when a source is to be read again
         self._found: dict[str, list[ScheduleEntry]] = {}  # what each source told, the later ones rule
-        self._unread: dict[str, str] = {}
+        self._unread: dict[str, str] = self._cannot_be_found()  # sources, with the reason
+        self._unread_entries: dict[str, tuple[UnreadEntry, ...]] = {}  # by source; "" are those that cannot be stored
         self._timezone: str | None = None
         self._pings = False  # whether beat may answer
         self._saved: list[ScheduleEntry] | None = None
@@ -93,6 +105,21 @@ class Schedules:
             self._judge_at = self._judge(now)
         return self._judge_at - now
 
+    def _cannot_be_found(self) -> dict[str, str]:
+        """Django's schedule where the application has one and cannot say where."""
+        problem = self._application.problems.get("beat database") if self._application is not None else None
+        return {"django-celery-beat": f"django-celery-beat: {problem}"} if problem and self._django is None else {}
+
+    def _own_redbeat(self) -> Broker | None:
+        """Where the application says that RedBeat keeps its entries."""
+        url = self._application.setting("redbeat_redis_url") if self._application is not None else None
+        return Broker(self._cluster, url) if isinstance(url, str) and "://" in url else None
+
+    def _own_django(self) -> tuple[str, str] | None:
+        """The database of the application's django-celery-beat, and the time zone of its times."""
+        database = self._application.databases.get("beat") if self._application is not None else None
+        return (database.url, database.timezone) if database is not None else None
+
     def _remember(self) -> None:
         """What was known before this process began."""
         self._stored = self._health = beat_health(self._store, self._cluster)
@@ -107,23 +134,32 @@ class Schedules:
         if processes <= self._told and now - self._asked_at < CONF_SECONDS:
             return
         self._told, self._asked_at = processes, now
-        if self._settings.app is not None:
-            conf = load_app(self._settings.app).conf
-            self._learn([conf], entries_of_app(self._settings.app, self._cluster, self._redactor, now))
+        if self._application is not None:
+            read = entries_of_app(self._application, self._cluster, self._redactor, now)
+            self._learn([self._application.configuration], [read], "app")
         elif remote is not None and workers:
             names = [worker.hostname for worker in workers]
             replies = remote.ask("conf", timeout=ANSWER_SECONDS, expected=names)
             confs = [reply.ok for _, reply in sorted(replies.items()) if isinstance(reply.ok, dict)]
             if confs:  # nobody answered: what was told before still stands
-                told = (entries_of_conf(conf, self._cluster, self._redactor, now) for conf in confs)
-                self._learn(confs, [entry for entries in told for entry in entries])
+                told = [entries_of_conf(conf, self._cluster, self._redactor, now) for conf in confs]
+                self._learn(confs, told, "workers")
         if self._pings and remote is not None:
             self._ping(remote, now)
 
-    def _learn(self, confs: Sequence[Mapping[str, Any]], entries: list[ScheduleEntry]) -> None:
-        self._found["configuration"] = entries
-        self._timezone = timezone_of(confs[0])
+    def _learn(self, confs: Sequence[Mapping[str, Any]], told: Sequence[Read], source: BeatSource) -> None:
+        self._found["configuration"] = [entry for read in told for entry in read.entries]
+        self._cannot("configuration", source, {each.name: each for read in told for each in read.unread}.values())
+        self._timezone = timezone_of(confs[0].get)
         self._pings = any(conf.get("beat_enable_remote_control") for conf in confs)
+
+    def _cannot(self, name: str, source: BeatSource, unread: Iterable[Unread]) -> None:
+        """Keeps which entries of a source could not be read."""
+        told = (
+            UnreadEntry(source=source, name=_storable(each.name), reason=_storable(self._redactor.text(each.reason)))
+            for each in unread
+        )
+        self._unread_entries[name] = tuple(told)
 
     def _ping(self, remote: Remote, now: float) -> None:
         replies = remote.ask("ping", timeout=ANSWER_SECONDS)
@@ -150,14 +186,23 @@ class Schedules:
     def _read_redbeat(self, now: float) -> None:
         found = read_redbeat(self._redbeat, self._settings, Reading(self._cluster, self._redactor, self._timezone, now))
         self._found["redbeat"] = found.entries
+        self._cannot("redbeat", "redbeat", found.unread)
         if found.lock_seconds is not None:
             self._health = replace(self._health, lock_until=now + found.lock_seconds, lock_free_since=None)
         elif self._health.lock_until is not None:
             self._health = replace(self._health, lock_until=None, lock_free_since=now)
 
     def _read_django(self, now: float) -> None:
-        if self._django is not None:
-            self._found["django"] = [self._of_django(row, now) for row in read_periodic_tasks(self._django.url)]
+        if self._django is None:
+            return
+        entries, unread = [], []
+        for row in read_periodic_tasks(*self._django):
+            try:
+                entries.append(self._of_django(row, now))
+            except (TypeError, ValueError, AttributeError) as error:
+                unread.append(Unread(name=str(row.name), reason=f"a column that its model does not allow: {error}"))
+        self._found["django"] = entries
+        self._cannot("django", "django", unread)
 
     def _of_django(self, row: PeriodicTask, now: float) -> ScheduleEntry:
         return ScheduleEntry(
@@ -183,7 +228,9 @@ class Schedules:
         entries = list({entry.name: entry for source in self._sources() for entry in source}.values())
         timeless = [replace(entry, heard_at=0.0) for entry in entries]
         if timeless != self._saved and (entries or self._saved or "configuration" in self._found):
-            save_schedule(self._store, self._cluster, entries, now)
+            stored, refused = _fitting(entries)
+            save_schedule(self._store, self._cluster, stored, now)
+            self._unread_entries[""] = tuple(refused)
             self._saved = timeless
 
     def _sources(self) -> Iterator[list[ScheduleEntry]]:
@@ -198,7 +245,8 @@ class Schedules:
     def _judge(self, now: float) -> float:
         """Writes down what is overdue; gives the moment of the next look: when an entry would be said to be so."""
         began, worked = time.perf_counter(), time.thread_time()
-        judged = replace(self._health, unread=tuple(self._unread.values()))
+        entries = tuple(entry for unread in self._unread_entries.values() for entry in unread)
+        judged = replace(self._health, unread=tuple(self._unread.values()), unread_entries=entries)
         soonest = now + JUDGE_SECONDS
         if self._level(now):
             rows = read_schedule(self._store, self._cluster, now, {}, RUNS)
@@ -211,6 +259,30 @@ class Schedules:
         # The clock alone would let a busy machine put off what is late already.
         spent, took = time.thread_time() - worked, time.perf_counter() - began
         return max(soonest, now + LEAST_REST * took, now + LEAST_IDLE * spent)
+
+
+def _application(broker: Broker, settings: Settings) -> Application | None:
+    application = application_of(settings)
+    return application if application is not None and applies_to(application, broker, settings) else None
+
+
+def _fitting(entries: Sequence[ScheduleEntry]) -> tuple[list[ScheduleEntry], list[UnreadEntry]]:
+    """Those that can be stored and read again, and the others, of which one would hide all."""
+    stored, refused = [], []
+    for entry in entries:
+        try:
+            msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=ScheduleEntry)
+        except (UnicodeEncodeError, OverflowError, TypeError, msgspec.ValidationError) as error:
+            surrogate = isinstance(error, UnicodeEncodeError)
+            reason = "it holds half a character (a lone surrogate), which is no text" if surrogate else str(error)
+            refused.append(UnreadEntry(source=entry.source, name=_storable(str(entry.name)), reason=_storable(reason)))
+        else:
+            stored.append(entry)
+    return stored, refused
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _overdue(rows: Sequence[Scheduled]) -> tuple[OverdueEntry, ...]:

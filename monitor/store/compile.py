@@ -25,20 +25,24 @@ from sqlalchemy import true
 from monitor.filter_terms import All
 from monitor.filter_terms import Any
 from monitor.filter_terms import Expression
+from monitor.filter_terms import InGroups
 from monitor.filter_terms import Leaf
 from monitor.filter_terms import Match
 from monitor.filter_terms import Not
 from monitor.filter_terms import Range
+from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import Word
 from monitor.filter_terms import leaves
+from monitor.filter_values import GROUPS_BY_WORD
 from monitor.filter_values import Interval
 from monitor.filter_values import Pattern
 from monitor.store import ids
 from monitor.store import schema
 from monitor.store.ids import Span
 from monitor.store.job_members import in_job
+from monitor.store.retries import retried
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.schema import UNKNOWN
@@ -140,6 +144,10 @@ def _leaf(leaf: Leaf, resolved: Resolved, *, cube: bool) -> ColumnElement[bool]:
     if isinstance(leaf, State):
         state: ColumnElement[int] = columns.state if cube else columns.state + _ZERO
         return numbers(state, (STATE_CODES[each] for each in leaf.states))
+    if isinstance(leaf, Retried):
+        return retried(leaf.word)
+    if isinstance(leaf, InGroups):
+        return _in_groups(leaf)
     if isinstance(leaf, Unknown):
         return _unknown(leaf.field, columns)
     if isinstance(leaf, Range) and leaf.field == "job":
@@ -154,6 +162,12 @@ def _leaf(leaf: Leaf, resolved: Resolved, *, cube: bool) -> ColumnElement[bool]:
     if leaf.field in {"id", "root", "parent"}:
         return _identity(leaf, resolved)
     return _text(leaf, resolved)
+
+
+def _in_groups(leaf: InGroups) -> ColumnElement[bool]:
+    group = schema.failure_group.c
+    words = [state.value for state in GROUPS_BY_WORD[leaf.word]]
+    return (_task.failure_group_id + _ZERO).in_(select(group.id).where(group.state.in_(words)))
 
 
 def job_of(leaf: Range) -> int:

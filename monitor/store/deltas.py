@@ -55,12 +55,13 @@ _FAILED = Outcome.FAILED
 class FailureTally:
     """How the count of one failure group changes, by minute and worker."""
 
-    __slots__ = ("counts", "first", "last", "latest", "name", "signature")
+    __slots__ = ("counts", "first", "last", "latest", "name", "signature", "variants")
 
     def __init__(self, name: str | None, signature: Signature) -> None:
         self.name = name
         self.signature = signature
         self.counts: dict[tuple[int, str | None], int] = {}
+        self.variants: dict[str, int] = {}
         self.first = float("inf")
         self.last = 0.0
         self.latest = 0.0  # the last failure by our own clock: a worker's may be an hour behind
@@ -127,6 +128,8 @@ class Deltas:
             tally = self.failures[found.digest] = FailureTally(task.name, found)
         place = (int(ended) // MINUTE * MINUTE, run.worker)
         tally.counts[place] = tally.counts.get(place, 0) + sign
+        if found.variant != found.message:
+            tally.variants[found.variant] = tally.variants.get(found.variant, 0) + sign
         if sign > 0:
             tally.first = min(tally.first, ended)
             tally.last = max(tally.last, ended)

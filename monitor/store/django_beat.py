@@ -1,26 +1,17 @@
 """The tables of django-celery-beat in somebody else's database: only read (django_celery_beat/models.py)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC
-from datetime import datetime
 from typing import Any
 from typing import NamedTuple
-from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-from sqlalchemy.engine import Engine
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import SQLAlchemyError
 
-from monitor.errors import SettingsError
 from monitor.errors import StoreUnavailable
-from monitor.store.engine import driver_url
+from monitor.store.foreign import ForeignUnreadable
+from monitor.store.foreign import epoch
+from monitor.store.foreign import reading
 
 MOST_ENTRIES = 10_000
-CONNECT_SECONDS = 5
 _PREFIX = "django_celery_beat_"
 _KINDS = {
     "interval": ("every", "period"),
@@ -50,21 +41,20 @@ class PeriodicTask(NamedTuple):
     when: dict[str, Any]
 
 
-def read_periodic_tasks(url: str) -> list[PeriodicTask]:
-    """Every periodic task. Raises SettingsError for what is no address, StoreUnavailable where it cannot be read."""
-    engine = _engine(url)
+def read_periodic_tasks(url: str, zone: str = "UTC") -> list[PeriodicTask]:
+    """Every periodic task; ``zone`` is that of times which name none.
+
+    Raises SettingsError for what is no address, StoreUnavailable where it cannot be read.
+    """
     try:
-        with _reading(engine) as connection:
-            return [_periodic_task(row) for row in connection.execute(_statement()).mappings()]
-    except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        where = engine.url.render_as_string(hide_password=True)
+        with reading(url) as connection:
+            rows = connection.execute(_statement()).mappings().all()
+    except ForeignUnreadable as error:
         raise StoreUnavailable(
-            f"cannot read the schedule of django-celery-beat in {where}: {cause}; check --beat-database, and that "
-            "its migrations were run there"
+            f"cannot read the schedule of django-celery-beat in {error}; check --beat-database, and that its "
+            "migrations were run there"
         ) from error
-    finally:
-        engine.dispose()
+    return [_periodic_task(row, ZoneInfo(zone)) for row in rows]
 
 
 def _statement() -> sa.Select[Any]:
@@ -82,50 +72,14 @@ def _table(name: str, columns: tuple[str, ...]) -> sa.TableClause:
     return sa.table(f"{_PREFIX}{name}", *(sa.column(each) for each in columns))
 
 
-def _periodic_task(row: Any) -> PeriodicTask:
+def _periodic_task(row: Any, zone: ZoneInfo) -> PeriodicTask:
     kind = next((kind for kind in _KINDS if row[f"{kind}_id"] is not None), None)
     when = {} if kind is None else {name: row[f"{kind}_{name}"] for name in _KINDS[kind]}
     if "clocked_time" in when:
-        when["clocked_time"] = _time(when["clocked_time"])
+        when["clocked_time"] = epoch(when["clocked_time"], zone)
     told = {name: row[name] for name in _TASK}
     for name in ("start_time", "last_run_at"):
-        told[name] = _time(told[name])
+        told[name] = epoch(told[name], zone)
     for name in ("enabled", "one_off"):
         told[name] = bool(told[name])
     return PeriodicTask(**told, kind=kind, when=when)
-
-
-def _time(value: object) -> float | None:
-    """SQLite has it as text; without a zone it is UTC, as Django writes it with USE_TZ."""
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    except ValueError:
-        return None
-    if not isinstance(moment, datetime):
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _engine(url: str) -> Engine:
-    try:
-        parsed = driver_url(make_url(url))
-    except ArgumentError:
-        raise SettingsError("beat_database is no address; use sqlite:///file.db or postgresql://host/name") from None
-    if parsed.get_backend_name() == "sqlite":
-        file = f"file:{quote(parsed.database or '')}"
-        arguments: dict[str, Any] = {"timeout": CONNECT_SECONDS}
-        parsed = parsed.set(database=file, query={"mode": "ro", "uri": "true"})
-    else:
-        arguments = {"connect_timeout": CONNECT_SECONDS}
-    return sa.create_engine(parsed, poolclass=sa.NullPool, connect_args=arguments, hide_parameters=True)
-
-
-@contextmanager
-def _reading(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as plain:
-        if engine.dialect.name == "sqlite":
-            yield plain
-            return
-        connection = plain.execution_options(postgresql_readonly=True)
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {CONNECT_SECONDS * 1000}")
-        yield connection

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections import defaultdict
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -58,6 +59,8 @@ class Counters:
         self._groups: dict[bytes, int] = {}
         self._count_tasks = counting_tasks(store)
         self._count_failures = _adding(store, schema.failure_rollup, "count")
+        self._count_variants = _adding(store, schema.failure_variant, "count")
+        self._variants: dict[int, set[str]] = {}  # by failure group, as far as they are known to be stored
         self._change_group = _changing_group(store)
         self._reopen = _reopening(store)
         self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run", "since_receipt"))
@@ -67,6 +70,7 @@ class Counters:
         """Drops what is in memory, after a rollback."""
         self.forget_rollups()
         self._groups.clear()
+        self._variants.clear()
 
     def forget_rollups(self) -> None:
         """When old ones were deleted."""
@@ -138,7 +142,29 @@ class Counters:
             self._buckets.move_to_end((resolution, at))
         return found
 
-    def _apply_failures(self, connection: Connection, tallies: Iterable[FailureTally]) -> None:
+    def _apply_variants(self, connection: Connection, tallies: Iterable[FailureTally]) -> None:
+        rows: dict[tuple[int, str], int] = defaultdict(int)
+        for tally in tallies:
+            group = self._groups[tally.signature.digest]
+            for message, count in tally.variants.items():
+                rows[group, self._variant(connection, group, message)] += count
+        self._count_variants.run(connection, [(*place, count) for place, count in rows.items() if count])
+
+    def _variant(self, connection: Connection, group: int, message: str) -> str:
+        """The message itself while it is among the first of its group, else that of all others."""
+        known = self._variants.get(group)
+        if known is None or (message not in known and len(known) < schema.MOST_VARIANTS):
+            table = schema.failure_variant.c
+            stored = select(table.message).where(table.group_id == group, table.message != "")
+            known = self._variants[group] = set(connection.execute(stored).scalars())
+        if message in known:
+            return message
+        if len(known) >= schema.MOST_VARIANTS:
+            return ""
+        known.add(message)
+        return message
+
+    def _apply_failures(self, connection: Connection, tallies: Collection[FailureTally]) -> None:
         rows: dict[tuple[int, int, int, int], int] = defaultdict(int)
         changes, failed = [], []
         for tally in tallies:
@@ -152,6 +178,7 @@ class Counters:
             if any(count > 0 for count in tally.counts.values()):
                 failed.append((tally.latest, group))
         self._count_failures.run(connection, [(*place, count) for place, count in rows.items() if count])
+        self._apply_variants(connection, tallies)
         self._change_group.run(connection, changes)
         self._reopen.run(connection, failed)
 

@@ -230,6 +230,17 @@ failure_group = Table(
     UniqueConstraint("cluster_id", "signature"),
 )
 
+# The messages of a failure group that differ in names: the first MOST_VARIANTS; all others together are ''.
+failure_variant = Table(
+    "failure_variant",
+    metadata,
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("message", Text, primary_key=True),
+    Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+MOST_VARIANTS = 50
+
 failure_rollup = Table(
     "failure_rollup",
     metadata,
@@ -397,6 +408,7 @@ job = Table(
     Column("owner", Text),
     Column("lease", Double),
     Column("batch", Text),  # what is on its way to the broker
+    Column("include_retried", SmallInteger, nullable=False, server_default="0"),
     Index("job_state", "state"),
 )
 
@@ -420,5 +432,16 @@ job_outcome = Table(
     Column("outcome", SmallInteger, primary_key=True),
     Column("reason", Text, primary_key=True),
     Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Tasks whose messages somebody removed here. The receiver concludes them, and deletes the row in the same transaction.
+removal = Table(
+    "removal",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("text", Text, nullable=False),  # who did it, and how
     sqlite_with_rowid=False,
 )

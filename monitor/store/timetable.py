@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 from monitor.records import ScheduleEntry
 from monitor.schedule import Standing
+from monitor.schedule import entries_alike
+from monitor.schedule import in_own_queue
 from monitor.schedule import judge
+from monitor.schedule import judge_alike
 from monitor.schedule import may_wait_in
 from monitor.schedule import own_runs
 from monitor.store.clusters import gaps as read_gaps
@@ -62,13 +65,19 @@ def _of_cluster(
     gaps = read_gaps(store, since, cluster)
     runs = _runs(store, cluster, entries, now, max(LEAST_RUNS, min(most, ALL_RUNS // len(entries))))
     waiting = {queue.name: queue.ready for queue in queues(store, cluster)}
-    judged = own_runs({name: each.runs for name, each in runs.items()})
+    by_name = {entry.name: in_own_queue(entry, entries, runs[entry.name].runs) for entry in entries}
+    alike = entries_alike(entries, by_name)
+    judged = own_runs(by_name, alike)
     found = []
     for entry in entries:
         mine, sure = judged[entry.name]
         recent = [run for run in mine if run.at >= since] or list(mine[:1])
         begin = max(since, runs[entry.name].since)
-        standing = judge(entry, recent, gaps, begin, now if known_until is None else known_until, sure=sure)
+        until = now if known_until is None else known_until
+        if others := alike[entry.name]:
+            standing = judge_alike(entry, recent, gaps, begin, until, shared_with=others)
+        else:
+            standing = judge(entry, recent, gaps, begin, until, sure=sure)
         if known_until is not None:
             standing = _unaccused(standing, known_until)
         elif standing.overdue is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from monitor.application import Application
 from monitor.brokers.ends import Ends
 from monitor.brokers.ends import read_end
 from monitor.brokers.remote import Remote
@@ -134,6 +135,17 @@ def test_result_backend_that_is_away_says_nothing_and_one_that_is_not_given_know
     broker = Broker(CLUSTER, "redis://127.0.0.1:1/0")
     assert Ends(broker, Settings()).of(["a"]) == {}
     assert Ends(broker, Settings(result_backend=(broker,))).of(["a"]) is None
+
+
+def test_backend_that_is_not_read_is_named_in_the_evidence() -> None:
+    broker = Broker(CLUSTER, "redis://127.0.0.1:1/0")
+    application = Application(
+        conf={"result_backend": "rpc://"}, broker_read_url=broker.url, broker_write_url=broker.url
+    )
+    ends = Ends(broker, Settings(application=application))
+    assert ends.of(["a"]) == {}
+    assert ends.absence == "its result backend (rpc://) cannot be read from here, and may know more"
+    assert Ends(broker, Settings()).absence == "no result backend tells of it"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def test_redbeat_entries_are_read_as_it_saves_them(redis_url: str) -> None:
     RedBeatSchedulerEntry.from_key("redbeat:count", app=app).next(last_run_at=LAST)
     reading = Reading(CLUSTER, Redactor(("token",)), "UTC", NOW)
     found = read_redbeat(Broker(CLUSTER, redis_url), Settings(), reading)
-    assert (found.lock_seconds, found.unread) == (None, 0)
+    assert (found.lock_seconds, found.unread) == (None, [])
     entries = {entry.name: entry for entry in found.entries}
     count, news, odd = entries["count"], entries["news"], entries["odd"]
     assert (count.task, count.every, count.queue, count.source) == ("shop.count", 45.0, "stock", "redbeat")
@@ -84,16 +86,63 @@ def test_redbeat_entries_are_read_as_it_saves_them(redis_url: str) -> None:
     app.close()
 
 
-def test_what_is_no_entry_of_redbeat_is_counted_and_read_over(redis_url: str) -> None:
+def test_what_is_no_entry_of_redbeat_is_listed_and_hides_no_other(redis_url: str, tmp_path: Path) -> None:
     app = make_app(redis_url, redbeat_redis_url=redis_url, redbeat_redis_options={"retry_period": 2})
     written("count", schedule=interval(45.0, app=app), app=app)
+    whole = {"name": "odd", "task": "shop.odd", "schedule": {"__type__": "interval", "every": 9.0}}
+    broken = {
+        "cut": json.dumps(whole)[:40],
+        "list": "[1]",
+        "nameless": json.dumps({**whole, "name": None}),
+        "argued": json.dumps({**whole, "args": 1}),
+        "half": json.dumps({**whole, "name": "half \ud800"}),
+        "countless": json.dumps({**whole, "name": "countless"}),
+    }
     with app.connection_for_read() as connection:
         client = connection.default_channel.client
-        client.zadd("redbeat::schedule", {"redbeat:gone": 1.0, "redbeat:list": 1.0})
-        client.hset("redbeat:list", "definition", "[1")
-    found = read_redbeat(Broker(CLUSTER, redis_url), Settings(), Reading(CLUSTER, Redactor(()), None, NOW))
-    assert ([entry.name for entry in found.entries], found.unread) == (["count"], 2)
-    app.close()
+        for name, definition in broken.items():
+            client.hset(f"redbeat:{name}", "definition", definition)
+        client.hset("redbeat:countless", "meta", json.dumps({"total_run_count": 10**30}))
+        client.set("redbeat:text", "of another kind")
+        client.zadd("redbeat::schedule", {f"redbeat:{name}": 1.0 for name in (*broken, "gone", "text")})
+    store = open_store(f"sqlite:///{tmp_path}/record.db")
+    try:
+        broker = Broker(CLUSTER, redis_url)
+        Schedules(store, broker, Settings(broker=(broker,))).step([], None, NOW)
+        assert [each.name for each in queries.schedule(store)] == ["count"]
+        health = queries.beat_health(store, CLUSTER)
+        reasons = {each.name: each.reason for each in health.unread_entries}
+        assert health.unread == ()
+        assert reasons.keys() == {"cut", "list", "nameless", "argued", "half ?", "countless", "gone", "text"}
+        assert reasons["cut"].startswith("its definition is not JSON")
+        assert reasons["argued"] == "its args are no list, or its kwargs no object"
+        assert "lone surrogate" in reasons["half ?"]
+        assert "WRONGTYPE" in reasons["text"]
+        assert {each.source for each in health.unread_entries} == {"redbeat"}
+    finally:
+        store.close()
+        app.close()
+
+
+def test_one_bad_row_of_django_hides_no_other(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/django.db"
+    subprocess.run([sys.executable, "-m", "tests.apps.django_beat", url], check=True, cwd=ROOT)
+    with closing(sqlite3.connect(tmp_path / "django.db")) as connection:
+        tasks = "UPDATE django_celery_beat_periodictask SET"
+        connection.execute("UPDATE django_celery_beat_intervalschedule SET every = 'often'")
+        connection.execute(f"{tasks} total_run_count = 'many' WHERE name = 'close'")
+        connection.execute(f"{tasks} task = CAST(x'73ff' AS TEXT) WHERE name = 'dusk'")
+        connection.commit()
+    store = open_store(f"sqlite:///{tmp_path}/record.db")
+    try:
+        broker = Broker(CLUSTER, "amqp://nobody")
+        given = Settings(broker=(broker,), beat_database=(Broker("default", url),))
+        Schedules(store, broker, given).step([], None, NOW)
+        assert {each.name: each.task for each in queries.schedule(store)} == {"dusk": "s\ufffd", "news": "shop.news"}
+        unread = queries.beat_health(store, CLUSTER).unread_entries
+        assert {(each.name, each.source) for each in unread} == {("count", "django"), ("close", "django")}
+    finally:
+        store.close()
 
 
 def test_beat_that_runs_holds_its_lock_and_one_that_ended_is_missed(redis_url: str, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from monitor.brokers.results import result_backend
 from monitor.records import Gap
 from monitor.records import ReceiverHealth
+from monitor.settings import Settings
 from monitor.store import queries
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
@@ -71,10 +73,28 @@ class ShardItem(Struct, frozen=True, kw_only=True):
     updated_at: float | None
 
 
+class HelperItem(Struct, frozen=True, kw_only=True):
+    """A thread or process of a receiver that keeps failing, or its own process (``receiver``)."""
+
+    name: str
+    error: str
+    since: float
+    failures: int
+
+
+class ResultBackendItem(Struct, frozen=True, kw_only=True):
+    """Where results are kept, as the options or the application say; ``reason``: why they cannot be read here."""
+
+    address: str
+    readable: bool
+    reason: str | None
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself.
 
     Where several share its tasks, ``shards`` has each of them, and the rest tells of all together.
+    ``result_backend`` is null where there is none, or where neither ``--result-backend`` nor ``-A`` names one.
     """
 
     cluster: str
@@ -94,6 +114,8 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     gaps: list[GapItem]
     standbys: list[StandbyItem]
     shards: list[ShardItem]
+    helpers: list[HelperItem]
+    result_backend: ResultBackendItem | None
 
 
 class HealthList(Struct, frozen=True):
@@ -114,10 +136,11 @@ class ClusterList(Struct, frozen=True):
     items: list[ClusterItem]
 
 
-def unknown_health(cluster: str) -> HealthItem:
+def unknown_health(cluster: str, backend: ResultBackendItem | None) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    return HealthItem(**(fields | {"cluster": cluster, "notices": (), "gaps": [], "standbys": [], "shards": []}))
+    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers")}
+    return HealthItem(**(fields | empty | {"cluster": cluster, "notices": (), "result_backend": backend}))
 
 
 def gap_item(gap: Gap) -> GapItem:
@@ -125,7 +148,19 @@ def gap_item(gap: Gap) -> GapItem:
     return shape(GapItem, gap, reconciliation=None if found is None else shape(ReconciliationItem, found))
 
 
-def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[object]) -> HealthItem:
+def backend_item(settings: Settings, cluster: str) -> ResultBackendItem | None:
+    broker = next((each for each in settings.broker if each.cluster == cluster), None)
+    if broker is None:
+        return None
+    found = result_backend(broker, settings)
+    if found.kind == "none":
+        return None
+    return ResultBackendItem(address=found.address, readable=found.is_read, reason=found.reason)
+
+
+def health_item(
+    health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[object], backend: ResultBackendItem | None
+) -> HealthItem:
     return shape(
         HealthItem,
         health,
@@ -133,6 +168,8 @@ def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[
         gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
         shards=shapes(ShardItem, health.parts),
+        helpers=shapes(HelperItem, health.helpers),
+        result_backend=backend,
     )
 
 
@@ -143,11 +180,12 @@ def get_health(call: Call, _: NoParameters) -> HealthList:
     spoken = {health.cluster: health for health in read_health(call.store, now)}
     waiting = read_standbys(call.store, now)
     names = sorted({*spoken, *call.settings.clusters})
+    backends = {name: backend_item(call.settings, name) for name in names}
     return HealthList(
         [
-            health_item(spoken[name], queries.gaps(call.store, since, name), waiting.get(name, ()))
+            health_item(spoken[name], queries.gaps(call.store, since, name), waiting.get(name, ()), backends[name])
             if name in spoken
-            else unknown_health(name)
+            else unknown_health(name, backends[name])
             for name in names
         ]
     )

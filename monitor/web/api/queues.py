@@ -98,7 +98,7 @@ class QueueList(Struct, frozen=True):
 
 
 class Purged(Struct, frozen=True, kw_only=True):
-    """How many messages were thrown away."""
+    """How many messages were deleted. Their tasks are REVOKED within seconds."""
 
     purged: int
     message: str

@@ -54,6 +54,8 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     ``missed`` are the times at which it was due and nothing was sent; they, ``late`` and ``drift`` are since ``since``.
     ``by_receipt``: of some runs it is only known when a worker took them, not when they were sent. What waited in a
     queue looks missed then, so ``missed`` is a guess; ``late`` and ``drift`` are of what is known to be sent alone.
+    ``shared_with`` are entries that send the same: whose runs are whose cannot be told, so ``runs`` are of all of them,
+    ``last``, ``missed``, ``late`` and ``drift`` are null, and ``last_at`` is what beat itself keeps, if it does.
     Where the receiver does not run or is behind, ``known_until`` is the moment since which nobody knows what was sent
     (0: always); then ``overdue`` is null, and ``next`` may have passed.
     """
@@ -87,13 +89,26 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     since: float
     by_receipt: bool
     known_until: float | None
+    shared_with: tuple[str, ...]
+
+
+class UnreadItem(Struct, frozen=True, kw_only=True):
+    """Something of a schedule that could not be read: an entry, or with a null name all of a source."""
+
+    cluster: str
+    source: BeatSource | None
+    name: str | None
+    reason: str
 
 
 class ScheduleList(Struct, frozen=True):
-    """Every entry that is known; ``unheard`` are clusters whose schedule nobody has told yet, ``beats`` what is known
-    of each cluster's beat."""
+    """Every entry that could be read, and under ``unread`` what could not.
+
+    ``unheard`` are clusters whose schedule nobody has told yet, ``beats`` what is known of each cluster's beat.
+    """
 
     items: list[ScheduleItem]
+    unread: list[UnreadItem]
     unheard: list[str]
     beats: list[BeatHealth]
 
@@ -124,7 +139,16 @@ def schedule_item(scheduled: Scheduled) -> ScheduleItem:
         since=standing.since,
         by_receipt=standing.by_receipt,
         known_until=known_until,
+        shared_with=standing.shared_with,
     )
+
+
+def unread_items(beat: BeatHealth) -> list[UnreadItem]:
+    sources = [UnreadItem(cluster=beat.cluster, source=None, name=None, reason=each) for each in beat.unread]
+    return sources + [
+        UnreadItem(cluster=beat.cluster, source=each.source, name=each.name or None, reason=each.reason)
+        for each in beat.unread_entries
+    ]
 
 
 def list_schedule(call: Call, given: InCluster) -> ScheduleList:
@@ -133,7 +157,8 @@ def list_schedule(call: Call, given: InCluster) -> ScheduleList:
     found = read_schedule(call.store, given.cluster, now, known_until(call.store, now))
     unheard = [name for name in watched if queries.schedule_heard_at(call.store, name) is None]
     beats = [queries.beat_health(call.store, name) for name in watched]
-    return ScheduleList([schedule_item(each) for each in found], unheard, beats)
+    unread = [each for beat in beats for each in unread_items(beat)]
+    return ScheduleList([schedule_item(each) for each in found], unread, unheard, beats)
 
 
 def run_scheduled(call: Call, _: NoParameters, body: RunScheduledBody) -> ScheduledSent:

@@ -20,7 +20,6 @@ from monitor.web.api.requests import Cursor
 from monitor.web.api.requests import Limit
 from monitor.web.api.requests import Query
 from monitor.web.api.shapes import shape
-from monitor.web.api.shapes import shapes
 
 SORT_KEYS = [sign + key for key in ("received", *SORTS) for sign in ("-", "")]
 Sort = Annotated[
@@ -35,6 +34,13 @@ class TaskListing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     sort: Sort = "-received"
     limit: Limit = 50
     cursor: Cursor | None = None
+
+
+class RetriedItem(Struct, frozen=True, kw_only=True):
+    """The newest task as which a person retried another; ``state`` is null while nothing of it is recorded."""
+
+    id: str
+    state: TaskState | None
 
 
 class TaskItem(Struct, frozen=True, kw_only=True):
@@ -68,6 +74,7 @@ class TaskItem(Struct, frozen=True, kw_only=True):
     root_id: str | None
     parent_id: str | None
     failure_group: int | None
+    retried: RetriedItem | None
 
 
 class TaskPage(Struct, frozen=True, kw_only=True):
@@ -80,16 +87,23 @@ class TaskPage(Struct, frozen=True, kw_only=True):
 
 
 def task_item(task: Task) -> TaskItem:
-    return shape(TaskItem, task)
+    return shape(TaskItem, task, retried=retried_item(task))
+
+
+def retried_item(task: Task) -> RetriedItem | None:
+    return None if task.retried is None else RetriedItem(id=task.retried.id, state=task.retried.state)
 
 
 def task_page(page: Page[Task]) -> TaskPage:
-    return TaskPage(items=shapes(TaskItem, page.items), next=page.next, count=page.count, searched=page.searched)
+    return TaskPage(
+        items=[task_item(each) for each in page.items], next=page.next, count=page.count, searched=page.searched
+    )
 
 
 def list_tasks(call: Call, given: TaskListing) -> TaskPage:
     found = filters.parse(given.q, time.time())
-    return task_page(queries.tasks(call.store, found, sort=given.sort, limit=given.limit, cursor=given.cursor))
+    page = queries.tasks(call.store, found, sort=given.sort, limit=given.limit, cursor=given.cursor, tracebacks=True)
+    return task_page(page)
 
 
 OPERATIONS = (

@@ -15,6 +15,7 @@ from monitor.web.pages import View
 from monitor.web.receivers import known_until
 
 SHOWN_RUNS = 12
+SHOWN_UNREAD = 20
 SOURCES = {
     "workers": "the workers",
     "app": "your application",
@@ -27,6 +28,7 @@ def context(view: View) -> Context:
     clusters = [view.cluster] if view.cluster else list(view.settings.clusters)
     untold = known_until(view.store, view.now)
     rows = read_schedule(view.store, view.cluster, view.now, untold)
+    beats = [queries.beat_health(view.store, name) for name in clusters]
     overdue = [row for row in rows if row.standing.surely_overdue]
     return {
         "rows": sorted(rows, key=_order),
@@ -38,7 +40,9 @@ def context(view: View) -> Context:
         "untold": {name: until for name, until in untold.items() if any(row.entry.cluster == name for row in rows)},
         "sources": SOURCES,
         "told_by": [each for each in SOURCES if any(row.entry.source == each for row in rows)],
-        "beats": [queries.beat_health(view.store, name) for name in clusters],
+        "beats": beats,
+        "unread": [each for beat in beats for each in beat.unread_entries],
+        "shown_unread": SHOWN_UNREAD,
         "last_sent": max((row.standing.last_at for row in rows if row.standing.last_at is not None), default=None),
         "unheard": [name for name in clusters if queries.schedule_heard_at(view.store, name) is None],
         "several": len({row.entry.cluster for row in rows}) > 1,

@@ -9,6 +9,7 @@ from monitor.records import BeatHealth
 from monitor.records import OverdueEntry
 from monitor.records import Queue
 from monitor.records import ScheduleEntry
+from monitor.records import UnreadEntry
 from monitor.settings import Broker
 from monitor.store import journal
 from monitor.store.schedule import save_beat_health
@@ -187,6 +188,7 @@ def test_hostile_entry_is_text(house: House) -> None:
 def test_api_tells_what_is_unknown(house: House) -> None:
     assert house.client.get("/api/v1/schedule").json() == {
         "items": [],
+        "unread": [],
         "unheard": ["shop"],
         "beats": [json.decode(json.encode(BeatHealth(cluster="shop")))],
     }
@@ -243,3 +245,41 @@ def test_run_now_shows_the_arguments_and_sends(browser: Browser) -> None:
         headers={"X-CSRF-Token": browser.token("/schedule"), "Sec-Fetch-Site": "same-origin"},
     )
     assert (asked.status_code, asked.json()["error"]["detail"]["args"]) == (409, "('Ada',)")
+
+
+def test_two_entries_that_send_the_same_are_said_to_be_undecidable(house: House) -> None:
+    """As beat sends both: what sends a third entry, too, is surely beat, and yet nobody knows for which of the two."""
+    told = house.now - 40.0
+    alike = [entry("fast", every=30.0, schedule="30.0"), entry("slow", source="redbeat", told_last=told, total=3)]
+    save_schedule(house.store, "shop", [entry("alive", task="shop.beat"), *alike], house.now)
+    for number in range(4):
+        send(house, number, 10.0 + 60 * number, name="shop.beat")
+        send(house, 10 + number, 10.0 + 20 * number)
+    items = {each["name"]: each for each in house.client.get("/api/v1/schedule").json()["items"]}
+    assert (items["alive"]["sure"], items["alive"]["shared_with"]) == (True, [])
+    for name, other in (("fast", "slow"), ("slow", "fast")):
+        assert (items[name]["sure"], items[name]["shared_with"]) == (False, [other])
+        assert (items[name]["last"], items[name]["missed"], items[name]["late"]) == (None, None, None)
+        assert len(items[name]["runs"]) == 4
+    assert (items["fast"]["last_at"], items["slow"]["last_at"]) == (None, told)
+    text = house.text("/schedule")
+    assert "~ shared with slow" in text
+    assert "~ shared with fast" in text
+
+
+def test_entries_that_cannot_be_read_are_listed(house: House) -> None:
+    unread = [UnreadEntry(source="redbeat", name=HOSTILE, reason="its definition is not JSON")]
+    unread += [UnreadEntry(source="app", name="", reason=f"reason {number}") for number in range(25)]
+    health = BeatHealth(cluster="shop", at=house.now, unread=("RedBeat: away",), unread_entries=tuple(unread))
+    save_beat_health(house.store, health)
+    answer = house.client.get("/api/v1/schedule").json()
+    assert answer["unread"][:2] == [
+        {"cluster": "shop", "source": None, "name": None, "reason": "RedBeat: away"},
+        {"cluster": "shop", "source": "redbeat", "name": HOSTILE, "reason": "its definition is not JSON"},
+    ]
+    assert (len(answer["unread"]), answer["unread"][2]["name"]) == (27, None)
+    text = house.text("/schedule")
+    assert "26 entries that cannot be read" in text
+    assert "its definition is not JSON" in text
+    assert "and 6 more" in text
+    assert "<img src=x" not in house.client.get("/schedule").text
