@@ -74,6 +74,13 @@ class Senders:
         known = self._hosts.get(_host(client)) if client else None
         return None if known is None else known.skew
 
+    def own_clock_set(self, seconds: float) -> None:
+        """Our own clock was set forward by so much: what is known of others is told by it."""
+        for known in self._hosts.values():
+            known.began += seconds
+            known.low += seconds
+            known.before = None if known.before is None else known.before + seconds
+
     def _learn(self, client: str, seen: float, arrived: float) -> None:
         if len(self._clients) >= MOST_CLIENTS:
             self._clients.clear()

@@ -160,6 +160,20 @@ def test_events_that_were_on_the_way_for_long_tell_nothing_of_a_clock() -> None:
     assert (senders.skew("gen811@elsewhere"), senders.skew(None)) == (None, None)
 
 
+def test_setting_our_own_clock_changes_no_wait() -> None:
+    senders, skews = Senders(), {"worker1@shop": 0.0}
+    for at in (NOW - 130, NOW - 65, NOW - 1):
+        senders.hear(CLIENT, at, at + 0.01)
+    senders.own_clock_set(3600.0)
+    events = [sent(NOW - 60), received(NOW), started(NOW + 0.5)]
+    assert waited(folded(*events, senders=senders, skews={name: each + 3600 for name, each in skews.items()})) == (
+        60.5,
+        "sent",
+    )
+    senders.hear(CLIENT, NOW + 2, NOW + 3602.01)
+    assert senders.skew(CLIENT) == pytest.approx(3600.01)
+
+
 def test_worker_whose_clock_differs_from_the_one_that_asked_for_the_retry() -> None:
     first = [received(NOW - 190), started(NOW - 189), make_event("task-retried", timestamp=NOW - 80)]
     ahead = 600.0
