@@ -254,7 +254,7 @@ def _clocks(facts: BrokerFacts) -> Iterable[Finding]:
             "clocks",
             "wrong",
             f"{named(sorted(off))}: off by up to {abs(worst):.1f} s.",
-            "Set the clocks (NTP); waiting times are wrong by as much.",
+            "Set the clocks (NTP): workers meet ETAs by them, and their times are shown as stamped.",
         )
     else:
         yield Finding("clocks", "ok", f"All agree within {SKEW_SECONDS:.0f} s.")

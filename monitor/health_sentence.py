@@ -43,6 +43,7 @@ class GrowingQueue(NamedTuple):
     name: str
     waiting: int
     oldest_age: float | None = None
+    oldest_exact: bool = True  # False: it is at least that old
 
 
 class PausedQueue(NamedTuple):
@@ -126,6 +127,8 @@ class Facts(NamedTuple):
     long_tasks: Sequence[LongTask] = ()  # of workers that are not stalled as a whole; the longest first
     lost: LostTasks | None = None
     failures: int | None = None
+    failures_muted: int = 0  # of ``failures``
+    failures_resolved: int = 0
     top_failure: TopFailure | None = None
     missed_seconds: float = 0.0
     lag_seconds: float | None = None
@@ -465,7 +468,9 @@ def _new_failures(facts: Facts) -> list[Part]:
 
 
 def _oldest(queue: GrowingQueue) -> str:
-    return "" if queue.oldest_age is None else f", oldest {age_words(queue.oldest_age)}"
+    if queue.oldest_age is None:
+        return ""
+    return f", oldest {'' if queue.oldest_exact else 'at least '}{age_words(queue.oldest_age)}"
 
 
 def _worker(hostname: str) -> str:
@@ -481,16 +486,34 @@ def _failures(facts: Facts) -> list[Part]:
         return []
     failed = {"q": "state:failed finished:>-15m"}
     top = facts.top_failure
-    text = f"{counted(facts.failures, 'failure')} in 15 min"
+    text = f"{counted(facts.failures, 'failure')} in 15 min{settled_words(facts)}"
     if top is None:
-        return [Part(f"{text}.", "/tasks", failed, "bad")]
+        settled = facts.failures_muted + facts.failures_resolved >= facts.failures
+        return [Part(f"{text}.", "/tasks", failed, "plain" if settled else "bad")]
     where = f" in {top.name}" if top.name else ""
     share = "all" if top.times >= facts.failures else f"{number_words(top.times)} of them"
     path, query = (f"/failures/{top.group}", {}) if top.group is not None else ("/tasks", failed)
-    if facts.failures == 1:
+    if facts.failures == 1 and not facts.failures_resolved + facts.failures_muted:
         return [Part(f"{text}: {top.exception_type}{where}.", path, query, "bad")]
     words = f"{share} {top.exception_type}{where}."
     return [Part(f"{text},", "/tasks", failed, "bad"), Part(words, path, query, "bad")]
+
+
+def settled_words(facts: Facts) -> str:
+    """How many of the failures need nobody any more: the list of open groups is without them."""
+    return settled(facts.failures or 0, facts.failures_muted, facts.failures_resolved)
+
+
+def settled(failures: int, muted: int, resolved: int) -> str:
+    """``, 80 of them muted``, ``, all muted``, ``, 80 of them muted and 3 resolved``; nothing where all are open."""
+    parts = [(muted, "muted"), (resolved, "resolved")]
+    named = [
+        word if number == failures else f"{number_words(number)} {'of them ' if at == 0 else ''}{word}"
+        for at, (number, word) in enumerate(each for each in parts if each[0])
+    ]
+    if not named:
+        return ""
+    return f", {'all ' if max(muted, resolved) == failures else ''}{' and '.join(named)}"
 
 
 def _missed(facts: Facts) -> list[Part]:

@@ -641,6 +641,18 @@ class FailureGroup(msgspec.Struct, kw_only=True):
     variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty: the message names nothing
 
 
+class FailureCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures in a span of time, by whether their group still needs somebody."""
+
+    open: int = 0
+    muted: int = 0
+    resolved: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.open + self.muted + self.resolved
+
+
 class FailureWindows(msgspec.Struct, frozen=True, kw_only=True):
     """How often one failure group failed lately. ``workers`` are those known to be affected in the span asked for."""
 

@@ -31,8 +31,8 @@ from monitor.records import Task
 CLOCKS_AGREE = 1.0  # seconds
 STAMPED_AFTER = 0.05  # seconds by which a worker may begin a task before the client has stamped it as sent
 WINDOW = 60.0  # seconds of arrivals in which one event at least comes without delay
-MOST_HOSTS = 10_000
-_AFTER_NEW_MESSAGE = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.RETRIED, Outcome.REVOKED, Outcome.REJECTED})
+MOST_CLIENTS = 10_000
+_DELIVERED_AGAIN = frozenset({None, Outcome.REQUEUED, Outcome.CANCELLED, Outcome.LOST})  # the message goes on to live
 
 
 class _Offset(msgspec.Struct):
@@ -42,39 +42,65 @@ class _Offset(msgspec.Struct):
     low: float
     before: float | None = None
 
+    @property
+    def skew(self) -> float | None:
+        """Our clock minus the host's; ``None``: not known.
+
+        Events that come before their time come from a clock that is ahead. Those that come late may only have been
+        on the way for long, as after we were away: that is believed when it has lasted for a window.
+        """
+        if self.before is None:
+            return self.low if self.low < 0 else None
+        return min(self.low, self.before)
+
 
 class Senders:
     """The clocks of the hosts that send tasks, by how long their events are on the way."""
 
     def __init__(self) -> None:
         self._hosts: dict[str, _Offset] = {}
+        self._clients: dict[str, _Offset] = {}  # the same, by the names of their processes
+        self._off: set[str] = set()
+        self.agree = True  # no clock is known to be off
 
     def hear(self, client: str, stamp: float, arrived: float) -> None:
         """An event of a client (``gen4711@host``) has arrived."""
-        host = client.rpartition("@")[2]
-        known = self._hosts.get(host)
-        seen = arrived - stamp
-        if known is None:
-            if len(self._hosts) >= MOST_HOSTS:
-                self._hosts.clear()
-            self._hosts[host] = _Offset(arrived, seen)
-        elif arrived - known.began > WINDOW:
+        known = self._clients.get(client)
+        if known is None or arrived - stamp < known.low or arrived - known.began > WINDOW:
+            self._learn(client, arrived - stamp, arrived)
+
+    def skew(self, client: str | None) -> float | None:
+        """Our clock minus the client's; ``None``: not known."""
+        known = self._hosts.get(_host(client)) if client else None
+        return None if known is None else known.skew
+
+    def own_clock_set(self, seconds: float) -> None:
+        """Our own clock was set forward by so much: what is known of others is told by it."""
+        for known in self._hosts.values():
+            known.began += seconds
+            known.low += seconds
+            known.before = None if known.before is None else known.before + seconds
+
+    def _learn(self, client: str, seen: float, arrived: float) -> None:
+        if len(self._clients) >= MOST_CLIENTS:
+            self._clients.clear()
+            self._hosts.clear()
+            self._off.clear()
+        host = _host(client)
+        known = self._clients[client] = self._hosts.setdefault(host, _Offset(arrived, seen))
+        if arrived - known.began > WINDOW:
             known.began, known.before, known.low = arrived, known.low, seen
         elif seen < known.low:
             known.low = seen
+        if abs(known.skew or 0.0) > CLOCKS_AGREE / 2:
+            self._off.add(host)
+        else:
+            self._off.discard(host)
+        self.agree = not self._off
 
-    def skew(self, client: str | None) -> float | None:
-        """Our clock minus the client's; ``None``: not known.
 
-        Events that come before their time come from a clock that is ahead. Those that come late may only have been
-        on the way for long, as after we were away: that is believed when it has lasted for a window.
-        """
-        known = self._hosts.get(client.rpartition("@")[2]) if client else None
-        if known is None:
-            return None
-        if known.before is None:
-            return known.low if known.low < 0 else None
-        return min(known.low, known.before)
+def _host(client: str) -> str:
+    return client.rpartition("@")[2]
 
 
 def settle(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
@@ -84,7 +110,7 @@ def settle(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
     counts, so their order does not matter.
     """
     runs = task.runs
-    if task.sent is None and len(runs) == 1 and not runs[0].retries:
+    if len(runs) == 1 and not runs[0].retries and _is_plain(task, runs[0], senders, skews):
         return
     previous = None
     for run in runs:
@@ -92,6 +118,19 @@ def settle(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
         if ready is not None and (run.ready is None or ready < run.ready):
             run.ready = ready
         previous = run
+
+
+def _is_plain(task: Task, run: Run, senders: Senders, skews: Mapping[str, float]) -> bool:
+    """Most tasks: nobody tells when they are sent, or all clocks agree and no ETA is given."""
+    sent = task.sent
+    if sent is None or run.ready == sent:
+        return True
+    plain = run.received is not None and sent <= run.received and run.eta is None and senders.agree
+    if not plain or abs(skews.get(run.worker or "", 0.0)) > CLOCKS_AGREE / 2:
+        return False
+    if run.ready is None or sent < run.ready:
+        run.ready = sent
+    return True
 
 
 def _ready(task: Task, run: Run, previous: Run | None, senders: Senders, skews: Mapping[str, float]) -> float | None:
@@ -106,9 +145,9 @@ def _ready(task: Task, run: Run, previous: Run | None, senders: Senders, skews: 
     if not run.retries:
         moment = None if sent is None else max(sent, run.eta or 0.0)
     elif previous is not None and (previous.retries or 0) >= run.retries:
-        moment = None  # delivered once more
+        moment = sent  # delivered once more, unless somebody has sent it anew
     else:
-        asked = sent if sent is not None else _asked_for(previous, skews, skew)
+        asked = sent if sent is not None and previous is not None else _asked_for(previous, skews, skew)
         moment = asked if run.eta is None else max(run.eta, asked or 0.0)
     return moment if moment is not None and moment <= arrived else None
 
@@ -125,7 +164,7 @@ def _sent(sent: float, run: Run, previous: Run | None, arrived: float) -> float 
         return None
     if previous is not None:
         begun = previous.started if previous.started is not None else previous.received
-        if previous.outcome not in _AFTER_NEW_MESSAGE or begun is None or sent <= begun:
+        if previous.outcome in _DELIVERED_AGAIN or begun is None or sent <= begun:
             return None
     return min(sent, arrived)
 

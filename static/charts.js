@@ -293,14 +293,14 @@ class TimeChart extends HTMLElement {
   }
 
   #tell(index) {
-    const { series, at, step, unit } = this.#chart;
+    const { series, at, step, unit, told } = this.#chart;
     const here = index !== null && index !== undefined && at[index] !== undefined;
     this.#legend.querySelectorAll(".value").forEach((value, i) => {
       value.textContent = here ? UNITS[unit].full(series[i].values[index]) : UNITS[unit].full(series[i].rest);
     });
     this.#legend.querySelector(".when").textContent = here
       ? this.#moment(at[index], step) + this.#marked(at[index], at[index] + step)
-      : "";
+      : told;
   }
 
   #moment(at, step) {

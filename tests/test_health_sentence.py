@@ -293,6 +293,26 @@ def test_queue_that_rises_sample_after_sample() -> None:
     assert is_rising([300, 0, 14, 31]) is False  # it still has far less than a moment ago
 
 
+def test_failures_that_need_nobody_are_told_apart() -> None:
+    top = TopFailure("KeyError", "shop.cart", 30)
+    facts = WELL._replace(failures=112, failures_muted=80, top_failure=top)
+    assert told(facts) == "3 workers up. 112 failures in 15 min, 80 of them muted, 30 of them KeyError in shop.cart."
+    facts = facts._replace(failures_resolved=2)
+    assert "112 failures in 15 min, 80 of them muted and 2 resolved, 30 of them" in told(facts)
+
+
+def test_failures_that_are_all_muted_alarm_nobody() -> None:
+    last = sentence(WELL._replace(failures=7, failures_muted=7))[-1]
+    assert (last.text, last.tone) == ("7 failures in 15 min, all muted.", "plain")
+
+
+def test_age_that_is_a_bound_says_so() -> None:
+    queue = GrowingQueue("emails", 22, 190.0, oldest_exact=False)
+    assert told(WELL._replace(unattended=[queue])).endswith(
+        "emails has 22 messages and no consumer, oldest at least 3 min."
+    )
+
+
 def test_a_paused_queue_says_who_paused_it_and_when_instead_of_no_consumer() -> None:
     queue = PausedQueue("payments", "ada", 15.4, 22)
     facts = WELL._replace(paused=[queue], growing=[GrowingQueue("payments", 22)])

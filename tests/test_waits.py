@@ -93,6 +93,10 @@ def test_retry_without_a_countdown_waits_from_the_end_of_the_run_before_on() -> 
     assert waited(folded(*first, received(NOW, retries=1), started(NOW + 2))) == (82.0, "retry")
 
 
+def test_retry_whose_earlier_run_is_not_known_does_not_wait_since_the_first_message() -> None:
+    assert waited(folded(sent(NOW - 900), received(NOW, retries=1), started(NOW + 2))) == (2.0, "received")
+
+
 def test_message_that_was_delivered_once_more_waits_from_receipt_on() -> None:
     first = [sent(NOW - 200), received(NOW - 190), started(NOW - 189)]
     lost = make_event("task-lost", timestamp=NOW - 100, exception="its worker is gone")
@@ -154,6 +158,20 @@ def test_events_that_were_on_the_way_for_long_tell_nothing_of_a_clock() -> None:
     senders.hear(CLIENT, NOW + WINDOW, NOW + WINDOW + 10)
     assert senders.skew("gen12@till") == pytest.approx(0.02)
     assert (senders.skew("gen811@elsewhere"), senders.skew(None)) == (None, None)
+
+
+def test_setting_our_own_clock_changes_no_wait() -> None:
+    senders, skews = Senders(), {"worker1@shop": 0.0}
+    for at in (NOW - 130, NOW - 65, NOW - 1):
+        senders.hear(CLIENT, at, at + 0.01)
+    senders.own_clock_set(3600.0)
+    events = [sent(NOW - 60), received(NOW), started(NOW + 0.5)]
+    assert waited(folded(*events, senders=senders, skews={name: each + 3600 for name, each in skews.items()})) == (
+        60.5,
+        "sent",
+    )
+    senders.hear(CLIENT, NOW + 2, NOW + 3602.01)
+    assert senders.skew(CLIENT) == pytest.approx(3600.01)
 
 
 def test_worker_whose_clock_differs_from_the_one_that_asked_for_the_retry() -> None:

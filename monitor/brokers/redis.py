@@ -14,12 +14,15 @@ from typing import Any
 
 from kombu import Connection
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from monitor.brokers.generic import GenericProbe
 from monitor.brokers.heads import Heads
+from monitor.brokers.heads import Markers
 from monitor.brokers.heads import task_id_of
 from monitor.records import Queue
 
+MOST_SEARCHED = 20_000  # messages from the head on among which an earlier one is looked for
 TAGS_COUNTED = 10_000  # unacknowledged messages told apart by queue at most; beyond, it is unknown
 TAGS_READ = 500  # of them, how many new ones are read per sample
 
@@ -29,12 +32,14 @@ class RedisProbe(GenericProbe):
 
     _channel: Any = None
     _heads: Heads | None = None
+    _markers: dict[str, Markers]
     _queue_of_tag: dict[bytes, str | None]
 
     def measure(self, connection: Connection, queue_names: Sequence[str]) -> list[Queue]:
         if self._channel is None:
             self._channel = connection.channel()
             self._queue_of_tag = {}
+            self._markers = {}
         self._heads = self._heads or Heads()
         # kombu's own client prefixes some commands and not others; this one prefixes none.
         client = Redis(connection_pool=self._channel.pool)
@@ -43,10 +48,11 @@ class RedisProbe(GenericProbe):
         for key in (key for keys in lists.values() for key in keys):
             pipeline.llen(key)
             pipeline.lindex(key, -1)
+            pipeline.lindex(key, 0)
         pipeline.hlen(self._key(self._channel.unacked_key))
         *answers, unacked = pipeline.execute()
         by_queue = self._unacked_by_queue(client, unacked)
-        return [self._queue(name, lists[name], answers, by_queue) for name in queue_names]
+        return [self._queue(client, name, lists[name], answers, by_queue) for name in queue_names]
 
     def close(self) -> None:
         self._channel = None
@@ -59,24 +65,40 @@ class RedisProbe(GenericProbe):
         steps = self._channel.priority_steps
         return [self._key(f"{name}{self._channel.sep}{step}" if step else name) for step in steps]
 
-    def _queue(self, name: str, keys: list[str], answers: list[Any], unacked: Counter[str] | None) -> Queue:
-        """Takes this queue's share from the front of ``answers``: length and head of each list."""
-        taken, answers[: 2 * len(keys)] = answers[: 2 * len(keys)], []
-        heads = self._heads or Heads()
+    def _queue(
+        self, client: Any, name: str, keys: list[str], answers: list[Any], unacked: Counter[str] | None
+    ) -> Queue:
+        """Takes this queue's share from the front of ``answers``: length, head and newest message of each list."""
+        taken, answers[: 3 * len(keys)] = answers[: 3 * len(keys)], []
+        messages: list[bytes | None] = taken[1::3]
         now = time()
-        messages: list[bytes | None] = taken[1::2]
         since = [
-            heads.see(key, blake2b(head).digest() if head else None, now)
-            for key, head in zip(keys, messages, strict=True)
+            self._since(client, key, length, head, newest, now)
+            for key, length, head, newest in zip(keys, taken[::3], messages, taken[2::3], strict=True)
         ]
         return Queue(
             cluster=self.broker.cluster,
             name=name,
-            ready=sum(taken[::2]),
+            ready=sum(taken[::3]),
             unacked=None if unacked is None else unacked[name],
             oldest=min((each for each in since if each is not None), default=None),
             heads=tuple(task_id_of(head) for head in messages if head),
         )
+
+    def _since(
+        self, client: Any, key: str, length: int, head: bytes | None, newest: bytes | None, now: float
+    ) -> float | None:
+        """The time at or before which the head of a list was sent; ``None``: not known."""
+        heads = self._heads or Heads()
+        seen = heads.see(key, blake2b(head).digest() if head else None, now)
+        if head is None:
+            self._markers.pop(key, None)
+            return None
+        markers = self._markers.setdefault(key, Markers())
+        if seen is None:
+            seen = heads.was_there(key, markers.since(lambda payload: _is_there(client, key, length, payload)))
+        markers.see(newest, now)
+        return seen
 
     def _unacked_by_queue(self, client: Any, count: int) -> Counter[str] | None:
         """How many messages of each queue are delivered and unacknowledged; ``None``: cannot be told apart."""
@@ -115,3 +137,13 @@ class RedisProbe(GenericProbe):
             tables[exchange] = [tuple(each.decode(errors="replace").split(self._channel.sep)) for each in members]
         queues = {row[-1] for row in tables[exchange] if row[0] == routing_key}
         return queues.pop() if len(queues) == 1 else None
+
+
+def _is_there(client: Any, key: str, length: int, payload: bytes) -> bool | None:
+    """Looks from the head on, and not beyond so many: Redis serves nobody else meanwhile. ``None``: not known."""
+    try:
+        if client.lpos(key, payload, rank=-1, maxlen=MOST_SEARCHED) is not None:
+            return True
+    except ResponseError:  # before Redis 6.0.6
+        return None
+    return False if length <= MOST_SEARCHED else None

@@ -102,7 +102,7 @@ class Deltas:
             wait = run.wait
             if wait is not None:
                 tally.wait[bucket(wait)] += sign
-                if run.wait_since == "received":
+                if run.ready is None and run.wait_since == "received":
                     tally.since_receipt += sign
         if run.ended is None or run.outcome is None:
             return

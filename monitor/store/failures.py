@@ -18,6 +18,7 @@ from sqlalchemy import union_all
 from sqlalchemy import update
 
 from monitor.errors import NotFound
+from monitor.records import FailureCounts
 from monitor.records import FailureGroup
 from monitor.records import FailureState
 from monitor.records import FailureSummary
@@ -115,6 +116,21 @@ def group_states(store: Store, *, since: float, cluster: str | None = None) -> d
             statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
         found = {row[0]: row[1] for row in connection.execute(statement.group_by(_group.c.state))}
     return {state: found.get(state.value, 0) for state in FailureState}
+
+
+def failure_counts(store: Store, *, since: float, cluster: str | None = None) -> FailureCounts:
+    """Failures since then, of all groups."""
+    with store.read() as connection:
+        counts = _counts_since(since)
+        statement = select(_group.c.state, func.sum(counts.c.recent)).join(counts, counts.c.group_id == _group.c.id)
+        if cluster is not None:
+            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+        found = {row[0]: int(row[1]) for row in connection.execute(statement.group_by(_group.c.state))}
+    return FailureCounts(
+        open=sum(found.get(state.value, 0) for state in UNRESOLVED),
+        muted=found.get(FailureState.MUTED.value, 0),
+        resolved=found.get(FailureState.RESOLVED.value, 0),
+    )
 
 
 def open_groups(store: Store, *, since: float, cluster: str | None = None) -> int:

@@ -17,6 +17,7 @@ from monitor.store.clusters import worker
 from monitor.store.clusters import workers
 from monitor.store.export import walk_tasks
 from monitor.store.facets import facets
+from monitor.store.failures import failure_counts
 from monitor.store.failures import failure_group
 from monitor.store.failures import failure_groups
 from monitor.store.failures import failure_summaries
@@ -60,6 +61,7 @@ __all__ = [
     "endings",
     "entry_runs",
     "facets",
+    "failure_counts",
     "failure_group",
     "failure_groups",
     "failure_summaries",

@@ -278,6 +278,7 @@ class Writer:
             change = partial(after_setting, seconds=seconds)
             journal.change_workers(self._store, self._cluster, None, change)
         self._skews = {hostname: skew + seconds for hostname, skew in self._skews.items()}
+        self.senders.own_clock_set(seconds)
 
     def _write_workers(
         self,

@@ -206,7 +206,9 @@ def _skew(workers: Sequence[Worker]) -> Banner:
     worst = max(abs(worker.skew or 0.0) for worker in workers)
     clocks = "clock is" if len(workers) == 1 else "clocks are"
     text = f"{_names([worker.hostname for worker in workers])}: {clocks} off by up to {worst:.1f} s."
-    return Banner("skew", "warning", text, "Waiting times are wrong by as much; set the clock (NTP).", link="/workers")
+    return Banner(
+        "skew", "warning", text, "Its ETAs are met, and its times shown, by that clock; set it (NTP).", link="/workers"
+    )
 
 
 def _jump(workers: Sequence[Worker]) -> Banner:

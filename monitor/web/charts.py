@@ -10,6 +10,11 @@ from monitor.records import Gap
 from monitor.records import QueueSample
 from monitor.records import Series
 from monitor.records import WorkerStart
+from monitor.store.series import resolution_of
+from monitor.web.ranges import RANGE_WORDS
+from monitor.web.ranges import RANGES
+from monitor.web.ranges import step_words
+from monitor.web.wording import since_receipt
 
 Number = int | float | None
 
@@ -35,6 +40,7 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
     at: Sequence[float]
     series: Sequence[ChartSeries]
     gaps: Sequence[tuple[float, float | None, str]] = ()
+    told: str = ""  # what the values in the legend are of, while no cursor is on the chart
     marks: Sequence[tuple[float, str]] = ()  # moments worth a line, in words
     partial: float | None = None  # start of the bucket that is still filling
 
@@ -169,6 +175,12 @@ MOST_BARS = 120
 BAR_STEPS = (60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400, 7 * 86400, 30 * 86400)
 
 
+def first_bucket(since: float, until: float) -> float:
+    """Where the charts of a span begin: its first bucket is a whole one."""
+    step = resolution_of(since, until)
+    return since // step * step
+
+
 def bar_step(series: Series) -> int:
     """Seconds per bar: as fine as the record is, and not more bars than an eye can tell apart."""
     span = series.until - series.since
@@ -189,7 +201,20 @@ def throughput(series: Series, now: float) -> Chart:
         if any(values) or outcome in ALWAYS_SHOWN:
             token = f"--state-{OUTCOME_TOKENS.get(outcome, outcome)}"
             layers.append(ChartSeries(name=outcome, colour=token, values=values, rest=sum(values)))
-    return _over_buckets(series, "stacked", "count", layers, now, starts, step)
+    return _over_buckets(series, "stacked", "count", layers, now, starts, step, total_of(series.since, series.until))
+
+
+def total_of(since: float, until: float) -> str:
+    """What a legend with sums says."""
+    named = (RANGE_WORDS[name] for name, seconds in RANGES.items() if seconds == until - since)
+    return f"total of {next(named, 'the selected time')}"
+
+
+def wait_title(series: Series) -> str:
+    """Says which share of the waits does not begin when the tasks could run, where there are such."""
+    starts = sum(bucket.started for bucket in series.buckets if bucket.wait)
+    counted = sum(bucket.started * bucket.wait.since_receipt for bucket in series.buckets if bucket.wait)
+    return f"Wait time{since_receipt(counted / starts if starts else 0.0)}"
 
 
 def percentiles(series: Series, of: Literal["wait", "run"], now: float) -> Chart:
@@ -200,9 +225,9 @@ def percentiles(series: Series, of: Literal["wait", "run"], now: float) -> Chart
     for name, weight in PERCENTILES:
         values = [None if each is None else round(getattr(each, name), 6) for each in found]
         lines.append(ChartSeries(name=name, colour=token, values=values, weight=weight, rest=_last(values)))
-    return _over_buckets(
-        series, "lines", "seconds", lines, now, [bucket.at for bucket in series.buckets], series.resolution
-    )
+    step = series.resolution
+    told = f"last {step_words(step)} with tasks"
+    return _over_buckets(series, "lines", "seconds", lines, now, [bucket.at for bucket in series.buckets], step, told)
 
 
 def depth(series: Series, *, with_unacked: bool = False) -> Chart:
@@ -225,6 +250,7 @@ def depth(series: Series, *, with_unacked: bool = False) -> Chart:
         at=[sample.at for sample in samples],
         series=lines,
         gaps=gap_spans(series.gaps, first, last),
+        told=f"most in the last {step_words(series.resolution)}",
         marks=start_marks(series, series.resolution),
     )
 
@@ -237,6 +263,7 @@ def _over_buckets(
     now: float,
     starts: Sequence[float],
     step: int,
+    told: str,
 ) -> Chart:
     first, last = _span(series)
     filling = starts[-1] if starts and starts[-1] + step > now else None
@@ -249,6 +276,7 @@ def _over_buckets(
         at=starts,
         series=layers,
         gaps=gap_spans(series.gaps, first, last),
+        told=told,
         marks=start_marks(series, step),
         partial=filling,
     )

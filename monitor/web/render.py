@@ -94,6 +94,7 @@ def make_environment() -> Environment:
         "counted": wording.counted,
         "duration": wording.duration,
         "moment": wording.moment,
+        "since_receipt": wording.since_receipt,
         "short": wording.short,
         "visible": wording.visible,
         "verbatim": verbatim,
@@ -107,6 +108,7 @@ def make_environment() -> Environment:
         "WORKFLOW_TASK_STATES": wording.WORKFLOW_TASK_STATES,
         "WORKER_GLYPHS": wording.WORKER_GLYPHS,
         "STATES": tuple(TaskState),
+        "SINCE_RECEIPT": wording.SINCE_RECEIPT,
         "UNHANDLED": UNHANDLED,
         "static": f"/static/{content_hash(assets('static'))}",
     }

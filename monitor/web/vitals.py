@@ -55,7 +55,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     health = [each for each in read_health(store, now) if cluster in (None, each.cluster)]
     queues = queries.queues(store, cluster)
     depths = breakdowns.depths(store, since=since, cluster=cluster)
-    recent = breakdowns.flows(store, "worker", since=since, now=now, cluster=cluster)
+    failed = queries.failure_counts(store, since=since, cluster=cluster)
     gaps = queries.gaps(store, since, cluster)
     heard = [each for each in health if each.last_event_at is not None]
     beats = [queries.beat_health(store, each.cluster) for each in health]
@@ -82,7 +82,9 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         paused=_paused(queues, pauses, now),
         long_tasks=_long_alone(stalls),
         lost=_lost(store, cluster, now),
-        failures=sum(flow.failed for flow in recent.by_key.values()) if heard else None,
+        failures=failed.total if heard else None,
+        failures_muted=failed.muted,
+        failures_resolved=failed.resolved,
         top_failure=_top_failure(store, cluster, since) if heard else None,
         missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
         lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
@@ -194,7 +196,8 @@ def _count(workers: Sequence[Worker], status: WorkerStatus) -> int:
 
 
 def _waiting(queue: Queue, now: float) -> GrowingQueue:
-    return GrowingQueue(queue.name, queue.ready or 0, None if queue.oldest is None else now - queue.oldest)
+    age = None if queue.oldest is None else max(0.0, now - queue.oldest)
+    return GrowingQueue(queue.name, queue.ready or 0, age, queue.oldest_exact)
 
 
 def _disconnected(health: ReceiverHealth, now: float) -> Disconnected | None:

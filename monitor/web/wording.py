@@ -76,6 +76,18 @@ def counted(count: Count | None) -> str:
     return number(count.value) if count.exact else f"{number(count.value)}+"
 
 
+SINCE_RECEIPT = "When the task could have started is not known: counted from when a worker received it"
+
+
+def since_receipt(share: float) -> str:
+    """``, since receipt``, ``, 12 % since receipt``; nothing where no wait is counted from a receipt."""
+    if share >= 0.9995:
+        return ", since receipt"
+    if share <= 0.0:
+        return ""
+    return f", {100 * share:.0f} % since receipt" if share >= 0.01 else ", <1 % since receipt"
+
+
 def duration(seconds: float | None) -> str:
     """``340 ms``, ``2.1 s``, ``3 m 12 s``, ``2 h 5 m``, ``3 d 4 h``."""
     if seconds is None:

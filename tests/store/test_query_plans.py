@@ -14,6 +14,7 @@ from monitor.filters import parse
 from monitor.records import TaskState
 from monitor.store import schema
 from monitor.store import standing
+from monitor.store import waiting
 from monitor.store import walk
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -163,8 +164,10 @@ def test_what_else_is_read_of_a_row_is_no_second_look_at_it(store: Store) -> Non
             lambda store: standing.newest(store, "shop"),
             r"PRIMARY KEY \(rowid<\?\)$",
         ),  # backwards, and stops at the first
+        (lambda store: waiting.sent_messages(store, "shop", [make_id(1), make_id(2)]), "INDEX task_key"),
+        (lambda store: waiting.waiting_tasks(store, "shop"), "INDEX task_state"),
     ],
-    ids=["holders", "held_by", "unended", "newest"],
+    ids=["holders", "held_by", "unended", "newest", "sent_messages", "waiting_tasks"],
 )
 def test_what_is_asked_every_second_reads_no_task_that_has_ended(
     store: Store, ask: Callable[[Store], object], walks: str
@@ -179,8 +182,9 @@ def test_what_is_asked_every_second_reads_no_task_that_has_ended(
     sa.event.listen(store.engine, "before_cursor_execute", note)
     ask(store)
     sa.event.remove(store.engine, "before_cursor_execute", note)
-    [(sql, values)] = sent
-    with store.read() as connection:
-        plan = [str(row[-1]) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)]
-    assert reads_of_task(plan)
-    assert all(re.search(walks, line) for line in reads_of_task(plan)), plan
+    assert sent
+    for sql, values in sent:
+        with store.read() as connection:
+            plan = [str(row[-1]) for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)]
+        assert reads_of_task(plan)
+        assert all(re.search(walks, line) for line in reads_of_task(plan)), plan

@@ -9,6 +9,7 @@ import redis
 from starlette.testclient import TestClient
 
 from monitor.records import Delivery
+from monitor.records import Queue
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store import journal
@@ -49,6 +50,7 @@ TASK_KEYS = [
     "finished",
     "runtime",
     "wait",
+    "wait_since",
     "root_id",
     "parent_id",
     "failure_group",
@@ -112,7 +114,8 @@ def test_task_in_a_list_has_its_values(client: TestClient) -> None:
     assert (item["queue"], item["worker"]) == ("payments", "worker1@shop")
     assert (item["args"], item["kwargs"], item["result"]) == ("(31, 'EUR')", "{}", "'paid'")
     assert item["runtime"] == 1.75
-    assert item["wait"] == pytest.approx(1.0)
+    assert item["wait"] == pytest.approx(1.5)
+    assert item["wait_since"] == "sent"
     assert item["finished"] - item["sent"] == pytest.approx(3.5)
     assert item["exception"] is item["eta"] is item["parent_id"] is item["failure_group"] is None
 
@@ -331,8 +334,44 @@ def test_queues_tell_how_long_tasks_waited_lately(client: TestClient, store: Sto
         ended = make_event("task-succeeded", timestamp=now - 45, runtime=1.5, result="1", **known)
         Writer(store, "shop", Settings()).write([Delivery(events=[sent, received, started, ended], arrived=now)])
     (queue,) = client.get("/api/v1/queues").json()["items"]
-    assert list(queue["wait"]) == ["p50", "p95", "p99"]
+    assert list(queue["wait"]) == ["p50", "p95", "p99", "since_receipt"]
     assert queue["wait"]["p95"] == pytest.approx(40.0, rel=0.05)
+    assert queue["wait"]["since_receipt"] == 0.0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_age_of_the_oldest_message_says_whether_it_is_a_bound(client: TestClient, store: Store, exact: bool) -> None:
+    now = time.time()
+    (queue,) = client.get("/api/v1/queues").json()["items"]
+    assert (queue["oldest"], queue["oldest_age"], queue["oldest_exact"]) == (None, None, False)
+    measured = Queue(cluster="shop", name="payments", ready=4, oldest=now - 26, oldest_exact=exact)
+    journal.save_queues(store, "shop", [measured], now)
+    (queue,) = client.get("/api/v1/queues").json()["items"]
+    assert queue["oldest_age"] == pytest.approx(26, abs=5)
+    assert queue["oldest_exact"] is exact
+
+
+def test_what_is_of_a_run_is_of_the_latest_in_lists_and_detail_alike(client: TestClient, store: Store) -> None:
+    task_id, at = make_id(911), time.time() - 300
+    known = {"uuid": task_id, "name": "shop.pay.charge", "args": "()", "kwargs": "{}"}
+    first = {"exception": "KeyError('k')", "traceback": "T", "uuid": task_id}
+    events = [
+        make_event("task-sent", timestamp=at, hostname="gen7@web", queue="payments", retries=0, **known),
+        make_event("task-received", timestamp=at + 1, retries=0, **known),
+        make_event("task-started", timestamp=at + 3, uuid=task_id),
+        make_event("task-retried", timestamp=at + 9, **first),
+        make_event("task-received", timestamp=at + 40, retries=1, **known),
+        make_event("task-started", timestamp=at + 41, uuid=task_id),
+    ]
+    Writer(store, "shop", Settings()).write([Delivery(events=events, arrived=at + 50)])
+    (item,) = client.get("/api/v1/tasks", params={"q": f"id:{task_id}"}).json()["items"]
+    detail = client.get(f"/api/v1/tasks/{task_id}").json()
+    *_, latest = detail["runs"]
+    for key in ("worker", "retries", "received", "started", "runtime", "wait", "wait_since", "eta"):
+        assert item[key] == detail[key] == latest[key], key
+    assert (item["retries"], item["wait_since"]) == (1, "retry")
+    assert item["wait"] == pytest.approx(32.0)
+    assert [run["wait_since"] for run in detail["runs"]] == ["sent", "retry"]
 
 
 def test_failures_are_grouped(client: TestClient) -> None:

@@ -5,6 +5,7 @@ from monitor.records import Gap
 from monitor.records import Percentiles
 from monitor.records import QueueSample
 from monitor.records import Series
+from monitor.records import WaitPercentiles
 from monitor.web.charts import Chart
 from monitor.web.charts import ChartSeries
 from monitor.web.charts import depth
@@ -13,6 +14,7 @@ from monitor.web.charts import gap_spans
 from monitor.web.charts import percentiles
 from monitor.web.charts import sparkline
 from monitor.web.charts import throughput
+from monitor.web.charts import wait_title
 from tests.factories import NOW
 
 START = NOW // 300 * 300
@@ -92,6 +94,24 @@ def test_percentiles_are_unknown_where_nothing_ran() -> None:
     chart = percentiles(msgspec.structs.replace(series, buckets=buckets), "run", START)
     assert [each.values for each in chart.series] == [[None, None, 0.5], [None, None, 2.5], [None, None, 9.0]]
     assert [each.rest for each in chart.series] == [0.5, 2.5, 9.0]
+
+
+def test_legend_says_what_its_values_are_of() -> None:
+    series = make_series(15, failed=1)
+    assert throughput(series, START).told == "total of 15 min"
+    assert throughput(msgspec.structs.replace(series, until=START + 840.0), START).told == "total of the selected time"
+    assert percentiles(series, "run", START).told == "last minute with tasks"
+    assert depth(series).told == "most in the last minute"
+
+
+def test_share_of_waits_that_are_counted_from_receipt_is_in_the_title() -> None:
+    series = make_series(3)
+    known = WaitPercentiles(0.5, 2.5, 9.0, 0.0)
+    guessed = WaitPercentiles(0.5, 2.5, 9.0, 0.6)
+    buckets = [Bucket(at=START, started=30, wait=known), Bucket(at=START + 60.0, started=10, wait=guessed)]
+    assert wait_title(msgspec.structs.replace(series, buckets=buckets[:1])) == "Wait time"
+    assert wait_title(msgspec.structs.replace(series, buckets=buckets)) == "Wait time, 15 % since receipt"
+    assert wait_title(series) == "Wait time"
 
 
 def test_depth_breaks_where_nothing_was_measured() -> None:

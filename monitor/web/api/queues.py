@@ -72,6 +72,9 @@ class QueueItem(Struct, frozen=True, kw_only=True):
     """One queue as last measured; null is what its broker cannot tell.
 
     ``wait`` is how many seconds the tasks waited that workers started in the last five minutes; null: none was seen.
+    Of the share ``since_receipt`` it is only known how long they waited since a worker received them. ``oldest`` is
+    when the oldest waiting message was sent, and ``oldest_age`` the seconds since then; unless ``oldest_exact``, the
+    message is at least that old. Null: not known, or nothing waits.
     """
 
     name: str
@@ -80,6 +83,8 @@ class QueueItem(Struct, frozen=True, kw_only=True):
     unacked: int | None
     consumers: int | None
     oldest: float | None
+    oldest_age: float | None
+    oldest_exact: bool
     sampled_at: float | None
     workers: tuple[str, ...]
     wait: WaitPercentiles | None
@@ -130,13 +135,17 @@ def list_queues(call: Call, given: InCluster) -> QueueList:
     pauses = queries.pauses(call.store, given.cluster)
     waits = breakdowns.waits(call.store, since=time.time() - WAIT_SECONDS, cluster=given.cluster)
     found = queries.queues(call.store, given.cluster)
-    return QueueList([_queue_item(queue, pauses, waits.get((queue.cluster, queue.name))) for queue in found])
+    now = time.time()
+    return QueueList([_queue_item(queue, pauses, waits.get((queue.cluster, queue.name)), now) for queue in found])
 
 
-def _queue_item(queue: Queue, pauses: Mapping[tuple[str, str], Pause], wait: WaitPercentiles | None) -> QueueItem:
+def _queue_item(
+    queue: Queue, pauses: Mapping[tuple[str, str], Pause], wait: WaitPercentiles | None, now: float
+) -> QueueItem:
     pause = pauses.get((queue.cluster, queue.name))
     paused = None if pause is None else shape(PauseItem, pause)
-    return shape(QueueItem, queue, wait=wait, paused=paused)
+    age = None if queue.oldest is None else max(0.0, now - queue.oldest)
+    return shape(QueueItem, queue, wait=wait, paused=paused, oldest_age=age)
 
 
 class _Queue(TypedDict):

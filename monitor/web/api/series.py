@@ -37,7 +37,12 @@ class SeriesSpan(InCluster, frozen=True, kw_only=True):
 
 
 class BucketItem(Struct, frozen=True, kw_only=True):
-    """What happened from ``at`` on, for ``resolution`` seconds; null percentiles where nothing was measured."""
+    """What happened from ``at`` on, for ``resolution`` seconds; null percentiles where nothing was measured.
+
+    ``wait`` is of the runs that started then, ``run`` of those that ended. ``wait.since_receipt`` is the share of runs
+    whose wait is counted from receipt, since nothing tells when they could have started. Until the version that brought
+    this field all waits were counted so.
+    """
 
     at: float
     received: int
@@ -53,7 +58,7 @@ class BucketItem(Struct, frozen=True, kw_only=True):
 
 
 class DepthItem(Struct, frozen=True, kw_only=True):
-    """A queue, or all together, at one time."""
+    """A queue, or all together, at one time. ``oldest``: by then the oldest waiting message had been sent."""
 
     at: float
     ready: int | None

@@ -44,7 +44,11 @@ class RetriedItem(Struct, frozen=True, kw_only=True):
 
 
 class TaskItem(Struct, frozen=True, kw_only=True):
-    """One task in a list."""
+    """One task in a list. What is of a run is of its latest: worker, retries, received to finished, runtime, wait, eta.
+
+    ``wait`` is in seconds, from ``wait_since`` to ``started``: from when the task was ``sent``, from its ``eta``, for a
+    ``retry`` from the end of its countdown; ``received`` where none of these is known: it may have waited longer.
+    """
 
     id: str
     cluster: str

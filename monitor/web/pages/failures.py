@@ -173,6 +173,7 @@ def _chart(view: View, trend: FailureTrend) -> charts.Chart:
             charts.ChartSeries(name="failed", colour="--state-failed", values=trend.counts, rest=sum(trend.counts))
         ],
         gaps=charts.gap_spans(gaps, trend.since, trend.until),
+        told=charts.total_of(trend.since, trend.until),
         partial=trend.at[-1] if trend.at[-1] + trend.step > view.now else None,
     )
 

@@ -1,6 +1,9 @@
 """Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
 
+from monitor.health_sentence import counted
 from monitor.health_sentence import sentence
+from monitor.health_sentence import settled
+from monitor.records import FailureCounts
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
@@ -57,7 +60,7 @@ def _charts(view: View, span: Range) -> Context:
         "charts": (
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
             ("depth", "Waiting in queues", charts.depth(series)),
-            ("wait", "Wait: more workers shorten it", charts.percentiles(series, "wait", view.now)),
+            ("wait", charts.wait_title(series), charts.percentiles(series, "wait", view.now)),
             ("run", "Run time: the code decides it", charts.percentiles(series, "run", view.now)),
         )
     }
@@ -67,12 +70,20 @@ def _lists(view: View, span: Range) -> Context:
     store, cluster = view.store, view.cluster
     totals = queries.name_totals(store, since=span.since, until=span.until, cluster=cluster)
     ran = [each for each in totals if each.run is not None]
+    began = charts.first_bucket(span.since, span.until)  # so that chart and list count the same
     return {
-        "groups": queries.failure_groups(store, since=span.since, cluster=cluster, states=UNRESOLVED, limit=LISTED),
+        "groups": queries.failure_groups(store, since=began, cluster=cluster, states=UNRESOLVED, limit=LISTED),
+        "settled": _settled(queries.failure_counts(store, since=began, cluster=cluster)),
         "most_time": sorted(ran, key=lambda each: -each.seconds)[:LISTED],
         "slowest": sorted(ran, key=lambda each: -each.run.p95 if each.run else 0.0)[:LISTED],
         "running": queries.longest_running(store, cluster=cluster, limit=LISTED),
     }
+
+
+def _settled(failed: FailureCounts) -> str:
+    """What the chart counts and the list leaves out."""
+    left_out = settled(failed.total, failed.muted, failed.resolved)
+    return f"{counted(failed.total, 'failure')}{left_out}" if left_out else ""
 
 
 def _worker_order(worker: Worker) -> tuple[int, str, str]:

@@ -95,7 +95,7 @@ def queue_context(view: View) -> Context:
         "can": {command.action.partition(".")[2]: view.may(command.action) for command in COMMANDS},
         "charts": (
             ("depth", "Waiting and unacknowledged", charts.depth(series, with_unacked=True)),
-            ("wait", "Wait", charts.percentiles(series, "wait", view.now)),
+            ("wait", charts.wait_title(series), charts.percentiles(series, "wait", view.now)),
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
         ),
     }

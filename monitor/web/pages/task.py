@@ -198,7 +198,7 @@ def _read(store: Store, cluster: str, task_id: str | None) -> Task | None:
 def timeline(task: Task) -> list[Bar]:
     """The latest runs on one scale, from sending (or receipt) to the last thing known."""
     runs = task.runs[-MOST_DRAWN:]
-    moments = [at for run in runs for at in (run.received, run.started, run.ended) if at is not None]
+    moments = [at for run in runs for at in (run.ready, run.received, run.started, run.ended) if at is not None]
     if task.sent is not None and len(task.runs) <= MOST_DRAWN:
         moments.append(task.sent)
     if not runs:
@@ -213,9 +213,11 @@ def _bar(run: Run, number: int, begin: float, span: float) -> Bar:
     def place(at: float | None, otherwise: float) -> float:
         return otherwise if at is None else round(min(100.0, max(0.0, (at - begin) / span * 100)), 2)
 
-    received = place(run.received, place(run.started, 0.0))
     started = place(run.started, place(run.ended, 100.0))
-    return Bar(run, number, received, started, place(run.ended, 100.0), run.ended is not None)
+    waited_from = place(run.received, place(run.started, 0.0))
+    if run.started is not None and run.wait is not None:
+        waited_from = place(run.started - run.wait, waited_from)
+    return Bar(run, number, waited_from, started, place(run.ended, 100.0), run.ended is not None)
 
 
 def retry(view: View, deed: Deed) -> Result:

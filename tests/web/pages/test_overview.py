@@ -7,10 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from monitor.records import FailureState
 from monitor.records import Queue
 from monitor.records import StandbyReceiver
 from monitor.records import WorkerStatus
+from monitor.store import failures
 from monitor.store import journal
+from monitor.store import queries
 from monitor.web.charts import Chart
 from tests.factories import make_event
 from tests.factories import make_id
@@ -63,7 +66,8 @@ def test_sentence_names_workers_queue_and_failures(house: House) -> None:
     for number in range(3):
         fail(house, number)
     for minutes, ready in ((3, 20), (2, 180), (0, 412)):
-        queue = Queue(cluster="shop", name="emails", ready=ready, consumers=1, oldest=house.now - 190)
+        known = {"consumers": 1, "oldest": house.now - 190, "oldest_exact": True}
+        queue = Queue(cluster="shop", name="emails", ready=ready, **known)  # type: ignore[arg-type]
         journal.save_queues(house.store, "shop", [queue], house.now - 60 * minutes)
     text = house.text("/")
     assert "1 of 2 workers up, without worker9@shop. emails is growing: 412 waiting, oldest 3 min." in text
@@ -76,6 +80,20 @@ def test_top_failures_lead_to_their_tasks(house: House) -> None:
     link = re.search(r'class="failure" href="(/failures/\d+\?range=15m)"', html)
     assert link
     assert "shop.pay" in house.text(link.group(1))
+
+
+def test_sentence_list_and_chart_count_the_same_failures_when_some_are_muted(house: House) -> None:
+    for number in range(5):
+        fail(house, number)
+    for number in range(5, 8):
+        fail(house, number, name="shop.mail", exception="KeyError('to')")
+    [muted, _] = queries.failure_groups(house.store, since=house.now - 900)
+    failures.set_failure_state(house.store, muted.id, FailureState.MUTED, house.now)
+    html, text = house.html("/?range=15m"), house.text("/?range=15m")
+    assert "8 failures in 15 min, 5 of them muted, 3 of them KeyError in shop.mail." in text
+    assert {each.name: each.rest for each in chart(html, "throughput").series}["failed"] == 8
+    assert re.findall(r'class="failure" href="/failures/(\d+)', html) == [str(3 - muted.id)]
+    assert "8 failures, 5 of them muted" in text[text.index("What fails most") :]
 
 
 def test_charts_tell_what_the_record_says(house: House) -> None:
