@@ -60,6 +60,7 @@ class Sampler:
         self._rises = Rises()
         self._schedules = Schedules(store, remote.broker, settings)
         self._configured = configured_queues(remote.broker, settings)
+        self._configured_at = 0.0  # when those that nobody has declared are looked for again
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
@@ -122,11 +123,15 @@ class Sampler:
         for worker in workers:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
-        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys() | self._configured)
-        if not names:
+        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys())
+        configured = self._configured - set(names) if now >= self._configured_at else frozenset()
+        if not names and not configured:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
-        queues = [_consumed(queue, consumers, complete) for queue in self._probe.sample(names)]
+        measured = self._probe.sample([*names, *sorted(configured)])
+        if absent := {queue.name for queue in measured if queue.ready is None} & configured:
+            self._configured_at = now + self._settings.inspect_seconds  # each refusal is a line in RabbitMQ's log
+        queues = [_consumed(queue, consumers, complete) for queue in measured if queue.name not in absent]
         journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
 
     # Workers
