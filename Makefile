@@ -1,4 +1,4 @@
-# make demo | test | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
+# make demo | test | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,13 +6,17 @@ NPM := $(shell command -v npm || echo "$(BIN)/python -c 'import sys, nodejs_whee
 OPTIONS ?=
 SHELL := /bin/bash
 
-.PHONY: demo test check bench docs format chromium clean
+.PHONY: demo test conformance check bench docs format chromium clean
 
 demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
 
 test: .venv/ready node_modules/.package-lock.json chromium
 	$(BIN)/python -m pytest -n auto --dist loadfile $(OPTIONS)
+
+# Celery's own integration suite, half an hour in all. docs/conformance.md
+conformance: .venv/ready
+	$(BIN)/python -m tests.conformance $(OPTIONS)
 
 check: .venv/ready node_modules/.package-lock.json
 	$(BIN)/ruff check .

@@ -10,8 +10,8 @@ from monitor.store import schema
 from monitor.store.engine import Store
 
 DAY = 86_400
-TIMES = ("seen", "received", "started", "ended", "eta", "sent", "expires")
-COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
+TIMES = ("seen", "received", "started", "ended", "eta", "ready", "sent", "expires")
+COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost", "since_receipt")
 STEPS = 10  # transactions for a day
 
 

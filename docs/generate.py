@@ -62,13 +62,24 @@ that is wrong never matches everything.
 """
 
 
+MARKS = """\
+`retried:` is `yes`, `no` or one of these words: the state of the newest task as which a person retried it.
+`retried:""` finds tasks whose retry was sent and has not been seen yet. A task that was sent again under its own id is
+no other task, and Celery's own retries are counted by `retries`.
+
+`group:open` finds tasks of failure groups that are open or regressed; `group:regressed`, `group:resolved` and
+`group:muted` those of groups in that state. *Failed* in the navigation counts failures that still need somebody:
+`state:failed retried:no -group:muted -group:resolved`.
+"""
+
+
 def filters_page() -> str:
     """The language, its fields and its words for states."""
     rows = [f"| `{each.name}` | {each.kind} | {each.help} | `{each.example}` |" for each in FIELDS.values()]
     words = ", ".join(f"`{word}`" for word in STATES_BY_WORD)
     head = ["## Fields", "", "| field | kind | what it is | for example |", "|---|---|---|---|"]
     kinds = "Names are compared whole and with case; texts are found by a part of them in any case."
-    return "\n".join([FILTERS_INTRODUCTION, *head, *rows, "", kinds, "", "## States", "", words, ""])
+    return "\n".join([FILTERS_INTRODUCTION, *head, *rows, "", kinds, "", "## States", "", words, "", MARKS, ""])
 
 
 def settings_page() -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 import click
 
 from monitor import __version__
+from monitor.addresses import check_broker
+from monitor.addresses import masked
+from monitor.addresses import transport_of
 from monitor.errors import MonitorError
 from monitor.settings import SETTINGS
 from monitor.settings import Settings
@@ -35,6 +39,8 @@ EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
     "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file."
 )
+MOST_RATE = 10_000.0
+PACKAGED = {"redis", "amqp"}  # transports whose libraries are always there
 Runner = Callable[..., None]
 # What the processes of a command have in common. A receiver must not hold a web framework, so only ``web`` has it here.
 RECEIVER = ("monitor.receiver.process",)
@@ -76,6 +82,7 @@ run_web = later("monitor.serve:run_web")
 run_demo = later("monitor.demo:run")
 demo_of = later("monitor.demo:Demo")
 with_brokers = later("monitor.serve:with_brokers")
+check_brokers = later("monitor.brokers.connection:check_brokers")
 loaded = later("monitor.brokers.application:loaded")
 start_afresh = later("monitor.serve:start_afresh")
 handed_over = later("monitor.serve:handed_over")
@@ -85,22 +92,32 @@ told = later("monitor.doctor:told")
 
 
 class Failure(click.ClickException):
-    """An error that is said in one line."""
+    """An error in one line, without the password of any address in it."""
 
     exit_code = EXIT_USAGE
 
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(" ".join(message.split())))
+
+
+def usage_failure(command: click.Command, ctx: click.Context, error: click.UsageError) -> Failure:
+    """The same for what click cannot parse; for an unknown option, the one that was probably meant."""
+    if not isinstance(error, click.NoSuchOption):
+        return Failure(error.format_message())
+    names = sorted(name for each in command.get_params(ctx) for name in each.opts if name.startswith("--"))
+    near = get_close_matches(error.option_name, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+    return Failure(f"there is no option {error.option_name}; {hint}")
+
 
 class Command(click.Command):
-    """Says every error in one line, and lists the options there are when one is unknown."""
+    """Says every error in one line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            names = sorted(name for each in self.get_params(ctx) for name in each.opts if name.startswith("--"))
-            raise click.UsageError(
-                f"there is no option {error.option_name}; known are {', '.join(names)}", ctx
-            ) from None
+        except click.UsageError as error:
+            raise usage_failure(self, ctx, error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -109,7 +126,27 @@ class Command(click.Command):
             raise Failure(error.message) from error
 
 
-@click.group(context_settings=HELP)
+class Group(click.Group):
+    """Says in one line that there is no such command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:  # click shows the help
+            return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise usage_failure(self, ctx, error) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise usage_failure(self, ctx, error) from None
+
+
+@click.group(cls=Group, context_settings=HELP)
 @click.version_option(__version__, prog_name="celery-monitor")
 def main() -> None:
     """A dashboard for Celery: what runs, what failed and why, what is stuck; and retry.
@@ -153,6 +190,8 @@ def _load(options: dict[str, Any]) -> Settings:
     file = options.pop("config")
     settings = load(options, os.environ, file)
     configure_logging(settings.log_level)
+    if not {transport_of(broker.url) for broker in settings.broker} <= PACKAGED:
+        check_brokers(settings)  # here, before any process is started
     return settings
 
 
@@ -233,6 +272,10 @@ def demo(**options: Any) -> None:
     Ctrl-C ends everything that it started, and nothing else.
     """
     configure_logging("warning")
+    if options["broker"] != "redis":
+        check_broker(options["broker"])
+    if not 0 < options["rate"] <= MOST_RATE:
+        raise Failure(f"--rate: write tasks per second, above 0 and up to {MOST_RATE:g}")
     preload(RECEIVER + SHOP)
     run_demo(demo_of(**options), stop_on_signals(), click.echo)
 

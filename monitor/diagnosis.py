@@ -5,8 +5,13 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from datetime import UTC
+from datetime import datetime
 from typing import Literal
 from typing import NamedTuple
+
+from monitor.records import FailingHelper
+from monitor.workers import RENAME
 
 Level = Literal["ok", "note", "unknown", "wrong"]
 
@@ -48,6 +53,7 @@ class BrokerFacts:
 
     transport: str
     workers: Sequence[str] = ()
+    answers: Mapping[str, int] = field(default_factory=dict)  # to one ping, by node name: one for each process
     conf: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by worker
     heard: Mapping[str, Heard] | None = None  # who sent events while we listened
     redis: Mapping[str, object] | None = None  # INFO, and the limit of CONFIG GET as pubsub_limit
@@ -68,11 +74,12 @@ class RecordFacts:
     events_on: Sequence[str] = ()
     longest_run: float | None = None
     longest_eta: float | None = None
+    helpers: Sequence[FailingHelper] = ()
 
 
 def judge_workers(facts: BrokerFacts, record: RecordFacts | None) -> list[Finding]:
     """Everything about the workers of one broker."""
-    found = [_workers(facts), *_events(facts, record), *_configuration(facts, record)]
+    found = [_workers(facts), *_node_names(facts), *_events(facts, record), *_configuration(facts, record)]
     return [*found, *_clocks(facts), *_versions(facts)]
 
 
@@ -114,6 +121,18 @@ def _writable(record: RecordFacts) -> Finding:
     )
 
 
+def judge_receiver(record: RecordFacts) -> Iterable[Finding]:
+    """What keeps failing within the receiver that writes the record."""
+    for helper in record.helpers:
+        since = datetime.fromtimestamp(helper.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        yield Finding(
+            "receiver",
+            "wrong",
+            f"The {helper.name} failed {helper.failures} times in a row, since {since}: {helper.error}",
+            "Fix the cause; it is tried again by itself.",
+        )
+
+
 def _workers(facts: BrokerFacts) -> Finding:
     if not facts.workers:
         return Finding(
@@ -123,6 +142,15 @@ def _workers(facts: BrokerFacts) -> Finding:
             "Start one on this broker; a solo pool does not answer while it works.",
         )
     return Finding("workers", "ok", f"{len(facts.workers)} answer: {named(facts.workers)}.")
+
+
+def _node_names(facts: BrokerFacts) -> Iterable[Finding]:
+    doubled = sorted(name for name, answers in facts.answers.items() if answers > 1)
+    if doubled:
+        told = "; ".join(f"{facts.answers[name]} processes call themselves {name}" for name in doubled[:NAMED])
+        yield Finding("node names", "wrong", f"{told}.", RENAME)
+    elif facts.workers:
+        yield Finding("node names", "ok", "Each worker has its own.")
 
 
 def _events(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[Finding]:

@@ -12,6 +12,7 @@ from monitor.brokers.results import stored_results
 from monitor.diagnosis import BrokerFacts
 from monitor.diagnosis import Finding
 from monitor.diagnosis import RecordFacts
+from monitor.diagnosis import judge_receiver
 from monitor.diagnosis import judge_record
 from monitor.diagnosis import judge_workers
 from monitor.diagnosis_application import ResultFacts
@@ -54,18 +55,18 @@ def examine(settings: Settings) -> list[Report]:
 
 def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
     address = without_password(broker.url)
+    failing = list(judge_receiver(record))
     try:
         facts = look_at(broker, settings)
     except BrokerUnavailable as error:
-        return Report(
-            broker.cluster, address, [Finding("broker", "wrong", error.message, "Check --broker, and that it runs.")]
-        )
+        found = Finding("broker", "wrong", error.message, "Check --broker, and that it runs.")
+        return Report(broker.cluster, address, [found, *failing])
     except Unsupported as error:
         mend = "Watch the result backend, or take a transport that carries events."
-        return Report(broker.cluster, address, [Finding("transport", "wrong", error.message, mend)])
+        return Report(broker.cluster, address, [Finding("transport", "wrong", error.message, mend), *failing])
     answers = Finding("broker", "ok", "It answers.")
-    findings = [answers, *judge_workers(facts, record), *judge_transport(facts, record)]
-    return Report(broker.cluster, address, [*findings, *_application(broker, settings, facts)])
+    judged = [*judge_workers(facts, record), *judge_transport(facts, record)]
+    return Report(broker.cluster, address, [answers, *failing, *judged, *_application(broker, settings, facts)])
 
 
 def _application(broker: Broker, settings: Settings, facts: BrokerFacts) -> Iterator[Finding]:

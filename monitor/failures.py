@@ -9,6 +9,8 @@ import re
 from hashlib import blake2b
 from typing import NamedTuple
 
+from monitor.frames import is_library
+
 UNKNOWN_EXCEPTION = "unknown exception"
 _MESSAGE_READ = 2048  # characters of a message that are looked at
 _MESSAGE_KEPT = 500
@@ -30,11 +32,6 @@ _HEADER = re.compile(r"[ |]{0,40}([A-Za-z_][\w.]{0,200})(?:: ?|$)")
 _FRAME = re.compile(r'File "([^"\n]{1,1000})", line \d+(?:, in ([^\n]{1,200}))?')
 _FRAME_START = 'File "'
 _INDENT = frozenset(" |+-")
-_LIBRARY = re.compile(
-    r"/(?:site|dist)-packages/|/lib/python\d|/python[\d.]*/lib/|^<frozen |/billiard/\w+\.py$"
-    r"|/celery/(?:app/(?:trace|task|base|autoretry|builtins)|canvas|local|worker/\w+)\.py$|/kombu/\w+(?:/\w+)?\.py$",
-    re.IGNORECASE,
-)
 _RELEASE = re.compile(r"\d{4}|^[0-9a-f]{7,40}$")  # a directory that changes with every deployment
 
 _NEEDS_MASK = re.compile(r"[\d'\"/\\@]")
@@ -52,13 +49,37 @@ _MASKS = {
 _MASK = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _MASKS.items()))
 
 
+# Before these a capitalised word is a term of the program, not the name of a thing that fails.
+_BEFORE_TERMS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an are attribute be class code column enum error exception expected expecting field function got index "
+        "instance is key method model module not object state status table type types value was were",
+    )
+)
+_TERMS = frozenset(
+    re.findall(
+        r"\w+",
+        "Array Bool Boolean Bytes Celery Date Datetime Decimal Dict Django Docker Elasticsearch False Flask Float Http "
+        "Https Integer Json Kafka Linux List Map None Null Number Object Postgres Python Rabbit Redis Set String "
+        "Timestamp True Unicode Windows Xml",
+    )
+)
+_PREPOSITIONS = frozenset(("about", "against", "at", "by", "for", "from", "in", "of", "on", "to", "via", "with"))
+_ENDS = ".,;:!?)"
+
+
 class Signature(NamedTuple):
-    """What makes a failure group. ``digest`` is 16 bytes over the task's name and the other three."""
+    """What makes a failure group. ``digest`` is 16 bytes over the task's name, the type, the message and the frame.
+
+    ``variant`` is the message with the names in it that ``message`` leaves out; equal where there are none.
+    """
 
     exception_type: str
     message: str
     frame: str | None
     digest: bytes
+    variant: str
 
 
 def signature(name: str | None, exception: str | None, traceback: str | None) -> Signature:
@@ -69,9 +90,14 @@ def signature(name: str | None, exception: str | None, traceback: str | None) ->
         message = _worker_lost(message)
     else:
         message = _IN_WORDS.get(exception_type) or mask(message)
+    loose = loosen(message)
+    return Signature(exception_type, loose, frame, digest_of(name, exception_type, loose, frame), message)
+
+
+def digest_of(name: str | None, exception_type: str, message: str, frame: str | None) -> bytes:
+    """What tells one failure group from another."""
     identity = "\0".join((name or "", exception_type, message, frame or ""))
-    digest = blake2b(identity.encode(errors="surrogatepass"), digest_size=16).digest()
-    return Signature(exception_type, message, frame, digest)
+    return blake2b(identity.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def unwrapped(exception: str | None, traceback: str | None) -> str | None:
@@ -95,6 +121,64 @@ def mask(message: str) -> str:
     if _NEEDS_MASK.search(text):
         text = _MASK.sub(_placeholder, text)
     return text if len(text) <= _MESSAGE_KEPT else text[: _MESSAGE_KEPT - 1] + "…"
+
+
+def loosen(message: str) -> str:
+    """A masked message without names: ``price list of <name> cannot be read``.
+
+    A name is a capitalised word (or several) inside a sentence: after a word in lower case, and before another one or,
+    after a preposition, at the end. What may be a term of the program stays: two errors must not become one.
+    """
+    words = message.split(" ")
+    kept: list[str] = []
+    at = 0
+    while at < len(words):
+        end = _end_of_name(words, at)
+        if end == at:
+            kept.append(words[at])
+            at += 1
+            continue
+        kept.append("<name>" + words[end - 1][len(words[end - 1].rstrip(_ENDS)) :])
+        at = end
+    return " ".join(kept)
+
+
+def names_in(message: str) -> list[str]:
+    """The names that ``loosen`` leaves out."""
+    words = message.split(" ")
+    found = []
+    at = 0
+    while at < len(words):
+        end = _end_of_name(words, at)
+        if end > at:
+            found.append(" ".join(words[at:end]).rstrip(_ENDS))
+        at = max(end, at + 1)
+    return found
+
+
+def _end_of_name(words: list[str], at: int) -> int:
+    """Behind the last word of the name that begins here; ``at``: none does."""
+    before = words[at - 1] if at else ""
+    if not (before.isalpha() and before.islower()) or before in _BEFORE_TERMS:
+        return at
+    end = at
+    while end < len(words) and _is_name(words[end].rstrip(_ENDS)):
+        end += 1
+        if words[end - 1][-1] in _ENDS:
+            break
+    if end == at:
+        return at
+    closed = end == len(words) or words[end - 1][-1] in _ENDS
+    goes_on = not closed and words[end].rstrip(_ENDS).isalpha() and words[end].islower()
+    return end if goes_on or before in _PREPOSITIONS else at
+
+
+def _is_name(word: str) -> bool:
+    """``Acme``, ``Müller-Lüdenscheidt``, ``O'Brien``; not ACME, and not OrderLine, which is a term of the program."""
+    parts = re.split("[-'\u2019]", word)
+    first = parts[0]
+    titled = all(part.isalpha() and (part[1:].islower() or len(part) == 1) for part in parts)
+    return titled and first[0].isupper() and len(word) > 1 and word not in _TERMS
 
 
 def _placeholder(match: re.Match[str]) -> str:
@@ -182,7 +266,7 @@ def _application_frame(text: str) -> str | None:
         match = _FRAME.match(text, at)
         if match:
             path = match[1].replace("\\", "/")
-            if not _LIBRARY.search(path):
+            if not is_library(path):
                 return f"{_short(path)} in {match[2]}" if match[2] else _short(path)
         at = _last_frame(text, at)
     return None

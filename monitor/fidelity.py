@@ -96,6 +96,8 @@ def _origin(message: Message) -> _Origin:
             return _Origin(QUEUE, f"the message in the queue {queue}, as it lay there when it was read: {SENT_WHOLE}")
         case records.UNACKED:
             return _Origin(DELIVERED, f"its message, delivered to a worker and not acknowledged: {SENT_WHOLE}")
+        case records.REMOVED:
+            return _Origin(QUEUE, f"the message that was removed from the queue {queue}: {SENT_WHOLE}")
         case _:
             return _Origin(CAPTURE, EXACT)
 

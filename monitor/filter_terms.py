@@ -39,6 +39,34 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Retried:
+    """Whether a person retried it (``yes``, ``no``), or the state of the newest retry; empty: unknown."""
+
+    word: str
+
+    @property
+    def field(self) -> str:
+        return "retried"
+
+    def __str__(self) -> str:
+        return "retried:" + (self.word or '""')
+
+
+@dataclass(frozen=True, slots=True)
+class InGroups:
+    """In a failure group of this state."""
+
+    word: str
+
+    @property
+    def field(self) -> str:
+        return "group"
+
+    def __str__(self) -> str:
+        return f"group:{self.word}"
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """The text of a field fits a pattern; ``key`` is KEY of ``kwargs.KEY``."""
 
@@ -101,7 +129,7 @@ class Any:
         return " OR ".join(map(str, self.terms))
 
 
-Leaf = Word | State | Match | Range | Unknown
+Leaf = Word | State | Retried | InGroups | Match | Range | Unknown
 Expression = Leaf | Not | All | Any
 
 

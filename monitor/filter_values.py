@@ -14,11 +14,19 @@ from enum import StrEnum
 from monitor.errors import FilterError
 from monitor.records import STATE_WORDS
 from monitor.records import UNFINISHED_STATES
+from monitor.records import FailureState
 from monitor.records import TaskState
 
 UNFINISHED = "unfinished"
 STATES_BY_WORD: dict[str, frozenset[TaskState]] = {word: frozenset({state}) for state, word in STATE_WORDS.items()} | {
     UNFINISHED: UNFINISHED_STATES
+}
+YES, NO = "yes", "no"
+RETRIED_WORDS = (YES, NO, *STATES_BY_WORD)
+# What is open on the page of failures has come back in part; that part has a word of its own.
+GROUPS_BY_WORD: dict[str, frozenset[FailureState]] = {
+    "open": frozenset({FailureState.OPEN, FailureState.REGRESSED}),
+    **{state.value: frozenset({state}) for state in FailureState if state is not FailureState.OPEN},
 }
 LONGEST_DURATION = 10 * 366 * 86400.0
 
@@ -27,6 +35,8 @@ class Kind(StrEnum):
     """What the values of a field are."""
 
     STATE = "state"
+    RETRIED = "retried"  # yes, no, or a state's word
+    GROUP = "group"  # a number, or the word of a group's state
     NAME = "name"  # whole and case-sensitive, ``*`` stands for anything
     ID = "id"  # whole, or a beginning followed by ``*``
     TEXT = "text"  # a part of the text, any case; with ``*`` the whole text
@@ -49,6 +59,12 @@ FIELDS: dict[str, Field] = {
     each.name: each
     for each in (
         Field("state", Kind.STATE, "what is known of the task now", "state:failed"),
+        Field(
+            "retried",
+            Kind.RETRIED,
+            'whether a person retried it: yes, no, or the state of the newest retry; retried:"" is unknown yet',
+            "retried:succeeded",
+        ),
         Field("name", Kind.NAME, "task name", "name:shop.pay.*"),
         Field("queue", Kind.NAME, 'queue it was sent to; queue:"" is unknown', "queue:payments"),
         Field("worker", Kind.NAME, "worker of the latest run", "worker:celery@web-1"),
@@ -56,7 +72,7 @@ FIELDS: dict[str, Field] = {
         Field("id", Kind.ID, "task id, or its beginning", "id:4f2a*"),
         Field("root", Kind.ID, "id of the workflow's first task; finds the whole workflow", "root:4f2a9c01*"),
         Field("parent", Kind.ID, "id of the task that sent it", "parent:4f2a9c01*"),
-        Field("group", Kind.NUMBER, "failure group", "group:17"),
+        Field("group", Kind.GROUP, "failure group: its number, or open, regressed, resolved, muted", "group:17"),
         Field("job", Kind.NUMBER, "bulk action: tasks that it sent again, or revoked", "job:7"),
         Field("args", Kind.TEXT, "positional arguments, as the sender described them", "args:EUR"),
         Field("kwargs", Kind.TEXT, "keyword arguments; kwargs.KEY:value for one of them", "kwargs.card:visa"),
@@ -65,7 +81,7 @@ FIELDS: dict[str, Field] = {
         Field("traceback", Kind.TEXT, "traceback of the latest run", "traceback:pay.py"),
         Field("retries", Kind.NUMBER, "times that the task was retried", "retries:>2"),
         Field("runtime", Kind.DURATION, "time that the latest run took", "runtime:>5s"),
-        Field("wait", Kind.DURATION, "time from receipt (or ETA) to start", "wait:100ms..2s"),
+        Field("wait", Kind.DURATION, "time from when it could run to its start", "wait:100ms..2s"),
         Field("sent", Kind.TIME, "when the task was sent, where that is known", "sent:>-15m"),
         Field("received", Kind.TIME, "when a worker received it", "received:2026-11-01..2026-11-02"),
         Field("started", Kind.TIME, "when the latest run started", "started:>-1h"),
@@ -164,6 +180,26 @@ def read_state(text: str, column: int) -> str:
         return TaskState[word.upper()].word
     if word not in STATES_BY_WORD:
         raise FilterError(f"there is no state {text!r}", column, tuple(STATES_BY_WORD))
+    return word
+
+
+def read_retried(text: str, column: int) -> str:
+    """``yes``, ``no``, or the canonical word of a state; empty: the state of the retry is unknown."""
+    word = text.lower()
+    if word in {"", YES, NO}:
+        return word
+    try:
+        return read_state(text, column)
+    except FilterError:
+        raise FilterError(f"{text!r} is not yes, no or a state", column, RETRIED_WORDS) from None
+
+
+def read_group_word(text: str, column: int) -> str:
+    """The state of failure groups, in a word."""
+    word = text.lower()
+    if word not in GROUPS_BY_WORD:
+        known = ("17", *GROUPS_BY_WORD)
+        raise FilterError(f"{text!r} is neither the number nor the state of a failure group", column, known)
     return word
 
 

@@ -17,10 +17,12 @@ from monitor.errors import FilterError
 from monitor.filter_terms import All
 from monitor.filter_terms import Any
 from monitor.filter_terms import Expression
+from monitor.filter_terms import InGroups
 from monitor.filter_terms import Leaf
 from monitor.filter_terms import Match
 from monitor.filter_terms import Not
 from monitor.filter_terms import Range
+from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import Word
@@ -30,11 +32,15 @@ from monitor.filter_values import FIELD_NAMES
 from monitor.filter_values import FIELDS
 from monitor.filter_values import Kind
 from monitor.filter_values import Pattern
+from monitor.filter_values import read_group_word
 from monitor.filter_values import read_interval
+from monitor.filter_values import read_retried
 from monitor.filter_values import read_state
 
 __all__ = ["FIELDS", "Chip", "Filter", "parse"]
 
+# Failures that still need somebody: nobody retried them, and nobody muted or resolved their group.
+UNHANDLED = "state:failed retried:no -group:muted -group:resolved"
 LONGEST_TEXT = 2000
 DEEPEST = 20
 MOST_TERMS = 100
@@ -86,6 +92,10 @@ class Filter:
         """And this as well. Raises FilterError if the text is no filter."""
         added = parse(text, self.now).terms
         return self._of([*self.terms, *(each for each in added if each not in self.terms)])
+
+    def in_cluster(self, name: str | None) -> "Filter":
+        """And of this cluster; ``None``: of any."""
+        return self if name is None else self._of([*self.terms, Match("cluster", Pattern((name,)))])
 
     def _of(self, terms: "Iterator[Expression] | list[Expression]") -> "Filter":
         return Filter(join(All, list(terms)), self.now)
@@ -236,6 +246,8 @@ def make_leaf(name: str, column: int, value: _Value, now: float) -> Leaf:
         raise FilterError(f'{name}: needs a value; {name}:"" is unknown', value.column)
     if known.kind is Kind.STATE:
         return State(read_state(value.text, value.column))
+    if known.kind is Kind.RETRIED:
+        return Retried(read_retried(value.text, value.column))
     if not value.text and not key:
         if known.name == "job":
             raise FilterError("job: needs the number of a job", value.column)
@@ -244,7 +256,10 @@ def make_leaf(name: str, column: int, value: _Value, now: float) -> Leaf:
         return Unknown(known.name)
     if known.kind in {Kind.NAME, Kind.ID, Kind.TEXT}:
         return Match(known.name, _checked(known.kind, key, value), key or None)
-    interval = read_interval(known.kind, value.text, value.column, now)
+    if known.kind is Kind.GROUP and value.text[0].isalpha():
+        return InGroups(read_group_word(value.text, value.column))
+    kind = Kind.NUMBER if known.kind is Kind.GROUP else known.kind
+    interval = read_interval(kind, value.text, value.column, now)
     if known.name == "job" and not interval.is_point:
         raise FilterError("job: takes the number of one job", value.column)
     return Range(known.name, interval)

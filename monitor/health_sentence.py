@@ -9,6 +9,8 @@ from typing import Literal
 from typing import NamedTuple
 from urllib.parse import quote
 
+from monitor.records import Count
+from monitor.stalls import LongTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
 
@@ -41,6 +43,23 @@ class GrowingQueue(NamedTuple):
     name: str
     waiting: int
     oldest_age: float | None = None
+
+
+class PausedQueue(NamedTuple):
+    """A queue from which nobody consumes because somebody paused it; ``waiting`` is ``None`` where it is unknown."""
+
+    name: str
+    by: str
+    seconds: float
+    waiting: int | None = None
+
+
+class LostTasks(NamedTuple):
+    """Tasks that were lost lately and not retried, and how long ago the newest was; ``query`` lists them."""
+
+    tasks: Count
+    seconds: float | None
+    query: str
 
 
 class TopFailure(NamedTuple):
@@ -102,7 +121,10 @@ class Facts(NamedTuple):
     receivers: int = 0
     disconnected: Sequence[Disconnected] = ()
     growing: Sequence[GrowingQueue] = ()
-    unattended: Sequence[GrowingQueue] = ()
+    unattended: Sequence[GrowingQueue] = ()  # without those that are paused
+    paused: Sequence[PausedQueue] = ()  # the one that was paused last first
+    long_tasks: Sequence[LongTask] = ()  # of workers that are not stalled as a whole; the longest first
+    lost: LostTasks | None = None
     failures: int | None = None
     top_failure: TopFailure | None = None
     missed_seconds: float = 0.0
@@ -113,6 +135,7 @@ class Facts(NamedTuple):
     gone: Sequence[str] = ()  # workers that were up in the last hour and are silent or offline
     silent: Sequence[SilentWorker] = ()
     busy: Sequence[SilentWorker] = ()  # silent too, and of a pool that is so while it runs a task
+    doubled: Sequence[str] = ()  # "two processes call themselves dup@shop"
     stalled: Sequence[StalledWorker] = ()  # the longest first
     slow: Sequence[SlowWorkflow] = ()  # not among the stuck ones; those of which more is known first
     stuck: Sequence[StuckWorkflow] = ()  # the longest first
@@ -131,6 +154,7 @@ def sentence(facts: Facts) -> tuple[Part, ...]:
     parts = [
         *_receiver(facts),
         *_workers(facts),
+        *_lost(facts),
         *_queues(facts),
         *_schedule(facts),
         *_workflows(facts),
@@ -195,8 +219,15 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def _all_well(facts: Facts) -> bool:
     up = facts.workers_up > 0 and not facts.disconnected
-    kinds = (facts.growing, facts.unattended, facts.overdue, facts.stuck, facts.stalled, facts.silent)
-    bad = facts.beat_stopped or any(kinds) or any(each.usual is not None for each in facts.slow)
+    kinds = (facts.doubled, facts.growing, facts.unattended, facts.overdue, facts.stuck, facts.stalled, facts.silent)
+    waiting = any(each.waiting for each in facts.paused)
+    bad = (
+        facts.beat_stopped
+        or waiting
+        or facts.lost is not None
+        or any(kinds)
+        or any(each.usual is not None for each in facts.slow)
+    )
     return up and facts.failures == 0 and not bad and facts.missed_seconds == 0
 
 
@@ -219,7 +250,14 @@ def _workers(facts: Facts) -> list[Part]:
     if facts.workers_up == 0 and facts.workers_silent == 0:
         return [Part(f"No worker is up; {number_words(facts.workers_offline)} known.", "/workers", tone="bad")]
     parts = [Part(_workers_up(facts), "/workers", tone="plain" if facts.workers_offline == 0 else "warning")]
-    return [*parts, *_silent(facts), *_stalled(facts)]
+    return [*parts, *_doubled(facts), *_silent(facts), *_stalled(facts), *_long_tasks(facts)]
+
+
+def _doubled(facts: Facts) -> list[Part]:
+    named = [Part(f"{words[0].upper()}{words[1:]}.", "/workers", tone="warning") for words in facts.doubled]
+    if len(named) <= NAMED_WORKERS:
+        return named
+    return [Part(f"{number_words(len(named))} node names have several processes.", "/workers", tone="warning")]
 
 
 def _silent(facts: Facts) -> list[Part]:
@@ -255,6 +293,31 @@ def _stalled(facts: Facts) -> list[Part]:
     return [Part(stalled_words(each), _worker(each.hostname), tone="bad") for each in facts.stalled]
 
 
+def _long_tasks(facts: Facts) -> list[Part]:
+    if len(facts.long_tasks) > NAMED_WORKERS:
+        longest = facts.long_tasks[0]
+        text = f"{number_words(len(facts.long_tasks))} tasks run unusually long, {longest.name} on {longest.hostname}"
+        query = {"q": "state:started", "sort": "started"}
+        return [Part(f"{text} for {age_words(longest.seconds)}.", "/tasks", query, "warning")]
+    return [
+        Part(
+            f"{each.hostname} has been in {each.name} for {age_words(each.seconds)}{_usually(each.usual)}.",
+            f"/tasks/{quote(each.id, safe='')}" if each.id is not None else _worker(each.hostname),
+            tone="warning",
+        )
+        for each in facts.long_tasks
+    ]
+
+
+def _lost(facts: Facts) -> list[Part]:
+    if facts.lost is None or not facts.lost.tasks.value:
+        return []
+    count, many = facts.lost.tasks, "" if facts.lost.tasks.exact else "+"
+    tasks = "1 task is" if count.value == 1 and count.exact else f"{number_words(count.value)}{many} tasks are"
+    newest = "" if facts.lost.seconds is None else f", newest {age_words(facts.lost.seconds)} ago"
+    return [Part(f"{tasks} lost{newest}.", "/tasks", {"q": facts.lost.query}, "bad")]
+
+
 def stalled_words(stalled: StalledWorker) -> str:
     """Why a worker may be stuck."""
     seconds = age_words(stalled.seconds)
@@ -286,7 +349,8 @@ def _workers_up(facts: Facts) -> str:
 
 
 def _queues(facts: Facts) -> list[Part]:
-    parts = [
+    parts = _paused(facts)
+    parts += [
         Part(
             f"{each.name} has {counted(each.waiting, 'message')} and no consumer{_oldest(each)}.",
             _queue(each),
@@ -294,14 +358,30 @@ def _queues(facts: Facts) -> list[Part]:
         )
         for each in facts.unattended[:NAMED_QUEUES]
     ]
-    unattended = {each.name for each in facts.unattended}
-    growing = [each for each in facts.growing if each.name not in unattended]
+    known = {each.name for each in facts.unattended} | {each.name for each in facts.paused}
+    growing = [each for each in facts.growing if each.name not in known]
     if len(growing) > NAMED_QUEUES:
         return [*parts, Part(f"{number_words(len(growing))} queues are growing.", "/queues", tone="warning")]
     for each in growing:
         text = f"{each.name} is growing: {number_words(each.waiting)} waiting{_oldest(each)}."
         parts.append(Part(text, _queue(each), tone="warning"))
     return parts
+
+
+def _paused(facts: Facts) -> list[Part]:
+    if len(facts.paused) > NAMED_QUEUES:
+        last = facts.paused[0]
+        text = f"{number_words(len(facts.paused))} queues are paused, {last.name} by {last.by}"
+        return [Part(f"{text} {age_words(last.seconds)} ago.", "/queues", tone="warning")]
+    return [
+        Part(
+            f"{each.name} was paused by {each.by} {age_words(each.seconds)} ago"
+            f"{'' if each.waiting is None else f', {number_words(each.waiting)} waiting'}.",
+            f"/queues/{quote(each.name, safe='')}",
+            tone="warning",
+        )
+        for each in facts.paused
+    ]
 
 
 def _schedule(facts: Facts) -> list[Part]:

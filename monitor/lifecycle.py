@@ -30,6 +30,8 @@ _RECEIVED, _STARTED, _SCHEDULED = TaskState.RECEIVED, TaskState.STARTED, TaskSta
 _REJECTED, _REVOKED, _REQUEUED = Outcome.REJECTED, Outcome.REVOKED, Outcome.REQUEUED
 # What is concluded after a gap. No name that an application would give to an event of its own.
 RUNNING, HELD_BY_WORKER, IN_QUEUE = "monitor-running", "monitor-held", "monitor-waiting"
+REMOVED = "monitor-removed"  # its message was removed from its queue, by us or since it expired; the exception says how
+_UNRUN = frozenset({Outcome.LOST, _REVOKED})  # of what no worker is known to have
 _OUTCOMES = {
     "task-succeeded": Outcome.SUCCEEDED,
     "task-failed": Outcome.FAILED,
@@ -37,6 +39,7 @@ _OUTCOMES = {
     "task-revoked": Outcome.REVOKED,
     "task-rejected": Outcome.REJECTED,
     "task-cancelled": Outcome.CANCELLED,
+    REMOVED: Outcome.REVOKED,
     "task-lost": Outcome.LOST,  # ours: reconcile.py says so, with its evidence as the exception
 }
 _STATES = {
@@ -91,6 +94,7 @@ def _sent(task: Task, event: Event) -> bool:
 
 def _received(task: Task, event: Event) -> bool:
     task.learnt = None
+    _take_back(task)
     eta = parse_time(event.eta) if event.eta else None
     if not task.runs:
         task.runs = [Run(event.hostname, event.pid, event.retries, event.timestamp, None, None, eta)]
@@ -106,6 +110,7 @@ def _received(task: Task, event: Event) -> bool:
 
 
 def _started(task: Task, event: Event) -> bool:
+    _take_back(task)
     runs = task.runs
     if len(runs) == 1:
         run = runs[0]
@@ -119,6 +124,14 @@ def _started(task: Task, event: Event) -> bool:
     return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))
 
 
+def _take_back(task: Task) -> None:
+    """A worker has the task after all: that it would not run was concluded of its message alone."""
+    last = task.run
+    if last is not None and last.worker is None and last.outcome in _UNRUN:
+        task.runs.pop()
+        task.state = _state(task.runs[-1]) if task.runs else TaskState.PENDING
+
+
 def _told_already(run: Run, event: Event) -> bool:
     """Its worker was asked since when it runs, and the event of its start came after all."""
     same = run.worker == event.hostname and run.pid == event.pid and run.received is None and run.started is not None
@@ -130,7 +143,7 @@ def _ended(task: Task, event: Event) -> bool:
     if outcome is _REJECTED and event.requeue:
         outcome = _REQUEUED
     exception = event.exception
-    if outcome is _REVOKED:
+    if outcome is _REVOKED and event.type != REMOVED:
         exception = _revocation(event)
     elif exception is not None:
         exception = unwrapped(exception, event.traceback)
@@ -169,6 +182,8 @@ def _ended(task: Task, event: Event) -> bool:
 def _ended_somewhere(task: Task, event: Event, outcome: Outcome) -> bool:
     """An end that was found out, and nobody knows on which worker. Where a run goes on, its worker would be named."""
     last = task.run
+    if last is not None and last.ended is None and last.started is None and event.type == REMOVED:
+        last.ended, last.outcome = event.timestamp, _REQUEUED  # it lay in the queue: its worker had given it back
     if last is not None and (last.ended is None or task.state in FINISHED_STATES):
         return False
     if last is not None and last.worker is None:
@@ -184,6 +199,7 @@ def _ended_somewhere(task: Task, event: Event, outcome: Outcome) -> bool:
 
 def _running(task: Task, event: Event) -> bool:
     """Its worker says that it runs, since when, and with what: the event of its start was missed."""
+    _take_back(task)
     known = any(run.worker == event.hostname and run.started is not None and run.ended is None for run in task.runs)
     learnt = _learn(task, event)
     return (not known and _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))) or learnt
@@ -192,6 +208,7 @@ def _running(task: Task, event: Event) -> bool:
 def _held(task: Task, event: Event) -> bool:
     """A worker says that it has the task and has not begun it. When it was received nobody knows any more."""
     learnt = _learn(task, event)
+    _take_back(task)
     last = task.run
     if last is not None and (last.ended is None or task.state in FINISHED_STATES):
         return learnt

@@ -66,6 +66,7 @@ Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to th
 WAITING = "waiting"  # why a message is known: it lies in its queue
 UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
 READ = "read"  # it lay in its queue when somebody took it out to look at it
+REMOVED = "removed"  # somebody deleted it from its queue here, or purged that
 HELD = frozenset({WAITING, UNACKED, READ})
 
 
@@ -154,6 +155,9 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     gap: "Gap | None" = None  # of which it was concluded; how far its reconciliation is, is stored with the events
 
 
+WaitSince = Literal["sent", "eta", "retry", "received"]
+
+
 class Run(msgspec.Struct):
     """One attempt of a task on one worker."""
 
@@ -169,14 +173,31 @@ class Run(msgspec.Struct):
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
+    ready: float | None = None  # when it could run, by its worker's clock, where that was before its receipt: waits.py
 
     @property
     def wait(self) -> float | None:
-        """Seconds ready to run and not running: from receipt, or from its ETA where that is later."""
-        if self.started is None or self.received is None:
+        """Seconds ready to run and not running, counted from what ``wait_since`` names."""
+        ready = self.ready
+        if ready is None:
+            ready = self.received
+            if ready is not None and self.eta is not None and self.eta > ready:
+                ready = self.eta
+        if self.started is None or ready is None:
             return None
-        ready = self.received if self.eta is None or self.eta < self.received else self.eta
         return self.started - ready if self.started > ready else 0.0
+
+    @property
+    def wait_since(self) -> "WaitSince | None":
+        """Where ``wait`` begins. Every start but ``received`` is when the run could begin; ``None``: no wait."""
+        if self.started is None or (self.received is None and self.ready is None):
+            return None
+        due = self.eta is not None and self.received is not None and self.eta > self.received
+        if self.ready is None and not due:
+            return "received"
+        if self.retries:
+            return "retry"
+        return "eta" if due or self.ready == self.eta else "sent"
 
 
 class Task(msgspec.Struct):
@@ -199,6 +220,7 @@ class Task(msgspec.Struct):
     failure_group: int | None = None
     learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
     runs: list[Run] = []
+    retried: "Link | None" = None  # the newest task as which a person retried this one
     pk: int | None = None  # the row, once stored
 
     @property
@@ -239,6 +261,10 @@ class Task(msgspec.Struct):
         return self.runs[-1].wait if self.runs else None
 
     @property
+    def wait_since(self) -> WaitSince | None:
+        return self.runs[-1].wait_since if self.runs else None
+
+    @property
     def result(self) -> str | None:
         return self.runs[-1].result if self.runs else None
 
@@ -257,6 +283,20 @@ class WorkerStatus(StrEnum):
     ONLINE = "online"
     SILENT = "silent"  # no heartbeat for over two intervals, and it may only be busy
     OFFLINE = "offline"  # said goodbye, was replaced by a new process, or stayed silent for long
+
+
+class WorkerProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that sent events under a node name beside, or before, the one that stands for the worker."""
+
+    pid: int
+    first_seen: float
+    last_heartbeat: float  # our clock
+    offline_at: float | None = None  # when it sent worker-offline: it finishes what it runs, and ends
+    freq: float | None = None
+    skew: float = 0.0
+    active: int | None = None
+    processed: int | None = None
+    pool: str | None = None
 
 
 class Worker(msgspec.Struct, kw_only=True):
@@ -285,6 +325,9 @@ class Worker(msgspec.Struct, kw_only=True):
     rusage: dict[str, float] | None = None
     inspected_at: float | None = None
     events_enabled: bool | None = None  # False: it answers and sends no task events
+    since: float | None = None  # when the first event of this process came
+    said_goodbye: bool = False  # it is offline because it sent worker-offline
+    others: tuple[WorkerProcess, ...] = ()  # of the same name: earlier ones, or a second one by mistake
 
 
 class Queue(msgspec.Struct, kw_only=True):
@@ -298,6 +341,8 @@ class Queue(msgspec.Struct, kw_only=True):
     oldest: float | None = None  # epoch seconds at or before which the oldest waiting message was sent: age is ≥
     sampled_at: float | None = None
     workers: tuple[str, ...] = ()
+    oldest_exact: bool = False  # it was sent just then
+    heads: tuple[str | None, ...] = ()  # tasks whose messages come next, one a priority, where the broker shows them
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
@@ -349,6 +394,25 @@ LEVEL_SECONDS = 2.0  # a receiver further behind than this accuses nobody: what 
 UNSAID_SECONDS = 4.0  # nor does one that said nothing of itself for this long
 
 
+class FailingHelper(msgspec.Struct, frozen=True, kw_only=True):
+    """A thread or process beside a receiver that keeps failing, or the receiver itself (``receiver``)."""
+
+    name: str
+    error: str  # the last one
+    since: float
+    failures: int  # in a row
+
+
+class ReceiverEnding(msgspec.Struct, frozen=True, kw_only=True):
+    """A receiver's process ended by itself, ``failures`` times in a row, the last time ``at``; it is started again."""
+
+    cluster: str
+    error: str
+    since: float
+    failures: int
+    at: float
+
+
 class ReceiverHealth(msgspec.Struct, kw_only=True):
     """What the receiver of one cluster last said of itself."""
 
@@ -371,6 +435,7 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
     shard: int = 1  # which share of the tasks it takes,
     shards: int = 1  # of how many
+    helpers: tuple[FailingHelper, ...] = ()  # those that keep failing
     parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
 
     def is_level(self, now: float, unsaid_seconds: float) -> bool:
@@ -514,6 +579,7 @@ class JobPreview(msgspec.Struct, frozen=True, kw_only=True):
     sendable: int = 0
     fidelity: dict[str, int] = {}
     skipped: dict[str, int] = {}  # by reason
+    retried: int = 0  # tasks that somebody has retried before, whether they are skipped or not; never estimated
     samples: list[dict[str, str]] = []
     warnings: list[str] = []
 
@@ -530,6 +596,7 @@ class Job(msgspec.Struct, kw_only=True):
     actor: str
     reason: str | None = None
     rate: float | None = None
+    include_retried: bool = False  # tasks that were retried before are sent too
     state: JobState
     total: int = 0
     position: int = 0
@@ -550,6 +617,13 @@ class Job(msgspec.Struct, kw_only=True):
         return self.total - sum(each.count for each in self.reasons)
 
 
+class FailureVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the messages that a failure group stands for, where they differ in names, and all its failures."""
+
+    message: str | None  # None: of all that came after the first fifty
+    count: int
+
+
 class FailureGroup(msgspec.Struct, kw_only=True):
     """Failures that share a signature."""
 
@@ -564,6 +638,7 @@ class FailureGroup(msgspec.Struct, kw_only=True):
     count: int
     state: FailureState = FailureState.OPEN
     state_at: float | None = None  # when it became so; ``None`` where nobody has touched it
+    variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty: the message names nothing
 
 
 class FailureWindows(msgspec.Struct, frozen=True, kw_only=True):
@@ -669,12 +744,25 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     named: int
 
 
+class WorkflowState(StrEnum):
+    """What is known of a workflow as a whole, by the states of its tasks."""
+
+    RUNNING = "running"  # a task of it runs
+    WAITING = "waiting"  # none runs, and some wait: for a worker, a retry or an ETA
+    LOST = "lost"  # nothing of it runs or waits, and a task is lost
+    FAILED = "failed"
+    REJECTED = "rejected"
+    REVOKED = "revoked"
+    SUCCEEDED = "succeeded"
+
+
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A root task and how many tasks of each state stand under it, itself included."""
 
     root: Step
     cluster: str
     states: dict[TaskState, int]
+    state: WorkflowState | None  # None: none of its tasks is in the record
     last_seen: float  # when the latest of its tasks was received, or sent
     unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
     waits_for: str | None = None  # the name that most of them have
@@ -778,6 +866,13 @@ class Percentiles(msgspec.Struct, frozen=True):
     p99: float
 
 
+class WaitPercentiles(Percentiles, frozen=True):
+    """Seconds. Of the share ``since_receipt`` (0 to 1) it is not known since when they could run: they are counted
+    from their receipt, and may have waited longer."""
+
+    since_receipt: float
+
+
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     """What happened from ``at`` on, for the length of the series' resolution."""
 
@@ -790,7 +885,7 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     revoked: int = 0
     rejected: int = 0
     lost: int = 0
-    wait: Percentiles | None = None
+    wait: WaitPercentiles | None = None
     run: Percentiles | None = None
 
 
@@ -822,4 +917,4 @@ class NameTotal(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     seconds: float  # of run time altogether, within 2 %
     run: Percentiles | None
-    wait: Percentiles | None
+    wait: WaitPercentiles | None

@@ -34,6 +34,7 @@ class Fact(NamedTuple):
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
+    ready: float | None = None
 
 
 def facts_of(runs: Iterable[Run]) -> list[Fact]:
@@ -41,7 +42,8 @@ def facts_of(runs: Iterable[Run]) -> list[Fact]:
     facts = []
     for run in runs:
         if run.received is not None:
-            facts.append(Fact(run.received, "received", run.worker, run.pid, retries=run.retries, eta=run.eta))
+            receipt = Fact(run.received, "received", run.worker, run.pid, retries=run.retries, eta=run.eta)
+            facts.append(receipt if run.ready is None else receipt._replace(ready=run.ready))
         if run.started is not None:
             facts.append(Fact(run.started, "started", run.worker, run.pid))
         if run.ended is not None:
@@ -97,7 +99,7 @@ def _runs_on_one_worker(facts: list[Fact]) -> list[Run]:
 
 
 def _receive(runs: list[Run], fact: Fact) -> None:
-    runs.append(Run(fact.worker, fact.pid, fact.retries, received=fact.time, eta=fact.eta))
+    runs.append(Run(fact.worker, fact.pid, fact.retries, received=fact.time, eta=fact.eta, ready=fact.ready))
 
 
 def _start(runs: list[Run], fact: Fact) -> None:

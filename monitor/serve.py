@@ -6,9 +6,11 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import mkstemp
 from threading import Event
@@ -18,10 +20,17 @@ import msgspec
 
 from monitor.brokers.application import application_of
 from monitor.brokers.application import broker_of
+from monitor.brokers.connection import check_brokers
 from monitor.errors import SettingsError
+from monitor.errors import StoreUnavailable
 from monitor.receiver import process
+from monitor.records import ReceiverEnding
 from monitor.settings import Settings
+from monitor.store.engine import connect_only
+from monitor.store.engine import database_without_password
 from monitor.store.engine import open_store
+from monitor.store.journal import save_ending
+from monitor.supervise import Ending
 from monitor.supervise import Job
 from monitor.supervise import python_job
 from monitor.supervise import supervise
@@ -48,9 +57,13 @@ def with_application(settings: Settings) -> Settings:
 
 
 def with_brokers(settings: Settings) -> Settings:
-    """Settings that name a broker: the given ones, else the application's own. Raises SettingsError."""
+    """Settings that name a broker: the given ones, else the application's own.
+
+    Raises SettingsError, and Unsupported, where one can never be watched.
+    """
     settings = with_application(settings)
     if settings.broker:
+        check_brokers(settings)
         return settings
     raise SettingsError(
         "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
@@ -100,25 +113,28 @@ def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
 
 def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
     """The web process alone."""
-    _run(with_application(settings), [], stop, announce)
+    settings = with_application(settings)
+    check_brokers(settings)
+    _run(settings, [], stop, announce)
 
 
 def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
     """The receivers alone."""
     settings = with_brokers(settings)
     prepare_store(settings)
+    shown = database_without_password(settings.database)
     supervise(
         receiver_jobs(settings),
         stop,
         ready=lambda: True,
-        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {settings.database}"),
+        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {shown}"),
     )
 
 
 def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -> None:
     check_bind(settings)
-    prepare_store(settings)
     with closing(server.bind(settings.host, settings.port)) as listener:
+        prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
         supervise(
@@ -136,9 +152,28 @@ def prepare_store(settings: Settings) -> None:
 
 def receiver_jobs(settings: Settings) -> list[Job]:
     return [
-        python_job(f"receiver of {broker.cluster}", settings.log_level, process.run, settings, broker)
+        python_job(
+            f"receiver of {broker.cluster}",
+            settings.log_level,
+            process.run,
+            settings,
+            broker,
+            ended=partial(note_ending, settings.database, broker.cluster),
+        )
         for broker in settings.broker
     ]
+
+
+def note_ending(database: str, cluster: str, ending: Ending) -> None:
+    """Writes down that a receiver ended by itself, which it cannot always do, so that pages show it."""
+    noted = ReceiverEnding(
+        cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
+    )
+    with closing(connect_only(database)) as store:
+        try:
+            save_ending(store, noted)
+        except StoreUnavailable as error:
+            log.warning("pages cannot show that the receiver of %s ended: %s", cluster, error)
 
 
 def web_job(settings: Settings, listener: socket.socket) -> Job:

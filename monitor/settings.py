@@ -4,19 +4,28 @@ A setting comes from an option, else ``CELERY_MONITOR_<NAME>``, else the TOML fi
 An unknown name, wherever it stands, raises and lists what is known.
 """
 
+import re
 import tomllib
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
 import msgspec
 
+from monitor.addresses import MOST_PORT
+from monitor.addresses import check_broker
+from monitor.addresses import check_database
+from monitor.addresses import check_http
+from monitor.addresses import masked
+from monitor.addresses import transport_of
 from monitor.application import Application
+from monitor.errors import MonitorError
 from monitor.errors import SettingsError
 from monitor.shards import MOST
 from monitor.shards import Shard
@@ -27,6 +36,11 @@ ADDRESSES = ("result_backend", "redbeat", "beat_database")  # each of one cluste
 REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 SQL_SCHEMES = ("db+", "database+")
 RESULT_SCHEMES = (*REDIS_SCHEMES, *SQL_SCHEMES)
+REDIS_TRANSPORTS = frozenset({"redis", "sentinel"})
+LONGEST_NAME = 200  # of the 255 bytes that a queue's name may have, Celery's prefix takes some
+MOST_NUMBER = 10**15
+MOST_SECONDS = 1e9  # beyond, Python's threads cannot wait
+MOST_QUOTED = 60
 REDACTED_KEYS = (
     "password",
     "passwd",
@@ -50,26 +64,87 @@ class Broker(NamedTuple):
 
 
 def parse_broker(text: str) -> Broker:
-    """``URL`` or ``NAME=URL``; a name has letters, digits, ``-`` and ``_`` only."""
+    """``URL`` or ``NAME=URL``; a name has letters, digits, ``-`` and ``_`` only. Raises SettingsError, Unsupported."""
+    broker = parse_named(text)
+    _of_cluster(broker, check_broker)
+    return broker
+
+
+def parse_named(text: str) -> Broker:
+    """The same for any address. No error repeats any of it but a name that is one: it may hold a password."""
     name, separator, url = text.partition("=")
-    if not separator or "://" in name:
+    if not separator or ":" in name or "/" in name or "@" in name:
         name, url = DEFAULT_CLUSTER, text
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise SettingsError(f"broker name {name!r}: use letters, digits, - and _")
-    if "://" not in url:
-        raise SettingsError(f"broker {url!r} is no URL; write for example redis://localhost:6379/0 or amqp://localhost")
+        raise SettingsError("the name in NAME=URL may have letters, digits, - and _ only")
     return Broker(name, url)
+
+
+def _of_cluster(given: Broker, check: Callable[[str], None]) -> None:
+    try:
+        check(given.url)
+    except MonitorError as error:
+        raise type(error)(f"{given.cluster}: {error.message}") from None
+
+
+def parse_redbeat(text: str) -> Broker:
+    """As a broker; RedBeat keeps its entries in Redis."""
+    broker = parse_broker(text)
+    if transport_of(broker.url) not in REDIS_TRANSPORTS:
+        raise SettingsError(f"{broker.cluster}: RedBeat keeps its entries in Redis; write redis://localhost:6379/0")
+    return broker
+
+
+def parse_beat_database(text: str) -> Broker:
+    """A database of a cluster."""
+    database = parse_named(text)
+    _of_cluster(database, check_database)
+    return database
 
 
 def parse_backend(text: str) -> Broker:
     """As a broker; what is kept elsewhere than in Redis or an SQL database is not read."""
-    backend = parse_broker(text)
+    backend = parse_named(text)
     if not backend.url.startswith(RESULT_SCHEMES):
         raise SettingsError(
-            f"result backend {backend.url.partition('://')[0]}:// is not read; write for example "
-            "redis://localhost:6379/1 or db+postgresql://localhost/results"
+            f"{backend.cluster}: only Redis and SQL databases are read; write for example redis://localhost:6379/1 "
+            "or db+postgresql://localhost/results"
         )
+    if backend.url.startswith(REDIS_SCHEMES):
+        _of_cluster(backend, check_broker)
     return backend
+
+
+def parse_database(text: str) -> str:
+    """An address of a database that we can use."""
+    check_database(text)
+    return text
+
+
+def parse_http(text: str) -> str:
+    """An address of a web server."""
+    check_http(text)
+    return text
+
+
+def parse_prefix(text: str) -> str:
+    """A path, or nothing."""
+    if not re.fullmatch(r"/?|(/[\w.~-]+)+/?", text, re.ASCII):
+        raise SettingsError(f"{quoted(text)} is not a path; write for example /celery")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """A name that a broker can give to a queue."""
+    if not text.isprintable() or not 0 < len(text.encode(errors="replace")) <= LONGEST_NAME:
+        raise SettingsError(f"{quoted(text)} is not a name; use 1 to {LONGEST_NAME} printable characters")
+    return text
+
+
+def quoted(text: str) -> str:
+    """What was given, as an error may repeat it: short, on one line, and without the password of an address."""
+    shown = masked(text)
+    return repr(shown if len(shown) <= MOST_QUOTED else f"{shown[:MOST_QUOTED]}…")
 
 
 def parse_bool(text: str) -> bool:
@@ -79,7 +154,7 @@ def parse_bool(text: str) -> bool:
         return True
     if word in {"0", "false", "no", "off", "n", "f"}:
         return False
-    raise SettingsError(f"{text!r} is neither yes nor no; write true or false")
+    raise SettingsError(f"{quoted(text)} is neither yes nor no; write true or false")
 
 
 def parse_int(text: str) -> int:
@@ -87,39 +162,63 @@ def parse_int(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise SettingsError(f"{text!r} is no whole number") from None
-    if number < 0:
-        raise SettingsError(f"{text!r} is negative")
+        raise SettingsError(f"{quoted(text)} is not a whole number") from None
+    if not 0 <= number <= MOST_NUMBER:
+        raise SettingsError(f"{quoted(text)} is {'negative' if number < 0 else 'too large'}")
     return number
 
 
+def parse_count(text: str) -> int:
+    """A whole number of things of which there must be one."""
+    if number := parse_int(text):
+        return number
+    raise SettingsError("0 is too few; write 1 or more")
+
+
+def parse_port(text: str) -> int:
+    """A port, or 0 for any that is free."""
+    port = parse_int(text)
+    if port > MOST_PORT:
+        raise SettingsError(f"{port} is no port; choose another --port from 1 to {MOST_PORT}, or 0 for a free one")
+    return port
+
+
 def parse_float(text: str) -> float:
-    """A number of seconds or a rate: positive and finite."""
+    """A number of seconds or days: positive and finite."""
     try:
         number = float(text)
     except ValueError:
-        raise SettingsError(f"{text!r} is no number") from None
+        raise SettingsError(f"{quoted(text)} is not a number") from None
     if not 0 < number < float("inf"):
-        raise SettingsError(f"{text!r} is not a positive, finite number")
+        raise SettingsError(f"{quoted(text)} is not a positive, finite number")
+    if number > MOST_SECONDS:
+        raise SettingsError(f"{quoted(text)} is too large; the most is {MOST_SECONDS:.0f}")
     return number
 
 
 def parse_json_object(text: str) -> dict[str, object]:
-    """A JSON object, such as kombu's transport options."""
+    """A JSON object, such as kombu's transport options. It may hold a password, so no error repeats it."""
     try:
         return msgspec.json.decode(text, type=dict[str, object])
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{text!r} is no JSON object: {error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _json_reason(error)
+        raise SettingsError(
+            f'not a JSON object ({reason}); write for example {{"global_keyprefix": "shop:"}}'
+        ) from None
+
+
+def _json_reason(error: ValueError) -> str:
+    return "not text" if isinstance(error, UnicodeError) else str(error)
 
 
 def parse_shard(text: str) -> Shard:
     """``2/3``: the second of three."""
     number, _, total = text.partition("/")
     if not (number.isascii() and number.isdigit() and total.isascii() and total.isdigit()):
-        raise SettingsError(f"{text!r} is no share; write for example 1/3 and start 2/3 and 3/3 beside it")
+        raise SettingsError(f"{quoted(text)} is no share; write for example 1/3 and start 2/3 and 3/3 beside it")
     shard = Shard(int(number), int(total))
     if not 1 <= shard.number <= shard.total <= MOST:
-        raise SettingsError(f"{text!r} is no share: the first number is 1 to the second, and that at most {MOST}")
+        raise SettingsError(f"{quoted(text)} is no share: the first number is 1 to the second, and that at most {MOST}")
     return shard
 
 
@@ -128,7 +227,7 @@ def parse_choice(*allowed: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in allowed:
-            raise SettingsError(f"{text!r} is not one of {', '.join(allowed)}")
+            raise SettingsError(f"{quoted(text)} is not one of {', '.join(allowed)}")
         return text
 
     return parse
@@ -160,13 +259,18 @@ class Settings:
         metavar="[NAME=]URL",
     )
     database: str = _setting(
-        "sqlite:///celery-monitor.db", str, "where the record is kept: sqlite:/// or postgresql://", metavar="URL"
+        "sqlite:///celery-monitor.db",
+        parse_database,
+        "where the record is kept: sqlite:/// or postgresql://",
+        metavar="URL",
     )
     host: str = _setting(
         "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
     )
-    port: int = _setting(5555, parse_int, "port to listen on; 0 takes a free one", metavar="PORT")
-    url_prefix: str = _setting("", str, "path under which the dashboard is served, such as /celery", metavar="PATH")
+    port: int = _setting(5555, parse_port, "port to listen on; 0 takes a free one", metavar="PORT")
+    url_prefix: str = _setting(
+        "", parse_prefix, "path under which the dashboard is served, such as /celery", metavar="PATH"
+    )
     basic_auth: tuple[str, ...] = _setting(
         (),
         str,
@@ -191,11 +295,11 @@ class Settings:
         {}, parse_json_object, "kombu transport options as JSON", metavar="JSON"
     )
     broker_api: str | None = _setting(
-        None, str, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
+        None, parse_http, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
     )
     redbeat: tuple[Broker, ...] = _setting(
         (),
-        parse_broker,
+        parse_redbeat,
         "where RedBeat keeps its entries, if not on the broker; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
@@ -203,14 +307,14 @@ class Settings:
     redbeat_key_prefix: str = _setting("redbeat:", str, "RedBeat's redbeat_key_prefix", metavar="TEXT")
     beat_database: tuple[Broker, ...] = _setting(
         (),
-        parse_broker,
+        parse_beat_database,
         "database of django-celery-beat, sqlite:/// or postgresql://; only read; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
     )
     node_id: str = _setting(
         "celery-monitor",
-        str,
+        parse_name,
         "name of the receiver's queue on the broker; two receivers need two names",
         metavar="NAME",
     )
@@ -224,10 +328,10 @@ class Settings:
         86400.0, parse_float, "seconds that RabbitMQ keeps events while no receiver runs", metavar="SECONDS"
     )
     event_queue_max: int = _setting(
-        2_000_000, parse_int, "events that RabbitMQ keeps at most while no receiver runs", metavar="N"
+        2_000_000, parse_count, "events that RabbitMQ keeps at most while no receiver runs", metavar="N"
     )
     event_queue_max_bytes: int = _setting(
-        2 * 1024**3, parse_int, "bytes of events that RabbitMQ keeps at most while no receiver runs", metavar="BYTES"
+        2 * 1024**3, parse_count, "bytes of events that RabbitMQ keeps at most while no receiver runs", metavar="BYTES"
     )
     enable_events: bool = _setting(True, parse_bool, "turn task events on at workers that have them off")
     batch_seconds: float = _setting(
@@ -236,10 +340,10 @@ class Settings:
         "longest time events gather before they are stored; beyond 2 the receiver counts as behind",
         metavar="SECONDS",
     )
-    batch_events: int = _setting(10_000, parse_int, "most events stored in one transaction", metavar="N")
+    batch_events: int = _setting(10_000, parse_count, "most events stored in one transaction", metavar="N")
     buffer_bytes: int = _setting(
         16 * 1024 * 1024,
-        parse_int,
+        parse_count,
         "bytes of unread events held in memory; from half of it on they wait on disk where the broker keeps none",
         metavar="BYTES",
     )
@@ -260,7 +364,7 @@ class Settings:
         30.0, parse_float, "how often workers are asked for queues and statistics", metavar="SECONDS"
     )
     max_text: int = _setting(
-        65536, parse_int, "characters kept of each args, kwargs, result, exception and traceback", metavar="N"
+        65536, parse_count, "characters kept of each args, kwargs, result, exception and traceback", metavar="N"
     )
     redact: tuple[str, ...] = _setting(
         REDACTED_KEYS,
@@ -281,7 +385,7 @@ class Settings:
     keep_message_bytes: int = _setting(
         4 * 1024**3, parse_int, "bytes of captured messages kept at most per cluster", metavar="BYTES"
     )
-    keep_tasks: int = _setting(10_000_000, parse_int, "tasks kept at most per cluster", metavar="N")
+    keep_tasks: int = _setting(10_000_000, parse_count, "tasks kept at most per cluster", metavar="N")
     keep_succeeded_days: float = _setting(7.0, parse_float, "days that succeeded tasks are kept", metavar="DAYS")
     keep_failed_days: float = _setting(30.0, parse_float, "days that all other tasks are kept", metavar="DAYS")
     log_level: str = _setting(
@@ -336,6 +440,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
     values = {name: _parsed(name, value) for name, value in given.items()}
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_clusters(settings)
+    _check_source(settings)
     if settings.shard.total > 1 and settings.database.startswith("sqlite"):
         raise SettingsError(
             f"shard {settings.shard}: an SQLite file has one writer at a time, so several receivers would only wait "
@@ -346,7 +451,9 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
 
 def _checked(name: str) -> str:
     if name not in SETTINGS:
-        raise SettingsError(f"there is no setting {name!r}; known are {known()}")
+        near = get_close_matches(name, SETTINGS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {known()}"
+        raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
     return name
 
 
@@ -356,7 +463,7 @@ def _from_file(file: Path) -> dict[str, object]:
     except OSError as error:
         raise SettingsError(f"cannot read {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is no TOML: {error}") from None
+        raise SettingsError(f"{file} is not TOML: {error}") from None
     return {_checked(name): value for name, value in table.items()}
 
 
@@ -379,12 +486,24 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, (Broker, Shard, dict)):
+    if isinstance(value, (Broker, Shard)) or (isinstance(value, dict) and parse is parse_json_object):
         return value
+    if not isinstance(value, (str, int, float)):  # a list, a table or a date of TOML
+        raise SettingsError(f"{name}: a {type(value).__name__} is not a value for this setting")
     try:
         return parse(value if isinstance(value, str) else str(value))
-    except SettingsError as error:
-        raise SettingsError(f"{name}: {error.message}") from None
+    except MonitorError as error:
+        raise type(error)(f"{name}: {error.message}") from None
+
+
+def _check_source(settings: Settings) -> None:
+    """A source by name serves one transport."""
+    for broker in settings.broker:
+        if settings.source not in {"auto", "kombu", transport_of(broker.url)}:
+            raise SettingsError(
+                f"source {settings.source} cannot read from {transport_of(broker.url)} ({broker.cluster}); "
+                "leave it auto, or write kombu"
+            )
 
 
 def _check_clusters(settings: Settings) -> None:

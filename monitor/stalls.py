@@ -26,6 +26,17 @@ class HeldTask(NamedTuple):
     since: float  # it was started, or could have been
     started: bool
     root_id: str | None = None
+    id: str | None = None
+
+
+class LongTask(NamedTuple):
+    """A task in which a pool process has been far longer than tasks of its name usually run."""
+
+    hostname: str
+    name: str
+    id: str | None
+    seconds: float
+    usual: float
 
 
 class Usual(NamedTuple):
@@ -89,6 +100,16 @@ def slow_workflows(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: fl
         if task.root_id is not None and task.started and unusual:
             found[task.root_id] = SlowWorkflow(task.root_id, task.name, seconds, known.p99 if known else None)
     return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
+
+
+def long_tasks(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> list[LongTask]:
+    """The longest first."""
+    found = [
+        LongTask(task.worker, task.name, task.id, now - task.since, known.p99)
+        for task in held
+        if task.started and task.name and _overlong(task, usual, now) and (known := _usual(usual, task.name))
+    ]
+    return sorted(found, key=lambda each: -each.seconds)
 
 
 def may_be_busy(worker: Worker) -> bool:

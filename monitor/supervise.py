@@ -36,6 +36,9 @@ from types import ModuleType
 from typing import NamedTuple
 from typing import Protocol
 
+from monitor.addresses import masked
+from monitor.errors import MonitorError
+
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
@@ -43,6 +46,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a child that lived so long starts again without a longer pause
 STOP_SECONDS = 5.0
+LONGEST_COMPLAINT = 500
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
 LONGEST_FOLDER = 74  # bytes: multiprocessing adds 33 for its socket, whose address the kernel bounds at 107
@@ -52,6 +56,13 @@ CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessin
 NURSERY = "monitor.nursery"
 SAFE_PATH = "PYTHONSAFEPATH"
 ENDINGS = {signal.SIGTERM, signal.SIGINT}
+
+
+class MaskingFormatter(logging.Formatter):
+    """Libraries repeat addresses in their errors, and so in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 class Process(Protocol):
@@ -66,15 +77,25 @@ class Process(Protocol):
     def join(self, timeout: float | None = None) -> None: ...
 
 
+class Ending(NamedTuple):
+    """A process ended by itself: why, and how often in a row since when."""
+
+    cause: str
+    since: float
+    failures: int
+
+
 class Job(NamedTuple):
     """Something to keep running: each call of ``start`` makes a new process of it.
 
-    A ``foundation`` is what other jobs need even to end well: it ends after them.
+    A ``foundation`` is what other jobs need even to end well: it ends after them. ``ended`` is called, in a thread of
+    its own, each time that a process of the job has ended by itself.
     """
 
     name: str
     start: Callable[[], Process]
     foundation: bool = False
+    ended: Callable[[Ending], object] | None = None
 
 
 class Command:
@@ -181,6 +202,8 @@ class _Keeper:
     process: Process
     began: float
     pause: float = FIRST_PAUSE_SECONDS
+    failures: int = 0  # in a row
+    since: float = 0.0
     again: float | None = None  # when to start it again
 
     def tend(self, now: float) -> None:
@@ -194,10 +217,18 @@ class _Keeper:
         steady = now - self.began >= STEADY_SECONDS
         self.pause = FIRST_PAUSE_SECONDS if steady else min(self.pause * 2, LONGEST_PAUSE_SECONDS)
         self.again = now + self.pause
-        logger.warning("%s ended with %s; starting it again in %.0f s", self.job.name, self._cause(), self.pause)
+        if steady or not self.failures:
+            self.failures, self.since = 0, time.time()
+        self.failures += 1
+        cause = self._cause()
+        logger.warning("%s ended with %s; starting it again in %.0f s", self.job.name, cause, self.pause)
+        if self.job.ended is not None:  # a database that does not answer must not keep us from the other jobs
+            Thread(target=self.job.ended, args=(Ending(cause, self.since, self.failures),), daemon=True).start()
         self.process.kill()  # what a killed worker left behind must not serve on beside the new one
 
     def _cause(self) -> str:
+        if isinstance(self.process, PythonProcess) and (complaint := self.process.complaint()):
+            return complaint
         code = self.process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
@@ -263,16 +294,49 @@ def supervise(
         supervisor.stop()
 
 
-def python_job(name: str, log_level: str, target: Callable[..., None], *arguments: object) -> Job:
+class PythonProcess:
+    """A call in a process of its own, which says by which error it ended."""
+
+    def __init__(self, name: str, log_level: str, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        self._complaints, theirs = CONTEXT.Pipe(duplex=False)
+        given = (log_level, target, arguments, theirs)
+        self._process = CONTEXT.Process(target=_child, args=given, name=name)
+        with theirs, _starting():
+            self._process.start()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
+
+    def complaint(self) -> str:
+        """The error that ended it; nothing where it ended otherwise. To be asked once."""
+        with self._complaints, suppress(EOFError, OSError):
+            return str(self._complaints.recv()) if self._complaints.poll() else ""
+        return ""
+
+
+def python_job(
+    name: str,
+    log_level: str,
+    target: Callable[..., None],
+    *arguments: object,
+    ended: Callable[[Ending], object] | None = None,
+) -> Job:
     """A job that calls ``target(*arguments, stop)`` in a process of its own; ``stop`` is an Event to end by."""
-
-    def start() -> Process:
-        process = CONTEXT.Process(target=_child, args=(log_level, target, arguments), name=name)
-        with _starting():
-            process.start()
-        return process
-
-    return Job(name, start)
+    return Job(name, lambda: PythonProcess(name, log_level, target, arguments), ended=ended)
 
 
 def preload(modules: Sequence[str]) -> None:
@@ -321,19 +385,34 @@ def stop_on_signals() -> Event:
 
 
 def configure_logging(level: str) -> None:
-    """Log lines go to standard error."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    """Log lines go to standard error, without the passwords of addresses in them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines each time that it is loaded
 
 
-def _child(log_level: str, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
+def _child(
+    log_level: str,
+    target: Callable[..., None],
+    arguments: tuple[object, ...],
+    complaints: "connection.Connection[str, str]",
+) -> None:
     _collect_what_comes()
     configure_logging(log_level)
     stop = stop_on_signals()
     _end_with_forkserver()
     _when_parent_ends(stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
-    target(*arguments, stop)
+    try:
+        target(*arguments, stop)
+    except MonitorError as error:  # its text says all that a traceback would
+        complaints.send(masked(error.message)[:LONGEST_COMPLAINT])
+        logger.error("%s", error)
+        sys.exit(1)
+    except Exception as error:
+        complaints.send(masked(f"{type(error).__name__}: {error}")[:LONGEST_COMPLAINT])
+        raise
 
 
 def _run_module(arguments: Sequence[str], environ: Mapping[str, str], directory: Path, log: Path) -> None:

@@ -1,37 +1,214 @@
-"""What a worker's events say of it. No I/O, no clock: times are given."""
+"""What a worker's events say of it. No I/O, no clock: times are given.
+
+A node name is not a process. A rolling restart has the old and the new one under one name, and two workers may be
+started with one name by mistake (Celery only warns). So each process has heartbeats and a goodbye of its own.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from monitor.records import Event
+from monitor.records import Task
+from monitor.records import TaskState
 from monitor.records import Worker
+from monitor.records import WorkerProcess
 from monitor.records import WorkerStatus
 
 SKEW_DRIFT_SECONDS = 0.05  # by which a clock may move between two heartbeats
 SKEW_SECONDS = 2.0  # from here on people are told
 SET_BACK_SECONDS = 60.0  # no event arrives so long before one that was stored earlier
+GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way
+# A process that sent worker-offline and then no end of a task for this long was killed, as far as anybody can tell.
+# Celery's own supervisord example waits as long (stopwaitsecs = 600) before it kills.
+SHUTDOWN_SECONDS = 600.0
+OVERLAP_SECONDS = 5.0  # for which both processes beat before they are two workers, not a restart
+KEPT_SECONDS = 3600.0  # after its last heartbeat, another process is forgotten
+MOST_OTHERS = 8
+
+HELD_STATES = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
+_NUMBERS = {2: "two", 3: "three", 4: "four"}
+RENAME = "Give each worker a node name of its own, for example -n worker1@%h and -n worker2@%h."
+ProcessState = Literal["online", "silent", "shutting down", "offline"]
 
 
 def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float) -> Worker:
     """The worker after one of its events, which was read at ``arrived`` by our clock."""
     worker = known or Worker(
-        cluster=cluster, hostname=event.hostname, status=WorkerStatus.ONLINE, first_seen=arrived, pid=event.pid
+        cluster=cluster,
+        hostname=event.hostname,
+        status=WorkerStatus.ONLINE,
+        first_seen=arrived,
+        pid=event.pid,
+        since=arrived,
     )
+    if event.pid is not None and worker.pid is not None and event.pid != worker.pid:
+        other = process_of(worker, event.pid)
+        at = event.timestamp + _skew_of(other, event, arrived)
+        if not _takes_over(worker, other, event, at, arrived):
+            return _with_other(worker, _heard(other, event, arrived))
+        worker = _replaced(worker, other, event.pid, arrived)
     skew = _skew(worker, event, arrived)
     at = event.timestamp + skew
     if _is_older(worker, event, at, arrived):
         return worker
+    if worker.said_goodbye and not event.type.startswith("worker-"):
+        return msgspec.structs.replace(worker, skew=skew)  # it ends what it runs
     fresh: dict[str, object] = {"skew": skew, "last_heartbeat": at}
-    if event.pid is not None and event.pid != worker.pid:  # a new process: what was asked of the old one is void
-        fresh |= {"jump": 0.0, "pid": event.pid, "inspected_at": None, "rusage": None, "events_enabled": None}
+    if worker.pid is None:
+        fresh["pid"] = event.pid
     for name in ("freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys"):
         value = getattr(event, name)
         if value is not None:
             fresh[name] = value
     if event.type == "worker-offline":
-        fresh |= {"status": WorkerStatus.OFFLINE, "offline_at": at, "active": 0}
+        fresh |= {"status": WorkerStatus.OFFLINE, "offline_at": at, "active": 0, "said_goodbye": True}
     else:
-        fresh |= {"status": WorkerStatus.ONLINE, "offline_at": None}
+        fresh |= {"status": WorkerStatus.ONLINE, "offline_at": None, "said_goodbye": False}
     return msgspec.structs.replace(worker, **fresh)
+
+
+# Several processes of one name
+
+
+def process_of(worker: Worker, pid: int | None) -> WorkerProcess | None:
+    """The process of this number that is not the worker's present one."""
+    return next((each for each in worker.others if each.pid == pid), None)
+
+
+def twins(worker: Worker) -> tuple[WorkerProcess, ...]:
+    """The processes that are up under the worker's name beside its own: started so by mistake.
+
+    In a restart the old one falls silent, or says goodbye. These go on beating, long after the other one has begun.
+    """
+    if worker.status is WorkerStatus.OFFLINE or worker.since is None or worker.last_heartbeat is None:
+        return ()
+    begun = worker.since + OVERLAP_SECONDS
+    return tuple(
+        each
+        for each in worker.others
+        if each.offline_at is None
+        and each.last_heartbeat >= begun
+        and each.last_heartbeat >= worker.last_heartbeat - overdue_seconds(each.freq)
+    )
+
+
+def twin_pids(worker: Worker) -> tuple[int, ...]:
+    """All processes that call themselves so, where there are several; else none."""
+    others = twins(worker)
+    pids = {each.pid for each in others} | {pid for pid in (worker.pid,) if pid is not None}
+    return tuple(sorted(pids)) if others else ()
+
+
+def doubled_words(worker: Worker) -> str | None:
+    """``two processes call themselves dup@shop``; ``None`` where one does."""
+    pids = twin_pids(worker)
+    if not pids:
+        return None
+    return f"{_NUMBERS.get(len(pids), str(len(pids)))} processes call themselves {worker.hostname}"
+
+
+def process_state(worker: Worker, pid: int | None) -> ProcessState:
+    """What is known of the process that has a task, by the worker that stands under its name."""
+    if pid is None or pid == worker.pid:
+        if worker.status is WorkerStatus.OFFLINE:
+            return "shutting down" if worker.said_goodbye else "offline"
+        return "online" if worker.status is WorkerStatus.ONLINE else "silent"
+    other = process_of(worker, pid)
+    if other is None:
+        return "offline"
+    if other.offline_at is not None:
+        return "shutting down"
+    heard = other.last_heartbeat + overdue_seconds(other.freq) >= (worker.last_heartbeat or 0.0)
+    return "online" if heard else "silent"
+
+
+def holder_state(task: Task, workers: Iterable[Worker]) -> ProcessState | None:
+    """Of the process that has the task now; ``None`` where nobody is known to have it."""
+    if task.state not in HELD_STATES or task.run is None:
+        return None
+    found = [worker for worker in workers if (worker.cluster, worker.hostname) == (task.cluster, task.worker)]
+    return process_state(found[0], task.run.pid) if found else None
+
+
+def overdue_seconds(freq: float | None) -> float:
+    """Seconds of silence that no heartbeat on its way explains; of one that sends none, nothing is ever overdue."""
+    return 2 * freq + GRACE_SECONDS if freq else float("inf")
+
+
+def _takes_over(worker: Worker, other: WorkerProcess | None, event: Event, at: float, arrived: float) -> bool:
+    """Whether the process of this event stands for the worker from now on."""
+    if event.type == "worker-offline":
+        return False
+    if other is not None and other.offline_at is not None:
+        return event.type == "worker-online"  # the system gave the number again; else it ends what it runs
+    if not event.type.startswith("worker-"):
+        return other is None and not _is_older(worker, event, at, arrived)
+    if worker.status is WorkerStatus.OFFLINE:
+        return at >= (worker.offline_at or 0.0)
+    if other is None:
+        return not _is_older(worker, event, at, arrived)
+    return at - (worker.last_heartbeat or 0.0) > overdue_seconds(worker.freq)
+
+
+def _replaced(worker: Worker, other: WorkerProcess | None, pid: int, arrived: float) -> Worker:
+    """Another process under the name: what was asked of the one before is void."""
+    before = WorkerProcess(
+        pid=worker.pid or 0,
+        first_seen=worker.since or worker.first_seen or arrived,
+        last_heartbeat=worker.last_heartbeat or arrived,
+        offline_at=worker.offline_at if worker.said_goodbye else None,
+        freq=worker.freq,
+        skew=worker.skew or 0.0,
+        active=worker.active,
+        processed=worker.processed,
+        pool=worker.pool,
+    )
+    again = other is not None and other.offline_at is None
+    fresh = msgspec.structs.replace(
+        worker,
+        pid=pid,
+        since=other.first_seen if other is not None and again else arrived,
+        skew=other.skew if other is not None and again else None,
+        last_heartbeat=other.last_heartbeat if other is not None and again else None,
+        jump=0.0,
+        inspected_at=None,
+        queues=None,  # it may have been started with others
+        rusage=None,
+        events_enabled=None,
+        others=tuple(each for each in worker.others if each.pid != pid),
+    )
+    return _with_other(fresh, before)
+
+
+def _heard(other: WorkerProcess | None, event: Event, arrived: float) -> WorkerProcess:
+    skew = _skew_of(other, event, arrived)
+    at = event.timestamp + skew
+    if other is None:
+        other = WorkerProcess(pid=event.pid or 0, first_seen=at, last_heartbeat=at)
+    fresh: dict[str, object] = {"skew": skew, "last_heartbeat": max(at, other.last_heartbeat)}
+    for name in ("freq", "active", "processed"):
+        if getattr(event, name) is not None:
+            fresh[name] = getattr(event, name)
+    if event.type == "worker-offline":
+        fresh["offline_at"] = at
+    return msgspec.structs.replace(other, **fresh)
+
+
+def _with_other(worker: Worker, process: WorkerProcess) -> Worker:
+    """The newest few; what was last heard of long ago is forgotten."""
+    newest = max(process.last_heartbeat, worker.last_heartbeat or 0.0)
+    rest = [each for each in worker.others if each.pid != process.pid]
+    kept = [each for each in (*rest, process) if newest - each.last_heartbeat < KEPT_SECONDS]
+    kept.sort(key=lambda each: each.last_heartbeat)
+    return msgspec.structs.replace(worker, others=tuple(kept[-MOST_OTHERS:]))
+
+
+def _skew_of(other: WorkerProcess | None, event: Event, arrived: float) -> float:
+    seen = arrived - event.timestamp
+    return seen if other is None else min(seen, other.skew + SKEW_DRIFT_SECONDS)
 
 
 def _is_older(worker: Worker, event: Event, at: float, arrived: float) -> bool:
@@ -45,9 +222,17 @@ def _is_older(worker: Worker, event: Event, at: float, arrived: float) -> bool:
 
 def after_setting(worker: Worker, seconds: float) -> Worker:
     """The same, told by our own clock after it was set by so many seconds."""
-    moments = {name: getattr(worker, name) for name in ("skew", "last_heartbeat", "offline_at", "inspected_at")}
-    moved = {name: None if at is None else at + seconds for name, at in moments.items()}
-    return msgspec.structs.replace(worker, **moved)
+    moments = _moved(worker, ("skew", "last_heartbeat", "offline_at", "inspected_at", "since"), seconds)
+    others = tuple(
+        msgspec.structs.replace(each, **_moved(each, ("skew", "first_seen", "last_heartbeat", "offline_at"), seconds))
+        for each in worker.others
+    )
+    return msgspec.structs.replace(worker, **moments, others=others)
+
+
+def _moved(holder: Worker | WorkerProcess, names: Sequence[str], seconds: float) -> dict[str, float | None]:
+    moments = {name: getattr(holder, name) for name in names}
+    return {name: None if at is None else at + seconds for name, at in moments.items()}
 
 
 def is_skewed(worker: Worker) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from monitor.records import Step
 from monitor.records import TaskState
+from monitor.records import WorkflowState
 
 FEW = 5  # children of one name that are shown one by one
 MOST_ROWS = 500
@@ -68,6 +69,29 @@ class Tree:
         while path[-1] in parents:
             path.append(parents[path[-1]])
         return [self.steps[each] for each in reversed(path)]
+
+
+_DECIDING: tuple[tuple[WorkflowState, frozenset[TaskState]], ...] = (
+    (WorkflowState.RUNNING, frozenset({TaskState.STARTED})),
+    (
+        WorkflowState.WAITING,
+        frozenset({TaskState.PENDING, TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.RETRY}),
+    ),
+    (WorkflowState.LOST, frozenset({TaskState.LOST})),
+    (WorkflowState.FAILED, frozenset({TaskState.FAILURE})),
+    (WorkflowState.REJECTED, frozenset({TaskState.REJECTED})),
+    (WorkflowState.REVOKED, frozenset({TaskState.REVOKED})),
+    (WorkflowState.SUCCEEDED, frozenset({TaskState.SUCCESS})),
+)
+
+
+def state_of(states: Iterable[TaskState | None]) -> WorkflowState | None:
+    """The state of a workflow from those of its tasks: whatever still goes on first, then the worst end.
+
+    ``None`` stands for a task that is not in the record, and is the answer where no task is.
+    """
+    present = set(states)
+    return next((word for word, deciding in _DECIDING if present & deciding), None)
 
 
 def build(steps: Sequence[Step]) -> Tree:

@@ -102,9 +102,9 @@ def test_help_shows_the_way_in(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("serve",), "give --broker redis://"),
-        (("serve", "--brokr", "redis://x"), "there is no option --brokr; known are --app, --basic-auth"),
-        (("serve", "--broker", "localhost"), "broker: broker 'localhost' is no URL"),
-        (("web", "--port", "http"), "port: 'http' is no whole number"),
+        (("serve", "--brokr", "redis://x"), "there is no option --brokr; did you mean --broker?"),
+        (("serve", "--broker", "localhost"), "broker: default: not a URL"),
+        (("web", "--port", "http"), "port: 'http' is not a whole number"),
         (("web", "--port", "70000"), "choose another --port"),
         (("serve", "--broker", "redis://127.0.0.1:1/0", "--host", "0.0.0.0"), "--basic-auth"),
         (("serve", "-A", "no.such.app"), "no.such.app"),
@@ -123,7 +123,7 @@ def test_an_error_is_one_line_and_exit_code_2(arguments: tuple[str, ...], words:
 def test_an_unknown_variable_is_an_error(tmp_path: Path) -> None:
     done = call("web", directory=tmp_path, CELERY_MONITOR_PROT="7000")
     assert done.returncode == 2
-    assert "there is no setting 'prot'" in done.stderr
+    assert "there is no setting 'prot'; did you mean port?" in done.stderr
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:

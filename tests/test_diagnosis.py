@@ -62,6 +62,7 @@ def test_nothing_is_wrong_with_a_good_set_up() -> None:
         (replace(GOOD, heard={"pay@shop": Heard(0, None)}), "heartbeats", "wrong", "mail@shop: no event"),
         (told(worker_send_task_events=False), "task events", "unknown", "mail@shop: not known"),
         (told(task_send_sent_event=False), "sent events", "wrong", "off at mail@shop"),
+        (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes call themselves pay@shop"),
         (told(task_annotations=None), "exact retries", "note", "not installed at mail@shop"),
         (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 at mail@shop"),
         (replace(GOOD, heard={"pay@shop": Heard(-3600, "5.5.3")}), "clocks", "wrong", "up to 3600.0 s"),

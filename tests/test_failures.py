@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from monitor.failures import UNKNOWN_EXCEPTION
 from monitor.failures import Signature
 from monitor.failures import mask
+from monitor.failures import names_in
 from monitor.failures import signature
 from monitor.failures import unwrapped
+from monitor.web.tracebacks import parts
 
 LIBRARY = "/srv/venv/lib/python3.12/site-packages"
 CELERY = (
@@ -40,8 +42,10 @@ def test_deciding_frame_is_the_deepest_of_the_application() -> None:
         "<frozen importlib._bootstrap>",
         "/usr/lib/python3.11/json/decoder.py",
         "/usr/lib/python3/dist-packages/yaml/parser.py",
-        "/srv/checkout/celery/app/trace.py",
-        "/srv/checkout/billiard/pool.py",
+        "/usr/lib64/python3.13t/json/decoder.py",
+        "/opt/pypy/lib/pypy3.10/json/decoder.py",
+        "/home/ada/.pex/installed_wheels/5f/celery-5.5.3-py3-none-any.whl/celery/app/trace.py",
+        "/opt/shop.pyz/deps/billiard/pool.py",
         r"C:\Python312\Lib\json\decoder.py",
     ],
 )
@@ -49,6 +53,27 @@ def test_library_frames_do_not_decide(path: str) -> None:
     deeper = f'  File "{path}", line 7, in raw_decode\n    raise JSONDecodeError\n'
     assert sign("ValueError('x')", CELERY + SHOP + deeper + "ValueError: x").frame == "shop/pay.py in charge"
     assert sign("ValueError('x')", CELERY + deeper + "ValueError: x").frame is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/srv/celery/app/pay.py",
+        "/srv/celery/app/trace.py",
+        "/srv/billiard/pay.py",
+        "/srv/lib/python3tools/pay.py",
+        "/srv/python/lib/pay.py",
+        "/opt/shop.pyz/celery_shop/pay.py",
+        r"C:\shop\celery\app\pay.py",
+    ],
+)
+def test_a_directory_named_after_a_library_is_none(path: str) -> None:
+    traceback = f'{CELERY}  File "{path}", line 7, in charge\n    raise ValueError\nValueError: x'
+    found = sign("ValueError('x')", traceback).frame
+    assert found is not None
+    assert found.endswith(f"{path.replace(chr(92), '/').rpartition('/')[2]} in charge")
+    kinds = [part.kind for part in parts(traceback)]
+    assert kinds[-2:] == ["frame", "text"]
 
 
 def test_line_number_and_release_directory_do_not_split_a_group() -> None:
@@ -203,3 +228,54 @@ def test_what_lies_beyond_the_part_that_is_read_changes_nothing(piece: str) -> N
     assert found.exception_type == sign(f"ValueError('{head}", tail).exception_type
     assert found.message == sign(f"ValueError('{head}", tail).message
     assert re.sub(r"\s", "", found.message)[:600] == re.sub(r"\s", "", found.message)
+
+
+@pytest.mark.parametrize(
+    ("messages", "loose"),
+    [
+        (
+            ["price list of Acme cannot be read", "price list of Globex Corp cannot be read"],
+            "price list of <name> cannot be read",
+        ),
+        (
+            ["customer Acme has no address", "customer Müller-Lüdenscheidt has no address"],
+            "customer <name> has no address",
+        ),
+        (["no price for O'Brien.", "no price for Initech."], "no price for <name>."),
+        (
+            ["order 7 of Acme from Oslo failed", "order 31 of Hooli from Rome failed"],
+            "order <n> of <name> from <name> failed",
+        ),
+    ],
+)
+def test_failures_that_differ_in_a_name_are_one_kind_and_each_keeps_its_words(messages: list[str], loose: str) -> None:
+    signatures = [sign(f"ValueError({message!r})") for message in messages]
+    assert {each.message for each in signatures} == {loose}
+    assert len({each.digest for each in signatures}) == 1
+    assert [each.variant for each in signatures] == [mask(message) for message in messages]
+    assert all(name in messages[0] for name in names_in(messages[0]))
+    assert names_in(messages[0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("HTTP Error 404: Not Found", "HTTP Error 502: Bad Gateway"),
+        ("404 Client Error: Not Found for url", "403 Client Error: Forbidden for url"),
+        ("payment was Declined", "payment was Refunded"),
+        ("cannot connect to Redis", "cannot connect to Postgres"),
+        ("Object of type Decimal is not JSON serializable", "Object of type Widget is not JSON serializable"),
+        ("expected String but got Integer", "expected Widget but got Gadget"),
+        ("Timeout while reading", "Refused while reading"),
+        ("code ENOENT of disk", "code EACCES of disk"),
+        ("cannot save OrderLine in batch", "cannot save OrderHead in batch"),
+        ("price list of Acme cannot be read", "price list of Acme cannot be written"),
+    ],
+)
+def test_failures_that_differ_in_what_went_wrong_stay_apart(one: str, other: str) -> None:
+    assert sign(f"ValueError({one!r})").digest != sign(f"ValueError({other!r})").digest
+
+
+def test_keys_of_a_dict_are_values_and_no_names() -> None:
+    found = sign("KeyError('Name')")
+    assert (found.message, found.variant) == ("<value>", "<value>")

@@ -1,9 +1,11 @@
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import LostTasks
 from monitor.health_sentence import NewFailure
 from monitor.health_sentence import Overdue
 from monitor.health_sentence import Part
+from monitor.health_sentence import PausedQueue
 from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
@@ -12,6 +14,8 @@ from monitor.health_sentence import is_growing
 from monitor.health_sentence import is_rising
 from monitor.health_sentence import sentence
 from monitor.health_sentence import stalled_words
+from monitor.records import Count
+from monitor.stalls import LongTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
 
@@ -287,3 +291,35 @@ def test_queue_that_rises_sample_after_sample() -> None:
     assert not is_rising([0, 25, 25])
     assert not is_rising([300, 310, 320])  # noise of a deep queue
     assert is_rising([300, 0, 14, 31]) is False  # it still has far less than a moment ago
+
+
+def test_a_paused_queue_says_who_paused_it_and_when_instead_of_no_consumer() -> None:
+    queue = PausedQueue("payments", "ada", 15.4, 22)
+    facts = WELL._replace(paused=[queue], growing=[GrowingQueue("payments", 22)])
+    assert told(facts) == "3 workers up. payments was paused by ada 15 s ago, 22 waiting."
+    assert sentence(facts)[-1].path == "/queues/payments"
+    assert told(WELL._replace(paused=[queue._replace(waiting=None)])).startswith(
+        "3 workers up. payments was paused by ada 15 s ago. "
+    )
+    many = [queue._replace(name=f"q{number}", seconds=number) for number in range(3, 6)]
+    assert told(WELL._replace(paused=many)).startswith("3 workers up. 3 queues are paused, q3 by ada 3 s ago.")
+
+
+def test_a_process_that_is_in_one_task_for_long_is_named_with_what_is_usual() -> None:
+    task = LongTask("w1@shop", "shop.report", "a/b", 850.0, 21.0)
+    (_, part, *_) = sentence(WELL._replace(long_tasks=[task]))
+    assert part.text == "w1@shop has been in shop.report for 14 min; usually 21 s at most."
+    assert part.path == "/tasks/a%2Fb"
+    text = told(WELL._replace(long_tasks=[task] * 3))
+    assert "3 tasks run unusually long, shop.report on w1@shop for 14 min." in text
+
+
+def test_lost_tasks_are_counted_and_never_well() -> None:
+    query = "state:lost retried:no"
+    facts = WELL._replace(lost=LostTasks(Count(3), 125.0, query))
+    assert told(facts) == "3 workers up. 3 tasks are lost, newest 2 min ago."
+    assert (sentence(facts)[-1].path, sentence(facts)[-1].query) == ("/tasks", {"q": query})
+    assert "1 task is lost." in told(WELL._replace(lost=LostTasks(Count(1), None, query)))
+    assert "10 000+ tasks are lost" in told(
+        WELL._replace(lost=LostTasks(Count(10_000, exact=False), None, query))
+    ).replace("\u202f", " ")

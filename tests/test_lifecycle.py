@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from monitor.lifecycle import REMOVED
 from monitor.lifecycle import fold
 from monitor.lifecycle import parse_time
 from monitor.records import Event
@@ -391,3 +392,32 @@ def test_success_that_the_backend_and_then_an_event_tell_is_one_run() -> None:
     ):
         fold(task, event)
     assert [(run.ended, run.outcome) for run in task.runs] == [(NOW + 2, Outcome.SUCCEEDED)]
+
+
+def removed(at: float, text: str = "queue mail purged by ada") -> Event:
+    return make_event(REMOVED, timestamp=NOW + at, hostname="", pid=None, uuid=make_id(0), exception=text)
+
+
+def test_task_whose_message_was_removed_is_revoked_with_who_did_it() -> None:
+    task = folded(event("sent", 0, queue="mail"), removed(9), removed(9.5, "again"))
+    assert (task.state, task.exception, task.worker) == (TaskState.REVOKED, "queue mail purged by ada", None)
+    assert len(task.runs) == 1
+
+
+def test_message_that_a_worker_gave_back_is_removed_from_its_queue() -> None:
+    task = folded(received(0), removed(9))
+    assert [run.outcome for run in task.runs] == [Outcome.REQUEUED, Outcome.REVOKED]
+    assert task.state is TaskState.REVOKED
+
+
+@pytest.mark.parametrize(("events", "state"), [(SUCCESS, TaskState.SUCCESS), (SUCCESS[:2], TaskState.STARTED)])
+def test_removed_copy_of_a_message_ends_no_run(events: list[Event], state: TaskState) -> None:
+    assert folded(*events, removed(9)).state is state
+
+
+@pytest.mark.parametrize("at", [3.0, 12.0])
+@pytest.mark.parametrize("conclusion", [removed(9), make_event("task-lost", timestamp=NOW + 9, hostname="", pid=None)])
+def test_worker_that_has_the_task_after_all_takes_the_conclusion_back(conclusion: Event, at: float) -> None:
+    task = folded(event("sent", 0, queue="mail"), conclusion, received(at), event("started", at + 1))
+    assert (task.state, len(task.runs), task.received) == (TaskState.STARTED, 1, NOW + at)
+    assert folded(event("sent", 0), conclusion, event("started", at)).state is TaskState.STARTED

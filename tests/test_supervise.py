@@ -16,6 +16,7 @@ from monitor.cli import RECEIVER
 from monitor.cli import SHOP
 from monitor.cli import WEB
 from monitor.supervise import FORKS
+from monitor.supervise import Ending
 from monitor.supervise import Job
 from monitor.supervise import Process
 from monitor.supervise import Supervisor
@@ -110,3 +111,22 @@ def test_what_children_have_in_common_exists() -> None:
 def test_a_receiver_has_no_web_framework() -> None:
     program = f"import sys, {', '.join(RECEIVER)}; print(*({{'starlette', 'uvicorn', 'jinja2'}} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split() == []
+
+
+def fall(_stop: Event) -> None:
+    raise ValueError("redis://:s3cret@h cannot be")
+
+
+def test_a_child_says_by_which_error_it_ended_and_how_often() -> None:
+    ended: list[Ending] = []
+    supervisor = Supervisor()
+    supervisor.start([python_job("fall", "warning", fall, ended=ended.append)])
+    try:
+        while len(ended) < 2:
+            supervisor.tend()
+    finally:
+        supervisor.stop()
+    assert [(each.cause, each.failures) for each in ended] == [
+        ("ValueError: redis://**@h cannot be", n) for n in (1, 2)
+    ]
+    assert ended[0].since == ended[1].since

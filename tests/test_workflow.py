@@ -1,5 +1,7 @@
 from typing import Any
 
+import pytest
+
 from monitor.records import Step
 from monitor.records import TaskState
 from monitor.workflow import FEW
@@ -9,6 +11,7 @@ from monitor.workflow import build
 from monitor.workflow import critical_path
 from monitor.workflow import rows
 from monitor.workflow import rows_to
+from monitor.workflow import state_of
 from monitor.workflow import waiting_for
 
 DONE = TaskState.SUCCESS
@@ -93,3 +96,27 @@ def test_search_keeps_the_tasks_above() -> None:
         ("s2", 2),
         ("s17", 3),
     ]
+
+
+@pytest.mark.parametrize(
+    ("states", "state"),
+    [
+        ("SUCCESS STARTED PENDING", "running"),
+        ("FAILURE STARTED", "running"),
+        ("SUCCESS RECEIVED", "waiting"),
+        ("FAILURE LOST RETRY", "waiting"),
+        ("SUCCESS SCHEDULED", "waiting"),
+        ("SUCCESS FAILURE LOST", "lost"),
+        ("SUCCESS FAILURE REVOKED", "failed"),
+        ("REJECTED REVOKED SUCCESS", "rejected"),
+        ("SUCCESS REVOKED", "revoked"),
+        ("SUCCESS SUCCESS", "succeeded"),
+    ],
+)
+def test_a_workflow_has_the_state_of_what_goes_on_in_it_else_of_its_worst_end(states: str, state: str) -> None:
+    assert state_of([TaskState(each) for each in states.split()]) == state
+
+
+def test_a_task_that_is_not_in_the_record_says_nothing_of_the_workflow() -> None:
+    assert state_of([None, TaskState.SUCCESS]) == "succeeded"
+    assert state_of([None]) is None

@@ -12,12 +12,18 @@ from urllib.parse import unquote
 from urllib.parse import urlsplit
 from urllib.parse import urlunsplit
 
+from amqp.exceptions import NotFound
 from kombu import Connection
 
+from monitor.brokers.connection import transport_of
+from monitor.brokers.generic import LONGEST_NAME
 from monitor.brokers.generic import Declarations
 from monitor.brokers.generic import GenericProbe
 from monitor.brokers.heads import Heads
+from monitor.brokers.link import link
 from monitor.records import Queue
+from monitor.settings import Broker
+from monitor.settings import Settings
 
 API_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -55,9 +61,9 @@ class AmqpProbe(GenericProbe):
         stats = told.get("message_stats")
         delivered = _whole(stats.get("deliver_get", 0)) if isinstance(stats, dict) else None
         if delivered is not None:
-            return heads.see(queue.name, ("delivered", delivered), time())
+            return heads.see(queue.name, ("delivered", delivered), time(), queue.ready)
         if queue.consumers == 0:
-            return heads.see_unconsumed(queue.name, queue.ready, time())
+            return heads.see(queue.name, "unconsumed", time(), queue.ready)
         return heads.see(queue.name, None, time())
 
     def _ask_api(self, connection: Connection) -> dict[str, dict[str, object]]:
@@ -74,6 +80,25 @@ class AmqpProbe(GenericProbe):
             return {}
         self._api_failed = False
         return {str(row.get("name")): row for row in rows if isinstance(row, dict)}
+
+
+def queue_is_missing(broker: Broker, settings: Settings, name: str) -> bool:
+    """Whether RabbitMQ says that it has no such queue; what it refuses to tell for another reason is not missing.
+
+    Raises BrokerUnavailable.
+    """
+    if transport_of(broker.url) != "amqp" or len(name.encode()) > LONGEST_NAME:
+        return False
+    with link(broker, settings) as connection:
+        channel = connection.channel()
+        try:
+            channel.queue_declare(queue=name, passive=True)
+        except NotFound:
+            return True
+        except connection.channel_errors:
+            return False
+        channel.close()
+        return False
 
 
 def ask_management(api: str, vhost: str) -> list[object]:

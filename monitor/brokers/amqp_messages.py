@@ -4,6 +4,7 @@ The management API does the same and needs a plug-in. Put back, a message stands
 delivered meanwhile, carries the mark *redelivered* from then on, and a quorum queue counts a delivery.
 """
 
+from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +56,13 @@ class AmqpMessages:
                     break
         return Reading(messages=tuple(found), more=more, hazard=READ_HAZARD if found else None)
 
-    def delete(self, digest: str) -> bool:
-        """Acknowledges that one; those before it are put back, with what reading does to them."""
+    def delete(self, digest: str) -> Any:
+        """Acknowledges that one, and gives it; those before it are put back, with what reading does to them."""
         with self._channel() as channel:
             for message in self._taken(channel, MOST_SEARCHED):
                 if self._describe(message).digest == digest:
                     channel.basic_ack(message.delivery_tag)
-                    return True
+                    return message
         raise NotFound(
             f"It is not among the next {MOST_SEARCHED} messages of {self.queue}: a worker may have taken it."
         )
@@ -71,9 +72,18 @@ class AmqpMessages:
         with self._channel() as channel:
             yield from self._taken(channel, limit)
 
-    def purge(self) -> int:
+    def purge(self, see: Callable[[Any], bool]) -> int:
+        """Removes every message, and gives their number. ``see`` gets each until it has seen enough.
+
+        RabbitMQ does not tell what it purges: so messages are received, one by one, and the rest is purged.
+        """
+        number = 0
         with self._channel() as channel:
-            return int(channel.queue_purge(self.queue))
+            while (message := channel.basic_get(self.queue, no_ack=True)) is not None:
+                number += 1
+                if not see(message):
+                    break
+            return number + int(channel.queue_purge(self.queue))
 
     @contextmanager
     def _channel(self) -> Iterator[Any]:

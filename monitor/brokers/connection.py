@@ -11,11 +11,15 @@ from typing import cast
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import KombuError
-from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
-from kombu.utils.url import sanitize_url
 
+from monitor.addresses import check_broker
+from monitor.addresses import masked
+from monitor.addresses import require_events as require_events
+from monitor.addresses import require_known
+from monitor.addresses import transport_of as transport_of
+from monitor.addresses import without_password as without_password
 from monitor.application import TLS_SETTING
 from monitor.application import Application
 from monitor.brokers.application import application_of
@@ -26,51 +30,40 @@ from monitor.settings import Broker
 from monitor.settings import Settings
 
 CONNECT_SECONDS = 5.0
-# Where Celery's events and remote control work (read in kombu's transports); memory is for tests.
-EVENT_TRANSPORTS = frozenset(
-    {"amqp", "redis", "sentinel", "filesystem", "mongodb", "gcpubsub", "qpid", "pgmq", "memory"}
-)
-SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
 
 
-def without_password(url: str) -> str:
-    """The address for messages and pages: passwords masked, the query (which may hold secrets) left out."""
-    return ";".join(_sanitized(each) for each in url.split(";"))
+def check_brokers(settings: Settings) -> None:
+    """Raises SettingsError or Unsupported where a broker can never be used as it is given, and names no secret.
+
+    What may come right by itself, such as a broker that is down, is not looked at.
+    """
+    for broker in settings.broker:
+        try:
+            check_broker(broker.url)
+            _check_transport(broker.url)
+            app_for(broker, settings)
+        except (SettingsError, Unsupported) as error:
+            raise type(error)(f"broker {broker.cluster}: {error.message}") from None
 
 
-def _sanitized(url: str) -> str:
-    try:
-        return str(sanitize_url(url)).replace("%2F", "/") if "://" in url else "(no URL)"
-    except ValueError:
-        return f"{url.partition('://')[0]}://(an address that cannot be read)"
-
-
-def transport_of(url: str) -> str:
-    """The kind of broker: ``redis`` for redis, rediss and redis+socket; ``amqp`` for amqp, amqps and pyamqp ..."""
-    scheme = url.split(";")[0].partition("://")[0].partition("+")[0]
-    return SAME_TRANSPORT.get(scheme, scheme)
-
-
-def require_known(url: str) -> str:
-    """``transport_of(url)``; SettingsError if kombu has no such transport."""
+def _check_transport(url: str) -> None:
     transport = transport_of(url)
-    known = {SAME_TRANSPORT.get(alias, alias) for alias in TRANSPORT_ALIASES}
-    if transport not in known and "." not in transport:
-        raise SettingsError(f"there is no transport {transport!r}; known are {', '.join(sorted(known))}")
-    return transport
+    try:
+        _ = Connection(url).transport
+    except (ImportError, RuntimeError) as error:  # qpid's raises the latter
+        raise lacks_package(transport, error) from None
+    except (TypeError, ValueError, KeyError):  # their texts may repeat the address
+        raise SettingsError(
+            f"{transport} has no option as it is written behind the ? of the address, or the value of one is wrong"
+        ) from None
 
 
-def require_events(url: str) -> str:
-    """``transport_of(url)``; Unsupported if Celery sends no events over it."""
-    transport = require_known(url)
-    if transport not in EVENT_TRANSPORTS:
-        raise Unsupported(
-            f"Celery sends no events and takes no remote control over {transport}: tasks and workers cannot be "
-            "watched there. What can still be shown is the depth of its queues, and results where a result backend "
-            f"keeps them. Events work on {', '.join(sorted(EVENT_TRANSPORTS - {'memory'}))}.",
-            transport=transport,
-        )
-    return transport
+def lacks_package(transport: str, error: Exception) -> Unsupported:
+    """A transport whose library is not installed; each has an extra of kombu by its name."""
+    return Unsupported(
+        f"{transport} needs a package that is not installed ({error}); run pip install 'kombu[{transport}]'",
+        transport=transport,
+    )
 
 
 def app_for(broker: Broker, settings: Settings) -> Celery:
@@ -135,8 +128,8 @@ def parse_address(url: str) -> dict[str, Any]:
     """kombu's own reading of a URL: hostname, port, userid, password, virtual_host, ssl and further options."""
     try:
         parts: dict[str, Any] = parse_url(url)
-    except (ValueError, KeyError) as error:
-        raise SettingsError(f"broker {without_password(url)}: {error}") from None
+    except (ValueError, KeyError):  # their texts may repeat the password
+        raise SettingsError(f"broker {without_password(url)}: the address cannot be parsed") from None
     return parts
 
 
@@ -163,12 +156,12 @@ def _errors_at(url: str) -> tuple[type[BaseException], ...]:
     try:
         return broker_errors(Connection(url).transport)
     except ImportError as error:  # the library of a transport need not be installed
-        raise Unsupported(f"{transport_of(url)} needs a package that is not installed: {error}") from None
+        raise lacks_package(transport_of(url), error) from None
 
 
 def unavailable(url: str, error: BaseException) -> BrokerUnavailable:
     """What a person reads when a broker does not answer: where, what, and what to do."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = masked(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
     return BrokerUnavailable(f"{without_password(url)}: {text}. {advice_on(text, GO_ON_TRYING)}")
 
 

@@ -1,6 +1,7 @@
 """Looks at a broker and its workers for doctor. Changes nothing: what it declares is its own, and goes with it."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +37,9 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
     """Raises BrokerUnavailable, and Unsupported where Celery sends no events."""
     transport = require_events(broker.url)
     remote = Remote(broker, settings)
-    workers = sorted(remote.ask("ping", timeout=ANSWER_SECONDS))
+    answers: Counter[str] = Counter()
+    remote.ask("ping", timeout=ANSWER_SECONDS, on_reply=lambda reply: answers.update([reply.worker]))
+    workers = sorted(answers)
     conf = remote.ask("conf", {"with_defaults": True}, workers, ANSWER_SECONDS)
     own = f"{app_for(broker, settings).conf.event_queue_prefix}.{settings.receiver_name}"
     with link(broker, settings) as connection:
@@ -46,6 +49,7 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
     return BrokerFacts(
         transport=transport,
         workers=workers,
+        answers=answers,
         conf={name: reply.ok for name, reply in conf.items() if isinstance(reply.ok, dict)},
         heard=heard,
         redis=redis,

@@ -32,6 +32,7 @@ from monitor.brokers.redis_messages import lists_of
 from monitor.brokers.redis_messages import walk
 from monitor.messages import with_links
 from monitor.records import READ
+from monitor.records import REMOVED
 from monitor.records import UNACKED
 from monitor.records import WAITING
 from monitor.records import Message
@@ -211,6 +212,16 @@ def _of_amqp(message: Any, queue: str) -> Message:
         queue=queue,
     )
     return with_links(found)
+
+
+def of_removed(removed: Any, queue: str) -> tuple[str, Message] | None:
+    """The task's id and the message that ``Messages`` has removed; ``None`` where it is no message of a task."""
+    try:
+        found = of_payload(removed, queue) if isinstance(removed, bytes) else _of_amqp(removed, queue)
+        task_id = json.loads(found.headers).get("id")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return (task_id, msgspec.structs.replace(found, why=REMOVED)) if isinstance(task_id, str) and task_id else None
 
 
 def _properties(given: Mapping[str, Any]) -> str:

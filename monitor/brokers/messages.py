@@ -1,5 +1,7 @@
 """The messages of a queue: read, thrown away one by one or all. What a transport cannot do raises Unsupported."""
 
+from collections.abc import Callable
+from typing import Any
 from typing import Protocol
 
 from monitor.brokers.amqp_messages import AmqpMessages
@@ -17,12 +19,15 @@ class Messages(Protocol):
 
     def read(self, limit: int) -> Reading: ...
 
-    def delete(self, digest: str) -> bool:
-        """Whether it was there and is gone. Raises NotFound where it is not among those that are looked at."""
+    def delete(self, digest: str) -> Any:
+        """The message as the transport has it, removed; ``None`` where a worker received it meanwhile.
+
+        Raises NotFound where it is not among those that are looked at.
+        """
         ...
 
-    def purge(self) -> int:
-        """How many were thrown away."""
+    def purge(self, see: Callable[[Any], bool]) -> int:
+        """How many were removed. ``see`` gets each, as the transport has it, until it says that it saw enough."""
         ...
 
 

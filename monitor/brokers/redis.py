@@ -17,6 +17,7 @@ from redis import Redis
 
 from monitor.brokers.generic import GenericProbe
 from monitor.brokers.heads import Heads
+from monitor.brokers.heads import task_id_of
 from monitor.records import Queue
 
 TAGS_COUNTED = 10_000  # unacknowledged messages told apart by queue at most; beyond, it is unknown
@@ -63,9 +64,10 @@ class RedisProbe(GenericProbe):
         taken, answers[: 2 * len(keys)] = answers[: 2 * len(keys)], []
         heads = self._heads or Heads()
         now = time()
+        messages: list[bytes | None] = taken[1::2]
         since = [
             heads.see(key, blake2b(head).digest() if head else None, now)
-            for key, head in zip(keys, taken[1::2], strict=True)
+            for key, head in zip(keys, messages, strict=True)
         ]
         return Queue(
             cluster=self.broker.cluster,
@@ -73,6 +75,7 @@ class RedisProbe(GenericProbe):
             ready=sum(taken[::2]),
             unacked=None if unacked is None else unacked[name],
             oldest=min((each for each in since if each is not None), default=None),
+            heads=tuple(task_id_of(head) for head in messages if head),
         )
 
     def _unacked_by_queue(self, client: Any, count: int) -> Counter[str] | None:

@@ -1,10 +1,13 @@
 """The messages of a queue on Redis. Reading takes nothing: a queue is a list per priority, the oldest at its end."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from monitor.brokers.link import link
 from monitor.brokers.message import QueueMessage
@@ -18,6 +21,7 @@ from monitor.settings import Settings
 
 CHUNK = 20  # payloads fetched at once: each may be megabytes
 MOST_BYTES = 32_000_000  # fetched for one reading
+ASIDE_SECONDS = 3600  # after which a list that is being purged goes, should we be killed meanwhile
 MOST_SEARCHED = 20_000  # messages looked at for the one to throw away
 
 
@@ -43,25 +47,39 @@ class RedisMessages:
                     break
         return Reading(messages=tuple(found), more=waiting > len(found))
 
-    def delete(self, digest: str) -> bool:
-        """Removes that payload; False when a worker took it while we looked."""
+    def delete(self, digest: str) -> bytes | None:
+        """Removes that payload, and gives it; ``None`` when a worker received it while we looked."""
         with self._lists() as (client, keys):
             for number, (key, payload) in enumerate(walk(client, keys)):
                 if digest_of(payload) == digest:
-                    return bool(client.lrem(key, -1, payload))
+                    return payload if client.lrem(key, -1, payload) else None
                 if number == MOST_SEARCHED:
                     break
         raise NotFound(
             f"It is not among the next {MOST_SEARCHED} messages of {self.queue}: a worker may have taken it."
         )
 
-    def purge(self) -> int:
+    def purge(self, see: Callable[[bytes], bool]) -> int:
+        """Removes every message, and gives their number. ``see`` gets each payload until it has seen enough.
+
+        Each list is renamed first: what is removed is exactly what is seen, whatever is sent or received meanwhile.
+        """
+        number = 0
         with self._lists() as (client, keys):
-            pipeline = client.pipeline()
             for key in keys:
-                pipeline.llen(key)
-                pipeline.delete(key)
-            return sum(pipeline.execute()[::2])
+                aside = f"{key}.purged-{uuid4().hex}"
+                try:
+                    client.pipeline().rename(key, aside).expire(aside, ASIDE_SECONDS).execute()
+                except ResponseError as error:
+                    if "no such key" not in str(error):
+                        raise
+                    continue  # Redis has no empty lists
+                number += client.llen(aside)
+                for _, payload in walk(client, [aside]):
+                    if not see(payload):
+                        break
+                client.unlink(aside)
+        return number
 
     @contextmanager
     def _lists(self) -> Iterator[tuple[Any, list[str]]]:

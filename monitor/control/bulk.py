@@ -3,16 +3,21 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 from uuid import uuid4
 from uuid import uuid5
 
 from monitor.control.commands import BulkCommand
+from monitor.control.commands import BulkRetry
 from monitor.control.commands import Performed
+from monitor.control.consumed import consumed
 from monitor.control.known import Known
 from monitor.control.known import known_of_all
 from monitor.control.legal import REFUSED
 from monitor.control.legal import WARNINGS
+from monitor.control.legal import retried_as_words
+from monitor.control.legal import retried_words
 from monitor.control.legal import why_not_revoke
 from monitor.control.retry import SAMPLES
 from monitor.control.retry import Prepared
@@ -44,7 +49,14 @@ MOST_REVOKED = 50_000  # that a worker remembers (CELERY_WORKER_REVOKES_MAX in c
 MIN_RATE, MAX_RATE = 0.01, 100_000.0
 LONGEST_REASON = 200
 GONE = "it is no longer in the record"
-NO_QUEUE = "its queue is not known: events name it only with task_send_sent_event"
+NO_QUEUE = "its queue is unknown: events name it only with task_send_sent_event"
+
+
+class Skip(NamedTuple):
+    """Why a task is not sent: in words that can be counted, and in those for this task."""
+
+    reason: str
+    of_task: str
 
 
 def cluster_of(store: Store, settings: Settings, command: BulkCommand) -> str:
@@ -72,7 +84,10 @@ def preview(target: Target, command: BulkCommand, actor: str) -> Job:
     wanted = parse(command.query, target.now())
     within = _within(wanted, target.cluster)
     token = token_of(command)
-    job = jobs.create_job(target.store, target.cluster, command.verb, within, str(wanted), actor, token)
+    again = isinstance(command, BulkRetry) and bool(command.include_retried)
+    job = jobs.create_job(
+        target.store, target.cluster, command.verb, within, str(wanted), actor, token, include_retried=again
+    )
     if not job.total:
         jobs.delete_job(target.store, job.id)
         raise NotFound(f"No task of cluster {target.cluster} matches {str(wanted) or 'any filter'!r}.")
@@ -80,10 +95,22 @@ def preview(target: Target, command: BulkCommand, actor: str) -> Job:
     return jobs.job(target.store, job.id)
 
 
+def look_again(target: Target, number: int, *, include_retried: bool) -> None:
+    """The same preview, with or without the tasks that were retried before."""
+    job = _mine(target, number)
+    if job.state is not JobState.PREVIEW or job.verb != "retry":
+        raise Conflict(f"Job {job.id} is not the preview of a retry.")
+    jobs.set_include_retried(target.store, job.id, include_retried)
+    job = jobs.job(target.store, job.id)
+    jobs.save_preview(target.store, job.id, look(target, job))
+
+
 def start(target: Target, command: BulkCommand, actor: str) -> Performed:
     """Makes a job of a preview, or of what matches now. The second yes to a preview changes nothing."""
     check_rate(command.rate)
     job = _confirmed(target, command) if command.job is not None else _chosen(target, command, actor)
+    if isinstance(command, BulkRetry) and command.include_retried is not None:
+        jobs.set_include_retried(target.store, job.id, command.include_retried)
     began = job_steps.start_job(target.store, job.id, actor, command.reason, command.rate)
     job = jobs.job(target.store, job.id)
     if not began and job.state is JobState.PREPARING:
@@ -106,7 +133,9 @@ def _chosen(target: Target, command: BulkCommand, actor: str) -> Job:
     before = jobs.job_of(target.store, token_of(command)) if command.request_id is not None else None
     if before is None:
         return preview(target, command, actor)
-    if before.verb != command.verb or str(parse(command.query, target.now())) != before.query:
+    again = isinstance(command, BulkRetry) and bool(command.include_retried)
+    same = (before.verb, before.query, before.include_retried)
+    if same != (command.verb, str(parse(command.query, target.now())), again):
         raise Conflict(f"The request {command.request_id!r} was another one: job {before.id}. Choose another id.")
     return _mine(target, before.id)
 
@@ -154,17 +183,33 @@ def look(target: Target, job: Job) -> JobPreview:
     if job.verb == "revoke":
         refused = [why for each in members if (why := why_not_bulk_revoke(each)) is not None]
         return _summed(job, len(members), [], refused, _revoke_warnings(target, job))
-    plans = list(plan_all(target, members).values())
+    plans = list(plan_all(target, job, members).values())
     prepared = [each for each in plans if isinstance(each, Prepared)]
-    refused = [each for each in plans if isinstance(each, str)]
-    return _summed(job, len(members), prepared, refused, _retry_warnings(target, job))
+    refused = [each.reason for each in plans if isinstance(each, Skip)]
+    retried = jobs.retried_before(target.store, job)
+    return _summed(job, len(members), prepared, refused, _retry_warnings(target, job, retried), retried)
 
 
-def plan_all(target: Target, members: Sequence[Member]) -> dict[int, Prepared | str]:
+def plan_all(target: Target, job: Job, members: Sequence[Member]) -> dict[int, Prepared | Skip]:
     """What would be sent, or why nothing, by the members' numbers."""
-    tasks = [each.task for each in members if each.task is not None and each.task.state not in REFUSED]
+    plans: dict[int, Prepared | Skip] = {}
+    if not job.include_retried:
+        plans = {each.number: skip for each in members if (skip := _retried_before(job, each)) is not None}
+    rest = [each for each in members if each.number not in plans]
+    tasks = [each.task for each in rest if each.task is not None and each.task.state not in REFUSED]
     known = known_of_all(target, tasks)
-    return {each.number: _plan(target, each, known.get(each.task.id) if each.task else None) for each in members}
+    for each in rest:
+        plan = _plan(target, each, known.get(each.task.id) if each.task else None)
+        plans[each.number] = Skip(plan, plan) if isinstance(plan, str) else plan
+    return plans
+
+
+def _retried_before(job: Job, member: Member) -> Skip | None:
+    """By anybody else: what this job has linked, it settles itself."""
+    link = member.task.retried if member.task is not None else None
+    if link is None or link.id == jobs.sent_as(job, member.id):
+        return None
+    return Skip(retried_words(link), retried_as_words(link))
 
 
 def _plan(target: Target, member: Member, found: Known | None) -> Prepared | str:
@@ -176,7 +221,7 @@ def _plan(target: Target, member: Member, found: Known | None) -> Prepared | str
         return f"it was {member.was.word} when it was chosen, and is {task.state.word} now"
     if why := REFUSED.get(task.state):
         return f"{task.state.word}: {why}"
-    if found is None or (found.message is None and known_route(task) is None and found.queue is None):
+    if found is None or (found.message is None and found.queue is None and not _has_route(target, task)):
         return NO_QUEUE
     try:
         return prepare(target, task, found)
@@ -184,6 +229,14 @@ def _plan(target: Target, member: Member, found: Known | None) -> Prepared | str
         return f"its arguments are not known: {error.detail.get('reason')}"[:LONGEST_REASON]
     except Conflict as error:
         return error.message.replace(f"task {task.id}", "it").replace(task.id, "it")[:LONGEST_REASON]
+
+
+def _has_route(target: Target, task: Task) -> bool:
+    """Whether its queue is known, or is the only one that its worker consumes."""
+    if known_route(task) is not None:
+        return True
+    found = consumed(target, task)
+    return found is not None and found.sole is not None
 
 
 def why_not_bulk_revoke(member: Member) -> str | None:
@@ -196,7 +249,12 @@ def why_not_bulk_revoke(member: Member) -> str | None:
 
 
 def _summed(
-    job: Job, judged: int, prepared: Sequence[Prepared], refused: Sequence[str], warnings: list[str]
+    job: Job,
+    judged: int,
+    prepared: Sequence[Prepared],
+    refused: Sequence[str],
+    warnings: list[str],
+    retried: int = 0,
 ) -> JobPreview:
     estimated = judged < job.total
 
@@ -214,6 +272,7 @@ def _summed(
         sendable=job.total - share(len(refused)),
         fidelity=known,
         skipped=skipped,
+        retried=retried,
         samples=[_sample(each) for each in prepared[:: max(1, len(prepared) // SAMPLES)][:SAMPLES]],
         warnings=warnings,
     )
@@ -231,12 +290,12 @@ def _sample(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _retry_warnings(target: Target, job: Job) -> list[str]:
+def _retry_warnings(target: Target, job: Job, retried: int) -> list[str]:
     states = jobs.states_of(target.store, job)
     found = [f"{states[state]} {state.word}. {text}" for state, text in WARNINGS.items() if states.get(state)]
-    again = jobs.sent_before(target.store, job)
-    if again:
-        found.append(f"{again} of these tasks {'was' if again == 1 else 'were'} sent again before: they run once more.")
+    if retried and job.include_retried:
+        tasks = "task was already retried and runs" if retried == 1 else "tasks were already retried and run"
+        found.append(f"{retried} {tasks} once more.")
     return found
 
 

@@ -42,11 +42,15 @@ class RetryTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryTasks:
-    """Send several tasks again; each has an outcome of its own, and what cannot be sent is skipped with a reason."""
+    """Send several tasks again; each has an outcome of its own, and what cannot be sent is skipped with a reason.
+
+    Tasks that were retried before are skipped unless ``include_retried``.
+    """
 
     action: ClassVar[str] = "task.retry"
     cluster: str
     ids: tuple[str, ...]
+    include_retried: bool = False
     confirm: bool = False
     reason: str | None = None
     request_id: str | None = None
@@ -136,7 +140,8 @@ class BulkRetry:
 
     ``job`` is the number of a preview: then exactly its tasks. Else they are chosen now. ``rate`` is in tasks per
     second; ``cluster`` may stay open where the filter finds tasks of one cluster alone. The same ``request_id``
-    starts one job, however often it comes.
+    starts one job, however often it comes. Tasks that were retried before are skipped unless ``include_retried``;
+    ``None`` is as in the preview.
     """
 
     action: ClassVar[str] = "bulk.retry"
@@ -145,6 +150,7 @@ class BulkRetry:
     query: str
     job: int | None = None
     rate: float | None = None
+    include_retried: bool | None = None
     reason: str | None = None
     request_id: str | None = None
 

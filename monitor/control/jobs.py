@@ -16,6 +16,7 @@ from uuid import uuid4
 from monitor.brokers.batch import BATCH
 from monitor.brokers.batch import Batches
 from monitor.brokers.batch import batches
+from monitor.control.bulk import Skip
 from monitor.control.bulk import plan_all
 from monitor.control.bulk import why_not_bulk_revoke
 from monitor.control.retry import Prepared
@@ -175,9 +176,13 @@ class Work:
         sender.end()
 
     def _send(self, sender: Batches, members: Sequence[Member]) -> None:
-        plans = plan_all(self._target, members)
+        plans = plan_all(self._target, self.job, members)
         prepared = {number: each for number, each in plans.items() if isinstance(each, Prepared)}
-        skipped = [Ended(number, JobOutcome.SKIPPED, why) for number, why in plans.items() if isinstance(why, str)]
+        skipped = [
+            Ended(number, JobOutcome.SKIPPED, each.of_task, each.reason)
+            for number, each in plans.items()
+            if isinstance(each, Skip)
+        ]
         batch = [
             Sent(number, each.task.id, sent_as(self.job, each.task.id), each.arguments.fidelity)
             for number, each in prepared.items()

@@ -22,6 +22,7 @@ from monitor.fidelity import Arguments
 from monitor.fidelity import judge
 from monitor.messages import Unreadable
 from monitor.messages import why_not_exact
+from monitor.records import UNACKED
 from monitor.records import Message
 from monitor.records import Task
 from monitor.records import TaskState
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 # States in which the broker may still have the message.
 IN_BROKER = frozenset({state for state in TaskState if not state.finished} | {TaskState.LOST, TaskState.REVOKED})
 WITH_WORKER = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED, TaskState.LOST})
+WAITING = frozenset({TaskState.PENDING, TaskState.RETRY})
 MOST_QUEUES = 20  # searched for a task whose queue is not known
 WORKER_SECONDS = 0.5
 REMEMBERED_SECONDS = 2.0  # for which a page that is rendered again does not ask again
@@ -52,11 +54,14 @@ class Known:
     message: Message | None = None
     name: str | None = None
     queue: str | None = None
+    place: str | None = None  # where its message is, as far as that was checked
 
 
 def known(target: Target, task: Task) -> Known:
     """All that can be known of one task."""
     found = known_of_all(target, [task], IN_BROKER)[task.id]
+    if task.state in WAITING and found.place is None:
+        found = replace(found, place=_unchecked(target, task))
     if found.arguments.known or task.state not in WITH_WORKER:
         return found
     return _ask_worker(target, task, found)
@@ -91,16 +96,46 @@ def _look_in_broker(target: Target, tasks: Sequence[Task], found: dict[str, Know
         looked = held.look(target.broker, target.settings, ids, _queues_of(target, tasks))
     except MonitorError as error:
         log.warning("cannot look for messages: %s", error.message)
-        return {each: _adding(found[each], "the broker could not be asked for its message") for each in ids}
+        told = "the broker could not be asked for its message"
+        return {each: replace(_adding(found[each], told), place=told) for each in ids}
     result = {}
     for task in tasks:
         message = looked.messages.get(task.id)
+        result[task.id] = found[task.id]
         if message is not None and why_not_exact(message, task) is None:
             result[task.id] = _in_record(task, message)
         elif message is None and not looked.whole:
             where = f"its message is not among the first {held.MOST_SEARCHED:,} that were looked at in the broker"
             result[task.id] = _adding(found[task.id], where)
+        result[task.id] = replace(result[task.id], place=_place(task, message, whole=looked.whole))
     return result
+
+
+def _place(task: Task, message: Message | None, *, whole: bool) -> str:
+    """Where the message was found just now, on Redis."""
+    queue = task.queue or "a known queue"
+    if message is None and whole:
+        return f"its message was neither in {queue} nor unacknowledged just now: it is looked for again within minutes"
+    if message is None:
+        return f"its message was not among the first {held.MOST_SEARCHED:,} in the broker just now"
+    if message.why == UNACKED:
+        return "its message was delivered to a worker and not acknowledged just now"
+    return f"its message was in {message.queue or queue} just now"
+
+
+def _unchecked(target: Target, task: Task) -> str:
+    """Where no message can be looked at without delivering it."""
+    if not held.can_take(target.broker):
+        return "its message was not looked for"
+    sampled = [each for each in queries.queues(target.store, target.cluster) if each.name == task.queue]
+    if not sampled or sampled[0].ready is None or sampled[0].sampled_at is None:
+        return "its message was not looked for: RabbitMQ shows none without delivering it"
+    ready, ago = sampled[0].ready, max(0.0, target.now() - sampled[0].sampled_at)
+    messages = "1 message" if ready == 1 else f"{ready:,} messages"
+    return (
+        f"its message was not looked for, since RabbitMQ shows none without delivering it; {task.queue} had {messages} "
+        f"{ago:.0f} s ago"
+    )
 
 
 def _queues_of(target: Target, tasks: Sequence[Task]) -> list[str]:

@@ -1,20 +1,22 @@
 """What may be done to a task in its state, and why not. No I/O: pages ask before they offer a button."""
 
+from monitor.health_sentence import age_words
 from monitor.messages import may_be_in_chord
 from monitor.records import READ
 from monitor.records import UNACKED
 from monitor.records import WAITING
+from monitor.records import Link
 from monitor.records import Message
 from monitor.records import Task
 from monitor.records import TaskState
 
 # Why a task in one of these states is not sent again.
 REFUSED = {
-    TaskState.PENDING: "it still waits in its queue, and will run",
-    TaskState.SCHEDULED: "a worker holds it until its ETA, and will run it",
-    TaskState.RECEIVED: "a worker has it, and will run it",
-    TaskState.STARTED: "it is running; terminate it first, or wait",
-    TaskState.RETRY: "it will run again by itself",
+    TaskState.PENDING: "by the record, it waits in a queue for a worker",
+    TaskState.SCHEDULED: "by its last event, a worker holds it until its ETA",
+    TaskState.RECEIVED: "by its last event, a worker has received it",
+    TaskState.STARTED: "by its last event, it is running; terminate it first, or wait",
+    TaskState.RETRY: "by its last event, its next attempt is on its way to a worker",
 }
 # What a person must know before a task in one of these states is sent again.
 WARNINGS = {
@@ -35,11 +37,36 @@ SAME_ID = (
 )
 
 
-def warnings_of(task: Task, message: Message | None, *, same_id: bool = False) -> tuple[str, ...]:
-    """What a person must know before a task is sent again."""
-    warnings = [WARNINGS[task.state]] if task.state in WARNINGS else []
+def why_not_retry(task: Task, place: str | None = None) -> str | None:
+    """The reason why a task is not sent again in its state, with where its message is as far as that was checked."""
+    why = REFUSED.get(task.state)
+    return why if why is None or place is None else f"{why}; {place}"
+
+
+def retried_words(link: Link) -> str:
+    """Why a task that was retried before is left out; the same for all whose retries are in one state."""
+    return f"already retried, {link.state.word if link.state else 'state unknown'}"
+
+
+def retried_as_words(link: Link) -> str:
+    """The same of one task."""
+    return f"already retried as {link.id}, {link.state.word if link.state else 'state unknown'}"
+
+
+def _retried_warning(link: Link, now: float | None) -> str:
+    ago = "" if now is None else f" {age_words(now - link.at)} ago"
+    state = f"is {link.state.word}" if link.state else "has not reported anything yet"
+    return f"This task was already retried{ago} as {link.id}, which {state}. Retried again, it runs once more."
+
+
+def warnings_of(
+    task: Task, message: Message | None, *, same_id: bool = False, now: float | None = None
+) -> tuple[str, ...]:
+    """What a person must know before a task is sent again; with ``now``, how long ago it was retried before."""
+    again = [_retried_warning(task.retried, now)] if task.retried is not None else []
+    warnings = [*again, WARNINGS[task.state]] if task.state in WARNINGS else again
     if message is not None and message.why in STILL_THERE and task.state in NOT_RUN:
-        warnings = [STILL_THERE[message.why]]
+        warnings = [*again, STILL_THERE[message.why]]
     if message is not None and (body := message.chord):
         warnings.append(f"It is a member of a chord: even if it succeeds, the chord's body {body} stays failed.")
     if message is not None and may_be_in_chord(message):

@@ -15,6 +15,7 @@ from monitor.access import Actor
 from monitor.access import require
 from monitor.control.bulk import abort
 from monitor.control.bulk import cluster_of
+from monitor.control.bulk import look_again
 from monitor.control.bulk import preview
 from monitor.control.bulk import start
 from monitor.control.commands import AbortJob
@@ -64,6 +65,7 @@ from monitor.records import Action
 from monitor.records import Job
 from monitor.settings import Settings
 from monitor.store.engine import Store
+from monitor.store.jobs import job
 from monitor.store.journal import record_action
 
 log = logging.getLogger(__name__)
@@ -115,6 +117,14 @@ class Controller:
         target = Target(self.store, self.settings, find_broker(self.settings, command.cluster or ""))
         self._allow(actor, command)
         return preview(target, command, actor.name)
+
+    def look_again(self, actor: Actor, command: BulkRetry, *, include_retried: bool) -> Job:
+        """The preview that ``command`` names, with or without the tasks that were retried before."""
+        _check_texts(command)
+        target = Target(self.store, self.settings, find_broker(self.settings, command.cluster or ""))
+        self._allow(actor, command)
+        look_again(target, command.job or 0, include_retried=include_retried)
+        return job(self.store, command.job or 0)
 
     def _placed(self, actor: Actor, command: CommandT) -> CommandT:
         """A bulk command whose cluster is named. Who may not do it is told so first, and learns nothing else."""

@@ -40,7 +40,7 @@ class ResumeQueue(QueueCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeQueue(QueueCommand):
-    """Throw away every message that waits in it; ``confirm`` is its name, typed in."""
+    """Delete every message that waits in it, and conclude their tasks; ``confirm`` is its name, typed in."""
 
     action: ClassVar[str] = "queue.purge"
     confirm: str | None = None
@@ -65,7 +65,7 @@ class ReadQueue(QueueCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteMessage(QueueCommand):
-    """Throw away the one message whose content has this digest, as reading the queue gave it."""
+    """Delete the one message whose content has this digest, as reading the queue gave it."""
 
     action: ClassVar[str] = "queue.delete_message"
     digest: str

@@ -1,9 +1,12 @@
 """What is done to queues: pause and resume on all their workers, read, purge, throw one message away."""
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
+from monitor.brokers import held
 from monitor.brokers.message import QueueMessage
 from monitor.brokers.message import Reading
 from monitor.brokers.messages import messages_of
@@ -27,11 +30,17 @@ from monitor.control.workers import tell_workers
 from monitor.errors import Conflict
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
+from monitor.records import Message
 from monitor.records import Pause
 from monitor.records import WorkerStatus
 from monitor.store import queries
 from monitor.store.journal import end_pause
 from monitor.store.journal import save_pause
+from monitor.store.removals import note_removals
+
+MOST_READ = 100_000  # messages of a purge of which the tasks are concluded at once
+READING_SECONDS = 10.0
+MOST_KEPT, MOST_KEPT_BYTES = 1000, 32_000_000  # messages of a purge that are kept for a retry
 
 
 def change_queue(target: Target, command: QueueCommand, by: str) -> Performed:
@@ -45,9 +54,9 @@ def change_queue(target: Target, command: QueueCommand, by: str) -> Performed:
         case ReadQueue():
             return read(target, command)
         case PurgeQueue():
-            return purge(target, command)
+            return purge(target, command, by)
         case DeleteMessage():
-            return delete_message(target, command)
+            return delete_message(target, command, by)
         case _:
             raise InvalidInput(f"{type(command).__name__} is nothing that is done to a queue")
 
@@ -113,25 +122,75 @@ def read(target: Target, command: ReadQueue) -> Performed:
     return Performed(outcome="done", message=f"{number} messages of {command.queue} were read.", reading=reading)
 
 
-def purge(target: Target, command: PurgeQueue) -> Performed:
-    number = messages_of(target.broker, target.settings, command.queue).purge()
+def purge(target: Target, command: PurgeQueue, by: str) -> Performed:
+    """Removes all messages, and concludes the tasks that they were of."""
+    removed = Removed(target, command.queue)
+    number = messages_of(target.broker, target.settings, command.queue).purge(removed.see)
+    seen = removed.conclude(f"queue {command.queue} purged by {by}")
     messages = "1 message" if number == 1 else f"{number} messages"
+    unread = number - removed.number
+    rest = (
+        f" {unread} of them were not read: their tasks are looked for, and concluded within minutes." if unread else ""
+    )
     return Performed(
         outcome="done",
-        message=f"{messages} of {command.queue} thrown away. What workers had taken already still runs.",
-        details={"purged": number},
+        message=f"{messages} deleted from {command.queue}; {_tasks(seen)} revoked.{rest} Tasks that workers have "
+        "already received still run.",
+        details={"purged": number, "concluded": seen},
     )
 
 
-def delete_message(target: Target, command: DeleteMessage) -> Performed:
+def delete_message(target: Target, command: DeleteMessage, by: str) -> Performed:
+    """Removes one message, keeps it for a retry, and concludes its task."""
     subject = f"Task {command.id}" if command.id else "The message"
-    if not messages_of(target.broker, target.settings, command.queue).delete(command.digest):
-        raise Conflict(f"{subject} was taken by a worker meanwhile; it is not in {command.queue} any more.")
+    found = messages_of(target.broker, target.settings, command.queue).delete(command.digest)
+    if found is None:
+        raise Conflict(f"{subject} was received by a worker meanwhile; it is not in {command.queue} any more.")
+    removed = Removed(target, command.queue)
+    removed.see(found)
+    seen = removed.conclude(f"message deleted from {command.queue} by {by}")
+    task_id = removed.ids[0] if removed.ids else None
+    message = f"Message deleted; task {task_id} is revoked." if task_id else "Message deleted; it was not a task's."
     return Performed(
         outcome="done",
-        message=f"{subject} is thrown away; it will not run.",
-        details={"id": command.id, "digest": command.digest},
+        message=message,
+        details={"id": task_id, "digest": command.digest, "concluded": seen},
     )
+
+
+class Removed:
+    """Messages that were removed from a queue: the tasks that they were of, and as many of them as are kept."""
+
+    def __init__(self, target: Target, queue: str) -> None:
+        self.number = 0
+        self.ids: list[str] = []
+        self._target = target
+        self._queue = queue
+        self._kept: dict[str, Message] = {}
+        self._room = MOST_KEPT_BYTES if target.settings.capture else 0
+        self._until = time.monotonic() + READING_SECONDS
+
+    def see(self, removed: Any) -> bool:
+        """Gets one; whether to show the next."""
+        self.number += 1
+        found = held.of_removed(removed, self._queue)
+        if found is not None:
+            self.ids.append(found[0])
+            self._keep(*found)
+        return self.number < MOST_READ and time.monotonic() < self._until
+
+    def conclude(self, text: str) -> int:
+        """Notes what became of the tasks, for the receiver to conclude; gives their number."""
+        ids = list(dict.fromkeys(self.ids))
+        if ids:
+            note_removals(self._target.store, self._target.cluster, ids, text, self._target.now(), self._kept)
+        return len(ids)
+
+    def _keep(self, task_id: str, message: Message) -> None:
+        size = len(message.body or b"")
+        if size <= min(self._room, self._target.settings.max_message_bytes) and len(self._kept) < MOST_KEPT:
+            self._kept[task_id] = message
+            self._room -= size
 
 
 def consumers(target: Target, queue: str) -> list[str]:
@@ -149,6 +208,10 @@ def _tell(target: Target, command: WorkerCommand, verb: str, more: list[TaskResu
     told = summary(verb, results, workers={result.id: result.message for result in results})
     message = f"{told.message}. " + " ".join(f"{result.id}: {result.message}" for result in results[:5])
     return Performed(outcome=told.outcome, message=message, results=told.results, details=told.details)
+
+
+def _tasks(number: int) -> str:
+    return "1 task is" if number == 1 else f"{number} tasks are"
 
 
 def _gone(name: str) -> TaskResult:

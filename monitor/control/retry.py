@@ -17,13 +17,17 @@ from monitor.control.commands import Performed
 from monitor.control.commands import RetryTask
 from monitor.control.commands import RetryTasks
 from monitor.control.commands import TaskResult
+from monitor.control.consumed import Consumed
+from monitor.control.consumed import consumed
 from monitor.control.exact import copy_of
 from monitor.control.exact import route_of
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import known
 from monitor.control.known import known_of_all
-from monitor.control.legal import REFUSED
+from monitor.control.legal import retried_as_words
 from monitor.control.legal import warnings_of
+from monitor.control.legal import why_not_retry
 from monitor.control.target import Target
 from monitor.control.target import distinct
 from monitor.control.target import summary
@@ -40,6 +44,7 @@ from monitor.fidelity import edit
 from monitor.fidelity import is_whole
 from monitor.fidelity import without_secrets
 from monitor.messages import facts
+from monitor.records import Link
 from monitor.records import Message
 from monitor.records import Task
 from monitor.redact import Redactor
@@ -64,10 +69,11 @@ class Prepared:
     route: Route
     message: Message | None = None  # what it is made of; None: of its name and arguments
     same_id: bool = False
+    at: float | None = None  # when it was prepared
 
     @property
     def warning(self) -> str | None:
-        return " ".join(warnings_of(self.task, self.message, same_id=self.same_id)) or None
+        return " ".join(warnings_of(self.task, self.message, same_id=self.same_id, now=self.at)) or None
 
     @property
     def needs_confirmation(self) -> bool:
@@ -78,9 +84,12 @@ def retry_task(target: Target, command: RetryTask) -> Performed:
     """Sends one task again. Raises Conflict and its kin with the reason; nothing was sent then."""
     _check_countdown(command.countdown)
     task = queries.task(target.store, command.id, target.cluster)
-    refuse(task)
-    prepared = prepare(target, task, known(target, task), command.args, command.kwargs, command.queue)
-    prepared = replace(prepared, same_id=command.same_id)
+    if task.state not in WAITING:
+        refuse(task)
+    found = known(target, task)
+    refuse(task, found.place)
+    prepared = prepare(target, task, found, command.args, command.kwargs, command.queue)
+    prepared = replace(prepared, same_id=command.same_id, at=target.now())
     if prepared.needs_confirmation and not command.confirm:
         raise _confirmation(prepared, Redactor(target.settings.redact))
     with publisher(target.broker, target.settings) as sender:
@@ -103,13 +112,14 @@ def retry_task(target: Target, command: RetryTask) -> Performed:
 
 def retry_tasks(target: Target, command: RetryTasks) -> Performed:
     """Sends several again. What cannot be sent is skipped with the reason; the rest needs one confirmation."""
-    prepared, skipped = _prepare_all(target, distinct(command.ids))
-    if not command.confirm and any(each.needs_confirmation for each in prepared):
-        raise _confirmation_of_many(prepared, skipped, Redactor(target.settings.redact))
+    prepared, others, retried = _prepare_all(target, distinct(command.ids), command)
+    skipped = [*others, *retried]
+    if not command.confirm and (retried or any(each.needs_confirmation for each in prepared)):
+        raise _confirmation_of_many(prepared, skipped, retried, Redactor(target.settings.redact))
     if not prepared:
         return summary("Retry", skipped)
     with publisher(target.broker, target.settings) as sender:
-        sent = send_all(target, sender, prepared, command.request_id)
+        sent = send_all(target, sender, prepared, command.request_id, twice=command.include_retried)
     return summary("Retry", [*sent, *skipped], new_ids={each.id: each.new_id for each in sent if each.new_id})
 
 
@@ -132,9 +142,9 @@ def prepare(
     return _prepare_call(target, task, found, edit(arguments, args, kwargs), queue)
 
 
-def refuse(task: Task) -> None:
-    """Raises Conflict for a task that will run by itself, or runs."""
-    if why := REFUSED.get(task.state):
+def refuse(task: Task, place: str | None = None) -> None:
+    """Raises Conflict for a task that waits, or runs. ``place``: where its message is, where that was checked."""
+    if why := why_not_retry(task, place):
         raise Conflict(f"Task {task.id} is {task.state.word}: {why}.", state=task.state.word)
 
 
@@ -153,26 +163,46 @@ def _prepare_call(target: Target, task: Task, found: Known, arguments: Arguments
 
 
 def find_route(target: Target, task: Task, queue: str | None, told: str | None = None) -> Route:
-    """The queue asked for, else the task's own, else its exchange and routing key; Conflict lists the queues.
+    """Where to send a task: Conflict lists the queues to choose from.
 
-    ``told``: what a result backend calls the queue. It is the routing key, so it is only taken where a queue has
-    that name (celery.backends.base).
+    The queue asked for, else the task's own, else its exchange and routing key, else the only queue that its worker
+    consumes. ``told``: what a result backend calls the queue. It is the routing key, so it is only taken where a queue
+    has that name (celery.backends.base).
     """
     if queue is not None:
-        known = target.queue_names()
-        if queue not in known:
-            raise Conflict(f"No queue {queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
-        return Route("", queue)
+        return _asked_for(target, task, queue)
     if route := known_route(task):
         return route
+    found = consumed(target, task)
+    if found is not None and found.sole is not None and is_whole(found.sole):
+        return Route("", found.sole)
     names = target.queue_names()
     if told in names:
         return Route("", str(told))
+    choice = list(found.queues) if found is not None and found.queues else names
     raise Conflict(
-        f"The queue of task {task.id} is not known: events name it only with task_send_sent_event. "
-        f"Choose one of {', '.join(names) or 'your queues (none is known yet)'}.",
-        queues=names,
+        f"The queue of task {task.id} is unknown: events name it only with task_send_sent_event{_says(found)}. "
+        f"Choose {' or '.join(choice) if choice else 'one once a worker answers: no queue is known yet'}.",
+        queues=choice,
     )
+
+
+def _asked_for(target: Target, task: Task, queue: str) -> Route:
+    known = target.queue_names()
+    if queue not in known and ((found := consumed(target, task)) is None or queue not in found.queues):
+        raise Conflict(f"No queue {queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
+    return Route("", queue)
+
+
+def _says(found: Consumed | None) -> str:
+    """What the worker of the task adds to it."""
+    if found is None:
+        return ""
+    if not found.queues:
+        return f", and {found.worker} does not say which queues it consumes"
+    if not found.same_process:
+        return f", and {found.worker} was restarted since; it consumes {', '.join(found.queues)} now"
+    return f", and {found.worker} consumes {', '.join(found.queues)}"
 
 
 def known_route(task: Task) -> Route | None:
@@ -184,15 +214,22 @@ def known_route(task: Task) -> Route | None:
     return None
 
 
-def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[TaskResult]]:
+def _prepare_all(
+    target: Target, ids: list[str], command: RetryTasks
+) -> tuple[list[Prepared], list[TaskResult], list[TaskResult]]:
+    """What can be sent, what cannot, and what is left out because it was retried before."""
     prepared = []
     skipped = []
+    retried = []
     tasks = _tasks(target, ids)
     known_of = known_of_all(target, [task for task in tasks.values() if isinstance(task, Task)])
     for task_id, task in tasks.items():
         try:
             if isinstance(task, NotFound):
                 raise task
+            if task.retried is not None and not _may_again(task, task.retried, command):
+                retried.append(TaskResult(id=task_id, outcome="skipped", message=_left_out(task.retried)))
+                continue
             prepared.append(prepare(target, task, known_of[task.id]))
         except ArgumentsUnknown as error:
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message, fidelity="unknown"))
@@ -200,7 +237,18 @@ def _prepare_all(target: Target, ids: list[str]) -> tuple[list[Prepared], list[T
             if error.status >= 500:  # the record cannot be read: that is no fault of the task
                 raise
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message))
-    return prepared, skipped
+    return prepared, skipped, retried
+
+
+def _may_again(task: Task, link: Link, command: RetryTasks) -> bool:
+    """The second coming of a request finds its own link, and is answered with it."""
+    mine = command.request_id is not None and link.id == _new_id(task, command.request_id)
+    return command.include_retried or mine
+
+
+def _left_out(link: Link) -> str:
+    words = retried_as_words(link)
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _tasks(target: Target, ids: list[str]) -> dict[str, Task | NotFound]:
@@ -213,27 +261,42 @@ def _tasks(target: Target, ids: list[str]) -> dict[str, Task | NotFound]:
     return found
 
 
-def send_all(target: Target, sender: Publisher, prepared: list[Prepared], request_id: str | None) -> list[TaskResult]:
-    """One result each. Once a message is in doubt the connection is gone, and the rest is not sent."""
+def send_all(
+    target: Target, sender: Publisher, prepared: list[Prepared], request_id: str | None, *, twice: bool = False
+) -> list[TaskResult]:
+    """One result each. Once a message is in doubt the connection is gone, and the rest is not sent.
+
+    What somebody else retries meanwhile is skipped, unless ``twice``.
+    """
     results: list[TaskResult] = []
     for each in prepared:
         if results and results[-1].outcome == "unconfirmed":
             message = "Not sent: the connection to the broker was lost before."
             rest = prepared[len(results) :]
             return results + [TaskResult(id=one.task.id, outcome="failed", message=message) for one in rest]
-        results.append(_send(target, sender, each, request_id, None))
+        results.append(_send(target, sender, each, request_id, None, first_only=not twice))
     return results
 
 
 def _send(
-    target: Target, sender: Publisher, prepared: Prepared, request_id: str | None, countdown: float | None
+    target: Target,
+    sender: Publisher,
+    prepared: Prepared,
+    request_id: str | None,
+    countdown: float | None,
+    *,
+    first_only: bool = False,
 ) -> TaskResult:
     """The link is written first, and taken back when the broker certainly has no message."""
     task = prepared.task
     new_id = task.id if prepared.same_id else _new_id(task, request_id)
     fidelity = prepared.arguments.fidelity
     again_after = SAME_ID_SECONDS if prepared.same_id else None
-    if not link_retry(target.store, target.cluster, task.id, new_id, fidelity, target.now(), again_after):
+    cluster, now = target.cluster, target.now()
+    if not link_retry(target.store, cluster, task.id, new_id, fidelity, now, again_after, first_only=first_only):
+        others = queries.lineage(target.store, task).retried_as if first_only else ()
+        if others and new_id not in {link.id for link in others}:
+            return TaskResult(id=task.id, outcome="skipped", message=_left_out(others[-1]))
         message = f"This was asked for before: it is task {new_id}. Nothing was sent a second time."
         return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
     try:
@@ -294,7 +357,7 @@ def _confirmation(prepared: Prepared, redactor: Redactor) -> ConfirmationRequire
 
 
 def _confirmation_of_many(
-    prepared: list[Prepared], skipped: list[TaskResult], redactor: Redactor
+    prepared: list[Prepared], skipped: list[TaskResult], retried: list[TaskResult], redactor: Redactor
 ) -> ConfirmationRequired:
     fidelities = Counter(each.arguments.fidelity for each in prepared)
     reasons = Counter(each.message for each in skipped)
@@ -303,9 +366,10 @@ def _confirmation_of_many(
         {"id": each.task.id, "name": each.name, "args": clean.args, "kwargs": clean.kwargs} for each, clean in shown
     ]
     return ConfirmationRequired(
-        f"{len(prepared)} tasks can be sent again, {len(skipped)} cannot. Look at the arguments, then confirm.",
+        f"{len(prepared)} tasks can be sent again, {len(skipped)} are skipped. Check the arguments, then confirm.",
         sendable=len(prepared),
         skipped=len(skipped),
+        retried=len(retried),
         fidelity=dict(fidelities),
         reasons=dict(reasons.most_common(SAMPLES)),
         warnings=sorted({each.warning for each in prepared if each.warning}),

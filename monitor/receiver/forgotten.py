@@ -25,6 +25,7 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Holder
+from monitor.workers import twins
 
 OLD_SECONDS = 60.0  # a task that was started later is asked about by nobody
 ASK_SECONDS = 30.0  # between two questions
@@ -59,7 +60,8 @@ class Forgotten:
         counted: dict[tuple[Holder, str], int] = {}
         for holder in held:
             worker = by_name.get(holder.hostname)
-            if worker is not None and worker.pid == holder.pid:
+            # Of two processes of one name nobody knows which one answered.
+            if worker is not None and worker.pid == holder.pid and not twins(worker):
                 counted |= self._ask(worker, holder, now)
         self._unknown = counted
 

@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence
 from queue import Empty
 from queue import SimpleQueue
@@ -18,8 +19,11 @@ import msgspec
 
 from monitor.clocks import OwnClock
 from monitor.errors import BrokerUnavailable
+from monitor.errors import LeaseLost
 from monitor.errors import StoreRefused
 from monitor.errors import StoreUnavailable
+from monitor.receiver.helpers import RETENTION
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.sources.base import Source
 from monitor.receiver.standby import Standby
 from monitor.records import Delivery
@@ -31,6 +35,7 @@ from monitor.store.engine import Store
 from monitor.store.retention import Retention
 from monitor.store.writer import Writer
 from monitor.store.writer import Written
+from monitor.waits import Senders
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +57,15 @@ class Receiver:
     """Receives the events of one cluster."""
 
     def __init__(
-        self, store: Store, source: Source, cluster: str, settings: Settings, standby: Standby | None = None
+        self,
+        store: Store,
+        source: Source,
+        cluster: str,
+        settings: Settings,
+        standby: Standby | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._store = store
         self._source = source
         self._settings = settings
@@ -80,11 +92,17 @@ class Receiver:
         self._tell_at = 0.0
         self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
         self._hole = self._standby.hole
+        self._on_new_worker: Callable[[], None] = lambda: None
 
     @property
     def health(self) -> ReceiverHealth:
         """What was last said of the receiver; replaced as a whole, so any thread may read it."""
         return self._health
+
+    @property
+    def senders(self) -> Senders:
+        """What is known of the clocks of those who send tasks."""
+        return self._writer.senders
 
     def conclude(self, delivery: Delivery) -> None:
         """Takes events that were concluded, not received (``task-lost``); from any thread. Only our share counts."""
@@ -95,6 +113,10 @@ class Receiver:
     def notice(self, text: str) -> None:
         """Says something that the receiver did by itself; the newest few are kept."""
         self._change(notices=(*self._health.notices, text)[-NOTICES:])
+
+    def on_new_worker(self, call: Callable[[], None]) -> None:
+        """Calls this once a worker process is recorded of which no event came before."""
+        self._on_new_worker = call
 
     def run(self, stop: threading.Event) -> None:
         """Receives until told to stop. Broker and database may come and go. Raises LeaseLost."""
@@ -148,6 +170,7 @@ class Receiver:
             host=mine.host,
             pid=mine.pid,
             notices=(),
+            helpers=(),
             shard=mine.shard,
             shards=mine.shards,
         )
@@ -292,6 +315,7 @@ class Receiver:
             dropped_total=health.dropped_total + sum(each.dropped for each in deliveries),
             updated_at=now,
             kept_until=self._kept_until(),
+            helpers=self._helpers.failing,
         )
 
     def _kept_until(self, in_hand: Sequence[Delivery] = ()) -> float | None:
@@ -309,6 +333,8 @@ class Receiver:
             malformed_total=health.malformed_total + written.refused,
         )
         self._saved_at = time.monotonic()
+        if written.new_workers:
+            self._on_new_worker()
         self._tell_malformed(sum(each.malformed for each in deliveries) + written.refused)
         for each in deliveries:
             if each.dropped:
@@ -331,10 +357,29 @@ class Receiver:
                 self._tidied_at = time.monotonic()
                 self._hole.store()
                 self._writer.mark_due(now)
-            if time.monotonic() >= self._retention_at:
-                self._delete_old(now)
+                self._writer.conclude_removals(now)
         except StoreUnavailable as error:
             log.error("%s", error)
+        if time.monotonic() >= self._retention_at:
+            self._keep_deleting(now)
+
+    def _keep_deleting(self, now: float) -> None:
+        """Old tasks go; where that fails, events are stored all the same. Raises LeaseLost."""
+        try:
+            self._delete_old(now)
+            self._helpers.works(RETENTION)
+        except LeaseLost:
+            raise
+        except StoreUnavailable as error:
+            self._retention_failed(error)
+            log.error("old tasks are not deleted: %s", error)
+        except Exception as error:
+            self._retention_failed(error)
+            log.exception("old tasks are not deleted")
+
+    def _retention_failed(self, error: Exception) -> None:
+        self._helpers.failed(RETENTION, error)
+        self._retention_at = time.monotonic() + self._helpers.pause(RETENTION)
 
     def _tell_health(self) -> None:
         """Unless a batch has just done so. Raises StoreUnavailable."""
@@ -364,7 +409,7 @@ class Receiver:
         What is ``in_hand`` was read and is not stored.
         """
         self._saved_at = time.monotonic()
-        self._change(updated_at=time.time(), kept_until=self._kept_until(in_hand))
+        self._change(updated_at=time.time(), kept_until=self._kept_until(in_hand), helpers=self._helpers.failing)
         try:
             journal.save_health(self._store, msgspec.structs.replace(self._health, unwritten=unwritten))
         except StoreUnavailable as error:

@@ -13,6 +13,11 @@ from monitor.brokers.depth import make_probe
 from monitor.brokers.remote import Remote
 from monitor.errors import LeaseLost
 from monitor.errors import StoreUnavailable
+from monitor.receiver.helpers import QUEUE_SAMPLER
+from monitor.receiver.helpers import RECONCILER
+from monitor.receiver.helpers import SAMPLER
+from monitor.receiver.helpers import SCHEDULES
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.ingest import Receiver
 from monitor.receiver.reconcile import Reconciler
 from monitor.receiver.sampler import Sampler
@@ -50,13 +55,14 @@ def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
     if store is None:
         return
     with closing(store):
-        source = make_source(broker, settings)
+        helpers = Helpers()
+        source = make_source(broker, settings, helpers)
         lease = lease_of(store, broker.cluster, settings.shard)
         standby = Standby(store, source, broker.cluster, lease, settings.shard)
         with closing(lease), closing(standby):
             while standby.wait(stop):
                 try:
-                    _lead(Term(store, source, lease, standby), settings, broker, stop)
+                    _lead(Term(store, source, lease, standby, helpers), settings, broker, stop)
                 except LeaseLost as error:
                     log.warning("%s", error)
                     standby.step_down()
@@ -69,21 +75,26 @@ class Term(NamedTuple):
     source: Source
     lease: Lease
     standby: Standby
+    helpers: Helpers
 
 
 def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event) -> None:
     """Receives, samples and judges until told to stop. Raises LeaseLost."""
-    store = term.store
+    store, helpers = term.store, term.helpers
     over = threading.Event()
     with ExitStack() as ending:
-        receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby)
+        receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby, helpers)
         remote = Remote(broker, settings)
-        sampler = Sampler(store, broker.cluster, make_probe(broker, settings), remote, settings, receiver.notice)
-        reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude)
-        # Queues, workers and schedules are the first receiver's to ask; each judges its own tasks.
-        asking = (sampler.run, sampler.run_queues, sampler.run_schedules) if settings.shard.first else ()
-        for beside in (*asking, reconciler.run):
-            ending.callback(start_beside(beside, over).join, END_SECONDS)
+        probe = make_probe(broker, settings)
+        notice, senders = receiver.notice, receiver.senders
+        sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders)
+        receiver.on_new_worker(sampler.wake)
+        reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers)
+        beside = {RECONCILER: reconciler.run}
+        if settings.shard.first:  # queues, workers and schedules are its to ask; each judges its own tasks
+            beside |= {SAMPLER: sampler.run, QUEUE_SAMPLER: sampler.run_queues, SCHEDULES: sampler.run_schedules}
+        for name, run_it in beside.items():
+            ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
         ending.callback(over.set)  # also when the receiver itself ends by an error
         receiver.run(stop)
 
@@ -98,17 +109,19 @@ def _open(url: str, stop: threading.Event) -> Store | None:
     return None
 
 
-def start_beside(run: Callable[[threading.Event], None], stop: threading.Event) -> threading.Thread:
+def start_beside(
+    name: str, run: Callable[[threading.Event], None], stop: threading.Event, helpers: Helpers
+) -> threading.Thread:
     """A thread that runs beside the receiver, and starts again after an error that nobody foresaw."""
-    name = type(getattr(run, "__self__", run)).__name__
 
     def keep_running() -> None:
         while not stop.is_set():
             try:
                 run(stop)
-            except Exception:
-                log.exception("the %s failed and starts again", name.lower())
-                stop.wait(OPEN_AGAIN_SECONDS)
+            except Exception as error:
+                helpers.failed(name, error)
+                log.exception("the %s failed and starts again in %.0f s", name, helpers.pause(name))
+                stop.wait(helpers.pause(name))
 
     thread = threading.Thread(target=keep_running, name=name, daemon=True)
     thread.start()

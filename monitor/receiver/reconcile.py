@@ -3,32 +3,45 @@
 Nobody is accused while the receiver itself may be deaf. Silence counts only while we have listened: from the last
 heartbeat, or from when the receiver last connected, caught up, or woke. Every conclusion can be taken back: by any
 later event of the worker, by a redelivery, or by the worker's own word that it still knows the task.
+
+Who says goodbye is not dead: in a warm shutdown a worker sends worker-offline first, and ends what it runs then.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from monitor.brokers.depth import make_probe
 from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
 from monitor.receiver.forgotten import Forgotten
+from monitor.receiver.helpers import RECONCILER
+from monitor.receiver.helpers import Helpers
+from monitor.receiver.missing import Missing
 from monitor.receiver.recovery import Recovery
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import ReceiverHealth
 from monitor.records import TaskState
 from monitor.records import Worker
+from monitor.records import WorkerProcess
 from monitor.records import WorkerStatus
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Holder
+from monitor.workers import GRACE_SECONDS
+from monitor.workers import SHUTDOWN_SECONDS
+from monitor.workers import overdue_seconds
+from monitor.workers import process_of
 
 STEP_SECONDS = 0.5
 HELD_SECONDS = 1.0  # between two looks at what workers hold
@@ -36,7 +49,6 @@ LONG_SECONDS, REST = 0.1, 10.0  # where to count them takes longer, it is done o
 DEAF_SECONDS = 5.0  # without a step: we were suspended, or the clock was set
 UNSAID_SECONDS = 2.0  # without a word of the receiver: it waits for the database, or stores something large
 LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
-GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way, before a worker can be gone
 UNHEARD_SECONDS = 30.0  # silence of a worker that sends no heartbeats, after which it is asked
 PING_SECONDS = 1.0
 PINGS = 2  # unanswered in a row before a worker is taken for gone
@@ -46,6 +58,14 @@ SETTLE_SECONDS = 5.0  # before a new process or a goodbye is believed: its last 
 LOST_AT_ONCE = 1000
 
 log = logging.getLogger(__name__)
+
+
+class Sign(NamedTuple):
+    """How many tasks a process holds, since when that is watched, and when one of them ended last."""
+
+    held: int
+    since: float
+    alive: float | None = None
 
 
 class Reconciler:
@@ -61,7 +81,9 @@ class Reconciler:
         remote: Remote,
         health: Callable[[], ReceiverHealth],
         conclude: Callable[[Delivery], None],
+        helpers: Helpers | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
@@ -69,6 +91,8 @@ class Reconciler:
         self._health = health
         self._conclude = conclude
         self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
+        ends, probe = Ends(remote.broker, remote.settings), make_probe(remote.broker, remote.settings)
+        self._missing = Missing(store, remote, ends, probe, conclude)
         self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._held_at = 0.0
@@ -78,6 +102,7 @@ class Reconciler:
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
         self._gone: dict[str, str] = {}  # the evidence against workers that were taken for gone
         self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}
+        self._signs: dict[Holder, Sign] = {}
         self._doubted: set[Holder] = set()  # whose tasks we called lost, and who may come back
         self._said = ""
 
@@ -86,11 +111,14 @@ class Reconciler:
         while not stop.wait(STEP_SECONDS):
             try:
                 self.step(time.time())
+                self._helpers.works(RECONCILER)
                 self._said = ""
             except MonitorError as error:
+                self._helpers.failed(RECONCILER, error)
                 if error.message != self._said:
                     log.warning("workers cannot be judged: %s", error)
                 self._said = error.message
+        self._missing.close()
 
     def step(self, now: float) -> None:
         """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
@@ -111,6 +139,7 @@ class Reconciler:
     def _judge_held(self, workers: Sequence[Worker], now: float) -> None:
         """What became of the tasks that workers hold."""
         held = self._holders()
+        self._note_signs(held, now)
         by_name = {worker.hostname: worker for worker in workers}
         for holder in list(held):
             worker = by_name.get(holder.hostname)
@@ -120,6 +149,15 @@ class Reconciler:
         self._find_again(by_name, now)
         self._forgotten.step(workers, held, now)
         self._recovery.step(workers, now)
+        self._missing.step(workers, now)
+
+    def _note_signs(self, held: Mapping[Holder, int], now: float) -> None:
+        """A process that holds fewer tasks than before has ended one: it lives."""
+        signs = {}
+        for holder, count in held.items():
+            before = self._signs.get(holder, Sign(count, now))
+            signs[holder] = Sign(count, before.since, now if count < before.held else before.alive)
+        self._signs = signs
 
     def _holders(self) -> dict[Holder, int]:
         """Who holds tasks; where that is a million, to count them takes seconds: then it was counted a while ago."""
@@ -139,6 +177,7 @@ class Reconciler:
             self._settled.clear()
             self._forgotten.reset()
             self._recovery.reset()
+            self._missing.reset()
         return listening
 
     def _settle(self, workers: Sequence[Worker], now: float) -> None:
@@ -219,17 +258,57 @@ class Reconciler:
     def _evidence(self, worker: Worker, holder: Holder, now: float) -> str | None:
         """Why what this process holds is lost; ``None``: it is not."""
         pid, status, since = self._settled.get(worker.hostname, (None, worker.status, now))
+        if pid != worker.pid or now - since < SETTLE_SECONDS:
+            gone = self._gone.get(worker.hostname)
+            return gone if gone is not None and status is WorkerStatus.OFFLINE and holder.pid == pid else None
+        if holder.pid is None or pid is None or holder.pid == pid:
+            return self._evidence_of_present(worker, holder, now)
+        other = process_of(worker, holder.pid)
+        if other is not None:
+            return self._evidence_of_other(worker, holder, other, now)
+        name = _name(worker.hostname, holder.pid)
+        if now - self._signs[holder].since < self._patience(worker):
+            return None
+        return f"{name} is gone: process {pid} has taken its place"
+
+    def _evidence_of_present(self, worker: Worker, holder: Holder, now: float) -> str | None:
+        """Of the process that stands for the worker."""
+        if worker.status is not WorkerStatus.OFFLINE:
+            return None
+        if worker.said_goodbye:
+            return self._outlasted(holder, worker.offline_at or 0.0, now)
+        name = _name(worker.hostname, holder.pid)
         gone = self._gone.get(worker.hostname)
-        if status is WorkerStatus.OFFLINE and gone is not None and holder.pid == pid:
-            return gone
-        if now - since < SETTLE_SECONDS:
+        return gone or f"{name} is gone: it went offline {_ago(worker.offline_at, now)} and had not ended the task"
+
+    def _evidence_of_other(self, worker: Worker, holder: Holder, other: WorkerProcess, now: float) -> str | None:
+        """Of one that was, or is, under the name beside it. Nobody can ask it: the name is answered by the other."""
+        if other.offline_at is not None:
+            return self._outlasted(holder, other.offline_at, now)
+        silence = now - max(other.last_heartbeat, self._listening_since)
+        overdue = overdue_seconds(other.freq) if other.freq else SHUTDOWN_SECONDS
+        if silence <= (max(overdue, SOLO_SECONDS) if other.pool == "solo" else overdue):
             return None
         name = _name(worker.hostname, holder.pid)
-        if holder.pid is not None and pid is not None and holder.pid != pid:
-            return f"{name} is gone: process {pid} has taken its place"
-        if status is WorkerStatus.OFFLINE:
-            return f"{name} is gone: it went offline {_ago(worker.offline_at, now)} and had not ended the task"
-        return None
+        due = f" (one is due every {other.freq:g} s)" if other.freq else ""
+        last = f"its last heartbeat came {_ago(other.last_heartbeat, now)}{due}"
+        return f"{name} is gone: {last}, and process {worker.pid} has taken its place"
+
+    def _outlasted(self, holder: Holder, offline_at: float, now: float) -> str | None:
+        """A process in warm shutdown ends what it runs, and tells it; nothing else is heard of it any more."""
+        alive = self._signs[holder].alive
+        if now - max(offline_at, alive or 0.0) < SHUTDOWN_SECONDS:
+            return None
+        name, minutes = _name(holder.hostname, holder.pid), SHUTDOWN_SECONDS / 60
+        ended = "it ended no task since" if alive is None else f"its last task ended {_ago(alive, now)}"
+        return (
+            f"{name} shut down {_ago(offline_at, now)} and had not ended the task; {ended}. After {minutes:.0f} min "
+            "it is presumed killed"
+        )
+
+    def _patience(self, worker: Worker) -> float:
+        """How long a process is waited for that sent no event of its own but those of its tasks."""
+        return SETTLE_SECONDS if worker.freq else SHUTDOWN_SECONDS
 
     def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> bool:
         """Marks what it holds as lost, at most so many; whether that was all."""

@@ -38,6 +38,7 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Unended
+from monitor.workers import twins
 
 POLL_SECONDS = 2.0  # how often gaps are looked for
 BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
@@ -129,13 +130,14 @@ class Recovery:
         began = min([_beginning(last, gaps), *(_beginning(gap, gaps) for gap in earlier)])
         return Work(last, began, last.reconciliation or Reconciliation(began=now))
 
-    def _look(self, work: Work, workers: Iterable[Worker], now: float) -> Work:
+    def _look(self, work: Work, workers: Sequence[Worker], now: float) -> Work:
         """The next look; the second must have heard everybody, as long as there is patience."""
         newest = standing.newest(self._store, self._cluster)
         # One that is silent may be busy: a solo pool neither beats nor answers.
         names = [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
         consumed = {queue for worker in workers for queue in worker.queues or ()}
-        seen = look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster))
+        doubled = [worker.hostname for worker in workers if twins(worker)]
+        seen = look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster), doubled)
         work = work._replace(looked_at=now, until=work.until or now + PATIENCE_SECONDS)
         if work.first is None or (now < work.until and work.first.unheard | seen.unheard):
             return work._replace(first=seen, newest=newest)

@@ -15,6 +15,12 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.receiver.helpers import QUEUE_SAMPLER
+from monitor.receiver.helpers import SAMPLER
+from monitor.receiver.helpers import SCHEDULES
+from monitor.receiver.helpers import Helpers
+from monitor.receiver.newcomers import Newcomers
+from monitor.receiver.oldest import OldestMessages
 from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
@@ -31,8 +37,13 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
+from monitor.waits import Senders
+from monitor.workers import twin_pids
+from monitor.workers import twins
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
+FIRST_LOOK_SECONDS = 0.3  # of silence, after which those are asked who answered the first ping
+WAKE_SECONDS = 0.1  # between two looks whether anybody woke us
 
 log = logging.getLogger(__name__)
 
@@ -48,46 +59,73 @@ class Sampler:
         remote: Remote,
         settings: Settings,
         notice: Callable[[str], None] = log.info,
+        helpers: Helpers | None = None,
+        senders: Senders | None = None,
     ) -> None:
+        self._helpers = helpers or Helpers()
         self._store = store
         self._cluster = cluster
         self._probe = probe
         self._remote: Remote | None = remote
         self._settings = settings
+        self._looked = False  # who is there
         self._inspected_at = 0.0
-        self._known: set[Process] = set()  # those that were asked
+        self._newcomers = Newcomers(settings.inspect_seconds)
+        self._twins_asked: set[Process] = set()  # processes that share a node name, when all were last asked
+        self._worker_is_new = threading.Event()
+        self._queues_are_new = threading.Event()
         self._switches = Switches(store, cluster, remote, settings, notice)
         self._rises = Rises()
+        self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
         self._configured = configured_queues(remote.broker, settings)
         self._configured_at = 0.0  # when those that nobody has declared are looked for again
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
-        self._keep(stop, self.ask, "workers cannot be asked")
+        self._keep(stop, SAMPLER, self.ask, "workers cannot be asked", self._worker_is_new)
+
+    def wake(self) -> None:
+        """Asks at once, since a worker process was seen for the first time. From any thread."""
+        self._worker_is_new.set()
 
     def run_queues(self, stop: threading.Event) -> None:
         """Measures queues until told to stop. Apart from the workers, of whom some may let us wait for answers."""
-        self._keep(stop, self.measure, "queues cannot be measured")
+        self._keep(stop, QUEUE_SAMPLER, self.measure, "queues cannot be measured", self._queues_are_new)
         self._probe.close()
 
     def run_schedules(self, stop: threading.Event) -> None:
         """Looks after the schedule until told to stop."""
-        self._keep(stop, lambda now: self._schedules.step(self._up(), self._remote, now), "the schedule is not judged")
+        self._keep(stop, SCHEDULES, self._step_schedules, "the schedule is not judged")
 
-    def _keep(self, stop: threading.Event, step: Callable[[float], float | None], trouble: str) -> None:
-        """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer."""
+    def _step_schedules(self, now: float) -> float:
+        return self._schedules.step(self._up(), self._remote, now)
+
+    def _keep(
+        self,
+        stop: threading.Event,
+        name: str,
+        step: Callable[[float], float | None],
+        trouble: str,
+        wake: threading.Event | None = None,
+    ) -> None:
+        """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer.
+
+        ``wake`` starts the next step at once.
+        """
         said = ""
         while not stop.is_set():
             began, sooner = time.monotonic(), None
             try:
                 sooner = step(time.time())
+                self._helpers.works(name)
                 said = ""
             except MonitorError as error:
+                self._helpers.failed(name, error)
                 if error.message != said:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
                 said = error.message
-            stop.wait(self._rest(sooner, time.monotonic() - began))
+            _wait(stop, wake, self._rest(sooner, time.monotonic() - began))
 
     def _rest(self, sooner: float | None, spent: float) -> float:
         """Half of the time at least, where a step takes long: the broker, or the database, is slow already."""
@@ -95,21 +133,37 @@ class Sampler:
         rest = max(period / 2, period - spent)
         return rest if sooner is None else min(rest, max(0.0, sooner - spent))
 
-    def ask(self, now: float) -> None:
+    def ask(self, now: float) -> float | None:
         """Asks the workers where it is time or one is new, else those whose task events may turn out to be off.
 
-        Raises Broker- and StoreUnavailable.
+        Gives the seconds until a new one is to be asked again. Raises Broker- and StoreUnavailable.
         """
+        if self._remote is None:
+            return None
+        try:
+            return self._ask(self._remote, now)
+        except Unsupported as error:
+            log.info("%s", error)
+            self._remote = None
+            return None
+
+    def _ask(self, remote: Remote, now: float) -> float | None:
+        if not self._looked:  # those that are quick; the step behind it asks all and waits for them
+            self._greet(remote, list(remote.ask("ping", timeout=FIRST_LOOK_SECONDS)), ANSWER_SECONDS)
+            self._looked = True
+            return None
         workers = self._up()
-        new = {(worker.hostname, worker.pid) for worker in workers} - self._known
-        if self._remote and (new or now - self._inspected_at >= self._settings.inspect_seconds):
-            try:
-                self._inspect(self._remote, workers, now)
-            except Unsupported as error:
-                log.info("%s", error)
-                self._remote = None
-        elif self._remote:
+        twin_processes = _twin_processes(workers)
+        if twin_processes - self._twins_asked or now - self._inspected_at >= self._settings.inspect_seconds:
+            self._twins_asked = twin_processes
+            self._inspect(remote, workers, now)
+        elif new := self._newcomers.due(workers, now):
+            alone = sorted(set(new) - {hostname for hostname, _ in twin_processes})
+            self._greet(remote, alone, self._newcomers.patience(alone, now))
+            self._newcomers.asked(new, time.time())
+        else:
             self._switches.ask_again(workers, now)
+        return self._newcomers.seconds_left(time.time())
 
     def _up(self) -> list[Worker]:
         return [w for w in queries.workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
@@ -123,32 +177,59 @@ class Sampler:
         for worker in workers:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
-        names = sorted(standing.queue_names(self._store, self._cluster) | consumers.keys())
-        configured = self._configured - set(names) if now >= self._configured_at else frozenset()
+        paused = {queue for _, queue in queries.pauses(self._store, self._cluster)}
+        names = standing.queue_names(self._store, self._cluster) | consumers.keys() | paused
+        configured = self._configured - names if now >= self._configured_at else frozenset()
         if not names and not configured:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
-        measured = self._probe.sample([*names, *sorted(configured)])
-        if absent := {queue.name for queue in measured if queue.ready is None} & configured:
+        skews = {worker.hostname: worker.skew for worker in workers if worker.skew is not None}
+        sampled = self._probe.sample(sorted(names | configured))
+        if absent := {queue.name for queue in sampled if queue.ready is None} & configured:
             self._configured_at = now + self._settings.inspect_seconds  # each refusal is a line in RabbitMQ's log
-        queues = [_consumed(queue, consumers, complete) for queue in measured if queue.name not in absent]
+        measured = self._oldest.of([each for each in sampled if each.name not in absent], skews, time.time())
+        queues = [_consumed(queue, consumers, complete) for queue in measured]
         journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
 
     # Workers
 
+    def _greet(self, remote: Remote, names: Sequence[str], patience: float) -> None:
+        """Asks these alone: an answer takes milliseconds then. Task events are on before anything else is asked."""
+        stats = remote.ask("stats", destination=names, timeout=patience) if names else {}
+        if not stats:
+            return
+        self._store_answers({}, stats)
+        self._switches.judge(stats, time.time())
+        queues = remote.ask("active_queues", destination=list(stats), timeout=ANSWER_SECONDS)
+        self._store_answers({name: (reply,) for name, reply in queues.items()}, stats)
+
     def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> None:
         """Asks everybody who is up."""
-        expected = [worker.hostname for worker in workers]
-        queues = remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=expected)
-        stats = remote.ask("stats", timeout=ANSWER_SECONDS, expected=sorted({*expected, *queues}))
         self._inspected_at = now
-        answers = {name: _answer(queues.get(name), stats.get(name)) for name in {*queues, *stats}}
-        self._merge({name: answer for name, answer in answers.items() if answer}, now)
+        expected = [worker.hostname for worker in workers]
+        doubled = any(twins(worker) for worker in workers)
+        queues = _ask(remote, "active_queues", expected, doubled=doubled)
+        if not expected and not queues:
+            return
+        replies = _ask(remote, "stats", sorted({*expected, *queues}), doubled=doubled)
+        pids = {worker.hostname: worker.pid for worker in workers}
+        stats = {name: _of_process(each, pids.get(name)) for name, each in replies.items()}
+        self._store_answers(queues, stats)
         self._switches.judge(stats, now)
         self._switches.keep_only(stats)
-        self._known = {(worker.hostname, worker.pid) for worker in self._up()}
 
-    def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> None:
+    def _store_answers(self, queues: Mapping[str, Sequence[Reply]], stats: Mapping[str, Reply]) -> None:
+        answers = {name: _answer(queues.get(name, ()), stats.get(name)) for name in {*queues, *stats}}
+        told = {name: answer for name, answer in answers.items() if answer}
+        if not told:
+            return
+        merged = self._merge(told, time.time())
+        with_queues = [each for each in merged if "queues" in told[each.hostname]]
+        self._newcomers.answered((each.hostname, each.pid) for each in with_queues)
+        if with_queues:
+            self._queues_are_new.set()
+
+    def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> list[Worker]:
         """Adds what workers answered to what events told of them. Who was never heard of is new."""
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
@@ -159,10 +240,24 @@ class Sampler:
                     cluster=self._cluster, hostname=hostname, status=WorkerStatus.ONLINE, first_seen=now
                 )
                 pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
-                if worker.status is WorkerStatus.OFFLINE and (worker.offline_at or 0.0) < now:  # asked after it left
+                # Asked after it left; one that said goodbye answers nothing, so that was another process.
+                left = worker.status is WorkerStatus.OFFLINE and not worker.said_goodbye
+                if left and (worker.offline_at or 0.0) < now:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             journal.save_workers(self._store, connection, number, merged)
+        return merged
+
+
+def _wait(stop: threading.Event, wake: threading.Event | None, seconds: float) -> None:
+    """Until so many seconds are over, or until somebody wakes or stops us."""
+    if wake is None:
+        stop.wait(seconds)
+        return
+    deadline = time.monotonic() + seconds
+    while not wake.is_set() and (left := deadline - time.monotonic()) > 0 and not stop.wait(min(left, WAKE_SECONDS)):
+        pass
+    wake.clear()
 
 
 def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:
@@ -172,12 +267,34 @@ def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bo
     return msgspec.structs.replace(queue, workers=workers, consumers=counted)
 
 
-def _answer(queues: Reply | None, stats: Reply | None) -> dict[str, object]:
+def _twin_processes(workers: Sequence[Worker]) -> set[Process]:
+    return {(worker.hostname, pid) for worker in workers for pid in twin_pids(worker)}
+
+
+def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: bool) -> dict[str, list[Reply]]:
+    """All answers by node name. Where one is of several processes, everybody is waited for."""
+    replies: dict[str, list[Reply]] = {}
+    remote.ask(
+        question,
+        timeout=ANSWER_SECONDS,
+        on_reply=lambda reply: replies.setdefault(reply.worker, []).append(reply),
+        expected=() if doubled else expected,
+    )
+    return replies
+
+
+def _of_process(replies: Sequence[Reply], pid: int | None) -> Reply:
+    """The answer of this process, where several have answered under one name."""
+    return next((each for each in replies if whole(fields_of(each).get("pid")) == pid), replies[0])
+
+
+def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
     """What the answers of one worker say, as fields of Worker; only what was answered."""
     answer: dict[str, object] = {}
-    if queues is not None and isinstance(queues.ok, list):
-        names = [str(each.get("name")) for each in queues.ok if isinstance(each, dict) and each.get("name")]
-        answer["queues"] = tuple(sorted(names))
+    listed = [reply.ok for reply in queues if isinstance(reply.ok, list)]
+    if listed:
+        named = [each for found in listed for each in found if isinstance(each, dict) and each.get("name")]
+        answer["queues"] = tuple(sorted({str(each.get("name")) for each in named}))
     fields = fields_of(stats)
     if fields:
         pool = fields.get("pool")

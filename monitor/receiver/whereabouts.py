@@ -53,8 +53,11 @@ class Look(NamedTuple):
         return self.whole and not self.unheard
 
 
-def look(remote: Remote, hostnames: Collection[str], queues: Collection[str]) -> Look:
-    """Asks these workers, and looks into these queues where that takes nothing. Raises BrokerUnavailable."""
+def look(remote: Remote, hostnames: Collection[str], queues: Collection[str], doubled: Collection[str] = ()) -> Look:
+    """Asks these workers, and looks into these queues where that takes nothing. Raises BrokerUnavailable.
+
+    ``doubled`` are names of several processes: one answers for all, so they never count as heard.
+    """
     found = survey(remote.broker, remote.settings, queues)
     held: dict[str, Held] = {}
     answered = frozenset(hostnames)
@@ -64,6 +67,7 @@ def look(remote: Remote, hostnames: Collection[str], queues: Collection[str]) ->
         for tasks in listed.values():
             held = dict(tasks or ()) | held  # what is active is asked for first, and more than reserved
         answered = frozenset(hostname for hostname, tasks in listed.items() if tasks is not None)
+    answered -= frozenset(doubled)
     return Look(
         held, found.messages, answered, frozenset(hostnames) - answered, queues=frozenset(queues), whole=found.whole
     )

@@ -8,13 +8,14 @@ from sqlalchemy import Connection
 from sqlalchemy import func
 from sqlalchemy import select
 
-from monitor.records import Percentiles
 from monitor.records import QueueSample
+from monitor.records import WaitPercentiles
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.schema import UNKNOWN
 from monitor.store.series import began as record_began
-from monitor.store.series import percentiles
+from monitor.store.series import wait_percentiles
+from monitor.store.sketches import SINCE_RECEIPT
 from monitor.store.sketches import merged
 from monitor.store.terms import texts
 
@@ -81,28 +82,21 @@ def flows(
     )
 
 
-def waits(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, Percentiles]:
+def waits(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, WaitPercentiles]:
     """How long tasks waited, by the queue they came from, from the minute of ``since`` on."""
     table = schema.rollup.c
     began = int(since // RESOLUTION * RESOLUTION)
+    found: dict[tuple[str, int], WaitPercentiles | None] = {}
     with store.read() as connection:
-        found = {
-            name: merged(
-                connection,
-                [table.resolution == RESOLUTION, table.at >= began, table.cluster_id == number],
-                "wait",
-                "queue_id",
-            )
-            for number, name in _clusters(connection, cluster).items()
-        }
-        names = texts(connection, {queue for sketches in found.values() for queue in sketches})
-    told = {
-        (name, names[queue]): percentiles(sketch)
-        for name, sketches in found.items()
-        for queue, sketch in sketches.items()
-        if queue in names
-    }
-    return {key: each for key, each in told.items() if each is not None}
+        for number, name in _clusters(connection, cluster).items():
+            wanted = [table.resolution == RESOLUTION, table.at >= began, table.cluster_id == number]
+            sketches = merged(connection, wanted, "wait", "queue_id")
+            counts = select(table.queue_id, SINCE_RECEIPT.label("starts")).where(*wanted).group_by(table.queue_id)
+            since_receipt = {row.queue_id: int(row.starts) for row in connection.execute(counts)}
+            for queue, sketch in sketches.items():
+                found[name, queue] = wait_percentiles(sketch, since_receipt[queue])
+        names = texts(connection, {queue for _, queue in found})
+    return {(name, names[queue]): each for (name, queue), each in found.items() if each is not None and queue in names}
 
 
 def depths(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, list[QueueSample]]:

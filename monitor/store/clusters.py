@@ -19,6 +19,7 @@ from monitor.records import Page
 from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import QueueSample
+from monitor.records import ReceiverEnding
 from monitor.records import ReceiverHealth
 from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
@@ -29,6 +30,7 @@ from monitor.store.cursors import Cursor
 from monitor.store.cursors import read_cursor
 from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
+from monitor.store.journal import ENDING
 from monitor.store.journal import PAUSED
 from monitor.store.journal import RISING
 from monitor.store.journal import STANDBY
@@ -101,6 +103,7 @@ def _queue(row: Row[Any], names: dict[int, str]) -> Queue:
         unacked=row.unacked,
         consumers=row.consumers,
         oldest=row.oldest,
+        oldest_exact=row.oldest_exact,
         sampled_at=row.sampled_at,
         workers=_names(row.workers),
     )
@@ -159,6 +162,15 @@ def standbys(store: Store, since: float) -> list[StandbyReceiver]:
     with store.read() as connection:
         found = [msgspec.json.decode(text, type=StandbyReceiver) for text in connection.execute(statement).scalars()]
     return [each for each in found if each.updated_at >= since]
+
+
+def endings(store: Store, since: float) -> list[ReceiverEnding]:
+    """The receivers whose process ended by itself since then, by cluster."""
+    table = schema.meta.c
+    statement = select(table.value).where(table.key.startswith(ENDING, autoescape=True)).order_by(table.key)
+    with store.read() as connection:
+        found = [msgspec.json.decode(text, type=ReceiverEnding) for text in connection.execute(statement).scalars()]
+    return [each for each in found if each.at >= since]
 
 
 def open_gaps(store: Store, cluster: str) -> list[Gap]:

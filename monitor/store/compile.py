@@ -16,6 +16,7 @@ from sqlalchemy import and_
 from sqlalchemy import bindparam
 from sqlalchemy import case
 from sqlalchemy import false
+from sqlalchemy import func
 from sqlalchemy import literal_column
 from sqlalchemy import or_
 from sqlalchemy import select
@@ -24,20 +25,24 @@ from sqlalchemy import true
 from monitor.filter_terms import All
 from monitor.filter_terms import Any
 from monitor.filter_terms import Expression
+from monitor.filter_terms import InGroups
 from monitor.filter_terms import Leaf
 from monitor.filter_terms import Match
 from monitor.filter_terms import Not
 from monitor.filter_terms import Range
+from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import Word
 from monitor.filter_terms import leaves
+from monitor.filter_values import GROUPS_BY_WORD
 from monitor.filter_values import Interval
 from monitor.filter_values import Pattern
 from monitor.store import ids
 from monitor.store import schema
 from monitor.store.ids import Span
 from monitor.store.job_members import in_job
+from monitor.store.retries import retried
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.schema import UNKNOWN
@@ -139,6 +144,10 @@ def _leaf(leaf: Leaf, resolved: Resolved, *, cube: bool) -> ColumnElement[bool]:
     if isinstance(leaf, State):
         state: ColumnElement[int] = columns.state if cube else columns.state + _ZERO
         return numbers(state, (STATE_CODES[each] for each in leaf.states))
+    if isinstance(leaf, Retried):
+        return retried(leaf.word)
+    if isinstance(leaf, InGroups):
+        return _in_groups(leaf)
     if isinstance(leaf, Unknown):
         return _unknown(leaf.field, columns)
     if isinstance(leaf, Range) and leaf.field == "job":
@@ -155,6 +164,12 @@ def _leaf(leaf: Leaf, resolved: Resolved, *, cube: bool) -> ColumnElement[bool]:
     return _text(leaf, resolved)
 
 
+def _in_groups(leaf: InGroups) -> ColumnElement[bool]:
+    group = schema.failure_group.c
+    words = [state.value for state in GROUPS_BY_WORD[leaf.word]]
+    return (_task.failure_group_id + _ZERO).in_(select(group.id).where(group.state.in_(words)))
+
+
 def job_of(leaf: Range) -> int:
     """The job that ``job:7`` names; the language takes nothing but one number."""
     assert leaf.interval.low is not None  # noqa: S101
@@ -168,7 +183,8 @@ def _unknown(name: str, columns: object) -> ColumnElement[bool]:
     return _MEASURES[name].is_(None) if name in _MEASURES else _task[name].is_(None)
 
 
-_ready = case((_task.eta > _task.received, _task.eta), else_=_task.received)
+# Run.wait of the latest run, in SQL.
+_ready = func.coalesce(_task.ready, case((_task.eta > _task.received, _task.eta), else_=_task.received))
 WAIT: ColumnElement[float] = case((_task.started < _ready, 0.0), else_=_task.started - _ready)
 _MEASURES: dict[str, ColumnElement[float]] = {
     "group": _task.failure_group_id + _ZERO,

@@ -35,16 +35,17 @@ Place = tuple[int, str | None, str | None, str | None]  # where in the rollups i
 class Tally:
     """Counts and durations that change at one place."""
 
-    __slots__ = ("counts", "run", "wait")
+    __slots__ = ("counts", "run", "since_receipt", "wait")
 
     def __init__(self) -> None:
         self.counts = [0] * len(COUNT_FIELDS)
+        self.since_receipt = 0  # waits that are counted from receipt
         self.wait: dict[int, int] = defaultdict(int)
         self.run: dict[int, int] = defaultdict(int)
 
     @property
     def empty(self) -> bool:
-        return not (any(self.counts) or any(self.wait.values()) or any(self.run.values()))
+        return not (any(self.counts) or self.since_receipt or any(self.wait.values()) or any(self.run.values()))
 
 
 _NOWHERE = Tally()
@@ -54,12 +55,13 @@ _FAILED = Outcome.FAILED
 class FailureTally:
     """How the count of one failure group changes, by minute and worker."""
 
-    __slots__ = ("counts", "first", "last", "latest", "name", "signature")
+    __slots__ = ("counts", "first", "last", "latest", "name", "signature", "variants")
 
     def __init__(self, name: str | None, signature: Signature) -> None:
         self.name = name
         self.signature = signature
         self.counts: dict[tuple[int, str | None], int] = {}
+        self.variants: dict[str, int] = {}
         self.first = float("inf")
         self.last = 0.0
         self.latest = 0.0  # the last failure by our own clock: a worker's may be an hour behind
@@ -100,6 +102,8 @@ class Deltas:
             wait = run.wait
             if wait is not None:
                 tally.wait[bucket(wait)] += sign
+                if run.wait_since == "received":
+                    tally.since_receipt += sign
         if run.ended is None or run.outcome is None:
             return
         if not minute <= run.ended < minute + MINUTE:
@@ -124,6 +128,8 @@ class Deltas:
             tally = self.failures[found.digest] = FailureTally(task.name, found)
         place = (int(ended) // MINUTE * MINUTE, run.worker)
         tally.counts[place] = tally.counts.get(place, 0) + sign
+        if found.variant != found.message:
+            tally.variants[found.variant] = tally.variants.get(found.variant, 0) + sign
         if sign > 0:
             tally.first = min(tally.first, ended)
             tally.last = max(tally.last, ended)

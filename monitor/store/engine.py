@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql import visitors
 
+from monitor.addresses import masked
 from monitor.errors import SettingsError
 from monitor.errors import StoreRefused
 from monitor.errors import StoreUnavailable
@@ -280,7 +281,7 @@ def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     where = engine.url.render_as_string(hide_password=True)
     kind = StoreRefused if isinstance(error, _REFUSALS) else StoreUnavailable
-    return kind(f"cannot {verb} the database {where}: {cause}; {_mend(cause)}")
+    return kind(f"cannot {verb} the database {where}: {masked(cause)}; {_mend(cause)}")
 
 
 def _mend(cause: str) -> str:
@@ -302,8 +303,8 @@ def driver_url(url: sa.URL) -> sa.URL:
     """The address with the driver that we use. Raises SettingsError for a kind of database that is not served."""
     if url.drivername in {"postgresql", "postgres"}:
         return url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise SettingsError(f"database {url.drivername!r} is not served; use sqlite:/// or postgresql://")
+    if url.drivername not in {"sqlite", "postgresql+psycopg"}:
+        raise SettingsError("this kind of database is not supported; use sqlite:/// or postgresql://")
     return url
 
 
@@ -320,9 +321,9 @@ def _engine(url: str) -> Engine:
             hide_parameters=True,
             connect_args={name: value for name, value in _PATIENCE.items() if name not in parsed.query},
         )
-    except (ArgumentError, NoSuchModuleError):
+    except (ArgumentError, NoSuchModuleError, ValueError):  # their texts may repeat the password
         raise SettingsError(
-            f"database {url!r} is no address; use sqlite:///file.db or postgresql://host/name"
+            "database: the address cannot be parsed; use sqlite:///file.db or postgresql://host/name"
         ) from None
     except ModuleNotFoundError:
         raise SettingsError("PostgreSQL needs its driver: pip install 'celery-monitor[postgresql]'") from None

@@ -18,9 +18,11 @@ from monitor.filter_terms import All
 from monitor.filter_terms import Expression
 from monitor.filter_terms import Match
 from monitor.filter_terms import Not
+from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import join
+from monitor.filter_values import YES
 from monitor.filter_values import Pattern
 from monitor.filters import Filter
 from monitor.records import Count
@@ -33,13 +35,14 @@ from monitor.store.load import cluster_names
 from monitor.store.paths import Path
 from monitor.store.paths import choose
 from monitor.store.paths import on_cube
+from monitor.store.retries import newest_state
 from monitor.store.rows import STATES
 from monitor.store.terms import texts
 from monitor.store.walk import floor_of
 from monitor.store.walk import positions
 from monitor.store.walk import steer
 
-FACET_FIELDS = ("state", "name", "queue", "worker", "exception")
+FACET_FIELDS = ("state", "name", "queue", "worker", "exception", "retried")
 MOST_VALUES = 20
 SCAN = 10_000
 _TYPE = re.compile(r"[A-Za-z_][\w.]*(?=\()")
@@ -58,7 +61,7 @@ def facets(
     So each count is what the list would have with its term in place of the conditions on this field. Raises
     InvalidInput for a field that has no facets.
     """
-    unknown = [name for name in fields if name not in {*_columns, "exception"}]
+    unknown = [name for name in fields if name not in {*_columns, "exception", "retried"}]
     if unknown:
         raise InvalidInput(
             f"there are no facets of {', '.join(unknown)}; there are of {', '.join(FACET_FIELDS)}, cluster"
@@ -123,6 +126,8 @@ def _newest(connection: Connection, path: Path, columns: Sequence[ColumnElement[
 def _facet(connection: Connection, wanted: Filter, name: str, scans: _Scans) -> list[Facet]:
     if name == "exception":
         return _exceptions(connection, wanted)
+    if name == "retried":
+        return _retried(connection, wanted)
     if scans.cube(wanted) is not None:
         counts, exact = scans.totals(wanted, _columns[name]), True
     else:
@@ -145,6 +150,20 @@ def _term(name: str, value: str) -> Expression:
     if name == "state":
         return State(value)
     return Match(name, Pattern((value,))) if value else Unknown(name)
+
+
+def _retried(connection: Connection, wanted: Filter) -> list[Facet]:
+    """By the state of the newest retry: those that nobody retried have none, and are nearly all."""
+    narrowed = join(All, [*wanted.terms, Retried(YES)])
+    path = choose(connection, Filter(narrowed, wanted.now), SCAN)
+    statement, whole = _newest(connection, path, [newest_state().label("again")])
+    again = statement.subquery().c.again
+    rows = connection.execute(select(again, func.count()).group_by(again)).all()
+    exact = whole and sum(count for _, count in rows) <= SCAN
+    words = sorted(
+        ((code, "" if code is None else STATES[code].word, n) for code, n in rows), key=lambda each: -each[2]
+    )
+    return [Facet(word, Count(number, exact), str(Retried(word))) for _, word, number in words]
 
 
 def _exceptions(connection: Connection, wanted: Filter) -> list[Facet]:

@@ -22,6 +22,7 @@ from monitor.records import FailureGroup
 from monitor.records import FailureState
 from monitor.records import FailureSummary
 from monitor.records import FailureTrend
+from monitor.records import FailureVariant
 from monitor.records import FailureWindows
 from monitor.records import Task
 from monitor.store import schema
@@ -66,7 +67,9 @@ def new_failure_groups(
         numbers = numbers_of(connection, cluster)
         statement = select(_group).where(*wanted, _group.c.cluster_id.in_(numbers)).order_by(first.desc()).limit(limit)
         names = cluster_names(connection)
-        return [_record(row, names, int(row._mapping["count"])) for row in connection.execute(statement)]
+        rows = connection.execute(statement).all()
+        found = _variants(connection, [row.id for row in rows])
+        return [_record(row, names, int(row._mapping["count"]), found) for row in rows]
 
 
 def failure_summaries(
@@ -97,9 +100,10 @@ def failure_group(store: Store, id: int) -> FailureGroup:  # noqa: A002
     with store.read() as connection:
         row = connection.execute(select(_group).where(_group.c.id == id)).first() if 0 < id < 2**31 else None
         names = cluster_names(connection)
+        found = _variants(connection, [id] if row is not None else [])
     if row is None:
         raise NotFound(f"there is no failure group {id}", id=id)
-    return _record(row, names, row._mapping["count"])
+    return _record(row, names, row._mapping["count"], found)
 
 
 def group_states(store: Store, *, since: float, cluster: str | None = None) -> dict[FailureState, int]:
@@ -176,7 +180,19 @@ def _groups(
     order = (counts.c.recent.desc(), _group.c.last_seen.desc(), _group.c.id)
     rows = connection.execute(statement.order_by(*order).limit(limit)).all()
     names = cluster_names(connection)
-    return [_record(row, names, int(row.recent)) for row in rows]
+    found = _variants(connection, [row.id for row in rows])
+    return [_record(row, names, int(row.recent), found) for row in rows]
+
+
+def _variants(connection: Connection, groups: Sequence[int]) -> dict[int, tuple[FailureVariant, ...]]:
+    """By group, those that still count any failure; the most frequent first, what is left over last."""
+    table = schema.failure_variant.c
+    statement = select(schema.failure_variant).where(table.group_id.in_(groups), table["count"] > 0)
+    order = (table.message == "", table["count"].desc(), table.message)
+    found: dict[int, list[FailureVariant]] = defaultdict(list)
+    for row in connection.execute(statement.order_by(*order)) if groups else ():
+        found[row.group_id].append(FailureVariant(message=row.message or None, count=row._mapping["count"]))
+    return {group: tuple(variants) for group, variants in found.items()}
 
 
 def _counts_since(since: float, groups: Sequence[int] | None = None) -> Subquery:
@@ -238,13 +254,19 @@ def _starts(step: int, since: float, until: float) -> list[int]:
     return list(range(int(since // step) * step, math.ceil(until / step) * step, step))
 
 
-def _record(row: Row[Any], names: dict[int, str], count: int) -> FailureGroup:
+def _record(
+    row: Row[Any], names: dict[int, str], count: int, variants: dict[int, tuple[FailureVariant, ...]]
+) -> FailureGroup:
+    """A group of one variant alone has its message: nothing is known to differ yet."""
+    mine = variants.get(row.id, ())
+    alone = mine[0].message if len(mine) == 1 else None
     return FailureGroup(
         id=row.id,
         cluster=names[row.cluster_id],
         name=row.name,
         exception_type=row.exception_type,
-        message=row.message,
+        message=alone or row.message,
+        variants=mine,
         frame=row.frame,
         first_seen=row.first_seen,
         last_seen=row.last_seen,

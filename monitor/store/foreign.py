@@ -53,8 +53,8 @@ def epoch(value: object, zone: ZoneInfo) -> float | None:
 def _engine(url: str) -> Engine:
     try:
         given = make_url(url)
-    except ArgumentError:
-        raise SettingsError("this is no address; use sqlite:///file.db or postgresql://host/name") from None
+    except (ArgumentError, ValueError):  # the texts of these may repeat the password
+        raise SettingsError("the address cannot be parsed; use sqlite:///file.db or postgresql://host/name") from None
     kind = "postgresql" if given.drivername == "postgres" else given.drivername.partition("+")[0]
     try:
         return _sqlite(given) if kind == "sqlite" else _served(given, DRIVERS[kind])

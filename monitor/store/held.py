@@ -74,7 +74,8 @@ def held_tasks(store: Store, workers: Sequence[Worker], now: float, cluster: str
         if worker is not None and at and (row.pid is None or worker.pid is None or row.pid == worker.pid):
             since = at + (worker.skew or 0.0)
             root = from_key(row.root) if row.root else None
-            found.append(HeldTask(worker.cluster, worker.hostname, names.get(row.name_id), since, is_started, root))
+            name, task_id = names.get(row.name_id), from_key(row.key)
+            found.append(HeldTask(worker.cluster, worker.hostname, name, since, is_started, root, task_id))
     told = [
         frozenset((clusters[of], names[number]) for of, number in each.partly if number in names)
         for each in (started, received)
@@ -90,7 +91,7 @@ class _Read(NamedTuple):
 
 
 def _read(connection: Connection, state: int, most: int, now: float, clusters: Sequence[int]) -> _Read:
-    columns = (_task.cluster_id, _task.name_id, _task.worker_id, _task.pid, _task.state, _task.root)
+    columns = (_task.cluster_id, _task.name_id, _task.worker_id, _task.pid, _task.state, _task.root, _task.key)
     newest = select(*columns, _task.started, _task.received, _task.eta).where(
         _task.state == literal_column(str(state)),
         _task.state != literal_column(str(_SUCCESS)),

@@ -31,7 +31,7 @@ from monitor.store.schema import JOB_OUTCOME_CODES
 from monitor.store.terms import cluster_id
 
 T = TypeVar("T")
-ALREADY = "somebody sent it again after these tasks were chosen"
+ALREADY = "somebody retried it after these tasks were chosen"
 _CHUNK = 500
 _OPEN = [JobState.WAITING.value, JobState.RUNNING.value, JobState.STOPPING.value]
 _SENDING = JOB_OUTCOME_CODES[JobOutcome.SENDING]
@@ -64,11 +64,12 @@ class Sent(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What came of a task."""
+    """What came of a task. ``counted_as`` is the reason without what differs from task to task."""
 
     number: int
     outcome: JobOutcome
     reason: str = ""
+    counted_as: str = ""
 
 
 def start_job(store: Store, number: int, actor: str, reason: str | None, rate: float | None) -> bool:
@@ -255,7 +256,7 @@ def _count(lease: Lease, connection: Connection, ended: Sequence[Ended]) -> None
         index_elements=["job_id", "outcome", "reason"],
         set_={"count": table.c["count"] + statement.excluded["count"]},
     )
-    counted = Counter((JOB_OUTCOME_CODES[each.outcome], each.reason) for each in ended)
+    counted = Counter((JOB_OUTCOME_CODES[each.outcome], each.counted_as or each.reason) for each in ended)
     rows = [
         {"job_id": lease.job, "outcome": outcome, "reason": reason, "count": number}
         for (outcome, reason), number in counted.items()

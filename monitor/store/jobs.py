@@ -82,6 +82,8 @@ def create_job(
     query: str,
     actor: str,
     token: str | None = None,
+    *,
+    include_retried: bool = False,
 ) -> Job:
     """Chooses the tasks that match now, all at one moment; gives the job as a preview.
 
@@ -99,6 +101,7 @@ def create_job(
             "at": wanted.now or now,
             "actor": actor,
             "state": JobState.PREPARING.value,
+            "include_retried": int(include_retried),
         }
         statement = store.insert(schema.job).values(values).on_conflict_do_nothing()
         number = connection.execute(statement.returning(_job.id)).scalar()
@@ -217,6 +220,7 @@ def _jobs(connection: Connection, statement: Any) -> list[Job]:
             actor=row.actor,
             reason=row.reason,
             rate=row.rate,
+            include_retried=bool(row.include_retried),
             state=JobState(row.state),
             total=row.total,
             position=row.position,
@@ -302,11 +306,19 @@ def states_of(store: Store, found: Job) -> dict[TaskState, int]:
         return {STATES[code]: number for code, number in connection.execute(statement).all()}
 
 
-def sent_before(store: Store, found: Job) -> int:
-    """How many of a job's tasks somebody has sent again before."""
+def set_include_retried(store: Store, number: int, include: bool) -> None:
+    """Whether a preview's job sends tasks that were retried before; a job that was started stays as it is."""
+    with store.begin() as connection:
+        changed = update(schema.job).where(_job.id == number, _job.state == JobState.PREVIEW.value)
+        connection.execute(changed.values(include_retried=int(include)))
+
+
+def retried_before(store: Store, found: Job) -> int:
+    """How many of a job's tasks somebody has retried before, under another id."""
     retry = schema.retry.c
     clusters = select(_job.cluster_id).where(_job.id == found.id).scalar_subquery()
-    again = select(retry.key).where(retry.cluster_id == clusters, retry.key == _member.key).exists()
+    mine = (retry.cluster_id == clusters, retry.key == _member.key, retry.new_key != retry.key)
+    again = select(retry.key).where(*mine).exists()
     with store.read() as connection:
         counted = select(func.count()).select_from(schema.job_task).where(_member.job_id == found.id, again)
         return connection.execute(counted).scalar_one()

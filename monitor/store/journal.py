@@ -17,6 +17,7 @@ from monitor.records import Action
 from monitor.records import Gap
 from monitor.records import Pause
 from monitor.records import Queue
+from monitor.records import ReceiverEnding
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
@@ -31,6 +32,7 @@ PROOF_SECONDS = 0.1
 NO_CLUSTER = 0  # of an action that concerns the dashboard alone
 PAUSED = "paused:"  # how the keys of pauses begin
 RISING = "rising:"  # of the queues of a cluster that begin to grow
+ENDING = "ending:"  # of receivers that ended by themselves
 STANDBY = "standby:"  # and those of receivers that stand by
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
@@ -63,17 +65,29 @@ def put_action(store: Store, connection: Connection, action: Action) -> Action:
 
 
 def link_retry(
-    store: Store, cluster: str, old_id: str, new_id: str, fidelity: str, at: float, again_after: float | None = None
+    store: Store,
+    cluster: str,
+    old_id: str,
+    new_id: str,
+    fidelity: str,
+    at: float,
+    again_after: float | None = None,
+    *,
+    first_only: bool = False,
 ) -> bool:
     """Notes that a person sends ``old_id`` again as ``new_id``; False where that was noted before.
 
     Written before the message is sent: a link to a task that nobody has seen says that it was asked for, while a
     task sent without its link would be sent a second time. With ``again_after`` it may be noted again so many seconds
-    later: for a task that is sent again under its own id.
+    later: for a task that is sent again under its own id. With ``first_only`` it is not noted where somebody has
+    retried the task as another one, not even where that happens at this moment.
     """
     with store.begin() as connection:
+        number = cluster_id(store, connection, cluster)
+        if first_only and _retried_as_another(connection, number, old_id, new_id):
+            return False
         values = {
-            "cluster_id": cluster_id(store, connection, cluster),
+            "cluster_id": number,
             "key": to_key(old_id),
             "new_key": to_key(new_id),
             "at": at,
@@ -89,6 +103,14 @@ def link_retry(
                 where=schema.retry.c.at < at - again_after,
             )
         return connection.execute(statement.returning(schema.retry.c.at)).first() is not None
+
+
+def _retried_as_another(connection: Connection, number: int, old_id: str, new_id: str) -> bool:
+    # Two people must not look at the same time whether the other has retried it.
+    connection.execute(select(schema.cluster.c.id).where(schema.cluster.c.id == number).with_for_update())
+    table, old, new = schema.retry, to_key(old_id), to_key(new_id)
+    others = (table.c.cluster_id == number, table.c.key == old, table.c.new_key.not_in([old, new]))
+    return connection.execute(select(table.c.at).where(*others).limit(1)).first() is not None
 
 
 def unlink_retry(store: Store, cluster: str, old_id: str, new_id: str) -> None:
@@ -175,7 +197,7 @@ def _save_rising(store: Store, connection: Connection, cluster: str, names: Sequ
 
 def _save_queue_state(store: Store, connection: Connection, cluster: int, queues: Sequence[Queue], at: float) -> None:
     statement = store.insert(schema.queue)
-    mutable = ("ready", "unacked", "consumers", "oldest", "sampled_at", "workers")
+    mutable = ("ready", "unacked", "consumers", "oldest", "oldest_exact", "sampled_at", "workers")
     statement = statement.on_conflict_do_update(
         index_elements=["cluster_id", "name"], set_={name: statement.excluded[name] for name in mutable}
     )
@@ -187,6 +209,7 @@ def _save_queue_state(store: Store, connection: Connection, cluster: int, queues
             "unacked": queue.unacked,
             "consumers": queue.consumers,
             "oldest": queue.oldest,
+            "oldest_exact": queue.oldest_exact,
             "sampled_at": at,
             "workers": msgspec.json.encode(queue.workers).decode(),
         }
@@ -243,6 +266,15 @@ def put_health(store: Store, connection: Connection, cluster: int, health: Recei
             index_elements=["cluster_id", "shard"], set_={"record": statement.excluded.record}
         )
     )
+
+
+def save_ending(store: Store, ending: ReceiverEnding) -> None:
+    """Notes that a receiver's process ended by itself."""
+    row = {"key": f"{ENDING}{ending.cluster}", "value": msgspec.json.encode(ending).decode()}
+    statement = store.insert(schema.meta).values(row)
+    value = {"value": statement.excluded.value}
+    with store.begin() as connection:
+        connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=value))
 
 
 def save_standby(store: Store, standby: StandbyReceiver) -> None:

@@ -39,8 +39,11 @@ def tasks(
     sort: str = NEWEST_FIRST,
     limit: int = 50,
     cursor: str | None = None,
+    tracebacks: bool = False,
 ) -> Page[Task]:
-    """One page of the tasks that match, with their count. Each has its latest run only, without the traceback.
+    """One page of the tasks that match, with their count. Each has its latest run only.
+
+    Tracebacks may be many megabytes in all: without ``tracebacks`` they are left out, as if there were none.
 
     ``sort`` is a key of SORTS, descending with ``-`` before it. Raises InvalidInput for a cursor, sort or limit
     that cannot be.
@@ -55,12 +58,12 @@ def tasks(
         steer(connection)
         path = choose(connection, filter, limit + 1)
         if sort.removeprefix("-") != "received":
-            return sorted_page(connection, path, sort, limit, place, _count(connection, path))
+            return sorted_page(connection, path, sort, limit, place, _count(connection, path), tracebacks=tracebacks)
         counting = place is None and path.cube is None  # then the page and its count are one walk
         most = COUNT_LIMIT if counting else limit
         found = _find(connection, path, limit, place, most=most, newest_first=sort == NEWEST_FIRST)
         return Page(
-            items=load_tasks(connection, [row for _, row in found.rows]),
+            items=load_tasks(connection, [row for _, row in found.rows], tracebacks=tracebacks),
             next=_cursor(sort, "next", found.next),
             previous=_cursor(sort, "previous", found.previous),
             count=_capped(found.total, found.floor) if counting else _count(connection, path),

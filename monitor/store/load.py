@@ -14,6 +14,7 @@ from monitor.records import Run
 from monitor.records import Task
 from monitor.store import schema
 from monitor.store.compile import numbers
+from monitor.store.retries import newest_links
 from monitor.store.rows import run_of
 from monitor.store.rows import task_of
 from monitor.store.terms import texts
@@ -24,11 +25,12 @@ _FARTHEST = 1e11  # the year 5138
 _list_columns = [each for each in schema.task.c if each.name != "traceback"]
 
 
-def load_tasks(connection: Connection, rows: Sequence[int]) -> list[Task]:
-    """The tasks of these rows in this order, each with its latest run, without the traceback."""
+def load_tasks(connection: Connection, rows: Sequence[int], *, tracebacks: bool = False) -> list[Task]:
+    """The tasks of these rows in this order, each with its latest run, without the traceback unless asked for."""
+    columns = schema.task.c if tracebacks else _list_columns
     found: dict[int | None, Task] = {}
     for start in range(0, len(rows), _CHUNK):
-        statement = select(*_list_columns).where(numbers(schema.task.c.id, rows[start : start + _CHUNK]))
+        statement = select(*columns).where(numbers(schema.task.c.id, rows[start : start + _CHUNK]))
         found.update({task.pk: task for task in read_tasks(connection, statement)})
     return [found[each] for each in rows if each in found]
 
@@ -38,7 +40,11 @@ def read_tasks(connection: Connection, statement: Select[Any]) -> list[Task]:
     rows = connection.execute(statement).all()
     names = texts(connection, {getattr(row, column) for row in rows for column in _TERM_COLUMNS})
     clusters = cluster_names(connection) if rows else {}
-    return [task_of(row, clusters[row.cluster_id], names) for row in rows]
+    links = newest_links(connection, [(row.cluster_id, bytes(row.key)) for row in rows])
+    tasks = [task_of(row, clusters[row.cluster_id], names) for row in rows]
+    for row, task in zip(rows, tasks, strict=True):
+        task.retried = links.get((row.cluster_id, bytes(row.key)))
+    return tasks
 
 
 def earlier_runs(connection: Connection, row: int) -> list[Run]:

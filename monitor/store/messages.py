@@ -1,6 +1,7 @@
 """Messages of tasks as workers captured them: apart from the tasks, one per task, the newest."""
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,10 +101,17 @@ def keep_message(store: Store, task: Task, found: Message, at: float, most_bytes
     """Stores a message that was found in the broker; False where its body is longer than ``most_bytes``."""
     if len(found.body or b"") > most_bytes:
         return False
+    with store.begin() as connection:
+        put_messages(store, connection, cluster_id(store, connection, task.cluster), {task.id: found}, at)
+    return True
+
+
+def put_messages(store: Store, connection: Connection, cluster: int, found: Mapping[str, Message], at: float) -> None:
+    """Stores messages that were found in the broker, by their tasks' ids, inside the caller's transaction."""
+    if not found:
+        return
     statement = store.insert(_table)
     new = statement.excluded
     changed = {name: new[name] for name in ("at", "size", "body", "record")}
     upsert = statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed)
-    with store.begin() as connection:
-        connection.execute(upsert, [_row(cluster_id(store, connection, task.cluster), task.id, at, found)])
-    return True
+    connection.execute(upsert, [_row(cluster, task_id, at, message) for task_id, message in found.items()])

@@ -21,9 +21,11 @@ from monitor.filter_terms import Expression
 from monitor.filter_terms import Match
 from monitor.filter_terms import Not
 from monitor.filter_terms import Range
+from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Word
 from monitor.filter_terms import leaves
+from monitor.filter_values import NO
 from monitor.filter_values import Limit
 from monitor.filters import Filter
 from monitor.records import TaskState
@@ -39,6 +41,7 @@ from monitor.store.compile import numbers
 from monitor.store.compile import resolve
 from monitor.store.cube import Share
 from monitor.store.job_members import just_those_of_job
+from monitor.store.retries import few_retried
 from monitor.store.schema import STATE_CODES
 
 MOST_BRANCHES = 64
@@ -78,10 +81,14 @@ def choose(connection: Connection, wanted: Filter, need: int) -> Path:
     job = next((each for each in wanted.terms if isinstance(each, Range) and each.field == "job"), None)
     if job is not None:
         rest = tuple(each for each in wanted.terms if each is not job)
-        return _within(just_those_of_job(connection, job_of(job)), rest, resolved, low, high)
+        return _within((just_those_of_job(connection, job_of(job)),), rest, resolved, low, high)
     direct = _direct(wanted.terms, resolved)
     if direct is not None:
         return Path(*direct, where, low=low, high=high, bounded=True)
+    if any(isinstance(each, Retried) and each.word != NO for each in wanted.terms):
+        branches = few_retried(connection, list(resolved.clusters))
+        if branches is not None:
+            return _within(branches, wanted.terms, resolved, low, high)
     guess = _by_counts(connection, wanted.terms, resolved, need)
     return Path(
         guess.walked,
@@ -138,12 +145,17 @@ def _direct(terms: Iterable[Expression], resolved: Resolved) -> tuple[str, tuple
 
 
 def _within(
-    job: ColumnElement[bool], rest: tuple[Expression, ...], resolved: Resolved, low: Limit | None, high: Limit | None
+    branches: tuple[ColumnElement[bool], ...],
+    rest: tuple[Expression, ...],
+    resolved: Resolved,
+    low: Limit | None,
+    high: Limit | None,
 ) -> Path:
-    """No index has a job's tasks in the order of a list, so all of them are read, and a floor would save nothing: it
-    is found by reading them all. Where more than columns is tested on each, it saves that."""
+    """No index has tasks that are named by their keys (a job's, retried ones) in the order of a list, so all of them
+    are read, and a floor would save nothing: it is found by reading them all. Where more than columns is tested on
+    each, it saves that."""
     where = condition(All(rest), resolved) if rest else None
-    return Path("task_key", (job,), where, low=low, high=high, bounded=not all(map(is_cube, rest)))
+    return Path("task_key", branches, where, low=low, high=high, bounded=not all(map(is_cube, rest)))
 
 
 class _Guess(NamedTuple):

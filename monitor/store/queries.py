@@ -2,6 +2,7 @@
 
 from monitor.store.clusters import actions
 from monitor.store.clusters import clusters
+from monitor.store.clusters import endings
 from monitor.store.clusters import gaps
 from monitor.store.clusters import health
 from monitor.store.clusters import open_gaps
@@ -56,6 +57,7 @@ __all__ = [
     "began",
     "clusters",
     "count",
+    "endings",
     "entry_runs",
     "facets",
     "failure_group",

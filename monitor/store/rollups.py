@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections import defaultdict
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -58,15 +59,18 @@ class Counters:
         self._groups: dict[bytes, int] = {}
         self._count_tasks = counting_tasks(store)
         self._count_failures = _adding(store, schema.failure_rollup, "count")
+        self._count_variants = _adding(store, schema.failure_variant, "count")
+        self._variants: dict[int, set[str]] = {}  # by failure group, as far as they are known to be stored
         self._change_group = _changing_group(store)
         self._reopen = _reopening(store)
-        self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run"))
+        self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run", "since_receipt"))
         self._store = store
 
     def forget(self) -> None:
         """Drops what is in memory, after a rollback."""
         self.forget_rollups()
         self._groups.clear()
+        self._variants.clear()
 
     def forget_rollups(self) -> None:
         """When old ones were deleted."""
@@ -138,7 +142,29 @@ class Counters:
             self._buckets.move_to_end((resolution, at))
         return found
 
-    def _apply_failures(self, connection: Connection, tallies: Iterable[FailureTally]) -> None:
+    def _apply_variants(self, connection: Connection, tallies: Iterable[FailureTally]) -> None:
+        rows: dict[tuple[int, str], int] = defaultdict(int)
+        for tally in tallies:
+            group = self._groups[tally.signature.digest]
+            for message, count in tally.variants.items():
+                rows[group, self._variant(connection, group, message)] += count
+        self._count_variants.run(connection, [(*place, count) for place, count in rows.items() if count])
+
+    def _variant(self, connection: Connection, group: int, message: str) -> str:
+        """The message itself while it is among the first of its group, else that of all others."""
+        known = self._variants.get(group)
+        if known is None or (message not in known and len(known) < schema.MOST_VARIANTS):
+            table = schema.failure_variant.c
+            stored = select(table.message).where(table.group_id == group, table.message != "")
+            known = self._variants[group] = set(connection.execute(stored).scalars())
+        if message in known:
+            return message
+        if len(known) >= schema.MOST_VARIANTS:
+            return ""
+        known.add(message)
+        return message
+
+    def _apply_failures(self, connection: Connection, tallies: Collection[FailureTally]) -> None:
         rows: dict[tuple[int, int, int, int], int] = defaultdict(int)
         changes, failed = [], []
         for tally in tallies:
@@ -152,6 +178,7 @@ class Counters:
             if any(count > 0 for count in tally.counts.values()):
                 failed.append((tally.latest, group))
         self._count_failures.run(connection, [(*place, count) for place, count in rows.items() if count])
+        self._apply_variants(connection, tallies)
         self._change_group.run(connection, changes)
         self._reopen.run(connection, failed)
 
@@ -203,6 +230,7 @@ def _load_bucket(
     for row in connection.execute(statement):
         tally = bucket[row.name_id, row.queue_id, row.worker_id] = Tally()
         tally.counts = [getattr(row, field) for field in COUNT_FIELDS]
+        tally.since_receipt = row.started if row.since_receipt is None else row.since_receipt
         tally.wait.update(Sketch.from_bytes(row.wait).counts)
         tally.run.update(Sketch.from_bytes(row.run).counts)
     return bucket
@@ -212,6 +240,7 @@ def _add(tally: Tally, delta: Tally) -> None:
     for at, count in enumerate(delta.counts):
         if count:
             tally.counts[at] += count
+    tally.since_receipt += delta.since_receipt
     for counts, more in ((tally.wait, delta.wait), (tally.run, delta.run)):
         for number, count in more.items():
             counts[number] += count
@@ -220,7 +249,7 @@ def _add(tally: Tally, delta: Tally) -> None:
 
 
 def _values(tally: Tally) -> tuple[object, ...]:
-    return (*tally.counts, to_bytes(tally.wait), to_bytes(tally.run))
+    return (*tally.counts, to_bytes(tally.wait), to_bytes(tally.run), tally.since_receipt)
 
 
 def counting_tasks(store: Store) -> Prepared:

@@ -4,6 +4,7 @@ Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possi
 """
 
 from sqlalchemy import BigInteger
+from sqlalchemy import Boolean
 from sqlalchemy import Column
 from sqlalchemy import Connection
 from sqlalchemy import Double
@@ -16,6 +17,7 @@ from sqlalchemy import Table
 from sqlalchemy import Text
 from sqlalchemy import UniqueConstraint
 from sqlalchemy import event
+from sqlalchemy import false
 from sqlalchemy import text
 
 from monitor.records import JobOutcome
@@ -91,6 +93,7 @@ def _run_columns() -> list[Column[object]]:
         Column("ended", Double),
         Column("eta", Double),
         Column("runtime", Double),
+        Column("ready", Double),  # when it could run, where that was before its receipt
     ]
 
 
@@ -205,6 +208,7 @@ rollup = Table(
     ],
     Column("wait", LargeBinary),
     Column("run", LargeBinary),
+    Column("since_receipt", Integer),  # of how many starts the wait counts from receipt; NULL, before 0013: of all
     sqlite_with_rowid=False,
 )
 
@@ -225,6 +229,17 @@ failure_group = Table(
     Column("state_at", Double),  # when the state was last changed, by a person or by a failure that came back
     UniqueConstraint("cluster_id", "signature"),
 )
+
+# The messages of a failure group that differ in names: the first MOST_VARIANTS; all others together are ''.
+failure_variant = Table(
+    "failure_variant",
+    metadata,
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("message", Text, primary_key=True),
+    Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+MOST_VARIANTS = 50
 
 failure_rollup = Table(
     "failure_rollup",
@@ -259,6 +274,7 @@ queue = Table(
     Column("oldest", Double),
     Column("sampled_at", Double),
     Column("workers", Text, nullable=False, server_default="[]"),
+    Column("oldest_exact", Boolean, nullable=False, server_default=false()),
 )
 
 queue_sample = Table(
@@ -392,6 +408,7 @@ job = Table(
     Column("owner", Text),
     Column("lease", Double),
     Column("batch", Text),  # what is on its way to the broker
+    Column("include_retried", SmallInteger, nullable=False, server_default="0"),
     Index("job_state", "state"),
 )
 
@@ -415,5 +432,16 @@ job_outcome = Table(
     Column("outcome", SmallInteger, primary_key=True),
     Column("reason", Text, primary_key=True),
     Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Tasks whose messages somebody removed here. The receiver concludes them, and deletes the row in the same transaction.
+removal = Table(
+    "removal",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("text", Text, nullable=False),  # who did it, and how
     sqlite_with_rowid=False,
 )

@@ -19,6 +19,7 @@ from monitor.records import NameTotal
 from monitor.records import Percentiles
 from monitor.records import QueueSample
 from monitor.records import Series
+from monitor.records import WaitPercentiles
 from monitor.records import WorkerStart
 from monitor.sketch import Sketch
 from monitor.store import schema
@@ -28,6 +29,7 @@ from monitor.store.load import checked_time
 from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.load import term_ids
+from monitor.store.sketches import SINCE_RECEIPT
 from monitor.store.sketches import Among
 from monitor.store.sketches import Durations
 from monitor.store.sketches import Kept
@@ -109,18 +111,29 @@ class _Sums(NamedTuple):
 
     counts: dict[str, int]
     mark: Mark
+    since_receipt: int  # of how many starts the wait is counted from receipt
 
 
 def _bucket(at: int, sums: _Sums | None, durations: Durations | None) -> Bucket:
     if sums is None or durations is None:
         return Bucket(at=at)
-    return Bucket(at=at, **sums.counts, wait=percentiles(durations.wait), run=percentiles(durations.run))
+    wait = wait_percentiles(durations.wait, sums.since_receipt)
+    return Bucket(at=at, **sums.counts, wait=wait, run=percentiles(durations.run))
 
 
 def percentiles(sketch: Sketch | None) -> Percentiles | None:
     """``None`` where nothing was measured."""
     found = sketch.quantiles((0.5, 0.95, 0.99)) if sketch is not None else None
     return Percentiles(*found) if found else None
+
+
+def wait_percentiles(sketch: Sketch | None, since_receipt: int) -> WaitPercentiles | None:
+    """The same of waits, of which so many are counted from receipt."""
+    found = percentiles(sketch)
+    if sketch is None or found is None:
+        return None
+    share = min(1.0, max(0, since_receipt) / sketch.count)
+    return WaitPercentiles(found.p50, found.p95, found.p99, share)
 
 
 def _wanted(
@@ -142,11 +155,11 @@ def _wanted(
 def _sums(connection: Connection, wanted: list[ColumnElement[bool]]) -> dict[int, _Sums]:
     sums = [func.sum(_rollup[each]).label(each) for each in COUNTS]
     sizes = [func.coalesce(func.sum(func.length(_rollup[each])), 0) for each in ("wait", "run")]
-    statement = select(_rollup.at, *sums, func.count(), *sizes).where(*wanted).group_by(_rollup.at)
+    statement = select(_rollup.at, *sums, func.count(), *sizes, SINCE_RECEIPT).where(*wanted).group_by(_rollup.at)
     found = {}
     for at, *numbers in connection.execute(statement).all():
         mark = tuple(int(each) for each in numbers)
-        found[at] = _Sums(dict(zip(COUNTS, mark, strict=False)), mark)
+        found[at] = _Sums(dict(zip(COUNTS, mark, strict=False)), mark, mark[-1])
     return found
 
 
@@ -264,7 +277,7 @@ def _name_totals(store: Store, since: float, until: float, cluster: str | None, 
             failed=each.failed,
             seconds=each.durations.run.total,
             run=percentiles(each.durations.run),
-            wait=percentiles(each.durations.wait),
+            wait=wait_percentiles(each.durations.wait, each.since_receipt),
         )
         for key, each in found.items()
     ]

@@ -35,12 +35,17 @@ class Durations(NamedTuple):
     run: Sketch
 
 
+# Before 0013 every wait was counted from receipt.
+SINCE_RECEIPT = func.sum(func.coalesce(_rollup.since_receipt, _rollup.started))
+
+
 class NameSums(NamedTuple):
     """What the tasks of one name came to in some buckets."""
 
     runs: int
     failed: int
     durations: Durations
+    since_receipt: int = 0  # of how many the wait is counted from receipt
 
 
 class Kept:
@@ -98,6 +103,7 @@ class Kept:
 def name_sums(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -> dict[int, NameSums]:
     """Runs, failures and durations by name."""
     sums = [func.sum(_rollup[each]).label(each) for each in ("succeeded", "failed", "retried")]
+    sums.append(SINCE_RECEIPT.label("since_receipt"))
     rows = connection.execute(select(_rollup.name_id, *sums).where(*wanted).group_by(_rollup.name_id)).all()
     waits, runs = (merged(connection, wanted, column, "name_id") for column in ("wait", "run"))
     return {
@@ -105,6 +111,7 @@ def name_sums(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -> 
             int(row.succeeded + row.failed + row.retried),
             int(row.failed),
             Durations(waits.get(row.name_id, Sketch()), runs.get(row.name_id, Sketch())),
+            int(row.since_receipt),
         )
         for row in rows
     }
@@ -123,7 +130,8 @@ def _together(one: NameSums, other: NameSums) -> NameSums:
     wait, run = Sketch(one.durations.wait.counts), Sketch(one.durations.run.counts)
     wait.merge(other.durations.wait)
     run.merge(other.durations.run)
-    return NameSums(one.runs + other.runs, one.failed + other.failed, Durations(wait, run))
+    since_receipt = one.since_receipt + other.since_receipt
+    return NameSums(one.runs + other.runs, one.failed + other.failed, Durations(wait, run), since_receipt)
 
 
 def merged(connection: Connection, wanted: Iterable[ColumnElement[bool]], column: str, by: str) -> dict[int, Sketch]:

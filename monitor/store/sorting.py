@@ -40,7 +40,14 @@ _FARTHEST = 1e300  # what is unknown comes last in both directions
 
 
 def sorted_page(
-    connection: Connection, path: Path, sort: str, limit: int, place: Cursor | None, count: Count
+    connection: Connection,
+    path: Path,
+    sort: str,
+    limit: int,
+    place: Cursor | None,
+    count: Count,
+    *,
+    tracebacks: bool = False,
 ) -> Page[Task]:
     """A page of the newest rows in the order of ``sort``. The cursor keeps which rows those are."""
     floor = place.floor if place else floor_of(connection, replace(path, bounded=True))
@@ -66,7 +73,7 @@ def sorted_page(
         direction: write_cursor(Cursor(sort, direction, row.key, row.id, floor)) if row else None  # type: ignore[arg-type]
         for direction, row in ends.items()
     }
-    items = load_tasks(connection, [row.id for row in found])
+    items = load_tasks(connection, [row.id for row in found], tracebacks=tracebacks)
     return Page(items=items, count=count, searched=Count(path.budget) if floor else None, **cursors)
 
 

@@ -1,22 +1,26 @@
 """What the receiver must look up to judge workers: who they are, what they hold, which queues there are."""
 
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement
 from sqlalchemy import Connection
+from sqlalchemy import Select
 from sqlalchemy import and_
 from sqlalchemy import func
 from sqlalchemy import literal_column
 from sqlalchemy import select
 from sqlalchemy import tuple_
 
+from monitor.records import UNFINISHED_STATES
 from monitor.records import TaskState
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.partitions import newest_id
+from monitor.store.rows import STATES
 from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import texts
@@ -25,6 +29,12 @@ from monitor.store.terms import texts
 HELD_STATES = (TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED)
 NEWEST = 1000
 _SUCCESS = STATE_CODES[TaskState.SUCCESS]
+
+
+_UNENDED = tuple(
+    schema.task.c[name]
+    for name in ("key", "state", "seen", "id", "worker_id", "pid", "queue_id", "retries", "sent", "received", "started")
+) + tuple(schema.task.c[name] for name in ("ended", "learnt", "exception", "expires"))
 
 
 class Holder(NamedTuple):
@@ -111,6 +121,7 @@ class Unended(NamedTuple):
     learnt: float | None  # by our own clock
     exception: str | None  # the evidence, of what is lost
     place: tuple[float, int]  # in the order of ``unended``
+    expires: float | None = None
 
 
 def newest(store: Store, cluster: str) -> int:
@@ -124,21 +135,48 @@ def unended(
 ) -> list[Unended]:
     """Tasks in this state with a number up to ``newest``, behind a place in their order, the oldest first."""
     table = schema.task.c
-    columns = (table.key, table.seen, table.id, table.worker_id, table.pid, table.queue_id, table.retries)
     with store.read() as connection:
         statement = (
-            select(*columns, table.sent, table.received, table.started, table.ended, table.learnt, table.exception)
+            select(*_UNENDED)
             .where(_in_states([state]), _of(_cluster(connection, cluster)))
             .where(tuple_(table.seen, table.id) > after, table.id <= newest)
             .order_by(table.seen, table.id)
             .limit(limit)
         )
-        rows = connection.execute(statement).all()
-        names = texts(connection, {number for row in rows for number in (row.worker_id, row.queue_id)})
+        return _unended(connection, statement)
+
+
+def unended_of(store: Store, cluster: str, ids: Sequence[str]) -> list[Unended]:
+    """Those of these tasks that have not ended."""
+    table = schema.task.c
+    unfinished = [STATE_CODES[state] for state in UNFINISHED_STATES]
+    with store.read() as connection:
+        mine = (table.cluster_id == _cluster(connection, cluster), table.key.in_([to_key(each) for each in ids]))
+        return _unended(connection, select(*_UNENDED).where(*mine, table.state.in_(unfinished)))
+
+
+def waiting_by_queue(store: Store, cluster: str, states: Sequence[TaskState]) -> dict[str, int]:
+    """How many tasks in these states each queue has, by the record."""
+    counted = schema.task_count.c
+    codes = [STATE_CODES[each] for each in states]
+    with store.read() as connection:
+        statement = (
+            select(counted.queue_id, func.sum(counted["count"]).label("tasks"))
+            .where(counted.cluster_id == _cluster(connection, cluster), counted.state.in_(codes))
+            .group_by(counted.queue_id)
+        )
+        rows = [row for row in connection.execute(statement) if row.tasks > 0]
+        names = texts(connection, {row.queue_id for row in rows})
+    return {names[row.queue_id]: row.tasks for row in rows if row.queue_id in names}
+
+
+def _unended(connection: Connection, statement: Select[Any]) -> list[Unended]:
+    rows = connection.execute(statement).all()
+    names = texts(connection, {number for row in rows for number in (row.worker_id, row.queue_id)})
     return [
         Unended(
             id=from_key(row.key),
-            state=state,
+            state=STATES[row.state],
             worker=names.get(row.worker_id),
             pid=row.pid,
             queue=names.get(row.queue_id),
@@ -150,6 +188,7 @@ def unended(
             learnt=row.learnt,
             exception=row.exception,
             place=(row.seen, row.id),
+            expires=row.expires,
         )
         for row in rows
     ]

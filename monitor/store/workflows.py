@@ -33,6 +33,7 @@ from monitor.store.load import storable
 from monitor.store.rows import STATES
 from monitor.store.stuck import waiting_of
 from monitor.store.terms import texts
+from monitor.workflow import state_of
 
 SEARCHED = 20_000  # of the newest tasks, for the list of workflows
 MOST_STEPS = 20_000
@@ -119,6 +120,7 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
                 root=step,
                 cluster=clusters[root.cluster_id],
                 states=counts,
+                state=state_of(counts),
                 last_seen=root.last,
                 unended=waits["tasks"] if waits else 0,
                 waits_for=waits["name"] if waits else None,

@@ -22,6 +22,7 @@ from sqlalchemy import update
 from monitor.clocks import Clocks
 from monitor.intake import Intake
 from monitor.lifecycle import CAPTURED
+from monitor.lifecycle import REMOVED
 from monitor.lifecycle import fold
 from monitor.lifecycle import is_lifecycle
 from monitor.records import Delivery
@@ -45,6 +46,8 @@ from monitor.store.known import Known
 from monitor.store.messages import save_messages
 from monitor.store.partitions import Room
 from monitor.store.partitions import lookups_only
+from monitor.store.removals import forget_removals
+from monitor.store.removals import removals
 from monitor.store.rollups import Counters
 from monitor.store.rows import CHANGING_COLUMNS
 from monitor.store.rows import RUN_COLUMNS
@@ -57,10 +60,14 @@ from monitor.store.schema import STATE_CODES
 from monitor.store.schema import TERM_KINDS
 from monitor.store.terms import Terms
 from monitor.store.terms import cluster_id
+from monitor.waits import Senders
+from monitor.waits import settle
 from monitor.workers import after_setting
 from monitor.workers import fold_worker
+from monitor.workers import process_of
 
 SOLE_QUEUE_SECONDS = 2.0
+UNSEEN_SECONDS = 60.0  # for which the event of a task's sending may come after its message was removed
 _CHUNK = 500
 _FAILED = Outcome.FAILED
 _WORKER = TERM_KINDS["worker"]
@@ -75,6 +82,7 @@ class Written:
     tasks: int = 0
     refused: int = 0  # events without a time or a task id
     unknown: int = 0  # events of types that we do not know
+    new_workers: int = 0  # worker processes of which this is the first event
 
 
 @dataclass
@@ -98,6 +106,7 @@ class Writer:
         self._capture = settings.capture
         self._early = Early()
         self._clocks = Clocks()
+        self.senders = Senders()
         self._room = Room(store, settings.keep_tasks, settings.shard)
         self._terms = Terms(store)
         self._shard = settings.shard
@@ -130,7 +139,7 @@ class Writer:
     def _commit(self, batch: Batch, health: ReceiverHealth | None, written: Written, *, certain: bool) -> None:
         with self._store.begin() as connection:
             number = self._begin(connection)
-            self._write_workers(connection, number, batch.by_worker)
+            written.new_workers = self._write_workers(connection, number, batch.by_worker)
             tasks = self._write_tasks(connection, number, batch.by_task, certain=certain)
             if self._capture and batch.captured:
                 save_messages(self._store, connection, number, batch.captured.values())
@@ -176,6 +185,24 @@ class Writer:
             self.write([Delivery(events=events, arrived=now)])
         return len(ids)
 
+    def conclude_removals(self, now: float) -> int:
+        """Concludes tasks whose messages somebody removed here; gives their number, at most a chunk."""
+        with self._store.read() as connection:
+            noted = removals(connection, self._cluster, _CHUNK * self._shard.total)
+        own = [each for each in noted if self._shard.has(each.id)]
+        events = [
+            Event(type=REMOVED, timestamp=each.at, hostname="", uuid=each.id, exception=each.text)
+            for each in own
+            if each.stored
+        ]
+        if events:
+            self.write([Delivery(events=events, arrived=now, concluded=True)])
+        # What is concluded twice changes nothing. One that the record does not have may be on its way.
+        done = [each for each in own if each.stored or now - each.at > UNSEEN_SECONDS]
+        if done:
+            forget_removals(self._store, self._cluster, done)
+        return len(events)
+
     def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
         batch = Batch()
         by_task, skews = batch.by_task, self._skews
@@ -200,6 +227,8 @@ class Writer:
                         batch.captured[task_id] = event
                         self._early.keep(task_id, event)
                     told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
+                    if event.type == "task-sent":
+                        self.senders.hear(event.hostname, event.timestamp, delivery.arrived)
                     if told and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
@@ -255,16 +284,18 @@ class Writer:
         connection: Connection,
         number: int,
         by_worker: dict[str, list[tuple[Event, float]]],
-    ) -> None:
+    ) -> int:
+        """Gives the number of processes that were not recorded before."""
         if not by_worker:
-            return
+            return 0
         known = journal.load_workers(connection, number, list(by_worker))
         if not self._shard.first:
             for hostname, stored in known.items():
                 self._skews[hostname] = stored.skew or 0.0
                 self._clocks.restore(hostname, stored.pid, stored.jump)
-            return
+            return 0
         starts = []
+        new = len(by_worker.keys() - known.keys())
         for hostname, events in by_worker.items():
             worker = known.get(hostname)
             for given, arrived in events:
@@ -272,7 +303,7 @@ class Writer:
                 if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
                     event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
                 before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
-                if before is not None and None is not before.pid != worker.pid:
+                if before is not None and None is not before.pid != worker.pid and not process_of(before, worker.pid):
                     starts.append((hostname, worker.last_heartbeat or arrived))
             if worker is not None:
                 self._clocks.restore(hostname, worker.pid, worker.jump)
@@ -281,6 +312,7 @@ class Writer:
                 self._skews[hostname] = worker.skew or 0.0
         journal.save_workers(self._store, connection, number, list(known.values()))
         journal.save_worker_starts(self._store, connection, number, starts)
+        return new + len(starts)
 
     # Tasks
 
@@ -320,6 +352,8 @@ class Writer:
             if queue is not None:  # a worker with one queue can have it from nowhere else
                 task.queue = queue
                 said = True
+        if said:
+            settle(task, self.senders, self._skews)
         return said
 
     def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:

@@ -13,7 +13,10 @@ from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.shard_health import silent_parts
+from monitor.web.receivers import RECEIVER
+from monitor.workers import RENAME
 from monitor.workers import SKEW_SECONDS
+from monitor.workers import doubled_words
 from monitor.workers import is_skewed
 
 LAG_SECONDS = 2.0
@@ -21,12 +24,36 @@ QUIET_RECEIVER_SECONDS = 3.0  # it writes its health every second
 SILENT_RECEIVER_SECONDS = 15.0  # after which it is not only busy
 GAP_SHOWN_SECONDS = 3600.0  # how long a gap that is over stays in the banner; charts show it for ever
 NAMED_WORKERS = 3
+MOST_ERROR = 300
+SINCE = "Failing since"
+MEANINGS = {  # of the names in receiver/helpers.py
+    "sampler": "Queues, pools and statistics of workers are out of date, and task events are not turned on.",
+    "queue sampler": "Queue depths are out of date.",
+    "schedules": "The schedule is out of date, and overdue entries are not noticed.",
+    "reconciler": "Workers that die and tasks that are lost are not noticed.",
+    "retention": "Old tasks are not deleted, and the database grows.",
+    "siphon": "A thread reads the broker's socket until the receiver is restarted; a large burst may be cut off.",
+}
+
+Kind = Literal[
+    "receiver",
+    "helper",
+    "record",
+    "broker",
+    "gap",
+    "malformed",
+    "no-workers",
+    "events-off",
+    "skew",
+    "lag",
+    "duplicates",
+]
 
 
 class Banner(NamedTuple):
     """One message. ``then`` says what to do; ``since`` is a moment to show, and ``mark`` what happened then."""
 
-    kind: Literal["receiver", "record", "broker", "gap", "malformed", "no-workers", "events-off", "skew", "lag"]
+    kind: Kind
     tone: Literal["bad", "warning"]
     text: str
     then: str = ""
@@ -51,6 +78,9 @@ def banners(
     for receiver in health:
         own = [worker for worker in workers if worker.cluster == receiver.cluster]
         named = f" of {receiver.cluster}" if len(health) > 1 else ""
+        found += _helpers(receiver, named, now)
+        if receiver.updated_at is None:
+            continue  # its process ends before it can say anything
         found += _receiver(receiver, named, now)
         found += _gaps([gap for gap in gaps if gap.cluster == receiver.cluster], named, now)
         found += _malformed(receiver, named, now)
@@ -92,6 +122,25 @@ def _receiver(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner
     elif health.lag_seconds is not None and health.lag_seconds > LAG_SECONDS:
         text = f"The receiver{named} is {age_words(health.lag_seconds)} behind."
         yield Banner("lag", "warning", text, "These pages show what was true then.")
+
+
+def _helpers(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner]:
+    """What keeps failing. Without the broker nearly all does, and that is said already."""
+    speaks = health.updated_at is not None and now - health.updated_at <= SILENT_RECEIVER_SECONDS
+    for helper in health.helpers:
+        if helper.name == RECEIVER:
+            text = f"The receiver{named} ended {helper.failures} times in a row: {shortened(helper.error)}"
+            then = "Each time it is started again; events may be missed meanwhile."
+            yield Banner("helper", "bad", text, then, helper.since, SINCE)
+        elif speaks and health.connected:
+            text = f"The {helper.name}{named} keeps failing: {shortened(helper.error)}"
+            yield Banner("helper", "warning", text, MEANINGS.get(helper.name, ""), helper.since, SINCE)
+
+
+def shortened(error: str) -> str:
+    """As a sentence."""
+    text = error if len(error) <= MOST_ERROR else f"{error[:MOST_ERROR]}…"
+    return text if text.endswith((".", "…")) else f"{text}."
 
 
 def _quiet(health: ReceiverHealth, now: float) -> bool:
@@ -141,6 +190,10 @@ def _workers(health: ReceiverHealth, workers: Sequence[Worker], named: str) -> I
             f"{_names(silent)} {'sends' if len(silent) == 1 else 'send'} no task events, so tasks there are not seen."
         )
         yield Banner("events-off", "warning", text, link="/workers", enable=health.cluster)
+    doubled = [words for worker in alive if (words := doubled_words(worker))]
+    if doubled:
+        text = f"{_names(doubled)}. Remote control reaches all of them, and only one answers for the name."
+        yield Banner("duplicates", "warning", text[0].upper() + text[1:], RENAME, link="/workers")
     skewed = [worker for worker in alive if is_skewed(worker)]
     if skewed:
         yield _skew(skewed)

@@ -8,6 +8,8 @@ import msgspec
 
 from monitor.errors import StoreUnavailable
 from monitor.records import UNSAID_SECONDS
+from monitor.records import FailingHelper
+from monitor.records import ReceiverEnding
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.store import journal
@@ -16,6 +18,9 @@ from monitor.store.engine import Store
 
 STANDBY_SECONDS = 10.0  # one that stands by says so every other second
 UNWRITTEN_SECONDS = 4.0  # a receiver writes its health every second
+RECEIVER = "receiver"  # among the helpers: its process
+FEWEST_ENDINGS = 2
+ENDING_SECONDS = 120.0  # after the last one; one that keeps ending is started again after 30 s at most
 PROVE_SECONDS = 2.0  # between two tries to write
 
 _proved: WeakKeyDictionary[Store, tuple[float, str | None]] = WeakKeyDictionary()
@@ -26,9 +31,19 @@ def read_health(store: Store, now: float) -> list[ReceiverHealth]:
     """The health of every receiver.
 
     One that has not written for seconds may be dead, or have a database that takes nothing: it cannot write
-    which. So we try to write ourselves.
+    which. So we try to write ourselves. One whose process keeps ending may never have written.
     """
-    return [_judged(store, health, now) for health in queries.health(store)]
+    spoken = {health.cluster: _judged(store, health, now) for health in queries.health(store)}
+    for ending in queries.endings(store, now - ENDING_SECONDS):
+        if ending.failures >= FEWEST_ENDINGS:
+            spoken[ending.cluster] = _with_ending(spoken.get(ending.cluster), ending)
+    return list(spoken.values())
+
+
+def _with_ending(health: ReceiverHealth | None, ending: ReceiverEnding) -> ReceiverHealth:
+    found = health or ReceiverHealth(cluster=ending.cluster, connected=False, error=ending.error)
+    helper = FailingHelper(name=RECEIVER, error=ending.error, since=ending.since, failures=ending.failures)
+    return msgspec.structs.replace(found, helpers=(helper, *found.helpers))
 
 
 def known_until(store: Store, now: float) -> dict[str, float]:

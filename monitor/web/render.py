@@ -15,6 +15,7 @@ from jinja2 import StrictUndefined
 from markupsafe import Markup
 from markupsafe import escape
 
+from monitor.filters import UNHANDLED
 from monitor.records import TaskState
 from monitor.web import wording
 
@@ -103,8 +104,10 @@ def make_environment() -> Environment:
     }
     environment.globals |= {
         "GLYPHS": wording.GLYPHS,
+        "WORKFLOW_TASK_STATES": wording.WORKFLOW_TASK_STATES,
         "WORKER_GLYPHS": wording.WORKER_GLYPHS,
         "STATES": tuple(TaskState),
+        "UNHANDLED": UNHANDLED,
         "static": f"/static/{content_hash(assets('static'))}",
     }
     return environment

@@ -23,7 +23,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host.strip("[]"), port))
         listener.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # the last for a host that cannot be a name
         listener.close()
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from dataclasses import field
 from threading import Lock
 
+from monitor.filters import UNHANDLED
+from monitor.filters import parse
 from monitor.records import Count
 from monitor.records import Queue
 from monitor.records import TaskState
@@ -26,7 +28,6 @@ MOST_KNOWN = 32
 DAY = 86400.0  # the time of the page of failures
 BRIEF = 5
 FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
-FAILED_QUERY = "state:failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Facts:
 
     clusters: tuple[str, ...]
     tasks: Count
-    failed: Count
+    failed: Count  # that still need somebody
     groups: int  # of failures of the last day that nobody has resolved or muted
     waiting: int | None  # queues in which something waits; None: no depth is known
     workers: int
@@ -111,7 +112,7 @@ class ShellReader:
             return facts
 
     def _nav(self, view: View, facts: Facts) -> Iterable[NavItem]:
-        failed = view.path == "/tasks" and view.query.get("q") == FAILED_QUERY
+        failed = view.path == "/tasks" and view.query.get("q") == UNHANDLED
         for page in self._pages:
             noun = page.path.strip("/") or "overview"
             current = not failed and (view.path == page.path or view.path.startswith(f"{page.path}/"))
@@ -128,9 +129,9 @@ def _failed_item(facts: Facts, *, current: bool) -> NavItem:
         "/tasks",
         "Failed",
         "failed",
-        {"q": FAILED_QUERY},
+        {"q": UNHANDLED},
         wording.counted(facts.failed),
-        "failed tasks in the record",
+        "failed tasks that nobody retried, muted or resolved",
         alarm=facts.failed.value > 0,
         current=current,
     )
@@ -145,13 +146,20 @@ def read_facts(store: Store, configured: tuple[str, ...], cluster: str | None, n
     return Facts(
         clusters=tuple(sorted({*queries.clusters(store), *configured})),
         tasks=Count(sum(counts.values())),
-        failed=Count(counts.get(TaskState.FAILURE, 0)),
+        failed=unhandled(store, cluster, counts[TaskState.FAILURE], now),
         groups=queries.open_groups(store, since=now - DAY, cluster=cluster),
         waiting=_waiting(queries.queues(store, cluster)),
         workers=len(workers),
         workers_up=sum(worker.status is not WorkerStatus.OFFLINE for worker in workers),
         banners=banners(health, workers, gaps, now),
     )
+
+
+def unhandled(store: Store, cluster: str | None, failed: int, now: float) -> Count:
+    """Failed tasks that still need somebody: what the query UNHANDLED lists."""
+    if not failed:
+        return Count(0)
+    return queries.count(store, parse(UNHANDLED, now).in_cluster(cluster))
 
 
 def _waiting(queues: Iterable[Queue]) -> int | None:

@@ -3,8 +3,9 @@
 import re
 from typing import NamedTuple
 
+from monitor.frames import is_library
+
 _FRAME = re.compile(r'  File "(?P<path>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<function>.*))?')
-_LIBRARY = re.compile(r"site-packages|dist-packages|[/\\]lib[/\\]python\d|<frozen |celery[/\\]app[/\\]|billiard[/\\]")
 MOST_FRAMES = 400
 
 
@@ -33,7 +34,7 @@ def _pieces(text: str) -> list[tuple[str, str]]:
     for line in text.splitlines():
         frame = _FRAME.match(line)
         if frame and len(pieces) < MOST_FRAMES:
-            pieces.append(("library" if _LIBRARY.search(frame["path"]) else "frame", [line]))
+            pieces.append(("library" if is_library(frame["path"]) else "frame", [line]))
         elif pieces and (pieces[-1][0] == "text" or line.startswith("    ")):
             pieces[-1][1].append(line)
         else:

@@ -1,20 +1,26 @@
 """Reads the facts from which the sentence of health is composed."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from monitor.filters import parse
 from monitor.health_sentence import Disconnected
 from monitor.health_sentence import Facts
 from monitor.health_sentence import GrowingQueue
+from monitor.health_sentence import LostTasks
 from monitor.health_sentence import NewFailure
 from monitor.health_sentence import Overdue
+from monitor.health_sentence import PausedQueue
 from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
 from monitor.health_sentence import is_growing
 from monitor.records import UNSAID_SECONDS
+from monitor.records import Count
 from monitor.records import FailureState
+from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
@@ -22,8 +28,10 @@ from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.stalls import LEAST_SECONDS
 from monitor.stalls import HeldTask
+from monitor.stalls import LongTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
+from monitor.stalls import long_tasks
 from monitor.stalls import may_be_busy
 from monitor.stalls import slow_workflows
 from monitor.stalls import stalled_workers
@@ -33,8 +41,10 @@ from monitor.store.engine import Store
 from monitor.store.failures import UNRESOLVED
 from monitor.store.stuck import MOST_STUCK
 from monitor.web.receivers import read_health
+from monitor.workers import doubled_words
 
 WINDOW_SECONDS = 900.0
+LOST = "state:lost retried:no finished:>-1d"  # what the sentence says of lost tasks
 RECEIVER_SILENT_SECONDS = 15.0
 GONE_SECONDS = 3600.0  # how long a worker that left is named
 
@@ -53,12 +63,14 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
     stalls = read_stalls(store, health, workers, now, cluster)
     still = queries.stuck_workflows(store, now, cluster)
     silent = [worker for worker in workers if worker.status is WorkerStatus.SILENT]
+    pauses = queries.pauses(store, cluster)
     roots = {each.root_id for each in still}
     return Facts(
         workers_up=_count(workers, WorkerStatus.ONLINE),
         workers_silent=_count(workers, WorkerStatus.SILENT),
         silent=[_silence(each, now) for each in silent if not may_be_busy(each)],
         busy=[_silence(each, now) for each in silent if may_be_busy(each)],
+        doubled=[words for worker in workers if (words := doubled_words(worker))],
         stalled=stalls.workers,
         slow=[each for each in stalls.workflows if each.root_id not in roots],
         workers_offline=_count(workers, WorkerStatus.OFFLINE),
@@ -66,7 +78,10 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         receivers=len(health),
         disconnected=[found for each in health if (found := _disconnected(each, now))],
         growing=[_waiting(queue, now) for queue in queues if grows(queue, depths, now, rising)],
-        unattended=[_waiting(queue, now) for queue in queues if unattended(queue)],
+        unattended=[_waiting(queue, now) for queue in queues if unattended(queue) and not is_paused(queue, pauses)],
+        paused=_paused(queues, pauses, now),
+        long_tasks=_long_alone(stalls),
+        lost=_lost(store, cluster, now),
         failures=sum(flow.failed for flow in recent.by_key.values()) if heard else None,
         top_failure=_top_failure(store, cluster, since) if heard else None,
         missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
@@ -86,6 +101,7 @@ class Stalls(NamedTuple):
 
     workers: Sequence[StalledWorker] = ()
     workflows: Sequence[SlowWorkflow] = ()
+    tasks: Sequence[LongTask] = ()
 
 
 def read_stalls(
@@ -107,7 +123,14 @@ def read_stalls(
     return Stalls(
         workers=stalled_workers(known, held, usual, now, found.partly_received),
         workflows=slow_workflows(held, usual, now),
+        tasks=long_tasks(held, usual, now),
     )
+
+
+def _long_alone(stalls: Stalls) -> list[LongTask]:
+    """Without those of workers of which more is said."""
+    stalled = {worker.hostname for worker in stalls.workers}
+    return [task for task in stalls.tasks if task.hostname not in stalled]
 
 
 def _long_running(held: Sequence[HeldTask], now: float) -> set[str]:
@@ -128,6 +151,25 @@ def grows(
 def unattended(queue: Queue) -> bool:
     """Messages wait, and it is known that nobody takes them."""
     return queue.consumers == 0 and bool(queue.ready)
+
+
+def is_paused(queue: Queue, pauses: Mapping[tuple[str, str], Pause]) -> bool:
+    """Somebody paused it, and nobody is known to consume from it since then."""
+    return (queue.cluster, queue.name) in pauses and not queue.consumers
+
+
+def _paused(queues: Sequence[Queue], pauses: Mapping[tuple[str, str], Pause], now: float) -> list[PausedQueue]:
+    found = [(pauses[queue.cluster, queue.name], queue) for queue in queues if is_paused(queue, pauses)]
+    latest = sorted(found, key=lambda each: -each[0].at)
+    return [PausedQueue(queue.name, pause.by, now - pause.at, queue.ready) for pause, queue in latest]
+
+
+def _lost(store: Store, cluster: str | None, now: float) -> LostTasks | None:
+    page = queries.tasks(store, parse(LOST, now).in_cluster(cluster), sort="-finished", limit=1)
+    if not page.items:
+        return None
+    ended = page.items[0].finished
+    return LostTasks(page.count or Count(1, exact=False), None if ended is None else now - ended, LOST)
 
 
 def _gone(worker: Worker, now: float) -> bool:

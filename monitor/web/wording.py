@@ -11,6 +11,7 @@ from markupsafe import escape
 from monitor.records import Count
 from monitor.records import TaskState
 from monitor.records import WorkerStatus
+from monitor.records import WorkflowState
 
 THIN = "\u202f"  # a narrow space that does not break
 UNKNOWN = "unknown"
@@ -27,6 +28,16 @@ GLYPHS: dict[TaskState, str] = {
     TaskState.REVOKED: "⊘",
     TaskState.REJECTED: "⤫",
     TaskState.LOST: "?",
+}
+# Whose colour and sign a workflow has.
+WORKFLOW_TASK_STATES: dict[WorkflowState, TaskState] = {
+    WorkflowState.RUNNING: TaskState.STARTED,
+    WorkflowState.WAITING: TaskState.PENDING,
+    WorkflowState.LOST: TaskState.LOST,
+    WorkflowState.FAILED: TaskState.FAILURE,
+    WorkflowState.REJECTED: TaskState.REJECTED,
+    WorkflowState.REVOKED: TaskState.REVOKED,
+    WorkflowState.SUCCEEDED: TaskState.SUCCESS,
 }
 WORKER_GLYPHS: dict[WorkerStatus, str] = {
     WorkerStatus.ONLINE: "●",

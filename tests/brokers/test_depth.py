@@ -234,7 +234,7 @@ def test_management_api_that_fails_leaves_unknown(amqp_url: str, caplog: pytest.
 
 def test_head_of_a_queue_without_consumers_is_new_once_it_shrinks() -> None:
     heads = Heads()
-    assert heads.see_unconsumed("mail", 5, 100.0) is None
-    assert heads.see_unconsumed("mail", 9, 103.0) == 100.0
-    assert heads.see_unconsumed("mail", 8, 107.0) is None
-    assert heads.see_unconsumed("mail", 8, 111.0) == 107.0
+    assert heads.see("mail", "unconsumed", 100.0, 5) is None
+    assert heads.see("mail", "unconsumed", 103.0, 9) == 100.0
+    assert heads.see("mail", "unconsumed", 107.0, 8) is None
+    assert heads.see("mail", "unconsumed", 111.0, 8) == 107.0

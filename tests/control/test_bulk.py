@@ -185,9 +185,59 @@ def test_a_task_that_changed_or_was_sent_by_somebody_else_meanwhile_is_skipped(r
     reasons = {each.reason: each.count for each in job.reasons if each.outcome is JobOutcome.SKIPPED}
     assert reasons == {
         "it was failed when it was chosen, and is succeeded now": 1,
-        "somebody sent it again after these tasks were chosen": 2,
+        "already retried, state unknown": 2,
     }
+    skipped = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED).items
+    again = jobs.sent_as(shop.job(second), make_id(2))
+    assert {each.id: each.reason for each in skipped}[make_id(2)] == f"already retried as {again}, state unknown"
     assert sum(shop.sent().values()) == 3
+
+
+def test_a_second_retry_of_all_leaves_out_what_the_first_sent(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 9)
+    first = shop.run(shop.retry())
+    shop.fail(10, 11)
+    for number, end in ((3, "task-succeeded"), (4, "task-failed")):
+        new = jobs.sent_as(first, make_id(number))
+        texts = {"name": "shop.charge", "args": f"({number},)", "kwargs": "{}"}
+        shop.write(make_event("task-received", uuid=new, timestamp=NOW + 70, **texts))
+        shop.write(make_event(end, uuid=new, timestamp=NOW + 71, exception="E()", result="1"))
+    shop.write(*failure(12, shop.queue))
+    query = "state:failed name:shop.charge"
+    preview = shop.preview(BulkRetry(query=query))
+    assert preview.total == 13  # 9 that were retried, the one of them that failed again, and 3 new ones
+    assert preview.preview.skipped == {
+        "already retried, state unknown": 7,
+        "already retried, succeeded": 1,
+        "already retried, failed": 1,
+        "its queue is not known: events name it only with task_send_sent_event": 1,
+    }
+    assert (preview.preview.sendable, preview.preview.retried, preview.preview.warnings) == (3, 9, [])
+    both = shop.preview(BulkRetry(query=query, include_retried=True))
+    assert (both.preview.sendable, both.preview.retried, both.include_retried) == (12, 9, True)
+    assert both.preview.warnings == ["9 tasks were already retried and run once more."]
+    shop.run(shop.start(BulkRetry(query=query, job=preview.id)))
+    assert sum(shop.sent().values()) == 9 + 3
+    job = shop.run(shop.start(BulkRetry(query=query, job=both.id)))
+    assert (job.include_retried, job.count(JobOutcome.DONE)) == (True, 9)  # of the 12, 3 were sent meanwhile
+    assert sum(shop.sent().values()) == 9 + 3 + 9
+
+
+def test_a_preview_includes_retried_tasks_when_somebody_ticks_the_box(redis_shop: Shop) -> None:
+    shop = redis_shop
+    shop.fail(1, 4)
+    shop.run(shop.retry(f"id:{make_id(2)}"))
+    preview = shop.preview(BulkRetry(query="state:failed"))
+    command = BulkRetry(cluster=CLUSTER, query="state:failed", job=preview.id)
+    looked = [shop.controller.look_again(OLGA, command, include_retried=each) for each in (True, False, True)]
+    assert [each.preview.sendable for each in (preview, *looked)] == [3, 4, 3, 4]
+    job = shop.run(shop.start(command))
+    assert job.count(JobOutcome.DONE) == 4
+    with pytest.raises(Conflict, match="not the preview of a retry"):
+        shop.controller.look_again(OLGA, command, include_retried=False)
+    with pytest.raises(Forbidden):
+        shop.controller.look_again(VERA, command, include_retried=False)
 
 
 def test_two_jobs_at_once_send_each_task_once(shop: Shop) -> None:

@@ -102,8 +102,13 @@ def test_a_message_that_waits_in_redis_is_known_exactly_and_stays(redis_url: str
         assert (it.message.callbacks, facts(it.message).priority) == (1, 6)
         assert found(watch, watch.wait_for(others[29], TaskState.PENDING)).arguments.args_value == [29]
         assert len(payloads(redis_url, queue)) == 31
-        with pytest.raises(Conflict, match="still waits in its queue"):
-            watch.perform(RetryTask(cluster=CLUSTER, id=sent.id, confirm=True))
+        retry = RetryTask(cluster=CLUSTER, id=sent.id, confirm=True)
+        with pytest.raises(Conflict, match=f"its message was in {queue} just now"):
+            watch.perform(retry)
+        with redis.Redis.from_url(redis_url) as client:
+            client.delete(f"{queue}\x06\x166")  # as whoever purges it does, without an event
+        with pytest.raises(Conflict, match=f"its message was neither in {queue} nor unacknowledged just now"):
+            watch.perform(retry)
 
 
 @pytest.mark.usefixtures("_as_root")

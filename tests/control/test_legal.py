@@ -3,6 +3,7 @@ import pytest
 from monitor.control.legal import REFUSED
 from monitor.control.legal import WARNINGS
 from monitor.control.legal import warnings_of
+from monitor.control.legal import why_not_retry
 from monitor.control.legal import why_not_revoke
 from monitor.records import TaskState
 from tests.factories import make_id
@@ -15,6 +16,15 @@ FINISHED = {TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED, TaskState.R
 @pytest.mark.parametrize("state", TaskState)
 def test_a_task_is_sent_again_only_when_it_is_over_or_lost(state: TaskState) -> None:
     assert (state not in REFUSED) == (state in FINISHED | {TaskState.LOST})
+
+
+@pytest.mark.parametrize("state", REFUSED)
+def test_nothing_is_promised_of_a_task_that_was_not_looked_for(state: TaskState) -> None:
+    task = make_task(state=state)
+    assert "will" not in str(why_not_retry(task))
+    assert str(why_not_retry(task, "its message was in payments just now")).endswith(
+        "; its message was in payments just now"
+    )
 
 
 @pytest.mark.parametrize("state", TaskState)

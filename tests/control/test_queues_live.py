@@ -12,6 +12,7 @@ from celery import Celery
 from monitor.access import Actor
 from monitor.access import Role
 from monitor.control.commands import Performed
+from monitor.control.commands import RetryTask
 from monitor.control.queue_commands import DeleteMessage
 from monitor.control.queue_commands import PauseQueue
 from monitor.control.queue_commands import PurgeQueue
@@ -140,7 +141,7 @@ def test_one_message_is_thrown_away_and_no_other(watch: Watch) -> None:
         command = DeleteMessage(cluster=CLUSTER, queue=queue, digest=reading.messages[1].digest, id=ids[1])
         with pytest.raises(Forbidden):
             watch.perform(command)
-        assert watch.perform(command, ADMIN).message == f"Task {ids[1]} is thrown away; it will not run."
+        assert watch.perform(command, ADMIN).message == f"Message deleted; task {ids[1]} is revoked."
         left = read(watch, queue).reading
         assert left is not None
         assert [message.id for message in left.messages] == [ids[0], ids[2], ids[3]]
@@ -157,11 +158,31 @@ def test_purge_wants_the_name_and_tells_how_many(watch: Watch) -> None:
                 watch.perform(PurgeQueue(cluster=CLUSTER, queue=queue, confirm=wrong), ADMIN)
         assert watch.action_count() == 0
         performed = watch.perform(PurgeQueue(cluster=CLUSTER, queue=queue, confirm=queue), ADMIN)
-        assert performed.message.startswith(f"3 messages of {queue} thrown away.")
-        assert watch.last_action().parameters["purged"] == 3
+        assert performed.message.startswith(f"3 messages deleted from {queue}; 3 tasks are revoked.")
+        assert watch.last_action().parameters == {"purged": 3, "concluded": 3}
         reading = read(watch, queue).reading
         assert reading is not None
         assert reading.messages == ()
+
+
+def test_tasks_whose_messages_are_removed_are_revoked_by_whom_and_can_be_retried(watch: Watch) -> None:
+    with queue_without_worker(url_of(watch), task_send_sent_event=True) as (app, queue):
+        deleted, *purged = (send(app, queue, number) for number in range(4))
+        for task_id in (deleted, *purged):
+            watch.wait_for(task_id, TaskState.PENDING)
+        reading = read(watch, queue).reading
+        assert reading is not None
+        watch.perform(DeleteMessage(cluster=CLUSTER, queue=queue, digest=reading.messages[0].digest), ADMIN)
+        task = watch.wait_for(deleted, TaskState.REVOKED)
+        assert task.exception == f"message deleted from {queue} by root"
+        watch.perform(PurgeQueue(cluster=CLUSTER, queue=queue, confirm=queue), ADMIN)
+        for task_id in purged:
+            assert watch.wait_for(task_id, TaskState.REVOKED).exception == f"queue {queue} purged by root"
+        retried = watch.perform(RetryTask(cluster=CLUSTER, id=purged[1]))
+        assert retried.results[0].fidelity == "exact"
+        again = read(watch, queue).reading
+        assert again is not None
+        assert [(message.id, message.args) for message in again.messages] == [(retried.results[0].new_id, "[2]")]
 
 
 def test_priorities_of_redis_are_read_and_purged(redis_url: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from monitor.access import Role
 from monitor.brokers.publish import Route
 from monitor.brokers.publish import publisher
 from monitor.control.commands import RetryTask
+from monitor.control.commands import RetryTasks
 from monitor.control.known import Known
 from monitor.control.known import known
 from monitor.control.retry import find_route
@@ -83,6 +84,42 @@ def test_a_link_without_a_task_says_that_nobody_has_seen_it(watch: Watch) -> Non
     link_retry(watch.store, CLUSTER, make_id(1), "never-sent", "probable", NOW)
     (link,) = queries.lineage(watch.store, queries.task(watch.store, make_id(1), CLUSTER)).retried_as
     assert (link.id, link.state, link.at) == ("never-sent", None, NOW)
+
+
+def test_a_selection_leaves_out_what_somebody_retried_and_says_as_what(watch: Watch) -> None:
+    ids = (make_id(1), make_id(2), make_id(3))
+    new = watch.perform(RetryTask(cluster=CLUSTER, id=make_id(2), confirm=True)).results[0].new_id
+    with pytest.raises(ConfirmationRequired) as caught:
+        watch.perform(RetryTasks(cluster=CLUSTER, ids=ids))
+    detail = caught.value.detail
+    assert (detail["sendable"], detail["skipped"], detail["retried"]) == (2, 1, 1)
+    performed = watch.perform(RetryTasks(cluster=CLUSTER, ids=ids, confirm=True, request_id="a form"))
+    assert {each.id: each.outcome for each in performed.results} == dict(
+        zip(ids, ("done", "skipped", "done"), strict=True)
+    )
+    assert f"Already retried as {new}, state unknown." in {each.message for each in performed.results}
+    assert waiting(watch) == 3
+    again = watch.perform(RetryTasks(cluster=CLUSTER, ids=ids[:1], confirm=True, request_id="a form"))
+    assert (again.results[0].outcome, waiting(watch)) == ("done", 3)  # the same form: its own retry, not sent twice
+    watch.perform(RetryTasks(cluster=CLUSTER, ids=ids, confirm=True, include_retried=True))
+    assert waiting(watch) == 6
+
+
+def test_two_people_who_retry_a_selection_at_the_same_time_send_each_task_once(watch: Watch) -> None:
+    command = RetryTasks(cluster=CLUSTER, ids=(make_id(1), make_id(2)), confirm=True)
+    with ThreadPoolExecutor(6) as pool:
+        performed = list(pool.map(lambda _: watch.perform(command), range(6)))
+    assert waiting(watch) == 2
+    assert sum(each.outcome == "done" for one in performed for each in one.results) == 2
+
+
+def test_one_task_that_was_retried_asks_first_and_says_when_and_as_what(watch: Watch) -> None:
+    performed = watch.perform(RetryTask(cluster=CLUSTER, id=make_id(3), confirm=True))
+    with pytest.raises(ConfirmationRequired) as caught:
+        watch.perform(RetryTask(cluster=CLUSTER, id=make_id(3)))
+    said = f"already retried 0 s ago as {performed.results[0].new_id}, which has not reported anything yet"
+    assert said in caught.value.message
+    assert waiting(watch) == 1
 
 
 def test_a_broker_that_dies_between_two_messages_leaves_one_in_doubt_and_sends_no_more(

@@ -229,7 +229,7 @@ def test_a_queue_that_is_unknown_is_asked_for(broker_url: str, tmp_path: Path) -
         old = worker.send("fail", queue=queues.split(",")[0])
         task = watch.wait_for(old, TaskState.FAILURE)
         assert task.queue is None
-        with pytest.raises(Conflict, match="is not known: events name it only with"):
+        with pytest.raises(Conflict, match="is unknown: events name it only with"):
             watch.perform(retry(old, confirm=True))
 
 

@@ -1,6 +1,7 @@
 """A cluster under watch for tests: a real source feeding a real record, and a controller beside them."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ def watching(broker_url: str, directory: Path, **given: object) -> Iterator[Watc
             if delivery.events:
                 writer.write([delivery])
             source.acknowledge()
+            writer.conclude_removals(time.time())
 
     thread = threading.Thread(target=feed)
     thread.start()

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from monitor.receiver import helpers
 from monitor.receiver import process
 from tests.workers import wait_for
 
@@ -12,7 +13,8 @@ from tests.workers import wait_for
 def test_what_runs_beside_the_receiver_starts_again_after_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "OPEN_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(helpers, "FIRST_PAUSE_SECONDS", 0.01)
+    failing = helpers.Helpers()
     began: list[int] = []
 
     def stumble(stop: threading.Event) -> None:
@@ -23,9 +25,14 @@ def test_what_runs_beside_the_receiver_starts_again_after_an_error(
 
     stop = threading.Event()
     with caplog.at_level(logging.ERROR):
-        thread = process.start_beside(stumble, stop)
+        thread = process.start_beside("queue sampler", stumble, stop, failing)
         wait_for(lambda: len(began) == 3, seconds=5)
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
     assert "a name of 300 bytes" in caplog.text
+    (found,) = failing.failing
+    assert (found.name, found.error, found.failures) == ("queue sampler", "ValueError: a name of 300 bytes", 2)
+    assert failing.pause("queue sampler") == 0.02  # ever longer
+    failing.works("queue sampler")
+    assert failing.failing == ()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from monitor.settings import Settings
 from monitor.store import queries
 from monitor.store.engine import open_store
 from monitor.store.writer import Writer
+from monitor.workers import process_state
+from monitor.workers import twin_pids
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
@@ -157,29 +158,62 @@ def test_receiver_that_waits_for_its_database_accuses_nobody(judged: Judged) -> 
     assert judged.status() is WorkerStatus.ONLINE
 
 
-def test_heartbeat_of_another_process_under_the_name_is_believed_only_when_it_stays(judged: Judged) -> None:
+def test_two_processes_of_one_name_are_judged_each_by_its_own_heartbeats(judged: Judged) -> None:
     task_id = begin(judged)
-    for second in range(20):  # two workers by mistake under one name
-        judged.receive("worker-heartbeat", NOW + second, pid=31 + second % 2, freq=3.0)
+    for second in range(20):
+        judged.receive("worker-heartbeat", NOW + second, pid=31 + second % 2, freq=3.0, active=4)
         judged.step(NOW + second)
+    worker = queries.worker(judged.store, HOSTNAME, "shop")
+    assert twin_pids(worker) == (31, 32)
+    assert worker.pid == 32
+    assert [(each.pid, each.active, each.last_heartbeat) for each in worker.others] == [(31, 4, NOW + 18)]
     assert judged.state(task_id) is TaskState.STARTED
     for second in range(20, 28):
         judged.receive("worker-heartbeat", NOW + second, pid=32, freq=3.0)
         judged.step(NOW + second)
     assert judged.state(task_id) is TaskState.LOST
-    assert judged.concluded[0].exception == f"{HOSTNAME} (process 31) is gone: process 32 has taken its place"
+    assert judged.concluded[0].exception == (
+        f"{HOSTNAME} (process 31) is gone: its last heartbeat came 8 s ago (one is due every 3 s), "
+        "and process 32 has taken its place"
+    )
 
 
-def test_task_of_a_worker_that_said_goodbye_is_lost_after_a_while(judged: Judged) -> None:
+def beat_until(judged: Judged, since: int, until: int) -> None:
+    """The new process of a restart sends heartbeats, and the reconciler looks."""
+    for at in range(since, until, 3):
+        judged.receive("worker-heartbeat", NOW + at, pid=32, freq=3.0)
+        judged.step(NOW + at)
+
+
+def test_process_that_said_goodbye_ends_what_it_runs_and_is_presumed_killed_much_later(judged: Judged) -> None:
+    first, second = begin(judged), make_id()
+    judged.receive("task-received", NOW + 1, uuid=second)
+    judged.receive("task-started", NOW + 1, uuid=second)
+    judged.receive("worker-offline", NOW + 2)
+    judged.receive("worker-online", NOW + 3, pid=32, freq=3.0)  # a rolling restart
+    beat_until(judged, 3, 30)
+    assert process_state(queries.worker(judged.store, HOSTNAME, "shop"), 31) == "shutting down"
+    judged.receive("task-succeeded", NOW + 300, uuid=first, runtime=299.0)  # a sign of life
+    beat_until(judged, 300, 312)
+    assert judged.state(first) is TaskState.SUCCESS
+    beat_until(judged, 880, 898)
+    assert judged.state(second) is TaskState.STARTED
+    beat_until(judged, 898, 916)
+    assert judged.state(second) is TaskState.LOST
+    [event] = judged.concluded
+    assert event.exception is not None
+    assert "worker7@shop (process 31) shut down 90" in event.exception
+    assert "After 10 min it is presumed killed" in event.exception
+
+
+def test_worker_that_said_goodbye_and_has_no_successor_is_waited_for_too(judged: Judged) -> None:
     task_id = begin(judged)
-    for second in range(1, 10):
-        if second == 2:
-            judged.receive("worker-offline", NOW + second)
-        judged.step(NOW + second)
-        if second == 5:
-            assert judged.state(task_id) is TaskState.STARTED
+    judged.receive("worker-offline", NOW + 2)
+    for at in (*range(2, 20, 4), *range(580, 603, 4), 604):
+        assert judged.state(task_id) is TaskState.STARTED
+        judged.step(NOW + at)
     assert judged.state(task_id) is TaskState.LOST
-    assert "it went offline" in (judged.concluded[0].exception or "")
+    assert judged.status() is WorkerStatus.OFFLINE
 
 
 def test_late_end_takes_a_lost_task_back(judged: Judged) -> None:
@@ -255,13 +289,42 @@ def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: 
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
 
 
-def test_warm_shutdown_loses_nothing_that_was_ended(broker_url: str, tmp_path: Path) -> None:
-    with watching(broker_url, tmp_path) as watch:
-        with running_worker(broker_url) as worker:
-            done = [worker.send("add", number, 1) for number in range(20)]
-            for task_id in done:
-                watch.wait_for_state(task_id, TaskState.SUCCESS)
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, pool: str) -> None:
+    with watching(broker_url, tmp_path) as watch, running_worker(broker_url, pool=pool, concurrency=1) as worker:
+        done, running = worker.send("add", 3, 4), worker.send("sleep", 14)
+        watch.wait_for_state(done, TaskState.SUCCESS)
+        watch.wait_for_state(running, TaskState.STARTED)
+        worker.process.terminate()
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.OFFLINE)
-        time.sleep(7)  # longer than a goodbye takes to be believed
-        for task_id in done:
-            watch.wait_for_state(task_id, TaskState.SUCCESS, 1)
+        gone = watch.worker(worker.hostname)
+        assert gone is not None
+        assert process_state(gone, worker.pid) == "shutting down"
+        ended = watch.wait_for_state(running, TaskState.SUCCESS)
+        assert [run.outcome for run in ended.runs] == [Outcome.SUCCEEDED]
+        assert watch.wait_for_state(done, TaskState.SUCCESS, 1).runs[0].outcome is Outcome.SUCCEEDED
+        assert watch.concluded == []
+
+
+def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) -> None:
+    with (
+        watching(redis_url, tmp_path) as watch,
+        running_worker(redis_url, concurrency=1, hostname="dup@shop") as first,
+        running_worker(redis_url, concurrency=1, hostname="dup@shop") as second,
+    ):
+        tasks = [each.send("sleep", 12) for each in (first, second)]
+        for task_id in tasks:
+            watch.wait_for_state(task_id, TaskState.STARTED)
+
+        def both() -> bool:
+            worker = watch.worker("dup@shop")
+            pids = twin_pids(worker) if worker is not None else ()
+            return pids == tuple(sorted((first.pid, second.pid)))
+
+        wait_for(both, 20, "two processes of one name")
+        both_queues = {first.queue, second.queue}
+        wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
+        wait_for(lambda: all((queue := watch.queue(name)) and queue.consumers for name in both_queues))
+        ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
+        assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}
+        assert watch.concluded == []

@@ -1,6 +1,7 @@
 """A receiver with its sampler and its reconciler, on a real broker and a database of its own."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +16,20 @@ from monitor.receiver.ingest import Receiver
 from monitor.receiver.reconcile import Reconciler
 from monitor.receiver.sampler import Sampler
 from monitor.receiver.sources.make import make_source
+from monitor.records import Delivery
+from monitor.records import Event
 from monitor.records import Queue
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.settings import Broker
 from monitor.settings import Settings
+from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.terms import cluster_id
+from monitor.workers import fold_worker
 from tests.workers import wait_for
 
 CLUSTER = "shop"
@@ -38,6 +44,16 @@ class Watching:
     sampler: Sampler
     reconciler: Reconciler
     notices: list[str] = field(default_factory=list)
+    concluded: list[Event] = field(default_factory=list)  # all that was found out by judging
+
+    def hear(self, kind: str, hostname: str, **fields: object) -> None:
+        """An event of a worker that is not there, stored as if the receiver had received it."""
+        event = Event(type=kind, timestamp=time.time(), hostname=hostname, pid=4711, **fields)  # type: ignore[arg-type]
+        with self.store.begin() as connection:
+            number = cluster_id(self.store, connection, CLUSTER)
+            known = journal.load_workers(connection, number, [hostname]).get(hostname)
+            worker = fold_worker(known, event, CLUSTER, time.time())
+            journal.save_workers(self.store, connection, number, [worker])
 
     def task(self, task_id: str) -> Task | None:
         try:
@@ -72,7 +88,14 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     remote = Remote(broker, settings)
     notices: list[str] = []
     sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append)
-    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, receiver.conclude)
+    receiver.on_new_worker(sampler.wake)
+    concluded: list[Event] = []
+
+    def conclude(delivery: Delivery) -> None:
+        concluded.extend(delivery.events)
+        receiver.conclude(delivery)
+
+    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, conclude)
     stop = threading.Event()
     runs = (receiver.run, sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run)
     threads = [threading.Thread(target=each, args=(stop,)) for each in runs]
@@ -80,7 +103,7 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
         thread.start()
     try:
         wait_for(lambda: receiver.health.connected, 10, "the connection of the receiver")
-        yield Watching(store, receiver, sampler, reconciler, notices)
+        yield Watching(store, receiver, sampler, reconciler, notices, concluded)
     finally:
         stop.set()
         for thread in threads:

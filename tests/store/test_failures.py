@@ -9,6 +9,7 @@ from monitor.records import Event
 from monitor.records import FailureState
 from monitor.settings import Settings
 from monitor.store import failures
+from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from monitor.store.writer import Writer
@@ -112,3 +113,46 @@ def test_new_groups_are_those_first_seen_or_back_again_lately(store: Store) -> N
     assert new(cluster="eu") == []
     failures.set_failure_state(store, declined, FailureState.MUTED, NOW + 40)
     assert new() == ["KeyError"]
+
+
+def unread(number: int, customer: str, at: float) -> list[Event]:
+    return failed(number, at, exception=f"ValueError('price list of {customer} cannot be read')")
+
+
+def variants_of(store: Store, number: int = 1) -> dict[str | None, int]:
+    return {each.message: each.count for each in failures.failure_group(store, number).variants}
+
+
+def test_messages_that_differ_in_a_name_are_one_group_with_its_variants(store: Store) -> None:
+    write(store, *unread(1, "Acme", NOW))
+    assert failures.failure_group(store, 1).message == "price list of Acme cannot be read"
+    write(store, *unread(2, "Globex", NOW + 1), *unread(3, "Initech", NOW + 2), *unread(4, "Globex", NOW + 3))
+    (group,) = failures.failure_groups(store, since=NOW - 60)
+    assert (group.message, group.count) == ("price list of <name> cannot be read", 4)
+    assert [(each.message, each.count) for each in group.variants] == [
+        ("price list of Globex cannot be read", 2),
+        ("price list of Acme cannot be read", 1),
+        ("price list of Initech cannot be read", 1),
+    ]
+    write(store, *unread(4, "Globex", NOW + 3))  # told twice
+    assert sum(variants_of(store).values()) == 4
+    write(store, make_event("task-succeeded", uuid=make_id(2), timestamp=NOW + 9, result="1"))
+    assert sum(variants_of(store).values()) == failures.failure_group(store, 1).count
+
+
+def test_variants_are_kept_up_to_a_number_and_the_others_counted_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MOST_VARIANTS", 2)
+    for number, customer in enumerate(("Acme", "Globex", "Initech", "Hooli", "Acme"), 1):
+        write(store, *unread(number, customer, NOW + number))  # a writer of its own each: nothing is in memory
+    assert variants_of(store) == {
+        "price list of Acme cannot be read": 2,
+        "price list of Globex cannot be read": 1,
+        None: 2,
+    }
+
+
+def test_message_without_a_name_has_no_variants(store: Store) -> None:
+    write(store, *failed(1, NOW))
+    assert failures.failure_group(store, 1).variants == ()

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from monitor.store import failures
 from monitor.store import migrations
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from monitor.store.keys import to_key
 from tests.factories import NOW
+from tests.factories import make_event
 from tests.factories import make_id
 from tests.store.test_writer import counts
 from tests.store.test_writer import one_task
@@ -81,4 +83,34 @@ def test_tasks_of_an_older_database_stay_and_are_found(database_url: str) -> Non
         kept = connection.execute(sa.select(schema.task.c.id).order_by(schema.task.c.id)).scalars().all()
     assert kept[0] == 1 << 6 | 1
     assert len(kept) == 2
+    store.close()
+
+
+def test_groups_that_differ_in_a_name_become_one_with_what_they_counted(database_url: str) -> None:
+    store = open_store(database_url)
+    empty(store)
+    with store.begin() as connection:
+        migrations.upgrade(connection, "0007")
+        connection.execute(schema.cluster.insert().values(name="shop"))
+        rows = [("Acme", 2, "muted"), ("Globex", 3, "resolved"), ("Initech", 4, "regressed")]
+        for number, (customer, count, state) in enumerate(rows, 1):
+            message = f"price list of {customer} cannot be read"
+            connection.execute(
+                schema.failure_group.insert().values(
+                    cluster_id=1, signature=bytes([number]) * 16, name="shop.pay", exception_type="ValueError",
+                    message=message, first_seen=NOW - number, last_seen=NOW + number, count=count, state=state,
+                )
+            )  # fmt: skip
+            place = {"resolution": 60, "at": NOW // 60 * 60, "group_id": number, "worker_id": 0, "count": count}
+            connection.execute(schema.failure_rollup.insert().values(place))
+    store.close()
+    store = open_store(database_url)
+    (group,) = failures.failure_groups(store, since=NOW - 60)
+    assert (group.id, group.message, group.count) == (1, "price list of <name> cannot be read", 9)
+    assert (group.state, group.first_seen, group.last_seen) == ("regressed", NOW - 3, NOW + 3)
+    assert [each.count for each in group.variants] == [4, 3, 2]
+    failure = {"uuid": make_id(7), "exception": "ValueError('price list of Hooli cannot be read')"}
+    received = make_event("task-received", uuid=make_id(7), name="shop.pay", timestamp=NOW)
+    write(store, received, make_event("task-failed", timestamp=NOW + 9, **failure))
+    assert failures.failure_group(store, 1).count == 10
     store.close()

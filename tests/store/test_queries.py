@@ -9,14 +9,19 @@ from monitor.errors import InvalidInput
 from monitor.filter_terms import All
 from monitor.filter_terms import Any
 from monitor.filter_terms import Expression
+from monitor.filter_terms import InGroups
 from monitor.filter_terms import Leaf
 from monitor.filter_terms import Match
 from monitor.filter_terms import Not
 from monitor.filter_terms import Range
+from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import Word
 from monitor.filter_values import FIELDS
+from monitor.filter_values import NO
+from monitor.filter_values import STATES_BY_WORD
+from monitor.filter_values import YES
 from monitor.filter_values import Kind
 from monitor.filters import parse
 from monitor.records import Count
@@ -147,6 +152,12 @@ def text_of(task: Task, leaf: Match) -> str | None:
     return None if value is None else str(value)
 
 
+def retry_is(word: str, task: Task) -> bool:
+    if task.retried is None or task.retried.state is None:
+        return task.retried is not None and not word
+    return bool(word) and task.retried.state in STATES_BY_WORD[word]
+
+
 def matches(leaf: Leaf, task: Task) -> bool:
     """What the documentation says, in as few words as possible."""
     if isinstance(leaf, State):
@@ -156,6 +167,10 @@ def matches(leaf: Leaf, task: Task) -> bool:
         texts = (task.name, task.args, task.kwargs, task.exception)
         named = wildcard_free and task.id.startswith(leaf.pattern.pieces[0].lower())
         return named or any(each is not None and contains(leaf.pattern, each) for each in texts)
+    if isinstance(leaf, Retried):
+        return (leaf.word == NO) == (task.retried is None) if leaf.word in {YES, NO} else retry_is(leaf.word, task)
+    if isinstance(leaf, InGroups):
+        raise NotImplementedError  # what people decided about groups is no fact of a task
     name = {"group": "failure_group", "root": "root_id", "parent": "parent_id"}.get(leaf.field, leaf.field)
     value = getattr(task, name)
     if isinstance(leaf, Unknown):

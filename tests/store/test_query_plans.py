@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from monitor.filters import UNHANDLED
 from monitor.filters import parse
 from monitor.records import TaskState
 from monitor.store import schema
@@ -38,6 +39,10 @@ CASES = {
     f"parent:{make_id(11)}": "task_root",
     "job:1": "task_key",
     "job:1 runtime:>5s": "task_key",
+    "retried:yes": "task_key",
+    "retried:succeeded state:failed": "task_key",
+    "state:failed retried:no": "task_state",
+    UNHANDLED: "task_state",
     "group:1": "task_failure_group",
     "group:1 runtime:>5s": "task_failure_group",
     f"id:{make_id(8)}": "task_pkey|INTEGER PRIMARY KEY",
@@ -93,6 +98,7 @@ def test_a_list_walks_its_index(store: Store, page: str) -> None:
             assert lines, text
             # PostgreSQL weighs each partition by itself: in so small a one the order of time can cost as little.
             weighed = "task_state" in index or "task_name" in index or "received:" in text or "job:" in text
+            weighed |= "retried:" in text
             allowed = f"{index}|task_seen" if weighed and connection.dialect.name == "postgresql" else index
             for line in lines:
                 assert re.search(rf"(INDEX|using|USING) ({in_each_partition(allowed)})\b|USING {allowed}", line), (
@@ -111,6 +117,17 @@ def test_tasks_of_a_job_are_looked_up_by_their_keys(store: Store, text: str) -> 
         assert walk.floor_of(connection, path) is None
         lines = reads_of_task(explain(connection, walk.positions(path, 20)))
     assert lines == ["SEARCH task USING INDEX task_key (cluster_id=? AND key=?)"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_whether_a_row_was_retried_is_looked_up_by_its_key(store: Store) -> None:
+    with store.read() as connection:
+        path = choose(connection, parse("state:failed retried:no", NOW + 300), 20)
+        lines = explain(connection, walk.positions(path, 20))
+        assert any(re.search(r"SEARCH link USING .*cluster_id=\? AND key=\?", line) for line in lines), lines
+        path = choose(connection, parse("name:shop.pay.charge -retried:failed", NOW + 300), 20)
+        lines = explain(connection, walk.positions(path, 20))
+        assert any(re.search(r"SEARCH again USING .*cluster_id=\? AND key=\?", line) for line in lines), lines
 
 
 def test_a_page_is_not_sorted_when_its_index_has_the_order(store: Store) -> None:

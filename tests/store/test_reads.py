@@ -7,9 +7,13 @@ from sqlalchemy import insert
 
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
+from monitor.filters import UNHANDLED
+from monitor.filters import parse
 from monitor.records import Action
+from monitor.records import Count
 from monitor.records import Delivery
 from monitor.records import Event
+from monitor.records import FailureState
 from monitor.records import Link
 from monitor.records import Outcome
 from monitor.records import Queue
@@ -17,6 +21,7 @@ from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
 from monitor.records import TaskState
 from monitor.settings import Settings
+from monitor.store import failures
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store import schema
@@ -61,7 +66,7 @@ def test_a_task_has_all_its_runs_with_all_texts(store: Store) -> None:
         (0, Outcome.RETRIED, "T"),
         (1, Outcome.FAILED, "T"),
     ]
-    assert (found.state, found.cluster, found.args, found.wait) == (TaskState.FAILURE, "shop", "(31,)", 0.5)
+    assert (found.state, found.cluster, found.args, found.wait) == (TaskState.FAILURE, "shop", "(31,)", 8.0)
 
 
 def test_the_same_id_on_two_clusters_is_the_one_asked_for_else_the_newest(store: Store) -> None:
@@ -90,6 +95,55 @@ def test_lineage_goes_both_ways(store: Store) -> None:
         Link(id="order-9", state=None, at=NOW + 6, fidelity="exact"),
     )
     assert (new.retry_of, new.retried_as) == (OLD, ())
+
+
+def test_a_task_is_marked_and_found_by_the_newest_task_as_which_it_was_retried(store: Store) -> None:
+    failed, again, plain, same, unseen = (make_id(number) for number in range(41, 46))
+    write(store, *life(failed, end="failed"), *life(again, end="failed"), *life(NEW), *life(plain, end="failed"))
+    write(store, *life(same, end="failed"), *life(unseen, end="failed"))
+    journal.link_retry(store, "shop", failed, again, "probable", NOW + 5)
+    journal.link_retry(store, "shop", failed, NEW, "exact", NOW + 6)
+    journal.link_retry(store, "shop", same, same, "exact", NOW + 7)
+    journal.link_retry(store, "shop", unseen, "never-seen", "exact", NOW + 8)
+    journal.link_retry(store, "eu", plain, NEW, "exact", NOW + 9)  # another cluster's task of that id
+
+    def found(query: str) -> set[str]:
+        page = queries.tasks(store, parse(query, NOW + 99))
+        assert page.count == Count(len(page.items)) == queries.count(store, parse(query, NOW + 99))
+        return {task.id for task in page.items}
+
+    assert found("retried:yes") == {failed, unseen}
+    assert found("retried:succeeded") == {failed}
+    assert found("retried:failed") == set()
+    assert found('retried:""') == {unseen}
+    assert found("retried:no") == found("-retried:yes") == {again, NEW, plain, same}
+    assert found("state:failed -retried:succeeded") == {again, plain, same, unseen}
+    assert found("retried:unfinished OR id:" + plain) == {plain}
+    marks = {task.id: task.retried for task in queries.tasks(store, parse("state:failed", NOW + 99)).items}
+    assert marks == {
+        failed: Link(id=NEW, state=TaskState.SUCCESS, at=NOW + 6, fidelity="exact"),
+        unseen: Link(id="never-seen", state=None, at=NOW + 8, fidelity="exact"),
+        **dict.fromkeys((again, plain, same)),
+    }
+    facets = queries.facets(store, parse("state:failed retried:no", NOW + 99), ("retried",))["retried"]
+    assert {(each.term, each.count) for each in facets} == {("retried:succeeded", Count(1)), ('retried:""', Count(1))}
+
+
+def test_failures_that_need_somebody_are_neither_retried_nor_in_a_muted_or_resolved_group(store: Store) -> None:
+    groups = {}
+    for number, error in enumerate(("Muted", "Resolved", "Open", "Retried"), 51):
+        task_id = make_id(number)
+        write(store, *life(task_id, end="failed", name=f"shop.{error}"))
+        groups[error] = queries.task(store, task_id).failure_group or 0
+    failures.set_failure_state(store, groups["Muted"], FailureState.MUTED, NOW + 9)
+    failures.set_failure_state(store, groups["Resolved"], FailureState.RESOLVED, NOW + 9)
+    journal.link_retry(store, "shop", make_id(54), NEW, "exact", NOW + 6)
+    page = queries.tasks(store, parse(UNHANDLED, NOW + 99))
+    assert ([task.id for task in page.items], page.count) == ([make_id(53)], Count(1))
+    assert str(parse(UNHANDLED, NOW)) == UNHANDLED
+    muted = queries.tasks(store, parse("group:muted OR group:regressed", NOW + 99)).items
+    assert [task.id for task in muted] == [make_id(51)]
+    assert len(queries.tasks(store, parse("group:open", NOW + 99)).items) == 2
 
 
 def test_a_tree_is_the_root_and_all_below_it(store: Store) -> None:

@@ -52,6 +52,7 @@ TASK_KEYS = [
     "root_id",
     "parent_id",
     "failure_group",
+    "retried",
 ]
 USERS = (user("vera", "viewer", "v"), user("olga", "operator", "o"), user("root", "admin", "r"))
 
@@ -116,6 +117,14 @@ def test_task_in_a_list_has_its_values(client: TestClient) -> None:
     assert item["exception"] is item["eta"] is item["parent_id"] is item["failure_group"] is None
 
 
+@pytest.mark.parametrize("sort", ["-received", "name"])
+def test_task_in_a_list_says_nothing_else_than_by_itself(client: TestClient, sort: str) -> None:
+    items = client.get("/api/v1/tasks", params={"sort": sort}).json()["items"]
+    alone = [client.get(f"/api/v1/tasks/{quote(item['id'], safe='')}").json() for item in items]
+    assert items == [{key: task[key] for key in TASK_KEYS} for task in alone]
+    assert [item["traceback"] for item in items if item["state"] == "FAILURE"] == [TRACEBACK] * 2
+
+
 def test_filter_narrows_and_counts(client: TestClient) -> None:
     body = client.get("/api/v1/tasks", params={"q": "state:failed"}).json()
     assert [item["id"] for item in body["items"]] == [TRUNCATED, PROBABLE]
@@ -166,7 +175,17 @@ def test_wrong_or_unknown_parameter_is_refused_never_ignored(client: TestClient,
 def test_task_has_runs_arguments_and_lineage(client: TestClient, store: Store) -> None:
     journal.link_retry(store, "shop", PROBABLE, SUCCEEDED, "probable", 1_780_000_007.0)
     task = client.get(f"/api/v1/tasks/{PROBABLE}").json()
-    assert set(task) == {*TASK_KEYS, "runs", "arguments", "message", "retry_of", "retried_as", "learnt"}
+    assert set(task) == {
+        *TASK_KEYS,
+        "runs",
+        "arguments",
+        "message",
+        "retry_of",
+        "retried_as",
+        "learnt",
+        "worker_state",
+        "message_place",
+    }
     assert task["traceback"] == TRACEBACK
     assert isinstance(task["failure_group"], int)
     (run,) = task["runs"]
@@ -176,6 +195,9 @@ def test_task_has_runs_arguments_and_lineage(client: TestClient, store: Store) -
     assert task["arguments"]["fidelity"] == "probable"
     assert task["arguments"]["source"]
     assert (task["retry_of"], task["retried_as"]) == (None, [SUCCEEDED])
+    assert task["retried"] == {"id": SUCCEEDED, "state": "SUCCESS"}
+    (listed,) = client.get(f"/api/v1/tasks?q=retried:succeeded id:{PROBABLE}").json()["items"]
+    assert listed["retried"] == {"id": SUCCEEDED, "state": "SUCCESS"}
     assert client.get(f"/api/v1/tasks/{SUCCEEDED}").json()["retry_of"] == PROBABLE
 
 

@@ -58,6 +58,19 @@ def test_without_a_preview_what_matches_now_is_taken_and_a_slow_one_can_be_abort
     assert client.post(f"{address}/abort", json={}).status_code == 409
 
 
+def test_a_second_retry_leaves_out_what_was_retried_unless_it_is_asked_for(client: TestClient) -> None:
+    asked = {"action": "retry", "q": f"id:{PROBABLE}"}
+    client.post(f"/api/v1/tasks/{PROBABLE}/retry", json={"confirm": True})
+    preview = client.post("/api/v1/bulk/preview", json=asked).json()
+    assert preview["skipped"] == {"already retried, state unknown": 1}
+    assert (preview["sendable"], preview["retried"], preview["include_retried"]) == (0, 1, False)
+    both = client.post("/api/v1/bulk/preview", json={**asked, "include_retried": True}).json()
+    assert (both["sendable"], both["skipped"], both["include_retried"]) == (1, {}, True)
+    refused = client.post("/api/v1/bulk/preview", json={**asked, "action": "revoke", "include_retried": True})
+    assert refused.status_code == 400
+    assert "include_retried" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -1,7 +1,10 @@
+from monitor.receiver import helpers
+from monitor.records import FailingHelper
 from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
+from monitor.web.banners import MEANINGS
 from monitor.web.banners import Banner
 from monitor.web.banners import banners
 from tests.factories import NOW
@@ -115,3 +118,26 @@ def test_clusters_are_named_and_kept_apart() -> None:
     found = banners(health, [make_worker(), make_worker(cluster="mail", skew=9.0)], [], NOW)
     assert [banner.kind for banner in found] == ["broker", "skew"]
     assert found[0].text == "The broker of mail cannot be reached."
+
+
+def test_a_helper_that_keeps_failing_is_named_with_what_it_means() -> None:
+    helper = FailingHelper(name="queue sampler", error="NOPERM", since=NOW - 70, failures=3)
+    banner = only(*banners([make_health(helpers=(helper,))], [make_worker()], [], NOW))
+    assert (banner.kind, banner.tone, banner.since) == ("helper", "warning", NOW - 70)
+    assert banner.text == "The queue sampler keeps failing: NOPERM."
+    assert banner.then == "Queue depths are out of date."
+    every = {value for name, value in vars(helpers).items() if name.isupper() and isinstance(value, str)}
+    assert every == MEANINGS.keys()
+
+
+def test_helpers_that_fail_with_their_broker_are_not_said_beside_it() -> None:
+    helper = FailingHelper(name="sampler", error="Connection refused", since=NOW - 7, failures=9)
+    found = banners([make_health(connected=False, error="Connection refused.", helpers=(helper,))], [], [], NOW)
+    assert [banner.kind for banner in found] == ["broker"]
+
+
+def test_a_receiver_that_ends_before_it_can_say_anything() -> None:
+    helper = FailingHelper(name="receiver", error="OSError: damaged", since=NOW - 7, failures=4)
+    banner = only(*banners([make_health(connected=False, updated_at=None, helpers=(helper,))], [], [], NOW))
+    assert (banner.kind, banner.tone) == ("helper", "bad")
+    assert banner.text == "The receiver ended 4 times in a row: OSError: damaged."

@@ -3,6 +3,7 @@
 import logging
 import os
 import select
+import signal
 import socket
 import ssl
 import subprocess
@@ -21,10 +22,14 @@ from typing import Protocol
 from typing import TypeVar
 
 from monitor.errors import BrokerUnavailable
+from monitor.receiver.helpers import FEWEST_FAILURES
+from monitor.receiver.helpers import SIPHON
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.sources import siphon
 
 READ_BYTES = siphon.READ_BYTES
 LEAVE_SECONDS = 1.0  # for what the broker still says after we said goodbye
+STEADY_SECONDS = 60.0  # after which a process that was started again counts as working
 LAST_SECONDS = 4.0  # for what the other process still holds
 
 log = logging.getLogger(__name__)
@@ -117,7 +122,9 @@ class Siphoned:
     can be made, few in memory. Raises OSError where the process cannot be started.
     """
 
-    def __init__(self, sock: socket.socket, directory: Path, room: int) -> None:
+    def __init__(self, sock: socket.socket, directory: Path, room: int, helpers: Helpers | None = None) -> None:
+        self._helpers = helpers or Helpers()
+        self._steady_at = time.monotonic() + STEADY_SECONDS if self._helpers.failures(SIPHON) else None
         sock.setblocking(False)  # for both of us
         self._ours, theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -139,11 +146,23 @@ class Siphoned:
         except BlockingIOError:
             return []
         if not data:
-            raise self._end or BrokerUnavailable(
-                "the process that reads the broker's socket has ended, and is started again with a new connection"
-            )
+            raise self._end or self._ended()
+        if self._steady_at is not None and time.monotonic() > self._steady_at:
+            self._steady_at = None
+            self._helpers.works(SIPHON)
         self._rest += data
         return self._pieces()
+
+    def _ended(self) -> BrokerUnavailable:
+        text = f"the process that reads the broker's socket ended by itself ({self._ending()})"
+        self._helpers.failed(SIPHON, text)
+        return BrokerUnavailable(f"{text}; a new connection is opened")
+
+    def _ending(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(LEAVE_SECONDS)
+            return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return "it has closed its end"
 
     def _pieces(self) -> list[Piece]:
         found: list[Piece] = []
@@ -188,12 +207,21 @@ def _nameless(directory: Path, room: int) -> AbstractContextManager[IO[bytes] | 
     return nullcontext()
 
 
-def open_inlet(sock: socket.socket, directory: Path, room: int) -> Inlet:
-    """The inlet that loses least: what TLS has decrypted only this process knows."""
+def open_inlet(sock: socket.socket, directory: Path, room: int, helpers: Helpers | None = None) -> Inlet:
+    """The inlet that loses least: what TLS has decrypted only this process knows.
+
+    Where the process cannot be started, or has ended by itself twice, a thread reads instead.
+    """
+    helpers = helpers or Helpers()
     if isinstance(sock, ssl.SSLSocket):
         return Direct(sock)
+    if helpers.failures(SIPHON) >= FEWEST_FAILURES:
+        log.warning("the broker's socket is read by a thread, since the process for it ended by itself repeatedly")
+        return Direct(sock)
     try:
-        return Siphoned(sock, directory, room)
+        return Siphoned(sock, directory, room, helpers)
     except OSError as error:
+        for _ in range(FEWEST_FAILURES):  # there will be no second attempt on this connection
+            helpers.failed(SIPHON, error)
         log.warning("the broker's socket is read by a thread, since no process can be started for it: %s", error)
         return Direct(sock)

@@ -19,6 +19,7 @@ from monitor.brokers.connection import transport_options
 from monitor.brokers.connection import unavailable
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
+from monitor.receiver.helpers import Helpers
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.sources.base import spool_of
 from monitor.receiver.sources.inlet import closed_by_error
@@ -159,7 +160,8 @@ class RedisSource:
     keeps_events = False
     missed = True
 
-    def __init__(self, broker: Broker, settings: Settings) -> None:
+    def __init__(self, broker: Broker, settings: Settings, helpers: Helpers | None = None) -> None:
+        self._helpers = helpers or Helpers()
         self._url = broker.url
         self._settings = settings
         self._address = parse_redis_address(broker.url)
@@ -192,7 +194,7 @@ class RedisSource:
             bodies = wire.greet(sock, self._address)
             if bodies:
                 self._inbox.put(bodies)
-            inlet = open_inlet(sock, self._settings.spool_directory, self._settings.spool_bytes)
+            inlet = open_inlet(sock, self._settings.spool_directory, self._settings.spool_bytes, self._helpers)
             with closed_by_error(inlet):
                 self._drain = Drain(sock, wire, self._inbox, drops=True, inlet=inlet)
         self._drain.start()

@@ -12,6 +12,7 @@ from monitor.control.bulk import MIN_RATE
 from monitor.control.commands import BulkCommand
 from monitor.control.commands import BulkRetry
 from monitor.control.commands import BulkRevoke
+from monitor.errors import InvalidInput
 from monitor.records import Count
 from monitor.records import Job
 from monitor.store import jobs
@@ -37,6 +38,8 @@ class BulkBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cluster: Cluster | None = None
     rate: Rate | None = None
     reason: Reason | None = None
+    # Null, when a preview is started: as in the preview; else no.
+    include_retried: Annotated[bool, Meta(description="Also send tasks that were retried before")] | None = None
 
 
 class BulkStartBody(BulkBody, frozen=True, kw_only=True):
@@ -70,7 +73,8 @@ class PreviewItem(Struct, frozen=True, kw_only=True):
     """What would be done; ``id`` goes into the ``preview`` of the request that does it.
 
     ``count`` is exact. With ``estimated`` the other numbers are those of ``judged`` tasks, taken evenly from among all
-    and multiplied. ``fidelity`` is null where nothing is sent again.
+    and multiplied. ``fidelity`` is null where nothing is sent again. ``retried`` counts the tasks that somebody has
+    retried before, exactly; they are among ``skipped`` unless ``include_retried``.
     """
 
     id: int
@@ -83,6 +87,8 @@ class PreviewItem(Struct, frozen=True, kw_only=True):
     estimated: bool
     fidelity: Fidelities | None
     skipped: dict[str, int]
+    retried: int
+    include_retried: bool
     samples: list[SampleItem]
     warnings: list[str]
 
@@ -100,6 +106,8 @@ def preview_item(job: Job) -> PreviewItem:
         estimated=preview.estimated,
         fidelity=Fidelities(**preview.fidelity) if preview.fidelity else None,
         skipped=preview.skipped,
+        retried=preview.retried,
+        include_retried=job.include_retried,
         samples=[SampleItem(**sample) for sample in preview.samples],
         warnings=preview.warnings,
     )
@@ -117,8 +125,18 @@ def start_bulk(call: Call, _: NoParameters, body: BulkStartBody) -> JobItem:
 
 
 def _command(body: BulkBody, preview: int | None) -> BulkCommand:
-    kind = BulkRetry if body.action == "retry" else BulkRevoke
-    return kind(cluster=body.cluster, query=body.q, job=preview, rate=body.rate, reason=body.reason)
+    if body.action == "retry":
+        return BulkRetry(
+            cluster=body.cluster,
+            query=body.q,
+            job=preview,
+            rate=body.rate,
+            include_retried=body.include_retried,
+            reason=body.reason,
+        )
+    if body.include_retried is not None:
+        raise InvalidInput("include_retried belongs to the action retry", field="include_retried")
+    return BulkRevoke(cluster=body.cluster, query=body.q, job=preview, rate=body.rate, reason=body.reason)
 
 
 OPERATIONS = (

@@ -25,7 +25,9 @@ from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
 from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import Query
+from monitor.web.api.tasks import RetriedItem
 from monitor.web.api.tasks import TaskItem
+from monitor.web.api.tasks import retried_item
 from monitor.web.present import term
 from monitor.web.wording import iso
 
@@ -56,11 +58,15 @@ def _bytes(store: Store, wanted: Filter, lines: Callable[[list[Task]], bytes], h
 
 
 def _ndjson(tasks: list[Task]) -> bytes:
-    return b"".join(_encode({name: getattr(task, name) for name in COLUMNS}) + b"\n" for task in tasks)
+    return b"".join(_encode(_values(task)) + b"\n" for task in tasks)
 
 
 def _csv(tasks: list[Task]) -> bytes:
-    return _rows([_cell(name, getattr(task, name)) for name in COLUMNS] for task in tasks)
+    return _rows([_cell(name, value) for name, value in _values(task).items()] for task in tasks)
+
+
+def _values(task: Task) -> dict[str, object]:
+    return {name: retried_item(task) if name == "retried" else getattr(task, name) for name in COLUMNS}
 
 
 def _head() -> bytes:
@@ -89,6 +95,8 @@ def _cell(name: str, value: object) -> object:
         return ""
     if name in TIMES:
         return _time(value)
+    if isinstance(value, RetriedItem):
+        return f"{value.state.word if value.state else 'state unknown'} as {value.id}"
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else str(value)
     return value

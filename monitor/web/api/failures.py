@@ -34,6 +34,7 @@ from monitor.web.api.requests import Limit
 from monitor.web.api.requests import Time
 from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
+from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
 from monitor.web.api.tasks import task_item
 
@@ -68,8 +69,18 @@ class FailureBody(Why, frozen=True, kw_only=True):
     """Why the state of a failure group is changed."""
 
 
+class VariantItem(Struct, frozen=True, kw_only=True):
+    """One message of a kind of failure; null: all that came after the first fifty."""
+
+    message: str | None
+    count: int
+
+
 class FailureItem(Struct, frozen=True, kw_only=True):
-    """Failures of one kind; ``count``, ``workers`` and ``trend`` are of the asked span, in equal steps."""
+    """Failures of one kind; ``count``, ``workers`` and ``trend`` are of the asked span, in equal steps.
+
+    Where messages differ in names, ``message`` has <name> and ``variants`` the messages with all their failures.
+    """
 
     id: int
     cluster: str
@@ -87,6 +98,7 @@ class FailureItem(Struct, frozen=True, kw_only=True):
     count_week: int
     workers: int
     trend: tuple[int, ...]
+    variants: list[VariantItem]
 
 
 class WorkerShare(Struct, frozen=True):
@@ -127,6 +139,7 @@ def _failure_fields(summary: FailureSummary) -> dict[str, Any]:
         "count_week": windows.week,
         "workers": windows.workers,
         "trend": windows.trend,
+        "variants": shapes(VariantItem, summary.group.variants),
     }
 
 

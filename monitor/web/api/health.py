@@ -73,6 +73,15 @@ class ShardItem(Struct, frozen=True, kw_only=True):
     updated_at: float | None
 
 
+class HelperItem(Struct, frozen=True, kw_only=True):
+    """A thread or process of a receiver that keeps failing, or its own process (``receiver``)."""
+
+    name: str
+    error: str
+    since: float
+    failures: int
+
+
 class ResultBackendItem(Struct, frozen=True, kw_only=True):
     """Where results are kept, as the options or the application say; ``reason``: why they cannot be read here."""
 
@@ -105,6 +114,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     gaps: list[GapItem]
     standbys: list[StandbyItem]
     shards: list[ShardItem]
+    helpers: list[HelperItem]
     result_backend: ResultBackendItem | None
 
 
@@ -129,8 +139,8 @@ class ClusterList(Struct, frozen=True):
 def unknown_health(cluster: str, backend: ResultBackendItem | None) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    empty: dict[str, Any] = {"notices": (), "gaps": [], "standbys": [], "shards": []}
-    return HealthItem(**{**fields, **empty, "cluster": cluster, "result_backend": backend})
+    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers")}
+    return HealthItem(**(fields | empty | {"cluster": cluster, "notices": (), "result_backend": backend}))
 
 
 def gap_item(gap: Gap) -> GapItem:
@@ -158,6 +168,7 @@ def health_item(
         gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
         shards=shapes(ShardItem, health.parts),
+        helpers=shapes(HelperItem, health.helpers),
         result_backend=backend,
     )
 

@@ -17,8 +17,8 @@ from monitor.control.queue_commands import ReadQueue
 from monitor.control.queue_commands import ResumeQueue
 from monitor.errors import Conflict
 from monitor.records import Pause
-from monitor.records import Percentiles
 from monitor.records import Queue
+from monitor.records import WaitPercentiles
 from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.web.api.acting import cluster_named
@@ -82,7 +82,7 @@ class QueueItem(Struct, frozen=True, kw_only=True):
     oldest: float | None
     sampled_at: float | None
     workers: tuple[str, ...]
-    wait: Percentiles | None
+    wait: WaitPercentiles | None
     paused: PauseItem | None
 
 
@@ -93,7 +93,7 @@ class QueueList(Struct, frozen=True):
 
 
 class Purged(Struct, frozen=True, kw_only=True):
-    """How many messages were thrown away."""
+    """How many messages were deleted. Their tasks are REVOKED within seconds."""
 
     purged: int
     message: str
@@ -133,7 +133,7 @@ def list_queues(call: Call, given: InCluster) -> QueueList:
     return QueueList([_queue_item(queue, pauses, waits.get((queue.cluster, queue.name))) for queue in found])
 
 
-def _queue_item(queue: Queue, pauses: Mapping[tuple[str, str], Pause], wait: Percentiles | None) -> QueueItem:
+def _queue_item(queue: Queue, pauses: Mapping[tuple[str, str], Pause], wait: WaitPercentiles | None) -> QueueItem:
     pause = pauses.get((queue.cluster, queue.name))
     paused = None if pause is None else shape(PauseItem, pause)
     return shape(QueueItem, queue, wait=wait, paused=paused)

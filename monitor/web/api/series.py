@@ -9,6 +9,7 @@ from msgspec import UnsetType
 from monitor.errors import InvalidInput
 from monitor.records import Percentiles
 from monitor.records import Series
+from monitor.records import WaitPercentiles
 from monitor.store import queries
 from monitor.web.api.acting import given_or
 from monitor.web.api.health import GapItem
@@ -47,7 +48,7 @@ class BucketItem(Struct, frozen=True, kw_only=True):
     revoked: int
     rejected: int
     lost: int
-    wait: Percentiles | None
+    wait: WaitPercentiles | None
     run: Percentiles | None
 
 

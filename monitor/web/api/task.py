@@ -13,6 +13,7 @@ from msgspec import UnsetType
 from monitor.control.commands import FindMessage
 from monitor.control.commands import RetryTask
 from monitor.control.commands import RevokeTask
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import look
 from monitor.errors import Conflict
@@ -26,6 +27,7 @@ from monitor.records import Lineage
 from monitor.records import Message
 from monitor.records import Outcome
 from monitor.records import Task
+from monitor.records import WaitSince
 from monitor.redact import Redactor
 from monitor.store import queries
 from monitor.web.api.acting import ACTION_ERRORS
@@ -46,6 +48,9 @@ from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
+from monitor.web.api.tasks import retried_item
+from monitor.workers import ProcessState
+from monitor.workers import holder_state
 
 
 class TaskAddress(InCluster, frozen=True, kw_only=True):
@@ -93,6 +98,7 @@ class RunItem(Struct, frozen=True, kw_only=True):
     eta: float | None
     runtime: float | None
     wait: float | None
+    wait_since: WaitSince | None
     result: str | None
     exception: str | None
     traceback: str | None
@@ -136,6 +142,8 @@ class TaskDetail(TaskItem, frozen=True, kw_only=True):
     message: MessageItem | None
     retry_of: str | None
     retried_as: list[str]
+    message_place: str | None  # of a task that waits: where its message is, as far as that was checked just now
+    worker_state: ProcessState | None  # of the process that has it; "shutting down": it finishes what it runs first
     learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
 
 
@@ -186,7 +194,9 @@ def message_item(message: Message | None, redactor: Redactor) -> MessageItem | N
     )
 
 
-def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) -> TaskDetail:
+def task_detail(
+    task: Task, lineage: Lineage, found: Known, redactor: Redactor, worker_state: ProcessState | None = None
+) -> TaskDetail:
     known = without_secrets(found.arguments, redactor)
     arguments = ArgumentsItem(
         args=known.args_value,
@@ -198,18 +208,22 @@ def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) 
     return shape(
         TaskDetail,
         task,
+        retried=retried_item(task),
         runs=shapes(RunItem, task.runs),
         arguments=arguments,
         message=message_item(found.message, redactor),
         retry_of=lineage.retry_of,
         retried_as=[link.id for link in lineage.retried_as],
+        message_place=found.place if task.state in WAITING else None,
+        worker_state=worker_state,
     )
 
 
 def get_task(call: Call, given: TaskAddress) -> TaskDetail:
     task = queries.task(call.store, given.id, given.cluster)
     found = look(call.store, call.settings, task)
-    return task_detail(task, queries.lineage(call.store, task), found, Redactor(call.settings.redact))
+    state = holder_state(task, queries.workers(call.store, task.cluster))
+    return task_detail(task, queries.lineage(call.store, task), found, Redactor(call.settings.redact), state)
 
 
 def retry_task(call: Call, given: TaskAddress, body: RetryBody) -> Retried:

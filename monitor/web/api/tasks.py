@@ -11,6 +11,7 @@ from monitor.records import Count
 from monitor.records import Page
 from monitor.records import Task
 from monitor.records import TaskState
+from monitor.records import WaitSince
 from monitor.store import queries
 from monitor.store.sorting import SORTS
 from monitor.web.api.operation import Call
@@ -19,7 +20,6 @@ from monitor.web.api.requests import Cursor
 from monitor.web.api.requests import Limit
 from monitor.web.api.requests import Query
 from monitor.web.api.shapes import shape
-from monitor.web.api.shapes import shapes
 
 SORT_KEYS = [sign + key for key in ("received", *SORTS) for sign in ("-", "")]
 Sort = Annotated[
@@ -34,6 +34,13 @@ class TaskListing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     sort: Sort = "-received"
     limit: Limit = 50
     cursor: Cursor | None = None
+
+
+class RetriedItem(Struct, frozen=True, kw_only=True):
+    """The newest task as which a person retried another; ``state`` is null while nothing of it is recorded."""
+
+    id: str
+    state: TaskState | None
 
 
 class TaskItem(Struct, frozen=True, kw_only=True):
@@ -59,9 +66,11 @@ class TaskItem(Struct, frozen=True, kw_only=True):
     finished: float | None
     runtime: float | None
     wait: float | None
+    wait_since: WaitSince | None
     root_id: str | None
     parent_id: str | None
     failure_group: int | None
+    retried: RetriedItem | None
 
 
 class TaskPage(Struct, frozen=True, kw_only=True):
@@ -74,16 +83,23 @@ class TaskPage(Struct, frozen=True, kw_only=True):
 
 
 def task_item(task: Task) -> TaskItem:
-    return shape(TaskItem, task)
+    return shape(TaskItem, task, retried=retried_item(task))
+
+
+def retried_item(task: Task) -> RetriedItem | None:
+    return None if task.retried is None else RetriedItem(id=task.retried.id, state=task.retried.state)
 
 
 def task_page(page: Page[Task]) -> TaskPage:
-    return TaskPage(items=shapes(TaskItem, page.items), next=page.next, count=page.count, searched=page.searched)
+    return TaskPage(
+        items=[task_item(each) for each in page.items], next=page.next, count=page.count, searched=page.searched
+    )
 
 
 def list_tasks(call: Call, given: TaskListing) -> TaskPage:
     found = filters.parse(given.q, time.time())
-    return task_page(queries.tasks(call.store, found, sort=given.sort, limit=given.limit, cursor=given.cursor))
+    page = queries.tasks(call.store, found, sort=given.sort, limit=given.limit, cursor=given.cursor, tracebacks=True)
+    return task_page(page)
 
 
 OPERATIONS = (

@@ -10,6 +10,7 @@ from monitor import workflow
 from monitor.errors import NotFound
 from monitor.records import Page
 from monitor.records import TaskState
+from monitor.records import WorkflowState
 from monitor.records import WorkflowSummary
 from monitor.store import queries
 from monitor.web.api.operation import Call
@@ -21,6 +22,7 @@ from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.workflow import Tree
 from monitor.workflow import critical_path
+from monitor.workflow import state_of
 from monitor.workflow import waiting_for
 
 WorkflowLimit = Annotated[int, Meta(ge=1, le=100, description="Most workflows of a page")]
@@ -65,10 +67,14 @@ class Waiting(Struct, frozen=True, kw_only=True):
 
 
 class WorkflowDetail(Struct, frozen=True, kw_only=True):
-    """A root task and all under it. What a chord waits for, events do not tell; ``complete``: no task is left out."""
+    """A root task and all under it. What a chord waits for, events do not tell; ``complete``: no task is left out.
+
+    ``state`` is the workflow's, see WorkflowItem.
+    """
 
     root_id: str
     cluster: str
+    state: WorkflowState | None
     began: float | None
     last_seen: float | None
     states: dict[str, int]
@@ -79,10 +85,16 @@ class WorkflowDetail(Struct, frozen=True, kw_only=True):
 
 
 class WorkflowItem(Struct, frozen=True, kw_only=True):
-    """A root task with how many tasks of each state stand under it, itself included."""
+    """A root task with how many tasks of each state stand under it, itself included.
+
+    ``state`` is the workflow's, not its root's: running while a task of it runs, waiting while none runs and some wait
+    for a worker, a retry or an ETA; of one in which nothing goes on, the worst end: lost, failed, rejected, revoked,
+    succeeded. Null: none of its tasks is in the record.
+    """
 
     root: StepItem
     cluster: str
+    state: WorkflowState | None
     states: dict[str, int]
     tasks: int
     last_seen: float
@@ -114,6 +126,7 @@ def workflow_detail(tree: Tree, cluster: str, *, complete: bool) -> WorkflowDeta
     return WorkflowDetail(
         root_id=tree.root.id,
         cluster=cluster,
+        state=state_of(tree.below[tree.root.id]),
         began=began,
         last_seen=last,
         states=_states(tree.below[tree.root.id]),

@@ -52,6 +52,7 @@ from monitor.access import REQUIRED_ROLE
 from monitor.access import Actor
 from monitor.access import Role
 from monitor.control.commands import BulkCommand
+from monitor.control.commands import BulkRetry
 from monitor.control.commands import Command
 from monitor.control.commands import Performed
 from monitor.records import Job
@@ -99,6 +100,8 @@ class Door(Protocol):
     def perform(self, actor: Actor, command: Command) -> Performed: ...
 
     def preview(self, actor: Actor, command: BulkCommand) -> Job: ...
+
+    def look_again(self, actor: Actor, command: BulkRetry, *, include_retried: bool) -> Job: ...
 
 
 class Jobs(Protocol):

@@ -11,6 +11,7 @@ from monitor.control.commands import ResolveFailure
 from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
 from monitor.failures import mask
+from monitor.failures import names_in
 from monitor.filters import parse
 from monitor.records import FailureGroup
 from monitor.records import FailureState
@@ -25,6 +26,7 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.web.present import term
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import Range
 from monitor.web.ranges import parse_range
@@ -103,6 +105,7 @@ def failure_context(view: View) -> Context:
         "by_worker": [Share(worker, count, field="worker") for worker, count in trend.by_worker[:LISTED]],
         "workers_total": len(trend.by_worker),
         "by_queue": _by_queue(view, number),
+        "by_variant": _by_variant(group),
         "by_shape": _by_shape(kept),
         "compared": len(kept),
         "sample": sample,
@@ -177,6 +180,18 @@ def _chart(view: View, trend: FailureTrend) -> charts.Chart:
 def _by_queue(view: View, number: int) -> list[Share]:
     found = queries.facets(view.store, parse(f"group:{number}", view.now), ("queue",))["queue"]
     return [Share(each.value or None, each.count.value, each.term) for each in found[:LISTED]]
+
+
+def _by_variant(group: FailureGroup) -> list[Share]:
+    """The messages that differ in names, each with the query for its tasks."""
+    if len(group.variants) < 2:
+        return []
+    return [
+        Share(
+            each.message, each.count, " ".join(term("exception", name) for name in names_in(each.message or "")) or None
+        )
+        for each in group.variants
+    ]
 
 
 def _by_shape(tasks: list[Task]) -> list[Share]:

@@ -137,6 +137,17 @@ def start(view: View, deed: Deed) -> Result:
     return _back(view, job, performed.message, "good")
 
 
+def include_retried(view: View, deed: Deed) -> Result:
+    """The same preview, with or without the tasks that were retried before."""
+    job = jobs.job(view.store, number(view))
+    command = BulkRetry(cluster=job.cluster, query=job.query, job=job.id)
+    try:
+        deed.controller.look_again(deed.actor, command, include_retried=deed.form.get("include_retried") == "1")
+    except MonitorError as error:
+        return _back(view, job, error.message, "bad")
+    return Result(f"/jobs/{job.id}", {"cluster": view.cluster})
+
+
 def abort(view: View, deed: Deed) -> Result:
     """Ends the job after the batch that is on its way."""
     job = jobs.job(view.store, number(view))
@@ -172,5 +183,5 @@ PAGE = Page(
     context,
     title="Job",
     regions=("job",),
-    actions={"start": start, "abort": abort},
+    actions={"start": start, "abort": abort, "include-retried": include_retried},
 )

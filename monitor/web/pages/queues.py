@@ -15,9 +15,9 @@ from monitor.control.worker_commands import PoolGrow
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.records import Pause
-from monitor.records import Percentiles
 from monitor.records import Queue
 from monitor.records import QueueSample
+from monitor.records import WaitPercentiles
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import breakdowns
@@ -56,7 +56,7 @@ class QueueRow:
     trend: str
     growing: bool
     unattended: bool
-    wait: Percentiles | None = None  # of the tasks that workers took lately
+    wait: WaitPercentiles | None = None  # of the tasks that workers took lately
     pause: Pause | None = None
     takers: tuple[str, ...] = ()  # workers that take from it by what they last said, newer than the sample
 

@@ -12,8 +12,11 @@ from monitor.control.commands import FindMessage
 from monitor.control.commands import Performed
 from monitor.control.commands import RetryTask
 from monitor.control.commands import RevokeTask
+from monitor.control.consumed import Consumed
+from monitor.control.consumed import consumed
 from monitor.control.find import HAZARD
 from monitor.control.find import why_not_find
+from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import look
 from monitor.control.legal import REFUSED
@@ -43,6 +46,7 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
+from monitor.workers import holder_state
 
 PANELS = ("retry", "edit", "revoke", "terminate")
 ONE_LINE = 88
@@ -75,6 +79,7 @@ def context(view: View) -> Context:
     known, message = found.arguments, found.message
     redactor = Redactor(view.settings.redact)
     arguments = fidelity.without_secrets(known, redactor)
+    panel = _panel(view, task, arguments)
     return {
         "title": task.name or task.id,
         "task": task,
@@ -90,8 +95,10 @@ def context(view: View) -> Context:
         "told": told(message, redactor),
         "can_find": _can_find(view, task, known),
         "find_hazard": HAZARD,
-        **_panel(view, task, arguments),
-        **_editor(view, task, found, arguments),
+        **panel,
+        **_editor(view, task, found, arguments, panel["consumed"]),
+        "place": found.place if task.state in WAITING else None,
+        "worker_state": holder_state(task, queries.workers(view.store, task.cluster)),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
 
@@ -113,19 +120,35 @@ def _panel(view: View, task: Task, arguments: fidelity.Arguments) -> Context:
         panel = None
     if panel == "retry" and not arguments.known:
         panel = "edit"
+    found = _consumed(view, task) if panel and task.queue is None else None
     queues = sorted({queue.name for queue in queries.queues(view.store, task.cluster)}) if panel else []
-    return {"panel": panel, "queues": queues, "request_id": str(uuid4()) if panel else None, "same_id": SAME_ID}
+    return {
+        "panel": panel,
+        "consumed": found,
+        "queues": list(dict.fromkeys([*(found.queues if found else ()), *queues])),
+        "request_id": str(uuid4()) if panel else None,
+        "same_id": SAME_ID,
+    }
 
 
-def _editor(view: View, task: Task, found: Known, shown: fidelity.Arguments) -> Context:
+def _consumed(view: View, task: Task) -> Consumed | None:
+    try:
+        broker = find_broker(view.settings, task.cluster)
+    except NotFound:
+        return None
+    return consumed(Target(view.store, view.settings, broker), task)
+
+
+def _editor(view: View, task: Task, found: Known, shown: fidelity.Arguments, worker_queues: Consumed | None) -> Context:
     """What stands in the form at first. What is masked would be sent masked: nothing stands there then."""
     known = found.arguments
     readable = not shown.masked or view.may("message.read")
     values = (known.args_value, known.kwargs_value) if readable else (None, None)
     texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
     empty = not readable or known.args_value is None
+    queue = task.queue or (worker_queues.sole if worker_queues else None) or found.queue
     return {
-        "editor": {**texts, "queue": task.queue or found.queue, "countdown": ""},
+        "editor": {**texts, "queue": queue, "countdown": ""},
         "editor_empty": empty,
         "loses_links": known.fidelity == "exact" and known.args_value is None,
         "editor_error": None,

@@ -57,7 +57,14 @@ COLUMNS = {
 }
 SHOWN = ("name", "args", "queue", "worker", "received", "wait", "runtime", "retries")
 SORTABLE = ("name", "received", "wait", "runtime", "retries")
-FACETS = {"state": "State", "exception": "Exception", "name": "Name", "queue": "Queue", "worker": "Worker"}
+FACETS = {
+    "state": "State",
+    "exception": "Exception",
+    "name": "Name",
+    "queue": "Queue",
+    "worker": "Worker",
+    "retried": "Retried",
+}
 SPANS = {"any time": None, "15 min": "-15m", "1 h": "-1h", "24 h": "-24h", "7 d": "-7d"}
 RETRYABLE = {state.word for state in TaskState} - {state.word for state in REFUSED}
 REVOKABLE = {state.word for state in TaskState if not state.finished}
@@ -203,7 +210,7 @@ def retry(view: View, deed: Deed) -> Result:
     """Sends the selected tasks again, or all that match: what needs a look is shown first."""
     if deed.form.get("all") == "1":
         return bulk_retry(view, deed)
-    confirmed = deed.form.get("confirm") == "1"
+    confirmed, again = (deed.form.get(name) == "1" for name in ("confirm", "include_retried"))
     request_id = str(deed.form.get("request_id") or uuid4())
     selected = _selected(deed)
     done: list[Performed] = []
@@ -212,7 +219,13 @@ def retry(view: View, deed: Deed) -> Result:
             done.append(
                 deed.controller.perform(
                     deed.actor,
-                    RetryTasks(cluster=cluster, ids=tuple(ids), confirm=confirmed, request_id=request_id),
+                    RetryTasks(
+                        cluster=cluster,
+                        ids=tuple(ids),
+                        include_retried=again,
+                        confirm=confirmed,
+                        request_id=request_id,
+                    ),
                 )
             )
     except ConfirmationRequired as error:

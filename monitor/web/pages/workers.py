@@ -16,6 +16,7 @@ from monitor.health_sentence import stalled_words
 from monitor.records import Page as ListPage
 from monitor.records import Task
 from monitor.records import Worker
+from monitor.records import WorkerProcess
 from monitor.records import WorkerStatus
 from monitor.store import breakdowns
 from monitor.store import queries
@@ -34,7 +35,11 @@ from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
 from monitor.web.receivers import read_health
 from monitor.web.vitals import read_stalls
+from monitor.workers import RENAME
+from monitor.workers import ProcessState
+from monitor.workers import doubled_words
 from monitor.workers import is_skewed
+from monitor.workers import process_state
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
@@ -56,6 +61,8 @@ class WorkerRow:
     differs: bool  # its Celery is another version than most have
     skewed: bool
     silent_events: bool
+    doubled: str | None  # "two processes call themselves dup@shop"
+    processes: list[tuple[Worker | WorkerProcess, ProcessState]]  # where there are several; the worker's own first
 
     @property
     def key(self) -> str:
@@ -75,6 +82,8 @@ def context(view: View) -> Context:
     shown = [row for row in rows if not _folds(row.worker, view.now)]
     return {
         "rows": shown,
+        "rename": RENAME,
+        "doubled": [row.doubled for row in shown if row.doubled],
         "folded": folded,
         "muted_clusters": sorted({row.worker.cluster for row in shown if row.silent_events}),
         "several": len({row.worker.cluster for row in rows}) > 1,
@@ -100,6 +109,7 @@ def worker_context(view: View) -> Context:
     return {
         "hostname": hostname,
         "rows": rows,
+        "rename": RENAME,
         "several": len(rows) > 1,
         "stuck": {row.key: _stuck(view, row.worker) for row in rows},
         "span": span,
@@ -143,6 +153,8 @@ def read_rows(view: View) -> list[WorkerRow]:
             differs=worker.sw_ver is not None and worker.sw_ver != usual.get(worker.cluster),
             skewed=_skewed(worker),
             silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
+            doubled=doubled_words(worker),
+            processes=_processes(worker),
         )
         for worker in workers
     ]
@@ -200,6 +212,13 @@ def _look(view: View, worker: Worker) -> Inside | MonitorError:
         return look_inside(view.settings, worker)
     except MonitorError as error:
         return error
+
+
+def _processes(worker: Worker) -> list[tuple[Worker | WorkerProcess, ProcessState]]:
+    """Those that are up or shut down under the name, where the worker's own is not the only one."""
+    others = [(each, process_state(worker, each.pid)) for each in worker.others]
+    shown = [pair for pair in others if pair[1] in {"online", "shutting down"}]
+    return [(worker, process_state(worker, worker.pid)), *shown] if shown else []
 
 
 def _skewed(worker: Worker) -> bool:

@@ -55,6 +55,7 @@ def workflow_context(view: View) -> Context:
         "lines": _lines(tree, rows),
         "span": tree.span,
         "states": tree.below[tree.root.id],
+        "state_now": workflow.state_of(tree.below[tree.root.id]),
         "total": len(steps),
         "whole": whole,
         "cut": len(rows) >= workflow.MOST_ROWS,

@@ -33,11 +33,11 @@ class House:
         self.store = store
         self.now = time.time()
 
-    def write(self, *events: Event, cluster: str = "shop", **health: object) -> None:
+    def write(self, *events: Event, cluster: str = "shop", arrived: float | None = None, **health: object) -> None:
         # On a busy machine a page is read long after: the receiver has spoken by then.
         said = {"connected": True, "updated_at": self.now + 60, "last_event_at": self.now - 1, "lag_seconds": 0.2}
         Writer(self.store, cluster, Settings()).write(
-            [Delivery(events=list(events), arrived=self.now)],
+            [Delivery(events=list(events), arrived=self.now if arrived is None else arrived)],
             ReceiverHealth(cluster=cluster, **{**said, **health}),  # type: ignore[arg-type]
         )
 

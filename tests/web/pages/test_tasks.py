@@ -54,7 +54,8 @@ def test_newest_task_stands_first_with_state_name_queue_and_worker(browser: Brow
 
 
 def test_failed_is_one_click_away_and_tells_the_reason_in_the_row(browser: Browser) -> None:
-    assert 'href="/tasks?q=state%3Afailed"' in browser.get("/tasks").text
+    link = 'href="/tasks?q=state%3Afailed+retried%3Ano+-group%3Amuted+-group%3Aresolved"'
+    assert link in browser.get("/tasks").text
     page = browser.get("/tasks?q=state:failed").text
     assert keys(page) == [f"shop {shop.TRUNCATED}", f"shop {shop.PROBABLE}"]
     assert re.search(r"<b>TimeoutError</b> 30 s", page)
@@ -64,7 +65,7 @@ def test_wrong_filter_points_at_its_column_lists_what_is_known_and_shows_no_task
     response = browser.get("/tasks", params={"q": "state:failed colour:red"})
     assert keys(response.text) == []
     assert "column 14" in response.text
-    assert "state, name, queue" in response.text
+    assert "state, retried, name, queue" in response.text
     assert f">{' ' * 13}▲<" in response.text
 
 

@@ -53,6 +53,43 @@ def test_what_inspect_has_not_told_is_unknown(house: House) -> None:
     assert "2 of ? unknown 731" in house.text("/workers")
 
 
+def beat(house: House, second: float, pid: int, kind: str = "heartbeat", hostname: str = "dup@shop") -> None:
+    event = make_event(f"worker-{kind}", hostname=hostname, pid=pid, timestamp=house.now + second, freq=3.0, active=pid)
+    house.write(event, arrived=house.now + second)
+
+
+def test_two_processes_of_one_name_are_named_with_what_to_do(house: House) -> None:
+    for second in range(10):
+        beat(house, second, 31 + second % 2)
+    words = "Two processes call themselves dup@shop."
+    assert words in house.text("/")
+    assert f"{words} Give each worker a node name of its own" in house.text("/workers")
+    text = house.text("/workers/dup@shop")
+    assert f"{words} The queues are those of all of them." in text
+    assert re.search(r"online 32 .* online 31 ", text)
+    [worker] = house.client.get("/api/v1/workers").json()["items"]
+    assert worker["duplicates"] == [31, 32]
+    assert [(each["pid"], each["state"], each["active"]) for each in worker["processes"]] == [
+        (32, "online", 32),
+        (31, "online", 31),
+    ]
+
+
+def test_task_of_a_worker_in_warm_shutdown_says_so_and_is_not_offered_again(house: House) -> None:
+    task_id = make_id()
+    beat(house, -9, 31)
+    for kind in ("task-received", "task-started"):
+        house.write(make_event(kind, uuid=task_id, hostname="dup@shop", pid=31, timestamp=house.now - 8))
+    beat(house, -5, 31, "offline")
+    beat(house, -4, 32, "online")
+    text = house.text(f"/tasks/{task_id}")
+    assert "Its worker is shutting down: dup@shop (process 31)" in text
+    found = house.client.get(f"/api/v1/tasks/{task_id}").json()
+    assert (found["state"], found["worker_state"]) == ("STARTED", "shutting down")
+    assert "Retry" not in text
+    assert "Two processes" not in house.text("/workers")
+
+
 def test_other_version_is_marked(house: House) -> None:
     for number in (1, 2):
         house.worker(f"mail{number}@shop")

@@ -1,0 +1,1 @@
+"""Our record beside an independent one, while the integration suite of Celery runs: make conformance."""
