@@ -59,6 +59,11 @@ class Application(Struct, frozen=True, kw_only=True, eq=False):  # without eq an
     databases: dict[str, Database] = {}  # "results" and "beat"
     problems: dict[str, str] = {}
 
+    @property
+    def title(self) -> str:
+        """A script that starts Celery's command itself names none."""
+        return self.name or "the application"
+
     def setting(self, name: str) -> Any:
         """The effective value of a Celery setting; ``None`` where it is not set, or cannot be carried."""
         return _value(self.conf.get(name))

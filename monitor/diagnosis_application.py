@@ -17,7 +17,7 @@ class ResultFacts(NamedTuple):
 
 def judge_application(application: Application, workers_answered: bool) -> Iterator[Finding]:
     """Everything about its configuration."""
-    shown = application.name or "The application"
+    shown = application.title
     for name, why in sorted(application.unusable.items()):
         what = f"{name} of {shown} cannot be used here: {why}."
         yield Finding("application", "note", what, "Set it to plain values, or give it as an option.")

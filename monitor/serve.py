@@ -49,9 +49,9 @@ def with_application(settings: Settings) -> Settings:
     if application is None:
         return settings
     for name, why in application.unusable.items():
-        log.warning("%s of %s cannot be used here: %s", name, application.name, why)
+        log.warning("%s of %s cannot be used here: %s", name, application.title, why)
     for why in application.problems.values():
-        log.warning("%s: %s", application.name, why)
+        log.warning("%s: %s", application.title, why)
     broker = settings.broker or (broker_of(application),)
     return replace(settings, application=application, broker=broker)
 

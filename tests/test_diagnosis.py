@@ -4,12 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from monitor.application import Application
+from monitor.application import Unread
 from monitor.diagnosis import BrokerFacts
 from monitor.diagnosis import Finding
 from monitor.diagnosis import Heard
 from monitor.diagnosis import RecordFacts
 from monitor.diagnosis import judge_record
 from monitor.diagnosis import judge_workers
+from monitor.diagnosis_application import ResultFacts
+from monitor.diagnosis_application import judge_application
+from monitor.diagnosis_application import judge_results
 from monitor.diagnosis_transport import judge_transport
 
 GOOD_CONF: dict[str, object] = {
@@ -114,3 +119,41 @@ def test_a_database_in_trouble(change: dict[str, object], check: str, words: str
     assert findings[check].level == "wrong"
     assert words in findings[check].what
     assert findings[check].mend
+
+
+def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
+    application = Application(
+        name="shop",
+        conf={"accept_content": {"list": ["pickle", "yaml"]}, "task_send_sent_event": False},
+        unusable={"broker_transport_options.on_connect": "it is the function print"},
+        problems={"tasks": "its task modules cannot all be imported: ImportError: no drivers"},
+        unread=(Unread(name="nightly", reason="it names no task"),),
+        broker_read_url="redis://h",
+        broker_write_url="redis://h",
+    )
+    found = {each.check: each for each in judge_application(application, workers_answered=False)}
+    assert {check: each.level for check, each in found.items()} == {
+        "application": "wrong",
+        "schedule": "wrong",
+        "content": "wrong",
+        "sent events": "wrong",
+    }
+    assert "Workers accept pickle, yaml and not json" in found["content"].what
+    assert "The entry 'nightly' of beat_schedule cannot be read: it names no task." in found["schedule"].what
+    told = [each.what for each in judge_application(application, workers_answered=True)]
+    assert "broker_transport_options.on_connect of shop cannot be used here: it is the function print." in told
+    assert not any("task_send_sent_event" in each for each in told)  # the workers' own is judged
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "words"),
+    [
+        (None, "note", "None is named"),
+        (ResultFacts("rpc://", "nobody else can read them", None), "note", "rpc:// cannot be read: nobody else"),
+        (ResultFacts("redis://h", None, "The result backend does not answer."), "wrong", "does not answer"),
+        (ResultFacts("redis://h", None, None), "ok", "Results in redis://h can be read."),
+    ],
+)
+def test_results_that_cannot_be_read_are_said(facts: ResultFacts | None, level: str, words: str) -> None:
+    found = judge_results(facts)
+    assert (found.level, words in found.what) == (level, True)

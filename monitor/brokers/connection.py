@@ -109,7 +109,7 @@ def _app(url: str, application: Application | None, options: str) -> Celery:
 def _configure(app: _App, application: Application, url: str) -> None:
     if application.lacks_tls is not None and "ssl_" not in url:
         raise SettingsError(
-            f"{TLS_SETTING} of {application.name} cannot be carried over: {application.lacks_tls}. Give its "
+            f"{TLS_SETTING} of {application.title} cannot be carried over: {application.lacks_tls}. Give its "
             "certificates in the address: --broker 'rediss://host/0?ssl_ca_certs=...&ssl_cert_reqs=required', or set "
             f"{TLS_SETTING} to a dictionary of file names"
         )

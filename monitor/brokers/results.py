@@ -99,13 +99,17 @@ def _found(given: object, application: Application | None) -> ResultBackend:
     url = _database_url(given, application)
     if url is not None and url.startswith(SQL_SCHEMES):
         return ResultBackend("sql", without_password(url), url=url, table=_celery_table(url, application))
-    if given.startswith(REDIS_SCHEMES):
-        return ResultBackend("redis", without_password(given), url=given)
+    if given.startswith(REDIS_SCHEMES) or given in {"redis", "rediss"}:  # redis_host and the like say where
+        return ResultBackend("redis", _shown(given), url=given)
     if given.partition("://")[0] in DJANGO_RESULTS:
         return _django(application)
     name = given.partition("://")[0].partition("+")[0]
-    shown = without_password(given) if given.partition("://")[2] else given
-    return ResultBackend("unreadable", shown, f"{REASONS.get(name, f'{name} is not read')}; {READ}")
+    return ResultBackend("unreadable", _shown(given), f"{REASONS.get(name, f'{name} is not read')}; {READ}")
+
+
+def _shown(given: str) -> str:
+    """Without a password; a bare scheme as it is."""
+    return without_password(given) if given.partition("://")[2] else given
 
 
 def _database_url(given: str, application: Application | None) -> str | None:

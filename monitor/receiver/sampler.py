@@ -79,6 +79,7 @@ class Sampler:
         self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
         self._configured = configured_queues(remote.broker, settings)
+        self._configured_at = 0.0  # when those that nobody has declared are looked for again
 
     def run(self, stop: threading.Event) -> None:
         """Asks workers until told to stop; broker and database may come and go."""
@@ -177,13 +178,16 @@ class Sampler:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
         paused = {queue for _, queue in queries.pauses(self._store, self._cluster)}
-        named = standing.queue_names(self._store, self._cluster)
-        names = sorted(named | consumers.keys() | paused | self._configured)
-        if not names:
+        names = standing.queue_names(self._store, self._cluster) | consumers.keys() | paused
+        configured = self._configured - names if now >= self._configured_at else frozenset()
+        if not names and not configured:
             return
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
         skews = {worker.hostname: worker.skew for worker in workers if worker.skew is not None}
-        measured = self._oldest.of(self._probe.sample(names), skews, time.time())
+        sampled = self._probe.sample(sorted(names | configured))
+        if absent := {queue.name for queue in sampled if queue.ready is None} & configured:
+            self._configured_at = now + self._settings.inspect_seconds  # each refusal is a line in RabbitMQ's log
+        measured = self._oldest.of([each for each in sampled if each.name not in absent], skews, time.time())
         queues = [_consumed(queue, consumers, complete) for queue in measured]
         journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
 

@@ -183,6 +183,7 @@ def test_brokers_of_the_environment_do_not_go_before_those_that_are_given(monkey
         ("django-db", "unreadable", "django-db"),
         ("db+postgresql://ann:s3cret@h/db", "sql", "db+postgresql://ann:**@h/db"),
         ("rediss://:s3cret@h/0", "redis", "rediss://:**@h/0"),
+        ("redis", "redis", "redis"),
         ("disabled://", "none", ""),
     ],
 )

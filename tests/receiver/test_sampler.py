@@ -2,10 +2,13 @@
 
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from kombu import Connection
 from msgspec.structs import replace
 
+from monitor.application import Application
 from monitor.records import TaskState
 from monitor.records import WorkerStatus
 from monitor.store import journal
@@ -153,3 +156,19 @@ def test_schedule_is_learned_from_the_workers(broker_url: str, tmp_path: Path) -
         [found] = wait_for(lambda: queries.schedule(watch.store, CLUSTER))
         assert (found.name, found.task, found.every, found.queue) == ("count the stock", "shop.count", 45.0, "stock")
         assert (found.args, found.args_json, found.source) == ("('Ada',)", '["Ada"]', "workers")
+
+
+def test_queues_of_the_application_are_measured_before_a_worker_answers(broker_url: str, tmp_path: Path) -> None:
+    name = f"early-{uuid4().hex[:8]}"
+    application = Application(queues=(name,), broker_read_url=broker_url, broker_write_url=broker_url)
+    with watching(broker_url, tmp_path, application=application, inspect_seconds=0.5) as watch:
+        if broker_url.startswith("amqp"):
+            wait_for(lambda: queries.health(watch.store), what="the receiver")
+            assert watch.queue(name) is None  # nobody has declared it
+        with Connection(broker_url) as connection:
+            queue = connection.SimpleQueue(name)
+            queue.put("first")
+            found = wait_for(lambda: (each := watch.queue(name)) and each.ready and each, what="the queue")
+            queue.queue.delete()
+            queue.close()
+        assert found.ready == 1
