@@ -339,6 +339,7 @@ class Receiver:
                 self._tidied_at = time.monotonic()
                 self._hole.store()
                 self._writer.mark_due(now)
+                self._writer.name_queues(now)
             if time.monotonic() >= self._retention_at:
                 self._delete_old(now)
         except StoreUnavailable as error:
