@@ -273,7 +273,7 @@ class Writer:
         """Gives the number of processes that were not recorded before."""
         if not by_worker:
             return 0
-        known = journal.load_workers(connection, number, list(by_worker))
+        known = journal.load_workers(connection, number, list(by_worker), to_change=self._shard.first)
         if not self._shard.first:
             for hostname, stored in known.items():
                 self._skews[hostname] = stored.skew or 0.0

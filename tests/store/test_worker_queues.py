@@ -1,6 +1,7 @@
-"""Tasks that came before their worker said which queues it consumes."""
+"""What workers answer beside what their events say, and the tasks that came before the answer."""
 
 from collections.abc import Iterator
+from threading import Thread
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.terms import cluster_id
 from monitor.store.writer import Writer
 from tests.factories import NOW
 from tests.factories import make_event
@@ -70,3 +72,22 @@ def test_tasks_of_a_worker_of_several_queues_get_none(store: Store) -> None:
     Writer(store, "shop", Settings()).write([Delivery(events=[received(1)], arrived=NOW + 1)])
     learn(store, "mail", "stock")
     assert queue_of(store, 1) is None
+
+
+def test_an_answer_and_an_event_at_the_same_time_are_both_kept(store: Store) -> None:
+    def answered(worker: Worker) -> Worker:
+        return msgspec.structs.replace(worker, events_enabled=True)
+
+    Writer(store, "shop", Settings()).write([Delivery(events=[received(1)], arrived=NOW + 1)])
+    names = ["worker1@shop"]
+    answer = Thread(target=journal.change_workers, args=(store, "shop", names, answered))
+    with store.begin() as connection:
+        number = cluster_id(store, connection, "shop")
+        (worker,) = journal.load_workers(connection, number, names).values()
+        answer.start()
+        answer.join(1.0)  # it waits for us; else it is over, and what it wrote would be written over
+        heard = msgspec.structs.replace(worker, processed=17)
+        journal.save_workers(store, connection, number, [heard])
+    answer.join()
+    (found,) = queries.workers(store, "shop")
+    assert (found.events_enabled, found.processed) == (True, 17)
