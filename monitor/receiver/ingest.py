@@ -358,6 +358,7 @@ class Receiver:
                 self._hole.store()
                 self._writer.mark_due(now)
                 self._writer.conclude_removals(now)
+                self._writer.name_queues(now)
         except StoreUnavailable as error:
             log.error("%s", error)
         if time.monotonic() >= self._retention_at:

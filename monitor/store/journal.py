@@ -34,6 +34,7 @@ PAUSED = "paused:"  # how the keys of pauses begin
 RISING = "rising:"  # of the queues of a cluster that begin to grow
 ENDING = "ending:"  # of receivers that ended by themselves
 STANDBY = "standby:"  # and those of receivers that stand by
+_WORKERS_LOCK = 1_296_848_211  # with a cluster's number, of an advisory lock
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
 unpack_health = msgspec.msgpack.Decoder(ReceiverHealth).decode
@@ -135,8 +136,17 @@ def change_workers(
         save_workers(store, connection, number, [change(worker) for worker in found.values()])
 
 
-def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str] | None) -> dict[str, Worker]:
-    """The stored workers among these names, or all, by name."""
+def load_workers(
+    connection: Connection, cluster: int, hostnames: Sequence[str] | None, *, to_change: bool = True
+) -> dict[str, Worker]:
+    """The stored workers among these names, or all, by name.
+
+    ``to_change``: the transaction will store them again. On PostgreSQL it then has the workers of the cluster for
+    itself until its end: what events say and what workers answer stand in one record, and whoever wrote last would
+    undo what the other wrote. SQLite has one writer anyway.
+    """
+    if to_change and connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_WORKERS_LOCK, cluster)))
     table = schema.worker
     statement = select(table.c.hostname, table.c.record).where(table.c.cluster_id == cluster)
     if hostnames is not None:

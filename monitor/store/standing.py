@@ -1,5 +1,6 @@
 """What the receiver must look up to judge workers: who they are, what they hold, which queues there are."""
 
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from monitor.records import UNFINISHED_STATES
 from monitor.records import TaskState
 from monitor.store import schema
 from monitor.store.engine import Store
+from monitor.store.journal import unpack_worker
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.partitions import newest_id
@@ -204,6 +206,30 @@ def stored(store: Store, cluster: str, ids: Sequence[str]) -> set[str]:
         number = _cluster(connection, cluster)
         statement = select(table.key).where(table.cluster_id == number, table.key.in_(keys))
         return {from_key(key) for key in connection.execute(statement).scalars()}
+
+
+def without_queue(store: Store, cluster: str, hostnames: Collection[str]) -> list[str]:
+    """The ids of those of the newest tasks whose queue is unknown and whose run was by the process that is up now."""
+    table, worker, term = schema.task.c, schema.worker.c, schema.term.c
+    with store.read() as connection:
+        number = _cluster(connection, cluster)
+        records = select(worker.record).where(worker.cluster_id == number, worker.hostname.in_(list(hostnames)))
+        workers = [unpack_worker(record) for record in connection.execute(records).scalars()]
+        pids = {each.hostname: each.pid for each in workers}
+        newest = (
+            select(table.key, table.worker_id, table.pid, table.queue_id, table.cluster_id)
+            .order_by(table.seen.desc(), table.id.desc())
+            .limit(NEWEST)
+            .subquery()
+            .c
+        )
+        statement = (
+            select(newest.key, newest.pid, term.text)
+            .join_from(newest.key.table, schema.term, term.id == newest.worker_id)
+            .where(newest.cluster_id == number, newest.queue_id == schema.UNKNOWN, term.text.in_(pids))
+        )
+        rows = connection.execute(statement).all()
+    return [from_key(row.key) for row in rows if row.pid == pids[row.text]]
 
 
 def tells_what_is_sent(store: Store, cluster: str) -> bool:

@@ -35,6 +35,7 @@ from monitor.records import TaskState
 from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import schema
+from monitor.store import standing
 from monitor.store.deltas import Deltas
 from monitor.store.deltas import signature_of
 from monitor.store.early import Early
@@ -71,7 +72,7 @@ UNSEEN_SECONDS = 60.0  # for which the event of a task's sending may come after 
 _CHUNK = 500
 _FAILED = Outcome.FAILED
 _WORKER = TERM_KINDS["worker"]
-_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due"})
+_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-queue-learnt"})
 
 
 @dataclass
@@ -116,6 +117,7 @@ class Writer:
         self._skews: dict[str, float] = {}  # of the workers that are stored
         self._sole_queues: dict[str, str] = {}
         self._sole_queues_at = 0.0
+        self._newly_sole: set[str] = set()  # workers of whom that was not known before
         self._insert_task = Prepared(store, schema.task.insert(), TASK_COLUMNS)
         self._update_task = _updating_task(store)
         self._insert_run = Prepared(store, schema.run.insert(), RUN_COLUMNS)
@@ -180,9 +182,7 @@ class Writer:
             )
             ids = [from_key(key) for key in connection.execute(statement).scalars()]
             ids = [each for each in ids if self._shard.has(each)]
-        if ids:
-            events = [Event(type="task-due", timestamp=now, hostname="", uuid=each) for each in ids]
-            self.write([Delivery(events=events, arrived=now)])
+        self._conclude("task-due", ids, now)
         return len(ids)
 
     def conclude_removals(self, now: float) -> int:
@@ -202,6 +202,18 @@ class Writer:
         if done:
             forget_removals(self._store, self._cluster, done)
         return len(events)
+
+    def name_queues(self, now: float) -> None:
+        """Names the queue of tasks that came before their worker said that it consumes one only."""
+        if self._newly_sole:
+            ids = standing.without_queue(self._store, self._cluster, self._newly_sole)
+            self._conclude("task-queue-learnt", [each for each in ids if self._shard.has(each)], now)
+            self._newly_sole = set()
+
+    def _conclude(self, event_type: str, ids: Sequence[str], now: float) -> None:
+        if ids:
+            events = [Event(type=event_type, timestamp=now, hostname="", uuid=each) for each in ids]
+            self.write([Delivery(events=events, arrived=now)])
 
     def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
         batch = Batch()
@@ -248,7 +260,8 @@ class Writer:
             free = self._room.next_number(connection, self._cluster_id)
             self._next_number = free + (self._shard.number - 1 - free) % self._shard.total
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
-            self._sole_queues = _sole_queues(connection, self._cluster_id)
+            before, self._sole_queues = self._sole_queues, _sole_queues(connection, self._cluster_id)
+            self._newly_sole |= self._sole_queues.keys() - before.keys()
             self._sole_queues_at = time.monotonic()
             if not self._shard.first:
                 self._skews.clear()  # the first receiver measures them
@@ -289,7 +302,7 @@ class Writer:
         """Gives the number of processes that were not recorded before."""
         if not by_worker:
             return 0
-        known = journal.load_workers(connection, number, list(by_worker))
+        known = journal.load_workers(connection, number, list(by_worker), to_change=self._shard.first)
         if not self._shard.first:
             for hostname, stored in known.items():
                 self._skews[hostname] = stored.skew or 0.0

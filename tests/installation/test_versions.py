@@ -3,6 +3,7 @@
 Five workers serve all products in turn, one of them beside the oldest product; each product watches both brokers.
 """
 
+import html
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from tests.faults.dashboard import Dashboard
 from tests.receiver.sources.conftest import delete_queue
@@ -170,6 +173,15 @@ def post(product: Dashboard, path: str, **body: object) -> Any:
         return json.loads(answer.read())
 
 
+def is_live(product: Dashboard) -> bool:
+    """A tab's websocket is told what its view shows."""
+    token = html.unescape(re.findall(r'data-token="([^"]+)"', product.get("/tasks"))[0])
+    address = f"{product.url.replace('http', 'ws')}/live?token={token}"
+    with connect(address, origin=Origin(product.url), max_size=None) as tab:
+        tab.send(json.dumps({"view": "/tasks"}))
+        return bool(json.loads(tab.recv(timeout=20)))
+
+
 def worker_of(product: Dashboard, shop: Shop) -> dict[str, Any] | None:
     items = product.json("/api/v1/workers")["items"]
     return next((each for each in items if each["hostname"] == shop.hostname), None)
@@ -199,7 +211,8 @@ def check_and_retry(product: Dashboard, day: Day) -> str:
     assert product.wait_for_state(added, "SUCCESS")["result"] == "42"
     done = product.wait_for_state(delivered, "SUCCESS")
     assert (done["retries"], [run["outcome"] for run in done["runs"]]) == (1, ["retried", "succeeded"])
-    failed = product.wait_for_state(charged, "FAILURE")
+    product.wait_for_state(charged, "FAILURE")
+    failed = wait_for(lambda: (each := product.task(charged)) and each["queue"] and each, 20, "the queue of a task")
     assert failed["exception"] == f"ValueError('the card of order {day.order} was refused')"
     where = failed["worker"], failed["queue"], failed["cluster"], failed["parent_id"]
     assert where == (day.shop.hostname, day.shop.queue, day.shop.cluster, day.opened)
@@ -232,6 +245,7 @@ def test_every_worker_is_watched(
             check_retry_and_worker(product, day, task_id)
         for page in PAGES:
             assert "<main" in product.get(page)
+        assert is_live(product)
         assert product.unexpected() == []
 
 
@@ -248,3 +262,12 @@ def test_doctor_finds_the_workers(age: str, street: Street, request: pytest.Fixt
     assert {name: each["level"] for name, each in answers.items()} == dict.fromkeys(street.brokers, "ok")
     for shop in street.shops:
         assert shop.hostname in answers[shop.cluster]["what"]
+
+
+@pytest.mark.parametrize("age", ["lowest", "newest"])
+def test_a_damaged_password_is_one_line(age: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    python: Path = request.getfixturevalue(age)
+    command = [str(python.parent / "celery-monitor"), "web", "--basic-auth", "olga:$argon2id$v=19$m=64-damaged"]
+    ours = environ(PYTHONPATH="")
+    done = subprocess.run(command, cwd=tmp_path, env=ours, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

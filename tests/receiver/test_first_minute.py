@@ -42,6 +42,8 @@ def fail_and_retry(watch: Watching, worker: Worker, url: str, directory: Path) -
     again = watch.wait_for_state(press_retry(watch, url, directory, failed.id), TaskState.SUCCESS)
     assert again.result == f"'order {order} is paid: 7.5 EUR'"
     assert again.worker == worker.hostname
+    queue = wait_for(lambda: (each := watch.task(failed.id)) and each.queue, what="the queue of the first task")
+    assert queue == worker.queue
 
 
 def knows_events_are_on(watch: Watching, worker: Worker) -> bool:

@@ -1,0 +1,93 @@
+"""What workers answer beside what their events say, and the tasks that came before the answer."""
+
+from collections.abc import Iterator
+from threading import Thread
+
+import msgspec
+import pytest
+
+from monitor.records import Delivery
+from monitor.records import Event
+from monitor.records import TaskState
+from monitor.records import Worker
+from monitor.settings import Settings
+from monitor.store import journal
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.store.engine import open_store
+from monitor.store.terms import cluster_id
+from monitor.store.writer import Writer
+from tests.factories import NOW
+from tests.factories import make_event
+from tests.factories import make_id
+
+LATER = "2099-05-06T07:08:09+00:00"
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    store = open_store(database_url)
+    yield store
+    store.close()
+
+
+def received(number: int, **fields: object) -> Event:
+    return make_event("task-received", uuid=make_id(number), name="shop.pay", args="()", kwargs="{}", **fields)
+
+
+def queue_of(store: Store, number: int) -> str | None:
+    return queries.task(store, make_id(number), "shop").queue
+
+
+def learn(store: Store, *queues: str) -> None:
+    """The worker says what it consumes; a writer that begins now knows that it is new."""
+
+    def told(worker: Worker) -> Worker:
+        return msgspec.structs.replace(worker, queues=queues)
+
+    journal.change_workers(store, "shop", ["worker1@shop"], told)
+    writer = Writer(store, "shop", Settings())
+    writer.write([Delivery(events=[make_event("worker-heartbeat", timestamp=NOW + 2)], arrived=NOW + 2)])
+    writer.name_queues(NOW + 3)
+
+
+def test_tasks_get_the_only_queue_of_the_process_that_has_them(store: Store) -> None:
+    failed = make_event("task-failed", uuid=make_id(1), exception="ValueError('x')", traceback="x")
+    events = [
+        received(1),
+        failed,
+        received(2, eta=LATER),
+        received(3, pid=4710),
+        received(4, hostname="worker2@shop"),
+    ]
+    Writer(store, "shop", Settings()).write([Delivery(events=events, arrived=NOW + 1)])
+    journal.change_workers(store, "shop", ["worker1@shop"], lambda each: msgspec.structs.replace(each, pid=4711))
+    learn(store, "mail")
+    assert [queue_of(store, number) for number in (1, 2, 3, 4)] == ["mail", "mail", None, None]
+    states = [queries.task(store, make_id(number), "shop").state for number in (1, 2)]
+    assert states == [TaskState.FAILURE, TaskState.SCHEDULED]
+
+
+def test_tasks_of_a_worker_of_several_queues_get_none(store: Store) -> None:
+    Writer(store, "shop", Settings()).write([Delivery(events=[received(1)], arrived=NOW + 1)])
+    learn(store, "mail", "stock")
+    assert queue_of(store, 1) is None
+
+
+def test_an_answer_and_an_event_at_the_same_time_are_both_kept(store: Store) -> None:
+    def answered(worker: Worker) -> Worker:
+        return msgspec.structs.replace(worker, events_enabled=True)
+
+    Writer(store, "shop", Settings()).write([Delivery(events=[received(1)], arrived=NOW + 1)])
+    names = ["worker1@shop"]
+    answer = Thread(target=journal.change_workers, args=(store, "shop", names, answered))
+    with store.begin() as connection:
+        number = cluster_id(store, connection, "shop")
+        (worker,) = journal.load_workers(connection, number, names).values()
+        answer.start()
+        answer.join(1.0)  # it waits for us; else it is over, and what it wrote would be written over
+        heard = msgspec.structs.replace(worker, processed=17)
+        journal.save_workers(store, connection, number, [heard])
+    answer.join()
+    (found,) = queries.workers(store, "shop")
+    assert (found.events_enabled, found.processed) == (True, 17)
