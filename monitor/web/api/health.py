@@ -80,6 +80,13 @@ class HelperItem(Struct, frozen=True, kw_only=True):
     failures: int
 
 
+class RefusedItem(Struct, frozen=True, kw_only=True):
+    """Events in a form that is not read, such as pickle, came from here within the last minute."""
+
+    hostname: str
+    content_type: str
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself.
 
@@ -104,6 +111,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     standbys: list[StandbyItem]
     shards: list[ShardItem]
     helpers: list[HelperItem]
+    refused: list[RefusedItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -127,7 +135,7 @@ class ClusterList(Struct, frozen=True):
 def unknown_health(cluster: str) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers")}
+    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers", "refused")}
     return HealthItem(**(fields | empty | {"cluster": cluster, "notices": ()}))
 
 
@@ -145,6 +153,7 @@ def health_item(health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[
         standbys=shapes(StandbyItem, standbys),
         shards=shapes(ShardItem, health.parts),
         helpers=shapes(HelperItem, health.helpers),
+        refused=shapes(RefusedItem, health.refused),
     )
 
 
