@@ -3,6 +3,7 @@
 from celery import Celery
 
 from monitor.brokers.connection import load_app
+from monitor.errors import SettingsError
 from monitor.settings import DEFAULT_CLUSTER
 from monitor.settings import Broker
 
@@ -13,5 +14,12 @@ def broker_of_app(name: str) -> Broker:
 
 
 def broker_of(app: Celery) -> Broker:
-    """Where a loaded application reads its tasks."""
-    return Broker(DEFAULT_CLUSTER, app.connection_for_read().as_uri(include_password=True))
+    """Where a loaded application reads its tasks. Raises SettingsError for an address that cannot be parsed."""
+    try:
+        url = app.connection_for_read().as_uri(include_password=True)
+    except (ValueError, KeyError, TypeError):  # their texts may repeat the password
+        raise SettingsError(
+            "the broker address of the application cannot be used; check its broker_url, and percent-encode special "
+            "characters in its password (@ as %40, / as %2F, [ as %5B)"
+        ) from None
+    return Broker(DEFAULT_CLUSTER, url)
