@@ -111,7 +111,9 @@ def limit(url: str, stream: list[Message], directory: Path, database: str) -> fl
         for number, at in enumerate(range(0, len(rows), per_batch)):
             start = number * messages_per_batch
             for body in bodies[start : start + messages_per_batch]:
-                decode((unwrap(body) or b"") if redis else body)
+                plain = unwrap(body) if redis else body
+                assert isinstance(plain, bytes)
+                decode(plain)
             with store.begin() as connection:
                 insert.run(connection, rows[at : at + per_batch])
         return time.process_time() - before

@@ -1,5 +1,6 @@
 """What is wrong with a set-up, and the mend: judged from facts that others have gathered. No I/O, no clock."""
 
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ LEAST_DISK_BYTES = 1024**3
 LONG_RUN_SECONDS = 60.0
 OLDEST_POSTGRESQL = 13
 OLDEST_SQLITE = (3, 35)  # the first with RETURNING
+KEEPS_EVENTS = (5, 7)  # the first Celery that keeps buffered events over a reconnect
 NAMED = 3
 
 
@@ -56,6 +58,7 @@ class BrokerFacts:
     answers: Mapping[str, int] = field(default_factory=dict)  # to one ping, by node name: one for each process
     conf: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by worker
     heard: Mapping[str, Heard] | None = None  # who sent events while we listened
+    refused: Mapping[str, str] = field(default_factory=dict)  # the type of events that are not read, by sender
     redis: Mapping[str, object] | None = None  # INFO, and the limit of CONFIG GET as pubsub_limit
     queues: Sequence[EventQueue] | None = None
     own_queue: str | None = None
@@ -154,9 +157,11 @@ def _node_names(facts: BrokerFacts) -> Iterable[Finding]:
 
 
 def _events(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[Finding]:
+    yield from _serializers(facts)
     if not facts.workers:
         return
-    silent = sorted(set(facts.workers) - facts.heard.keys()) if facts.heard is not None else []
+    heard = facts.heard.keys() | facts.refused.keys() if facts.heard is not None else set(facts.workers)
+    silent = sorted(set(facts.workers) - heard)
     if silent:
         yield Finding(
             "heartbeats",
@@ -186,6 +191,18 @@ def _events(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[Finding]
         )
     else:
         yield Finding("task events", "ok", "On at every worker.")
+
+
+def _serializers(facts: BrokerFacts) -> Iterable[Finding]:
+    if facts.refused:
+        kinds = ", ".join(sorted(set(facts.refused.values())))
+        yield Finding(
+            "event serializer",
+            "wrong",
+            f"{named(sorted(each or 'a sender without a name' for each in facts.refused))}: events are {kinds}, "
+            "which is refused, so tasks there are not seen.",
+            'Set event_serializer = "json" there (msgpack and yaml are read too) and restart.',
+        )
 
 
 def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[Finding]:
@@ -265,11 +282,25 @@ def _versions(facts: BrokerFacts) -> Iterable[Finding]:
     for name, heard in sorted((facts.heard or {}).items()):
         if heard.version is not None:
             by_version.setdefault(heard.version, []).append(name)
+    dropping = sorted(name for version, names in by_version.items() if _drops_events(version) for name in names)
+    if dropping:
+        yield Finding(
+            "reconnects",
+            "note",
+            f"{named(dropping)}: Celery before 5.7.0 drops the events that it holds when it reconnects to the broker.",
+            "Upgrade Celery there to 5.7.0 or newer (celery#10401, #10417, #10435).",
+        )
     if len(by_version) > 1:
         told = "; ".join(f"{version} at {named(names)}" for version, names in sorted(by_version.items()))
         yield Finding("Celery", "wrong", f"Its versions differ: {told}.", "Bring all workers to one version.")
     elif by_version:
         yield Finding("Celery", "ok", f"{next(iter(by_version))} everywhere.")
+
+
+def _drops_events(version: str) -> bool:
+    """Whether this Celery is older than 5.7.0; False for a version that is no number."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < KEEPS_EVENTS
 
 
 def named(names: Sequence[str]) -> str:

@@ -140,6 +140,13 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     sw_sys: str | None = None
 
 
+class RefusedEvents(msgspec.Struct, frozen=True, gc=False):
+    """A message of events in a form that is not read, such as pickle; who sent it, as its headers say."""
+
+    hostname: str
+    content_type: str
+
+
 class Delivery(msgspec.Struct, frozen=True, gc=False):
     """What one read of a source gave.
 
@@ -152,6 +159,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     malformed: int = 0
     dropped: int = 0
     concluded: bool = False  # by us, of what workers, brokers and result backends answered: nobody sent it
+    refused: tuple[RefusedEvents, ...] = ()  # by whom, each once
     gap: "Gap | None" = None  # of which it was concluded; how far its reconciliation is, is stored with the events
 
 
@@ -435,6 +443,7 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
     shard: int = 1  # which share of the tasks it takes,
     shards: int = 1  # of how many
+    refused: tuple[RefusedEvents, ...] = ()  # who sent such within the last minutes
     helpers: tuple[FailingHelper, ...] = ()  # those that keep failing
     parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
 

@@ -33,6 +33,7 @@ def combined(spoken: Sequence[ReceiverHealth]) -> ReceiverHealth:
         unknown_total=max(each.unknown_total for each in known),
         updated_at=last.updated_at,
         notices=tuple(text for each in known for text in each.notices),
+        refused=tuple({each: None for part in known for each in part.refused}),  # each receiver gets all of them
         helpers=tuple(helper for each in known for helper in each.helpers),
         parts=parts,
     )

@@ -160,6 +160,16 @@ def test_a_password_stays_hidden_where_it_is_right_and_the_broker_is_down(tmp_pa
     assert {each["address"] for each in json.loads(done.stdout)["findings"]} >= {"redis://:**@127.0.0.1:1/0"}
 
 
+@pytest.mark.parametrize("program", ["celery", "monitor"])
+def test_an_applications_own_address_is_held_to_the_same(program: str, tmp_path: Path) -> None:
+    text = f"from celery import Celery\napp = Celery('shop', broker='redis://:{SECRET}[@h/0')\n"
+    (tmp_path / "shop.py").write_text(text, encoding="utf-8")
+    arguments = ["-A", "shop", "monitor"] if program == "celery" else ["serve", "-A", "shop"]
+    command = [sys.executable, "-m", program, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environ(), capture_output=True, text=True, timeout=60, check=False)
+    assert "check its broker_url" in one_line(done.returncode, done.stdout + done.stderr)
+
+
 BROKEN = st.sampled_from(
     [
         "redis://:{}@h:port/0",

@@ -10,12 +10,14 @@ from monitor.diagnosis import BrokerFacts
 from monitor.diagnosis import Finding
 from monitor.diagnosis import Heard
 from monitor.diagnosis import RecordFacts
+from monitor.diagnosis import judge_receiver
 from monitor.diagnosis import judge_record
 from monitor.diagnosis import judge_workers
 from monitor.diagnosis_application import ResultFacts
 from monitor.diagnosis_application import judge_application
 from monitor.diagnosis_application import judge_results
 from monitor.diagnosis_transport import judge_transport
+from monitor.records import FailingHelper
 
 GOOD_CONF: dict[str, object] = {
     "task_send_sent_event": True,
@@ -27,7 +29,7 @@ GOOD = BrokerFacts(
     transport="redis",
     workers=["pay@shop", "mail@shop"],
     conf={"pay@shop": GOOD_CONF, "mail@shop": GOOD_CONF},
-    heard={"pay@shop": Heard(0.1, "5.5.3"), "mail@shop": Heard(-0.2, "5.5.3")},
+    heard={"pay@shop": Heard(0.1, "5.7.1"), "mail@shop": Heard(-0.2, "5.7.1")},
     redis={
         "maxmemory": 10_000,
         "used_memory": 500,
@@ -65,12 +67,12 @@ def test_nothing_is_wrong_with_a_good_set_up() -> None:
         (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes call themselves pay@shop"),
         (told(task_annotations=None), "exact retries", "note", "not installed at mail@shop"),
         (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 at mail@shop"),
-        (replace(GOOD, heard={"pay@shop": Heard(-3600, "5.5.3")}), "clocks", "wrong", "up to 3600.0 s"),
+        (replace(GOOD, heard={"pay@shop": Heard(-3600, "5.7.1")}), "clocks", "wrong", "up to 3600.0 s"),
         (
-            replace(GOOD, heard={"pay@shop": Heard(0, "5.5.3"), "mail@shop": Heard(0, "5.4.0")}),
+            replace(GOOD, heard={"pay@shop": Heard(0, "5.7.1"), "mail@shop": Heard(0, "5.8.0")}),
             "Celery",
             "wrong",
-            "5.4.0 at mail@shop; 5.5.3 at pay@shop",
+            "5.7.1 at pay@shop; 5.8.0 at mail@shop",
         ),
         (on_redis(maxmemory_policy="allkeys-lru"), "memory of Redis", "wrong", "allkeys-lru"),
         (on_redis(used_memory=9_500), "memory of Redis", "wrong", "95% of maxmemory"),
@@ -157,3 +159,29 @@ def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
 def test_results_that_cannot_be_read_are_said(facts: ResultFacts | None, level: str, words: str) -> None:
     found = judge_results(facts)
     assert (found.level, words in found.what) == (level, True)
+
+
+@pytest.mark.parametrize("version", ["5.7.0", "5.10.1", "6.0", "dev"])
+def test_a_celery_that_keeps_its_events_is_not_named(version: str) -> None:
+    assert "reconnects" not in found(replace(GOOD, heard={"pay@shop": Heard(0, version)}))
+
+
+def test_what_fails_within_the_receiver_is_said_with_its_time() -> None:
+    helper = FailingHelper(name="schedules", error="no such table", since=1_780_000_000.4, failures=31)
+    (finding,) = judge_receiver(replace(RECORD, helpers=(helper,)))
+    expected = "The schedules failed 31 times in a row, since 2026-05-28 20:26:40 UTC: no such table"
+    assert (finding.check, finding.level, finding.what) == ("receiver", "wrong", expected)
+
+
+def test_a_celery_that_drops_its_events_is_named_in_a_note() -> None:
+    judged = found(replace(GOOD, heard={"pay@shop": Heard(0, "5.6.2"), "mail@shop": Heard(0, "5.7.0")}))["reconnects"]
+    assert (judged.level, judged.what.partition(":")[0]) == ("note", "pay@shop")
+    assert "5.7.0 or newer" in judged.mend
+
+
+def test_a_worker_whose_events_are_refused_is_not_called_silent() -> None:
+    judged = found(replace(GOOD, heard={"mail@shop": Heard(0, None)}, refused={"pay@shop": "x-pickle"}))
+    assert judged["heartbeats"].level == "ok"
+    assert judged["event serializer"].level == "wrong"
+    assert "pay@shop: events are x-pickle" in judged["event serializer"].what
+    assert 'event_serializer = "json"' in judged["event serializer"].mend

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from typing import NamedTuple
 from uuid import uuid4
 
 from celery.events.event import get_exchange
@@ -26,6 +27,8 @@ from monitor.diagnosis import EventQueue
 from monitor.diagnosis import Heard
 from monitor.errors import BrokerUnavailable
 from monitor.receiver.decode import decode
+from monitor.receiver.sources.content import body_of
+from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings
 
@@ -45,13 +48,14 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
     with link(broker, settings) as connection:
         redis = _redis(connection) if transport == "redis" else None
         queues = _queues(connection, own, settings) if transport == "amqp" else None
-        heard = _listen(connection, app_for(broker, settings).conf.event_exchange, transport, workers, seconds)
+        listened = _listen(connection, app_for(broker, settings).conf.event_exchange, transport, workers, seconds)
     return BrokerFacts(
         transport=transport,
         workers=workers,
         answers=answers,
         conf={name: reply.ok for name, reply in conf.items() if isinstance(reply.ok, dict)},
-        heard=heard,
+        heard=None if listened is None else listened.heard,
+        refused={} if listened is None else listened.refused,
         redis=redis,
         queues=queues,
         own_queue=own,
@@ -85,30 +89,45 @@ def _queues(connection: Connection, own: str, settings: Settings) -> list[EventQ
     return [EventQueue(own, declared.message_count, declared.consumer_count)] if declared else []
 
 
+class Listened(NamedTuple):
+    """Who sent events, and the content type of those that are not read."""
+
+    heard: dict[str, Heard]
+    refused: dict[str, str]
+
+    @property
+    def senders(self) -> set[str]:
+        return {*self.heard, *self.refused}
+
+
 def _listen(
     connection: Connection, exchange_name: str, transport: str, workers: Sequence[str], seconds: float
-) -> Mapping[str, Heard] | None:
+) -> Listened | None:
     """Who sends events; ends early when all have been heard. ``None`` where no exchange of events exists yet."""
     exchange = get_exchange(connection, name=exchange_name)
     exchange.no_declare = transport == "amqp"  # there it stays, and a worker makes it
     name = f"celeryev.doctor-{uuid4()}"
     queue = Queue(name, exchange, routing_key="#", auto_delete=True, durable=False, exclusive=True, expires=60)
-    heard: dict[str, Heard] = {}
+    listened = Listened({}, {})
 
     def receive(message: Message) -> None:
         now = time.time()
-        body = message.body
-        events, _ = decode(body.encode() if isinstance(body, str) else bytes(body))
-        for event in events:
+        body = body_of(message)
+        if isinstance(body, RefusedEvents):
+            listened.refused[body.hostname] = body.content_type
+        for event in decode(body)[0] if isinstance(body, bytes) else ():
             if event.type.startswith("worker-"):
-                heard[event.hostname] = Heard(now - event.timestamp, event.sw_ver)
+                listened.heard[event.hostname] = Heard(now - event.timestamp, event.sw_ver)
 
     try:
         with Consumer(connection.channel(), [queue], on_message=receive, no_ack=True):
             deadline = time.monotonic() + seconds
-            while set(workers) - heard.keys() and (left := deadline - time.monotonic()) > 0:
+            while (
+                set(workers) - listened.heard.keys() - listened.refused.keys()
+                and (left := deadline - time.monotonic()) > 0
+            ):
                 with suppress(TimeoutError):
                     connection.drain_events(timeout=left)
     except connection.channel_errors:
         return None
-    return heard
+    return listened

@@ -28,6 +28,7 @@ from monitor.receiver.sources.base import Source
 from monitor.receiver.standby import Standby
 from monitor.records import Delivery
 from monitor.records import ReceiverHealth
+from monitor.records import RefusedEvents
 from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import queries
@@ -50,6 +51,8 @@ REST, REST_BEHIND = 1.0, 2.0
 BEHIND_SECONDS = 0.3
 MALFORMED_SECONDS = 10.0  # between two log lines
 NOTICES = 5
+REFUSED_SECONDS = 60.0  # a worker sends a heartbeat every 2 s
+MOST_REFUSED = 20
 HOST = socket.gethostname()
 
 
@@ -84,6 +87,7 @@ class Receiver:
             shard=self._shard.number,
             shards=self._shard.total,
         )
+        self._refused: dict[RefusedEvents, float] = {}  # when each last sent such
         self._saved_at = 0.0
         self._gather_until = 0.0
         self._clock = OwnClock(time.time(), _steady())
@@ -171,6 +175,7 @@ class Receiver:
             pid=mine.pid,
             notices=(),
             helpers=(),
+            refused=(),
             shard=mine.shard,
             shards=mine.shards,
         )
@@ -204,8 +209,23 @@ class Receiver:
             deliveries = self._by_own_clock(self._collect())
             if any(each.events or each.malformed or each.dropped or each.gap for each in deliveries):
                 self._store_batch(deliveries, stop)
+            for refused in {sender for each in deliveries for sender in each.refused}:
+                self._refuse(refused)
             self._source.acknowledge()
             self._keep_house(time.time())
+
+    def _refuse(self, sender: RefusedEvents) -> None:
+        if sender not in self._refused:
+            who = sender.hostname or "a sender without a name"
+            log.warning('events of %s are %s and are not read; set event_serializer = "json"', who, sender.content_type)
+        self._refused[sender] = time.monotonic()
+
+    def _refused_lately(self) -> tuple[RefusedEvents, ...]:
+        """Who has not changed it since, and may have."""
+        if self._refused:
+            since = time.monotonic() - REFUSED_SECONDS
+            self._refused = {each: at for each, at in self._refused.items() if at > since}
+        return tuple(sorted(self._refused, key=lambda each: (each.hostname, each.content_type)))[:MOST_REFUSED]
 
     def _heed_lease(self) -> None:
         """A queue that keeps events for us is left to the receiver that may write them."""
@@ -316,6 +336,7 @@ class Receiver:
             updated_at=now,
             kept_until=self._kept_until(),
             helpers=self._helpers.failing,
+            refused=self._refused_lately(),
         )
 
     def _kept_until(self, in_hand: Sequence[Delivery] = ()) -> float | None:
@@ -410,7 +431,12 @@ class Receiver:
         What is ``in_hand`` was read and is not stored.
         """
         self._saved_at = time.monotonic()
-        self._change(updated_at=time.time(), kept_until=self._kept_until(in_hand), helpers=self._helpers.failing)
+        self._change(
+            updated_at=time.time(),
+            kept_until=self._kept_until(in_hand),
+            helpers=self._helpers.failing,
+            refused=self._refused_lately(),
+        )
         try:
             journal.save_health(self._store, msgspec.structs.replace(self._health, unwritten=unwritten))
         except StoreUnavailable as error:

@@ -41,6 +41,7 @@ Kind = Literal[
     "record",
     "broker",
     "gap",
+    "refused",
     "malformed",
     "no-workers",
     "events-off",
@@ -83,6 +84,7 @@ def banners(
             continue  # its process ends before it can say anything
         found += _receiver(receiver, named, now)
         found += _gaps([gap for gap in gaps if gap.cluster == receiver.cluster], named, now)
+        found += _refused(receiver, named)
         found += _malformed(receiver, named, now)
         found += _workers(receiver, own, named)
     return tuple(sorted(found, key=lambda banner: banner.tone != "bad"))
@@ -170,6 +172,15 @@ def _after(gap: Gap) -> str:
         return "Charts hatch that time; states may be old."
     until = "Reconciled" if found.ended is not None else "Being reconciled"
     return f"Charts hatch that time. {until}: {in_words(found)}."
+
+
+def _refused(health: ReceiverHealth, named: str) -> Iterable[Banner]:
+    if health.refused:
+        names = sorted({each.hostname for each in health.refused if each.hostname}) or [f"a sender{named}"]
+        kinds = ", ".join(sorted({each.content_type for each in health.refused}))
+        text = f"Events of {_names(names)} are not read: they are {kinds}, which is refused."
+        then = 'Tasks there are not seen. Set event_serializer = "json" there and restart.'
+        yield Banner("refused", "bad", text, then)
 
 
 def _malformed(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner]:

@@ -17,12 +17,14 @@ from monitor.brokers.connection import app_for
 from monitor.brokers.connection import explained
 from monitor.brokers.connection import unavailable
 from monitor.errors import BrokerUnavailable
+from monitor.receiver.sources.base import Body
 from monitor.receiver.sources.base import Inbox
+from monitor.receiver.sources.content import Content
+from monitor.receiver.sources.content import opened
 from monitor.receiver.sources.queue import declare
 from monitor.receiver.sources.queue import remember
 from monitor.receiver.sources.wire import SEND_SECONDS
 from monitor.receiver.sources.wire import Drain
-from monitor.receiver.sources.wire import decompressed
 from monitor.records import Delivery
 from monitor.settings import Broker
 from monitor.settings import Settings
@@ -137,8 +139,8 @@ class AmqpWire:
         self._rest = b""
         self._awaited = 0  # bytes of the present body that are still to come
         self._chunks: list[bytes] = []
-        self._encoding: str | None = None
-        self._encodings: dict[bytes, str | None] = {}
+        self._content: Content | None = None  # None: JSON as it stands
+        self._contents: dict[bytes, Content | None] = {}
         self._committed = 0
         self._acknowledged = 0
         self._sent_at = time.monotonic()
@@ -152,9 +154,9 @@ class AmqpWire:
         """Say goodbye at the next tick, with the last acknowledgement before it."""
         self._leaving = True
 
-    def feed(self, data: bytes) -> list[bytes | None]:
+    def feed(self, data: bytes) -> list[Body]:
         data = self._rest + data if self._rest else data
-        bodies: list[bytes | None] = []
+        bodies: list[Body] = []
         start, length = 0, len(data)
         while length - start >= FRAME_OVERHEAD:
             kind, channel, size = _frame(data, start)
@@ -174,27 +176,28 @@ class AmqpWire:
         self._rest = data[start:]
         return bodies
 
-    def _header(self, data: bytes, start: int, end: int, bodies: list[bytes | None]) -> None:
+    def _header(self, data: bytes, start: int, end: int, bodies: list[Body]) -> None:
         (self._awaited,) = _body_size(data, start + 4)
         properties = data[start + 12 : end]
         try:
-            self._encoding = self._encodings[properties]
+            self._content = self._contents[properties]
         except KeyError:
-            self._encoding = self._learn(properties, data[start:end])
+            self._content = self._learn(properties, data[start:end])
         if not self._awaited:
             bodies.append(b"")
 
-    def _learn(self, properties: bytes, header: bytes) -> str | None:
+    def _learn(self, properties: bytes, header: bytes) -> Content | None:
         message = basic_message.Message()
         message.inbound_header(header)
         headers = message.properties.get("application_headers") or {}
-        content_type = message.properties.get("content_type", "application/json")
-        encoding = headers.get("compression") if content_type == "application/json" else content_type
-        if len(self._encodings) < KNOWN_PROPERTIES:
-            self._encodings[properties] = encoding
-        return encoding
+        given = (message.properties.get("content_type"), headers.get("compression"), headers.get("hostname"))
+        found = Content(*(None if each is None else str(each) for each in given))
+        content = None if found.is_plain else found
+        if len(self._contents) < KNOWN_PROPERTIES:
+            self._contents[properties] = content
+        return content
 
-    def _body(self, chunk: bytes, bodies: list[bytes | None]) -> None:
+    def _body(self, chunk: bytes, bodies: list[Body]) -> None:
         self._awaited -= len(chunk)
         if self._awaited > 0:
             self._chunks.append(chunk)
@@ -202,7 +205,7 @@ class AmqpWire:
         if self._chunks:
             chunk = b"".join((*self._chunks, chunk))
             self._chunks = []
-        bodies.append(chunk if self._encoding is None else decompressed(chunk, self._encoding))
+        bodies.append(chunk if self._content is None else opened(chunk, self._content))
 
     def _other(self, kind: int, channel: int, payload: bytes) -> None:
         # py-amqp answers what must be answered, and raises what ends the channel or the connection.

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from monitor.receiver.decode import decode
 from monitor.receiver.spool import Spool
 from monitor.records import Delivery
 from monitor.records import Event
+from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.shards import EVERYTHING
@@ -28,6 +30,7 @@ AWAY_SECONDS = 1.0  # without a call to take(): the database is away
 BURST_BYTES = 256 * 1024
 BURST_SECONDS = 0.02
 YIELD_SECONDS = 0.3  # at most, before each batch
+MOST_REFUSED = 20  # senders that are named
 MESSAGE_OVERHEAD = 100  # bytes that Python needs beside a body
 BATCH_BYTES = 16 * 1024 * 1024  # decoded and stored at once; a traceback has no bound of its own
 
@@ -81,11 +84,15 @@ def spool_of(broker: Broker, settings: Settings) -> Spool | None:
     return Spool(settings.spool_directory / folder, settings.spool_bytes, claims=True)
 
 
+# JSON, or what is to be unwrapped; what is refused; None: it could not be unwrapped.
+Body = bytes | RefusedEvents | None
+
+
 class Batch(NamedTuple):
-    """Messages that came with one read of the socket. A body of ``None`` could not be unwrapped."""
+    """Messages that came with one read of the socket."""
 
     arrived: float
-    bodies: list[bytes | None]
+    bodies: Sequence[Body]
     size: int
 
 
@@ -102,7 +109,7 @@ class Inbox:
         limit: int,
         *,
         drops: bool,
-        unwrap: Callable[[bytes], bytes | None] | None = None,
+        unwrap: Callable[[bytes], Body] | None = None,
         spool: Spool | None = None,
         share: Shard = EVERYTHING,
     ) -> None:
@@ -116,6 +123,7 @@ class Inbox:
         self._batches: deque[Batch] = deque()
         self._size = 0
         self._dropped = 0
+        self._refused: set[RefusedEvents] = set()
         self._error: BrokerUnavailable | None = None
         self._changed = threading.Condition()
         self.messages_taken = 0
@@ -136,10 +144,11 @@ class Inbox:
         with self._changed:
             return min(self._batches[0].arrived, self.heard_at) if self._batches else self.heard_at
 
-    def put(self, bodies: list[bytes | None], arrived: float | None = None) -> None:
+    def put(self, bodies: Sequence[Body], arrived: float | None = None) -> None:
         """Keep what has been read, just now or when it ``arrived``, or drop and count it."""
-        size = sum(len(body) + MESSAGE_OVERHEAD for body in bodies if body is not None)
-        batch = Batch(time.time() if arrived is None else arrived, bodies, size)
+        kept = self._without_refused(bodies) if self._unwrap is None and self._drops else bodies
+        size = sum(len(body) + MESSAGE_OVERHEAD for body in kept if type(body) is bytes)
+        batch = Batch(time.time() if arrived is None else arrived, kept, size)
         if size >= BURST_BYTES:
             self._burst_at = time.monotonic()
         with self._changed:
@@ -151,18 +160,29 @@ class Inbox:
             self._dropped += dropped
             self._changed.notify()
 
+    def _without_refused(self, bodies: Sequence[Body]) -> list[Body]:
+        """What may have to wait on disk; who sent the rest is noted at once."""
+        with self._changed:
+            self._note(each for each in bodies if isinstance(each, RefusedEvents))
+        return [each for each in bodies if not isinstance(each, RefusedEvents)]
+
+    def _note(self, refused: Iterable[RefusedEvents]) -> None:
+        for each in refused:
+            if len(self._refused) < MOST_REFUSED:
+                self._refused.add(each)
+
     def _keep(self, batch: Batch) -> bool:
-        if (
-            self._spool is not None
-            and self._should_spool(batch.size)
-            and self._spool.append(batch.arrived, batch.bodies)
-        ):
+        if self._should_spool(batch.size) and self._wait_on_disk(batch):
             return True
         if self._drops and self._size and self._size + batch.size > self._limit:
             return False
         self._batches.append(batch)
         self._size += batch.size
         return True
+
+    def _wait_on_disk(self, batch: Batch) -> bool:
+        bodies = [None if isinstance(each, RefusedEvents) else each for each in batch.bodies]
+        return self._spool is not None and self._spool.append(batch.arrived, bodies)
 
     def _should_spool(self, size: int) -> bool:
         if self._spool is not None and not self._spool.empty:
@@ -198,7 +218,7 @@ class Inbox:
         if self._spool is None:
             return
         with self._changed:
-            while self._batches and self._spool.append(self._batches[0].arrived, self._batches[0].bodies):
+            while self._batches and self._wait_on_disk(self._batches[0]):
                 self._pop()
             self._spool.close()
 
@@ -213,7 +233,7 @@ class Inbox:
         self._yield_to_reader()
         first = self._next(timeout)
         if first is None:
-            return Delivery([], time.time(), 0, self._take_dropped())
+            return Delivery([], time.time(), 0, self._take_dropped(), refused=self._take_refused())
         events: list[Event] = []
         malformed = size = 0
         batch: Batch | None = first
@@ -223,7 +243,7 @@ class Inbox:
             size += batch.size
             more = len(events) < batch_events and size < BATCH_BYTES
             batch = self._next_before(first.arrived + batch_seconds) if more else None
-        return Delivery(events, first.arrived, malformed, self._take_dropped())
+        return Delivery(events, first.arrived, malformed, self._take_dropped(), refused=self._take_refused())
 
     def _yield_to_reader(self) -> None:
         latest = time.monotonic() + YIELD_SECONDS
@@ -277,12 +297,23 @@ class Inbox:
             dropped, self._dropped = self._dropped, 0
             return dropped
 
-    def _decode(self, bodies: Iterable[bytes | None], events: list[Event]) -> int:
+    def _take_refused(self) -> tuple[RefusedEvents, ...]:
+        if not self._refused:
+            return ()
+        with self._changed:
+            refused, self._refused = tuple(self._refused), set()
+        return refused
+
+    def _decode(self, bodies: Iterable[Body], events: list[Event]) -> int:
         malformed = 0
         for wrapped in bodies:
-            body = wrapped if wrapped is None or self._unwrap is None else self._unwrap(wrapped)
+            body = self._unwrap(wrapped) if self._unwrap is not None and isinstance(wrapped, bytes) else wrapped
             if body is None:
                 malformed += 1
+                continue
+            if isinstance(body, RefusedEvents):
+                with self._changed:
+                    self._note((body,))
                 continue
             decoded, bad = decode(body)
             events += decoded if self._share.total == 1 else self._own(decoded)
@@ -294,9 +325,9 @@ class Inbox:
         has = self._share.has
         return [event for event in events if event.uuid is None or has(event.uuid)]
 
-    def _count(self, bodies: Iterable[bytes | None]) -> int:
+    def _count(self, bodies: Iterable[Body]) -> int:
         unwrap = self._unwrap or (lambda body: body)
-        unwrapped = (None if body is None else unwrap(body) for body in bodies)
+        unwrapped = (unwrap(body) if isinstance(body, bytes) else body for body in bodies)
         if self._share.total > 1:
-            return sum(1 if body is None else len(list(self._own(decode(body)[0]))) for body in unwrapped)
-        return sum(1 if body is None else count(body) for body in unwrapped)
+            return sum(len(list(self._own(decode(each)[0]))) if isinstance(each, bytes) else 1 for each in unwrapped)
+        return sum(count(body) if isinstance(body, bytes) else 1 for body in unwrapped)

@@ -24,6 +24,7 @@ from monitor.receiver.sources.amqp import HEARTBEAT_SECONDS
 from monitor.receiver.sources.amqp import open_connection
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.sources.base import spool_of
+from monitor.receiver.sources.content import body_of
 from monitor.receiver.sources.queue import declare
 from monitor.receiver.sources.queue import queue_name
 from monitor.receiver.sources.queue import remember
@@ -107,9 +108,7 @@ class KombuSource:
         return consumer
 
     def _arrived(self, message: Message) -> None:
-        usable = message.content_type in (None, "application/json") and not message.errors
-        body = message.body
-        self._inbox.put([(body.encode() if isinstance(body, str) else bytes(body)) if usable else None])
+        self._inbox.put([body_of(message)])
 
     def read(self, timeout: float) -> Delivery:
         try:

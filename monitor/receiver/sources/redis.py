@@ -20,16 +20,20 @@ from monitor.brokers.connection import unavailable
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
 from monitor.receiver.helpers import Helpers
+from monitor.receiver.sources.base import Body
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.sources.base import spool_of
+from monitor.receiver.sources.content import JSON
+from monitor.receiver.sources.content import Content
+from monitor.receiver.sources.content import opened
 from monitor.receiver.sources.inlet import closed_by_error
 from monitor.receiver.sources.inlet import open_inlet
 from monitor.receiver.sources.redis_address import Address
 from monitor.receiver.sources.redis_address import open_socket
 from monitor.receiver.sources.redis_address import parse_redis_address
 from monitor.receiver.sources.wire import Drain
-from monitor.receiver.sources.wire import decompressed
 from monitor.records import Delivery
+from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings
 
@@ -80,6 +84,11 @@ class Envelope(msgspec.Struct, gc=False, kw_only=True):
     headers: dict[str, msgspec.Raw] = {}
     content_type: str | None = msgspec.field(name="content-type", default=None)
 
+    def header(self, name: str) -> str | None:
+        """A header that is a text; ValueError for any other."""
+        found = self.headers.get(name)
+        return None if found is None else msgspec.json.decode(found, type=str | None)
+
     @property
     def is_base64(self) -> bool:
         """So it says of its body."""
@@ -110,16 +119,14 @@ _decode_text_envelope = msgspec.json.Decoder(TextEnvelope).decode
 _decode_base64_envelope = msgspec.json.Decoder(Base64Envelope).decode
 
 
-def unwrap(message: bytes) -> bytes | None:
-    """The body inside an envelope, or ``None`` where it is no JSON in a message of kombu's."""
+def unwrap(message: bytes) -> bytes | RefusedEvents | None:
+    """The JSON inside an envelope; what is refused where it is in another form; ``None`` in no message of kombu's."""
     try:
         envelope = _envelope(message)
-        if envelope.content_type not in (None, "application/json"):
-            return None
         body = envelope.opened()
-        compression = envelope.headers.get("compression")
-        name = None if compression is None else msgspec.json.decode(compression)
-        return body if name is None else decompressed(body, name)
+        if envelope.content_type in JSON and "compression" not in envelope.headers:
+            return body
+        return opened(body, Content(envelope.content_type, envelope.header("compression"), envelope.header("hostname")))
     except (ValueError, Base64Error, RecursionError):
         return None
 
@@ -225,7 +232,7 @@ class RedisWire:
         self._reader = hiredis.Reader()
         self._pinged = False
 
-    def greet(self, sock: socket.socket, address: Address) -> list[bytes | None]:
+    def greet(self, sock: socket.socket, address: Address) -> list[Body]:
         """Log in and subscribe; returns events that came along. Raises BrokerUnavailable."""
         if address.password is not None:
             user = [address.username] if address.username else []
@@ -243,11 +250,11 @@ class RedisWire:
         if isinstance(reply, hiredis.ReplyError):
             raise unavailable(self._url, reply)
 
-    def feed(self, data: bytes) -> list[bytes | None]:
+    def feed(self, data: bytes) -> list[Body]:
         reader = self._reader
         gets = reader.gets
         self._pinged = False
-        bodies: list[bytes | None] = []
+        bodies: list[Body] = []
         for start in range(0, len(data) or 1, PARSED_BYTES):
             reader.feed(data[start : start + PARSED_BYTES])
             while (reply := gets()) is not False:

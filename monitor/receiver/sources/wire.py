@@ -10,14 +10,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from amqp.exceptions import AMQPError
 from hiredis import HiredisError
-from kombu.compression import decompress
 
 from monitor.errors import BrokerUnavailable
+from monitor.receiver.sources.base import Body
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.sources.inlet import Direct
 from monitor.receiver.sources.inlet import Inlet
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class Wire(Protocol):
     """A protocol on a connected socket: it knows bytes, the drain knows the socket."""
 
-    def feed(self, data: bytes) -> list[bytes | None]:
+    def feed(self, data: bytes) -> Sequence[Body]:
         """Complete messages in what was read; may raise what closes the connection."""
 
     def tick(self, idle: float) -> bytes:
@@ -126,11 +127,3 @@ class Drain(threading.Thread):
         if data:
             self._sock.settimeout(SEND_SECONDS)
             self._sock.sendall(data)
-
-
-def decompressed(body: bytes, encoding: str) -> bytes | None:
-    """A body as its sender had it; ``None`` where it cannot be had, which makes it malformed."""
-    try:
-        return bytes(decompress(body, encoding))
-    except Exception:  # noqa: BLE001  each compressor has its own errors
-        return None

@@ -90,6 +90,13 @@ class ResultBackendItem(Struct, frozen=True, kw_only=True):
     reason: str | None
 
 
+class RefusedItem(Struct, frozen=True, kw_only=True):
+    """Events in a form that is not read, such as pickle, came from here within the last minute."""
+
+    hostname: str
+    content_type: str
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself.
 
@@ -116,6 +123,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     shards: list[ShardItem]
     helpers: list[HelperItem]
     result_backend: ResultBackendItem | None
+    refused: list[RefusedItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -139,7 +147,7 @@ class ClusterList(Struct, frozen=True):
 def unknown_health(cluster: str, backend: ResultBackendItem | None) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers")}
+    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers", "refused")}
     return HealthItem(**(fields | empty | {"cluster": cluster, "notices": (), "result_backend": backend}))
 
 
@@ -170,6 +178,7 @@ def health_item(
         shards=shapes(ShardItem, health.parts),
         helpers=shapes(HelperItem, health.helpers),
         result_backend=backend,
+        refused=shapes(RefusedItem, health.refused),
     )
 
 

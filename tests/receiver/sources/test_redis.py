@@ -227,7 +227,6 @@ def test_what_the_buffer_cannot_hold_is_dropped_and_counted_exactly(redis_url: s
         b"[1]",
         b'{"body": 7, "properties": {}}',
         b'{"body": "YQ=!", "properties": {"body_encoding": "base64"}}',
-        b'{"body": "YQ==", "content-type": "application/x-python-serialize", "properties": {}}',
         b'{"body": "YQ==", "headers": {"compression": "application/x-gzip"}, "properties": {}}',
         b"\xff" * 50,
     ],

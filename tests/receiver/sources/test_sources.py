@@ -8,6 +8,7 @@ import pytest
 
 from monitor.receiver.sources.base import Source
 from monitor.records import Event
+from monitor.records import RefusedEvents
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.traffic import make_traffic
 from tests.receiver.traffic import numbered
@@ -93,14 +94,17 @@ def test_bodies_that_are_no_events_are_counted_and_the_rest_arrives(source: Sour
         publish.send("task.received", numbered(5), compression="zlib")
     events: list[Event] = []
     malformed = 0
+    refused: set[RefusedEvents] = set()
     deadline = time.monotonic() + 20
     while len(events) < 4 and time.monotonic() < deadline:
         delivery = source.read(0.2)
         events += delivery.events
         malformed += delivery.malformed
+        refused |= {*delivery.refused}
     assert [event.clock for event in events] == [1, 4, 2, 5]
     assert len(events[2].name or "") == 2_500_000
-    assert malformed == 5
+    assert malformed == 4
+    assert refused == {RefusedEvents("worker7@shop", "application/x-python-serialize")}
 
 
 def test_read_comes_back_when_something_is_there_and_in_time_when_not(source: Source, broker_url: str) -> None:

@@ -1,0 +1,56 @@
+"""Workers with another ``event_serializer`` than JSON: read, or refused by name with the setting to change."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from monitor.errors import NotFound
+from monitor.records import TaskState
+from monitor.store import queries
+from monitor.store.engine import Store
+from monitor.web.banners import banners
+from tests.receiver.conftest import RunReceiver
+from tests.receiver.conftest import connected
+from tests.receiver.conftest import health
+from tests.receiver.conftest import wait_until
+from tests.test_doctor import examined
+from tests.workers import running_worker
+
+
+@pytest.mark.parametrize("source", ["auto", "kombu"])
+def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
+    store: Store, receiving: RunReceiver, broker_url: str, source: str, tmp_path: Path
+) -> None:
+    with receiving(broker_url, source=source) as receiver:
+        wait_until(connected(receiver))
+        for serializer in ("msgpack", "yaml"):
+            config = {"event_serializer": serializer}
+            with running_worker(broker_url, pool="solo", concurrency=1, config=config) as worker:
+                task_id = worker.send("echo", 17, f"né {serializer}")
+                wait_until(partial(succeeded, store, task_id))
+            task = queries.task(store, task_id)
+            assert (task.worker, task.args, task.queue) == (worker.hostname, f"(17, 'né {serializer}')", worker.queue)
+        assert (health(store).malformed_total, health(store).refused) == (0, ())
+
+        with running_worker(broker_url, pool="solo", concurrency=1, config={"event_serializer": "pickle"}) as worker:
+            worker.send("echo", 17)
+            wait_until(lambda: worker.hostname in {each.hostname for each in health(store).refused})
+            said = health(store)
+            assert {each.content_type for each in said.refused} == {"application/x-python-serialize"}
+            assert said.malformed_total == 0
+            shown = [each for each in banners([said], [], [], said.updated_at or 0.0) if each.kind == "refused"]
+            assert worker.hostname in shown[0].text
+            assert 'event_serializer = "json"' in shown[0].then
+            if source == "auto":
+                _, found = examined(broker_url, tmp_path)
+                assert worker.hostname in found["event serializer"]["what"]
+                assert 'event_serializer = "json"' in found["event serializer"]["mend"]
+                assert "without-heartbeat" not in str(found)
+
+
+def succeeded(store: Store, task_id: str) -> bool:
+    try:
+        return queries.task(store, task_id).state is TaskState.SUCCESS
+    except NotFound:
+        return False
