@@ -126,6 +126,7 @@ class Facts(NamedTuple):
     long_tasks: Sequence[LongTask] = ()  # of workers that are not stalled as a whole; the longest first
     lost: LostTasks | None = None
     failures: int | None = None
+    muted: int = 0  # of them, in muted groups
     top_failure: TopFailure | None = None
     missed_seconds: float = 0.0
     lag_seconds: float | None = None
@@ -474,9 +475,10 @@ def _failures(facts: Facts) -> list[Part]:
         return []
     failed = {"q": "state:failed finished:>-15m"}
     top = facts.top_failure
-    text = f"{counted(facts.failures, 'failure')} in 15 min"
+    text = f"{counted(facts.failures, 'failure')} in 15 min{_muted(facts.failures, facts.muted)}"
     if top is None:
-        return [Part(f"{text}.", "/tasks", failed, "bad")]
+        tone: Tone = "plain" if facts.muted >= facts.failures else "bad"
+        return [Part(f"{text}.", "/tasks", failed, tone)]
     where = f" in {top.name}" if top.name else ""
     share = "all" if top.times >= facts.failures else f"{number_words(top.times)} of them"
     path, query = (f"/failures/{top.group}", {}) if top.group is not None else ("/tasks", failed)
@@ -484,6 +486,14 @@ def _failures(facts: Facts) -> list[Part]:
         return [Part(f"{text}: {top.exception_type}{where}.", path, query, "bad")]
     words = f"{share} {top.exception_type}{where}."
     return [Part(f"{text},", "/tasks", failed, "bad"), Part(words, path, query, "bad")]
+
+
+def _muted(failures: int, muted: int) -> str:
+    if not muted:
+        return ""
+    if muted >= failures:
+        return ", muted" if failures == 1 else ", all of them muted"
+    return f", {number_words(muted)} of them muted"
 
 
 def _missed(facts: Facts) -> list[Part]:

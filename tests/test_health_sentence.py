@@ -323,3 +323,13 @@ def test_lost_tasks_are_counted_and_never_well() -> None:
     assert "10 000+ tasks are lost" in told(
         WELL._replace(lost=LostTasks(Count(10_000, exact=False), None, query))
     ).replace("\u202f", " ")
+
+
+def test_failures_of_muted_groups_are_counted_as_such() -> None:
+    top = TopFailure("Declined", "shop.pay", 32, 7)
+    facts = WELL._replace(failures=112, muted=80, top_failure=top)
+    assert told(facts) == "3 workers up. 112 failures in 15 min, 80 of them muted, 32 of them Declined in shop.pay."
+    alone = WELL._replace(failures=5, muted=5)
+    assert told(alone) == "3 workers up. 5 failures in 15 min, all of them muted."
+    assert tones(alone) == {"plain"}
+    assert told(WELL._replace(failures=1, muted=1)).endswith("1 failure in 15 min, muted.")

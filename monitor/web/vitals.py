@@ -43,6 +43,7 @@ from monitor.store.stuck import MOST_STUCK
 from monitor.web.receivers import read_health
 
 WINDOW_SECONDS = 900.0
+MOST_MUTED = 1000  # groups that are counted
 LOST = "state:lost retried:no finished:>-1d"  # what the sentence says of lost tasks
 RECEIVER_SILENT_SECONDS = 15.0
 GONE_SECONDS = 3600.0  # how long a worker that left is named
@@ -81,6 +82,7 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         long_tasks=_long_alone(stalls),
         lost=_lost(store, cluster, now),
         failures=sum(flow.failed for flow in recent.by_key.values()) if heard else None,
+        muted=_muted(store, cluster, since) if heard else 0,
         top_failure=_top_failure(store, cluster, since) if heard else None,
         missed_seconds=sum((gap.ended or now) - max(gap.began, since) for gap in gaps),
         lag_seconds=max((each.lag_seconds or 0.0 for each in health), default=None),
@@ -203,6 +205,14 @@ def _disconnected(health: ReceiverHealth, now: float) -> Disconnected | None:
     if health.connected:
         return None
     return Disconnected(health.cluster, None if health.last_event_at is None else now - health.last_event_at)
+
+
+def _muted(store: Store, cluster: str | None, since: float) -> int:
+    muted = (FailureState.MUTED,)
+    return sum(
+        each.count
+        for each in queries.failure_groups(store, since=since, cluster=cluster, states=muted, limit=MOST_MUTED)
+    )
 
 
 def _top_failure(store: Store, cluster: str | None, since: float) -> TopFailure | None:

@@ -183,7 +183,7 @@ def test_failed_counts_what_still_needs_somebody_and_leads_to_it(house: House) -
     group = queries.task(house.store, make_id(2)).failure_group
     failures.set_failure_state(house.store, group or 0, FailureState.MUTED, house.now)
     page = house.client.get("/").text
-    assert "1 failed task needs attention" in page
+    assert "1 task needs attention" in page
     link = re.search(
         r'href="([^"]*)"[^>]*>(?:(?!</a>).)*<span>Failed</span><span class="count alarm"[^>]*>1<', page, re.DOTALL
     )
