@@ -450,7 +450,8 @@ def _slow(facts: Facts) -> list[Part]:
         subject = "A workflow waits" if alike == 1 else f"{number_words(alike)} workflows wait, one"
         return [Part(f"{subject} for {name} since {seconds}; how long that usually runs is not known yet.", path)]
     subject = "A workflow" if alike == 1 else f"{number_words(alike)} workflows"
-    told = f"{subject} may be stuck: {name} has run for {seconds}{_usually(first.usual)}."
+    where = f" on {first.worker}" if first.worker else ""
+    told = f"{subject} may be stuck: {name} has run for {seconds}{where}{_usually(first.usual)}."
     return [Part(told, path, tone="warning")]
 
 

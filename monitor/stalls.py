@@ -37,6 +37,7 @@ class LongTask(NamedTuple):
     id: str | None
     seconds: float
     usual: float
+    root_id: str | None = None
 
 
 class Usual(NamedTuple):
@@ -64,6 +65,7 @@ class SlowWorkflow(NamedTuple):
     name: str | None
     seconds: float
     usual: float | None
+    worker: str | None = None
 
 
 def stalled_workers(
@@ -98,14 +100,15 @@ def slow_workflows(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: fl
         known = _usual(usual, task.name)
         unusual = _overlong(task, usual, now) or (known is None and seconds > LEAST_SECONDS)
         if task.root_id is not None and task.started and unusual:
-            found[task.root_id] = SlowWorkflow(task.root_id, task.name, seconds, known.p99 if known else None)
+            p99 = known.p99 if known else None
+            found[task.root_id] = SlowWorkflow(task.root_id, task.name, seconds, p99, task.worker)
     return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
 
 
 def long_tasks(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> list[LongTask]:
     """The longest first."""
     found = [
-        LongTask(task.worker, task.name, task.id, now - task.since, known.p99)
+        LongTask(task.worker, task.name, task.id, now - task.since, known.p99, task.root_id)
         for task in held
         if task.started and task.name and _overlong(task, usual, now) and (known := _usual(usual, task.name))
     ]

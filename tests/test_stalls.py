@@ -8,6 +8,7 @@ from monitor.stalls import HeldTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
 from monitor.stalls import Usual
+from monitor.stalls import long_tasks
 from monitor.stalls import may_be_busy
 from monitor.stalls import slow_workflows
 from monitor.stalls import stalled_workers
@@ -79,8 +80,8 @@ def test_of_who_is_silent_more_is_known_than_that(status: WorkerStatus) -> None:
 def test_workflow_waits_for_its_longest_task() -> None:
     tasks = [held(4.0, root="r1"), held(9.0, root="r1"), held(9.0), held(2.0, root="r2"), held(7.0, "shop.new", "r3")]
     assert slow_workflows([*tasks, held(30.0, "shop.report", "r4")], USUAL, NOW) == [
-        SlowWorkflow("r1", "shop.pick", 9.0, 0.5),
-        SlowWorkflow("r3", "shop.new", 7.0, None),
+        SlowWorkflow("r1", "shop.pick", 9.0, 0.5, "pick@shop"),
+        SlowWorkflow("r3", "shop.new", 7.0, None, "pick@shop"),
     ]
 
 
@@ -88,3 +89,13 @@ def test_only_a_solo_pool_may_be_busy_instead_of_silent() -> None:
     assert may_be_busy(worker(pool="solo", status=WorkerStatus.SILENT))
     assert not may_be_busy(worker(pool="solo", status=WorkerStatus.OFFLINE))
     assert not may_be_busy(worker(pool="prefork", status=WorkerStatus.SILENT))
+
+
+def test_a_task_far_beyond_what_is_usual_is_named_with_its_process() -> None:
+    tasks = [held(9.0), held(30.0, root="r1"), held(2.0), held(30.0, "shop.new")]
+    assert [
+        (each.hostname, each.name, each.seconds, each.usual, each.root_id) for each in long_tasks(tasks, USUAL, NOW)
+    ] == [
+        ("pick@shop", "shop.pick", 30.0, 0.5, "r1"),
+        ("pick@shop", "shop.pick", 9.0, 0.5, None),
+    ]

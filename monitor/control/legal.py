@@ -55,8 +55,8 @@ def retried_as_words(link: Link) -> str:
 
 def _retried_warning(link: Link, now: float | None) -> str:
     ago = "" if now is None else f" {age_words(now - link.at)} ago"
-    state = f"is {link.state.word}" if link.state else "has not reported anything yet"
-    return f"This task was already retried{ago} as {link.id}, which {state}. Retried again, it runs once more."
+    state = link.state.word if link.state else "no event of it yet"
+    return f"This task was already retried{ago} as {link.id} ({state}). Retried again, it runs once more."
 
 
 def warnings_of(

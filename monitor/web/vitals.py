@@ -130,9 +130,10 @@ def read_stalls(
 
 
 def _long_alone(stalls: Stalls) -> list[LongTask]:
-    """Without those of workers of which more is said."""
+    """Without those of workers and workflows of which more is said."""
     stalled = {worker.hostname for worker in stalls.workers}
-    return [task for task in stalls.tasks if task.hostname not in stalled]
+    slow = {each.root_id for each in stalls.workflows}
+    return [task for task in stalls.tasks if task.hostname not in stalled and task.root_id not in slow]
 
 
 def _long_running(held: Sequence[HeldTask], now: float) -> set[str]:

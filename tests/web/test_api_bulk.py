@@ -67,7 +67,7 @@ def test_a_second_retry_leaves_out_what_was_retried_unless_it_is_asked_for(clien
     both = client.post("/api/v1/bulk/preview", json={**asked, "include_retried": True}).json()
     assert (both["sendable"], both["skipped"], both["include_retried"]) == (1, {}, True)
     refused = client.post("/api/v1/bulk/preview", json={**asked, "action": "revoke", "include_retried": True})
-    assert refused.status_code == 400
+    assert refused.status_code == 409
     assert "include_retried" in refused.json()["error"]["message"]
 
 

@@ -12,7 +12,7 @@ from monitor.control.bulk import MIN_RATE
 from monitor.control.commands import BulkCommand
 from monitor.control.commands import BulkRetry
 from monitor.control.commands import BulkRevoke
-from monitor.errors import InvalidInput
+from monitor.errors import Conflict
 from monitor.records import Count
 from monitor.records import Job
 from monitor.store import jobs
@@ -135,7 +135,9 @@ def _command(body: BulkBody, preview: int | None) -> BulkCommand:
             reason=body.reason,
         )
     if body.include_retried is not None:
-        raise InvalidInput("include_retried belongs to the action retry", field="include_retried")
+        raise Conflict(
+            "include_retried belongs to the action retry; leave it out of a revoke.", field="include_retried"
+        )
     return BulkRevoke(cluster=body.cluster, query=body.q, job=preview, rate=body.rate, reason=body.reason)
 
 

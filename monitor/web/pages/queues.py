@@ -67,7 +67,12 @@ class QueueRow:
 
 def context(view: View) -> Context:
     rows = read_rows(view)
-    return {"rows": rows, "alone": [row for row in rows if row.unattended and not row.pause], "several": _several(rows)}
+    return {
+        "rows": rows,
+        "alone": [row for row in rows if row.unattended and not row.pause],
+        "paused": [row for row in rows if row.pause and not row.queue.consumers],
+        "several": _several(rows),
+    }
 
 
 def queue_context(view: View) -> Context:

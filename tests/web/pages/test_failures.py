@@ -1,4 +1,6 @@
+import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,14 @@ def test_forms_change_the_state_and_say_what_it_means(browser: Browser) -> None:
     trail = [(each.action, each.reason, each.outcome) for each in queries.actions(store, limit=4).items]
     assert trail[:2] == [("failure.reopen", None, "done"), (MuteFailure.action, "the bank is slow", "done")]
     assert trail[2] == (ResolveFailure.action, None, "failed")
+
+
+def test_variants_of_a_group_are_listed_and_lead_to_their_tasks(house: House) -> None:
+    for number, customer in enumerate(("Acme", "Globex", "Globex"), 1):
+        fail(house, number, f"ValueError('price list of {customer} cannot be read')")
+    assert "price list of <name> cannot be read 2 variants" in house.text("/failures")
+    page = house.client.get(f"/failures/{only_group(house)}").text
+    link = re.search(r'href="([^"]*)">price list of Acme cannot be read<', page)
+    assert link
+    listed = house.client.get(unescape(link.group(1))).text
+    assert re.findall(r'data-key="shop ([^"]*)"', listed) == [make_id(1)]

@@ -9,6 +9,7 @@ from monitor.records import JobOutcome
 from monitor.records import JobState
 from monitor.settings import Settings
 from monitor.store import jobs
+from monitor.store import journal
 from monitor.store.writer import Writer
 from monitor.web.present import Watched
 from tests.web import shop
@@ -166,3 +167,16 @@ def test_what_watches_a_job_or_the_list_is_told_of_progress(browser: Browser, ap
     listed = Watched("/tasks?q=state%3Afailed", "", Role.OPERATOR)
     assert "all 2 that match" in presenter.snapshot(listed).regions["bulk"]
     assert "all 2 that match" not in presenter.snapshot(Watched(listed.address, "", Role.VIEWER)).regions["bulk"]
+
+
+def test_tasks_that_were_retried_are_left_out_until_the_box_is_ticked(browser: Browser, app: Starlette) -> None:
+    journal.link_retry(app.state.store, "shop", shop.PROBABLE, shop.SUCCEEDED, "exact", time.time())
+    page = choose(browser)
+    assert "1 skipped: already retried, succeeded" in page
+    assert "None of them can be sent again." in page
+    page = browser.submit("/jobs/1", "/jobs/1/include-retried", include_retried="1")
+    assert ">Retry 1 task<" in page
+    assert re.search(r'name="include_retried" value="1" checked', page)
+    assert "↻ </span>retried, succeeded<" in browser.get("/tasks?q=state:failed").text
+    assert "already retried 0 s ago as" not in browser.get(f"/tasks/{shop.PROBABLE}").text
+    assert "This task was already retried" in browser.get(f"/tasks/{shop.PROBABLE}?panel=retry").text

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from monitor.records import FailureState
+from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import StandbyReceiver
 from monitor.records import WorkerStatus
@@ -165,3 +166,42 @@ def test_receiver_that_stands_by_is_said_until_it_is_silent(house: House) -> Non
 def test_silence_of_a_worker_without_heartbeats_is_not_said_to_be_none(house: House) -> None:
     house.worker("worker7@shop", status=WorkerStatus.SILENT, last_heartbeat=None)
     assert "worker7@shop is silent, perhaps only busy." in house.text("/")
+
+
+def test_lost_and_paused_are_said_with_their_cause_and_lead_to_them(house: House) -> None:
+    house.worker("worker1@shop")
+    lost = {"uuid": make_id(71), "hostname": "worker1@shop"}
+    house.write(
+        make_event("task-received", timestamp=house.now - 400, name="shop.pay", **lost),
+        make_event("task-lost", timestamp=house.now - 130, exception="gone", **lost),
+    )
+    emails = Queue(cluster="shop", name="emails", ready=22, consumers=0)
+    journal.save_queues(house.store, "shop", [emails], house.now)
+    paused = Pause(cluster="shop", queue="emails", at=house.now - 300, by="ada", workers=("worker1@shop",))
+    journal.save_pause(house.store, paused)
+    text = house.text("/")
+    assert "1 task is lost, newest 2 min ago." in text
+    assert "emails was paused by ada 5 min ago, 22 waiting." in text
+    assert "no consumer" not in text
+    page = house.client.get("/").text
+    link = re.search(r'href="(/tasks[^"]*)">1 task is lost', page)
+    assert link
+    assert make_id(71) in house.client.get(unescape(link.group(1))).text
+    house.text("/queues")
+    assert "emails was paused by ada" in house.text("/queues")
+
+
+def test_failed_counts_what_still_needs_somebody_and_leads_to_it(house: House) -> None:
+    for number in (1, 2, 3):
+        fail(house, number, name=f"shop.task{number}")
+    journal.link_retry(house.store, "shop", make_id(1), make_id(9), "exact", house.now)
+    group = queries.task(house.store, make_id(2)).failure_group
+    failures.set_failure_state(house.store, group or 0, FailureState.MUTED, house.now)
+    page = house.client.get("/").text
+    assert "1 task needs attention" in page
+    link = re.search(
+        r'href="([^"]*)"[^>]*>(?:(?!</a>).)*<span>Failed</span><span class="count alarm"[^>]*>1<', page, re.DOTALL
+    )
+    assert link
+    listed = house.client.get(unescape(link.group(1))).text
+    assert re.findall(r'data-key="shop ([^"]*)"', listed) == [make_id(3)]
