@@ -78,6 +78,7 @@ UNSAFE: Listed = {
     ("POST", "/tasks/bulk-retry"): ("bulk.retry", "", {}),
     ("POST", "/tasks/bulk-revoke"): ("bulk.revoke", "", {}),
     ("POST", "/jobs/{id}/start"): ("bulk.retry", PREVIEW, {}),
+    ("POST", "/jobs/{id}/include-retried"): ("bulk.retry", PREVIEW, {"include_retried": "1"}),
     ("POST", "/jobs/{id}/abort"): ("bulk.abort", STARTED, {}),
     ("POST", "/api/v1/bulk/preview"): ("bulk.retry", "", {"action": "retry", "q": "state:failed"}),
     ("POST", "/api/v1/bulk"): ("bulk.revoke", "", {"action": "revoke", "q": "state:started"}),
@@ -115,7 +116,7 @@ UNSAFE: Listed = {
     **on_queue("delete-message", "queue.delete_message", {"digest": "0a1b"}),
 }
 # They change nothing and only show what would be done: of these a denial alone is recorded.
-QUESTIONS = {"/tasks/bulk-retry", "/tasks/bulk-revoke", "/api/v1/bulk/preview"}
+QUESTIONS = {"/tasks/bulk-retry", "/tasks/bulk-revoke", "/jobs/{id}/include-retried", "/api/v1/bulk/preview"}
 ADMINS_ONLY = {"queue.purge", "queue.delete_message", "worker.shutdown"}
 WITHOUT_LOGIN = {"/healthcheck", "/metrics"}
 SAFE = {"GET", "HEAD", "OPTIONS"}
