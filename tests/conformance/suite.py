@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 MODULES = ("t/integration/test_canvas.py", "t/integration/test_tasks.py")
 SAME_VERSIONS = ("celery", "kombu", "billiard", "vine", "amqp", "redis")  # as in the environment of the product
-TEST_SECONDS = 150  # two tests of chords wait 10 s seven times
+TEST_SECONDS = 200  # two tests of chords wait 10 s seven times
 SUITE_SECONDS = 1500
 STOP_SECONDS = 60
 INSTALL_SECONDS = 600
