@@ -44,7 +44,6 @@ from monitor.web.api.requests import Signal
 from monitor.web.api.requests import TaskId
 from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
-from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
 
 
@@ -81,8 +80,9 @@ class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class RunItem(Struct, frozen=True, kw_only=True):
-    """One attempt of a task on one worker."""
+    """One attempt of a task on one worker. ``name`` is the task's, unless it was replaced by another one."""
 
+    name: str | None
     worker: str | None
     pid: int | None
     retries: int | None
@@ -92,6 +92,7 @@ class RunItem(Struct, frozen=True, kw_only=True):
     ended: float | None
     eta: float | None
     runtime: float | None
+    runtime_estimated: bool
     wait: float | None
     result: str | None
     exception: str | None
@@ -198,7 +199,7 @@ def task_detail(task: Task, lineage: Lineage, found: Known, redactor: Redactor) 
     return shape(
         TaskDetail,
         task,
-        runs=shapes(RunItem, task.runs),
+        runs=[shape(RunItem, run, name=(run.invocation or task).name) for run in task.runs],
         arguments=arguments,
         message=message_item(found.message, redactor),
         retry_of=lineage.retry_of,
