@@ -77,6 +77,7 @@ PROBABLE = (
 )
 
 
+NOT_REPORTED = "its sender reported no arguments: other clients than Celery's own leave the headers argsrepr out"
 SENT_WHOLE = "body, headers, links and priority are sent again as they were"
 EXACT = f"its message, as the worker got it: {SENT_WHOLE}"
 
@@ -154,6 +155,8 @@ def without_secrets(arguments: Arguments, redactor: Redactor) -> Arguments:
 def _judge_texts(task: Task) -> Arguments:
     if task.args is None or task.kwargs is None:
         return _unknown("no event carried its arguments")
+    if "" in {task.args, task.kwargs}:  # a worker reports the headers argsrepr and kwargsrepr as they came
+        return _unknown(NOT_REPORTED)
     try:
         args = _within("args", task.args)
         kwargs = _within("kwargs", task.kwargs)

@@ -80,7 +80,7 @@ FIELDS: dict[str, Field] = {
         Field("exception", Kind.TEXT, "exception of the latest run", "exception:TimeoutError"),
         Field("traceback", Kind.TEXT, "traceback of the latest run", "traceback:pay.py"),
         Field("retries", Kind.NUMBER, "times that the task was retried", "retries:>2"),
-        Field("runtime", Kind.DURATION, "time that the latest run took", "runtime:>5s"),
+        Field("runtime", Kind.DURATION, "run time of the latest run; an estimate where it was cut off", "runtime:>5s"),
         Field("wait", Kind.DURATION, "time from when it could run to its start", "wait:100ms..2s"),
         Field("sent", Kind.TIME, "when the task was sent, where that is known", "sent:>-15m"),
         Field("received", Kind.TIME, "when a worker received it", "received:2026-11-01..2026-11-02"),

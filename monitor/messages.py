@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from monitor.intake import NAME_LENGTH
 from monitor.records import HELD
 from monitor.records import Message
 from monitor.records import Task
@@ -111,12 +112,34 @@ def why_not_exact(message: Message, task: Task) -> str | None:
         return f"its message was {how}, but {error}"
     if headers.get("id") != task.id or not _text(headers.get("task")):
         return f"its message was {how}, but is of another task"
+    if other := _is_of_another_call(headers, task):
+        return f"its message was {how}, but {other}"
     attempt = _number(headers.get("retries"))
     if attempt is not None and task.retries is not None and attempt < task.retries:
         return f"its message was {how} of attempt {attempt + 1} alone, and attempt {task.retries + 1} may differ"
     if not message.content_type or not (message.routing_key or message.queue):
         return f"its message was {how}, but its content type or its route is missing"
     return None
+
+
+def _is_of_another_call(headers: Mapping[str, object], task: Task) -> str | None:
+    """A task that was replaced, or sent again, has several messages under its id: why one is not the latest."""
+    named = {_text(headers.get("task")), _text(headers.get("shadow"))}
+    if task.name is not None and task.name not in named and len(task.name) < NAME_LENGTH:
+        return f"of a call of {headers.get('task')}, and the latest is of {task.name}"
+    run = task.run
+    if run is not None and run.replacing and headers.get("replaced_task_nesting") == 0:
+        return "of the call that was replaced"
+    for field, header in ((task.args, "argsrepr"), (task.kwargs, "kwargsrepr")):
+        text = headers.get(header)
+        if isinstance(text, str) and field is not None and not _may_be_text(text, field):
+            return "of a call with other arguments"
+    return None
+
+
+def _may_be_text(text: str, stored: str) -> bool:
+    """Whether a text was stored so: secrets are masked then, and what cannot be stored is replaced or cut."""
+    return text == stored or any(mark in stored for mark in ("***", "\ufffd", "…"))
 
 
 def json_text(message: Message) -> str:

@@ -56,6 +56,7 @@ class Outcome(StrEnum):
     REQUEUED = "requeued"  # rejected back into the queue: not the end of the task
     CANCELLED = "cancelled"  # the worker lost its connection and gave a late-acknowledged task back
     LOST = "lost"
+    REPLACED = "replaced"  # self.replace(): the task goes on under its id as another call
 
 
 # What every database holds. The JSON decoder checks it in C; decode.py makes an unknown of what is beyond.
@@ -166,8 +167,32 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 WaitSince = Literal["sent", "eta", "retry", "received"]
 
 
+class Invocation(msgspec.Struct, frozen=True, gc=False):
+    """What one message of a task says of itself. A retry, a replacement and a second sending are further messages.
+
+    ``sent``, ``client`` and the route come from task-sent, and are unknown where no such event came.
+    """
+
+    name: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    queue: str | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
+    client: str | None = None
+    sent: float | None = None
+    expires: float | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+
+
+ESTIMATED_OUTCOMES = frozenset({Outcome.REVOKED, Outcome.CANCELLED, Outcome.LOST, Outcome.REPLACED})
+# Reported by the worker's main process about a pool process that was killed or died.
+KILLED_EXCEPTIONS = ("TimeLimitExceeded(", "WorkerLostError(")
+
+
 class Run(msgspec.Struct):
-    """One attempt of a task on one worker."""
+    """One attempt of a task on one worker. One that no worker has received yet is a message that waits."""
 
     worker: str | None = None
     pid: int | None = None
@@ -182,6 +207,22 @@ class Run(msgspec.Struct):
     exception: str | None = None
     traceback: str | None = None
     ready: float | None = None  # when it could run, by its worker's clock, where that was before its receipt: waits.py
+    replacing: int = 0  # its message was sent by self.replace(), and how: see invocations.py
+    invocation: Invocation | None = None  # its message, where that is another one than the task's fields show
+
+    @property
+    def waiting(self) -> bool:
+        """Its message was sent, and nobody is known to have received it."""
+        return self.received is None and self.started is None and self.ended is None and self.worker is None
+
+    @property
+    def runtime_estimated(self) -> bool:
+        """Whether ``runtime`` is from our record of start and end, as the task did not live to measure it."""
+        if self.runtime is None or self.outcome is Outcome.SUCCEEDED:
+            return False
+        if self.outcome is Outcome.FAILED:
+            return self.exception is not None and self.exception.startswith(KILLED_EXCEPTIONS)
+        return self.outcome in ESTIMATED_OUTCOMES
 
     @property
     def wait(self) -> float | None:
@@ -209,7 +250,11 @@ class Run(msgspec.Struct):
 
 
 class Task(msgspec.Struct):
-    """What is known of one task now. ``runs`` are in order, the latest last; it may be empty (only sent)."""
+    """What is known of one task now. ``runs`` are in order, the latest last; it may be empty (only sent).
+
+    Name, arguments, route, ``client``, ``sent``, ``expires``, ``root_id`` and ``parent_id`` are those of one message:
+    that of the run that is shown (``run``). A run of another message carries that one itself.
+    """
 
     cluster: str
     id: str
@@ -233,56 +278,79 @@ class Task(msgspec.Struct):
 
     @property
     def run(self) -> Run | None:
-        """The latest run."""
-        return self.runs[-1] if self.runs else None
+        """The latest run; where a retry is sent and not received yet, the one that asked for the retry."""
+        runs = self.runs
+        if not runs:
+            return None
+        last = runs[-1]
+        if last.received is None and last.retries and len(runs) > 1 and last.waiting:
+            return runs[-2]
+        return last
 
     @property
     def retries(self) -> int | None:
-        return self.runs[-1].retries if self.runs else None
+        run = self.run
+        return run.retries if run is not None else None
 
     @property
     def worker(self) -> str | None:
-        return self.runs[-1].worker if self.runs else None
+        run = self.run
+        return run.worker if run is not None else None
 
     @property
     def eta(self) -> float | None:
-        return self.runs[-1].eta if self.runs else None
+        run = self.run
+        return run.eta if run is not None else None
 
     @property
     def received(self) -> float | None:
-        return self.runs[-1].received if self.runs else None
+        run = self.run
+        return run.received if run is not None else None
 
     @property
     def started(self) -> float | None:
-        return self.runs[-1].started if self.runs else None
+        run = self.run
+        return run.started if run is not None else None
 
     @property
     def finished(self) -> float | None:
-        return self.runs[-1].ended if self.runs else None
+        run = self.run
+        return run.ended if run is not None else None
 
     @property
     def runtime(self) -> float | None:
-        return self.runs[-1].runtime if self.runs else None
+        run = self.run
+        return run.runtime if run is not None else None
 
     @property
     def wait(self) -> float | None:
-        return self.runs[-1].wait if self.runs else None
+        run = self.run
+        return run.wait if run is not None else None
+
+    @property
+    def runtime_estimated(self) -> bool:
+        run = self.run
+        return run is not None and run.runtime_estimated
 
     @property
     def wait_since(self) -> WaitSince | None:
-        return self.runs[-1].wait_since if self.runs else None
+        run = self.run
+        return run.wait_since if run is not None else None
 
     @property
     def result(self) -> str | None:
-        return self.runs[-1].result if self.runs else None
+        run = self.run
+        return run.result if run is not None else None
 
     @property
     def exception(self) -> str | None:
-        return self.runs[-1].exception if self.runs else None
+        run = self.run
+        return run.exception if run is not None else None
 
     @property
     def traceback(self) -> str | None:
-        return self.runs[-1].traceback if self.runs else None
+        run = self.run
+        return run.traceback if run is not None else None
 
 
 class WorkerStatus(StrEnum):

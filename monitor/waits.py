@@ -106,14 +106,15 @@ def _host(client: str) -> str:
 def settle(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
     """Finds out when each run was ready. ``skews``: our clock minus that of each worker.
 
-    What was found out earlier is kept: ``sent`` may be that of a later message by now. Of several answers the earliest
-    counts, so their order does not matter.
+    What was found out earlier is kept: of several answers the earliest counts, so their order does not matter.
     """
     runs = task.runs
     if len(runs) == 1 and not runs[0].retries and _is_plain(task, runs[0], senders, skews):
         return
     previous = None
     for run in runs:
+        if run.waiting:
+            continue
         ready = _ready(task, run, previous, senders, skews)
         if ready is not None and (run.ready is None or ready < run.ready):
             run.ready = ready
@@ -140,8 +141,9 @@ def _ready(task: Task, run: Run, previous: Run | None, senders: Senders, skews: 
         return None
     skew = skews.get(run.worker or "")
     sent = None
-    if task.sent is not None:
-        sent = _sent(moved(task.sent, senders.skew(task.client), skew), run, previous, arrived)
+    message = run.invocation or task
+    if message.sent is not None:
+        sent = _sent(moved(message.sent, senders.skew(message.client), skew), run, previous, arrived)
     if not run.retries:
         moment = None if sent is None else max(sent, run.eta or 0.0)
     elif previous is not None and (previous.retries or 0) >= run.retries:

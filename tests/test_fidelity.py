@@ -270,3 +270,9 @@ def test_nothing_typed_changes_nothing() -> None:
     assert edit(known, None, None) is known
     with pytest.raises(InvalidInput):
         edit(known, "", None)
+
+
+def test_arguments_that_their_sender_did_not_report_are_said_to_be_so() -> None:
+    for arguments in (judge(make_task(args="", kwargs="")), judge(make_task(args="(31,)", kwargs=""))):
+        assert arguments.fidelity == "unknown"
+        assert arguments.reason.startswith("its sender reported no arguments")

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.gaps",
         "monitor.health_sentence",
         "monitor.intake",
+        "monitor.invocations",
         "monitor.lifecycle",
         "monitor.messages",
         "monitor.nursery",

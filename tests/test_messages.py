@@ -76,6 +76,8 @@ def test_packed_bodies_are_opened_up_to_a_bound(name: str, pack: object) -> None
     ("fields", "reason"),
     [
         ({"headers": {"id": make_id(32)}}, "is of another task"),
+        ({"headers": {"task": "shop.start"}}, "of a call of shop.start, and the latest is of shop.pay.charge"),
+        ({"headers": {"argsrepr": "(30,)"}}, "of a call with other arguments"),
         ({"headers": {"retries": 1}}, "attempt 2 alone, and attempt 3 may differ"),
         ({"headers": {"retries": 2}, "routing_key": None, "queue": None}, "route is missing"),
         ({"headers": {"retries": 2}, "content_type": None}, "content type"),
@@ -85,6 +87,14 @@ def test_a_message_that_is_not_the_last_attempt_s_is_not_exact(fields: dict[str,
     judged = judge(make_task(id=ID, args="(31,)", kwargs="{}"), make_message(ID, **fields))
     assert judged.fidelity == "probable"
     assert reason in judged.reason
+
+
+def test_message_of_the_call_that_was_replaced_is_not_exact() -> None:
+    task = make_task(id=ID, args="(31,)", kwargs="{}", runs=[make_run(retries=0, replacing=1)])
+    before = make_message(ID, headers={"replaced_task_nesting": 0, "argsrepr": "(31,)"})
+    assert "of the call that was replaced" in judge(task, before).reason
+    after = make_message(ID, headers={"replaced_task_nesting": 1, "argsrepr": "(31,)", "shadow": "pay for 31"})
+    assert judge(task, after).fidelity == "exact"
 
 
 def test_secrets_in_a_message_are_masked_for_show_and_kept_for_sending() -> None:

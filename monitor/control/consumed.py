@@ -39,7 +39,7 @@ def consumed(target: Target, task: Task) -> Consumed | None:
 
     From the record, else the worker is asked now, within ASK_SECONDS.
     """
-    run = task.runs[-1] if task.runs else None
+    run = task.run
     if run is None or run.worker is None:
         return None
     key = (target.settings.database, target.broker.url, run.worker, run.pid)

@@ -151,10 +151,11 @@ def _look_in_results(target: Target, tasks: Sequence[Task], found: dict[str, Kno
     except MonitorError as error:
         log.warning("cannot look for results: %s", error.message)
         return {task.id: _adding(found[task.id], "the result backend does not answer") for task in tasks}
+    by_id = {task.id: task for task in tasks}
     result = {}
     for task_id, value in stored.items():
         try:
-            result[task_id] = _told(found[task_id], from_result(task_id, value))
+            result[task_id] = _told(found[task_id], _of_latest(by_id[task_id], from_result(task_id, value)))
         except Unreadable as error:
             result[task_id] = _adding(found[task_id], str(error))
     return result
@@ -174,9 +175,17 @@ def _ask_worker(target: Target, task: Task, found: Known) -> Known:
         return _adding(found, f"{name} does not tell them")
     said = reply.ok.get(task.id) if isinstance(reply.ok, dict) else None
     try:
-        return _told(found, from_worker(name, said))
+        return _told(found, _of_latest(task, from_worker(name, said)))
     except Unreadable as error:
         return _adding(found, str(error))
+
+
+def _of_latest(task: Task, told: Told) -> Told:
+    """What was told, unless of a call that the task has been replaced in since. Raises Unreadable."""
+    earlier = {run.invocation.name for run in task.runs if run.invocation is not None} - {task.name}
+    if told.name is not None and told.name in earlier:
+        raise Unreadable(f"only the arguments of {told.name} are kept, which {task.name} has replaced")
+    return told
 
 
 def _told(found: Known, told: Told) -> Known:

@@ -49,7 +49,7 @@ class Tally:
 
 
 _NOWHERE = Tally()
-_FAILED = Outcome.FAILED
+_FAILED, _SUCCEEDED = Outcome.FAILED, Outcome.SUCCEEDED
 
 
 class FailureTally:
@@ -85,7 +85,8 @@ class Deltas:
         self._count(task, 1)
 
     def _count(self, task: Task, sign: int) -> None:
-        worker = task.runs[-1].worker if task.runs else None
+        shown = task.run
+        worker = shown.worker if shown is not None else None
         self.tasks[task.state, task.name, task.queue, worker] += sign
         for run in task.runs:
             self._count_run(task, run, sign)
@@ -111,21 +112,23 @@ class Deltas:
         field = OUTCOME_FIELDS.get(run.outcome)
         if field is not None:
             tally.counts[field] += sign
-        if run.runtime is not None:
+        if run.runtime is not None and (run.outcome is _SUCCEEDED or not run.runtime_estimated):
             tally.run[bucket(run.runtime)] += sign
         if run.outcome is _FAILED:
             self._count_failure(task, run, sign)
 
     def _tally(self, task: Task, run: Run, at: float) -> tuple[int, Tally]:
         minute = int(at) // MINUTE * MINUTE
-        return minute, self.rollups[minute, task.name, task.queue, run.worker]
+        message = run.invocation or task  # a run counts under the name that it ran
+        return minute, self.rollups[minute, message.name, message.queue, run.worker]
 
     def _count_failure(self, task: Task, run: Run, sign: int) -> None:
         ended = run.ended or 0.0
-        found = signature_of(task.name, run.exception, run.traceback)
+        name = (run.invocation or task).name
+        found = signature_of(name, run.exception, run.traceback)
         tally = self.failures.get(found.digest)
         if tally is None:
-            tally = self.failures[found.digest] = FailureTally(task.name, found)
+            tally = self.failures[found.digest] = FailureTally(name, found)
         place = (int(ended) // MINUTE * MINUTE, run.worker)
         tally.counts[place] = tally.counts.get(place, 0) + sign
         if found.variant != found.message:

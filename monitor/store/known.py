@@ -18,7 +18,8 @@ from monitor.store import schema
 from monitor.store.engine import one_of
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
-from monitor.store.rows import run_of
+from monitor.store.rows import all_runs
+from monitor.store.rows import other_run_of
 from monitor.store.rows import task_of
 from monitor.store.terms import texts
 
@@ -96,11 +97,11 @@ def load(connection: Connection, number: int, cluster: str, task_ids: Sequence[s
     tasks = {row.id: task_of(row, cluster, names) for row in rows}
     earlier = [row.id for row in rows if row.earlier_runs]
     for task_id, runs in _load_runs(connection, earlier).items():
-        tasks[task_id].runs = runs + tasks[task_id].runs
+        tasks[task_id].runs = all_runs(runs, tasks[task_id].runs)
     return {task.id: task for task in tasks.values()}
 
 
-def _load_runs(connection: Connection, task_ids: list[int]) -> dict[int, list[Run]]:
+def _load_runs(connection: Connection, task_ids: list[int]) -> dict[int, list[tuple[int, Run]]]:
     table = schema.run
     rows: list[Row[Any]] = []
     for start in range(0, len(task_ids), CHUNK):
@@ -110,7 +111,7 @@ def _load_runs(connection: Connection, task_ids: list[int]) -> dict[int, list[Ru
         )
         rows += connection.execute(statement).all()
     names = texts(connection, {row.worker_id for row in rows})
-    runs: dict[int, list[Run]] = {}
+    runs: dict[int, list[tuple[int, Run]]] = {}
     for row in rows:
-        runs.setdefault(row.task_id, []).append(run_of(row, names))
+        runs.setdefault(row.task_id, []).append((row.ordinal, other_run_of(row, names)))
     return runs

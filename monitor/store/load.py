@@ -15,7 +15,7 @@ from monitor.records import Task
 from monitor.store import schema
 from monitor.store.compile import numbers
 from monitor.store.retries import newest_links
-from monitor.store.rows import run_of
+from monitor.store.rows import other_run_of
 from monitor.store.rows import task_of
 from monitor.store.terms import texts
 
@@ -47,12 +47,12 @@ def read_tasks(connection: Connection, statement: Select[Any]) -> list[Task]:
     return tasks
 
 
-def earlier_runs(connection: Connection, row: int) -> list[Run]:
-    """The runs before the latest, in order, with all their texts."""
+def other_runs(connection: Connection, row: int) -> list[tuple[int, Run]]:
+    """The runs beside the one that is shown, with their places among all, in order, with all their texts."""
     table = schema.run
     rows = connection.execute(select(table).where(table.c.task_id == row).order_by(table.c.ordinal)).all()
     names = texts(connection, {each.worker_id for each in rows})
-    return [run_of(each, names) for each in rows]
+    return [(each.ordinal, other_run_of(each, names)) for each in rows]
 
 
 def cluster_names(connection: Connection) -> dict[int, str]:

@@ -1,8 +1,12 @@
 """Tasks and runs as rows, and back."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
+from monitor.records import Invocation
 from monitor.records import Outcome
 from monitor.records import Run
 from monitor.records import Task
@@ -23,17 +27,20 @@ OUTCOMES: dict[int | None, Outcome | None] = {None: None} | {code: each for each
 _CODES: dict[Outcome | None, int | None] = {None: None} | OUTCOME_CODES
 _NO_RUN = Run()
 _SELF = b""  # as root: the task itself
+_pack = msgspec.msgpack.Encoder().encode
+unpack_invocation = msgspec.msgpack.Decoder(Invocation).decode
 
 
 def names_of(task: Task) -> Names:
     """What the row of a task names."""
-    worker = task.runs[-1].worker if task.runs else None
+    run = task.run
+    worker = run.worker if run is not None else None
     return (task.name, task.queue, worker, task.client, task.exchange, task.routing_key)
 
 
 def seen(task: Task) -> float:
     """The time by which lists are sorted: received, else sent, else the first thing that is known of the latest run."""
-    run = task.runs[-1] if task.runs else _NO_RUN
+    run = task.run or _NO_RUN
     for time in (run.received, task.sent, run.started, run.ended, task.learnt):
         if time is not None:
             return time
@@ -47,7 +54,7 @@ def task_row(task: Task, cluster_id: int, numbers: Numbers) -> tuple[object, ...
 
 def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
     """The values of CHANGING_COLUMNS: of a stored task, all that can change."""
-    run = task.runs[-1] if task.runs else _NO_RUN
+    run = task.run or _NO_RUN
     root = task.root_id
     name, queue, worker, client, exchange, routing_key = numbers
     return (
@@ -80,6 +87,7 @@ def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
         run.exception,
         run.traceback,
         task.learnt,
+        run.replacing or None,
     )
 
 
@@ -101,6 +109,8 @@ def run_row(task_id: int, ordinal: int, run: Run, worker: int) -> tuple[object, 
         run.result,
         run.exception,
         run.traceback,
+        run.replacing or None,
+        None if run.invocation is None else _pack(run.invocation),
     )
 
 
@@ -120,7 +130,22 @@ def run_of(row: Any, texts: Mapping[int, str]) -> Run:
         result=getattr(row, "result", None),
         exception=getattr(row, "exception", None),
         traceback=getattr(row, "traceback", None),
+        replacing=row.replacing or 0,
     )
+
+
+def other_run_of(row: Any, texts: Mapping[int, str]) -> Run:
+    """A run that stands in a row of its own, with its message."""
+    run = run_of(row, texts)
+    run.invocation = None if row.message is None else unpack_invocation(row.message)
+    return run
+
+
+def all_runs(others: Sequence[tuple[int, Run]], shown: Sequence[Run]) -> list[Run]:
+    """The runs in order: those in rows of their own with their ordinals, and the one in the task's row between them."""
+    runs = [run for _, run in others]
+    place = next((place for place, (ordinal, _) in enumerate(others) if ordinal != place), len(others))
+    return [*runs[:place], *shown, *runs[place:]]
 
 
 def task_of(row: Any, cluster: str, texts: Mapping[int, str]) -> Task:
@@ -144,6 +169,6 @@ def task_of(row: Any, cluster: str, texts: Mapping[int, str]) -> Task:
         parent_id=None if row.parent is None else from_key(row.parent),
         failure_group=row.failure_group_id,
         learnt=row.learnt,
-        runs=[] if run == _NO_RUN else [run],
+        runs=[] if run == _NO_RUN and not row.earlier_runs else [run],
         pk=row.id,
     )

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from monitor.errors import NotFound
 from monitor.records import BeatHealth
+from monitor.records import Invocation
 from monitor.records import ScheduledRun
 from monitor.records import ScheduleEntry
 from monitor.store import schema
@@ -24,10 +25,12 @@ from monitor.store.keys import from_key
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
 from monitor.store.rows import STATES
+from monitor.store.rows import unpack_invocation
 from monitor.store.terms import cluster_id
 from monitor.store.terms import texts
 
 MOST_RUNS = 1000
+_CHUNK = 500
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(ScheduleEntry).decode
 _task = schema.task.c
@@ -112,10 +115,11 @@ def runs_of(
             found[task] = _rows(connection, wanted, some) if task in names else ((), None)
         ids = {each for rows, _ in found.values() for row in rows for each in (row.client_id, row.queue_id)}
         told = texts(connection, ids)
+        first = _first_messages(connection, [row.id for rows, _ in found.values() for row in rows if row.retries])
     judged = {}
     for entry in entries:
         rows, oldest = found[entry.task]
-        mine = [_run(row, told) for row in rows if _is_of(row, entry)]
+        mine = [_run(row, told, first.get(row.id)) for row in rows if _is_of(row, entry)]
         judged[entry.name] = Runs(mine, since if oldest is None else oldest)
     return judged
 
@@ -143,7 +147,7 @@ def _statement() -> Any:
     newest = (
         select(
             *(_task.key, _task.sent, _task.seen, _task.state, _task.client_id, _task.queue_id),
-            *(_task.args, _task.kwargs),
+            *(_task.args, _task.kwargs, _task.id, _task.retries),
         )
         .where(_task.name_id == bindparam("name"), _task.seen >= bindparam("since"))
         .where(_task.cluster_id.in_(bindparam("clusters", expanding=True)))
@@ -164,14 +168,27 @@ def _statement() -> Any:
 _mine = _statement()
 
 
-def _run(row: Any, told: dict[int, str]) -> ScheduledRun:
+def _first_messages(connection: Connection, retried: Sequence[int]) -> dict[int, Invocation]:
+    """What beat sent, of tasks that were retried: the row of the task tells of the retry, which a worker sent."""
+    table = schema.run.c
+    found: dict[int, Invocation] = {}
+    for start in range(0, len(retried), _CHUNK):
+        wanted = and_(table.task_id.in_(retried[start : start + _CHUNK]), table.ordinal == 0)
+        for row in connection.execute(select(table.task_id, table.message).where(wanted)):
+            if row.message is not None:
+                found[row.task_id] = unpack_invocation(row.message)
+    return found
+
+
+def _run(row: Any, told: dict[int, str], first: Invocation | None) -> ScheduledRun:
+    sent = row.sent if first is None else first.sent
     return ScheduledRun(
         id=from_key(row.key),
-        at=row.sent if row.sent is not None else row.seen,
-        by_receipt=row.sent is None,
+        at=sent if sent is not None else row.seen,
+        by_receipt=sent is None,
         state=STATES[row.state],
-        client=told.get(row.client_id),
-        queue=told.get(row.queue_id),
+        client=told.get(row.client_id) if first is None else first.client,
+        queue=told.get(row.queue_id) if first is None else first.queue,
     )
 
 

@@ -56,6 +56,7 @@ OUTCOME_CODES: dict[Outcome, int] = {
     Outcome.REQUEUED: 6,
     Outcome.CANCELLED: 7,
     Outcome.LOST: 8,
+    Outcome.REPLACED: 9,
 }
 TERM_KINDS = {"name": 1, "queue": 2, "worker": 3, "client": 4, "exchange": 5, "routing_key": 6}
 UNKNOWN = 0
@@ -125,6 +126,7 @@ task = Table(
     Column("kwargs", Text),
     *_run_texts(),
     Column("learnt", Double),  # when we asked and learnt of it, where no event told
+    Column("replacing", SmallInteger),  # how the message of the latest run replaced another one: invocations.py
     Index("task_key", "cluster_id", "key", unique=True).ddl_if(dialect="sqlite"),  # else one for each partition
     Index("task_seen", "seen", "id"),
     Index("task_name", "name_id", "seen", "id"),
@@ -154,6 +156,8 @@ run = Table(
     Column("ordinal", SmallInteger, primary_key=True),
     *_run_columns(),
     *_run_texts(),
+    Column("replacing", SmallInteger),
+    Column("message", LargeBinary),  # monitor.records.Invocation as msgpack, where it is not that of the task
     postgresql_partition_by="RANGE (task_id)",
 )
 

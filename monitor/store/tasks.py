@@ -20,12 +20,13 @@ from monitor.store.ids import Span
 from monitor.store.ids import in_tree
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
-from monitor.store.load import earlier_runs
 from monitor.store.load import load_tasks
 from monitor.store.load import numbers_of
+from monitor.store.load import other_runs
 from monitor.store.load import read_tasks
 from monitor.store.load import storable
 from monitor.store.rows import STATES
+from monitor.store.rows import all_runs
 
 _table = schema.task
 _zero: ColumnElement[int] = literal_column("0")
@@ -41,7 +42,7 @@ def task(store: Store, task_id: str, cluster: str | None = None) -> Task:
             raise NotFound(f"no task {task_id!r} is in the record{where}; it may be too old to be kept", id=task_id)
         found = max(rows, key=lambda each: each.received or each.sent or 0.0)
         if found.pk is not None:
-            found.runs = [*earlier_runs(connection, found.pk), *found.runs]
+            found.runs = all_runs(other_runs(connection, found.pk), found.runs)
         return found
 
 

@@ -5,6 +5,7 @@ receiver's own state. So an event that comes twice changes nothing, and a count 
 """
 
 import time
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -339,6 +340,7 @@ class Writer:
         deltas = Deltas(self._skews)
         new: list[Task] = []
         changed: list[Task] = []
+        several: set[str] = set()  # that had rows of runs before
         for task_id, events in by_task.items():
             task = stored.get(task_id)
             if task is None:
@@ -348,13 +350,15 @@ class Writer:
                     new.append(task)
             else:
                 deltas.take_out(task)
+                if len(task.runs) > 1:
+                    several.add(task_id)
                 if self._fold(task, events):
                     changed.append(task)
             if (
                 task.runs or task.sent is not None or task.learnt is not None
             ):  # not one of which nothing but its loss was said
                 deltas.put_in(task)
-        self._save(connection, number, new, changed, deltas)
+        self._save(connection, number, new, changed, deltas, several)
         return [*new, *changed]
 
     def _fold(self, task: Task, events: list[Event]) -> bool:
@@ -362,7 +366,7 @@ class Writer:
         for event in events:
             said |= fold(task, event)
         if task.queue is None and task.runs:
-            queue = self._sole_queues.get(task.runs[-1].worker or "")
+            queue = self._sole_queues.get(task.worker or "")
             if queue is not None:  # a worker with one queue can have it from nowhere else
                 task.queue = queue
                 said = True
@@ -370,7 +374,15 @@ class Writer:
             settle(task, self.senders, self._skews)
         return said
 
-    def _save(self, connection: Connection, number: int, new: list[Task], changed: list[Task], deltas: Deltas) -> None:
+    def _save(
+        self,
+        connection: Connection,
+        number: int,
+        new: list[Task],
+        changed: list[Task],
+        deltas: Deltas,
+        several: Collection[str],
+    ) -> None:
         self._room.ensure(connection, number, (self._next_number or 1) + len(new) * self._shard.total)
         for task in new:
             task.pk = self._take_number(number)
@@ -388,7 +400,7 @@ class Writer:
             connection,
             [(*task_values(task, each), task.pk) for task, each in zip(changed, numbers[len(new) :], strict=True)],
         )
-        self._save_earlier_runs(connection, tasks)
+        self._save_other_runs(connection, tasks, several)
         self._counters.apply(connection, number, deltas)
 
     def _take_number(self, number: int) -> int:
@@ -402,15 +414,16 @@ class Writer:
             return None
         return self._counters.group_id(signature_of(task.name, run.exception, run.traceback).digest)
 
-    def _save_earlier_runs(self, connection: Connection, tasks: Iterable[Task]) -> None:
-        several = [task for task in tasks if len(task.runs) > 1]
+    def _save_other_runs(self, connection: Connection, tasks: Iterable[Task], had_several: Collection[str]) -> None:
+        several = [task for task in tasks if len(task.runs) > 1 or task.id in had_several]
         for start in range(0, len(several), _CHUNK):
             ids = [task.pk for task in several[start : start + _CHUNK]]
             connection.execute(schema.run.delete().where(schema.run.c.task_id.in_(ids)))
         rows = [
             run_row(task.pk or 0, ordinal, run, self._terms.id(_WORKER, run.worker))
             for task in several
-            for ordinal, run in enumerate(task.runs[:-1])
+            for ordinal, run in enumerate(task.runs)
+            if run is not task.run
         ]
         self._insert_run.run(connection, rows)
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 from typing import cast
 
 from celery import Celery
+from celery import group
 from celery.exceptions import Ignore
 from celery.exceptions import Reject
 
@@ -86,6 +87,54 @@ def retry_then_succeed(self: Any, failures: int = 2, countdown: float = 0.1) -> 
 def sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+@task("outlast", acks_late=True)
+def outlast(ledger: str) -> str:
+    """Runs until its message was delivered a second time, and ends while the second run goes on."""
+    again = Path(ledger, "delivered-again")
+    try:
+        Path(ledger, "begun").touch(exist_ok=False)
+    except FileExistsError:
+        again.touch()
+        time.sleep(2)
+        return "second"
+    while not again.exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    return "first"
+
+
+@task("start", bind=True)
+def start(self: Any, path: str, *, queue: str | None = None) -> None:
+    """Goes on under its id as another call, maybe on another queue."""
+    message = app.signature("basic.fail_row", ("row 17", "of " + path))
+    raise self.replace(message.set(queue=queue) if queue else message)
+
+
+@task("fail_row")
+def fail_row(row: str, place: str) -> None:
+    raise ValueError(f"{row} {place} cannot be read")
+
+
+@task("count_down", bind=True)
+def count_down(self: Any, number: int) -> int:
+    """Replaces itself until nothing is left."""
+    if number:
+        raise self.replace(self.s(number - 1))
+    return number
+
+
+@task("start_group", bind=True)
+def start_group(self: Any) -> None:
+    raise self.replace(group(app.signature("basic.add", each) for each in ((1, 2), (3, 4))))
+
+
+@task("retry_then_replace", bind=True)
+def retry_then_replace(self: Any, path: str) -> None:
+    if not self.request.retries:
+        raise self.retry(countdown=0.1)
+    raise self.replace(app.signature("basic.fail_row", ("row 18", path)))
 
 
 @task("reject", acks_late=True)

@@ -1,11 +1,14 @@
 """Celery's own ways to fail, as a real worker reports them, get names that a person understands."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from monitor.failures import signature
+from monitor.filters import parse
 from monitor.records import TaskState
+from monitor.store import queries
 from tests.receiver.watching import Watching
 from tests.receiver.watching import watching
 from tests.workers import running_worker
@@ -23,6 +26,9 @@ def test_each_way_to_fail_is_named(redis_url: str, tmp_path: Path) -> None:
         sent = {name: worker.send(name) for name in ("fail", "crash", "overrun", "soft_overrun", "recurse")}
         sent["add"] = worker.send("add", 1, 2, 3)
         found = {name: _failed(watch, task_id) for name, task_id in sent.items()}
+        tasks = {name: watch.task(task_id) for name, task_id in sent.items()}
+        over = parse("runtime:>900ms", time.time())
+        slow = {task.id for task in queries.tasks(watch.store, over, limit=50).items}
     assert found == {
         "fail": ("ValueError", "no such order", "apps/basic.py in fail"),
         "crash": ("WorkerLostError", "its worker process died: signal 9 (SIGKILL)", None),
@@ -31,3 +37,9 @@ def test_each_way_to_fail_is_named(redis_url: str, tmp_path: Path) -> None:
         "recurse": ("RuntimeError", "the bottom", "apps/basic.py in _descend"),
         "add": ("TypeError", "add() takes <n> positional arguments but <n> were given", None),
     }
+    estimated = {name for name, task in tasks.items() if task is not None and task.runtime_estimated}
+    assert estimated == {"crash", "overrun"}
+    overrun = tasks["overrun"]
+    assert overrun is not None
+    assert overrun.runtime == pytest.approx(1, abs=0.9)  # its hard limit; the event of its end names no time
+    assert sent["overrun"] in slow

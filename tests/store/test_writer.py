@@ -18,11 +18,13 @@ from monitor.errors import StoreUnavailable
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import ReceiverHealth
+from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.settings import Settings
 from monitor.sketch import Sketch
 from monitor.store import journal
+from monitor.store import queries
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -34,6 +36,8 @@ from monitor.store.writer import Writer
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
+from tests.test_invocations import STREAMS as REPLACED
+from tests.test_invocations import folded
 from tests.test_lifecycle import STREAMS
 
 SETTINGS = Settings(max_text=300)
@@ -132,6 +136,43 @@ def test_a_stream_that_is_fed_twice_changes_nothing(store: Store, name: str) -> 
     for event in reversed(STREAMS[name]):
         write(store, event)
     assert contents(store) == before
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_messages_of_one_id_are_stored_whatever_the_order_and_the_batches(store: Store, name: str) -> None:
+    for event in reversed(REPLACED[name]):
+        write(store, event)
+    stored, expected = queries.task(store, make_id(0), "shop"), folded(*REPLACED[name])
+    assert stored.runs == expected.runs
+    shown = ("state", "name", "args", "queue", "client", "sent", "root_id", "parent_id", "runtime_estimated")
+    assert [getattr(stored, each) for each in shown] == [getattr(expected, each) for each in shown]
+    before = contents(store)
+    write(store, *REPLACED[name])
+    assert contents(store) == before
+
+
+def test_each_run_counts_under_the_name_that_it_ran(store: Store) -> None:
+    write(store, *REPLACED["replaced"])
+    with store.read() as connection:
+        table, term = schema.rollup, schema.term
+        statement = select(term.c.text, table.c.started, table.c.failed).join_from(
+            table, term, table.c.name_id == term.c.id
+        )
+        rows = connection.execute(statement.where(table.c.resolution == 60)).all()
+        groups = connection.execute(select(schema.failure_group.c.name, schema.failure_group.c["count"])).all()
+    assert sorted(tuple(row) for row in rows) == [("shop.fail", 1, 1), ("shop.start", 1, 0)]
+    assert [tuple(row) for row in groups] == [("shop.fail", 1)]
+
+
+def test_retry_that_waits_is_stored_behind_the_run_that_asked_for_it(store: Store) -> None:
+    retry = REPLACED["replaced by a task that is retried"]
+    events = [each for each in retry if each.timestamp < NOW + 0.5 and each.type != "task-failed"]
+    events.append(make_event("task-retried", timestamp=NOW + 0.55, exception="E()"))
+    write(store, *events)
+    stored = queries.task(store, make_id(0), "shop")
+    assert (stored.state, stored.exception, stored.started) == (TaskState.RETRY, "E()", NOW + 0.4)
+    assert stored.runs == folded(*events).runs
+    assert [run.waiting for run in stored.runs] == [False, False, True]
 
 
 @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

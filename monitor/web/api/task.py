@@ -46,7 +46,6 @@ from monitor.web.api.requests import Signal
 from monitor.web.api.requests import TaskId
 from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
-from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
 from monitor.web.api.tasks import retried_item
 from monitor.workers import ProcessState
@@ -86,8 +85,9 @@ class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class RunItem(Struct, frozen=True, kw_only=True):
-    """One attempt of a task on one worker."""
+    """One attempt of a task on one worker. ``name`` is the task's, unless it was replaced by another one."""
 
+    name: str | None
     worker: str | None
     pid: int | None
     retries: int | None
@@ -97,6 +97,7 @@ class RunItem(Struct, frozen=True, kw_only=True):
     ended: float | None
     eta: float | None
     runtime: float | None
+    runtime_estimated: bool
     wait: float | None
     wait_since: WaitSince | None
     result: str | None
@@ -209,7 +210,7 @@ def task_detail(
         TaskDetail,
         task,
         retried=retried_item(task),
-        runs=shapes(RunItem, task.runs),
+        runs=[shape(RunItem, run, name=(run.invocation or task).name) for run in task.runs],
         arguments=arguments,
         message=message_item(found.message, redactor),
         retry_of=lineage.retry_of,

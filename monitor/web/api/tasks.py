@@ -69,6 +69,7 @@ class TaskItem(Struct, frozen=True, kw_only=True):
     started: float | None
     finished: float | None
     runtime: float | None
+    runtime_estimated: bool  # from the record of its start and end: it was killed, lost, or replaced
     wait: float | None
     wait_since: WaitSince | None
     root_id: str | None

@@ -199,25 +199,26 @@ def timeline(task: Task) -> list[Bar]:
     """The latest runs on one scale, from sending (or receipt) to the last thing known."""
     runs = task.runs[-MOST_DRAWN:]
     moments = [at for run in runs for at in (run.ready, run.received, run.started, run.ended) if at is not None]
-    if task.sent is not None and len(task.runs) <= MOST_DRAWN:
-        moments.append(task.sent)
+    sent = [(run.invocation or task).sent for run in runs]
+    if len(task.runs) <= MOST_DRAWN:
+        moments += [at for at in sent if at is not None]
     if not runs:
         return []
     begin, end = min(moments, default=0.0), max(moments, default=0.0)
     span = max(end - begin, 0.001) * (1.0 if all(run.ended is not None for run in runs) else 1.15)
     first = len(task.runs) - len(runs)
-    return [_bar(run, first + index + 1, begin, span) for index, run in enumerate(runs)]
+    return [_bar(run, first + index + 1, begin, span, sent[index]) for index, run in enumerate(runs)]
 
 
-def _bar(run: Run, number: int, begin: float, span: float) -> Bar:
+def _bar(run: Run, number: int, begin: float, span: float, sent: float | None) -> Bar:
     def place(at: float | None, otherwise: float) -> float:
         return otherwise if at is None else round(min(100.0, max(0.0, (at - begin) / span * 100)), 2)
 
+    received = place(run.received, place(sent, 0.0) if run.waiting else place(run.started, 0.0))
     started = place(run.started, place(run.ended, 100.0))
-    waited_from = place(run.received, place(run.started, 0.0))
     if run.started is not None and run.wait is not None:
-        waited_from = place(run.started - run.wait, waited_from)
-    return Bar(run, number, waited_from, started, place(run.ended, 100.0), run.ended is not None)
+        received = place(run.started - run.wait, received)
+    return Bar(run, number, received, started, place(run.ended, 100.0), run.ended is not None)
 
 
 def retry(view: View, deed: Deed) -> Result:
