@@ -167,7 +167,7 @@ def test_what_cannot_be_sent_is_skipped_with_a_reason_that_can_be_counted(redis_
         (JobOutcome.SKIPPED, 1),
     ]
     assert "dots" in job.reasons[1].reason
-    assert "queue is not known" in job.reasons[2].reason
+    assert "queue is unknown" in job.reasons[2].reason
     skipped = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3)
     rest = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3, cursor=skipped.next)
     assert {each.id for each in (*skipped.items, *rest.items)} == {make_id(number) for number in range(6, 10)}
