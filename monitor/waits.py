@@ -164,7 +164,7 @@ def _sent(sent: float, run: Run, previous: Run | None, arrived: float) -> float 
         latest = min(latest, run.started + STAMPED_AFTER)
     if sent > latest:
         return None
-    if previous is not None:
+    if previous is not None and previous.invocation == run.invocation:  # one message for both, as far as is known
         begun = previous.started if previous.started is not None else previous.received
         if previous.outcome in _DELIVERED_AGAIN or begun is None or sent <= begun:
             return None

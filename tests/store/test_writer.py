@@ -33,6 +33,8 @@ from monitor.store.rows import STATES
 from monitor.store.schema import CLUSTER_SHIFT
 from monitor.store.terms import cluster_id
 from monitor.store.writer import Writer
+from monitor.waits import Senders
+from monitor.waits import settle
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
@@ -143,6 +145,7 @@ def test_messages_of_one_id_are_stored_whatever_the_order_and_the_batches(store:
     for event in reversed(REPLACED[name]):
         write(store, event)
     stored, expected = queries.task(store, make_id(0), "shop"), folded(*REPLACED[name])
+    settle(expected, Senders(), {})
     assert stored.runs == expected.runs
     shown = ("state", "name", "args", "queue", "client", "sent", "root_id", "parent_id", "runtime_estimated")
     assert [getattr(stored, each) for each in shown] == [getattr(expected, each) for each in shown]
@@ -171,7 +174,9 @@ def test_retry_that_waits_is_stored_behind_the_run_that_asked_for_it(store: Stor
     write(store, *events)
     stored = queries.task(store, make_id(0), "shop")
     assert (stored.state, stored.exception, stored.started) == (TaskState.RETRY, "E()", NOW + 0.4)
-    assert stored.runs == folded(*events).runs
+    expected = folded(*events)
+    settle(expected, Senders(), {})
+    assert stored.runs == expected.runs
     assert [run.waiting for run in stored.runs] == [False, False, True]
 
 
