@@ -6,8 +6,8 @@ What is stored keeps its meaning: runs without ``ready`` wait from receipt, and 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
-down_revision = "0012"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

@@ -9,8 +9,8 @@ from alembic import op
 from monitor.failures import digest_of
 from monitor.failures import loosen
 
-revision = "0014"
-down_revision = "0013"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
