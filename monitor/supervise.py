@@ -28,6 +28,7 @@ from io import TextIOWrapper
 from multiprocessing import connection
 from multiprocessing import forkserver
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Event
 from threading import Thread
@@ -144,7 +145,24 @@ class Command:
             self._process.wait(timeout)
 
 
-class Forked:
+class Child:
+    """A process of multiprocessing, started by who derives from this."""
+
+    _process: BaseProcess
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.exitcode
+
+    def join(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
+
+
+class Forked(Child):
     """What Command makes of ``python -m arguments``, without another start of the interpreter."""
 
     def __init__(
@@ -160,14 +178,6 @@ class Forked:
         with _starting():
             self._process.start()
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
-    @property
-    def exitcode(self) -> int | None:
-        return self._process.exitcode
-
     def terminate(self) -> None:
         if self.pid is not None and self.exitcode is None:
             os.kill(self.pid, self._ending)
@@ -178,9 +188,6 @@ class Forked:
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-
-    def join(self, timeout: float | None = None) -> None:
-        self._process.join(timeout)
 
 
 def run_module(
@@ -294,7 +301,7 @@ def supervise(
         supervisor.stop()
 
 
-class PythonProcess:
+class PythonProcess(Child):
     """A call in a process of its own, which says by which error it ended."""
 
     def __init__(self, name: str, log_level: str, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
@@ -304,22 +311,11 @@ class PythonProcess:
         with theirs, _starting():
             self._process.start()
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
-    @property
-    def exitcode(self) -> int | None:
-        return self._process.exitcode
-
     def terminate(self) -> None:
         self._process.terminate()
 
     def kill(self) -> None:
         self._process.kill()
-
-    def join(self, timeout: float | None = None) -> None:
-        self._process.join(timeout)
 
     def complaint(self) -> str:
         """The error that ended it; nothing where it ended otherwise. To be asked once."""
