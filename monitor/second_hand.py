@@ -40,7 +40,7 @@ def from_result(task_id: str, stored: bytes) -> Told:
         raise Unreadable("what the result backend keeps under its id is of something else")
     if {"args", "kwargs"} & set(meta.get("unread") or ()):
         raise Unreadable("the result backend keeps its arguments as a pickle, which is never opened")
-    args, kwargs = _values(meta.get("args")), _values(meta.get("kwargs"))
+    args, kwargs = _values(meta.get("args"), list), _values(meta.get("kwargs"), dict)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Unreadable("the result backend keeps no arguments of it: that needs result_extended")
     return Told(
@@ -50,7 +50,7 @@ def from_result(task_id: str, stored: bytes) -> Told:
     )
 
 
-def _values(kept: object) -> object:
+def _values(kept: object, kind: type) -> object:
     """django-db keeps the publisher's text of them. Raises Unreadable where that does not tell the values."""
     if not isinstance(kept, str):
         return kept
@@ -58,7 +58,10 @@ def _values(kept: object) -> object:
         read = read_repr(kept)
     except Lossy as error:
         raise Unreadable(f"the result backend keeps a text of its arguments that is not believed: {error}") from None
-    return list(read) if isinstance(read, tuple) else read
+    read = list(read) if isinstance(read, tuple) else read
+    if not isinstance(read, kind):
+        raise Unreadable("the result backend keeps a text of something else than arguments under its id")
+    return read
 
 
 def from_worker(worker: str, said: object) -> Told:

@@ -41,6 +41,7 @@ LONGEST_NAME = 200  # of the 255 bytes that a queue's name may have, Celery's pr
 MOST_NUMBER = 10**15
 MOST_SECONDS = 1e9  # beyond, Python's threads cannot wait
 MOST_QUOTED = 60
+_BEGINS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:/]")  # an address after NAME=; any other = may be in a password
 REDACTED_KEYS = (
     "password",
     "passwd",
@@ -73,7 +74,7 @@ def parse_broker(text: str) -> Broker:
 def parse_named(text: str) -> Broker:
     """The same for any address. No error repeats any of it but a name that is one: it may hold a password."""
     name, separator, url = text.partition("=")
-    if not separator or ":" in name or "/" in name or "@" in name:
+    if not separator or ":" in name or "/" in name or "@" in name or not _BEGINS.match(url):
         name, url = DEFAULT_CLUSTER, text
     if not name.replace("-", "").replace("_", "").isalnum():
         raise SettingsError("the name in NAME=URL may have letters, digits, - and _ only")

@@ -60,7 +60,10 @@ BROKEN_OPTIONS = [
     (("--broker-api", f"http://u:{SECRET}[@x"), "broker_api: the address cannot be parsed"),
     (("--redbeat", f"amqp://u:{SECRET}@h"), "redbeat: default: RedBeat keeps its entries in Redis"),
     (("--beat-database", f"foo://u:{SECRET}@h"), "beat_database: default: 'foo' is not supported"),
-    (("--result-backend", f"memcached://u:{SECRET}@h"), "result_backend: default: only Redis is read"),
+    (
+        ("--result-backend", f"memcached://u:{SECRET}@h"),
+        "result_backend: default: only Redis and SQL databases are read",
+    ),
     (("--result-backend", f"redis://u:{SECRET}@h/x"), "result_backend: default: the database of a Redis is a number"),
     (("--source", "amqp"), "source amqp cannot read from redis"),
     (("--source", "pigeon"), "source: 'pigeon' is not one of auto, kombu, redis, amqp"),
@@ -196,6 +199,7 @@ TAILS = st.text(alphabet="[]@:/?#%=&;. \n'\"é\x00", max_size=6)
 @hypothesis_settings(max_examples=300, deadline=None)
 @given(template=BROKEN, head=TAILS, tail=TAILS)
 @example(template="redis://:{}@h", head="12/", tail="")
+@example(template="{}@h/0", head="", tail="=")
 def test_no_broken_address_shows_its_secret(template: str, head: str, tail: str) -> None:
     if "@" not in template.partition("{}")[2]:  # behind an @ a host is meant
         assume("@" not in head or "?" in template)

@@ -24,13 +24,23 @@ def test_an_extended_result_tells_the_arguments_with_name_and_queue() -> None:
     assert (told.name, told.queue) == ("shop.pay", "payments")
 
 
+def test_a_text_of_the_arguments_is_read_where_it_tells_the_values() -> None:
+    """As django-celery-results keeps the publisher's."""
+    told = from_result("t7", stored(args="(31, 'x')", kwargs="{'k': 1}"))
+    assert (told.arguments.args_value, told.arguments.kwargs_value) == ([31, "x"], {"k": 1})
+    assert (told.arguments.fidelity, told.arguments.source) == ("probable", "result")
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         (json.dumps({"status": "FAILURE", "task_id": "t7", "result": None}).encode(), "needs result_extended"),
         (stored(args=None), "needs result_extended"),
-        (stored(args="(31,)"), "needs result_extended"),
-        (stored(kwargs="{}"), "needs result_extended"),
+        (stored(args="('aaa...',)"), "a text of its arguments that is not believed"),
+        (stored(args="(<Order>,)"), "a text of its arguments that is not believed"),
+        (stored(kwargs="{'k': Decimal('1')}"), "a text of its arguments that is not believed"),
+        (stored(args="31"), "a text of something else than arguments"),
+        (stored(kwargs="[31]"), "a text of something else than arguments"),
         (stored(task_id="t8"), "of something else"),
         (b"[]", "of something else"),
         (stored(args=[float("nan")]), "no JSON that is read here"),

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from celery import Celery
 
+from monitor.addresses import check_broker
 from monitor.application import Application
 from monitor.brokers import read_application as reader
 from monitor.errors import SettingsError
@@ -45,7 +46,12 @@ def loaded(app: Celery, name: str | None) -> Application:
 
 
 def broker_of(application: Application) -> Broker:
-    """Where a loaded application reads its tasks."""
+    """Where a loaded application reads its tasks. Raises SettingsError for an address that can never work."""
+    try:
+        check_broker(application.broker_read_url)
+    except SettingsError as error:
+        name = "broker_read_url" if application.setting("broker_read_url") else "broker_url"
+        raise SettingsError(f"the broker address of {application.title}: {error.message}; check its {name}") from None
     return Broker(DEFAULT_CLUSTER, application.broker_read_url)
 
 
