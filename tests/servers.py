@@ -12,16 +12,20 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 PORTS = (15_000, 32_000)
 START_SECONDS = 10
 RABBIT_SECONDS = 60
+
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -167,6 +171,54 @@ def make_certificate(directory: Path) -> Certificate:
     return made
 
 
+class Tls:
+    """The server's side of TLS over a socket, of which one thread reads while another writes.
+
+    TLS over memory, since ``SSLContext.wrap_socket`` puts a second object in the place of the socket: where the peer
+    has reset the connection meanwhile, it raises and leaves that object open, where nobody can close it.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock = sock
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._received, self._to_send, server_side=True)
+        self._state = threading.Lock()  # OpenSSL allows one thread at a time
+        self._sending = threading.Lock()  # what was encrypted first leaves first
+        self._until_enough(self._tls.do_handshake)
+
+    def recv(self, size: int) -> bytes:
+        return self._until_enough(lambda: self._tls.read(size))
+
+    def sendall(self, data: bytes) -> None:
+        with self._state:
+            self._tls.write(data)
+        self._flush()
+
+    def _until_enough(self, step: Callable[[], T]) -> T:
+        """What ``step`` returns once the peer has sent enough for it."""
+        while True:
+            try:
+                with self._state:
+                    return step()
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self._sock.recv(65536)
+                with self._state:
+                    if data:
+                        self._received.write(data)
+                    else:
+                        self._received.write_eof()
+            finally:
+                self._flush()
+
+    def _flush(self) -> None:
+        with self._sending:
+            with self._state:
+                data = self._to_send.read()
+            if data:
+                self._sock.sendall(data)
+
+
 class Proxy:
     """Forwards a port to another, with TLS towards the client if asked; can fall silent or cut."""
 
@@ -193,12 +245,10 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError):  # either side may leave at any time
             self._keep(client)
-            if self._context:
-                client.getpeername()  # wrap_socket would lose a socket that was reset, and leave it open
-                client = self._keep(self._context.wrap_socket(client, server_side=True))
+            decrypted = Tls(client, self._context) if self._context else client
             server = self._keep(socket.create_connection(("127.0.0.1", self._target)))
-            threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
-            self._pump(client, server)
+            threading.Thread(target=self._pump, args=(server, decrypted, client), daemon=True).start()
+            self._pump(decrypted, server, server)
 
     def _keep(self, opened: socket.socket) -> socket.socket:
         """To be closed with us; at once where we are closed already. Raises OSError then."""
@@ -209,12 +259,13 @@ class Proxy:
         opened.close()
         raise ConnectionAbortedError("the proxy is closed")
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError):
+    def _pump(self, source: socket.socket | Tls, target: socket.socket | Tls, target_socket: socket.socket) -> None:
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if not self._silent.is_set():
                     target.sendall(data)
-            target.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            target_socket.shutdown(socket.SHUT_RDWR)
 
     def fall_silent(self) -> None:
         """As a pulled cable: nobody learns anything any more."""

@@ -70,27 +70,41 @@ def _database(virtual_host: str | None) -> int:
 
 def open_socket(address: Address) -> socket.socket:
     """A connected socket with a bounded wait, TLS as kombu and redis-py would do it."""
-    with closed_by_error(_unix_socket() if address.path is not None else _tcp_socket(address)) as sock:
-        if address.path is not None:
-            sock.connect(address.path)
+    if address.path is not None:
+        return _connected(socket.AF_UNIX, address.path)
+    tls = None if address.tls is None else _tls_context(address.tls)
+    problem = OSError(f"{address.host} has no address")
+    for family, _, _, _, endpoint in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        try:
+            sock = _connected(family, endpoint, tls, address.host)
+        except OSError as error:
+            problem = error
+            continue
+        with closed_by_error(sock):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
             return sock
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock if address.tls is None else with_tls(sock, address)
+    raise problem
 
 
-def _unix_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(CONNECT_SECONDS)
-    return sock
+def _connected(family: int, endpoint: Any, tls: ssl.SSLContext | None = None, host: str = "") -> socket.socket:
+    """A socket that has reached ``endpoint``, with the TLS handshake still to come.
+
+    TLS is put around the socket before the connection: around one that the server resets meanwhile, Python makes a
+    second object, raises and leaves that object open, where nobody can close it.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    with closed_by_error(sock):
+        sock.settimeout(CONNECT_SECONDS)
+        if tls is not None:
+            sock = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    with closed_by_error(sock):
+        sock.connect(endpoint)
+        return sock
 
 
-def _tcp_socket(address: Address) -> socket.socket:
-    return socket.create_connection((address.host, address.port), CONNECT_SECONDS)
-
-
-def with_tls(sock: socket.socket, address: Address) -> socket.socket:
-    """The same socket with TLS, or an error that leaves closing it to the caller."""
-    options = address.tls or {}
+def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
     # kombu takes a rediss URL without ssl_cert_reqs as "none", and warns; so many set-ups depend on it.
     requirement = options.get("ssl_cert_reqs", ssl.CERT_REQUIRED if options else ssl.CERT_NONE)
@@ -98,6 +112,4 @@ def with_tls(sock: socket.socket, address: Address) -> socket.socket:
     context.verify_mode = requirement
     if options.get("ssl_certfile"):
         context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
-    # Python loses hold of a socket that was reset before it is wrapped, so that nobody could close it.
-    sock.getpeername()
-    return context.wrap_socket(sock, server_hostname=address.host)
+    return context

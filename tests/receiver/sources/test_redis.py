@@ -5,24 +5,24 @@ import json
 import resource
 import select
 import socket
+import ssl
 import struct
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import redis
 
-from monitor.brokers.connection import explained
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
-from monitor.receiver.sources.inlet import closed_by_error
 from monitor.receiver.sources.redis import unwrap
 from monitor.receiver.sources.redis_address import parse_redis_address
-from monitor.receiver.sources.redis_address import with_tls
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.traffic import numbered
 from tests.receiver.traffic import publisher
@@ -297,18 +297,26 @@ def test_a_process_that_may_open_no_more_files_leaves_no_socket_open(redis_url: 
     assert source.read(0.0).events == []
 
 
-def test_a_connection_that_is_reset_before_tls_begins_leaves_no_socket_open() -> None:
+def test_a_connection_that_is_reset_as_tls_begins_leaves_no_socket_open(source_of: MakeSource) -> None:
+    resets = 0
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+
+        def reset(frame: FrameType, event: str, argument: object) -> None:
+            """At the first step of Python's TLS socket for which there is a connection."""
+            nonlocal resets
+            inside = frame.f_code.co_filename == ssl.__file__ and frame.f_code.co_qualname.startswith("SSLSocket.")
+            if inside and select.select([listener], [], [], 0)[0]:
+                accepted, _ = listener.accept()
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                accepted.close()  # which resets, for the sake of the option
+                resets += 1
 
         def connect() -> None:
-            sock = socket.create_connection(("127.0.0.1", port))
-            other, _ = listener.accept()
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # to close is to reset
-            other.close()
-            assert select.select([sock], [], [], 20)[0]
-            url = f"rediss://127.0.0.1:{port}/2"
-            with explained(url), closed_by_error(sock):
-                with_tls(sock, parse_redis_address(url))
+            sys.setprofile(reset)
+            try:
+                source_of(f"rediss://127.0.0.1:{listener.getsockname()[1]}/2")
+            finally:
+                sys.setprofile(None)
 
         assert left_open(connect, "127.0.0.1") == []
+    assert resets == 1
