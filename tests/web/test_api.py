@@ -49,6 +49,7 @@ TASK_KEYS = [
     "started",
     "finished",
     "runtime",
+    "runtime_estimated",
     "wait",
     "wait_since",
     "root_id",
@@ -113,7 +114,7 @@ def test_task_in_a_list_has_its_values(client: TestClient) -> None:
     assert (item["cluster"], item["name"], item["state"]) == ("shop", "shop.pay.charge", "SUCCESS")
     assert (item["queue"], item["worker"]) == ("payments", "worker1@shop")
     assert (item["args"], item["kwargs"], item["result"]) == ("(31, 'EUR')", "{}", "'paid'")
-    assert item["runtime"] == 1.75
+    assert (item["runtime"], item["runtime_estimated"]) == (1.75, False)
     assert item["wait"] == pytest.approx(1.5)
     assert item["wait_since"] == "sent"
     assert item["finished"] - item["sent"] == pytest.approx(3.5)
@@ -367,7 +368,17 @@ def test_what_is_of_a_run_is_of_the_latest_in_lists_and_detail_alike(client: Tes
     (item,) = client.get("/api/v1/tasks", params={"q": f"id:{task_id}"}).json()["items"]
     detail = client.get(f"/api/v1/tasks/{task_id}").json()
     *_, latest = detail["runs"]
-    for key in ("worker", "retries", "received", "started", "runtime", "wait", "wait_since", "eta"):
+    for key in (
+        "worker",
+        "retries",
+        "received",
+        "started",
+        "runtime",
+        "runtime_estimated",
+        "wait",
+        "wait_since",
+        "eta",
+    ):
         assert item[key] == detail[key] == latest[key], key
     assert (item["retries"], item["wait_since"]) == (1, "retry")
     assert item["wait"] == pytest.approx(32.0)

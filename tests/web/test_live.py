@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import msgspec
@@ -21,6 +22,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
+from monitor.filters import UNHANDLED
 from monitor.records import Delivery
 from monitor.records import Event
 from monitor.settings import Broker
@@ -231,7 +233,7 @@ def test_foreign_page_cannot_listen(site: Site) -> None:
 def test_everything_works_below_a_prefix(tmp_path: Path) -> None:
     with run_site(f"sqlite:///{tmp_path}/record.db", "/ops/celery") as site, site.look("/tasks") as browser:
         said = hear(browser)
-        assert 'href="/ops/celery/tasks?q=state%3Afailed"' in said["regions"]["shell_nav"]
+        assert f'href="/ops/celery/tasks?q={quote(UNHANDLED)}"' in said["regions"]["shell_nav"]
         assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in said["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
         page = httpx2.get(f"{site.base}/ops/celery/tasks").text
         assert all(link.startswith("/ops/celery/") for link in re.findall(r'(?:href|src|action)="(/[^"]*)"', page))
