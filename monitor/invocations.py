@@ -15,6 +15,8 @@ fewer sent than received                            redelivery: the runs share t
                                                     each was received
 same name, retries and parent, other arguments      one message if sent before the receipt (or less than a minute after
                                                     it, for skew): a sender may have hidden arguments from one event
+an end was concluded (no worker is known), and then  the end is that of the message that waited then; it is taken back
+more are sent than received                         where a worker received as many messages as were sent
 sent, and a run of which no receipt is recorded     one message, under the same condition
 retries = 0 and the task is its own parent          ``self.replace()`` sent it from the run before: REPLACED
 retries = 0, and a root task has a parent           the same, through a chain or a chord whose last message has the id
@@ -81,6 +83,34 @@ def is_same(run: Run, other: Run) -> bool:
     if one is None or two is None:
         return one is two
     return _key(one, run.retries, run.replacing) == _key(two, other.retries, other.replacing)
+
+
+def settle(runs: Sequence[Run], messages: Iterable[Sent]) -> list[Sent]:
+    """Leaves each message of which an end was concluded to that end, unless a worker received the message after all.
+
+    What comes back are the messages of all other runs.
+    """
+    sent = _distinct(messages)
+    received = [run for run in runs if run.received is not None and run.invocation is not None]
+    for run in runs:
+        if run.worker is not None or run.invocation is None:
+            continue
+        known = run.invocation
+        run.invocation = None
+        own = [each for each in sent if (each.invocation.sent, each.invocation.client) == (known.sent, known.client)]
+        if own and _is_to_spare(own[0], received, sent):
+            sent.remove(own[0])
+            run.invocation = own[0].invocation
+            run.retries, run.eta, run.replacing = own[0].retries, own[0].eta, own[0].replacing
+    return sent
+
+
+def _is_to_spare(message: Sent, received: Iterable[Run], sent: Iterable[Sent]) -> bool:
+    """Whether more messages that say the same were sent than received."""
+    key = _key(message.invocation, message.retries, message.replacing)
+    receipts = [run for run in received if run.invocation and _key(run.invocation, run.retries, run.replacing) == key]
+    equal = [each for each in sent if _key(each.invocation, each.retries, each.replacing) == key]
+    return len(equal) > len(receipts)
 
 
 def pair(runs: Sequence[Run], messages: Iterable[Sent]) -> list[Run]:
@@ -274,6 +304,8 @@ def _cut(text: str | None) -> str | None:
 
 def begin(run: Run) -> float:
     """The first moment that its worker reported; when its message was sent, while none did."""
+    if run.worker is None and run.invocation is not None and run.invocation.sent is not None:
+        return run.invocation.sent
     moments = [time for time in (run.received, run.started, run.ended) if time is not None]
     if moments:
         return min(moments)

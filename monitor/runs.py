@@ -18,6 +18,7 @@ from monitor.invocations import inherit
 from monitor.invocations import is_same
 from monitor.invocations import pair
 from monitor.invocations import replaced_by
+from monitor.invocations import settle
 from monitor.invocations import unsent
 from monitor.records import Invocation
 from monitor.records import Outcome
@@ -61,7 +62,9 @@ def facts_of(runs: Iterable[Run]) -> list[Fact]:
     runs = list(runs)
     for place, run in enumerate(runs):
         known = None if run.invocation is None else unsent(run.invocation)
-        if run.received is None and (
+        if run.worker is None and run.ended is not None and run.invocation is not None:
+            known = run.invocation if run.invocation.sent is not None else None
+        elif run.received is None and (
             known is not run.invocation or any(each.invocation == known for each in runs[:place] + runs[place + 1 :])
         ):
             known = None
@@ -122,7 +125,9 @@ def arrange(facts: Iterable[Fact], sent: Iterable[Sent] = ()) -> list[Run]:
     for run in runs:
         if run.runtime is None:
             run.runtime = measured(run)
-    waiting = pair(runs, sent)
+    left = settle(runs, sent)
+    runs = [run for run in runs if run.worker or run.outcome is not Outcome.LOST or run.invocation]
+    waiting = pair(runs, left)
     runs = _with_waiting(_in_order(runs), waiting) if waiting else _in_order(runs)
     inherit(runs)
     _end_replaced(runs)
@@ -164,6 +169,11 @@ def _may_be_one(run: Run, fact: Fact) -> bool:
 
 
 def _end(runs: list[Run], fact: Fact) -> None:
+    if fact.outcome is Outcome.LOST and fact.worker is None:
+        run = Run(None, None, invocation=fact.invocation)
+        _finish(run, fact)
+        runs.append(run)
+        return
     if fact.outcome is Outcome.LOST:
         for run in runs:
             if run.ended is None and (fact.pid is None or run.pid == fact.pid):
@@ -337,7 +347,7 @@ def _place_in_cycle(run: Run) -> tuple[bool, int, float]:
 
 def _last(run: Run, runs: list[Run]) -> float:
     """When its worker last said something of the run; while it runs, not before what the worker said of older runs."""
-    if run.ended is not None and run.outcome is not Outcome.LOST:
+    if run.ended is not None and run.outcome is not Outcome.LOST and (run.worker or run.invocation is None):
         return run.ended
     if run.started is None:
         return begin(run)
