@@ -32,6 +32,7 @@ from monitor.store.writer import Writer
 from monitor.web.app import create_app
 from tests.factories import make_event
 from tests.factories import make_id
+from tests.factories import make_message
 from tests.web.pages.house import HOSTILE
 
 CANVAS = "document.querySelector('#chart-throughput time-chart').shadowRoot.querySelector('canvas')"
@@ -40,6 +41,9 @@ TOLD = """all => import(document.querySelector("script[src*='/charts.js']").src)
     .then(charts => all.map(charts.formatSeconds))"""
 CUT_CELLS = """table => [...document.querySelectorAll(`${table} td.num`)].filter(each => each.checkVisibility()
     && each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
+BEYOND_ITS_BOX = (
+    "document.querySelector('.table-scroll').scrollWidth - document.querySelector('.table-scroll').clientWidth"
+)
 CUT_ENTRIES = """[...document.querySelectorAll('.nav li:not(.more-pages) > a, .nav ul')]
     .filter(each => each.checkVisibility() && each.scrollWidth > each.clientWidth).map(each => each.innerText)"""
 
@@ -170,6 +174,26 @@ def test_a_queue_without_consumer_reads_well_on_a_phone(page: Page, store: Store
     assert name["y"] + name["height"] <= verdict["y"] + 1
     assert verdict["y"] >= ready["y"] + ready["height"] - 1 or verdict["x"] + verdict["width"] <= ready["x"]
     assert page.evaluate(CUT_CELLS, ".queues-list") == []
+
+
+def test_queues_with_waits_since_receipt_fit_a_screen(page: Page, store: Store) -> None:
+    now = time.time()
+    known = {"name": "shop.pick", "hostname": "warehouse@shop"}
+    tell = [make_event("task-sent", timestamp=now - 9, uuid=make_id(40), queue="demo-shop.warehouse", **known)]
+    message = make_message(make_id(41), queue="demo-shop.warehouse")  # its sending was not seen
+    tell.append(make_event("capture-message", timestamp=now - 8, uuid=make_id(41), message=message, **known))
+    for number in (40, 41):
+        tell += [make_event("task-received", timestamp=now - 8, uuid=make_id(number), **known)]
+        tell += [make_event("task-started", timestamp=now - 7.95, uuid=make_id(number), **known)]
+    workers = ("warehouse@shop",)
+    measured = Queue(cluster="shop", name="demo-shop.warehouse", ready=0, unacked=4, consumers=1, workers=workers)
+    journal.save_queues(store, "shop", [measured], now)
+    health = ReceiverHealth(cluster="shop", connected=True, updated_at=now, last_event_at=now)
+    Writer(store, "shop", Settings()).write([Delivery(events=tell, arrived=now)], health)
+    page.set_viewport_size({"width": 1400, "height": 740})
+    page.goto("/queues")
+    expect(page.locator(".queues-list tbody tr")).to_contain_text("50 % since receipt")
+    assert page.locator(".table-scroll").evaluate(BEYOND_ITS_BOX) == 0
 
 
 @pytest.mark.parametrize("width", [1400, 768])
