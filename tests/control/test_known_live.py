@@ -163,7 +163,9 @@ def test_several_lost_ones_are_found_in_one_search_and_by_a_job(redis_url: str, 
         performed = watch.perform(RetryTasks(cluster=CLUSTER, ids=tuple(ids), confirm=True))
         assert [(each.outcome, each.fidelity) for each in performed.results] == [("done", "exact")] * 6
         target = Target(watch.store, watch.settings, watch.settings.broker[0])
-        preview = watch.preview(BulkRetry(cluster=CLUSTER, query="state:lost"))
+        left_out = watch.preview(BulkRetry(cluster=CLUSTER, query="state:lost")).preview
+        assert (left_out.sendable, left_out.retried) == (0, 6)
+        preview = watch.preview(BulkRetry(cluster=CLUSTER, query="state:lost", include_retried=True))
         assert preview.preview.fidelity == {"exact": 6, "probable": 0, "unknown": 0}
         assert held.look(target.broker, target.settings, {"no such task"}, []).messages == {}
 

@@ -181,7 +181,7 @@ def test_a_task_that_still_runs_is_not_sent_again(broker_url: str, tmp_path: Pat
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
         running = worker.send("sleep", 1.5)
         watch.wait_for(running, TaskState.STARTED)
-        with pytest.raises(Conflict, match="is started: it is running"):
+        with pytest.raises(Conflict, match="is started: by its last event, it is running"):
             watch.perform(retry(running, confirm=True))
         scheduled = worker.send("echo", countdown=30)
         watch.wait_for(scheduled, TaskState.SCHEDULED)
