@@ -64,7 +64,8 @@ def summary(results: Sequence[Result]) -> str:
         ["tasks", *(f"{len(each.tasks):,}" for each in results)],
         ["runs", *(f"{sum(len(task.runs) for task in each.tasks.values()):,}" for each in results)],
         ["workflows", *(f"{len(reference.workflows(each.tasks.values())):,}" for each in results)],
-        ["states", *(_states(each) for each in results)],
+        ["states, by the events", *(_states(each) for each in results)],
+        ["not ended, and found to be lost", *(_lost(each) for each in results)],
         *([f"differences: {kind}", *(_number(each, kind) for each in results)] for kind in KINDS),
     ]
     table = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
@@ -92,6 +93,11 @@ def _events(result: Result) -> str:
 def _states(result: Result) -> str:
     counted = reference.states(result.tasks.values())
     return ", ".join(f"{number:,} {state}" for state, number in counted.most_common())
+
+
+def _lost(result: Result) -> str:
+    """No event tells of it: the product looked into the queue, or missed the worker."""
+    return str(sum(task["state"] == "LOST" for task in result.evidence.observed["tasks"]))
 
 
 def _number(result: Result, kind: str) -> str:
