@@ -21,6 +21,9 @@ sent, and a run of which no receipt is recorded     one message, under the same 
 retries = 0 and the task is its own parent          ``self.replace()`` sent it from the run before: REPLACED
 retries = 0, and a root task has a parent           the same, through a chain or a chord whose last message has the id
 retries = 0, other name and other parent            the same, for a task that is no root
+retries = 0, same name, other parent of one root,   the same: the last message of a chain or a chord that the run before
+and the run before has started and not ended        sent. A signature with a fixed id that two tasks of a workflow send
+                                                    is no replacement, and shows by the end of the run before
 retries > 0                                         a retry of the run before, of the same name
 same name, nothing of the above                     redelivered or sent again: the run before is not said to have ended
 ==================================================  =================================================================
@@ -72,9 +75,12 @@ def replaced_by(run: Run, after: Run) -> bool:
     if after.replacing:
         return True
     one, other = run.invocation, after.invocation
-    if one is None or other is None or None in {one.name, other.name}:
+    if one is None or other is None or None in {one.name, other.name} or one.parent_id == other.parent_id:
         return False
-    return one.name != other.name and one.parent_id != other.parent_id
+    if one.name != other.name:
+        return True
+    known = None not in {one.parent_id, other.parent_id, one.root_id}
+    return known and one.root_id == other.root_id and run.started is not None
 
 
 def is_same(run: Run, other: Run) -> bool:
@@ -242,6 +248,9 @@ def _tell(run: Run, sent: Sent) -> None:
             routing_key=said.routing_key or known.routing_key,
             client=said.client,
             sent=said.sent,
+            expires=said.expires if known.expires is None else known.expires,
+            root_id=known.root_id or said.root_id,
+            parent_id=known.parent_id or said.parent_id,
         )
     if run.received is None:
         run.retries = sent.retries if run.retries is None else run.retries

@@ -130,6 +130,18 @@ STREAMS: dict[str, list[Event]] = {
         event("failed", 5.2, exception="E()"),
     ],
 }
+# Celery's second_order_replace2, as its events came: a member of a workflow, replaced by a chain that ends with itself.
+MEMBER = {**START, "name": "shop.pack", "args": "()", "root_id": make_id(5), "parent_id": make_id(5)}
+CHAINED = {**MEMBER, "parent_id": make_id(6)}
+CHAIN_WITHIN_WORKFLOW = [
+    sent(0, MEMBER, by=POOL),
+    received(0.01, MEMBER),
+    event("started", 0.054),
+    received(0.138, CHAINED),
+    sent(0.14, CHAINED, by=POOL, queue="rows"),
+    event("started", 0.165),
+    event("succeeded", 0.194, runtime=0.032, result="None"),
+]
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -177,6 +189,35 @@ def test_member_of_a_workflow_replaced_by_a_chain_is_known_by_name_and_parent() 
     called = {**START, "root_id": make_id(5), "parent_id": make_id(6)}
     chained = {**FAIL, "root_id": make_id(5), "parent_id": make_id(7)}
     assert ends(folded(received(0, called), event("started", 1), received(2, chained))) == [Outcome.REPLACED, None]
+
+
+def test_member_of_a_workflow_replaced_by_a_chain_that_ends_with_itself_is_known_by_its_parent() -> None:
+    task = folded(*CHAIN_WITHIN_WORKFLOW)
+    assert (task.state, task.parent_id, task.queue, task.runtime) == (TaskState.SUCCESS, make_id(6), "rows", 0.032)
+    assert ends(task) == [Outcome.REPLACED, Outcome.SUCCEEDED]
+    assert (task.runs[0].ended, task.runs[0].runtime) == (NOW + 0.138, None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.permutations(CHAIN_WITHIN_WORKFLOW))
+def test_any_order_of_events_tells_of_the_chain_that_replaced_a_member(events: list[Event]) -> None:
+    assert folded(*events) == folded(*CHAIN_WITHIN_WORKFLOW)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [MEMBER, {**MEMBER, "parent_id": None}, {**CHAINED, "root_id": make_id(8)}],
+    ids=["same parent", "no parent", "other workflow"],
+)
+def test_member_of_a_workflow_that_is_sent_again_may_still_run(again: dict[str, object]) -> None:
+    assert ends(folded(*CHAIN_WITHIN_WORKFLOW[:3], received(0.138, again), event("started", 0.165))) == [None, None]
+
+
+def test_signature_that_two_tasks_of_a_workflow_send_with_one_id_ended_as_its_worker_reports() -> None:
+    task = folded(*CHAIN_WITHIN_WORKFLOW, event("succeeded", 9.054, runtime=9.0, result="4"))
+    assert [(run.outcome, run.runtime) for run in task.runs] == [(Outcome.SUCCEEDED, 0.032), (Outcome.SUCCEEDED, 9.0)]
+    unstarted = folded(received(0, MEMBER), received(0.1, CHAINED))
+    assert ends(unstarted) == [None, None]
 
 
 def test_replacement_that_is_only_sent_waits() -> None:

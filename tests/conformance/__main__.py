@@ -72,7 +72,7 @@ def main() -> None:
     sys.stdout.write(summary(results) + "\n")
     if given.document:
         write_document(summary(results))
-    sys.exit(any(result.unexplained for result in results))
+    sys.exit(any(result.unexplained or result.stale for result in results))
 
 
 def _check_servers(given: argparse.Namespace, brokers: list[str]) -> None:

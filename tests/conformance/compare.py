@@ -159,8 +159,12 @@ def _is_lost(theirs: reference.Task, ours: Json) -> bool:
 
 
 def _outcomes(theirs: reference.Task, ours: Json) -> list[str | None]:
-    """Of what was delivered: a message that no worker received is no run of the reference."""
-    outcomes = [run["outcome"] for run in ours["runs"] if run["worker"] is not None]
+    """Of what was delivered: a message that was sent and that no worker received is no run of the reference."""
+    received = sum(run.received is not None for run in theirs.runs)
+    open_ends = {None, "lost"} if _is_lost(theirs, ours) else {None}
+    waiting = [run for run in ours["runs"] if run["worker"] is None and run["outcome"] in open_ends]
+    passed_over = waiting[: max(0, len(theirs.sent) - received)]
+    outcomes = [run["outcome"] for run in ours["runs"] if not any(run is each for each in passed_over)]
     return [*outcomes[:-1], None] if outcomes and _is_lost(theirs, ours) else outcomes
 
 

@@ -9,6 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.conformance import reference
+from tests.conformance.accepted import ACCEPTED
+from tests.conformance.accepted import Accepted
+from tests.conformance.accepted import is_accepted
+from tests.conformance.accepted import stale
 from tests.conformance.compare import KINDS
 from tests.conformance.compare import Difference
 from tests.conformance.compare import Evidence
@@ -36,7 +40,11 @@ class Result:
 
     @property
     def unexplained(self) -> list[Difference]:
-        return self.differences
+        return [each for each in self.differences if not is_accepted(each)]
+
+    @property
+    def stale(self) -> list[Accepted]:
+        return stale(self.differences, {task.message("name") for task in self.tasks.values()})
 
     @property
     def tasks(self) -> dict[str, reference.Task]:
@@ -56,13 +64,14 @@ def summary(results: Sequence[Result]) -> str:
         ["tasks", *(f"{len(each.tasks):,}" for each in results)],
         ["runs", *(f"{sum(len(task.runs) for task in each.tasks.values()):,}" for each in results)],
         ["workflows", *(f"{len(reference.workflows(each.tasks.values())):,}" for each in results)],
-        ["states", *(_states(each) for each in results)],
+        ["states, by the events", *(_states(each) for each in results)],
+        ["not ended, and found to be lost", *(_lost(each) for each in results)],
         *([f"differences: {kind}", *(_number(each, kind) for each in results)] for kind in KINDS),
     ]
     table = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
     versions = ", ".join(f"{each} {version(each)}" for each in SAME_VERSIONS)
     date = datetime.fromtimestamp(results[0].began, UTC).date()
-    named = [line for each in results for line in (*_named(each), *_failed(each))]
+    named = [line for each in results for line in (*_named(each), *_stale(each), *_failed(each))]
     return "\n".join([f"{date}; {versions}.", "", *table, "", *named])
 
 
@@ -86,8 +95,15 @@ def _states(result: Result) -> str:
     return ", ".join(f"{number:,} {state}" for state, number in counted.most_common())
 
 
+def _lost(result: Result) -> str:
+    """No event tells of it: the product looked into the queue, or missed the worker."""
+    return str(sum(task["state"] == "LOST" for task in result.evidence.observed["tasks"]))
+
+
 def _number(result: Result, kind: str) -> str:
-    return str(len(by_kind(result.differences).get(kind, [])))
+    found = by_kind(result.differences).get(kind, [])
+    accepted = sum(map(is_accepted, found))
+    return f"{len(found)}, of which {accepted} accepted" if accepted else str(len(found))
 
 
 def _named(result: Result) -> list[str]:
@@ -97,9 +113,19 @@ def _named(result: Result) -> list[str]:
         alike[each.kind, each.name or ""].append(each)
     return [
         f"- {NAMED[result.broker]}, {kind}, {len(found)} of {name or '(no name)'}, as `{found[0].subject}`: "
-        f"`{_short(found[0].ours)}` instead of `{_short(found[0].theirs)}`"
+        f"`{_short(found[0].ours)}` instead of `{_short(found[0].theirs)}`{_reason(found[0])}"
         for (kind, name), found in alike.items()
     ]
+
+
+def _reason(difference: Difference) -> str:
+    return "".join(f"; accepted: {each.reason}" for each in ACCEPTED if each.covers(difference))
+
+
+def _stale(result: Result) -> list[str]:
+    """What is to be taken out of accepted.py."""
+    broker = NAMED[result.broker]
+    return [f"- {broker}, stale: {each.kind} of {each.name} is accepted and no longer differs" for each in result.stale]
 
 
 def _short(value: object) -> str:

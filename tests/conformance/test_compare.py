@@ -131,6 +131,14 @@ def one_run_more(given: Evidence) -> None:
     given.observed["tasks"][0]["runs"].append({**RUN, "outcome": None})
 
 
+def waiting_run_of_no_message(given: Evidence) -> None:
+    given.observed["tasks"][0]["runs"].insert(0, {"worker": None, "outcome": None})
+
+
+def lost_run_of_a_message_that_ended(given: Evidence) -> None:
+    given.observed["tasks"][0]["runs"].insert(0, {"worker": None, "outcome": "lost"})
+
+
 def other_outcome(given: Evidence) -> None:
     given.observed["tasks"][0]["runs"][0]["outcome"] = "retried"
 
@@ -187,6 +195,8 @@ def another_message(given: Evidence) -> None:
         (unsure_arguments, ["fidelity", "source"]),
         (other_values, ["values"]),
         (one_run_more, ["runs"]),
+        (waiting_run_of_no_message, ["runs"]),
+        (lost_run_of_a_message_that_ended, ["runs"]),
         (other_outcome, ["runs"]),
         (task_listed_twice, ["extra task"]),
         (list_that_is_behind, ["list and detail"]),
@@ -211,10 +221,17 @@ def test_an_event_that_the_recorder_missed_is_found() -> None:
     assert kinds(given)[0] == "not recorded"
 
 
+def test_a_message_that_no_worker_received_may_be_shown_as_a_run_that_waits() -> None:
+    given = evidence()
+    given.observed["tasks"][1]["runs"].append({"worker": None, "outcome": None})
+    assert kinds(given) == []
+
+
 def test_an_unfinished_task_whose_worker_is_gone_may_be_lost() -> None:
     given = evidence()
     for key in ("listed", "tasks"):
         given.observed[key][1] |= {"state": "LOST", "finished": 300.0}
+    given.observed["tasks"][1]["runs"].append({"worker": None, "outcome": "lost"})
     given.observed["counts"] |= {"pending": 0, "lost": 1}
     given.observed["workflows"][0]["states"] = {"FAILURE": 1, "LOST": 1}
     assert kinds(given) == []
