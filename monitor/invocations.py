@@ -10,7 +10,9 @@ seen                                                concluded
 sent and received with the same arguments, retries  one message, whatever the clocks say. The name may differ: a
 and parent                                          worker reports the task's shadow name
 as many sent as received                            paired in the order of each side's clock
-more sent than received                             the rest waits: the task is PENDING again, also after it ended
+more sent than received                             the rest waits: the task is PENDING again, also after it ended.
+                                                    Of one that was received just after it was sent again, the older
+                                                    message waits, as it may be gone
 fewer sent than received                            redelivery: the runs share the message that was sent last before
                                                     each was received
 same name, retries and parent, other arguments      one message if sent before the receipt (or less than a minute after
@@ -43,6 +45,8 @@ from monitor.records import Invocation
 from monitor.records import Run
 
 SKEW_SECONDS = 60.0  # by which a sender's clock may be ahead, where times have to decide
+JUST_SECONDS = 1.0  # between a sending, which is stamped when it is done, and the receipt by a worker that is free
+GONE_SECONDS = 45.0  # after which a message that no worker received is looked for
 KEPT_CHARACTERS = (
     2000  # of the arguments of an earlier run: more than fidelity.MAX_REPR, so none that is cut is believed
 )
@@ -154,6 +158,8 @@ def _pair_equal(received: list[Run], sent: list[Sent]) -> list[Sent]:
         theirs = runs.get(key, [])
         if key[3] == DIRECTLY and len(mine) > len(theirs) > 0:
             mine = _latest_first(mine, theirs)
+        elif len(mine) > len(theirs) == 1:
+            mine = _just_sent_first(mine, theirs[0].received or 0.0)
         if len(mine) >= len(theirs):
             for run, each in zip(theirs, mine, strict=False):
                 _tell(run, each)
@@ -173,6 +179,15 @@ def _latest_first(sent: list[Sent], runs: list[Run]) -> list[Sent]:
     before = [each for each in sent if (each.invocation.sent or 0.0) <= (runs[-1].received or 0.0)]
     mine = before[-len(runs) :]
     return [*mine, *(each for each in sent if each not in mine)] if len(mine) == len(runs) else sent
+
+
+def _just_sent_first(sent: list[Sent], received: float) -> list[Sent]:
+    """The message sent just before the receipt, where all others are so old that they may be gone: see missing.py."""
+    ages = [received - (each.invocation.sent or 0.0) for each in sent]
+    just = [each for each, age in zip(sent, ages, strict=True) if abs(age) < JUST_SECONDS]
+    if len(just) != 1 or any(age < GONE_SECONDS for each, age in zip(sent, ages, strict=True) if each is not just[0]):
+        return sent
+    return [just[0], *(each for each in sent if each is not just[0])]
 
 
 def _last_before(sent: list[Sent], run: Run) -> Sent:

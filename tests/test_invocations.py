@@ -387,21 +387,24 @@ def test_loss_of_what_was_sent_and_started_leaves_the_last_message(name: str, da
     assert (task.state, task.name, task.args) == (whole.state, whole.name, whole.args)
 
 
+@pytest.mark.parametrize("stamped", [100.0, 100.15])  # a client stamps the event once the message is sent
 @pytest.mark.parametrize("seconds", [30.0, 600.0])  # the clock of who concludes may be ahead of the workers'
 @pytest.mark.parametrize(
     ("kind", "outcome"), [("task-lost", Outcome.LOST), ("monitor-removed", Outcome.REVOKED)], ids=["lost", "removed"]
 )
-def test_an_id_that_is_sent_again_after_its_message_was_gone(kind: str, outcome: Outcome, seconds: float) -> None:
+def test_an_id_that_is_sent_again_after_its_message_was_gone(
+    kind: str, outcome: Outcome, seconds: float, stamped: float
+) -> None:
     gone = [
         sent(0, START),
         make_event(kind, timestamp=NOW + seconds, hostname="", exception="no queue has its message"),
     ]
-    again = sent(100, START, by="gen78@web")
+    again = sent(stamped, START, by="gen78@web")
     run = [received(100.1, START), event("started", 100.2), event("succeeded", 100.3, runtime=0.1, result="3")]
     waits = folded(*gone, again)
     assert (waits.state, ends(waits)) == (TaskState.PENDING, [outcome, None])
-    for order in permutations(run):
-        task = folded(*gone, again, *order)
+    for order in permutations([again, *run]):
+        task = folded(*gone, *order)
         assert (task.state, task.client) == (TaskState.SUCCESS, "gen78@web"), [each.type for each in order]
         assert ends(task)[-1] is Outcome.SUCCEEDED
 

@@ -33,7 +33,8 @@ def still_consumes(worker: Worker) -> bool:
     url = worker.app.conf.broker_url
     if url.startswith("redis"):
         with Redis.from_url(url) as client:
-            return any("b" in each["flags"] for each in client.client_list())
+            database = str(client.get_connection_kwargs()["db"])
+            return any("b" in each["flags"] and each["db"] == database for each in client.client_list())
     with worker.app.connection_for_read() as connection:
         return bool(connection.default_channel.queue_declare(worker.queue, passive=True).consumer_count)
 
