@@ -34,6 +34,7 @@ A run that is replaced ends when its successor was sent: that event is stamped o
 a chord that moment is later than the run's end, so how long the run took stays unknown.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -196,9 +197,17 @@ def _last_before(sent: list[Sent], run: Run) -> Sent:
 
 
 def _pair_alike(bare: list[Run], sent: list[Sent]) -> list[Sent]:
+    def find(each: Sent) -> Run | None:
+        return next((run for run in bare if _is_alike(run, each) and _may_precede(each, run.received)), None)
+
+    return _pair_found(bare, sent, find)
+
+
+def _pair_found(bare: list[Run], sent: list[Sent], find: Callable[[Sent], Run | None]) -> list[Sent]:
+    """Gives each message the run that ``find`` picks of those in ``bare``; the messages left over come back."""
     left = []
     for each in sent:
-        run = next((run for run in bare if _is_alike(run, each) and _may_precede(each, run.received)), None)
+        run = find(each)
         if run is None:
             left.append(each)
         else:
@@ -218,16 +227,12 @@ def _is_alike(run: Run, sent: Sent) -> bool:
 def _pair_without_receipt(bare: list[Run], runs: Sequence[Run], sent: list[Sent]) -> list[Sent]:
     bare = sorted(bare, key=begin)
     first = min(runs, key=begin, default=None)
-    left = []
-    for each in sent:
+
+    def find(each: Sent) -> Run | None:
         fitting = [run for run in bare if _fits(run, each) and not _is_overtaken(each, run, runs)]
-        run = next((run for run in fitting if not (each.replacing and run is first)), None)
-        if run is None:
-            left.append(each)
-        else:
-            bare.remove(run)
-            _tell(run, each)
-    return left
+        return next((run for run in fitting if not (each.replacing and run is first)), None)
+
+    return _pair_found(bare, sent, find)
 
 
 def _fits(run: Run, sent: Sent) -> bool:
