@@ -44,7 +44,7 @@ def test_deciding_frame_is_the_deepest_of_the_application() -> None:
         "/usr/lib/python3/dist-packages/yaml/parser.py",
         "/usr/lib64/python3.13t/json/decoder.py",
         "/opt/pypy/lib/pypy3.10/json/decoder.py",
-        "/home/ada/.pex/installed_wheels/5f/celery-5.5.3-py3-none-any.whl/celery/app/trace.py",
+        "/opt/pex/installed_wheels/5f/celery-5.5.3-py3-none-any.whl/celery/app/trace.py",
         "/opt/shop.pyz/deps/billiard/pool.py",
         r"C:\Python312\Lib\json\decoder.py",
     ],
