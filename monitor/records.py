@@ -160,7 +160,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     malformed: int = 0
     dropped: int = 0
     concluded: bool = False  # by us, of what workers, brokers and result backends answered: nobody sent it
-    refused: tuple[RefusedEvents, ...] = ()  # by whom, each once
+    refused: tuple[RefusedEvents, ...] = ()  # senders of events in a form that is not read, each once
     gap: "Gap | None" = None  # of which it was concluded; how far its reconciliation is, is stored with the events
 
 
@@ -834,7 +834,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkflowState(StrEnum):
-    """What is known of a workflow as a whole, by the states of its tasks."""
+    """The state of a workflow as a whole, from the states of its tasks."""
 
     RUNNING = "running"  # a task of it runs
     WAITING = "waiting"  # none runs, and some wait: for a worker, a retry or an ETA

@@ -15,7 +15,7 @@ nothing tells when it was sent        not known: an ETA may lie in the past when
 Where that is not known, or comes out later than the receipt, the wait is counted from receipt, and says so
 (``Run.wait_since``); a run that its worker received before its ETA waits from the ETA on.
 
-``sent`` is stamped by the clock of the client, all else by clocks of workers. What is known of both clocks is taken
+``sent`` is stamped by the clock of the client, all else by clocks of workers. The offset of both clocks is taken
 into account where they differ by more than CLOCKS_AGREE; less is left as it is, since delays look the same. The times
 that are shown stay as they were stamped.
 """
@@ -75,7 +75,7 @@ class Senders:
         return None if known is None else known.skew
 
     def own_clock_set(self, seconds: float) -> None:
-        """Our own clock was set forward by so much: what is known of others is told by it."""
+        """Moves the offsets of other clocks, after our own clock was set forward by so many seconds."""
         for known in self._hosts.values():
             known.began += seconds
             known.low += seconds

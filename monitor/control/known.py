@@ -181,7 +181,7 @@ def _ask_worker(target: Target, task: Task, found: Known) -> Known:
 
 
 def _of_latest(task: Task, told: Told) -> Told:
-    """What was told, unless of a call that the task has been replaced in since. Raises Unreadable."""
+    """The reported arguments, unless they are of a call that the task has since replaced. Raises Unreadable."""
     earlier = {run.invocation.name for run in task.runs if run.invocation is not None} - {task.name}
     if told.name is not None and told.name in earlier:
         raise Unreadable(f"only the arguments of {told.name} are kept, which {task.name} has replaced")

@@ -105,7 +105,7 @@ class Receiver:
 
     @property
     def senders(self) -> Senders:
-        """What is known of the clocks of those who send tasks."""
+        """The clock offsets of the clients that send tasks."""
         return self._writer.senders
 
     def conclude(self, delivery: Delivery) -> None:

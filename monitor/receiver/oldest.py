@@ -31,7 +31,7 @@ TOLD_SECONDS = 900.0  # in which no worker may have received a task of which nob
 
 
 class OldestMessages:
-    """Of the queues of one cluster, from sample to sample. ``senders``: what is known of the clients' clocks."""
+    """Of the queues of one cluster, from sample to sample. ``senders``: the clients' clock offsets."""
 
     def __init__(self, store: Store, cluster: str, senders: Senders | None = None) -> None:
         self._store = store
@@ -58,7 +58,7 @@ class OldestMessages:
         return found
 
     def _waiting(self, now: float) -> dict[str, WaitingTasks]:
-        """The tasks in each queue of which all are told of when they are sent, as far as receipts show."""
+        """Waiting tasks by queue, of the queues whose received tasks all had a task-sent event."""
         if not self._untold_at <= now < self._untold_at + LOOK_SECONDS:
             self._untold = untold_queues(self._store, self._cluster, now - TOLD_SECONDS)
             self._untold_at = now

@@ -296,7 +296,7 @@ class Reconciler:
         return f"{name} is gone: {last}, and process {worker.pid} has taken its place"
 
     def _outlasted(self, holder: Holder, offline_at: float, now: float) -> str | None:
-        """A process in warm shutdown ends what it runs, and tells it; nothing else is heard of it any more."""
+        """A process in warm shutdown finishes its tasks and reports their ends; it sends no other event."""
         alive = self._signs[holder].alive
         if now - max(offline_at, alive or 0.0) < SHUTDOWN_SECONDS or self._usually_longer(holder, now):
             return None
