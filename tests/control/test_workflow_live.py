@@ -22,6 +22,7 @@ def test_a_chain_whose_root_succeeded_is_running_until_its_member_ends(broker_ur
         ended = chain(first, second, last).apply_async()
         running, root = ended.parent.id, ended.parent.parent.id
         watch.wait_for(running, TaskState.STARTED)
+        watch.wait_for(root, TaskState.SUCCESS)  # which another pool process may report later than the next one's start
         (listed,) = queries.workflows(watch.store).items
         assert (listed.root.id, listed.root.state, listed.state) == (root, TaskState.SUCCESS, "running")
         watch.wait_for(ended.id, TaskState.FAILURE)

@@ -197,8 +197,10 @@ class Day:
 
 
 def open_shop(product: Dashboard, shop: Shop) -> Day:
-    """Once its task events are on, which nobody but the product did."""
+    """Once its task events are on, which nobody but the product did, and its queues are known."""
     found = wait_for(lambda: (each := worker_of(product, shop)) and each["events_enabled"] and each, 20, "task events")
+    if found["queues"] is None:  # not asked yet
+        found = wait_for(lambda: (each := worker_of(product, shop)) and each["queues"] and each, 20, "its queues")
     assert found["queues"] == [shop.queue]
     order = uuid4().hex
     return Day(shop, order, shop.send("open", order))
