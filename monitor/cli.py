@@ -24,6 +24,7 @@ from monitor.addresses import check_broker
 from monitor.addresses import masked
 from monitor.addresses import transport_of
 from monitor.errors import MonitorError
+from monitor.settings import REMOVED
 from monitor.settings import SETTINGS
 from monitor.settings import Settings
 from monitor.settings import load
@@ -107,7 +108,8 @@ def usage_failure(command: click.Command, ctx: click.Context, error: click.Usage
     names = sorted(name for each in command.get_params(ctx) for name in each.opts if name.startswith("--"))
     near = get_close_matches(error.option_name, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-    return Failure(f"there is no option {error.option_name}; {hint}")
+    removed = REMOVED.get(error.option_name.removeprefix("--"))
+    return Failure(f"there is no option {error.option_name}; {removed or hint}")
 
 
 class Command(click.Command):

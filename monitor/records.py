@@ -462,7 +462,6 @@ class Gap(msgspec.Struct, kw_only=True):
     cause: str
     dropped: int | None = None  # events known to be dropped; None: not known
     id: int | None = None
-    shard: int = 1  # of the receiver that missed them
     reconciliation: Reconciliation | None = None  # None: not begun
 
 
@@ -509,11 +508,8 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     updated_at: float | None = None  # when it last said so
     kept_until: float | None = None  # what arrived before is stored or on disk; None: the broker keeps it
     notices: tuple[str, ...] = ()  # what it did on its own, e.g. turned events on
-    shard: int = 1  # which share of the tasks it takes,
-    shards: int = 1  # of how many
     refused: tuple[RefusedEvents, ...] = ()  # who sent such within the last minutes
     helpers: tuple[FailingHelper, ...] = ()  # those that keep failing
-    parts: tuple["ReceiverShard", ...] = ()  # where several share the tasks: each of them
 
     def is_level(self, now: float, unsaid_seconds: float) -> bool:
         """It hears its broker and is not behind, and has said so within this time: then silence means something."""
@@ -526,20 +522,6 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
         if not self.connected:
             return min(said, self.last_event_at or 0.0)
         return min(said, now - (self.lag_seconds or 0.0))
-
-
-class ReceiverShard(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several receivers that share the tasks of a cluster. All is ``None`` of one that never spoke."""
-
-    shard: int
-    connected: bool | None = None
-    error: str | None = None
-    lag_seconds: float | None = None
-    events_total: int | None = None
-    dropped_total: int | None = None
-    host: str | None = None
-    pid: int | None = None
-    updated_at: float | None = None
 
 
 class StandbyReceiver(msgspec.Struct, frozen=True, kw_only=True):

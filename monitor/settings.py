@@ -27,8 +27,6 @@ from monitor.addresses import transport_of
 from monitor.application import Application
 from monitor.errors import MonitorError
 from monitor.errors import SettingsError
-from monitor.shards import MOST
-from monitor.shards import Shard
 
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
@@ -212,17 +210,6 @@ def _json_reason(error: ValueError) -> str:
     return "not text" if isinstance(error, UnicodeError) else str(error)
 
 
-def parse_shard(text: str) -> Shard:
-    """``2/3``: the second of three."""
-    number, _, total = text.partition("/")
-    if not (number.isascii() and number.isdigit() and total.isascii() and total.isdigit()):
-        raise SettingsError(f"{quoted(text)} is no share; write for example 1/3 and start 2/3 and 3/3 beside it")
-    shard = Shard(int(number), int(total))
-    if not 1 <= shard.number <= shard.total <= MOST:
-        raise SettingsError(f"{quoted(text)} is no share: the first number is 1 to the second, and that at most {MOST}")
-    return shard
-
-
 def parse_choice(*allowed: str) -> Callable[[str], str]:
     """One of these words."""
 
@@ -319,12 +306,6 @@ class Settings:
         "name of the receiver's queue on the broker; two receivers need two names",
         metavar="NAME",
     )
-    shard: Shard = _setting(
-        Shard(),
-        parse_shard,
-        "which share of each cluster's tasks this receiver takes, such as 1/3 beside 2/3 and 3/3; needs PostgreSQL",
-        metavar="K/N",
-    )
     event_queue_ttl: float = _setting(
         86400.0, parse_float, "seconds that RabbitMQ keeps events while no receiver runs", metavar="SECONDS"
     )
@@ -408,11 +389,6 @@ class Settings:
         )
 
     @property
-    def receiver_name(self) -> str:
-        """Of the receiver's queue on the broker, each share has one."""
-        return f"{self.node_id}{self.shard.suffix}"
-
-    @property
     def spool_directory(self) -> Path:
         """Where events wait on disk, a folder for each cluster."""
         if self.spool_dir is not None:
@@ -422,6 +398,9 @@ class Settings:
 
 
 SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
+
+
+REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
 
 
 def known() -> str:
@@ -442,18 +421,13 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_clusters(settings)
     _check_source(settings)
-    if settings.shard.total > 1 and settings.database.startswith("sqlite"):
-        raise SettingsError(
-            f"shard {settings.shard}: an SQLite file has one writer at a time, so several receivers would only wait "
-            "for each other; give a --database postgresql://..., or leave --shard out"
-        )
     return settings
 
 
 def _checked(name: str) -> str:
     if name not in SETTINGS:
         near = get_close_matches(name, SETTINGS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {known()}"
+        hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {known()}")
         raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
     return name
 
@@ -487,7 +461,7 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, (Broker, Shard)) or (isinstance(value, dict) and parse is parse_json_object):
+    if isinstance(value, Broker) or (isinstance(value, dict) and parse is parse_json_object):
         return value
     if not isinstance(value, (str, int, float)):  # a list, a table or a date of TOML
         raise SettingsError(f"{name}: a {type(value).__name__} is not a value for this setting")

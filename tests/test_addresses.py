@@ -74,7 +74,7 @@ BROKEN_OPTIONS = [
     (("--keep-tasks", "9" * 40), "too large"),
     (("--url-prefix", "shop pages"), "url_prefix: 'shop pages' is not a path"),
     (("--node-id", ""), "node_id: '' is not a name"),
-    (("--shard", "3/2"), "shard: '3/2' is no share"),
+    (("--shard", "1/2"), "there is no option --shard; one receiver serves a whole broker"),
     (("--read-only=maybe",), "--read-only"),
     (("--log-level", "loud"), "log_level: 'loud' is not one of debug"),
     (("--brokr", f"redis://:{SECRET}@h"), "there is no option --brokr; did you mean --broker?"),

@@ -40,8 +40,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.schedule",
         "monitor.second_hand",
         "monitor.settings",
-        "monitor.shard_health",
-        "monitor.shards",
         "monitor.sketch",
         "monitor.stalls",
         "monitor.supervise",

@@ -12,7 +12,6 @@ from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.settings import load
 from monitor.settings import parse_broker
-from monitor.shards import Shard
 
 ROOT = Path(__file__).parent.parent
 OTHER = {
@@ -25,7 +24,6 @@ OTHER = {
     "broker_api": ("https://rabbit:15671/api/", "https://rabbit:15671/api/"),
     "url_prefix": ("/shop", "/shop"),
     "source": ("kombu", "kombu"),
-    "shard": ("2/3", Shard(2, 3)),
     "log_level": ("error", "error"),
 }
 
@@ -48,28 +46,24 @@ def other_text(name: str) -> tuple[str, object]:
 def test_each_setting_comes_from_option_environment_and_file(name: str, tmp_path: Path) -> None:
     text, value = other_text(name)
     assert getattr(Settings(), name) != value
-    more: dict[str, str] = {"database": "postgresql://record/shop"} if name == "shard" else {}
-    assert getattr(load({**more, name: text}, {}), name) == value
-    assert getattr(load(more, {f"CELERY_MONITOR_{name.upper()}": text}), name) == value
+    assert getattr(load({name: text}, {}), name) == value
+    assert getattr(load({}, {f"CELERY_MONITOR_{name.upper()}": text}), name) == value
     file = tmp_path / "monitor.toml"
     file.write_text(f"{name} = '{text}'\n", encoding="utf-8")
-    assert getattr(load(more, {}, file), name) == value
+    assert getattr(load({}, {}, file), name) == value
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1/65", "1", "a/b", "1/", "-1/2"])
-def test_a_share_that_cannot_be_is_refused_and_so_is_one_on_sqlite(text: str) -> None:
-    with pytest.raises(SettingsError, match="is no share"):
-        load({"shard": text, "database": "postgresql://record/shop"}, {})
-    with pytest.raises(SettingsError, match="one writer at a time"):
-        load({"shard": "1/2"}, {})
-
-
-def test_each_task_has_one_receiver() -> None:
-    shards = [Shard(number, 3) for number in (1, 2, 3)]
-    ids = [f"task-{number}" for number in range(300)] + ["\0", "\ufffd", "x" * 600]
-    assert all(sum(shard.has(each) for shard in shards) == 1 for each in ids)
-    assert [shard.has("\0") for shard in shards] == [shard.has("\ufffd") for shard in shards]  # as it is stored
-    assert min(sum(shard.has(each) for each in ids) for shard in shards) > 80
+def test_a_removed_setting_says_what_to_do_instead(tmp_path: Path) -> None:
+    file = tmp_path / "monitor.toml"
+    file.write_text("shard = '1/2'\n", encoding="utf-8")
+    places: list[tuple[dict[str, str], dict[str, str], Path | None]] = [
+        ({"shard": "1/2"}, {}, None),
+        ({}, {"CELERY_MONITOR_SHARD": "1/2"}, None),
+        ({}, {}, file),
+    ]
+    for options, environ, path in places:
+        with pytest.raises(SettingsError, match=r"no setting 'shard'; .* run one receiver for each broker"):
+            load(options, environ, path)
 
 
 def test_option_goes_before_environment_before_file(tmp_path: Path) -> None:

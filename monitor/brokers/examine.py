@@ -44,7 +44,7 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
     remote.ask("ping", timeout=ANSWER_SECONDS, on_reply=lambda reply: answers.update([reply.worker]))
     workers = sorted(answers)
     conf = remote.ask("conf", {"with_defaults": True}, workers, ANSWER_SECONDS)
-    own = f"{app_for(broker, settings).conf.event_queue_prefix}.{settings.receiver_name}"
+    own = f"{app_for(broker, settings).conf.event_queue_prefix}.{settings.node_id}"
     with link(broker, settings) as connection:
         redis = _redis(connection) if transport == "redis" else None
         queues = _queues(connection, own, settings) if transport == "amqp" else None

@@ -67,10 +67,9 @@ class Forgotten:
 
     def _ask(self, worker: Worker, holder: Holder, now: float) -> dict[tuple[Holder, str], int]:
         before = now - (worker.skew or 0.0) - OLD_SECONDS
-        shard = self._remote.settings.shard
-        most = MOST_ASKED * shard.total
-        found = standing.held_by(self._store, self._cluster, holder, (TaskState.STARTED,), most, started_before=before)
-        ids = [each for each in found if shard.has(each)]
+        ids = standing.held_by(
+            self._store, self._cluster, holder, (TaskState.STARTED,), MOST_ASKED, started_before=before
+        )
         missing = self._not_known(holder.hostname, ids) if ids else []
         counted = {(holder, each): self._unknown.get((holder, each), 0) + 1 for each in missing}
         gone = [each for (_, each), times in counted.items() if times >= TIMES]

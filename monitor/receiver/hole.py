@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-from monitor.shards import EVERYTHING
-from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
@@ -24,9 +22,8 @@ class Ended(NamedTuple):
 class Hole:
     """Notes holes as they open and close; ``store`` writes them down, later if the database is away."""
 
-    def __init__(self, store: Store, cluster: str, *, kept_by_broker: bool, shard: Shard = EVERYTHING) -> None:
+    def __init__(self, store: Store, cluster: str, *, kept_by_broker: bool) -> None:
         self._store = store
-        self._shard = shard
         self._cluster = cluster
         self._kept_by_broker = kept_by_broker  # then only the next connection tells whether anything is missing
         self._began: float | None = None
@@ -70,20 +67,16 @@ class Hole:
     def adopt(self, now: float, *, listened: bool) -> None:
         """Takes over the gaps that a receiver noted and, being dead, cannot close. Raises StoreUnavailable.
 
-        Where we have ``listened`` all the time, nothing is missing of our share. What another receiver missed that
-        there is no more, nobody has.
+        Where we have ``listened`` all the time, nothing is missing.
         """
-        whole = listened and not self._ended and not self.is_open
+        dropped = 0 if listened and not self._ended and not self.is_open else None
         for gap in queries.open_gaps(self._store, self._cluster):
-            if not self._shard.takes_over(gap.shard):
-                continue  # of a receiver beside us
             if self._began is not None and self._gap is None:
                 if gap.id is not None and self._began < gap.began:
                     journal.begin_gap(self._store, gap.id, self._began)
                 self._began, self._cause = min(self._began, gap.began), gap.cause
                 self._gap, self._adopted = gap.id, True
             else:
-                dropped = 0 if whole and gap.shard == self._shard.number else None
                 self._ended.append(Ended(gap.began, now, gap.cause, dropped, gap.id))
 
     def let_go(self) -> None:
@@ -102,17 +95,12 @@ class Hole:
     def store(self) -> None:
         """Writes down what is not stored yet. Raises StoreUnavailable; then it can be called again."""
         if self._began is not None and self._gap is None and not self._kept_by_broker:
-            self._gap = self._open(self._began, self._cause)
+            self._gap = journal.open_gap(self._store, self._cluster, self._began, self._cause)
         while self._ended:
             hole = self._ended[0]
             gap = hole.gap
             if gap is None:
-                gap = self._open(hole.began, hole.cause)
+                gap = journal.open_gap(self._store, self._cluster, hole.began, hole.cause)
                 self._ended[0] = hole._replace(gap=gap)
             journal.close_gap(self._store, gap, hole.ended, hole.dropped)
             del self._ended[0]
-
-    def _open(self, began: float, cause: str) -> int:
-        if self._shard.total > 1:
-            cause = f"{cause} (receiver {self._shard})"
-        return journal.open_gap(self._store, self._cluster, began, cause, self._shard.number)

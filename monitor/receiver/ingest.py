@@ -77,16 +77,7 @@ class Receiver:
         self._retention_at = 0.0
         self._tidied_at = 0.0
         self._conclusions: SimpleQueue[Delivery] = SimpleQueue()
-        self._shard = settings.shard
-        self._health = ReceiverHealth(
-            cluster=cluster,
-            connected=False,
-            source=source.name,
-            host=HOST,
-            pid=os.getpid(),
-            shard=self._shard.number,
-            shards=self._shard.total,
-        )
+        self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name, host=HOST, pid=os.getpid())
         self._refused: dict[RefusedEvents, float] = {}  # when each last sent such
         self._saved_at = 0.0
         self._gather_until = 0.0
@@ -94,7 +85,7 @@ class Receiver:
         self._set_seconds = 0.0  # by which our clock was set, and the record does not know yet
         self._untold = 0  # malformed messages that the log does not tell of yet
         self._tell_at = 0.0
-        self._standby = standby or Standby(store, source, cluster, shard=settings.shard)
+        self._standby = standby or Standby(store, source, cluster)
         self._hole = self._standby.hole
         self._on_new_worker: Callable[[], None] = lambda: None
 
@@ -109,10 +100,8 @@ class Receiver:
         return self._writer.senders
 
     def conclude(self, delivery: Delivery) -> None:
-        """Takes events that were concluded, not received (``task-lost``); from any thread. Only our share counts."""
-        own = [event for event in delivery.events if event.uuid is not None and self._shard.has(event.uuid)]
-        if own or delivery.gap is not None:
-            self._conclusions.put(msgspec.structs.replace(delivery, events=own, concluded=True))
+        """Stores events that were concluded, not received (``task-lost``), with the next batch; from any thread."""
+        self._conclusions.put(msgspec.structs.replace(delivery, concluded=True))
 
     def notice(self, text: str) -> None:
         """Says something that the receiver did by itself; the newest few are kept."""
@@ -152,7 +141,7 @@ class Receiver:
         attempt = 0
         while not stop.is_set():
             try:
-                last = queries.own_health(self._store, cluster, self._shard.number)
+                last = queries.receiver_health(self._store, cluster)
                 self._standby.begin(last)
                 self._hole.adopt(time.time(), listened=self._standby.listens)
             except StoreUnavailable as error:
@@ -176,8 +165,6 @@ class Receiver:
             notices=(),
             helpers=(),
             refused=(),
-            shard=mine.shard,
-            shards=mine.shards,
         )
         if self._standby.waited:
             since = time.strftime("%H:%M:%S", time.gmtime())

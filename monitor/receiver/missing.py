@@ -147,7 +147,7 @@ class Missing:
             while time.monotonic() < until and len(found) < CHUNK:
                 place = self._places.get(state, (float("-inf"), -1))
                 rows = standing.unended(self._store, self._cluster, state, newest, place, WALK_ROWS)
-                mine = [row for row in rows if row.queue in queues and self._remote.settings.shard.has(row.id)]
+                mine = [row for row in rows if row.queue in queues]
                 found += [row for row in mine if _waits_since(row, skews) <= now - OLD_SECONDS]
                 self._places[state] = rows[-1].place if len(rows) == WALK_ROWS else (float("-inf"), -1)
                 if len(rows) < WALK_ROWS:
@@ -165,7 +165,7 @@ class Missing:
             if worker is not None and process_state(worker, holder.pid) == "shutting down":
                 ids = standing.held_by(self._store, self._cluster, holder, GIVEN_BACK, CHUNK)
                 found += standing.unended_of(self._store, self._cluster, ids)
-        return [task for task in found if self._remote.settings.shard.has(task.id)]
+        return found
 
     def _glance(self, queues: Collection[str], workers: Sequence[Worker]) -> Glance:
         names = [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]

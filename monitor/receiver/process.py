@@ -57,8 +57,8 @@ def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
     with closing(store):
         helpers = Helpers()
         source = make_source(broker, settings, helpers)
-        lease = lease_of(store, broker.cluster, settings.shard)
-        standby = Standby(store, source, broker.cluster, lease, settings.shard)
+        lease = lease_of(store, broker.cluster)
+        standby = Standby(store, source, broker.cluster, lease)
         with closing(lease), closing(standby):
             while standby.wait(stop):
                 try:
@@ -90,9 +90,12 @@ def _lead(term: Term, settings: Settings, broker: Broker, stop: threading.Event)
         sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders)
         receiver.on_new_worker(sampler.wake)
         reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers)
-        beside = {RECONCILER: reconciler.run}
-        if settings.shard.first:  # queues, workers and schedules are its to ask; each judges its own tasks
-            beside |= {SAMPLER: sampler.run, QUEUE_SAMPLER: sampler.run_queues, SCHEDULES: sampler.run_schedules}
+        beside = {
+            RECONCILER: reconciler.run,
+            SAMPLER: sampler.run,
+            QUEUE_SAMPLER: sampler.run_queues,
+            SCHEDULES: sampler.run_schedules,
+        }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
         ending.callback(over.set)  # also when the receiver itself ends by an error

@@ -85,7 +85,6 @@ class Reconciler:
         helpers: Helpers | None = None,
     ) -> None:
         self._helpers = helpers or Helpers()
-        self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
         self._remote = remote
@@ -131,8 +130,7 @@ class Reconciler:
     def _judge(self, now: float) -> None:
         workers = queries.workers(self._store, self._cluster)
         self._settle(workers, now)
-        if self._shard.first:
-            self._judge_silent(workers, now)
+        self._judge_silent(workers, now)
         if abs(now - self._held_at) >= HELD_SECONDS:
             self._held_at = now
             self._judge_held(workers, now)
@@ -322,15 +320,13 @@ class Reconciler:
 
     def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> bool:
         """Marks what it holds as lost, at most so many; whether that was all."""
-        most = LOST_AT_ONCE * self._shard.total
-        held = standing.held_by(self._store, self._cluster, holder, limit=most)
-        ids = self._own(held)
+        ids = standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE)
         at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
         self._tell("task-lost", holder, ids, at, now, evidence)
         self._doubted.add(holder)
         if ids:
             log.warning("%d tasks are lost: %s", len(ids), evidence)
-        return len(held) < most
+        return len(ids) < LOST_AT_ONCE
 
     def _find_again(self, workers: dict[str, Worker], now: float) -> None:
         """A process that came back is asked which of its lost tasks it still knows."""
@@ -342,8 +338,7 @@ class Reconciler:
                 self._ask_for_lost(holder, worker, now)
 
     def _ask_for_lost(self, holder: Holder, worker: Worker, now: float) -> None:
-        most = LOST_AT_ONCE * self._shard.total
-        ids = self._own(standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), most))
+        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), LOST_AT_ONCE)
         if ids:
             reply = self._remote.ask(
                 "query_task", {"ids": ids}, destination=[holder.hostname], timeout=PING_SECONDS
@@ -353,10 +348,6 @@ class Reconciler:
             found = [each for each in ids if each in reply.ok]
             self._tell("task-found", holder, found, now - (worker.skew or 0.0), now, None)
         self._doubted.discard(holder)
-
-    def _own(self, ids: Sequence[str]) -> list[str]:
-        """Those of our share; the others are another receiver's to judge."""
-        return [each for each in ids if self._shard.has(each)]
 
     def _tell(
         self, event_type: str, holder: Holder, ids: Sequence[str], at: float, now: float, evidence: str | None

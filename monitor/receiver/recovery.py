@@ -81,7 +81,6 @@ class Recovery:
     def __init__(
         self, store: Store, cluster: str, remote: Remote, ends: Ends, conclude: Callable[[Delivery], None]
     ) -> None:
-        self._shard = remote.settings.shard
         self._store = store
         self._cluster = cluster
         self._remote = remote
@@ -115,11 +114,7 @@ class Recovery:
         if abs(now - self._polled_at) < POLL_SECONDS:
             return None
         self._polled_at = now
-        gaps = [
-            gap
-            for gap in queries.gaps(self._store, now - BACK_SECONDS, self._cluster)
-            if gap.dropped != 0 and self._shard.takes_over(gap.shard)
-        ]
+        gaps = [gap for gap in queries.gaps(self._store, now - BACK_SECONDS, self._cluster) if gap.dropped != 0]
         open_ = [gap for gap in gaps if gap.reconciliation is None or gap.reconciliation.ended is None]
         if not open_ or any(gap.ended is None or now - gap.ended < SETTLE_SECONDS for gap in open_):
             return None
@@ -159,7 +154,7 @@ class Recovery:
                 for task_id, seen in second.messages.items()
                 if seen.queue is not None and task_id not in second.held and task_id in first.messages
             ]
-        return tuple(event for event in told if event.uuid is not None and self._shard.has(event.uuid))
+        return tuple(told)
 
     def _tell_news(self, work: Work, news: tuple[Event, ...], now: float) -> None:
         chunk, rest = news[:CHUNK], news[CHUNK:]
@@ -195,7 +190,7 @@ class Recovery:
     def _settle(self, work: Work, rows: Sequence[Unended], judge: "_Judge", position: tuple[int, float, int]) -> None:
         """Finds out what it can about a chunk, and counts it. While the result backend is silent, the chunk waits."""
         now = judge.now
-        asked = [row for row in rows if judge.concerns(row) and self._shard.has(row.id)]
+        asked = [row for row in rows if judge.concerns(row)]
         absent = [row for row in asked if not judge.has(row)]
         ends = self._ends.of([row.id for row in absent])
         silent_since = (work.silent_since or now) if ends is None else None

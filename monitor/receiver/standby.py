@@ -18,8 +18,6 @@ from monitor.receiver.hole import Hole
 from monitor.receiver.sources.base import Source
 from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
-from monitor.shards import EVERYTHING
-from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
@@ -37,15 +35,12 @@ log = logging.getLogger(__name__)
 class Standby:
     """One receiver of a cluster before it leads, and again when another has taken the lead."""
 
-    def __init__(
-        self, store: Store, source: Source, cluster: str, lease: Lease | None = None, shard: Shard = EVERYTHING
-    ) -> None:
+    def __init__(self, store: Store, source: Source, cluster: str, lease: Lease | None = None) -> None:
         self._store = store
-        self.shard = shard
         self._source = source
         self._cluster = cluster
         self._lease = lease
-        self.hole = Hole(lease.store if lease else store, cluster, kept_by_broker=source.keeps_events, shard=shard)
+        self.hole = Hole(lease.store if lease else store, cluster, kept_by_broker=source.keeps_events)
         self.listens = False  # the source is connected, and holds what arrives
         self.waited = False  # another receiver led while we stood by
         self._begun = False
@@ -95,7 +90,7 @@ class Standby:
             self._end()
 
     def _stand_by(self, now: float) -> None:
-        last = queries.own_health(self._store, self._cluster, self.shard.number)
+        last = queries.receiver_health(self._store, self._cluster)
         self.begin(last)
         if not self.waited:
             where = f" on {last.host} (process {last.pid})" if last is not None and last.host else ""

@@ -24,7 +24,6 @@ from monitor.records import ReceiverHealth
 from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
-from monitor.shard_health import combined
 from monitor.store import schema
 from monitor.store.cursors import Cursor
 from monitor.store.cursors import read_cursor
@@ -135,24 +134,16 @@ def is_level(store: Store, cluster: str, now: float) -> bool:
 
 
 def health(store: Store) -> list[ReceiverHealth]:
-    """What the receiver of each cluster last said of itself; of several that share its tasks, all in one."""
-    by_cluster: dict[str, list[ReceiverHealth]] = {}
-    for each in shard_health(store):
-        by_cluster.setdefault(each.cluster, []).append(each)
-    return [combined(shards) for shards in by_cluster.values()]
-
-
-def shard_health(store: Store) -> list[ReceiverHealth]:
-    """What each receiver last said of itself, those that share a cluster's tasks apart."""
+    """What the receiver of each cluster last reported of itself."""
     table = schema.receiver.c
     with store.read() as connection:
-        rows = connection.execute(select(table.record).order_by(table.cluster_id, table.shard))
+        rows = connection.execute(select(table.record).where(table.shard == 1).order_by(table.cluster_id))
         return [unpack_health(record) for record in rows.scalars()]
 
 
-def own_health(store: Store, cluster: str, shard: int) -> ReceiverHealth | None:
-    """What the last receiver of this share said of itself."""
-    return next((each for each in shard_health(store) if (each.cluster, each.shard) == (cluster, shard)), None)
+def receiver_health(store: Store, cluster: str) -> ReceiverHealth | None:
+    """The same of one cluster; ``None`` before its first receiver has reported."""
+    return next((each for each in health(store) if each.cluster == cluster), None)
 
 
 def standbys(store: Store, since: float) -> list[StandbyReceiver]:
@@ -174,7 +165,7 @@ def endings(store: Store, since: float) -> list[ReceiverEnding]:
 
 
 def open_gaps(store: Store, cluster: str) -> list[Gap]:
-    """The gaps of a cluster that have not ended, of all its receivers, the oldest first."""
+    """The gaps of a cluster that have not ended, the oldest first."""
     with store.read() as connection:
         found = gaps_between(connection, 0.0, None, cluster)
     return [gap for gap in found if gap.ended is None]
@@ -203,7 +194,6 @@ def gaps_between(connection: Connection, since: float, until: float | None, clus
             cause=row.cause,
             dropped=row.dropped,
             id=row.id,
-            shard=row.shard,
             reconciliation=_reconciliation(row.reconciliation) if row.reconciliation else None,
         )
         for row in rows

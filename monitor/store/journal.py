@@ -136,16 +136,14 @@ def change_workers(
         save_workers(store, connection, number, [change(worker) for worker in found.values()])
 
 
-def load_workers(
-    connection: Connection, cluster: int, hostnames: Sequence[str] | None, *, to_change: bool = True
-) -> dict[str, Worker]:
+def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str] | None) -> dict[str, Worker]:
     """The stored workers among these names, or all, by name.
 
-    ``to_change``: the transaction will store them again. On PostgreSQL it then has the workers of the cluster for
-    itself until its end: what events say and what workers answer stand in one record, and whoever wrote last would
-    undo what the other wrote. SQLite has one writer anyway.
+    On PostgreSQL the transaction has the workers of the cluster for itself until its end: what events say and what
+    workers answer stand in one record, and whoever wrote last would undo what the other wrote. SQLite has one writer
+    anyway.
     """
-    if to_change and connection.dialect.name == "postgresql":
+    if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_WORKERS_LOCK, cluster)))
     table = schema.worker
     statement = select(table.c.hostname, table.c.record).where(table.c.cluster_id == cluster)
@@ -270,7 +268,7 @@ def save_health(store: Store, health: ReceiverHealth) -> None:
 
 def put_health(store: Store, connection: Connection, cluster: int, health: ReceiverHealth) -> None:
     """The same inside the caller's transaction."""
-    statement = store.insert(schema.receiver).values(cluster_id=cluster, shard=health.shard, record=_pack(health))
+    statement = store.insert(schema.receiver).values(cluster_id=cluster, record=_pack(health))
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["cluster_id", "shard"], set_={"record": statement.excluded.record}
@@ -308,10 +306,10 @@ def _standby_key(standby: StandbyReceiver) -> str:
     return STANDBY + msgspec.json.encode([standby.cluster, standby.host, standby.pid]).decode()
 
 
-def open_gap(store: Store, cluster: str, began: float, cause: str, shard: int = 1) -> int:
+def open_gap(store: Store, cluster: str, began: float, cause: str) -> int:
     """Notes that events may be missing from ``began`` on; gives the number to close it with."""
     with store.begin() as connection:
-        values = {"cluster_id": cluster_id(store, connection, cluster), "began": began, "cause": cause, "shard": shard}
+        values = {"cluster_id": cluster_id(store, connection, cluster), "began": began, "cause": cause}
         key = connection.execute(schema.gap.insert().values(values)).inserted_primary_key
         number: int = key[0] if key else 0
         return number

@@ -26,9 +26,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from monitor.errors import LeaseLost
 from monitor.errors import StoreUnavailable
 from monitor.filelock import FileLock
-from monitor.shards import EVERYTHING
-from monitor.shards import MOST
-from monitor.shards import Shard
 from monitor.store.engine import CHANNEL
 from monitor.store.engine import LOCK_TIMEOUT_SECONDS
 from monitor.store.engine import Store
@@ -51,11 +48,6 @@ HOLDER = text(
     " AND l.classid::bigint = (CAST(:number AS bigint) >> 32) & 4294967295"
     " AND l.objid::bigint = CAST(:number AS bigint) & 4294967295"
 )
-ANY_HELD = text(
-    "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
-    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    " AND (classid::bigint << 32 | objid::bigint) = ANY(CAST(:numbers AS bigint[])))"
-)
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +64,9 @@ class Lease(Protocol):
         """Lets others have it."""
 
 
-def lease_of(store: Store, cluster: str, shard: Shard = EVERYTHING) -> Lease:
-    """The lease of a cluster's record, or of a share of it; not held yet."""
-    return FileLease(store, cluster) if store.is_sqlite else SessionLease(store, cluster, shard)
+def lease_of(store: Store, cluster: str) -> Lease:
+    """The lease of a cluster's record; not held yet."""
+    return FileLease(store, cluster) if store.is_sqlite else SessionLease(store, cluster)
 
 
 class FileLease:
@@ -100,8 +92,8 @@ class FileLease:
 class SessionLease:
     """On PostgreSQL."""
 
-    def __init__(self, store: Store, cluster: str, shard: Shard = EVERYTHING) -> None:
-        self._leased = LeasedStore(store, cluster, shard)
+    def __init__(self, store: Store, cluster: str) -> None:
+        self._leased = LeasedStore(store, cluster)
         self.store: Store = self._leased
 
     def take(self) -> bool:
@@ -114,11 +106,9 @@ class SessionLease:
 class LeasedStore(Store):
     """Writes through the one session that holds the lock; reads as others do."""
 
-    def __init__(self, store: Store, cluster: str, shard: Shard = EVERYTHING) -> None:
+    def __init__(self, store: Store, cluster: str) -> None:
         super().__init__(store.engine)
         self._cluster = cluster
-        self._shard = shard
-        self._warned = False
         self._connection: Connection | None = None
         self._using = threading.RLock()
         self._released = threading.Event()
@@ -172,15 +162,11 @@ class LeasedStore(Store):
         connection = self.engine.connect()
         try:
             with connection.begin():
-                number = self._number(f"celery-monitor receiver {_schema(connection)}", self._shard.suffix)
+                number = self._number(connection)
                 taken = connection.execute(select(func.pg_try_advisory_lock(number))).scalar()
                 if not taken:
                     self._judge(connection, number)
             if not taken:
-                connection.close()
-                return
-            if not self._agrees(connection):
-                connection.invalidate()  # and with the session the locks that it took
                 connection.close()
                 return
             for name, value in SESSION.items():
@@ -207,30 +193,10 @@ class LeasedStore(Store):
             connection.execute(select(func.pg_terminate_backend(holder.pid)))
             self._unheard = None
 
-    def _agrees(self, connection: Connection) -> bool:
-        """Whether nobody shares out this cluster's tasks by another number: two would take the same task.
-
-        Each locks its number together with those who have the same, and then looks whether any other is locked.
-        """
-        with connection.begin():
-            schema = _schema(connection)
-            numbers = {total: self._number(f"celery-monitor shards {total} {schema}") for total in range(1, MOST + 1)}
-            mine = numbers.pop(self._shard.total)
-            if not connection.execute(select(func.pg_try_advisory_lock_shared(mine))).scalar():
-                return False
-            agrees = not connection.execute(ANY_HELD, {"numbers": list(numbers.values())}).scalar()
-        if not agrees and not self._warned:
-            log.warning(
-                "receivers of %s run that share its tasks in another way; as %s this one waits until they have ended",
-                self._cluster,
-                self._shard,
-            )
-        self._warned = not agrees
-        return agrees
-
-    def _number(self, what: str, which: str = "") -> int:
-        """The number of a lock."""
-        name = f"{what} {self._cluster}{which}"
+    def _number(self, connection: Connection) -> int:
+        """The number of the lock. Locks are the database's, records a schema's."""
+        schema = connection.execute(select(func.current_schema())).scalar()
+        name = f"celery-monitor receiver {schema} {self._cluster}"
         return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
     def _keep(self, released: threading.Event) -> None:
@@ -249,8 +215,3 @@ def _set(connection: Connection, name: str, value: str) -> None:
     """A setting of the session, where this server knows it."""
     with suppress(SQLAlchemyError), connection.begin():
         connection.execute(select(func.set_config(name, value, False)))
-
-
-def _schema(connection: Connection) -> str:
-    """Locks are the database's, records a schema's."""
-    return str(connection.execute(select(func.current_schema())).scalar())

@@ -11,13 +11,10 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy import and_
-from sqlalchemy import func
 from sqlalchemy import literal_column
 from sqlalchemy import select
 from sqlalchemy import text
 
-from monitor.shards import EVERYTHING
-from monitor.shards import Shard
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.schema import CLUSTER_SHIFT
@@ -29,7 +26,6 @@ PARTITIONS = 10  # that a full record has; each new task is looked for in all of
 AHEAD = 5000  # tasks for which there is room before it is needed
 KEPT_OFFSET = 1 << 62
 _LAST_BITS = (1 << CLUSTER_BITS) - 1
-_MAKING_LOCK = 0x63656D72  # any number that no other program is likely to lock
 _PARENTS = (schema.task.c.id, schema.run.c.task_id)
 _BOUNDS = re.compile(r"FROM \('?(\d+)'?\) TO \('?(\d+)'?\)").search
 _LIST = text(
@@ -151,12 +147,11 @@ def lookups_only(connection: Connection) -> None:
 
 
 class Room:
-    """Numbers for new tasks, and a place for them. For one writer of a cluster, beside those of other shares."""
+    """Numbers for new tasks, and a place for them. For the one writer of a cluster."""
 
-    def __init__(self, store: Store, keep_tasks: int, shard: Shard = EVERYTHING) -> None:
+    def __init__(self, store: Store, keep_tasks: int) -> None:
         self._store = store
         self._partitioned = not store.is_sqlite
-        self._shared = shard.total > 1
         self._span = span_of(keep_tasks)
         self._until: int | None = None
 
@@ -185,8 +180,6 @@ class Room:
         end = first_id(cluster) + (number + AHEAD << CLUSTER_BITS)
         if self._until is not None and self._until >= end:
             return
-        if self._shared:
-            connection.execute(select(func.pg_advisory_xact_lock(_MAKING_LOCK, cluster)))
         there = partitions(connection, cluster)
         self._until = there[-1].high if there else first_id(cluster)
         while self._until < end:

@@ -6,10 +6,10 @@ from monitor.store.clusters import endings
 from monitor.store.clusters import gaps
 from monitor.store.clusters import health
 from monitor.store.clusters import open_gaps
-from monitor.store.clusters import own_health
 from monitor.store.clusters import pauses
 from monitor.store.clusters import queue_history
 from monitor.store.clusters import queues
+from monitor.store.clusters import receiver_health
 from monitor.store.clusters import rising
 from monitor.store.clusters import standbys
 from monitor.store.clusters import terms
@@ -81,10 +81,10 @@ __all__ = [
     "new_failure_groups",
     "open_gaps",
     "open_groups",
-    "own_health",
     "pauses",
     "queue_history",
     "queues",
+    "receiver_health",
     "rising",
     "saved_views",
     "schedule",

@@ -25,10 +25,8 @@ from monitor.store.engine import Store
 from monitor.store.housekeeping import Counters
 from monitor.store.housekeeping import GiveBack
 from monitor.store.housekeeping import Pace
-from monitor.store.keys import from_key
 from monitor.store.messages import expire_messages
 from monitor.store.rollups import counting_tasks
-from monitor.store.rollups import lock_counters
 from monitor.store.schema import STATE_CODES
 from monitor.store.terms import cluster_id
 from monitor.store.victims import Victim
@@ -60,7 +58,6 @@ class Retention:
         self._store = store
         self._cluster = cluster
         self._settings = settings
-        self._shard = settings.shard
         self._pace = Pace(STEP_SECONDS, LEAST, MOST)
         self._successes = Walk.of_all()
         self._others = Walk.of_others()
@@ -70,9 +67,7 @@ class Retention:
         self._delete_tasks = Deletion(store, schema.task.c.id)
         self._delete_runs = Deletion(store, schema.run.c.task_id)
         self._delete_keyed: dict[int, list[Deletion]] = {}
-        # What is moved has another number, of which another receiver of the cluster would not know.
-        alone = self._shard.total == 1
-        self._drops = Drops(self._count, self._forget_keys, possible=alone and not store.is_sqlite)
+        self._drops = Drops(self._count, self._forget_keys, possible=not store.is_sqlite)
 
     def step(self, now: float) -> Step:
         """Deletes what is due and can be deleted within about STEP_SECONDS. Raises StoreUnavailable."""
@@ -86,9 +81,8 @@ class Retention:
             dropping = dropping and self._drops.step(connection, number, limit)
             victims, more = ([], True) if dropping else self._choose(connection, number, now, limit, oldest)
             self._delete(connection, number, victims)
-            first = self._shard.first  # of several receivers; it looks after what is not shared
-            expired = expire_messages(connection, number, self._settings, now, MESSAGES) if first else 0
-            counters = not more and first and self._counters.delete(connection, number, now)
+            expired = expire_messages(connection, number, self._settings, now, MESSAGES)
+            counters = not more and self._counters.delete(connection, number, now)
         if more and not (dropping and self._drops.dropped):  # to drop one says nothing of what a task costs
             self._pace.took(time.perf_counter() - began)
         more |= expired == MESSAGES or self._counters.more
@@ -143,15 +137,13 @@ class Retention:
         return [], False
 
     def _surplus(self, connection: Connection, number: int) -> tuple[int, int]:
-        """By how many tasks of our share there are too many, and too many that have not succeeded."""
+        """By how many tasks there are too many, and too many that have not succeeded."""
         table = schema.task_count.c
         count = table["count"]
         others = func.sum(case((table.state != _SUCCESS, count), else_=0))
         row = connection.execute(select(func.sum(count), others).where(table.cluster_id == number)).one()
         total, other = (int(each or 0) for each in row)
-        surplus = total - self._settings.keep_tasks
-        surplus_of_others = other - int(self._settings.keep_tasks * OTHERS_SHARE)
-        return -(-surplus // self._shard.total), -(-surplus_of_others // self._shard.total)
+        return total - self._settings.keep_tasks, other - int(self._settings.keep_tasks * OTHERS_SHARE)
 
     def _delete(self, connection: Connection, number: int, victims: Sequence[Victim]) -> None:
         if not victims:
@@ -159,8 +151,6 @@ class Retention:
         self._delete_tasks.run(connection, sorted(each.id for each in victims))
         self._delete_runs.run(connection, sorted(each.id for each in victims if each.earlier_runs))
         self._forget_keys(connection, number, sorted(each.key for each in victims))
-        if self._shard.total > 1:
-            lock_counters(connection, number)
         places = Counter(each.place for each in victims if each.counted)
         self._count.run(connection, [(number, *place, -count) for place, count in places.items()])
 
@@ -182,10 +172,7 @@ class Retention:
         ]
 
     def _success_of(self, number: int) -> Callable[[Victim], bool]:
-        return lambda row: row.cluster_id == number and row.state == _SUCCESS and self._is_own(row)
+        return lambda row: row.cluster_id == number and row.state == _SUCCESS
 
     def _other_of(self, number: int) -> Callable[[Victim], bool]:
-        return lambda row: row.cluster_id == number and row.state != _SUCCESS and self._is_own(row)
-
-    def _is_own(self, row: Victim) -> bool:
-        return self._shard.total == 1 or self._shard.has(from_key(row.key))
+        return lambda row: row.cluster_id == number and row.state != _SUCCESS

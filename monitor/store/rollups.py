@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 
 from sqlalchemy import BigInteger
 from sqlalchemy import ColumnElement
@@ -13,10 +12,8 @@ from sqlalchemy import Connection
 from sqlalchemy import Double
 from sqlalchemy import bindparam
 from sqlalchemy import case
-from sqlalchemy import func
 from sqlalchemy import literal_column
 from sqlalchemy import select
-from sqlalchemy import tuple_
 from sqlalchemy import update
 
 from monitor.records import FailureState
@@ -37,7 +34,6 @@ from monitor.store.terms import Terms
 
 RESOLUTIONS = (60, 3600, 86400)  # seconds
 _BUCKETS_IN_MEMORY = 24
-_COUNTERS_LOCK = 0x636D  # any number that no other program is likely to lock
 _NAME, _QUEUE, _WORKER = (TERM_KINDS[kind] for kind in ("name", "queue", "worker"))
 _KEY = ("resolution", "at", "cluster_id", "name_id", "queue_id", "worker_id")
 
@@ -46,14 +42,9 @@ Bucket = defaultdict[Key, Tally]
 
 
 class Counters:
-    """Applies deltas for one cluster. It alone writes them, so what it has read stays true until a rollback.
+    """Applies deltas for one cluster. It alone writes them, so what it has read stays true until a rollback."""
 
-    ``shared``: other receivers write them, too. Then one at a time does, from here to the end of its transaction, and
-    reads anew what it changes: they change the same few rows nearly every time.
-    """
-
-    def __init__(self, store: Store, terms: Terms, *, shared: bool = False) -> None:
-        self._shared = shared
+    def __init__(self, store: Store, terms: Terms) -> None:
         self._terms = terms
         self._buckets: OrderedDict[tuple[int, int], Bucket] = OrderedDict()
         self._groups: dict[bytes, int] = {}
@@ -78,9 +69,6 @@ class Counters:
 
     def apply(self, connection: Connection, cluster_id: int, deltas: Deltas) -> None:
         """Changes every counter that the deltas name. The names are interned already."""
-        if self._shared:
-            lock_counters(connection, cluster_id)
-            self._buckets.clear()
         self._apply_tasks(connection, cluster_id, deltas.tasks)
         self._apply_rollups(connection, cluster_id, deltas.rollups)
         self._apply_failures(connection, deltas.failures.values())
@@ -91,7 +79,7 @@ class Counters:
 
     def ensure_groups(self, connection: Connection, cluster_id: int, failures: Mapping[bytes, FailureTally]) -> None:
         """Makes sure that each failure group has a number."""
-        for digest, tally in sorted(failures.items()):  # in one order, or two receivers wait for each other
+        for digest, tally in failures.items():
             if digest not in self._groups:
                 self._groups[digest] = self._make_group(connection, cluster_id, digest, tally)
 
@@ -120,7 +108,7 @@ class Counters:
             for resolution in RESOLUTIONS:
                 changed[resolution, minute // resolution * resolution][key].append(delta)
         for (resolution, at), deltas in changed.items():
-            bucket = self._bucket(connection, cluster_id, resolution, at, deltas)
+            bucket = self._bucket(connection, cluster_id, resolution, at)
             for key, added in deltas.items():
                 for delta in added:
                     _add(bucket[key], delta)
@@ -132,12 +120,10 @@ class Counters:
         while len(self._buckets) > _BUCKETS_IN_MEMORY:
             self._buckets.popitem(last=False)
 
-    def _bucket(self, connection: Connection, cluster_id: int, resolution: int, at: int, keys: Iterable[Key]) -> Bucket:
-        """As it is stored; of a shared one only these keys."""
+    def _bucket(self, connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
         found = self._buckets.get((resolution, at))
         if found is None:
-            wanted = sorted(keys) if self._shared else None
-            found = self._buckets[resolution, at] = _load_bucket(connection, cluster_id, resolution, at, wanted)
+            found = self._buckets[resolution, at] = _load_bucket(connection, cluster_id, resolution, at)
         else:
             self._buckets.move_to_end((resolution, at))
         return found
@@ -211,21 +197,11 @@ def _reopening(store: Store) -> Prepared:
     return Prepared(store, statement, ["failed_at", "group"])
 
 
-def lock_counters(connection: Connection, cluster_id: int) -> None:
-    """Keeps the other receivers of this cluster from its counters until this transaction has ended."""
-    connection.execute(select(func.pg_advisory_xact_lock(_COUNTERS_LOCK, cluster_id)))
-
-
-def _load_bucket(
-    connection: Connection, cluster_id: int, resolution: int, at: int, keys: Sequence[Key] | None
-) -> Bucket:
+def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
     table = schema.rollup
     statement = select(table).where(
         table.c.resolution == resolution, table.c.at == at, table.c.cluster_id == cluster_id
     )
-    if keys is not None:
-        place = tuple_(table.c.name_id, table.c.queue_id, table.c.worker_id)
-        statement = statement.where(place.in_(keys))
     bucket: Bucket = defaultdict(Tally)
     for row in connection.execute(statement):
         tally = bucket[row.name_id, row.queue_id, row.worker_id] = Tally()

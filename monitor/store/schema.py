@@ -298,7 +298,7 @@ receiver = Table(
     "receiver",
     metadata,
     Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
-    Column("shard", SmallInteger, primary_key=True, autoincrement=False, server_default="1"),
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False, server_default="1"),  # always 1
     Column("record", LargeBinary, nullable=False),  # monitor.records.ReceiverHealth as msgpack
 )
 
@@ -311,7 +311,7 @@ gap = Table(
     Column("ended", Double),
     Column("cause", Text, nullable=False),
     Column("dropped", _big),
-    Column("shard", SmallInteger, nullable=False, server_default="1"),  # of the receiver that missed something
+    Column("shard", SmallInteger, nullable=False, server_default="1"),  # as in receiver
     Column("reconciliation", Text),  # monitor.records.Reconciliation as JSON
     Index("gap_began", "cluster_id", "began"),
 )

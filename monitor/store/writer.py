@@ -109,10 +109,9 @@ class Writer:
         self._early = Early()
         self._clocks = Clocks()
         self.senders = Senders()
-        self._room = Room(store, settings.keep_tasks, settings.shard)
+        self._room = Room(store, settings.keep_tasks)
         self._terms = Terms(store)
-        self._shard = settings.shard
-        self._counters = Counters(store, self._terms, shared=self._shard.total > 1)
+        self._counters = Counters(store, self._terms)
         self._cluster_id: int | None = None
         self._next_number: int | None = None
         self._skews: dict[str, float] = {}  # of the workers that are stored
@@ -179,27 +178,25 @@ class Writer:
                 select(table.c.key)
                 .where(table.c.state == STATE_CODES[TaskState.SCHEDULED], table.c.eta <= now)
                 .order_by(table.c.eta)
-                .limit(_CHUNK * self._shard.total)
+                .limit(_CHUNK)
             )
             ids = [from_key(key) for key in connection.execute(statement).scalars()]
-            ids = [each for each in ids if self._shard.has(each)]
         self._conclude("task-due", ids, now)
         return len(ids)
 
     def conclude_removals(self, now: float) -> int:
         """Concludes tasks whose messages somebody removed here; gives their number, at most a chunk."""
         with self._store.read() as connection:
-            noted = removals(connection, self._cluster, _CHUNK * self._shard.total)
-        own = [each for each in noted if self._shard.has(each.id)]
+            noted = removals(connection, self._cluster, _CHUNK)
         events = [
             Event(type=REMOVED, timestamp=each.at, hostname="", uuid=each.id, exception=each.text)
-            for each in own
+            for each in noted
             if each.stored
         ]
         if events:
             self.write([Delivery(events=events, arrived=now, concluded=True)])
         # What is concluded twice changes nothing. One that the record does not have may be on its way.
-        done = [each for each in own if each.stored or now - each.at > UNSEEN_SECONDS]
+        done = [each for each in noted if each.stored or now - each.at > UNSEEN_SECONDS]
         if done:
             forget_removals(self._store, self._cluster, done)
         return len(events)
@@ -208,7 +205,7 @@ class Writer:
         """Names the queue of tasks that came before their worker said that it consumes one only."""
         if self._newly_sole:
             ids = standing.without_queue(self._store, self._cluster, self._newly_sole)
-            self._conclude("task-queue-learnt", [each for each in ids if self._shard.has(each)], now)
+            self._conclude("task-queue-learnt", ids, now)
             self._newly_sole = set()
 
     def _conclude(self, event_type: str, ids: Sequence[str], now: float) -> None:
@@ -245,8 +242,6 @@ class Writer:
                     if told and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
-                    if not self._shard.first and event.hostname in skews:
-                        continue
                     batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 else:
                     written.unknown += 1
@@ -257,15 +252,11 @@ class Writer:
         if self._cluster_id is None:
             self._cluster_id = cluster_id(self._store, connection, self._cluster)
         if self._next_number is None:
-            # Of several receivers each counts in steps of their number, from a place of its own.
-            free = self._room.next_number(connection, self._cluster_id)
-            self._next_number = free + (self._shard.number - 1 - free) % self._shard.total
+            self._next_number = self._room.next_number(connection, self._cluster_id)
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             before, self._sole_queues = self._sole_queues, _sole_queues(connection, self._cluster_id)
             self._newly_sole |= self._sole_queues.keys() - before.keys()
             self._sole_queues_at = time.monotonic()
-            if not self._shard.first:
-                self._skews.clear()  # the first receiver measures them
         return self._cluster_id
 
     def forget(self) -> None:
@@ -288,9 +279,7 @@ class Writer:
 
     def own_clock_set(self, seconds: float) -> None:
         """Our own clock was set forward by so much: what is known of workers is told by it. Raises StoreUnavailable."""
-        if self._shard.first:  # the others read it there
-            change = partial(after_setting, seconds=seconds)
-            journal.change_workers(self._store, self._cluster, None, change)
+        journal.change_workers(self._store, self._cluster, None, partial(after_setting, seconds=seconds))
         self._skews = {hostname: skew + seconds for hostname, skew in self._skews.items()}
         self.senders.own_clock_set(seconds)
 
@@ -303,12 +292,7 @@ class Writer:
         """Gives the number of processes that were not recorded before."""
         if not by_worker:
             return 0
-        known = journal.load_workers(connection, number, list(by_worker), to_change=self._shard.first)
-        if not self._shard.first:
-            for hostname, stored in known.items():
-                self._skews[hostname] = stored.skew or 0.0
-                self._clocks.restore(hostname, stored.pid, stored.jump)
-            return 0
+        known = journal.load_workers(connection, number, list(by_worker))
         starts = []
         new = len(by_worker.keys() - known.keys())
         for hostname, events in by_worker.items():
@@ -383,7 +367,7 @@ class Writer:
         deltas: Deltas,
         several: Collection[str],
     ) -> None:
-        self._room.ensure(connection, number, (self._next_number or 1) + len(new) * self._shard.total)
+        self._room.ensure(connection, number, (self._next_number or 1) + len(new))
         for task in new:
             task.pk = self._take_number(number)
         tasks = [*new, *changed]
@@ -405,7 +389,7 @@ class Writer:
 
     def _take_number(self, number: int) -> int:
         taken = self._next_number or 1
-        self._next_number = taken + self._shard.total
+        self._next_number = taken + 1
         return self._room.id_of(number, taken)
 
     def _group_of(self, task: Task) -> int | None:

@@ -12,7 +12,6 @@ from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
-from monitor.shard_health import silent_parts
 from monitor.web.receivers import RECEIVER
 from monitor.workers import RENAME
 from monitor.workers import SKEW_SECONDS
@@ -104,14 +103,7 @@ def _receiver(health: ReceiverHealth, named: str, now: float) -> Iterable[Banner
         text = f"The record{named} is not being written: {health.unwritten}."
         then = "Events wait where there is room. These pages show what was known when it was last written."
         yield Banner("record", "bad", text, then, health.last_event_at, "Last event")
-    silent = silent_parts(health, now - SILENT_RECEIVER_SECONDS)
-    if silent and len(silent) < len(health.parts):
-        which = ", ".join(f"{part.shard}/{len(health.parts)}" for part in silent)
-        text = f"Of the receivers{named} that share its tasks, {which} {'is' if len(silent) == 1 else 'are'} silent."
-        since = max((part.updated_at for part in silent if part.updated_at is not None), default=None)
-        then = f"Tasks of that share are not recorded. Start celery-monitor receive --shard {which.partition(',')[0]}."
-        yield Banner("receiver", "bad", text, then, since)
-    elif health.updated_at is not None and now - health.updated_at > SILENT_RECEIVER_SECONDS and not health.unwritten:
+    if health.updated_at is not None and now - health.updated_at > SILENT_RECEIVER_SECONDS and not health.unwritten:
         text = f"The receiver{named} does not run. These pages show what was known when it last wrote."
         yield Banner("receiver", "bad", text, "Start celery-monitor serve or receive.", health.updated_at)
     elif _quiet(health, now):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -13,11 +12,9 @@ from monitor.receiver.ingest import Receiver
 from monitor.receiver.sources.base import Inbox
 from monitor.receiver.spool import Spool
 from monitor.records import ReceiverHealth
-from monitor.shards import Shard
 from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import Store
-from monitor.store.engine import open_store
 from tests.factories import NOW
 from tests.receiver.conftest import RunReceiver
 from tests.receiver.conftest import connected
@@ -55,35 +52,17 @@ def test_gap_of_a_dead_receiver_has_nothing_missing_where_another_listened(store
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 30, 0)
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_of_a_receiver_that_there_is_no_more_the_first_takes_every_gap_and_none_is_whole(
-    postgres_url: str, number: int
-) -> None:
-    with closing(open_store(postgres_url)) as store:
-        for shard in (1, 2, 3, 4):
-            journal.open_gap(store, "shop", NOW + shard, "no connection", shard)
-        hole = Hole(store, "shop", kept_by_broker=False, shard=Shard(number, 2))
-        hole.open(NOW + 1.5, "the receiver was not running")
-        hole.adopt(NOW + 30, listened=False)
-        hole.close(NOW + 40, missed=True)
-        hole.store()
-        gaps = {gap.shard: (gap.began, gap.ended, gap.dropped) for gap in queries.gaps(store, since=0.0)}
-    left = (NOW + 3 - number, None, None)
-    if number == 1:  # its own hole began no earlier, and ends when it hears again
-        assert gaps[1] == (NOW + 1, NOW + 40, None)
-        assert [gaps[2], gaps[3], gaps[4]] == [left, (NOW + 3, NOW + 30, None), (NOW + 4, NOW + 30, None)]
-    else:
-        assert gaps[2] == (NOW + 1.5, NOW + 40, None)  # it begins with the earlier of the two
-        assert [gaps[1], gaps[3], gaps[4]] == [left, (NOW + 3, None, None), (NOW + 4, None, None)]
-
-
-def test_of_what_another_receiver_missed_nobody_says_that_it_is_there(store: Store) -> None:
-    for shard in (1, 3):
-        journal.open_gap(store, "shop", NOW + shard, "no connection", shard)
-    hole = Hole(store, "shop", kept_by_broker=False, shard=Shard(1, 2))
-    hole.adopt(NOW + 30, listened=True)
+def test_every_open_gap_of_a_dead_receiver_is_closed(store: Store) -> None:
+    for seconds in (1, 2, 3):
+        journal.open_gap(store, "shop", NOW + seconds, "no connection")
+    hole = Hole(store, "shop", kept_by_broker=False)
+    hole.open(NOW + 1.5, "the receiver was not running")
+    hole.adopt(NOW + 30, listened=False)
+    hole.close(NOW + 40, missed=True)
     hole.store()
-    assert {gap.shard: gap.dropped for gap in queries.gaps(store, since=0.0)} == {1: 0, 3: None}
+    gaps = [(gap.began, gap.ended, gap.dropped) for gap in queries.gaps(store, since=0.0)]
+    # Its own hole began no earlier than the first, and ends when events arrive again.
+    assert gaps == [(NOW + 1, NOW + 40, None), (NOW + 2, NOW + 30, None), (NOW + 3, NOW + 30, None)]
 
 
 def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Store) -> None:
@@ -160,7 +139,7 @@ def test_what_is_in_memory_alone_is_not_kept_and_what_is_on_disk_is(tmp_path: Pa
 
 
 def told_anew(receiver: Receiver, store: Store, said: ReceiverHealth) -> Callable[[], bool]:
-    return lambda: bool(receiver.health.error) and queries.own_health(store, "shop", 1) != said
+    return lambda: bool(receiver.health.error) and queries.receiver_health(store, "shop") != said
 
 
 @pytest.mark.usefixtures("amqp_url")  # whose queue of this receiver goes at the end
@@ -170,7 +149,7 @@ def test_while_there_is_a_hole_nothing_is_kept_since_it_began(receiving: RunRece
         journal.save_health(store, said)
         with receiving(broker) as receiver:
             wait_until(told_anew(receiver, store, said))
-        health = queries.own_health(store, "shop", 1)
+        health = queries.receiver_health(store, "shop")
         assert health is not None
         assert health.kept_until == NOW - 2
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import insert
+from sqlalchemy import select
 
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
@@ -267,6 +268,19 @@ def test_workers_and_health(store: Store) -> None:
         queries.worker(store, "a@eu", "shop")
     journal.save_health(store, ReceiverHealth(cluster="eu", connected=True, events_total=31))
     assert [(each.cluster, each.events_total) for each in queries.health(store)] == [("eu", 31)]
+
+
+def test_health_of_receivers_that_once_shared_a_cluster_is_left_out(store: Store) -> None:
+    journal.save_health(store, ReceiverHealth(cluster="shop", connected=True, events_total=31))
+    with store.begin() as connection:
+        table = schema.receiver
+        first = connection.execute(select(table.c.cluster_id, table.c.record)).one()
+        connection.execute(insert(table).values(cluster_id=first.cluster_id, shard=2, record=first.record))
+    assert [(each.cluster, each.events_total) for each in queries.health(store)] == [("shop", 31)]
+    found = queries.receiver_health(store, "shop")
+    assert found is not None
+    assert found.events_total == 31
+    assert queries.receiver_health(store, "eu") is None
 
 
 def test_gaps_that_reach_into_the_time(store: Store) -> None:

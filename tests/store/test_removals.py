@@ -7,7 +7,6 @@ import pytest
 from monitor.records import Delivery
 from monitor.records import TaskState
 from monitor.settings import Settings
-from monitor.shards import Shard
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -65,18 +64,3 @@ def test_task_that_is_not_in_the_record_yet_is_concluded_when_it_comes(store: St
     send(writer, never)
     assert writer.conclude_removals(NOW + 8 + UNSEEN_SECONDS) == 0  # forgotten: the search finds it
     assert states(store, never) == [TaskState.PENDING]
-
-
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # which alone has several receivers
-def test_each_receiver_concludes_its_own_share(store: Store) -> None:
-    first, second = (Writer(store, "shop", Settings(shard=Shard(number, 2))) for number in (1, 2))
-    ids = [make_id() for _ in range(20)]
-    shares = [[each for each in ids if Shard(number, 2).has(each)] for number in (1, 2)]
-    assert all(shares)
-    send(first, *shares[0])
-    send(second, *shares[1])
-    note_removals(store, "shop", ids, TEXT, NOW + 5, {})
-    assert first.conclude_removals(NOW + 6) == len(shares[0])
-    assert set(states(store, *shares[1])) == {TaskState.PENDING}
-    assert second.conclude_removals(NOW + 6) == len(shares[1])
-    assert set(states(store, *ids)) == {TaskState.REVOKED}

@@ -58,7 +58,7 @@ class AmqpSource:
         self._drain: Drain | None = None
 
     def _new_inbox(self) -> Inbox:
-        return Inbox(self._settings.buffer_bytes, drops=False, share=self._settings.shard)
+        return Inbox(self._settings.buffer_bytes, drops=False)
 
     @property
     def heard_at(self) -> float:

@@ -19,8 +19,6 @@ from monitor.records import Event
 from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings
-from monitor.shards import EVERYTHING
-from monitor.shards import Shard
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +78,7 @@ def spool_of(broker: Broker, settings: Settings) -> Spool | None:
     """Where the events of this cluster wait on disk; ``None`` where the setting is 0."""
     if not settings.spool_bytes:
         return None
-    folder = f"{broker.cluster}{settings.shard.suffix}"  # what waits there belongs to one share
-    return Spool(settings.spool_directory / folder, settings.spool_bytes, claims=True)
+    return Spool(settings.spool_directory / broker.cluster, settings.spool_bytes, claims=True)
 
 
 # JSON, or what is to be unwrapped; what is refused; None: it could not be unwrapped.
@@ -111,10 +108,8 @@ class Inbox:
         drops: bool,
         unwrap: Callable[[bytes], Body] | None = None,
         spool: Spool | None = None,
-        share: Shard = EVERYTHING,
     ) -> None:
         self._limit = limit
-        self._share = share
         self._spool = spool
         self._taken_at = time.monotonic()
         self._burst_at = 0.0
@@ -316,18 +311,11 @@ class Inbox:
                     self._note((body,))
                 continue
             decoded, bad = decode(body)
-            events += decoded if self._share.total == 1 else self._own(decoded)
+            events += decoded
             malformed += bad
         return malformed
-
-    def _own(self, events: Iterable[Event]) -> Iterable[Event]:
-        """Those of our share, and what is said of workers."""
-        has = self._share.has
-        return [event for event in events if event.uuid is None or has(event.uuid)]
 
     def _count(self, bodies: Iterable[Body]) -> int:
         unwrap = self._unwrap or (lambda body: body)
         unwrapped = (unwrap(body) if isinstance(body, bytes) else body for body in bodies)
-        if self._share.total > 1:
-            return sum(len(list(self._own(decode(each)[0]))) if isinstance(each, bytes) else 1 for each in unwrapped)
         return sum(count(body) if isinstance(body, bytes) else 1 for body in unwrapped)

@@ -58,7 +58,6 @@ class KombuSource:
             self._settings.buffer_bytes,
             drops=not self.keeps_events,
             spool=self._spool,
-            share=self._settings.shard,
         )
 
     @property

@@ -39,8 +39,8 @@ class Declared(NamedTuple):
 
 
 def queue_name(app: Celery, settings: Settings) -> str:
-    """Celery's own form: prefix and node id, here with the share."""
-    return f"{app.conf.event_queue_prefix}.{settings.receiver_name}"
+    """Celery's own form: prefix and node id."""
+    return f"{app.conf.event_queue_prefix}.{settings.node_id}"
 
 
 def witness_name(queue: str) -> str:

@@ -178,8 +178,8 @@ class RedisSource:
         self._drain: Drain | None = None
 
     def _new_inbox(self) -> Inbox:
-        bound, share = self._settings.buffer_bytes, self._settings.shard
-        return Inbox(bound, drops=True, unwrap=unwrap, spool=self._spool, share=share)
+        bound = self._settings.buffer_bytes
+        return Inbox(bound, drops=True, unwrap=unwrap, spool=self._spool)
 
     @property
     def heard_at(self) -> float:

@@ -59,20 +59,6 @@ class StandbyItem(Struct, frozen=True, kw_only=True):
     listening: bool
 
 
-class ShardItem(Struct, frozen=True, kw_only=True):
-    """One of the receivers that share the tasks of a cluster; nulls where it never ran."""
-
-    shard: int
-    connected: bool | None
-    error: str | None
-    lag_seconds: float | None
-    events_total: int | None
-    dropped_total: int | None
-    host: str | None
-    pid: int | None
-    updated_at: float | None
-
-
 class HelperItem(Struct, frozen=True, kw_only=True):
     """A thread or process of a receiver that keeps failing, or its own process (``receiver``)."""
 
@@ -100,7 +86,6 @@ class RefusedItem(Struct, frozen=True, kw_only=True):
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself.
 
-    Where several share its tasks, ``shards`` has each of them, and the rest tells of all together.
     ``result_backend`` is null where there is none, or where neither ``--result-backend`` nor ``-A`` names one.
     """
 
@@ -120,7 +105,6 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     notices: tuple[str, ...]
     gaps: list[GapItem]
     standbys: list[StandbyItem]
-    shards: list[ShardItem]
     helpers: list[HelperItem]
     result_backend: ResultBackendItem | None
     refused: list[RefusedItem]
@@ -147,7 +131,7 @@ class ClusterList(Struct, frozen=True):
 def unknown_health(cluster: str, backend: ResultBackendItem | None) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
-    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "shards", "helpers", "refused")}
+    empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "helpers", "refused")}
     return HealthItem(**(fields | empty | {"cluster": cluster, "notices": (), "result_backend": backend}))
 
 
@@ -175,7 +159,6 @@ def health_item(
         error=health.unwritten or health.error,
         gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
-        shards=shapes(ShardItem, health.parts),
         helpers=shapes(HelperItem, health.helpers),
         result_backend=backend,
         refused=shapes(RefusedItem, health.refused),
