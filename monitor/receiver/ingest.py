@@ -402,9 +402,9 @@ class Receiver:
     def _delete_old(self, now: float) -> None:
         began = time.monotonic()
         self._retention_at = began + RETENTION_SECONDS  # also where it fails
-        step = self._retention.step(now)
-        self._writer.forget_deleted(step.keys, counters=step.counters)
-        if step.more:
+        retired = self._retention.retire(now)
+        self._writer.forget_deleted(retired.keys, counters=retired.counters)
+        if retired.more:
             ended = time.monotonic()
             behind = (self._health.lag_seconds or 0.0) > BEHIND_SECONDS
             self._retention_at = ended + (ended - began) * (REST_BEHIND if behind else REST)

@@ -1,4 +1,4 @@
-"""On PostgreSQL tasks and their runs lie in partitions by the task's number, so that many go with one table.
+"""On PostgreSQL tasks and their runs lie in partitions by the task's number, so that many are dropped as one table.
 
 A cluster's numbers have a range of their own, divided into partitions of so many tasks. Below all of them lies the
 partition of what is *kept*: what stood in the record before there were partitions, and the failures and unfinished
@@ -7,15 +7,22 @@ docs/scaling.md for what this costs and gives. SQLite has none of it.
 """
 
 import re
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sqlalchemy import Connection
+from sqlalchemy import NestedTransaction
 from sqlalchemy import and_
 from sqlalchemy import literal_column
 from sqlalchemy import select
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from monitor.store import schema
+from monitor.store.engine import Prepared
 from monitor.store.engine import Store
 from monitor.store.schema import CLUSTER_SHIFT
 from monitor.store.schema import KEPT
@@ -25,8 +32,11 @@ MOST, LEAST = 1_000_000, 10_000  # tasks in a partition
 PARTITIONS = 10  # that a full record has; each new task is looked for in all of them
 AHEAD = 5000  # tasks for which there is room before it is needed
 KEPT_OFFSET = 1 << 62
+LONGEST_SECONDS = 86_400.0  # from the oldest to the newest task of a partition that is dropped as a whole
+LOCK_MILLISECONDS = 300  # that readers may keep us waiting, and we them
 _LAST_BITS = (1 << CLUSTER_BITS) - 1
 _PARENTS = (schema.task.c.id, schema.run.c.task_id)
+_PLACE = "cluster_id, state, name_id, queue_id, worker_id"
 _BOUNDS = re.compile(r"FROM \('?(\d+)'?\) TO \('?(\d+)'?\)").search
 _LIST = text(
     "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid) AS bounds FROM pg_inherits i"
@@ -109,34 +119,6 @@ def make(connection: Connection, cluster: int, low: int, tasks: int) -> Partitio
     return made
 
 
-def lock(connection: Connection, partition: Partition) -> None:
-    """Takes all that drop() needs for itself, in the same order."""
-    for column in _PARENTS:
-        parent = column.table.name
-        connection.exec_driver_sql(f"LOCK TABLE ONLY {parent}, {parent}{partition.suffix} IN ACCESS EXCLUSIVE MODE")
-
-
-def drop(connection: Connection, partition: Partition) -> None:
-    """With all that is in it."""
-    for column in _PARENTS:
-        connection.exec_driver_sql(f"DROP TABLE {column.table.name}{partition.suffix}")
-
-
-def keep(connection: Connection, partition: Partition, limit: int) -> list[bytes]:
-    """Moves at most ``limit`` tasks that have not succeeded to where they are kept; their keys."""
-    tasks, runs = (", ".join(each.name for each in column.table.columns if each is not column) for column in _PARENTS)
-    source, runs_source = (f"{column.table.name}{partition.suffix}" for column in _PARENTS)
-    target, runs_target = (f"{column.table.name}{KEPT}" for column in _PARENTS)
-    some = f"SELECT id FROM {source} WHERE {schema.NOT_SUCCEEDED} LIMIT {limit}"  # noqa: S608
-    take = f"DELETE FROM {source} WHERE id = ANY(ARRAY({some})) RETURNING *"  # noqa: S608
-    put = f"INSERT INTO {target} (id, {tasks}) SELECT id - {KEPT_OFFSET}, {tasks} FROM moved"  # noqa: S608
-    moved = connection.exec_driver_sql(f"WITH moved AS ({take}) {put} RETURNING id, key").all()
-    take = f"DELETE FROM {runs_source} WHERE task_id = ANY(%(ids)s) RETURNING *"  # noqa: S608
-    put = f"INSERT INTO {runs_target} (task_id, {runs}) SELECT task_id - {KEPT_OFFSET}, {runs} FROM moved"  # noqa: S608
-    connection.exec_driver_sql(f"WITH moved AS ({take}) {put}", {"ids": [row.id + KEPT_OFFSET for row in moved]})
-    return [bytes(row.key) for row in moved]
-
-
 def lookups_only(connection: Connection) -> None:
     """For the transaction: rows are found by index. Of a new partition nothing is known that a plan could rest on."""
     if connection.dialect.name == "postgresql":
@@ -184,3 +166,122 @@ class Room:
         self._until = there[-1].high if there else first_id(cluster)
         while self._until < end:
             self._until = make(connection, cluster, self._until, self._span).high
+
+
+class FullPartition(NamedTuple):
+    """A partition that was filled within a day, so that its tasks can be dropped as a whole."""
+
+    partition: Partition
+    first: float  # when the oldest of its tasks was seen; -inf where none is left
+    last: float
+
+
+class Dropped(NamedTuple):
+    """What one step towards dropping a partition did."""
+
+    moved: list[bytes]  # keys of tasks that have another number now
+    dropped: int = 0  # tasks
+    blocked: bool = False  # somebody reads the partition, which is all that keeps it from being dropped
+
+
+class PartitionDrops:
+    """Drops the oldest partitions of one cluster in steps: what must live longer is moved out of them first.
+
+    ``count`` adds to task_count; ``delete_keyed`` deletes what names tasks by their keys.
+    """
+
+    def __init__(self, count: Prepared, delete_keyed: Callable[[Connection, int, Sequence[bytes]], None]) -> None:
+        self._count = count
+        self._delete_keyed = delete_keyed
+        self._oldest: FullPartition | None = None
+        self._position = 0  # up to here nothing names its tasks by their keys any more
+
+    def oldest(self, connection: Connection, cluster: int) -> FullPartition | None:
+        """The next to drop, once it is due: until then nothing that is younger is deleted either. None on SQLite."""
+        if connection.dialect.name == "sqlite":
+            return None
+        there = partitions(connection, cluster)
+        if len(there) < 2 or (self._oldest is not None and self._oldest.partition == there[0]):
+            return self._oldest
+        self._oldest, self._position = _full(connection, cluster, there[0]), 0
+        return self._oldest
+
+    def step(self, connection: Connection, cluster: int, partition: Partition, limit: int) -> Dropped:
+        """Moves or clears at most ``limit`` tasks of the oldest partition, or drops it when none is left to do."""
+        moved = _keep(connection, partition, limit)
+        if len(moved) == limit or self._clear(connection, cluster, partition, limit):
+            return Dropped(moved)
+        try:
+            # To count takes long, which neither is done in vain nor while readers wait: so the lock is tried first, let
+            # go of, and taken again when it is known what goes.
+            with _limited(connection) as trial:
+                _lock(connection, partition)
+                trial.rollback()
+            with _limited(connection):
+                dropped = self._drop(connection, partition)
+        except OperationalError:
+            return Dropped(moved, blocked=True)
+        self._oldest = None
+        return Dropped(moved, dropped)
+
+    def _clear(self, connection: Connection, cluster: int, partition: Partition, limit: int) -> bool:
+        """Deletes messages and links of retries of its tasks; whether there are more tasks to clear."""
+        rows = connection.execute(
+            text(f"SELECT id, key FROM task{partition.suffix} WHERE id > :after ORDER BY id LIMIT :most"),  # noqa: S608
+            {"after": self._position, "most": limit},
+        ).all()
+        if rows:
+            self._position = rows[-1].id
+            self._delete_keyed(connection, cluster, [bytes(row.key) for row in rows])
+        return len(rows) == limit
+
+    def _drop(self, connection: Connection, partition: Partition) -> int:
+        places = connection.exec_driver_sql(
+            f"SELECT {_PLACE}, count(*) FROM task{partition.suffix} GROUP BY {_PLACE}"  # noqa: S608
+        ).all()
+        self._count.run(connection, [(*row[:5], -row[5]) for row in places])
+        for column in _PARENTS:
+            connection.exec_driver_sql(f"DROP TABLE {column.table.name}{partition.suffix}")
+        return sum(row[5] for row in places)
+
+
+def _full(connection: Connection, cluster: int, partition: Partition) -> FullPartition | None:
+    """Where it is full, and was so within a day. What takes longer is deleted task by task, to the day."""
+    later = text("SELECT 1 FROM task WHERE id >= :high AND id < :end LIMIT 1")
+    if connection.execute(later, {"high": partition.high, "end": first_id(cluster + 1)}).first() is None:
+        return None
+    span = text(f"SELECT min(seen), max(seen) FROM task{partition.suffix}")  # noqa: S608
+    first, last = connection.execute(span).one()
+    if first is None:
+        return FullPartition(partition, float("-inf"), float("-inf"))
+    return FullPartition(partition, first, last) if last - first <= LONGEST_SECONDS else None
+
+
+def _keep(connection: Connection, partition: Partition, limit: int) -> list[bytes]:
+    """Moves at most ``limit`` tasks that have not succeeded to where they are kept; their keys."""
+    tasks, runs = (", ".join(each.name for each in column.table.columns if each is not column) for column in _PARENTS)
+    source, runs_source = (f"{column.table.name}{partition.suffix}" for column in _PARENTS)
+    target, runs_target = (f"{column.table.name}{KEPT}" for column in _PARENTS)
+    some = f"SELECT id FROM {source} WHERE {schema.NOT_SUCCEEDED} LIMIT {limit}"  # noqa: S608
+    take = f"DELETE FROM {source} WHERE id = ANY(ARRAY({some})) RETURNING *"  # noqa: S608
+    put = f"INSERT INTO {target} (id, {tasks}) SELECT id - {KEPT_OFFSET}, {tasks} FROM moved"  # noqa: S608
+    moved = connection.exec_driver_sql(f"WITH moved AS ({take}) {put} RETURNING id, key").all()
+    take = f"DELETE FROM {runs_source} WHERE task_id = ANY(%(ids)s) RETURNING *"  # noqa: S608
+    put = f"INSERT INTO {runs_target} (task_id, {runs}) SELECT task_id - {KEPT_OFFSET}, {runs} FROM moved"  # noqa: S608
+    connection.exec_driver_sql(f"WITH moved AS ({take}) {put}", {"ids": [row.id + KEPT_OFFSET for row in moved]})
+    return [bytes(row.key) for row in moved]
+
+
+@contextmanager
+def _limited(connection: Connection) -> Iterator[NestedTransaction]:
+    """Inside, who waits for a lock for longer than may be gets OperationalError."""
+    with connection.begin_nested() as nested:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
+        yield nested
+
+
+def _lock(connection: Connection, partition: Partition) -> None:
+    """Takes all that dropping needs for itself, in the same order."""
+    for column in _PARENTS:
+        parent = column.table.name
+        connection.exec_driver_sql(f"LOCK TABLE ONLY {parent}, {parent}{partition.suffix} IN ACCESS EXCLUSIVE MODE")

@@ -116,16 +116,16 @@ def test_switched_off_nothing_is_kept_and_what_was_there_goes(store: Store) -> N
     write(store, *one_task(2, "failed"), captured(2), settings=off)
     assert (kept(store, 1) is None, kept(store, 2) is None) == (False, True)
     assert queries.task(store, make_id(2)).queue == "payments"
-    Retention(store, "shop", off).step(NOW)
+    Retention(store, "shop", off).retire(NOW)
     assert rows(store) == 0
 
 
 def test_messages_expire_before_their_tasks(store: Store) -> None:
     write(store, *one_task(1, "failed"), captured())
     retention = Retention(store, "shop", SETTINGS)
-    retention.step(NOW + 1.9 * DAY_SECONDS)
+    retention.retire(NOW + 1.9 * DAY_SECONDS)
     assert rows(store) == 1
-    retention.step(NOW + 2.1 * DAY_SECONDS)
+    retention.retire(NOW + 2.1 * DAY_SECONDS)
     assert rows(store) == 0
     assert queries.task(store, ID).queue == "payments"
 
@@ -134,7 +134,7 @@ def test_a_message_goes_with_its_task(store: Store) -> None:
     keep_long = Settings(keep_message_days=100.0, keep_failed_days=10.0)
     write(store, *one_task(1, "failed"), captured(), *one_task(2, "failed", at=5 * DAY_SECONDS))
     write(store, captured(2, at=5 * DAY_SECONDS))
-    assert len(Retention(store, "shop", keep_long).step(NOW + 11 * DAY_SECONDS).keys) == 1
+    assert len(Retention(store, "shop", keep_long).retire(NOW + 11 * DAY_SECONDS).keys) == 1
     assert (kept(store, 1) is None, kept(store, 2) is None) == (True, False)
 
 
@@ -143,13 +143,13 @@ def test_too_many_bytes_lose_the_oldest(store: Store) -> None:
     with store.read() as connection:
         size = connection.execute(select(schema.message.c.size)).scalars().first()
     assert size is not None
-    Retention(store, "shop", Settings(keep_message_bytes=2 * size + 7)).step(NOW)
+    Retention(store, "shop", Settings(keep_message_bytes=2 * size + 7)).retire(NOW)
     assert [kept(store, number) is None for number in (1, 2, 3)] == [True, False, False]
 
 
 def test_another_clusters_messages_are_left_alone(store: Store) -> None:
     write(store, captured())
-    Retention(store, "mail", Settings(capture=False)).step(NOW)
+    Retention(store, "mail", Settings(capture=False)).retire(NOW)
     assert rows(store) == 1
     assert queries.messages(store, "mail", [ID]) == {}
 

@@ -61,7 +61,7 @@ def clean(store: Store, settings: Settings = SETTINGS) -> list[int]:
     """All steps; how many tasks each dropped."""
     retention, dropped = Retention(store, "shop", settings), []
     for _ in range(50):
-        step = retention.step(NOW)
+        step = retention.retire(NOW)
         dropped.append(step.dropped)
         if not step.more:
             return [each for each in dropped if each]
@@ -125,8 +125,25 @@ def test_an_unfinished_task_goes_on_after_it_was_moved(store: Store) -> None:
     fill(store, 100, 210)
     retention = Retention(store, "shop", SETTINGS)
     for _ in range(20):
-        step = retention.step(NOW)
+        step = retention.retire(NOW)
         writer.forget_deleted(step.keys, counters=step.counters)
+    writer.write(deliver(ended))
+    assert queries.task(store, make_id(7)).state is TaskState.SUCCESS
+    assert_counters_are_right(store)
+
+
+def test_a_task_that_is_moved_while_somebody_reads_its_partition_goes_on(store: Store) -> None:
+    received, started, ended = one_task(7, at=OLD)
+    writer = Writer(store, "shop", SETTINGS)
+    writer.write(deliver(received, started))
+    fill(store, 100, 210)
+    retention = Retention(store, "shop", SETTINGS)
+    with store.read() as reader:
+        reader.execute(select(func.count()).select_from(schema.task))
+        retired = retention.retire(NOW)
+        writer.forget_deleted(retired.keys, counters=retired.counters)
+    assert retired.dropped == 0
+    assert in_kept(store) == 6
     writer.write(deliver(ended))
     assert queries.task(store, make_id(7)).state is TaskState.SUCCESS
     assert_counters_are_right(store)
@@ -154,7 +171,7 @@ def test_while_somebody_reads_a_partition_it_is_not_counted_again_and_again(stor
         with store.read() as reader:
             reader.execute(select(func.count()).select_from(schema.task))
             for _ in range(4):
-                assert retention.step(NOW).dropped == 0
+                assert retention.retire(NOW).dropped == 0
         assert counted == []
         assert len(clean(store)) == 2
         assert len(counted) == 2
