@@ -16,7 +16,7 @@ from monitor.settings import Settings
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.partitions import CLUSTER_BITS
-from monitor.store.partitions import Room
+from monitor.store.partitions import TaskNumbers
 from monitor.store.writer import Writer
 
 CLUSTER = "default"
@@ -47,10 +47,10 @@ def fill(store: Store, tasks: int) -> None:
                 connection.connection.cursor().execute(f"PRAGMA {pragma}")
         with connection.begin():
             last = connection.execute(sa.select(sa.func.max(schema.task.c.id))).scalar_one()
-        room = Room(store, tasks)
+        numbers = TaskNumbers(store, tasks)
         for copy in range(1, copies + 1):
             with connection.begin():
-                room.ensure(connection, 1, (copy + 1) * WRITTEN)
+                numbers.make_partitions(connection, 1, (copy + 1) * WRITTEN)
                 connection.execute(_copy(store, last, copy * WRITTEN << CLUSTER_BITS, copy * span))
         with connection.begin():
             count = schema.task_count.c["count"]

@@ -128,39 +128,43 @@ def lookups_only(connection: Connection) -> None:
         )
 
 
-class Room:
-    """Numbers for new tasks, and a place for them. For the one writer of a cluster."""
+class TaskNumbers:
+    """Gives ids to the new tasks of one cluster, and makes partitions for them. For its one writer."""
 
     def __init__(self, store: Store, keep_tasks: int) -> None:
         self._store = store
-        self._partitioned = not store.is_sqlite
         self._span = span_of(keep_tasks)
-        self._until: int | None = None
+        self._next: int | None = None
+        self._until: int | None = None  # below this id there are partitions
 
     def forget(self) -> None:
-        """After a rollback: what was made is gone."""
-        self._until = None
+        """After a rollback: what was given and made is gone."""
+        self._next = self._until = None
 
-    def id_of(self, cluster: int, number: int) -> int:
-        """The id of a cluster's task with this number."""
-        return first_number(self._store, cluster) + (number << CLUSTER_BITS | cluster & _LAST_BITS)
+    def take(self, connection: Connection, cluster: int, count: int) -> list[int]:
+        """The ids of so many new tasks, in order."""
+        if not count:
+            return []
+        first = self._first_free(connection, cluster) if self._next is None else self._next
+        self._next = first + count
+        self.make_partitions(connection, cluster, self._next)
+        start = first_number(self._store, cluster)
+        return [start + (number << CLUSTER_BITS | cluster & _LAST_BITS) for number in range(first, self._next)]
 
-    def next_number(self, connection: Connection, cluster: int) -> int:
-        """The one after the largest that is stored."""
+    def _first_free(self, connection: Connection, cluster: int) -> int:
+        """The number after the largest that is stored."""
         first = first_number(self._store, cluster)
-        if self._partitioned:
+        if self._store.is_sqlite:
+            newest = _newest_of_these_bits(connection, first, cluster) or first
+        else:
             there = partitions(connection, cluster)
             newest = max(newest_id(self._store, connection, cluster) or first, there[0].low if there else first)
-        else:
-            newest = _newest_of_these_bits(connection, first, cluster) or first
         return (newest - first >> CLUSTER_BITS) + 1
 
-    def ensure(self, connection: Connection, cluster: int, number: int) -> None:
-        """Makes sure that there is room up to this number, and some ahead."""
-        if not self._partitioned:
-            return
+    def make_partitions(self, connection: Connection, cluster: int, number: int) -> None:
+        """Makes sure that there are partitions for tasks up to this number, and for some more."""
         end = first_id(cluster) + (number + AHEAD << CLUSTER_BITS)
-        if self._until is not None and self._until >= end:
+        if self._store.is_sqlite or (self._until is not None and self._until >= end):
             return
         there = partitions(connection, cluster)
         self._until = there[-1].high if there else first_id(cluster)

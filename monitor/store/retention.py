@@ -131,7 +131,7 @@ class Retention:
             tasks = self._retire_tasks(connection, number, now)
             messages = expire_messages(connection, number, self._settings, now, MESSAGES)
             counters = not tasks.more and self._old_counters.delete(connection, number, now)
-        if tasks.more and not tasks.dropped:  # to drop a partition says nothing of what a task costs
+        if tasks.more and not tasks.dropped:  # dropping a partition does not measure the cost of a task
             self._pace.took(time.perf_counter() - began)
         if tasks.keys or messages or counters or self._free_space.more:
             self._free_space.give_back()
@@ -148,7 +148,7 @@ class Retention:
             if not step.blocked:
                 return Retired(step.moved, step.dropped, counters=False, more=True)
             moved = step.moved
-        # What is younger than a full partition waits for it.
+        # Succeeded tasks younger than those of a full partition are deleted after it.
         before = _ANY_TIME if oldest is None else oldest.first
         expired, more = self._expired(connection, number, now, limit, before)
         self._delete(connection, number, expired)
@@ -223,7 +223,7 @@ class Retention:
                 Deletion(self._store, table.c.key, mine).run(connection, keys)
 
 
-# Of a task that was never counted nothing is known but its loss; see Writer.
+# A task of which only the loss was recorded was never counted; see Writer.
 _COUNTED = or_(
     _task.sent.is_not(None),
     _task.worker_id != 0,
@@ -233,9 +233,9 @@ _COLUMNS = [_COUNTED.label(name) if name == "counted" else _task[name] for name 
 
 
 class Scan:
-    """Reads the tasks of one cluster in the order (seen, id), and none again that it has passed over.
+    """Reads the tasks of one cluster in the order (seen, id) once, until it is restarted.
 
-    Those that have succeeded along all tasks, the others by the index of states.
+    Succeeded tasks are read along the index of all tasks, the others along the index of states.
     """
 
     def __init__(self, *, succeeded: bool) -> None:
@@ -341,7 +341,7 @@ def _delete_samples(connection: Connection, number: int, before: float) -> bool:
 
 
 class FreeSpace:
-    """Free pages of a SQLite file. PostgreSQL gives space back by itself, as far as it does."""
+    """Free pages of an SQLite file. On PostgreSQL that is VACUUM's work."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

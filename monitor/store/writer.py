@@ -46,7 +46,7 @@ from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.known import Known
 from monitor.store.messages import save_messages
-from monitor.store.partitions import Room
+from monitor.store.partitions import TaskNumbers
 from monitor.store.partitions import lookups_only
 from monitor.store.removals import forget_removals
 from monitor.store.removals import removals
@@ -109,11 +109,10 @@ class Writer:
         self._early = Early()
         self._clocks = Clocks()
         self.senders = Senders()
-        self._room = Room(store, settings.keep_tasks)
+        self._numbers = TaskNumbers(store, settings.keep_tasks)
         self._terms = Terms(store)
         self._counters = Counters(store, self._terms)
         self._cluster_id: int | None = None
-        self._next_number: int | None = None
         self._skews: dict[str, float] = {}  # of the workers that are stored
         self._sole_queues: dict[str, str] = {}
         self._sole_queues_at = 0.0
@@ -251,8 +250,6 @@ class Writer:
         lookups_only(connection)
         if self._cluster_id is None:
             self._cluster_id = cluster_id(self._store, connection, self._cluster)
-        if self._next_number is None:
-            self._next_number = self._room.next_number(connection, self._cluster_id)
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             before, self._sole_queues = self._sole_queues, _sole_queues(connection, self._cluster_id)
             self._newly_sole |= self._sole_queues.keys() - before.keys()
@@ -266,8 +263,8 @@ class Writer:
         self._counters.forget()
         self._skews.clear()
         self._clocks.forget()
-        self._next_number = self._cluster_id = None
-        self._room.forget()
+        self._cluster_id = None
+        self._numbers.forget()
 
     def forget_deleted(self, keys: Iterable[bytes], *, counters: bool) -> None:
         """Retention has deleted these tasks, and old counters over time."""
@@ -367,9 +364,8 @@ class Writer:
         deltas: Deltas,
         several: Collection[str],
     ) -> None:
-        self._room.ensure(connection, number, (self._next_number or 1) + len(new))
-        for task in new:
-            task.pk = self._take_number(number)
+        for task, pk in zip(new, self._numbers.take(connection, number, len(new)), strict=True):
+            task.pk = pk
         tasks = [*new, *changed]
         names = list(map(names_of, tasks))
         self._terms.load(connection, _terms_of(tasks, deltas), names)
@@ -386,11 +382,6 @@ class Writer:
         )
         self._save_other_runs(connection, tasks, several)
         self._counters.apply(connection, number, deltas)
-
-    def _take_number(self, number: int) -> int:
-        taken = self._next_number or 1
-        self._next_number = taken + 1
-        return self._room.id_of(number, taken)
 
     def _group_of(self, task: Task) -> int | None:
         run = task.run
