@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from monitor.access import REQUIRED_ROLE
+from monitor.control.perform import REQUIRED_ROLE
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "actions.md"
 
