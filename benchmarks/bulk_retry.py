@@ -22,7 +22,7 @@ from typing import Any
 
 import redis
 
-from monitor.control.commands import BulkRetry
+from monitor.control.bulk import BulkRetry
 from monitor.records import Job
 from monitor.records import JobOutcome
 from monitor.records import JobState

@@ -1,7 +1,11 @@
-"""Writes docs/settings.md and docs/filters.md from the tables that the program itself uses: ``make docs``."""
+"""Writes docs/settings.md, filters.md and actions.md from the tables that the program itself uses: ``make docs``."""
 
 from pathlib import Path
 
+from monitor.control.commands import Command
+from monitor.control.commands import summary_of
+from monitor.control.perform import COMMANDS
+from monitor.control.perform import REQUIRED_ROLE
 from monitor.filter_values import FIELDS
 from monitor.filter_values import STATES_BY_WORD
 from monitor.settings import ENVIRONMENT_PREFIX
@@ -72,6 +76,32 @@ no other task, and Celery's own retries are counted by `retries`.
 `state:failed retried:no -group:muted -group:resolved`.
 """
 
+ACTIONS_INTRODUCTION = """\
+# Actions
+
+Written by `make docs`; the table comes from the commands in `monitor/control/`.
+
+Everything that changes a cluster passes one door: it is refused to who may not do it, refused to everybody on a
+read-only dashboard, and written down on `/actions` with its outcome, denials too.
+
+An outcome is `done`, `failed` (with the reason), `denied`, or `unconfirmed`: it was sent, and not everybody who should
+have answered did, or the worker has not done it yet. Celery's workers do not check when a command expired: one that is
+busy may still do it later. A worker forgets every change when it is started again.
+
+| action | role | what it does | what else to know |
+|---|---|---|---|
+"""
+
+
+def actions_page() -> str:
+    """Every action with the role that it needs."""
+    commands: dict[str, type[Command]] = {command.action: command for command in reversed(COMMANDS)}
+    texts = {action: f"{summary_of(command)} | {command.note}" for action, command in commands.items()}
+    texts["message.read"] = "Show a captured message as it is, with its secrets | "
+    rows = [f"| `{action}` | {role.name.lower()} | {texts[action]} |" for action, role in sorted(REQUIRED_ROLE.items())]
+    end = "Celery's command `election` cannot be sent from here: it ends a lone worker."
+    return ACTIONS_INTRODUCTION + "\n".join([*rows, "", end, ""])
+
 
 def filters_page() -> str:
     """The language, its fields and its words for states."""
@@ -123,3 +153,4 @@ def _shown(default: object) -> str:
 if __name__ == "__main__":
     (HERE / "settings.md").write_text(settings_page(), encoding="utf-8")
     (HERE / "filters.md").write_text(filters_page(), encoding="utf-8")
+    (HERE / "actions.md").write_text(actions_page(), encoding="utf-8")

@@ -1,16 +1,22 @@
 """Bulk by query: its tasks are chosen once, shown, and become a job when somebody says yes."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Annotated
+from typing import ClassVar
+from typing import Literal
 from typing import NamedTuple
 from uuid import UUID
 from uuid import uuid4
 from uuid import uuid5
 
-from monitor.control.commands import BulkCommand
-from monitor.control.commands import BulkRetry
+from msgspec import Meta
+
+from monitor.access import Role
+from monitor.control.commands import ClusterCommand
+from monitor.control.commands import Command
 from monitor.control.commands import Performed
+from monitor.control.commands import RequestId
 from monitor.control.consumed import consumed
 from monitor.control.known import Known
 from monitor.control.known import known_of_all
@@ -52,6 +58,86 @@ GONE = "it is no longer in the record"
 NO_QUEUE = "its queue is unknown: events name it only with task_send_sent_event"
 
 
+Rate = Annotated[
+    float,
+    Meta(
+        ge=MIN_RATE,
+        le=MAX_RATE,
+        description="Tasks per second; left out: as fast as it goes",
+        extra={"unit": " tasks per second"},
+    ),
+]
+
+
+class BulkCommand(Command, frozen=True, kw_only=True):
+    """Something that is done to every task that matches a filter, as a job.
+
+    ``job`` is the number of a preview: then exactly its tasks. Else they are chosen now. ``rate`` is in tasks per
+    second; ``cluster`` may stay open where the filter finds tasks of one cluster alone. The same ``request_id``
+    starts one job, however often it comes. Tasks that were retried before are skipped unless ``include_retried``;
+    ``None`` is as in the preview.
+    """
+
+    role = Role.OPERATOR
+    note = "see [bulk](bulk.md)"
+    verb: ClassVar[Literal["retry", "revoke"]]
+    query: str
+    job: int | None = None
+    rate: Rate | None = None
+    include_retried: bool | None = None
+    request_id: RequestId | None = None
+
+    def run(self, target: Target) -> Performed:
+        """Makes a job of a preview, or of what matches now. The second yes to a preview changes nothing."""
+        job = _confirmed(target, self) if self.job is not None else _chosen(target, self)
+        if self.include_retried is not None:
+            jobs.set_include_retried(target.store, job.id, self.include_retried)
+        began = job_steps.start_job(target.store, job.id, target.actor, self.reason, self.rate)
+        job = jobs.job(target.store, job.id)
+        if not began and job.state is JobState.PREPARING:
+            raise Conflict(f"The tasks of job {job.id} were never chosen to the end: make a new preview.")
+        details = {"job": job.id, "count": job.total, "query": job.query, "rate": job.rate}
+        if not began:
+            message = f"Job {job.id} was started before, and is {job.state}. Nothing was started a second time."
+            return Performed(outcome="done", message=message, details=details)
+        message = f"Job {job.id} started: {self.verb} {job.total} task{'s' if job.total != 1 else ''}."
+        return Performed(outcome="done", message=message, details=details)
+
+
+class BulkRetry(BulkCommand, frozen=True, kw_only=True):
+    """Send every task again that matches a filter, as a job."""
+
+    action = "bulk.retry"
+    verb = "retry"
+
+
+class BulkRevoke(BulkCommand, frozen=True, kw_only=True):
+    """Revoke every task that matches a filter, as a job."""
+
+    action = "bulk.revoke"
+    verb = "revoke"
+
+
+class AbortJob(ClusterCommand, frozen=True, kw_only=True):
+    """End a job; what was not sent yet is left alone."""
+
+    action = "bulk.abort"
+    subject = "job {0.job}"
+    role = Role.OPERATOR
+    route = "bulk/{id:int}/abort"
+    note = "what is already sent stays sent"
+    job: int
+
+    def run(self, target: Target) -> Performed:
+        """Raises Conflict for a job that has ended."""
+        job = _mine(target, self.job)
+        if not job_steps.stop_job(target.store, job.id, f"Aborted by {target.actor}."):
+            raise Conflict(f"Job {job.id} is {jobs.job(target.store, job.id).state}: there is nothing to abort.")
+        details = {"job": job.id, "count": job.total, "query": job.query}
+        message = f"Job {job.id} ends: what was not sent yet is left alone."
+        return Performed(outcome="done", message=message, details=details)
+
+
 class Skip(NamedTuple):
     """Why a task is not sent: in words that can be counted, and in those for this task."""
 
@@ -75,18 +161,17 @@ def cluster_of(store: Store, settings: Settings, command: BulkCommand) -> str:
     return found[0]
 
 
-def preview(target: Target, command: BulkCommand, actor: str) -> Job:
+def preview(target: Target, command: BulkCommand) -> Job:
     """Chooses the tasks, and says what would be done to them; nothing is done.
 
     Raises FilterError, InvalidInput, and NotFound where nothing matches.
     """
-    check_rate(command.rate)
     wanted = parse(command.query, target.now())
     within = _within(wanted, target.cluster)
     token = token_of(command)
-    again = isinstance(command, BulkRetry) and bool(command.include_retried)
+    again = bool(command.include_retried)
     job = jobs.create_job(
-        target.store, target.cluster, command.verb, within, str(wanted), actor, token, include_retried=again
+        target.store, target.cluster, command.verb, within, str(wanted), target.actor, token, include_retried=again
     )
     if not job.total:
         jobs.delete_job(target.store, job.id)
@@ -105,50 +190,21 @@ def look_again(target: Target, number: int, *, include_retried: bool) -> None:
     jobs.save_preview(target.store, job.id, look(target, job))
 
 
-def start(target: Target, command: BulkCommand, actor: str) -> Performed:
-    """Makes a job of a preview, or of what matches now. The second yes to a preview changes nothing."""
-    check_rate(command.rate)
-    job = _confirmed(target, command) if command.job is not None else _chosen(target, command, actor)
-    if isinstance(command, BulkRetry) and command.include_retried is not None:
-        jobs.set_include_retried(target.store, job.id, command.include_retried)
-    began = job_steps.start_job(target.store, job.id, actor, command.reason, command.rate)
-    job = jobs.job(target.store, job.id)
-    if not began and job.state is JobState.PREPARING:
-        raise Conflict(f"The tasks of job {job.id} were never chosen to the end: make a new preview.")
-    details = {"job": job.id, "count": job.total, "query": job.query, "rate": job.rate}
-    if not began:
-        message = f"Job {job.id} was started before, and is {job.state}. Nothing was started a second time."
-        return Performed(outcome="done", message=message, details=details)
-    message = f"Job {job.id} started: {command.verb} {job.total} task{'s' if job.total != 1 else ''}."
-    return Performed(outcome="done", message=message, details=details)
-
-
 def token_of(command: BulkCommand) -> str:
     """One request makes one job, so that its second coming finds the first one's."""
     return str(uuid4() if command.request_id is None else uuid5(_REQUESTS, command.request_id))
 
 
-def _chosen(target: Target, command: BulkCommand, actor: str) -> Job:
+def _chosen(target: Target, command: BulkCommand) -> Job:
     """The job that this request has made before, else the tasks that match now."""
     before = jobs.job_of(target.store, token_of(command)) if command.request_id is not None else None
     if before is None:
-        return preview(target, command, actor)
-    again = isinstance(command, BulkRetry) and bool(command.include_retried)
+        return preview(target, command)
+    again = bool(command.include_retried)
     same = (before.verb, before.query, before.include_retried)
     if same != (command.verb, str(parse(command.query, target.now())), again):
         raise Conflict(f"The request {command.request_id!r} was another one: job {before.id}. Choose another id.")
     return _mine(target, before.id)
-
-
-def abort(target: Target, number: int, actor: str) -> Performed:
-    """Raises Conflict for a job that has ended."""
-    job = _mine(target, number)
-    if not job_steps.stop_job(target.store, job.id, f"Aborted by {actor}."):
-        raise Conflict(f"Job {job.id} is {jobs.job(target.store, job.id).state}: there is nothing to abort.")
-    details = {"job": job.id, "count": job.total, "query": job.query}
-    return Performed(
-        outcome="done", message=f"Job {job.id} ends: what was not sent yet is left alone.", details=details
-    )
 
 
 def _confirmed(target: Target, command: BulkCommand) -> Job:
@@ -170,11 +226,6 @@ def _mine(target: Target, number: int) -> Job:
 def _within(wanted: Filter, cluster: str) -> Filter:
     quoted = cluster.replace("\\", "\\\\").replace('"', '\\"')
     return wanted.with_term(f'cluster:"{quoted}"')
-
-
-def check_rate(rate: float | None) -> None:
-    if rate is not None and not (math.isfinite(rate) and MIN_RATE <= rate <= MAX_RATE):
-        raise InvalidInput(f"rate {rate} is not between {MIN_RATE} and {MAX_RATE:.0f} tasks per second")
 
 
 def look(target: Target, job: Job) -> JobPreview:

@@ -1,206 +1,83 @@
-"""What a person may ask for, as values. Each names the action under which it is allowed and recorded."""
+"""What a command is: something a person asks for, as one Struct that says all there is to know about it.
 
+Its class names the action under which it is allowed and recorded, the role that it needs, its address in the JSON API
+and what to know about it; the types of its fields are its limits, and ``run`` does it. The first paragraph of its
+docstring is the summary in the JSON API and in docs/actions.md, the second describes the request body. Routes, the
+OpenAPI document, the reading of forms, the check of roles, the record of actions and docs/actions.md follow.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from functools import cache
+from functools import partial
+from inspect import getdoc
+from typing import Annotated
+from typing import Any
 from typing import ClassVar
 from typing import Literal
+from typing import get_args
 
+import msgspec
+from msgspec import Meta
+from msgspec import Struct
+from msgspec.inspect import FloatType
+from msgspec.inspect import IntType
+from msgspec.inspect import LiteralType
+from msgspec.inspect import Metadata
+from msgspec.inspect import NoneType
+from msgspec.inspect import StrType
+from msgspec.inspect import Type
+from msgspec.inspect import UnionType
+from msgspec.inspect import VarTupleType
+
+from monitor.access import Role
 from monitor.brokers.message import Reading
-from monitor.control.queue_commands import QueueCommand
-from monitor.control.queue_commands import RunTask
-from monitor.control.view_commands import ViewCommand
-from monitor.control.worker_commands import WorkerCommand
+from monitor.control.target import Target
+from monitor.control.target import find_broker
+from monitor.errors import ConfirmationRequired
+from monitor.errors import InvalidInput
 from monitor.fidelity import Fidelity
-from monitor.records import FailureState
+from monitor.settings import Settings
+from monitor.store.engine import Store
 
 MAX_TASKS = 1000  # of one command; more than a page is a job, not a click
-SIGNALS = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGUSR1")
+NO_NUL = r"^[^\x00]*$"  # nothing in the record has one, and PostgreSQL refuses it
+_unstorable = re.compile("[\\0\ud800-\udfff]")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryTask:
-    """Send one task again under a new id.
-
-    ``args`` and ``kwargs`` are JSON texts that replace what is known; ``countdown`` is in seconds.
-    ``confirm`` says that the arguments were seen. The same ``request_id`` sends at most once: a form carries
-    one, so that a double click is one retry. ``same_id`` sends it under the id that it has.
-    """
-
-    action: ClassVar[str] = "task.retry"
-    cluster: str
-    id: str
-    args: str | None = None
-    kwargs: str | None = None
-    queue: str | None = None
-    countdown: float | None = None
-    same_id: bool = False
-    confirm: bool = False
-    reason: str | None = None
-    request_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryTasks:
-    """Send several tasks again; each has an outcome of its own, and what cannot be sent is skipped with a reason.
-
-    Tasks that were retried before are skipped unless ``include_retried``.
-    """
-
-    action: ClassVar[str] = "task.retry"
-    cluster: str
-    ids: tuple[str, ...]
-    include_retried: bool = False
-    confirm: bool = False
-    reason: str | None = None
-    request_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FindMessage:
-    """Look for a task's message in its queue where that means taking messages out and putting them back."""
-
-    action: ClassVar[str] = "task.find_message"
-    cluster: str
-    id: str
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RevokeTask:
-    """Tell every worker not to run a task; with ``terminate``, also kill the process that runs it."""
-
-    action: ClassVar[str] = "task.revoke"
-    cluster: str
-    id: str
-    terminate: bool = False
-    signal: str = "SIGTERM"
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RevokeTasks:
-    """Revoke several tasks; each has an outcome of its own."""
-
-    action: ClassVar[str] = "task.revoke"
-    cluster: str
-    ids: tuple[str, ...]
-    terminate: bool = False
-    signal: str = "SIGTERM"
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveFailure:
-    """Call a failure group mended: its next failure is a regression."""
-
-    action: ClassVar[str] = "failure.resolve"
-    state: ClassVar[FailureState] = FailureState.RESOLVED
-    cluster: str
-    group: int
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MuteFailure:
-    """Stop being told of a failure group, whatever comes."""
-
-    action: ClassVar[str] = "failure.mute"
-    state: ClassVar[FailureState] = FailureState.MUTED
-    cluster: str
-    group: int
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReopenFailure:
-    """Take a resolved or muted failure group back among the open ones."""
-
-    action: ClassVar[str] = "failure.reopen"
-    state: ClassVar[FailureState] = FailureState.OPEN
-    cluster: str
-    group: int
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunScheduled:
-    """Send what a schedule's entry sends, now. ``confirm`` says that the arguments were seen."""
-
-    action: ClassVar[str] = "schedule.run"
-    cluster: str
-    entry: str
-    confirm: bool = False
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BulkRetry:
-    """Send every task again that matches a filter, as a job.
-
-    ``job`` is the number of a preview: then exactly its tasks. Else they are chosen now. ``rate`` is in tasks per
-    second; ``cluster`` may stay open where the filter finds tasks of one cluster alone. The same ``request_id``
-    starts one job, however often it comes. Tasks that were retried before are skipped unless ``include_retried``;
-    ``None`` is as in the preview.
-    """
-
-    action: ClassVar[str] = "bulk.retry"
-    verb: ClassVar[Literal["retry"]] = "retry"
-    cluster: str | None = None
-    query: str
-    job: int | None = None
-    rate: float | None = None
-    include_retried: bool | None = None
-    reason: str | None = None
-    request_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BulkRevoke:
-    """Revoke every task that matches a filter, as a job; see BulkRetry."""
-
-    action: ClassVar[str] = "bulk.revoke"
-    verb: ClassVar[Literal["revoke"]] = "revoke"
-    cluster: str | None = None
-    query: str
-    job: int | None = None
-    rate: float | None = None
-    reason: str | None = None
-    request_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AbortJob:
-    """End a job: what is on its way ends, and what was not sent is left alone."""
-
-    action: ClassVar[str] = "bulk.abort"
-    cluster: str
-    job: int
-    reason: str | None = None
-
-
-BulkCommand = BulkRetry | BulkRevoke
-ChangeFailure = ResolveFailure | MuteFailure | ReopenFailure
-ClusterCommand = (
-    RetryTask
-    | RetryTasks
-    | FindMessage
-    | RevokeTask
-    | RevokeTasks
-    | RunTask
-    | WorkerCommand
-    | QueueCommand
-    | ChangeFailure
-    | BulkCommand
-    | AbortJob
-    | RunScheduled
-)
-Command = ClusterCommand | ViewCommand
+Text = Annotated[str, Meta(pattern=NO_NUL)]
+# RabbitMQ allows the name of a queue 255 bytes.
+Name = Annotated[str, Meta(pattern=NO_NUL, min_length=1, max_length=255, extra={"bytes": True})]
+TypedName = Annotated[Name, Meta(extra={"bytes": True, "strip": True})]  # in a form, blanks around it are a slip
+Signal = Literal["SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGUSR1"]
+SIGNALS: tuple[str, ...] = get_args(Signal)
+Reason = Annotated[
+    str,
+    Meta(pattern=NO_NUL, max_length=1000, description="Why; kept in the record of actions", extra={"strip": True}),
+]
+RequestId = Annotated[
+    str,
+    Meta(
+        pattern=NO_NUL,
+        min_length=1,
+        max_length=200,
+        description="The same request, however often it comes, is done once; the header Idempotency-Key may say it too",
+    ),
+]
+Seconds = Annotated[
+    float,
+    Meta(ge=0, le=31_536_000, description="Seconds to wait before the task may run", extra={"unit": " seconds"}),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """What came of one task (or of one worker, whose name is then the ``id``)."""
+    """What came of one task; of a worker or a failure group, whose name or number is then the ``id``."""
 
     id: str
     outcome: Literal["done", "unconfirmed", "skipped", "failed"]
@@ -218,3 +95,146 @@ class Performed:
     results: tuple[TaskResult, ...] = ()
     reading: Reading | None = None  # what was read, of which nothing goes into the record of actions
     details: Mapping[str, object] = field(default_factory=dict)
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """Something that a person asks for. Admins alone may, unless its class says otherwise."""
+
+    action: ClassVar[str]
+    role: ClassVar[Role] = Role.ADMIN
+    route: ClassVar[str] = ""  # in the JSON API, below /api/v1/
+    body: ClassVar[str] = "Why"  # name of the request body in the OpenAPI document
+    note: ClassVar[str] = ""  # what else to know, for docs/actions.md
+    subject: ClassVar[str] = ""  # format of what it is done to, for the record of actions
+    address: ClassVar[tuple[str, ...]] = ("cluster",)  # fields that the address of the request gives
+    cluster: str | None = None
+    reason: Reason | None = None
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """What it is done to, for the record of actions."""
+        return (self.subject.format(self),) if self.subject else ()
+
+    def check(self) -> None:
+        """Raises InvalidInput for a value beyond its limits, or ConfirmationRequired, before anything is done."""
+        for name, kind in kinds_of(type(self)).items():
+            _check_value(name, kind, getattr(self, name))
+
+    def check_texts(self) -> None:
+        """Raises InvalidInput for a text that no record of actions has room for, or no database stores."""
+        for name in {"reason", "request_id"} & set(self.__struct_fields__):
+            limit = plain(kinds_of(type(self))[name]).max_length  # type: ignore[attr-defined]
+            if len(getattr(self, name) or "") > limit:
+                raise InvalidInput(f"{name} is longer than {limit} characters")
+        values = [getattr(self, name) for name in self.__struct_fields__ if name not in {"args", "kwargs"}]
+        for text in (*self.subjects, *values):
+            if isinstance(text, str) and _unstorable.search(text):
+                raise InvalidInput("a NUL or half of a surrogate pair stands in a text")
+
+    def prepare(self, store: Store, settings: Settings, by: str) -> Callable[[], Performed]:
+        """What does it, in the name of ``by``. Raises NotFound for a cluster that is not watched."""
+        return partial(self.run, Target(store, settings, find_broker(settings, self.cluster or ""), by))
+
+    def run(self, target: Target) -> Performed:
+        """Does it. Raises a MonitorError with the reason where nothing was done."""
+        raise NotImplementedError
+
+
+class ClusterCommand(Command, frozen=True, kw_only=True):
+    """Something that is asked of one cluster, which is named."""
+
+    cluster: str
+
+
+@cache
+def kinds_of(command: type[Command]) -> Mapping[str, Type]:
+    """Its fields with their types and limits; of one that may be ``None``, what it is else."""
+    return {each.name: _kind(msgspec.inspect.type_info(each.type)) for each in msgspec.structs.fields(command)}
+
+
+def given_fields(command: type[Command]) -> list[msgspec.structs.FieldInfo]:
+    """What the request or the form gives beside its address."""
+    return [each for each in msgspec.structs.fields(command) if each.name not in command.address]
+
+
+def summary_of(command: type[Command]) -> str:
+    """What it does, in one line."""
+    return (getdoc(command) or "").partition("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
+def verb_of(command: type[Command]) -> str:
+    """The last part of its addresses, of the form and of the JSON API alike."""
+    return command.route.rpartition("/")[2]
+
+
+def is_whole(kind: Type) -> bool:
+    """JSON knows no whole numbers: to it, 3.0 is one."""
+    return isinstance(kind, IntType) or (isinstance(kind, FloatType) and kind.multiple_of == 1)
+
+
+def plain(kind: Type) -> Type:
+    """The type without what was noted about it."""
+    return kind.type if isinstance(kind, Metadata) else kind
+
+
+def noted(kind: Type, name: str) -> Any:
+    """What its ``Meta.extra`` has under this name."""
+    return (kind.extra or {}).get(name) if isinstance(kind, Metadata) else None
+
+
+def require_typed(typed: str | None, name: str, deed: str) -> None:
+    """Raises ConfirmationRequired unless the name was typed as it is."""
+    if typed != name:
+        raise ConfirmationRequired(f"To {deed}, type its name as it stands: {name}.", name=name, field="confirm")
+
+
+def distinct(ids: Sequence[str]) -> list[str]:
+    """Each id once, in order; InvalidInput for none or too many."""
+    once = list(dict.fromkeys(ids))
+    if not 0 < len(once) <= MAX_TASKS:
+        raise InvalidInput(f"{len(once)} tasks were named; name 1 to {MAX_TASKS}")
+    return once
+
+
+def summary(verb: str, results: Sequence[TaskResult], **details: object) -> Performed:
+    """One outcome for many: failed if anything failed or nothing was done, else unconfirmed if anything is."""
+    outcomes = [result.outcome for result in results]
+    counted = {word: outcomes.count(word) for word in ("done", "unconfirmed", "skipped", "failed") if word in outcomes}
+    message = f"{verb}: " + ", ".join(f"{number} {word}" for word, number in counted.items())
+    return Performed(outcome=_overall(counted.keys()), message=message, results=tuple(results), details=details)
+
+
+def _overall(words: Collection[str]) -> Literal["done", "unconfirmed", "failed"]:
+    if "failed" in words or not {"done", "unconfirmed"} & set(words):
+        return "failed"
+    return "unconfirmed" if "unconfirmed" in words else "done"
+
+
+def _kind(kind: Type) -> Type:
+    if isinstance(kind, UnionType):
+        return next(each for each in kind.types if not isinstance(each, NoneType))
+    return kind
+
+
+def _check_value(name: str, kind: Type, value: Any) -> None:
+    limits = plain(kind)
+    if isinstance(limits, FloatType) and value is not None and limits.le is not None:
+        low = limits.gt if limits.gt is not None else limits.ge or 0.0
+        if not (math.isfinite(value) and low <= value <= limits.le) or value == limits.gt:
+            span = f"between {_number(low)} and {_number(limits.le)}{noted(kind, 'unit') or ''}"
+            raise InvalidInput(f"{name} {value} is not {span}", field=name)
+    elif isinstance(limits, StrType) and value is not None and noted(kind, "bytes"):
+        if not (limits.min_length or 0) <= len(value.encode(errors="replace")) <= (limits.max_length or 0):
+            raise InvalidInput(f"{name} must have {limits.min_length} to {limits.max_length} bytes", field=name)
+    elif isinstance(limits, LiteralType) and value not in limits.values:
+        raise InvalidInput(f"{name} {value!r} is not one of {', '.join(map(str, limits.values))}", field=name)
+    elif isinstance(limits, VarTupleType) and limits.max_length is not None:
+        least, most = limits.min_length or 0, limits.max_length
+        if not least <= len(value) <= most:
+            raise InvalidInput(f"{len(value)} {name} were given; give {least} to {most}", field=name)
+        for each in value:
+            _check_value(name.removesuffix("s"), limits.item_type, each)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if value % 1 else f"{value:.0f}"

@@ -1,32 +1,33 @@
-"""What is done to queues: pause and resume on all their workers, read, purge, throw one message away."""
+"""What is done to queues: pause and resume on all their workers, read, purge, delete one message."""
 
 import time
 from dataclasses import replace
+from typing import Annotated
 from typing import Any
 
 import msgspec
+from msgspec import Meta
 
+from monitor.access import Role
 from monitor.brokers import held
 from monitor.brokers.message import QueueMessage
 from monitor.brokers.message import Reading
 from monitor.brokers.messages import messages_of
 from monitor.control.answers import done
+from monitor.control.commands import ClusterCommand
+from monitor.control.commands import Name
 from monitor.control.commands import Performed
 from monitor.control.commands import TaskResult
+from monitor.control.commands import Text
+from monitor.control.commands import require_typed
+from monitor.control.commands import summary
 from monitor.control.inspect import queue_names
-from monitor.control.queue_commands import DeleteMessage
-from monitor.control.queue_commands import PauseQueue
-from monitor.control.queue_commands import PurgeQueue
-from monitor.control.queue_commands import QueueCommand
-from monitor.control.queue_commands import ReadQueue
-from monitor.control.queue_commands import ResumeQueue
 from monitor.control.target import ANSWER_SECONDS
 from monitor.control.target import Target
-from monitor.control.target import summary
-from monitor.control.worker_commands import AddConsumer
-from monitor.control.worker_commands import CancelConsumer
-from monitor.control.worker_commands import WorkerCommand
-from monitor.control.workers import tell_workers
+from monitor.control.workers import AddConsumer
+from monitor.control.workers import CancelConsumer
+from monitor.control.workers import WorkerCommand
+from monitor.control.workers import ask_workers
 from monitor.errors import Conflict
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
@@ -38,122 +39,175 @@ from monitor.store.journal import end_pause
 from monitor.store.journal import save_pause
 from monitor.store.removals import note_removals
 
+ON_QUEUE = "queues/{name:name}/"
 MOST_READ = 100_000  # messages of a purge of which the tasks are concluded at once
 READING_SECONDS = 10.0
 MOST_KEPT, MOST_KEPT_BYTES = 1000, 32_000_000  # messages of a purge that are kept for a retry
 
 
-def change_queue(target: Target, command: QueueCommand, by: str) -> Performed:
-    """Does it, in the name of ``by``."""
-    command.check()
-    match command:
-        case PauseQueue():
-            return pause(target, command, by)
-        case ResumeQueue():
-            return resume(target, command)
-        case ReadQueue():
-            return read(target, command)
-        case PurgeQueue():
-            return purge(target, command, by)
-        case DeleteMessage():
-            return delete_message(target, command, by)
-        case _:
-            raise InvalidInput(f"{type(command).__name__} is nothing that is done to a queue")
+class QueueCommand(ClusterCommand, frozen=True, kw_only=True):
+    """Something that is done to a queue."""
+
+    role = Role.OPERATOR
+    subject = "{0.queue}"
+    address = ("cluster", "queue")
+    queue: Name
 
 
-def pause(target: Target, command: PauseQueue, by: str) -> Performed:
-    """Every worker that takes from it is told to take no more. What they have taken already still runs."""
-    workers = consumers(target, command.queue)
-    if not workers:
-        raise Conflict(f"No worker takes from {command.queue}: there is nothing to pause.")
-    before = queries.pauses(target.store, target.cluster).get((target.cluster, command.queue))
-    stopped = tuple(sorted({*workers, *(before.workers if before else ())}))
-    note = Pause(
-        cluster=target.cluster,
-        queue=command.queue,
-        by=before.by if before else by,
-        at=before.at if before else target.now(),
-        workers=stopped,
-        reason=command.reason,
+class PauseQueue(QueueCommand, frozen=True, kw_only=True):
+    """Let no worker take from a queue."""
+
+    action = "queue.pause"
+    route = ON_QUEUE + "pause"
+    note = (
+        "every worker that consumes it stops; what it has received still runs; one that is started later consumes it "
+        "again"
     )
-    save_pause(target.store, note)  # first: a worker that was stopped and not noted would never be resumed
-    performed = _tell(
-        target, CancelConsumer(cluster=target.cluster, workers=tuple(workers), queue=command.queue), "Pause"
-    )
-    if not any(result.outcome in {"done", "unconfirmed"} for result in performed.results):
-        _restore(target, command.queue, before)
-    return performed
+
+    def run(self, target: Target) -> Performed:
+        """Every worker that takes from it is told to take no more. What they have taken already still runs."""
+        workers = consumers(target, self.queue)
+        if not workers:
+            raise Conflict(f"No worker takes from {self.queue}: there is nothing to pause.")
+        before = queries.pauses(target.store, target.cluster).get((target.cluster, self.queue))
+        note = Pause(
+            cluster=target.cluster,
+            queue=self.queue,
+            by=before.by if before else target.actor,
+            at=before.at if before else target.now(),
+            workers=tuple(sorted({*workers, *(before.workers if before else ())})),
+            reason=self.reason,
+        )
+        save_pause(target.store, note)  # first: a worker that was stopped and not noted would never be resumed
+        cancel = CancelConsumer(cluster=target.cluster, workers=tuple(workers), queue=self.queue)
+        performed = _ask(target, cancel, "Pause")
+        if not any(result.outcome in {"done", "unconfirmed"} for result in performed.results):
+            _restore(target, self.queue, before)
+        return performed
 
 
-def resume(target: Target, command: ResumeQueue) -> Performed:
-    """The workers that a pause has stopped take from it again. Who does not answer stays noted as stopped."""
-    noted = queries.pauses(target.store, target.cluster).get((target.cluster, command.queue))
-    if noted is None:
-        raise Conflict(f"{command.queue} is not paused from here. To let a worker take from it, add it to that worker.")
-    offline = {
-        worker.hostname
-        for worker in queries.workers(target.store, target.cluster)
-        if worker.status is WorkerStatus.OFFLINE
-    }
-    present = tuple(name for name in noted.workers if name not in offline)
-    gone = [_gone(name) for name in noted.workers if name in offline]
-    if not present:
-        end_pause(target.store, target.cluster, command.queue)
+class ResumeQueue(QueueCommand, frozen=True, kw_only=True):
+    """Let the workers take from a queue again."""
+
+    action = "queue.resume"
+    route = ON_QUEUE + "resume"
+    note = "the workers that a pause has stopped"
+
+    def run(self, target: Target) -> Performed:
+        """Who does not answer stays noted as stopped."""
+        noted = queries.pauses(target.store, target.cluster).get((target.cluster, self.queue))
+        if noted is None:
+            hint = "To let a worker take from it, add it to that worker."
+            raise Conflict(f"{self.queue} is not paused from here. {hint}")
+        workers = queries.workers(target.store, target.cluster)
+        offline = {worker.hostname for worker in workers if worker.status is WorkerStatus.OFFLINE}
+        present = tuple(name for name in noted.workers if name not in offline)
+        gone = [_gone(name) for name in noted.workers if name in offline]
+        if not present:
+            end_pause(target.store, target.cluster, self.queue)
+            return Performed(
+                outcome="done",
+                message="The workers that were stopped are gone; those that were started since take from it by "
+                "themselves.",
+                results=tuple(gone),
+            )
+        add = AddConsumer(cluster=target.cluster, workers=present, queue=self.queue)
+        performed = _ask(target, add, "Resume", gone)
+        still = tuple(result.id for result in performed.results if result.outcome in {"unconfirmed", "failed"})
+        _restore(target, self.queue, msgspec.structs.replace(noted, workers=still) if still else None)
+        return performed
+
+
+class PurgeQueue(QueueCommand, frozen=True, kw_only=True):
+    """Throw away all that waits.
+
+    The name of what is ended or emptied, typed again.
+    """
+
+    action = "queue.purge"
+    role = Role.ADMIN
+    route = ON_QUEUE + "purge"
+    body = "ConfirmBody"
+    note = "type the queue's name; what workers have received is not touched"
+    confirm: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        require_typed(self.confirm, self.queue, "throw away every message of this queue")
+
+    def run(self, target: Target) -> Performed:
+        """Removes all messages, and concludes the tasks that they were of."""
+        removed = Removed(target, self.queue)
+        number = messages_of(target.broker, target.settings, self.queue).purge(removed.see)
+        concluded = removed.conclude(f"queue {self.queue} purged by {target.actor}")
+        messages = "1 message" if number == 1 else f"{number} messages"
+        unread = number - removed.number
+        rest = f" {unread} were not read; their tasks are looked for within minutes." if unread else ""
         return Performed(
             outcome="done",
-            message="The workers that were stopped are gone; those that were started since take from it by themselves.",
-            results=tuple(gone),
+            message=f"{messages} deleted from {self.queue}; {_tasks(concluded)} revoked.{rest} Tasks that workers "
+            "have already received still run.",
+            details={"purged": number, "concluded": concluded},
         )
-    performed = _tell(target, AddConsumer(cluster=target.cluster, workers=present, queue=command.queue), "Resume", gone)
-    still = tuple(result.id for result in performed.results if result.outcome in {"unconfirmed", "failed"})
-    _restore(target, command.queue, msgspec.structs.replace(noted, workers=still) if still else None)
-    return performed
 
 
-def read(target: Target, command: ReadQueue) -> Performed:
-    """The messages that are delivered next, with when they were sent where the record has their tasks."""
-    reading = messages_of(target.broker, target.settings, command.queue).read(command.limit)
-    reading = Reading(
-        messages=tuple(_dated(target, message) for message in reading.messages),
-        more=reading.more,
-        hazard=reading.hazard,
+class ReadQueue(QueueCommand, frozen=True, kw_only=True):
+    """Look at what waits.
+
+    How many messages.
+    """
+
+    action = "queue.read"
+    route = ON_QUEUE + "messages"
+    body = "ReadBody"
+    note = (
+        "Redis: nothing is touched. RabbitMQ: taken and put back at once, marked as redelivered, and counted by a "
+        "quorum queue"
     )
-    number = len(reading.messages)
-    return Performed(outcome="done", message=f"{number} messages of {command.queue} were read.", reading=reading)
+    limit: Annotated[float, Meta(ge=1, le=200, multiple_of=1)] = 50
+
+    def run(self, target: Target) -> Performed:
+        """The messages that are delivered next, with when they were sent where the record has their tasks."""
+        reading = messages_of(target.broker, target.settings, self.queue).read(int(self.limit))
+        reading = Reading(
+            messages=tuple(_dated(target, message) for message in reading.messages),
+            more=reading.more,
+            hazard=reading.hazard,
+        )
+        message = f"{len(reading.messages)} messages of {self.queue} were read."
+        return Performed(outcome="done", message=message, reading=reading)
 
 
-def purge(target: Target, command: PurgeQueue, by: str) -> Performed:
-    """Removes all messages, and concludes the tasks that they were of."""
-    removed = Removed(target, command.queue)
-    number = messages_of(target.broker, target.settings, command.queue).purge(removed.see)
-    seen = removed.conclude(f"queue {command.queue} purged by {by}")
-    messages = "1 message" if number == 1 else f"{number} messages"
-    unread = number - removed.number
-    rest = f" {unread} were not read; their tasks are looked for within minutes." if unread else ""
-    return Performed(
-        outcome="done",
-        message=f"{messages} deleted from {command.queue}; {_tasks(seen)} revoked.{rest} Tasks that workers have "
-        "already received still run.",
-        details={"purged": number, "concluded": seen},
-    )
+class DeleteMessage(QueueCommand, frozen=True, kw_only=True):
+    """Throw one message away.
+
+    The digest of a message, as reading gave it.
+    """
+
+    action = "queue.delete_message"
+    role = Role.ADMIN
+    route = ON_QUEUE + "delete-message"
+    body = "DeleteBody"
+    note = "exactly the message that was read; on RabbitMQ those before it are put back as by reading"
+    digest: Name
+    id: Text | None = None
+
+    def run(self, target: Target) -> Performed:
+        """Removes it, keeps it for a retry, and concludes its task."""
+        subject = f"Task {self.id}" if self.id else "The message"
+        found = messages_of(target.broker, target.settings, self.queue).delete(self.digest)
+        if found is None:
+            raise Conflict(f"{subject} was received by a worker meanwhile; it is not in {self.queue} any more.")
+        removed = Removed(target, self.queue)
+        removed.see(found)
+        concluded = removed.conclude(f"message deleted from {self.queue} by {target.actor}")
+        task_id = removed.ids[0] if removed.ids else None
+        message = f"Message deleted; task {task_id} is revoked." if task_id else "Message deleted; it was not a task's."
+        details = {"id": task_id, "digest": self.digest, "concluded": concluded}
+        return Performed(outcome="done", message=message, details=details)
 
 
-def delete_message(target: Target, command: DeleteMessage, by: str) -> Performed:
-    """Removes one message, keeps it for a retry, and concludes its task."""
-    subject = f"Task {command.id}" if command.id else "The message"
-    found = messages_of(target.broker, target.settings, command.queue).delete(command.digest)
-    if found is None:
-        raise Conflict(f"{subject} was received by a worker meanwhile; it is not in {command.queue} any more.")
-    removed = Removed(target, command.queue)
-    removed.see(found)
-    seen = removed.conclude(f"message deleted from {command.queue} by {by}")
-    task_id = removed.ids[0] if removed.ids else None
-    message = f"Message deleted; task {task_id} is revoked." if task_id else "Message deleted; it was not a task's."
-    return Performed(
-        outcome="done",
-        message=message,
-        details={"id": task_id, "digest": command.digest, "concluded": seen},
-    )
+QUEUE_COMMANDS: tuple[type[QueueCommand], ...] = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage)
 
 
 class Removed:
@@ -201,11 +255,11 @@ def consumers(target: Target, queue: str) -> list[str]:
     return sorted(name for name in names if queue in (said.get(name) or recorded.get(name) or ()))
 
 
-def _tell(target: Target, command: WorkerCommand, verb: str, more: list[TaskResult] | None = None) -> Performed:
-    results = [*tell_workers(target, command).results, *(more or [])]
-    told = summary(verb, results, workers={result.id: result.message for result in results})
-    message = f"{told.message}. " + " ".join(f"{result.id}: {result.message}" for result in results[:5])
-    return Performed(outcome=told.outcome, message=message, results=told.results, details=told.details)
+def _ask(target: Target, command: WorkerCommand, verb: str, more: list[TaskResult] | None = None) -> Performed:
+    results = [*ask_workers(target, command).results, *(more or [])]
+    asked = summary(verb, results, workers={result.id: result.message for result in results})
+    message = f"{asked.message}. " + " ".join(f"{result.id}: {result.message}" for result in results[:5])
+    return Performed(outcome=asked.outcome, message=message, results=asked.results, details=asked.details)
 
 
 def _tasks(number: int) -> str:

@@ -1,6 +1,5 @@
 """Sending tasks again: only what is known to be right, under a new id, to the queue it had."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from dataclasses import replace
@@ -8,15 +7,19 @@ from uuid import UUID
 from uuid import uuid4
 from uuid import uuid5
 
+from monitor.access import Role
 from monitor.brokers.publish import Call
 from monitor.brokers.publish import Copy
 from monitor.brokers.publish import Publisher
 from monitor.brokers.publish import Route
 from monitor.brokers.publish import publisher
+from monitor.control.commands import ClusterCommand
 from monitor.control.commands import Performed
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RetryTasks
+from monitor.control.commands import RequestId
+from monitor.control.commands import Seconds
 from monitor.control.commands import TaskResult
+from monitor.control.commands import distinct
+from monitor.control.commands import summary
 from monitor.control.consumed import Consumed
 from monitor.control.consumed import consumed
 from monitor.control.exact import copy_of
@@ -29,12 +32,9 @@ from monitor.control.legal import retried_as_words
 from monitor.control.legal import warnings_of
 from monitor.control.legal import why_not_retry
 from monitor.control.target import Target
-from monitor.control.target import distinct
-from monitor.control.target import summary
 from monitor.errors import ArgumentsUnknown
 from monitor.errors import ConfirmationRequired
 from monitor.errors import Conflict
-from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.errors import NotTaken
@@ -52,7 +52,6 @@ from monitor.store import queries
 from monitor.store.journal import link_retry
 from monitor.store.journal import unlink_retry
 
-MAX_COUNTDOWN = 366 * 86400.0
 SAMPLES = 5
 SAME_ID_SECONDS = 5.0  # within which a second press of the button is a double click
 DELAYED_EXCHANGE = "celery_delayed_"  # native delayed delivery stands there instead of the task's own exchange
@@ -80,47 +79,84 @@ class Prepared:
         return self.arguments.fidelity == "probable" or self.warning is not None
 
 
-def retry_task(target: Target, command: RetryTask) -> Performed:
-    """Sends one task again. Raises Conflict and its kin with the reason; nothing was sent then."""
-    _check_countdown(command.countdown)
-    task = queries.task(target.store, command.id, target.cluster)
-    if task.state not in WAITING:
-        refuse(task)
-    found = known(target, task)
-    refuse(task, found.place)
-    prepared = prepare(target, task, found, command.args, command.kwargs, command.queue)
-    prepared = replace(prepared, same_id=command.same_id, at=target.now())
-    if prepared.needs_confirmation and not command.confirm:
-        raise _confirmation(prepared, Redactor(target.settings.redact))
-    with publisher(target.broker, target.settings) as sender:
-        result = _send(target, sender, prepared, command.request_id, command.countdown)
-    if result.outcome == "failed":
-        raise NotTaken(result.message)
-    return Performed(
-        outcome="unconfirmed" if result.outcome == "unconfirmed" else "done",
-        message=result.message,
-        results=(result,),
-        details={
-            "new_id": result.new_id,
-            "to": str(prepared.route),
-            "fidelity": result.fidelity,
-            "countdown": command.countdown,
-            "same_id": command.same_id,
-        },
-    )
+class RetryTask(ClusterCommand, frozen=True, kw_only=True):
+    """Send a task again under a new id.
+
+    ``args`` and ``kwargs`` are JSON texts that replace what is known; ``countdown`` is in seconds. ``confirm`` says
+    that the arguments were seen. The same ``request_id`` sends at most once: a form carries one, so that a double
+    click is one retry. ``same_id`` sends it under the id that it has.
+    """
+
+    action = "task.retry"
+    subject = "{0.id}"
+    role = Role.OPERATOR
+    route = "tasks/{id:name}/retry"
+    id: str
+    args: str | None = None
+    kwargs: str | None = None
+    queue: str | None = None
+    countdown: Seconds | None = None
+    same_id: bool = False
+    confirm: bool = False
+    request_id: RequestId | None = None
+
+    def run(self, target: Target) -> Performed:
+        """Raises Conflict and its kin with the reason; nothing was sent then."""
+        task = queries.task(target.store, self.id, target.cluster)
+        if task.state not in WAITING:
+            refuse(task)
+        found = known(target, task)
+        refuse(task, found.place)
+        prepared = prepare(target, task, found, self.args, self.kwargs, self.queue)
+        prepared = replace(prepared, same_id=self.same_id, at=target.now())
+        if prepared.needs_confirmation and not self.confirm:
+            raise _confirmation(prepared, Redactor(target.settings.redact))
+        with publisher(target.broker, target.settings) as sender:
+            result = _send(target, sender, prepared, self.request_id, self.countdown)
+        if result.outcome == "failed":
+            raise NotTaken(result.message)
+        return Performed(
+            outcome="unconfirmed" if result.outcome == "unconfirmed" else "done",
+            message=result.message,
+            results=(result,),
+            details={
+                "new_id": result.new_id,
+                "to": str(prepared.route),
+                "fidelity": result.fidelity,
+                "countdown": self.countdown,
+                "same_id": self.same_id,
+            },
+        )
 
 
-def retry_tasks(target: Target, command: RetryTasks) -> Performed:
-    """Sends several again. What cannot be sent is skipped with the reason; the rest needs one confirmation."""
-    prepared, others, retried = _prepare_all(target, distinct(command.ids), command)
-    skipped = [*others, *retried]
-    if not command.confirm and (retried or any(each.needs_confirmation for each in prepared)):
-        raise _confirmation_of_many(prepared, skipped, retried, Redactor(target.settings.redact))
-    if not prepared:
-        return summary("Retry", skipped)
-    with publisher(target.broker, target.settings) as sender:
-        sent = send_all(target, sender, prepared, command.request_id, twice=command.include_retried)
-    return summary("Retry", [*sent, *skipped], new_ids={each.id: each.new_id for each in sent if each.new_id})
+class RetryTasks(ClusterCommand, frozen=True, kw_only=True):
+    """Send several tasks again; each has an outcome of its own, and what cannot be sent is skipped with a reason.
+
+    Tasks that were retried before are skipped unless ``include_retried``.
+    """
+
+    action = RetryTask.action
+    role = RetryTask.role
+    ids: tuple[str, ...]
+    include_retried: bool = False
+    confirm: bool = False
+    request_id: RequestId | None = None
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.ids
+
+    def run(self, target: Target) -> Performed:
+        """What can be sent needs one confirmation."""
+        prepared, others, retried = _prepare_all(target, distinct(self.ids), self)
+        skipped = [*others, *retried]
+        if not self.confirm and (retried or any(each.needs_confirmation for each in prepared)):
+            raise _confirmation_of_many(prepared, skipped, retried, Redactor(target.settings.redact))
+        if not prepared:
+            return summary("Retry", skipped)
+        with publisher(target.broker, target.settings) as sender:
+            sent = send_all(target, sender, prepared, self.request_id, twice=self.include_retried)
+        return summary("Retry", [*sent, *skipped], new_ids={each.id: each.new_id for each in sent if each.new_id})
 
 
 def prepare(
@@ -334,11 +370,6 @@ def _new_id(task: Task, request_id: str | None) -> str:
     if request_id is None:
         return str(uuid4())
     return str(uuid5(_REQUESTS, f"{request_id}\0{task.cluster}\0{task.id}"))
-
-
-def _check_countdown(countdown: float | None) -> None:
-    if countdown is not None and not (math.isfinite(countdown) and 0 <= countdown <= MAX_COUNTDOWN):
-        raise InvalidInput(f"countdown {countdown} is not between 0 and {MAX_COUNTDOWN:.0f} seconds")
 
 
 def _confirmation(prepared: Prepared, redactor: Redactor) -> ConfirmationRequired:

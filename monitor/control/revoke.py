@@ -4,19 +4,18 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from monitor.access import Role
 from monitor.brokers.remote import Reply
-from monitor.control.commands import SIGNALS
+from monitor.control.commands import ClusterCommand
 from monitor.control.commands import Performed
-from monitor.control.commands import RevokeTask
-from monitor.control.commands import RevokeTasks
+from monitor.control.commands import Signal
 from monitor.control.commands import TaskResult
+from monitor.control.commands import distinct
+from monitor.control.commands import summary
 from monitor.control.legal import why_not_revoke
 from monitor.control.target import ANSWER_SECONDS
 from monitor.control.target import Target
-from monitor.control.target import distinct
-from monitor.control.target import summary
 from monitor.errors import Conflict
-from monitor.errors import InvalidInput
 from monitor.errors import NotFound
 from monitor.records import Task
 from monitor.records import TaskState
@@ -43,38 +42,59 @@ class Answers:
         return [worker for worker, reply in self.replies.items() if reply.error is None]
 
 
-def revoke_task(target: Target, command: RevokeTask) -> Performed:
-    """Revokes one task. Raises Conflict when it is finished, or is to be terminated and does not run."""
-    task = queries.task(target.store, command.id, target.cluster)
-    _check_signal(command.signal)
-    _check_legal(task, terminate=command.terminate)
-    answers = tell(target, [task.id], command.terminate, command.signal)
-    result = judge_revoke(task, answers, terminate=command.terminate)
-    outcome = result.outcome if result.outcome in {"done", "failed"} else "unconfirmed"
-    details = {"terminate": command.terminate, "answered": sorted(answers.replies), "silent": answers.silent}
-    details |= {"signal": command.signal} if command.terminate else {}
-    return Performed(outcome=outcome, message=result.message, results=(result,), details=details)
+class RevokeTask(ClusterCommand, frozen=True, kw_only=True):
+    """Tell the workers not to run a task, or to end it.
+
+    How to revoke a task.
+    """
+
+    action = "task.revoke"
+    subject = "{0.id}"
+    role = Role.OPERATOR
+    route = "tasks/{id:name}/revoke"
+    body = "RevokeBody"
+    address = ("cluster", "id")
+    id: str
+    terminate: bool = False
+    signal: Signal = "SIGTERM"
+
+    def run(self, target: Target) -> Performed:
+        """Raises Conflict when it is finished, or is to be terminated and does not run."""
+        task = queries.task(target.store, self.id, target.cluster)
+        _check_legal(task, terminate=self.terminate)
+        answers = tell(target, [task.id], self.terminate, self.signal)
+        result = judge_revoke(task, answers, terminate=self.terminate)
+        outcome = result.outcome if result.outcome in {"done", "failed"} else "unconfirmed"
+        details = {"terminate": self.terminate, "answered": sorted(answers.replies), "silent": answers.silent}
+        details |= {"signal": self.signal} if self.terminate else {}
+        return Performed(outcome=outcome, message=result.message, results=(result,), details=details)
 
 
-def revoke_tasks(target: Target, command: RevokeTasks) -> Performed:
-    """Revokes several with one message; those that cannot be revoked are skipped with the reason."""
-    _check_signal(command.signal)
-    tasks, skipped = _legal(target, distinct(command.ids), terminate=command.terminate)
-    if not tasks:
-        return summary("Revoke", skipped)
-    answers = tell(target, [task.id for task in tasks], command.terminate, command.signal)
-    results = [judge_revoke(task, answers, terminate=command.terminate) for task in tasks]
-    return summary("Revoke", [*results, *skipped], terminate=command.terminate, silent=answers.silent)
+class RevokeTasks(ClusterCommand, frozen=True, kw_only=True):
+    """Revoke several tasks with one message; those that cannot be revoked are skipped with the reason."""
+
+    action = RevokeTask.action
+    role = RevokeTask.role
+    ids: tuple[str, ...]
+    terminate: bool = False
+    signal: Signal = "SIGTERM"
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.ids
+
+    def run(self, target: Target) -> Performed:
+        tasks, skipped = _legal(target, distinct(self.ids), terminate=self.terminate)
+        if not tasks:
+            return summary("Revoke", skipped)
+        answers = tell(target, [task.id for task in tasks], self.terminate, self.signal)
+        results = [judge_revoke(task, answers, terminate=self.terminate) for task in tasks]
+        return summary("Revoke", [*results, *skipped], terminate=self.terminate, silent=answers.silent)
 
 
 def _check_legal(task: Task, *, terminate: bool) -> None:
     if why := why_not_revoke(task, terminate=terminate):
         raise Conflict(why, state=task.state.word)
-
-
-def _check_signal(signal: str) -> None:
-    if signal not in SIGNALS:
-        raise InvalidInput(f"signal {signal!r} is not one of {', '.join(SIGNALS)}")
 
 
 def _legal(target: Target, ids: Sequence[str], *, terminate: bool) -> tuple[list[Task], list[TaskResult]]:

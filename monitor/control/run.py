@@ -1,23 +1,24 @@
 """Running a task that workers have registered, without its code."""
 
-import math
 from typing import Literal
 from uuid import UUID
 from uuid import uuid4
 from uuid import uuid5
 
+from monitor.access import Role
 from monitor.brokers.publish import Call
 from monitor.brokers.publish import Route
 from monitor.brokers.publish import publisher
+from monitor.control.commands import ClusterCommand
+from monitor.control.commands import Name
 from monitor.control.commands import Performed
+from monitor.control.commands import RequestId
+from monitor.control.commands import Seconds
 from monitor.control.commands import TaskResult
+from monitor.control.commands import TypedName
 from monitor.control.inspect import names_by_worker
-from monitor.control.queue_commands import RunTask
-from monitor.control.retry import MAX_COUNTDOWN
 from monitor.control.target import Target
-from monitor.control.worker_commands import check_name
 from monitor.errors import Conflict
-from monitor.errors import InvalidInput
 from monitor.errors import NotFound
 from monitor.errors import TakenUnknown
 from monitor.fidelity import parse_json_arguments
@@ -27,29 +28,46 @@ from monitor.store import queries
 _REQUESTS = UUID("0f0ee3f5-14b4-4a4e-93a7-0d1d7f1f1c55")  # of ids made from a request's
 
 
-def run_task(target: Target, command: RunTask) -> Performed:
-    """Sends it. Raises InvalidInput or Conflict with the reason; nothing was sent then."""
-    args, kwargs = parse_json_arguments(command.args, command.kwargs)
-    _check(target, command)
-    workers = workers_that_have(target, command.name)
-    new_id = str(uuid5(_REQUESTS, command.request_id) if command.request_id else uuid4())
-    if _is_known(target, new_id):
-        return _performed("done", f"This was asked for before: it is task {new_id}.", new_id, command)
-    call = Call(
-        id=new_id,
-        name=command.name,
-        args=args,
-        kwargs=kwargs,
-        route=Route("", command.queue),
-        countdown=command.countdown,
-    )
-    with publisher(target.broker, target.settings) as sender:
-        try:
-            sender.send(call)
-        except TakenUnknown as error:
-            return _performed("unconfirmed", error.message, new_id, command)
-    message = f"Sent {command.name} as {new_id} to queue {command.queue}. {_who_takes(target, command, workers)}"
-    return _performed("done", message.strip(), new_id, command)
+class RunTask(ClusterCommand, frozen=True, kw_only=True):
+    """Send a task that a worker has registered.
+
+    ``args`` and ``kwargs`` are JSON texts; ``countdown`` is in seconds. The same ``request_id`` gives the same task
+    id, so that a repeated form is recognised.
+    """
+
+    action = "task.run"
+    subject = "{0.name}"
+    role = Role.OPERATOR
+    route = "run"
+    note = "only tasks that a worker says it has; routes of your application do not apply"
+    name: TypedName
+    queue: Name
+    args: str = "[]"
+    kwargs: str = "{}"
+    countdown: Seconds | None = None
+    request_id: RequestId | None = None
+
+    def run(self, target: Target) -> Performed:
+        """Raises InvalidInput or Conflict with the reason; nothing was sent then."""
+        args, kwargs = parse_json_arguments(self.args, self.kwargs)
+        known = target.queue_names()
+        if self.queue not in known:
+            names = ", ".join(known) or "none"
+            raise Conflict(f"No queue {self.queue!r} is known; known are {names}.", queues=known)
+        workers = workers_that_have(target, self.name)
+        new_id = str(uuid5(_REQUESTS, self.request_id) if self.request_id else uuid4())
+        if _is_known(target, new_id):
+            return _performed("done", f"This was asked for before: it is task {new_id}.", new_id, self)
+        call = Call(
+            id=new_id, name=self.name, args=args, kwargs=kwargs, route=Route("", self.queue), countdown=self.countdown
+        )
+        with publisher(target.broker, target.settings) as sender:
+            try:
+                sender.send(call)
+            except TakenUnknown as error:
+                return _performed("unconfirmed", error.message, new_id, self)
+        message = f"Sent {self.name} as {new_id} to queue {self.queue}. {_who_takes(target, self, workers)}"
+        return _performed("done", message.strip(), new_id, self)
 
 
 def workers_that_have(target: Target, name: str) -> list[str]:
@@ -64,17 +82,6 @@ def workers_that_have(target: Target, name: str) -> list[str]:
     silent = sorted(set(living) - set(names))
     unasked = f" {', '.join(silent)} did not answer, and may have it." if silent else ""
     raise Conflict(f"No worker that answered has a task {name!r}.{unasked}", workers=sorted(names))
-
-
-def _check(target: Target, command: RunTask) -> None:
-    check_name("name", command.name)
-    check_name("queue", command.queue)
-    countdown = command.countdown
-    if countdown is not None and not (math.isfinite(countdown) and 0 <= countdown <= MAX_COUNTDOWN):
-        raise InvalidInput(f"countdown {countdown} is not between 0 and {MAX_COUNTDOWN:.0f} seconds", field="countdown")
-    known = target.queue_names()
-    if command.queue not in known:
-        raise Conflict(f"No queue {command.queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
 
 
 def _who_takes(target: Target, command: RunTask, having: list[str]) -> str:

@@ -1,17 +1,10 @@
 """What a command works on: one cluster, its broker and the record."""
 
 import time
-from collections.abc import Collection
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from monitor.brokers.application import configured_queues
 from monitor.brokers.remote import Remote
-from monitor.control.commands import MAX_TASKS
-from monitor.control.commands import Performed
-from monitor.control.commands import TaskResult
-from monitor.errors import InvalidInput
 from monitor.errors import NotFound
 from monitor.filters import parse
 from monitor.records import WorkerStatus
@@ -25,11 +18,12 @@ ANSWER_SECONDS = 2.0  # of silence, after which a worker is taken not to answer
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One cluster as a command sees it."""
+    """One cluster as a command sees it, and in whose name the command acts."""
 
     store: Store
     settings: Settings
     broker: Broker
+    actor: str = ""
 
     @property
     def cluster(self) -> str:
@@ -63,25 +57,3 @@ def find_broker(settings: Settings, cluster: str) -> Broker:
         if broker.cluster == cluster:
             return broker
     raise NotFound(f"there is no cluster {cluster!r}; known are {', '.join(settings.clusters) or 'none'}")
-
-
-def distinct(ids: Sequence[str]) -> list[str]:
-    """Each id once, in order; InvalidInput for none or too many."""
-    once = list(dict.fromkeys(ids))
-    if not 0 < len(once) <= MAX_TASKS:
-        raise InvalidInput(f"{len(once)} tasks were named; name 1 to {MAX_TASKS}")
-    return once
-
-
-def summary(verb: str, results: Sequence[TaskResult], **details: object) -> Performed:
-    """One outcome for many: failed if anything failed or nothing was done, else unconfirmed if anything is."""
-    outcomes = [result.outcome for result in results]
-    counted = {word: outcomes.count(word) for word in ("done", "unconfirmed", "skipped", "failed") if word in outcomes}
-    message = f"{verb}: " + ", ".join(f"{number} {word}" for word, number in counted.items())
-    return Performed(outcome=_overall(counted.keys()), message=message, results=tuple(results), details=details)
-
-
-def _overall(words: Collection[str]) -> Literal["done", "unconfirmed", "failed"]:
-    if "failed" in words or not {"done", "unconfirmed"} & set(words):
-        return "failed"
-    return "unconfirmed" if "unconfirmed" in words else "done"

@@ -2,16 +2,18 @@
 
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import parse_qsl
 from urllib.parse import quote
 from urllib.parse import urlencode
 
+from monitor.access import Role
+from monitor.control.commands import Command
 from monitor.control.commands import Performed
-from monitor.control.view_commands import DeleteView
-from monitor.control.view_commands import RenameView
-from monitor.control.view_commands import SaveView
-from monitor.control.view_commands import ViewCommand
 from monitor.errors import InvalidInput
+from monitor.records import SavedView
+from monitor.settings import Settings
 from monitor.store import views
 from monitor.store.engine import Store
 
@@ -23,22 +25,78 @@ PASSING = frozenset({"cursor", "panel"})  # where somebody stands in a list, whi
 _path = re.compile(r"/(?!/)[\w./~%:@!$&'()*+,;=-]*", re.ASCII)  # of this dashboard: "//host" would be another's
 
 
-def change_view(store: Store, command: ViewCommand, actor: str) -> Performed:
-    """Raises InvalidInput, NotFound, and Conflict where the name is taken."""
-    match command:
-        case SaveView():
-            name, query = _name(command.name), canonical(command.query_string)
-            view = views.save_view(store, name, _checked_path(command.path), query, actor, time.time())
-            said = f"Saved as {name!r}, for everybody."
-        case RenameView():
-            before = views.saved_view(store, command.view).name
-            view = views.rename_view(store, command.view, _name(command.name))
-            said = f"{before!r} is now {view.name!r}."
-        case DeleteView():
-            view = views.delete_view(store, command.view)
-            said = f"Deleted {view.name!r}."
+class ViewCommand(Command, frozen=True, kw_only=True):
+    """Something about saved views. They belong to the dashboard: no cluster, no broker."""
+
+    role = Role.OPERATOR
+    note = "for everybody; of the dashboard, so it names no cluster, and a read-only dashboard refuses it too"
+
+    def prepare(self, store: Store, _: Settings, by: str) -> Callable[[], Performed]:
+        return partial(self.change, store, by)
+
+    def change(self, store: Store, by: str) -> Performed:
+        """Raises InvalidInput, NotFound, and Conflict where the name is taken."""
+        raise NotImplementedError
+
+
+class SaveView(ViewCommand, frozen=True, kw_only=True):
+    """Keep a list under a name, for everybody.
+
+    ``query_string`` is what stands behind the ``?`` of its address.
+    """
+
+    action = "view.save"
+    subject = "{0.name}"
+    route = "views/save"
+    name: str
+    path: str
+    query_string: str = ""
+
+    def change(self, store: Store, by: str) -> Performed:
+        name, query = _name(self.name), canonical(self.query_string)
+        view = views.save_view(store, name, _checked_path(self.path), query, by, time.time())
+        return _performed(view, f"Saved as {name!r}, for everybody.")
+
+
+class RenameView(ViewCommand, frozen=True, kw_only=True):
+    """Give a saved view another name."""
+
+    action = "view.rename"
+    subject = "view {0.view}"
+    route = "views/{id:int}/rename"
+    view: int
+    name: str
+
+    def change(self, store: Store, _: str) -> Performed:
+        before = views.saved_view(store, self.view).name
+        view = views.rename_view(store, self.view, _name(self.name))
+        return _performed(view, f"{before!r} is now {view.name!r}.")
+
+
+class DeleteView(ViewCommand, frozen=True, kw_only=True):
+    """Take a saved view away from everybody.
+
+    Why a view is taken away.
+    """
+
+    action = "view.delete"
+    subject = "view {0.view}"
+    route = "views/{id:int}/delete"
+    body = "DeleteViewBody"
+    address = ("cluster", "view")
+    view: int
+
+    def change(self, store: Store, _: str) -> Performed:
+        view = views.delete_view(store, self.view)
+        return _performed(view, f"Deleted {view.name!r}.")
+
+
+VIEW_COMMANDS: tuple[type[ViewCommand], ...] = (SaveView, RenameView, DeleteView)
+
+
+def _performed(view: SavedView, message: str) -> Performed:
     details = {"view": view.id, "name": view.name, "address": f"{view.path}?{view.query}"}
-    return Performed(outcome="done", message=said, details=details)
+    return Performed(outcome="done", message=message, details=details)
 
 
 def _name(text: str) -> str:

@@ -17,8 +17,8 @@ from kombu import Connection
 
 from monitor.access import Actor
 from monitor.access import Role
-from monitor.control.commands import BulkCommand
-from monitor.control.commands import BulkRetry
+from monitor.control.bulk import BulkCommand
+from monitor.control.bulk import BulkRetry
 from monitor.control.jobs import Runner
 from monitor.control.perform import Controller
 from monitor.records import Delivery

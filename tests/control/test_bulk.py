@@ -13,9 +13,9 @@ from monitor.access import Role
 from monitor.brokers.batch import batches
 from monitor.brokers.publish import Call
 from monitor.brokers.publish import Route
-from monitor.control.commands import AbortJob
-from monitor.control.commands import BulkRetry
-from monitor.control.commands import BulkRevoke
+from monitor.control.bulk import AbortJob
+from monitor.control.bulk import BulkRetry
+from monitor.control.bulk import BulkRevoke
 from monitor.errors import Conflict
 from monitor.errors import FilterError
 from monitor.errors import Forbidden

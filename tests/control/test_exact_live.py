@@ -16,8 +16,8 @@ import pytest
 from celery import chain
 from celery import chord
 
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RetryTasks
+from monitor.control.retry import RetryTask
+from monitor.control.retry import RetryTasks
 from monitor.errors import ConfirmationRequired
 from monitor.fidelity import judge
 from monitor.messages import facts
@@ -135,7 +135,7 @@ import sys
 sys.modules["tests.apps.order"] = None
 from pathlib import Path
 from monitor.access import Actor, Role
-from monitor.control.commands import RetryTask
+from monitor.control.retry import RetryTask
 from monitor.control.perform import Controller
 from monitor.settings import Broker, Settings
 from monitor.store.engine import open_store

@@ -17,13 +17,13 @@ from celery import Celery
 from kombu import Connection
 
 from monitor.brokers import held
-from monitor.control.commands import BulkRetry
-from monitor.control.commands import FindMessage
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RetryTasks
+from monitor.control.bulk import BulkRetry
+from monitor.control.find import FindMessage
 from monitor.control.known import Known
 from monitor.control.known import known
 from monitor.control.known import look
+from monitor.control.retry import RetryTask
+from monitor.control.retry import RetryTasks
 from monitor.control.target import Target
 from monitor.errors import ConfirmationRequired
 from monitor.errors import Conflict

@@ -12,10 +12,10 @@ from monitor.access import Actor
 from monitor.access import Role
 from monitor.brokers.publish import Route
 from monitor.brokers.publish import publisher
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RetryTasks
 from monitor.control.known import Known
 from monitor.control.known import known
+from monitor.control.retry import RetryTask
+from monitor.control.retry import RetryTasks
 from monitor.control.retry import find_route
 from monitor.control.retry import prepare
 from monitor.control.retry import send_all

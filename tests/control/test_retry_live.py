@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RetryTasks
+from monitor.control.retry import RetryTask
+from monitor.control.retry import RetryTasks
 from monitor.errors import ArgumentsUnknown
 from monitor.errors import BrokerUnavailable
 from monitor.errors import ConfirmationRequired

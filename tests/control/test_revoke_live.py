@@ -10,11 +10,11 @@ import pytest
 from monitor.access import Actor
 from monitor.access import Role
 from monitor.brokers.remote import Remote
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RevokeTask
-from monitor.control.commands import RevokeTasks
 from monitor.control.perform import Controller
-from monitor.control.worker_commands import EnableEvents
+from monitor.control.retry import RetryTask
+from monitor.control.revoke import RevokeTask
+from monitor.control.revoke import RevokeTasks
+from monitor.control.workers import EnableEvents
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Conflict
 from monitor.errors import Forbidden

@@ -15,19 +15,19 @@ from monitor.access import Role
 from monitor.brokers.remote import Remote
 from monitor.control.inspect import pool_processes
 from monitor.control.inspect import queue_names
-from monitor.control.worker_commands import AddConsumer
-from monitor.control.worker_commands import Autoscale
-from monitor.control.worker_commands import CancelConsumer
-from monitor.control.worker_commands import DisableEvents
-from monitor.control.worker_commands import EnableEvents
-from monitor.control.worker_commands import PoolGrow
-from monitor.control.worker_commands import PoolRestart
-from monitor.control.worker_commands import PoolShrink
-from monitor.control.worker_commands import RateLimit
-from monitor.control.worker_commands import RevokeStamped
-from monitor.control.worker_commands import Shutdown
-from monitor.control.worker_commands import TimeLimit
-from monitor.control.worker_commands import WorkerCommand
+from monitor.control.workers import AddConsumer
+from monitor.control.workers import Autoscale
+from monitor.control.workers import CancelConsumer
+from monitor.control.workers import DisableEvents
+from monitor.control.workers import EnableEvents
+from monitor.control.workers import GrowPool
+from monitor.control.workers import RateLimit
+from monitor.control.workers import RestartPool
+from monitor.control.workers import RevokeStamped
+from monitor.control.workers import ShrinkPool
+from monitor.control.workers import ShutDownWorker
+from monitor.control.workers import TimeLimit
+from monitor.control.workers import WorkerCommand
 from monitor.errors import ConfirmationRequired
 from monitor.errors import Conflict
 from monitor.errors import Forbidden
@@ -83,16 +83,16 @@ def test_pool_grows_and_shrinks_and_never_to_nothing(watch: Watch) -> None:
     with running_worker(url_of(watch), concurrency=1) as worker:
         watch.wait_for_worker(worker)
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
-        outcome, message = told(watch, PoolGrow(**to, number=2))
+        outcome, message = told(watch, GrowPool(**to, number=2))
         assert outcome == "done"
         assert "It answered: pool will grow. From 1 to 3 processes" in message
         assert queries.worker(watch.store, worker.hostname).pool_size == 3
         wait_for(lambda: processes_of(watch, worker) == 3, what="three processes")
-        outcome, message = told(watch, PoolShrink(**to, number=1))
+        outcome, message = told(watch, ShrinkPool(**to, number=1))
         assert outcome == "done"
         assert "It answered: pool will shrink. From 3 to 2 processes" in message
         wait_for(lambda: processes_of(watch, worker) == 2, what="two processes")
-        outcome, message = told(watch, PoolShrink(**to, number=2))
+        outcome, message = told(watch, ShrinkPool(**to, number=2))
         assert outcome == "failed"
         assert "leaves none to run tasks. Nothing was sent" in message
         assert watch.wait_for(worker.send("add", 2, 3), TaskState.SUCCESS)
@@ -103,7 +103,7 @@ def test_busy_processes_are_not_taken_away(redis_watch: Watch) -> None:
         redis_watch.wait_for_worker(worker)
         for _ in range(2):
             redis_watch.wait_for(worker.send("sleep", 4), TaskState.STARTED)
-        command = PoolShrink(cluster=CLUSTER, workers=(worker.hostname,), number=1)
+        command = ShrinkPool(cluster=CLUSTER, workers=(worker.hostname,), number=1)
         outcome, message = told(redis_watch, command)
         assert outcome == "failed"
         assert "All its processes are busy, and none was taken away." in message
@@ -112,7 +112,7 @@ def test_busy_processes_are_not_taken_away(redis_watch: Watch) -> None:
 def test_pool_of_threads_says_that_it_is_fixed(redis_watch: Watch) -> None:
     with running_worker(url_of(redis_watch), pool="threads") as worker:
         redis_watch.wait_for_worker(worker)
-        outcome, message = told(redis_watch, PoolGrow(cluster=CLUSTER, workers=(worker.hostname,)))
+        outcome, message = told(redis_watch, GrowPool(cluster=CLUSTER, workers=(worker.hostname,)))
         assert outcome == "failed"
         assert "start the worker again with another --concurrency. It answered: AttributeError" in message
 
@@ -129,7 +129,7 @@ def test_autoscale_needs_its_option(watch: Watch) -> None:
         watch.wait_for_worker(scaling)
         outcome, message = told(watch, Autoscale(**autoscale, workers=(scaling.hostname,)))
         assert (outcome, message) == ("done", f"{scaling.hostname}: It answered: autoscale now max=3 min=2.")
-        outcome, message = told(watch, PoolGrow(cluster=CLUSTER, workers=(scaling.hostname,)))
+        outcome, message = told(watch, GrowPool(cluster=CLUSTER, workers=(scaling.hostname,)))
         assert outcome == "failed"
         assert "It scales itself (--autoscale)" in message
 
@@ -137,12 +137,12 @@ def test_autoscale_needs_its_option(watch: Watch) -> None:
 def test_pool_restart_needs_its_setting(watch: Watch) -> None:
     with running_worker(url_of(watch)) as fixed:
         watch.wait_for_worker(fixed)
-        outcome, message = told(watch, PoolRestart(cluster=CLUSTER, workers=(fixed.hostname,)))
+        outcome, message = told(watch, RestartPool(cluster=CLUSTER, workers=(fixed.hostname,)))
         assert outcome == "failed"
         assert "worker_pool_restarts = True" in message
     with running_worker(url_of(watch), config={"worker_pool_restarts": True}) as worker:
         watch.wait_for_worker(worker)
-        outcome, message = told(watch, PoolRestart(cluster=CLUSTER, workers=(worker.hostname,)))
+        outcome, message = told(watch, RestartPool(cluster=CLUSTER, workers=(worker.hostname,)))
         assert (outcome, message) == ("done", f"{worker.hostname}: It answered: reload started.")
 
 
@@ -178,7 +178,7 @@ def test_limits_are_set_cleared_and_refused(watch: Watch) -> None:
         assert outcome == "unconfirmed"
         assert "basic.sleep has no soft limit and a hard limit of 1 s from when its pool is restarted" in message
         watch.wait_for(worker.send("sleep", 1.5), TaskState.SUCCESS)  # Celery said yes, and keeps the limits it had
-        assert told(watch, PoolRestart(**to))[0] == "done"
+        assert told(watch, RestartPool(**to))[0] == "done"
         assert "TimeLimitExceeded" in str(watch.wait_for(worker.send("sleep", 30), TaskState.FAILURE).traceback)
         for command in (
             RateLimit(**to, task="shop.nope", rate="7/m"),
@@ -219,13 +219,13 @@ def test_shutdown_is_typed_in_and_seen_to_happen(watch: Watch) -> None:
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
         for wrong in (None, "", worker.hostname.upper()):
             with pytest.raises(ConfirmationRequired, match="type its name"):
-                watch.perform(Shutdown(**to, confirm=wrong), ADMIN)
+                watch.perform(ShutDownWorker(**to, confirm=wrong), ADMIN)
         assert watch.action_count() == 0
         with pytest.raises(Forbidden):
-            watch.perform(Shutdown(**to, confirm=worker.hostname))
+            watch.perform(ShutDownWorker(**to, confirm=worker.hostname))
         assert watch.last_action().outcome == "denied"
         assert worker.process.poll() is None
-        outcome, message = told(watch, Shutdown(**to, confirm=worker.hostname))
+        outcome, message = told(watch, ShutDownWorker(**to, confirm=worker.hostname))
         assert (outcome, message.startswith(f"{worker.hostname}: It has said goodbye:")) == ("done", True)
         worker.process.wait(10)
 
@@ -235,7 +235,7 @@ def test_shutdown_of_a_busy_worker_waits_for_its_task(redis_watch: Watch) -> Non
         redis_watch.wait_for_worker(worker)
         running = worker.send("sleep", 6)
         redis_watch.wait_for(running, TaskState.STARTED)
-        command = Shutdown(cluster=CLUSTER, workers=(worker.hostname,), confirm=worker.hostname)
+        command = ShutDownWorker(cluster=CLUSTER, workers=(worker.hostname,), confirm=worker.hostname)
         outcome, message = told(redis_watch, command)
         assert (outcome, "ends once what it runs has ended" in message) == ("done", True)
         assert worker.process.poll() is None
@@ -275,9 +275,9 @@ def test_no_command_is_called_done_that_nobody_answered(watch: Watch) -> None:
         os.kill(worker.pid, signal.SIGSTOP)
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
         commands: list[WorkerCommand] = [
-            PoolGrow(**to, number=1),
-            PoolShrink(**to, number=1),
-            PoolRestart(**to),
+            GrowPool(**to, number=1),
+            ShrinkPool(**to, number=1),
+            RestartPool(**to),
             Autoscale(**to, maximum=3, minimum=1),
             AddConsumer(**to, queue="more"),
             CancelConsumer(**to, queue=worker.queue),
@@ -285,7 +285,7 @@ def test_no_command_is_called_done_that_nobody_answered(watch: Watch) -> None:
             TimeLimit(**to, task="basic.add", soft=2.5, hard=4.5),
             EnableEvents(**to),
             DisableEvents(**to),
-            Shutdown(**to, confirm=worker.hostname),
+            ShutDownWorker(**to, confirm=worker.hostname),
         ]
         known = {kind.action for kind in WorkerCommand.__subclasses__()}
         assert {each.action for each in commands} == known - {RevokeStamped.action}
@@ -346,9 +346,9 @@ def test_nobody_to_hear_of_a_stamp(redis_watch: Watch) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        PoolGrow(cluster=CLUSTER, workers=("a@shop",), number=0),
-        PoolShrink(cluster=CLUSTER, workers=("a@shop",), number=-3),
-        PoolGrow(cluster=CLUSTER, workers=("a@shop",), number=100_000),
+        GrowPool(cluster=CLUSTER, workers=("a@shop",), number=0),
+        ShrinkPool(cluster=CLUSTER, workers=("a@shop",), number=-3),
+        GrowPool(cluster=CLUSTER, workers=("a@shop",), number=100_000),
         Autoscale(cluster=CLUSTER, workers=("a@shop",), maximum=2, minimum=3),
         AddConsumer(cluster=CLUSTER, workers=("a@shop",), queue=""),
         AddConsumer(cluster=CLUSTER, workers=("a@shop",), queue="q\0q"),
@@ -358,9 +358,9 @@ def test_nobody_to_hear_of_a_stamp(redis_watch: Watch) -> None:
         TimeLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", soft=-1.0, hard=None),
         TimeLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", soft=9.0, hard=3.0),
         TimeLimit(cluster=CLUSTER, workers=("a@shop",), task="shop.pay", soft=float("nan"), hard=None),
-        Shutdown(cluster=CLUSTER, workers=("a@shop", "b@shop"), confirm="a@shop"),
+        ShutDownWorker(cluster=CLUSTER, workers=("a@shop", "b@shop"), confirm="a@shop"),
         RevokeStamped(cluster=CLUSTER, workers=("a@shop",), header="batch", stamps=()),
-        RevokeStamped(cluster=CLUSTER, workers=("a@shop",), header="batch", stamps=("7",), signal="SIGSTOP"),
+        RevokeStamped(cluster=CLUSTER, workers=("a@shop",), header="batch", stamps=("7",), signal="SIGSTOP"),  # type: ignore[arg-type]
         EnableEvents(cluster=CLUSTER, workers=()),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monitor.access import Actor
 from monitor.access import Role
-from monitor.control.commands import BulkCommand
+from monitor.control.bulk import BulkCommand
 from monitor.control.commands import Command
 from monitor.control.commands import Performed
 from monitor.control.perform import Controller

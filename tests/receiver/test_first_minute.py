@@ -8,8 +8,8 @@ import pytest
 
 from monitor.access import Actor
 from monitor.access import Role
-from monitor.control.commands import RetryTask
 from monitor.control.perform import Controller
+from monitor.control.retry import RetryTask
 from monitor.errors import Conflict
 from monitor.records import TaskState
 from tests.control.watch import make_settings

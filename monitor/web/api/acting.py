@@ -1,16 +1,25 @@
 """What all operations share that change something: their errors, and what came of it."""
 
+import re
 from collections.abc import Callable
+from inspect import getdoc
+from typing import Any
 from typing import Literal
 
 from msgspec import UNSET
 from msgspec import Raw
 from msgspec import Struct
 from msgspec import UnsetType
+from msgspec import defstruct
+from msgspec import structs
 
 from monitor.control.commands import Command
 from monitor.control.commands import Performed
 from monitor.control.commands import TaskResult
+from monitor.control.commands import given_fields
+from monitor.control.commands import is_whole
+from monitor.control.commands import kinds_of
+from monitor.control.commands import summary_of
 from monitor.errors import ArgumentsUnknown
 from monitor.errors import BrokerUnavailable
 from monitor.errors import ConfirmationRequired
@@ -24,6 +33,7 @@ from monitor.errors import Unsupported
 from monitor.errors import UnsupportedType
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
+from monitor.web.api.requests import Why
 from monitor.web.api.shapes import AnswerItem
 from monitor.web.api.shapes import Told
 
@@ -33,24 +43,20 @@ RETRY_ERRORS = (*ACTION_ERRORS, ArgumentsUnknown, ConfirmationRequired, NotTaken
 ERRORS: tuple[type[MonitorError], ...] = (
     NotFound, Conflict, ConfirmationRequired, TooLarge, UnsupportedType, Unsupported, BrokerUnavailable,
 )  # fmt: skip
+_capital = re.compile(r"(?<!^)[A-Z]")
+_bodies: dict[str, type[Struct]] = {Why.__name__: Why}
 
 
-def told(call: Call, command: Command) -> Told:
+def told(performed: Performed) -> Told:
     """A refusal of every worker is a conflict; of some, it stands beside the answers of the others."""
-    performed = done(call, command)
     answers = [AnswerItem(worker=each.id, outcome=each.outcome, message=each.message) for each in performed.results]
-    return Told(outcome=_told_outcome(performed), message=performed.message, answers=answers)
+    if performed.outcome == "failed":
+        raise Conflict(performed.message, answers=[structs.asdict(each) for each in answers])
+    return Told(outcome=performed.outcome, message=performed.message, answers=answers)
 
 
 def done(call: Call, command: Command) -> Performed:
     return call.controller.perform(call.actor, command)
-
-
-def _told_outcome(performed: Performed) -> Literal["done", "unconfirmed"]:
-    if performed.outcome == "failed":
-        answers = [{"worker": each.id, "outcome": each.outcome, "message": each.message} for each in performed.results]
-        raise Conflict(performed.message, answers=answers)
-    return performed.outcome
 
 
 def cluster_named(call: Call, name: str | None) -> str:
@@ -62,25 +68,52 @@ def cluster_named(call: Call, name: str | None) -> str:
     return call.settings.clusters[0]
 
 
-def post(
-    path: str,
-    handle: Callable[..., Struct],
-    body: type[Struct],
-    summary: str,
+def operation(
+    command: type[Command],
     parameters: type[Struct],
+    address: Callable[[Call, Any], dict[str, Any]],
     answer: type[Struct] = Told,
+    reply: Callable[[Performed], Struct] = told,
     errors: tuple[type[MonitorError], ...] = ERRORS,
 ) -> Operation:
+    """The operation that performs a command. ``address`` finds the fields that the address gives, and may raise."""
+
+    def handle(call: Call, given: Struct, body: Struct) -> Struct:
+        return reply(done(call, command(**address(call, given), **_given(command, body))))
+
     return Operation(
         method="POST",
-        path=f"/api/v1/{path}",
+        path=f"/api/v1/{command.route}",
         handle=handle,
-        summary=summary,
+        id=_capital.sub(r"_\g<0>", command.__name__).lower(),
+        summary=summary_of(command),
         answer=answer,
         parameters=parameters,
-        body=body,
+        body=body_of(command),
         errors=errors,
     )
+
+
+def body_of(command: type[Command]) -> type[Struct]:
+    """The request's body: the fields of a command that its address does not give. Commands may share one."""
+    if command.body not in _bodies:
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+            (each.name, each.type) if each.required else (each.name, each.type, each.default)
+            for each in given_fields(command)
+        ]
+        text = {"__doc__": (getdoc(command) or "").partition("\n\n")[2]}
+        _bodies[command.body] = defstruct(
+            command.body, fields, frozen=True, forbid_unknown_fields=True, kw_only=True, namespace=text, module=__name__
+        )
+    return _bodies[command.body]
+
+
+def _given(command: type[Command], body: Struct) -> dict[str, Any]:
+    kinds = kinds_of(command)
+    values = {name: getattr(body, name) for name in body.__struct_fields__}
+    return {
+        name: int(value) if is_whole(kinds[name]) and value is not None else value for name, value in values.items()
+    }
 
 
 def outcome(performed: Performed) -> Literal["done", "unconfirmed"]:

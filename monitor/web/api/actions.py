@@ -9,10 +9,10 @@ from msgspec import Meta
 from msgspec import Struct
 from msgspec import UnsetType
 
+from monitor.control.commands import NO_NUL
 from monitor.store import queries
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
 from monitor.web.api.requests import Cursor
 from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import Limit

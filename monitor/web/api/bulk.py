@@ -1,17 +1,18 @@
 """Retry or revoke every task that matches: a preview, then a job."""
 
-from dataclasses import replace
 from typing import Annotated
+from typing import Any
 from typing import Literal
 
 from msgspec import Meta
 from msgspec import Struct
 
-from monitor.control.bulk import MAX_RATE
-from monitor.control.bulk import MIN_RATE
-from monitor.control.commands import BulkCommand
-from monitor.control.commands import BulkRetry
-from monitor.control.commands import BulkRevoke
+from monitor.control.bulk import BulkCommand
+from monitor.control.bulk import BulkRetry
+from monitor.control.bulk import BulkRevoke
+from monitor.control.bulk import Rate
+from monitor.control.commands import Reason
+from monitor.control.commands import RequestId
 from monitor.errors import Conflict
 from monitor.records import Count
 from monitor.records import Job
@@ -24,10 +25,6 @@ from monitor.web.api.operation import Operation
 from monitor.web.api.requests import Cluster
 from monitor.web.api.requests import NoParameters
 from monitor.web.api.requests import Query
-from monitor.web.api.requests import Reason
-from monitor.web.api.requests import RequestId
-
-Rate = Annotated[float, Meta(ge=MIN_RATE, le=MAX_RATE, description="Tasks per second; left out: as fast as it goes")]
 
 
 class BulkBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,31 +111,30 @@ def preview_item(job: Job) -> PreviewItem:
 
 
 def preview_bulk(call: Call, _: NoParameters, body: BulkBody) -> PreviewItem:
-    return preview_item(call.controller.preview(call.actor, _command(body, None)))
+    return preview_item(call.controller.preview(call.actor, _command(body)))
 
 
 def start_bulk(call: Call, _: NoParameters, body: BulkStartBody) -> JobItem:
-    command = replace(_command(body, None if body.preview is None else int(body.preview)), request_id=body.request_id)
-    performed = call.controller.perform(call.actor, command)
+    job = None if body.preview is None else int(body.preview)
+    performed = call.controller.perform(call.actor, _command(body, job=job, request_id=body.request_id))
     call.runner.start()
     return job_item(jobs.job(call.store, int(str(performed.details["job"]))))
 
 
-def _command(body: BulkBody, preview: int | None) -> BulkCommand:
-    if body.action == "retry":
-        return BulkRetry(
-            cluster=body.cluster,
-            query=body.q,
-            job=preview,
-            rate=body.rate,
-            include_retried=body.include_retried,
-            reason=body.reason,
-        )
-    if body.include_retried is not None:
+def _command(body: BulkBody, **more: Any) -> BulkCommand:
+    if body.action == "revoke" and body.include_retried is not None:
         raise Conflict(
             "include_retried belongs to the action retry; leave it out of a revoke.", field="include_retried"
         )
-    return BulkRevoke(cluster=body.cluster, query=body.q, job=preview, rate=body.rate, reason=body.reason)
+    kind = BulkRetry if body.action == "retry" else BulkRevoke
+    return kind(
+        cluster=body.cluster,
+        query=body.q,
+        rate=body.rate,
+        include_retried=body.include_retried,
+        reason=body.reason,
+        **more,
+    )
 
 
 OPERATIONS = (

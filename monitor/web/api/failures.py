@@ -1,7 +1,6 @@
 """Kinds of failure, and what people have decided about them."""
 
 import time
-from collections.abc import Callable
 from typing import Annotated
 from typing import Any
 from typing import Literal
@@ -11,10 +10,9 @@ from msgspec import Meta
 from msgspec import Struct
 from msgspec import UnsetType
 
-from monitor.control.commands import ChangeFailure
-from monitor.control.commands import MuteFailure
-from monitor.control.commands import ReopenFailure
-from monitor.control.commands import ResolveFailure
+from monitor.control.commands import Performed
+from monitor.control.failures import FAILURE_COMMANDS
+from monitor.control.failures import ChangeFailure
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
 from monitor.records import FailureState
@@ -25,6 +23,8 @@ from monitor.store import queries
 from monitor.store.failures import UNRESOLVED
 from monitor.web.api.acting import CHANGE_ERRORS
 from monitor.web.api.acting import given_or
+from monitor.web.api.acting import only_result
+from monitor.web.api.acting import operation
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
 from monitor.web.api.requests import DAY
@@ -32,7 +32,6 @@ from monitor.web.api.requests import LONGEST_SPAN
 from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import Limit
 from monitor.web.api.requests import Time
-from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.web.api.tasks import TaskItem
@@ -63,10 +62,6 @@ class FailureAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     id: GroupId
     since: Time | UnsetType = UNSET
-
-
-class FailureBody(Why, frozen=True, kw_only=True):
-    """Why the state of a failure group is changed."""
 
 
 class VariantItem(Struct, frozen=True, kw_only=True):
@@ -184,25 +179,16 @@ def get_failure(call: Call, given: FailureAddress) -> FailureDetail:
     return failure_detail(summary, trend, sample)
 
 
-def resolve_failure(call: Call, given: FailureAddress, body: FailureBody) -> FailureChanged:
-    return _change_failure(call, ResolveFailure, given, body)
-
-
-def mute_failure(call: Call, given: FailureAddress, body: FailureBody) -> FailureChanged:
-    return _change_failure(call, MuteFailure, given, body)
-
-
-def reopen_failure(call: Call, given: FailureAddress, body: FailureBody) -> FailureChanged:
-    return _change_failure(call, ReopenFailure, given, body)
-
-
-def _change_failure(
-    call: Call, command: Callable[..., ChangeFailure], given: FailureAddress, body: FailureBody
-) -> FailureChanged:
+def _group(call: Call, given: FailureAddress) -> dict[str, Any]:
     group = queries.failure_group(call.store, given.id)
-    change = command(cluster=group.cluster, group=group.id, reason=body.reason)
-    performed = call.controller.perform(call.actor, change)
-    return FailureChanged(id=group.id, state=change.state, message=performed.message)
+    return {"cluster": group.cluster, "group": group.id}
+
+
+def _change(command: type[ChangeFailure]) -> Operation:
+    def changed(performed: Performed) -> FailureChanged:
+        return FailureChanged(id=int(only_result(performed).id), state=command.state, message=performed.message)
+
+    return operation(command, FailureAddress, _group, FailureChanged, changed, CHANGE_ERRORS)
 
 
 OPERATIONS = (
@@ -214,23 +200,7 @@ OPERATIONS = (
         answer=FailureList,
         parameters=FailureListing,
     ),
-    *[
-        Operation(
-            method="POST",
-            path=f"/api/v1/failures/{{id}}/{verb}",
-            handle=handle,
-            summary=summary,
-            answer=FailureChanged,
-            parameters=FailureAddress,
-            body=FailureBody,
-            errors=CHANGE_ERRORS,
-        )
-        for verb, handle, summary in (
-            ("resolve", resolve_failure, "Call a kind of failure mended; its next failure is a regression"),
-            ("mute", mute_failure, "Leave a kind of failure out of the open ones"),
-            ("reopen", reopen_failure, "Take a resolved or muted kind of failure back"),
-        )
-    ],
+    *(_change(command) for command in FAILURE_COMMANDS),
     Operation(
         method="GET",
         path="/api/v1/failures/{id}",

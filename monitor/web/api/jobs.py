@@ -6,7 +6,8 @@ from typing import Literal
 from msgspec import Meta
 from msgspec import Struct
 
-from monitor.control.commands import AbortJob
+from monitor.control.bulk import AbortJob
+from monitor.control.commands import summary_of
 from monitor.errors import NotFound
 from monitor.records import Job
 from monitor.records import JobOutcome
@@ -175,9 +176,9 @@ OPERATIONS = (
     ),
     Operation(
         method="POST",
-        path="/api/v1/bulk/{id:int}/abort",
+        path=f"/api/v1/{AbortJob.route}",
         handle=abort_bulk,
-        summary="End a job; what was not sent yet is left alone",
+        summary=summary_of(AbortJob),
         answer=JobItem,
         parameters=JobAddress,
         body=AbortBody,

@@ -43,7 +43,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """``handle`` takes the call, the parameters and, with a ``body``, the body. Its name is the operation's id.
+    """``handle`` takes the call, the parameters and, with a ``body``, the body. Its name is the operation's id, unless
+    ``id`` is given.
 
     ``errors`` are those beyond what any operation may answer. With ``media`` the handler gives a response itself, of
     one of these types; ``answer`` is then the shape of one line.
@@ -58,10 +59,11 @@ class Operation:
     body: type[msgspec.Struct] | None = None
     errors: tuple[type[MonitorError], ...] = ()
     media: tuple[str, ...] = ()
+    id: str = ""
 
     @property
     def name(self) -> str:
-        return self.handle.__name__
+        return self.id or self.handle.__name__
 
     @property
     def path_parameters(self) -> tuple[str, ...]:

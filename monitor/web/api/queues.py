@@ -5,16 +5,17 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
-from typing import TypedDict
+from typing import Any
 
 from msgspec import Meta
 from msgspec import Struct
 
-from monitor.control.queue_commands import DeleteMessage
-from monitor.control.queue_commands import PauseQueue
-from monitor.control.queue_commands import PurgeQueue
-from monitor.control.queue_commands import ReadQueue
-from monitor.control.queue_commands import ResumeQueue
+from monitor.control.commands import NO_NUL
+from monitor.control.commands import Performed
+from monitor.control.queues import QUEUE_COMMANDS
+from monitor.control.queues import PurgeQueue
+from monitor.control.queues import QueueCommand
+from monitor.control.queues import ReadQueue
 from monitor.errors import Conflict
 from monitor.records import Pause
 from monitor.records import Queue
@@ -22,21 +23,15 @@ from monitor.records import WaitPercentiles
 from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.web.api.acting import cluster_named
-from monitor.web.api.acting import done
-from monitor.web.api.acting import post
+from monitor.web.api.acting import operation
 from monitor.web.api.acting import told
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
-from monitor.web.api.requests import ConfirmBody
-from monitor.web.api.requests import Given
 from monitor.web.api.requests import InCluster
-from monitor.web.api.requests import Why
 from monitor.web.api.shapes import Told
 from monitor.web.api.shapes import shape
 
 WAIT_SECONDS = 300.0
-ON_QUEUE = "queues/{name:name}/"
 QueueName = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Name of a queue, percent-encoded")]
 
 
@@ -44,19 +39,6 @@ class QueueAddress(InCluster, frozen=True, kw_only=True):
     """One queue."""
 
     name: QueueName
-
-
-class ReadBody(Why, frozen=True, kw_only=True):
-    """How many messages."""
-
-    limit: Annotated[float, Meta(ge=1, le=200, multiple_of=1)] = 50
-
-
-class DeleteBody(Why, frozen=True, kw_only=True):
-    """The digest of a message, as reading gave it."""
-
-    digest: Given
-    id: Annotated[str, Meta(pattern=NO_NUL)] | None = None
 
 
 class PauseItem(Struct, frozen=True, kw_only=True):
@@ -148,38 +130,19 @@ def _queue_item(
     return shape(QueueItem, queue, wait=wait, paused=paused, oldest_age=age)
 
 
-class _Queue(TypedDict):
-    cluster: str
-    queue: str
-
-
-def pause_queue(call: Call, given: QueueAddress, body: Why) -> Told:
-    return told(call, PauseQueue(**_queue(call, given), reason=body.reason))
-
-
-def resume_queue(call: Call, given: QueueAddress, body: Why) -> Told:
-    return told(call, ResumeQueue(**_queue(call, given), reason=body.reason))
-
-
-def purge_queue(call: Call, given: QueueAddress, body: ConfirmBody) -> Purged:
-    performed = done(call, PurgeQueue(**_queue(call, given), reason=body.reason, confirm=body.confirm))
+def _purged(performed: Performed) -> Purged:
     purged = performed.details.get("purged")
     return Purged(purged=purged if isinstance(purged, int) else 0, message=performed.message)
 
 
-def read_queue(call: Call, given: QueueAddress, body: ReadBody) -> ReadingItem:
-    performed = done(call, ReadQueue(**_queue(call, given), reason=body.reason, limit=int(body.limit)))
+def _reading(performed: Performed) -> ReadingItem:
     if performed.reading is None:
         raise Conflict(performed.message)
     items = [QueueMessageItem(**asdict(message)) for message in performed.reading.messages]
     return ReadingItem(items=items, more=performed.reading.more, hazard=performed.reading.hazard)
 
 
-def delete_message(call: Call, given: QueueAddress, body: DeleteBody) -> Told:
-    return told(call, DeleteMessage(**_queue(call, given), reason=body.reason, digest=body.digest, id=body.id))
-
-
-def _queue(call: Call, given: QueueAddress) -> _Queue:
+def _queue(call: Call, given: QueueAddress) -> dict[str, Any]:
     """A queue need not be in the record: a broker may have it, and nobody has looked yet."""
     clusters = {each.cluster for each in queries.queues(call.store, given.cluster) if each.name == given.name}
     if len(clusters) > 1:
@@ -187,12 +150,10 @@ def _queue(call: Call, given: QueueAddress) -> _Queue:
     return {"cluster": clusters.pop() if clusters else cluster_named(call, given.cluster), "queue": given.name}
 
 
-def _post(
-    name: str, handle: Callable[..., Struct], body: type[Struct], summary: str, answer: type[Struct] = Told
-) -> Operation:
-    return post(ON_QUEUE + name, handle, body, summary, QueueAddress, answer)
-
-
+ANSWERS: dict[type[QueueCommand], tuple[type[Struct], Callable[[Performed], Struct]]] = {
+    PurgeQueue: (Purged, _purged),
+    ReadQueue: (ReadingItem, _reading),
+}
 OPERATIONS = (
     Operation(
         method="GET",
@@ -202,9 +163,5 @@ OPERATIONS = (
         answer=QueueList,
         parameters=InCluster,
     ),
-    _post("pause", pause_queue, Why, "Let no worker take from a queue"),
-    _post("resume", resume_queue, Why, "Let the workers take from a queue again"),
-    _post("purge", purge_queue, ConfirmBody, "Throw away all that waits", Purged),
-    _post("messages", read_queue, ReadBody, "Look at what waits", ReadingItem),
-    _post("delete-message", delete_message, DeleteBody, "Throw one message away"),
+    *(operation(command, QueueAddress, _queue, *ANSWERS.get(command, (Told, told))) for command in QUEUE_COMMANDS),
 )

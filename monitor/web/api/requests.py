@@ -1,16 +1,17 @@
 """What operations of several nouns may be asked. Whatever is not named is refused."""
 
 from typing import Annotated
-from typing import Literal
 
 from msgspec import Meta
 from msgspec import Struct
+
+from monitor.control.commands import NO_NUL
+from monitor.control.commands import Reason
 
 DAY = 86400.0
 LONGEST_SPAN = 731 * DAY  # as long as rollups are kept
 MOST_ITEMS = 500
 LATEST = 4_102_444_800.0  # the year 2100
-NO_NUL = r"^[^\x00]*$"  # nothing in the record has one, and PostgreSQL refuses it
 Cluster = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Name of a cluster")]
 Cursor = Annotated[
     str,
@@ -22,20 +23,7 @@ Query = Annotated[
 ]
 TaskId = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Id of a task, percent-encoded")]
 Time = Annotated[float, Meta(ge=0, le=LATEST, description="Seconds since 1970, UTC")]
-RequestId = Annotated[
-    str,
-    Meta(
-        pattern=NO_NUL,
-        min_length=1,
-        max_length=200,
-        description="The same request, however often it comes, is done once; the header Idempotency-Key may say it too",
-    ),
-]
-Seconds = Annotated[float, Meta(ge=0, le=31_536_000, description="Seconds to wait before the task may run")]
 Name = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="This one only, by its whole name")]
-Reason = Annotated[str, Meta(pattern=NO_NUL, max_length=1000, description="Why; kept in the record of actions")]
-Signal = Literal["SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGUSR1"]
-Given = Annotated[str, Meta(pattern=NO_NUL, min_length=1, max_length=255)]
 
 
 class NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,9 +40,3 @@ class Why(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Nothing but a reason."""
 
     reason: Reason | None = None
-
-
-class ConfirmBody(Why, frozen=True, kw_only=True):
-    """The name of what is ended or emptied, typed again."""
-
-    confirm: str | None = None

@@ -9,7 +9,11 @@ from msgspec import Raw
 from msgspec import Struct
 from msgspec import UnsetType
 
-from monitor.control.queue_commands import RunTask
+from monitor.control.commands import Name
+from monitor.control.commands import RequestId
+from monitor.control.commands import Seconds
+from monitor.control.commands import summary_of
+from monitor.control.run import RunTask
 from monitor.errors import NotTaken
 from monitor.errors import TakenUnknown
 from monitor.web.api.acting import ERRORS
@@ -17,20 +21,17 @@ from monitor.web.api.acting import cluster_named
 from monitor.web.api.acting import done
 from monitor.web.api.acting import json_text
 from monitor.web.api.acting import outcome
-from monitor.web.api.acting import post
 from monitor.web.api.operation import Call
-from monitor.web.api.requests import Given
+from monitor.web.api.operation import Operation
 from monitor.web.api.requests import InCluster
-from monitor.web.api.requests import RequestId
-from monitor.web.api.requests import Seconds
 from monitor.web.api.requests import Why
 
 
 class RunBody(Why, frozen=True, kw_only=True):
     """A task that a worker has registered."""
 
-    name: Given
-    queue: Given
+    name: Name
+    queue: Name
     # Raw: what the caller wrote reaches the worker digit by digit.
     args: Annotated[Raw, Meta(extra_json_schema={"type": "array"})] | UnsetType = UNSET
     kwargs: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
@@ -62,13 +63,14 @@ def run_task(call: Call, given: InCluster, body: RunBody) -> Ran:
 
 
 OPERATIONS = (
-    post(
-        "run",
-        run_task,
-        RunBody,
-        "Send a task that a worker has registered",
-        InCluster,
-        Ran,
-        (*ERRORS, NotTaken, TakenUnknown),
+    Operation(
+        method="POST",
+        path=f"/api/v1/{RunTask.route}",
+        handle=run_task,
+        summary=summary_of(RunTask),
+        answer=Ran,
+        parameters=InCluster,
+        body=RunBody,
+        errors=(*ERRORS, NotTaken, TakenUnknown),
     ),
 )

@@ -6,7 +6,10 @@ from typing import Annotated
 from msgspec import Meta
 from msgspec import Struct
 
-from monitor.control.commands import RunScheduled
+from monitor.control.commands import NO_NUL
+from monitor.control.commands import Reason
+from monitor.control.commands import summary_of
+from monitor.control.schedule import RunScheduled
 from monitor.errors import NotFound
 from monitor.records import BeatHealth
 from monitor.records import BeatSource
@@ -19,10 +22,8 @@ from monitor.web.api.acting import RETRY_ERRORS
 from monitor.web.api.acting import only_result
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
 from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import NoParameters
-from monitor.web.api.requests import Reason
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
 from monitor.web.receivers import known_until
@@ -181,9 +182,9 @@ OPERATIONS = (
     ),
     Operation(
         method="POST",
-        path="/api/v1/schedule/run",
+        path=f"/api/v1/{RunScheduled.route}",
         handle=run_scheduled,
-        summary="Send what an entry of the schedule sends, now",
+        summary=summary_of(RunScheduled),
         answer=ScheduledSent,
         body=RunScheduledBody,
         errors=RETRY_ERRORS,

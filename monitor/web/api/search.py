@@ -6,6 +6,7 @@ from typing import Literal
 from msgspec import Meta
 from msgspec import Struct
 
+from monitor.control.commands import NO_NUL
 from monitor.filter_terms import Match
 from monitor.filter_values import Pattern
 from monitor.records import Hit
@@ -14,7 +15,6 @@ from monitor.store import queries
 from monitor.store.search import search
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
 from monitor.web.api.requests import InCluster
 from monitor.web.present import term
 from monitor.web.render import link

@@ -10,12 +10,18 @@ from msgspec import Raw
 from msgspec import Struct
 from msgspec import UnsetType
 
-from monitor.control.commands import FindMessage
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RevokeTask
+from monitor.control.commands import NO_NUL
+from monitor.control.commands import Performed
+from monitor.control.commands import Reason
+from monitor.control.commands import RequestId
+from monitor.control.commands import Seconds
+from monitor.control.commands import summary_of
+from monitor.control.find import FindMessage
 from monitor.control.known import WAITING
 from monitor.control.known import Known
 from monitor.control.known import look
+from monitor.control.retry import RetryTask
+from monitor.control.revoke import RevokeTask
 from monitor.errors import Conflict
 from monitor.errors import NotFound
 from monitor.fidelity import Fidelity
@@ -34,17 +40,12 @@ from monitor.web.api.acting import ACTION_ERRORS
 from monitor.web.api.acting import RETRY_ERRORS
 from monitor.web.api.acting import json_text
 from monitor.web.api.acting import only_result
+from monitor.web.api.acting import operation
 from monitor.web.api.acting import outcome
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
 from monitor.web.api.requests import InCluster
-from monitor.web.api.requests import Reason
-from monitor.web.api.requests import RequestId
-from monitor.web.api.requests import Seconds
-from monitor.web.api.requests import Signal
 from monitor.web.api.requests import TaskId
-from monitor.web.api.requests import Why
 from monitor.web.api.shapes import shape
 from monitor.web.api.tasks import TaskItem
 from monitor.web.api.tasks import retried_item
@@ -70,18 +71,6 @@ class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     confirm: bool = False
     reason: Reason | None = None
     request_id: RequestId | None = None
-
-
-class FindBody(Why, frozen=True, kw_only=True):
-    """Why to look for a message."""
-
-
-class RevokeBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How to revoke a task."""
-
-    terminate: bool = False
-    signal: Signal = "SIGTERM"
-    reason: Reason | None = None
 
 
 class RunItem(Struct, frozen=True, kw_only=True):
@@ -228,10 +217,8 @@ def get_task(call: Call, given: TaskAddress) -> TaskDetail:
 
 
 def retry_task(call: Call, given: TaskAddress, body: RetryBody) -> Retried:
-    task = queries.task(call.store, given.id, given.cluster)
     command = RetryTask(
-        cluster=task.cluster,
-        id=task.id,
+        **_task(call, given),
         args=json_text(body.args),
         kwargs=json_text(body.kwargs),
         queue=body.queue,
@@ -248,52 +235,32 @@ def retry_task(call: Call, given: TaskAddress, body: RetryBody) -> Retried:
     return Retried(id=result.new_id, fidelity=result.fidelity, outcome=outcome(performed), message=performed.message)
 
 
-def find_message(call: Call, given: TaskAddress, body: FindBody) -> FoundMessage:
+def _task(call: Call, given: TaskAddress) -> dict[str, Any]:
     task = queries.task(call.store, given.id, given.cluster)
-    performed = call.controller.perform(call.actor, FindMessage(cluster=task.cluster, id=task.id, reason=body.reason))
+    return {"cluster": task.cluster, "id": task.id}
+
+
+def _found(performed: Performed) -> FoundMessage:
     return FoundMessage(message=performed.message)
 
 
-def revoke_task(call: Call, given: TaskAddress, body: RevokeBody) -> Revoked:
-    task = queries.task(call.store, given.id, given.cluster)
-    command = RevokeTask(
-        cluster=task.cluster, id=task.id, terminate=body.terminate, signal=body.signal, reason=body.reason
-    )
-    performed = call.controller.perform(call.actor, command)
+def _revoked(performed: Performed) -> Revoked:
     return Revoked(outcome=outcome(performed), message=performed.message)
 
 
 OPERATIONS = (
     Operation(
         method="POST",
-        path="/api/v1/tasks/{id:name}/retry",
+        path=f"/api/v1/{RetryTask.route}",
         handle=retry_task,
-        summary="Send a task again under a new id",
+        summary=summary_of(RetryTask),
         answer=Retried,
         parameters=TaskAddress,
         body=RetryBody,
         errors=RETRY_ERRORS,
     ),
-    Operation(
-        method="POST",
-        path="/api/v1/tasks/{id:name}/find-message",
-        handle=find_message,
-        summary="Look for a task's message in its queue on RabbitMQ, which takes messages out and puts them back",
-        answer=FoundMessage,
-        parameters=TaskAddress,
-        body=FindBody,
-        errors=ACTION_ERRORS,
-    ),
-    Operation(
-        method="POST",
-        path="/api/v1/tasks/{id:name}/revoke",
-        handle=revoke_task,
-        summary="Tell the workers not to run a task, or to end it",
-        answer=Revoked,
-        parameters=TaskAddress,
-        body=RevokeBody,
-        errors=ACTION_ERRORS,
-    ),
+    operation(FindMessage, TaskAddress, _task, FoundMessage, _found, ACTION_ERRORS),
+    operation(RevokeTask, TaskAddress, _task, Revoked, _revoked, ACTION_ERRORS),
     Operation(
         method="GET",
         path="/api/v1/tasks/{id:name}",

@@ -1,26 +1,28 @@
 """Saved views in the JSON API."""
 
 from typing import Annotated
+from typing import Any
 
 from msgspec import Meta
 from msgspec import Struct
 
+from monitor.control.commands import NO_NUL
 from monitor.control.commands import Performed
-from monitor.control.view_commands import DeleteView
-from monitor.control.view_commands import RenameView
-from monitor.control.view_commands import SaveView
+from monitor.control.commands import Reason
+from monitor.control.commands import summary_of
 from monitor.control.views import LONGEST_NAME
 from monitor.control.views import LONGEST_PATH
 from monitor.control.views import LONGEST_QUERY
+from monitor.control.views import DeleteView
+from monitor.control.views import RenameView
+from monitor.control.views import SaveView
 from monitor.records import SavedView
 from monitor.store import views
 from monitor.web.api.acting import CHANGE_ERRORS
+from monitor.web.api.acting import operation
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
 from monitor.web.api.requests import NoParameters
-from monitor.web.api.requests import Reason
-from monitor.web.api.requests import Why
 
 SOMETHING = r"^[^\x00]*[^\x00\s][^\x00]*$"
 ViewNumber = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a saved view")]
@@ -48,10 +50,6 @@ class RenameViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     name: ViewName
     reason: Reason | None = None
-
-
-class DeleteViewBody(Why, frozen=True, kw_only=True):
-    """Why a view is taken away."""
 
 
 class ViewItem(Struct, frozen=True, kw_only=True):
@@ -92,9 +90,12 @@ def rename_view(call: Call, given: ViewAddress, body: RenameViewBody) -> ViewIte
     return _item(views.saved_view(call.store, given.id))
 
 
-def delete_view(call: Call, given: ViewAddress, body: DeleteViewBody) -> ViewDeleted:
-    performed = call.controller.perform(call.actor, DeleteView(view=given.id, reason=body.reason))
-    return ViewDeleted(given.id, performed.message)
+def _address(_: Call, given: ViewAddress) -> dict[str, Any]:
+    return {"view": given.id}
+
+
+def _deleted(performed: Performed) -> ViewDeleted:
+    return ViewDeleted(_number(performed), performed.message)
 
 
 def _number(performed: Performed) -> int:
@@ -115,31 +116,22 @@ OPERATIONS = (
     ),
     Operation(
         method="POST",
-        path="/api/v1/views/save",
+        path=f"/api/v1/{SaveView.route}",
         handle=save_view,
-        summary="Keep a list under a name, for everybody",
+        summary=summary_of(SaveView),
         answer=ViewItem,
         body=SaveViewBody,
         errors=CHANGE_ERRORS,
     ),
     Operation(
         method="POST",
-        path="/api/v1/views/{id:int}/rename",
+        path=f"/api/v1/{RenameView.route}",
         handle=rename_view,
-        summary="Give a saved view another name",
+        summary=summary_of(RenameView),
         answer=ViewItem,
         parameters=ViewAddress,
         body=RenameViewBody,
         errors=CHANGE_ERRORS,
     ),
-    Operation(
-        method="POST",
-        path="/api/v1/views/{id:int}/delete",
-        handle=delete_view,
-        summary="Take a saved view away from everybody",
-        answer=ViewDeleted,
-        parameters=ViewAddress,
-        body=DeleteViewBody,
-        errors=CHANGE_ERRORS,
-    ),
+    operation(DeleteView, ViewAddress, _address, ViewDeleted, _deleted, CHANGE_ERRORS),
 )

@@ -1,29 +1,19 @@
 """One worker: what it has in hand, and what it may be told."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated
 from typing import Any
-from typing import TypedDict
 
 from msgspec import Meta
 from msgspec import Struct
 
+from monitor.control.commands import NO_NUL
 from monitor.control.inspect import HeldTask
 from monitor.control.inspect import Inside
 from monitor.control.inspect import look_inside
-from monitor.control.worker_commands import AddConsumer
-from monitor.control.worker_commands import Autoscale
-from monitor.control.worker_commands import CancelConsumer
-from monitor.control.worker_commands import DisableEvents
-from monitor.control.worker_commands import EnableEvents
-from monitor.control.worker_commands import PoolGrow
-from monitor.control.worker_commands import PoolRestart
-from monitor.control.worker_commands import PoolShrink
-from monitor.control.worker_commands import RateLimit
-from monitor.control.worker_commands import RevokeStamped
-from monitor.control.worker_commands import Shutdown
-from monitor.control.worker_commands import TimeLimit
+from monitor.control.workers import ON_WORKER
+from monitor.control.workers import WORKER_COMMANDS
+from monitor.control.workers import RevokeStamped
 from monitor.errors import BrokerUnavailable
 from monitor.errors import Conflict
 from monitor.errors import NotFound
@@ -31,73 +21,18 @@ from monitor.errors import Unsupported
 from monitor.records import Worker
 from monitor.store import queries
 from monitor.web.api.acting import cluster_named
-from monitor.web.api.acting import post
-from monitor.web.api.acting import told
+from monitor.web.api.acting import operation
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
-from monitor.web.api.requests import NO_NUL
-from monitor.web.api.requests import ConfirmBody
-from monitor.web.api.requests import Given
 from monitor.web.api.requests import InCluster
-from monitor.web.api.requests import Signal
-from monitor.web.api.requests import Why
-from monitor.web.api.shapes import Told
 
-ON_WORKER = "workers/{hostname:name}/"
-MOST_PROCESSES = 1000
 Hostname = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Node name of a worker, percent-encoded")]
-# JSON knows no whole numbers: 3.0 is one, and 2.5 is refused.
-Processes = Annotated[float, Meta(ge=1, le=MOST_PROCESSES, multiple_of=1)]
-Limit = Annotated[float, Meta(gt=0, le=31_536_000, description="Seconds; null removes this limit")]
 
 
 class WorkerAddress(InCluster, frozen=True, kw_only=True):
     """One worker."""
 
     hostname: Hostname
-
-
-class PoolBody(Why, frozen=True, kw_only=True):
-    """By how many processes."""
-
-    number: Processes = 1
-
-
-class AutoscaleBody(Why, frozen=True, kw_only=True):
-    """The new range of processes; minimum is at most maximum."""
-
-    maximum: Processes
-    minimum: Annotated[float, Meta(ge=0, le=MOST_PROCESSES, multiple_of=1)]
-
-
-class ConsumerBody(Why, frozen=True, kw_only=True):
-    """Which queue."""
-
-    queue: Given
-
-
-class RateLimitBody(Why, frozen=True, kw_only=True):
-    """How many tasks of a name: 10/s, 5/m, 100/h, or 0 for no limit."""
-
-    task: Given
-    rate: Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?(/[smh])?$")]
-
-
-class TimeLimitBody(Why, frozen=True, kw_only=True):
-    """Both limits, always: Celery removes a limit that is not given, so null must be said."""
-
-    task: Given
-    soft: Limit | None
-    hard: Limit | None
-
-
-class StampBody(Why, frozen=True, kw_only=True):
-    """Tasks with one of these stamps under this header."""
-
-    header: Given
-    stamps: Annotated[list[Given], Meta(min_length=1, max_length=1000)]
-    terminate: bool = False
-    signal: Signal = "SIGTERM"
 
 
 class HeldItem(Struct, frozen=True, kw_only=True):
@@ -151,65 +86,6 @@ def _plain(table: Any) -> Any:
     return None if table is None else dict(table)
 
 
-def grow_pool(call: Call, given: WorkerAddress, body: PoolBody) -> Told:
-    return told(call, PoolGrow(**_worker(call, given), reason=body.reason, number=int(body.number)))
-
-
-def shrink_pool(call: Call, given: WorkerAddress, body: PoolBody) -> Told:
-    return told(call, PoolShrink(**_worker(call, given), reason=body.reason, number=int(body.number)))
-
-
-def restart_pool(call: Call, given: WorkerAddress, body: Why) -> Told:
-    return told(call, PoolRestart(**_worker(call, given), reason=body.reason))
-
-
-def autoscale(call: Call, given: WorkerAddress, body: AutoscaleBody) -> Told:
-    to = _worker(call, given)
-    return told(call, Autoscale(**to, reason=body.reason, maximum=int(body.maximum), minimum=int(body.minimum)))
-
-
-def add_consumer(call: Call, given: WorkerAddress, body: ConsumerBody) -> Told:
-    return told(call, AddConsumer(**_worker(call, given), reason=body.reason, queue=body.queue))
-
-
-def cancel_consumer(call: Call, given: WorkerAddress, body: ConsumerBody) -> Told:
-    return told(call, CancelConsumer(**_worker(call, given), reason=body.reason, queue=body.queue))
-
-
-def rate_limit(call: Call, given: WorkerAddress, body: RateLimitBody) -> Told:
-    return told(call, RateLimit(**_worker(call, given), reason=body.reason, task=body.task, rate=body.rate))
-
-
-def time_limit(call: Call, given: WorkerAddress, body: TimeLimitBody) -> Told:
-    to = _worker(call, given)
-    return told(call, TimeLimit(**to, reason=body.reason, task=body.task, soft=body.soft, hard=body.hard))
-
-
-def enable_events(call: Call, given: WorkerAddress, body: Why) -> Told:
-    return told(call, EnableEvents(**_worker(call, given), reason=body.reason))
-
-
-def disable_events(call: Call, given: WorkerAddress, body: Why) -> Told:
-    return told(call, DisableEvents(**_worker(call, given), reason=body.reason))
-
-
-def shut_down_worker(call: Call, given: WorkerAddress, body: ConfirmBody) -> Told:
-    return told(call, Shutdown(**_worker(call, given), reason=body.reason, confirm=body.confirm))
-
-
-def revoke_stamped(call: Call, given: InCluster, body: StampBody) -> Told:
-    command = RevokeStamped(
-        cluster=cluster_named(call, given.cluster),
-        workers=(),
-        header=body.header,
-        stamps=tuple(body.stamps),
-        terminate=body.terminate,
-        signal=body.signal,
-        reason=body.reason,
-    )
-    return told(call, command)
-
-
 def inspect_worker(call: Call, given: WorkerAddress) -> InsideItem:
     return inside_item(look_inside(call.settings, _find(call, given)))
 
@@ -224,37 +100,17 @@ def _find(call: Call, given: WorkerAddress) -> Worker:
     return found[0]
 
 
-class _Workers(TypedDict):
-    cluster: str
-    workers: tuple[str, ...]
-
-
-def _worker(call: Call, given: WorkerAddress) -> _Workers:
+def _worker(call: Call, given: WorkerAddress) -> dict[str, Any]:
     worker = _find(call, given)
     return {"cluster": worker.cluster, "workers": (worker.hostname,)}
 
 
-def _post(name: str, handle: Callable[..., Told], body: type[Struct], summary: str) -> Operation:
-    return post(ON_WORKER + name, handle, body, summary, WorkerAddress)
+def _cluster(call: Call, given: InCluster) -> dict[str, Any]:
+    return {"cluster": cluster_named(call, given.cluster)}
 
 
 OPERATIONS = (
-    _post("grow", grow_pool, PoolBody, "Add processes to a worker's pool"),
-    _post("shrink", shrink_pool, PoolBody, "Take processes from a worker's pool, never the last"),
-    _post(
-        "restart",
-        restart_pool,
-        Why,
-        "Replace each process of a worker's pool once it has ended what it runs",
-    ),
-    _post("autoscale", autoscale, AutoscaleBody, "Change the range in which a worker scales itself"),
-    _post("add-consumer", add_consumer, ConsumerBody, "Let a worker take from one more queue"),
-    _post("cancel-consumer", cancel_consumer, ConsumerBody, "Let a worker take no more from a queue"),
-    _post("rate-limit", rate_limit, RateLimitBody, "Limit how often a worker runs tasks of a name"),
-    _post("time-limit", time_limit, TimeLimitBody, "Set both time limits of tasks of a name"),
-    _post("enable-events", enable_events, Why, "Let a worker send task events"),
-    _post("disable-events", disable_events, Why, "Let a worker send no task events"),
-    _post("shutdown", shut_down_worker, ConfirmBody, "End a worker once what it runs has ended"),
+    *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),
     Operation(
         method="GET",
         path=f"/api/v1/{ON_WORKER}inspect",
@@ -264,5 +120,5 @@ OPERATIONS = (
         parameters=WorkerAddress,
         errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),
     ),
-    post("revoke-stamped", revoke_stamped, StampBody, "Revoke tasks by a stamp on every worker", InCluster),
+    operation(RevokeStamped, InCluster, _cluster),
 )

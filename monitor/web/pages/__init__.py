@@ -48,13 +48,13 @@ from typing import Protocol
 from starlette.datastructures import FormData
 from starlette.datastructures import QueryParams
 
-from monitor.access import REQUIRED_ROLE
 from monitor.access import Actor
 from monitor.access import Role
-from monitor.control.commands import BulkCommand
-from monitor.control.commands import BulkRetry
+from monitor.control.bulk import BulkCommand
+from monitor.control.bulk import BulkRetry
 from monitor.control.commands import Command
 from monitor.control.commands import Performed
+from monitor.control.perform import REQUIRED_ROLE
 from monitor.records import Job
 from monitor.settings import Settings
 from monitor.store.engine import Store

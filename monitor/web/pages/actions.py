@@ -1,6 +1,6 @@
 """The audit trail: who did what, to what, why, and what came of it; denials too."""
 
-from monitor.access import REQUIRED_ROLE
+from monitor.control.perform import REQUIRED_ROLE
 from monitor.store import jobs
 from monitor.store import queries
 from monitor.web.pages import Context

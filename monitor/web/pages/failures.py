@@ -1,15 +1,13 @@
 """What fails, grouped by what it has in common; and one group: why, where, since when, and what to do about it."""
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from monitor.control.commands import ChangeFailure
-from monitor.control.commands import MuteFailure
-from monitor.control.commands import ReopenFailure
-from monitor.control.commands import ResolveFailure
+from monitor.control.commands import verb_of
+from monitor.control.failures import FAILURE_COMMANDS
+from monitor.control.failures import ChangeFailure
 from monitor.errors import InvalidInput
-from monitor.errors import MonitorError
 from monitor.failures import mask
 from monitor.failures import names_in
 from monitor.filters import parse
@@ -21,6 +19,9 @@ from monitor.store import queries
 from monitor.store.failures import UNRESOLVED
 from monitor.web import charts
 from monitor.web import tracebacks
+from monitor.web.forms import command_of
+from monitor.web.forms import performing
+from monitor.web.pages import Act
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
@@ -111,7 +112,7 @@ def failure_context(view: View) -> Context:
         "sample": sample,
         "parts": tracebacks.parts(sample.traceback) if sample and sample.traceback else [],
         "tasks": kept[:LISTED],
-        "may": {verb: view.may(command.action) for verb, command in COMMANDS.items()},
+        "may": {verb_of(command): view.may(command.action) for command in FAILURE_COMMANDS},
         "may_retry": view.may("task.retry"),
     }
 
@@ -130,27 +131,13 @@ def state_word(group: FailureGroup, now: float) -> str:
     return "new" if fresh else group.state.value
 
 
-COMMANDS: dict[str, type[ResolveFailure] | type[MuteFailure] | type[ReopenFailure]] = {
-    "resolve": ResolveFailure,
-    "mute": MuteFailure,
-    "reopen": ReopenFailure,
-}
-
-
-def change(verb: str) -> Callable[[View, Deed], Result]:
+def change(command: type[ChangeFailure]) -> Act:
     """The form that resolves, mutes or reopens a group."""
 
     def act(view: View, deed: Deed) -> Result:
-        number = view.params["id"]
-        reason = str(deed.form.get("reason") or "") or None
-        group = queries.failure_group(view.store, number)
-        command: ChangeFailure = COMMANDS[verb](cluster=group.cluster, group=number, reason=reason)
-        to = f"/failures/{number}"
-        try:
-            performed = deed.controller.perform(deed.actor, command)
-        except MonitorError as error:
-            return Result(to, notice=error.message, tone="bad")
-        return Result(to, notice=performed.message)
+        group = queries.failure_group(view.store, view.params["id"])
+        make = partial(command_of, command, cluster=group.cluster, group=group.id)
+        return performing(f"/failures/{group.id}", view, deed, make)
 
     return act
 
@@ -208,6 +195,6 @@ GROUP_PAGE = Page(
     failure_context,
     title="Failure",
     regions=("head", "numbers", "why"),
-    actions={verb: change(verb) for verb in COMMANDS},
+    actions={verb_of(command): change(command) for command in FAILURE_COMMANDS},
     script="charts.js",
 )

@@ -6,9 +6,9 @@ from typing import Any
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from monitor.control.commands import AbortJob
-from monitor.control.commands import BulkRetry
-from monitor.control.commands import BulkRevoke
+from monitor.control.bulk import AbortJob
+from monitor.control.bulk import BulkRetry
+from monitor.control.bulk import BulkRevoke
 from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
 from monitor.errors import NotFound

@@ -5,13 +5,12 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from monitor.control.commands import Command
-from monitor.control.queue_commands import DeleteMessage
-from monitor.control.queue_commands import PauseQueue
-from monitor.control.queue_commands import PurgeQueue
-from monitor.control.queue_commands import ReadQueue
-from monitor.control.queue_commands import ResumeQueue
-from monitor.control.worker_commands import AddConsumer
-from monitor.control.worker_commands import PoolGrow
+from monitor.control.commands import verb_of
+from monitor.control.queues import QUEUE_COMMANDS
+from monitor.control.queues import QueueCommand
+from monitor.control.queues import ReadQueue
+from monitor.control.workers import AddConsumer
+from monitor.control.workers import GrowPool
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.records import Pause
@@ -24,10 +23,11 @@ from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.web import charts
 from monitor.web.forms import Form
-from monitor.web.forms import back
+from monitor.web.forms import command_of
 from monitor.web.forms import doing
 from monitor.web.forms import fields
-from monitor.web.forms import whole
+from monitor.web.forms import performing
+from monitor.web.pages import Act
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
@@ -42,7 +42,7 @@ from monitor.web.vitals import unattended
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
 MOST_NAMES = 20
-COMMANDS = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage, PoolGrow, AddConsumer)
+COMMANDS: tuple[type[Command], ...] = (*QUEUE_COMMANDS, GrowPool, AddConsumer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,8 @@ def queue_context(view: View) -> Context:
 
 def read_messages(view: View, deed: Deed) -> Result:
     """The page with the messages on it. Reading marks them on some brokers, so it is no link that a robot follows."""
-    form = fields(deed.form)
-    command = ReadQueue(cluster=form.get("of_cluster", ""), queue=str(view.params["name"]))
     try:
+        command = command_of(ReadQueue, fields(deed.form), queue=str(view.params["name"]))
         performed = deed.controller.perform(deed.actor, command)
     except MonitorError as error:
         return Result(f"/queues/{_quoted(view)}", {"cluster": view.cluster}, error.message, "bad")
@@ -119,41 +118,28 @@ def read_messages(view: View, deed: Deed) -> Result:
 
 def grow(view: View, deed: Deed) -> Result:
     """More processes at the workers that take from it: at one that is named, or at each."""
-    form = fields(deed.form)
-    cluster, path = form.get("of_cluster", ""), f"/queues/{_quoted(view)}"
-    takers = _takers(Queue(cluster=cluster, name=str(view.params["name"])), queries.workers(view.store, cluster))
-    named = form.get("worker")
-    workers = tuple(each for each in takers if named in ("", None, each))
-    try:
-        command = PoolGrow(cluster=cluster, workers=workers, number=whole(form, "number"))
-        return back(path, view, deed.controller.perform(deed.actor, command))
-    except MonitorError as error:
-        return Result(path, {"cluster": view.cluster}, error.message, "bad")
+
+    def make(form: Form) -> Command:
+        queue = Queue(cluster=form.get("of_cluster", ""), name=str(view.params["name"]))
+        takers = _takers(queue, queries.workers(view.store, queue.cluster))
+        return command_of(
+            GrowPool, form, workers=tuple(each for each in takers if form.get("worker") in ("", None, each))
+        )
+
+    return performing(f"/queues/{_quoted(view)}", view, deed, make)
 
 
 def _add_consumer(name: str, form: Form) -> Command:
     return AddConsumer(cluster=form.get("of_cluster", ""), workers=(form.get("worker", ""),), queue=name)
 
 
+def _form_of(command: type[QueueCommand]) -> Act:
+    """The form that does something to a queue."""
+    return doing("/queues", "name", lambda name, form: command_of(command, form, queue=name))
+
+
 def _quoted(view: View) -> str:
     return quote(str(view.params["name"]), safe="", errors="replace")
-
-
-def _pause(name: str, form: Form) -> Command:
-    return PauseQueue(cluster=form.get("of_cluster", ""), queue=name, reason=form.get("reason", "").strip() or None)
-
-
-def _resume(name: str, form: Form) -> Command:
-    return ResumeQueue(cluster=form.get("of_cluster", ""), queue=name)
-
-
-def _purge(name: str, form: Form) -> Command:
-    return PurgeQueue(cluster=form.get("of_cluster", ""), queue=name, confirm=form.get("confirm"))
-
-
-def _delete(name: str, form: Form) -> Command:
-    digest, task_id = form.get("digest", ""), form.get("id") or None
-    return DeleteMessage(cluster=form.get("of_cluster", ""), queue=name, digest=digest, id=task_id)
 
 
 def read_rows(view: View) -> list[QueueRow]:
@@ -244,11 +230,8 @@ QUEUE_PAGE = Page(
     title="Queue",
     regions=("queue", "charts", "names"),
     actions={
-        "pause": doing("/queues", "name", _pause),
-        "resume": doing("/queues", "name", _resume),
-        "purge": doing("/queues", "name", _purge),
-        "messages": read_messages,
-        "delete-message": doing("/queues", "name", _delete),
+        **{verb_of(command): _form_of(command) for command in QUEUE_COMMANDS},
+        verb_of(ReadQueue): read_messages,
         "grow": grow,
         "add-consumer": doing("/queues", "name", _add_consumer),
     },

@@ -4,7 +4,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from monitor.control.inspect import names_by_worker
-from monitor.control.queue_commands import RunTask
+from monitor.control.run import RunTask
 from monitor.errors import MonitorError
 from monitor.records import WorkerStatus
 from monitor.store import queries

@@ -1,6 +1,6 @@
 """What beat sends: when it did last, when it will next, what it missed, and what became of it."""
 
-from monitor.control.commands import RunScheduled
+from monitor.control.schedule import RunScheduled
 from monitor.errors import MonitorError
 from monitor.schedule import in_words
 from monitor.store import queries

@@ -1,20 +1,18 @@
 """One task: what happened to it, with what, why it failed, and what can be done."""
 
 import json
-from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import quote
 from uuid import uuid4
 
+from msgspec import structs
+
 from monitor import fidelity
 from monitor.control.commands import SIGNALS
-from monitor.control.commands import FindMessage
-from monitor.control.commands import Performed
-from monitor.control.commands import RetryTask
-from monitor.control.commands import RevokeTask
 from monitor.control.consumed import Consumed
 from monitor.control.consumed import consumed
 from monitor.control.find import HAZARD
+from monitor.control.find import FindMessage
 from monitor.control.find import why_not_find
 from monitor.control.known import WAITING
 from monitor.control.known import Known
@@ -22,6 +20,8 @@ from monitor.control.known import look
 from monitor.control.legal import REFUSED
 from monitor.control.legal import SAME_ID
 from monitor.control.legal import warnings_of
+from monitor.control.retry import RetryTask
+from monitor.control.revoke import RevokeTask
 from monitor.control.target import Target
 from monitor.control.target import find_broker
 from monitor.errors import ArgumentsUnknown
@@ -41,6 +41,11 @@ from monitor.redact import Redactor
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.web import tracebacks
+from monitor.web.forms import TONES
+from monitor.web.forms import command_of
+from monitor.web.forms import fields
+from monitor.web.forms import performing
+from monitor.web.forms import seconds
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
@@ -223,7 +228,7 @@ def _bar(run: Run, number: int, begin: float, span: float, sent: float | None) -
 
 def retry(view: View, deed: Deed) -> Result:
     """Sends it again as it is, or as it was edited."""
-    form = {name: str(value) for name, value in deed.form.items()}
+    form = fields(deed.form)
     edited = form.get("edited") == "1"
     command = RetryTask(
         cluster=_cluster(view, form),
@@ -236,39 +241,29 @@ def retry(view: View, deed: Deed) -> Result:
         request_id=form.get("request_id") or None,
     )
     try:
-        command = replace(command, countdown=_countdown(form.get("countdown", "")))
+        command = structs.replace(command, countdown=seconds(form, "countdown"))
         performed = deed.controller.perform(deed.actor, command)
     except (InvalidInput, ArgumentsUnknown, Conflict) as error:
         return _ask_again(form, error, "edit" if edited or isinstance(error, ArgumentsUnknown) else "retry")
     except MonitorError as error:
         return _to_task(view, f"Nothing was sent. {error.message}", "bad")
-    return _to_task(view, performed.message, _tone(performed))
+    return _to_task(view, performed.message, TONES[performed.outcome])
 
 
 def revoke(view: View, deed: Deed) -> Result:
     """Tells the workers not to run it; with terminate, kills the process that does."""
-    form = {name: str(value) for name, value in deed.form.items()}
-    command = RevokeTask(
-        cluster=_cluster(view, form),
-        id=view.params["id"],
-        terminate=form.get("terminate") == "1",
-        signal=form.get("signal", "SIGTERM"),
-    )
-    try:
-        performed = deed.controller.perform(deed.actor, command)
-    except MonitorError as error:
-        return _to_task(view, error.message, "bad")
-    return _to_task(view, performed.message, _tone(performed))
+    return _perform(view, deed, RevokeTask)
 
 
 def find(view: View, deed: Deed) -> Result:
     """Looks for its message in its queue, where that has a price."""
-    form = {name: str(value) for name, value in deed.form.items()}
-    try:
-        performed = deed.controller.perform(deed.actor, FindMessage(cluster=_cluster(view, form), id=view.params["id"]))
-    except MonitorError as error:
-        return _to_task(view, error.message, "bad")
-    return _to_task(view, performed.message, _tone(performed))
+    return _perform(view, deed, FindMessage)
+
+
+def _perform(view: View, deed: Deed, command: type[RevokeTask | FindMessage]) -> Result:
+    cluster, task_id = _cluster(view, fields(deed.form)), view.params["id"]
+    path = f"/tasks/{quote(task_id, safe='')}"
+    return performing(path, view, deed, lambda form: command_of(command, form, cluster=cluster, id=task_id))
 
 
 def _can_find(view: View, task: Task, known: fidelity.Arguments) -> bool:
@@ -286,24 +281,11 @@ def _cluster(view: View, form: dict[str, str]) -> str:
     return form.get("of_cluster") or queries.task(view.store, view.params["id"], view.cluster).cluster
 
 
-def _countdown(text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidInput(f"countdown {text!r} is no number of seconds", field="countdown") from None
-
-
 def _ask_again(form: dict[str, str], error: MonitorError, panel: str) -> Result:
     editor = {name: form.get(name, "") for name in ("args", "kwargs", "queue", "countdown")}
     said = {"panel": panel, "editor_error": error.message, "editor_field": error.detail.get("field")}
     kept = {"editor": editor} if form.get("edited") == "1" else {}
     return Result(context={**said, **kept, "request_id": str(uuid4())}, status=error.status)
-
-
-def _tone(performed: Performed) -> str:
-    return {"done": "good", "unconfirmed": "warning", "failed": "bad"}[performed.outcome]
 
 
 def _to_task(view: View, notice: str, tone: str) -> Result:

@@ -6,14 +6,14 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
+from monitor.control.bulk import BulkCommand
+from monitor.control.bulk import BulkRetry
+from monitor.control.bulk import BulkRevoke
 from monitor.control.commands import MAX_TASKS
-from monitor.control.commands import BulkCommand
-from monitor.control.commands import BulkRetry
-from monitor.control.commands import BulkRevoke
 from monitor.control.commands import Performed
-from monitor.control.commands import RetryTasks
-from monitor.control.commands import RevokeTasks
 from monitor.control.legal import REFUSED
+from monitor.control.retry import RetryTasks
+from monitor.control.revoke import RevokeTasks
 from monitor.control.views import canonical
 from monitor.errors import ConfirmationRequired
 from monitor.errors import FilterError

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
-from monitor.control.view_commands import DeleteView
-from monitor.control.view_commands import RenameView
-from monitor.control.view_commands import SaveView
-from monitor.control.view_commands import ViewCommand
+from monitor.control.views import DeleteView
+from monitor.control.views import RenameView
+from monitor.control.views import SaveView
+from monitor.control.views import ViewCommand
 from monitor.errors import MonitorError
 from monitor.store import views
 from monitor.web.forms import Form
+from monitor.web.forms import command_of
 from monitor.web.forms import fields
 from monitor.web.forms import whole
 from monitor.web.pages import Act
@@ -57,11 +58,11 @@ def _save(form: Form) -> SaveView:
 
 
 def _rename(form: Form) -> RenameView:
-    return RenameView(view=whole(form, "view"), name=form.get("name", ""))
+    return command_of(RenameView, form)
 
 
 def _delete(form: Form) -> DeleteView:
-    return DeleteView(view=whole(form, "view"))
+    return command_of(DeleteView, form, view=whole(form, "view"))
 
 
 PAGE = Page(

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from monitor.control.commands import SIGNALS
+from monitor.control.commands import verb_of
 from monitor.control.inspect import Inside
 from monitor.control.inspect import look_inside
-from monitor.control.worker_commands import EnableEvents
-from monitor.control.worker_commands import RevokeStamped
+from monitor.control.workers import WORKER_COMMANDS
+from monitor.control.workers import EnableEvents
+from monitor.control.workers import RevokeStamped
+from monitor.control.workers import WorkerCommand
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
 from monitor.filters import parse
@@ -21,9 +24,11 @@ from monitor.records import WorkerStatus
 from monitor.store import breakdowns
 from monitor.store import queries
 from monitor.web import charts
-from monitor.web import worker_forms
-from monitor.web.forms import back
-from monitor.web.forms import fields
+from monitor.web.forms import Form
+from monitor.web.forms import command_of
+from monitor.web.forms import doing
+from monitor.web.forms import performing
+from monitor.web.pages import Act
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
@@ -116,7 +121,7 @@ def worker_context(view: View) -> Context:
         "ranges": RANGE_WORDS,
         "may_enable": view.may(EnableEvents.action),
         "may_terminate": view.may("task.revoke"),
-        "can": {action.partition(".")[2]: view.may(action) for action in worker_forms.OFFERED},
+        "can": {command.action.partition(".")[2]: view.may(command.action) for command in WORKER_COMMANDS},
         "task_names": queries.terms(view.store, "name", "", MOST_NAMES),
         "queue_names_known": sorted({queue.name for queue in queries.queues(view.store, cluster)}),
         "asked": view.query.get("ask") == "1",
@@ -179,19 +184,16 @@ def enable_events(view: View, deed: Deed) -> Result:
 
 def revoke_stamped(view: View, deed: Deed) -> Result:
     """Tells every worker of a cluster to skip tasks with a stamp."""
-    form = fields(deed.form)
-    command = RevokeStamped(
-        cluster=form.get("of_cluster", ""),
-        workers=(),
-        header=form.get("header", "").strip(),
-        stamps=tuple(stamp for stamp in form.get("stamps", "").split() if stamp),
-        terminate=form.get("terminate") == "1",
-        signal=form.get("signal", "SIGTERM"),
-    )
-    try:
-        return back("/workers", view, deed.controller.perform(deed.actor, command))
-    except MonitorError as error:
-        return Result("/workers", {"cluster": view.cluster}, error.message, "bad")
+    return performing("/workers", view, deed, lambda form: command_of(RevokeStamped, form))
+
+
+def _form_of(command: type[WorkerCommand]) -> Act:
+    """The form that asks a worker for something."""
+
+    def make(hostname: str, form: Form) -> WorkerCommand:
+        return command_of(command, form, workers=(hostname,))
+
+    return doing("/workers", "hostname", make)
 
 
 def _held(view: View, hostname: str) -> ListPage[Task]:
@@ -260,6 +262,6 @@ WORKER_PAGE = Page(
     worker_context,
     title="Worker",
     regions=("worker", "held", "charts"),
-    actions=worker_forms.ACTIONS,
+    actions={verb_of(command): _form_of(command) for command in WORKER_COMMANDS},
     script="charts.js",
 )

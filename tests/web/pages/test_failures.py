@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.control.commands import MuteFailure
-from monitor.control.commands import ResolveFailure
+from monitor.control.failures import MuteFailure
+from monitor.control.failures import ResolveFailure
 from monitor.records import FailureState
 from monitor.store import failures
 from monitor.store import queries
