@@ -13,7 +13,7 @@ from monitor.control.commands import Performed
 from monitor.control.commands import TaskResult
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
-from monitor.filters import parse
+from monitor.filters import Filter
 from monitor.records import WorkerStatus
 from monitor.settings import Broker
 from monitor.settings import Settings
@@ -52,7 +52,7 @@ class Target:
         """Queues of this cluster: sampled, consumed by a worker, named by its tasks, or the application's own."""
         sampled = {queue.name for queue in queries.queues(self.store, self.cluster)}
         consumed = {name for worker in queries.workers(self.store, self.cluster) for name in worker.queues or ()}
-        mine = parse(f"cluster:{self.cluster}", self.now())
+        mine = Filter().in_cluster(self.cluster)
         named = {facet.value for facet in queries.facets(self.store, mine, ("queue",))["queue"] if facet.value}
         return sorted(sampled | consumed | named | configured_queues(self.broker, self.settings))
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -21,12 +22,12 @@ from monitor.filter_terms import Not
 from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
+from monitor.filter_terms import exactly
 from monitor.filter_terms import join
 from monitor.filter_values import YES
 from monitor.filter_values import Pattern
 from monitor.filters import Filter
 from monitor.records import Count
-from monitor.records import Facet
 from monitor.store import cube
 from monitor.store import schema
 from monitor.store.engine import Store
@@ -41,6 +42,16 @@ from monitor.store.terms import texts
 from monitor.store.walk import floor_of
 from monitor.store.walk import positions
 from monitor.store.walk import steer
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """One value of a field among the tasks of a list; ``term`` is the condition that narrows to it."""
+
+    value: str  # empty: unknown
+    count: Count
+    term: Expression
+
 
 FACET_FIELDS = ("state", "name", "queue", "worker", "exception", "retried")
 MOST_VALUES = 20
@@ -135,7 +146,7 @@ def _facet(connection: Connection, wanted: Filter, name: str, scans: _Scans) -> 
     most = sorted(counts.items(), key=lambda each: -each[1])[:MOST_VALUES]
     values = _values(connection, name, [number for number, _ in most])
     return [
-        Facet(values.get(number, ""), Count(count, exact), str(_term(name, values.get(number, ""))))
+        Facet(values.get(number, ""), Count(count, exact), _term(name, values.get(number, "")))
         for number, count in most
     ]
 
@@ -147,9 +158,7 @@ def _values(connection: Connection, name: str, numbers: list[int]) -> dict[int, 
 
 
 def _term(name: str, value: str) -> Expression:
-    if name == "state":
-        return State(value)
-    return Match(name, Pattern((value,))) if value else Unknown(name)
+    return State(value) if name == "state" else exactly(name, value)
 
 
 def _retried(connection: Connection, wanted: Filter) -> list[Facet]:
@@ -163,7 +172,7 @@ def _retried(connection: Connection, wanted: Filter) -> list[Facet]:
     words = sorted(
         ((code, "" if code is None else STATES[code].word, n) for code, n in rows), key=lambda each: -each[2]
     )
-    return [Facet(word, Count(number, exact), str(Retried(word))) for _, word, number in words]
+    return [Facet(word, Count(number, exact), Retried(word)) for _, word, number in words]
 
 
 def _exceptions(connection: Connection, wanted: Filter) -> list[Facet]:
@@ -178,6 +187,6 @@ def _exceptions(connection: Connection, wanted: Filter) -> list[Facet]:
     exact = whole and sum(count for _, count in rows) <= SCAN
     types = Counter({found[0]: count for head, count in rows if (found := _TYPE.match(str(head)))})
     return [
-        Facet(name, Count(count, exact), str(Match("exception", Pattern((f"{name}(", "")))))
+        Facet(name, Count(count, exact), Match("exception", Pattern((f"{name}(", ""))))
         for name, count in types.most_common(MOST_VALUES)
     ]

@@ -302,7 +302,7 @@ def test_each_facet_counts_what_its_term_would_list(store: Store, text: str) -> 
     for name, facets in found.items():
         assert facets, name
         for facet in facets:
-            narrowed = wanted.without_field(name).with_term(facet.term)
+            narrowed = wanted.without_field(name) & facet.term
             assert facet.count == queries.count(store, narrowed), facet
     assert {each.value for each in found["exception"]} <= {"TimeoutError", "ReadTimeoutError", "shop.errors.Declined"}
 
