@@ -23,6 +23,8 @@ from monitor.errors import NotFound
 from monitor.filter_terms import Expression
 from monitor.filter_terms import Range
 from monitor.filter_terms import State
+from monitor.filter_terms import any_of
+from monitor.filter_terms import exactly
 from monitor.filter_terms import field_of
 from monitor.filter_values import Kind
 from monitor.filter_values import read_interval
@@ -304,7 +306,7 @@ def _tone(done: list[Performed]) -> str:
 def _back(view: View, notice: str, tone: str, new: list[str] | None = None) -> Result:
     query: dict[str, Any] = {name: view.query.get(name) for name in ("q", "sort", "limit", "cluster")}
     query["col"] = view.query.getlist("col")
-    shown = " OR ".join(f"id:{task_id}" for task_id in (new or [])[:LINKED])
+    shown = str(any_of(exactly("id", task_id) for task_id in (new or [])[:LINKED]))
     return Result("/tasks", query, notice, tone, link="/tasks" if shown else None, link_query={"q": shown})
 
 
