@@ -22,6 +22,7 @@ from monitor.store.drops import Drops
 from monitor.store.drops import Oldest
 from monitor.store.engine import Deletion
 from monitor.store.engine import Store
+from monitor.store.engine import force_index_scans
 from monitor.store.housekeeping import Counters
 from monitor.store.housekeeping import GiveBack
 from monitor.store.housekeeping import Pace
@@ -33,7 +34,6 @@ from monitor.store.schema import STATE_CODES
 from monitor.store.terms import cluster_id
 from monitor.store.victims import Victim
 from monitor.store.victims import Walk
-from monitor.store.walk import steer
 
 STEP_SECONDS = 0.15  # that the thread which writes is kept busy at once
 LEAST, MOST = 200, 10_000  # tasks in a step
@@ -79,7 +79,7 @@ class Retention:
         began = time.perf_counter()
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
-            steer(connection)
+            force_index_scans(connection)
             limit = self._pace.number
             oldest = self._drops.oldest(connection, number)
             dropping = oldest is not None and self._is_due(connection, number, now, oldest)
