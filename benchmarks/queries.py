@@ -63,10 +63,11 @@ def rows(count: int, shared: int) -> Iterator[tuple[object, ...]]:
         runtime = dice.expovariate(1)
         yield (
             number << 6 | 1, 1, dice.randbytes(16), state, at, name + 1, queue + 1, worker + 1, outcome, 0, 4711,
-            at, at + 0.1, at + 0.1 + runtime if outcome else None, None, runtime if outcome else None, at - 0.01,
+            at, at + 0.1, at + 0.1 + runtime if outcome else None, None, runtime if outcome else None, None, at - 0.01,
             None, 0, 0, 0, 0, 1 + number % GROUPS if bad else None, b"", None,
             f"({number}, 'EUR')", "{'card': 'visa', 'amount': 31}", None if bad else "'OK'",
             f"TimeoutError('read {number}')" if bad else None, "Traceback\n  File shop/pay.py" if bad else None,
+            None, None,
         )  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """What a filter is made of: conditions, joined by *not*, *all* and *any*; each prints as it is written."""
 
 import re
+from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from monitor.filter_values import STATES_BY_WORD
 from monitor.filter_values import Interval
+from monitor.filter_values import Limit
 from monitor.filter_values import Pattern
 from monitor.records import TaskState
 
@@ -18,6 +20,10 @@ class Word:
 
     pattern: Pattern
 
+    @property
+    def field(self) -> None:
+        """It is about several fields."""
+
     def __str__(self) -> str:
         first, *rest = self.pattern.pieces
         means_more = first.startswith("-") or (first in KEYWORDS and not rest)
@@ -29,6 +35,10 @@ class State:
     """In this state, or in any of ``unfinished``."""
 
     word: str
+
+    @property
+    def field(self) -> str:
+        return "state"
 
     @property
     def states(self) -> frozenset[TaskState]:
@@ -133,6 +143,19 @@ Leaf = Word | State | Retried | InGroups | Match | Range | Unknown
 Expression = Leaf | Not | All | Any
 
 
+def exactly(field: str, value: str | int) -> Match | Range | Unknown:
+    """The condition that a field is this text or number; empty text: that it is unknown."""
+    if isinstance(value, int):
+        limit = Limit(float(value), inclusive=True)
+        return Range(field, Interval(str(value), limit, limit))
+    return Match(field, Pattern((value,))) if value else Unknown(field)
+
+
+def any_of(terms: Iterable[Expression]) -> Expression:
+    """The condition that at least one of these holds."""
+    return join(Any, terms)
+
+
 def leaves(expression: Expression) -> Iterator[Leaf]:
     """Every condition in it, at any depth."""
     if isinstance(expression, Not):
@@ -146,14 +169,8 @@ def leaves(expression: Expression) -> Iterator[Leaf]:
 
 def field_of(expression: Expression) -> str | None:
     """The one field that an expression is about."""
-    found = {_leaf_field(each) for each in leaves(expression)}
+    found = {leaf.field for leaf in leaves(expression)}
     return found.pop() if len(found) == 1 else None
-
-
-def _leaf_field(leaf: Leaf) -> str | None:
-    if isinstance(leaf, Word):
-        return None
-    return "state" if isinstance(leaf, State) else leaf.field
 
 
 def _grouped(expression: Expression) -> str:
@@ -173,7 +190,7 @@ def _between_quotes(piece: str) -> str:
     return f'"{escaped}"'
 
 
-def join(kind: type[All] | type[Any], terms: list[Expression]) -> Expression:
+def join(kind: type[All] | type[Any], terms: Iterable[Expression]) -> Expression:
     """One term is itself; equal kinds are one level, so that each filter has one form."""
     flat: list[Expression] = []
     for each in terms:

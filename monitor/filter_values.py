@@ -166,6 +166,13 @@ class Interval:
         """One value alone lies in it."""
         return self.low is not None and self.low == self.high
 
+    @property
+    def number(self) -> int:
+        """The whole number that alone lies in it. Raises ValueError where there are others."""
+        if self.low is None or self.low != self.high:
+            raise ValueError(f"{self.text} is not one number")
+        return int(self.low.value)
+
     def holds(self, value: float) -> bool:
         low, high = self.low, self.high
         return (low is None or value > low.value or (low.inclusive and value == low.value)) and (

@@ -8,7 +8,7 @@ Whatever is wrong raises FilterError with its column; nothing wrong ever matches
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from monitor.filter_terms import Retried
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import Word
+from monitor.filter_terms import exactly
 from monitor.filter_terms import field_of
 from monitor.filter_terms import join
 from monitor.filter_values import FIELD_NAMES
@@ -37,7 +38,7 @@ from monitor.filter_values import read_interval
 from monitor.filter_values import read_retried
 from monitor.filter_values import read_state
 
-__all__ = ["FIELDS", "Chip", "Filter", "parse"]
+__all__ = ["FIELDS", "Filter", "parse"]
 
 # Failures that still need somebody: nobody retried them, and nobody muted or resolved their group.
 UNHANDLED = "state:failed retried:no -group:muted -group:resolved"
@@ -48,13 +49,6 @@ _NAME = re.compile(r'([^\s"():*]*):')
 _INSIDE_QUOTES = re.compile(r'((?:\\["\\]|\\(?!["\\])|[^"\\])*)"')
 _BARE = re.compile(r'[^\s"()]+')
 _KEYWORDS = {keyword: re.compile(rf"{keyword}(?![^\s()])") for keyword in ("AND", "NOT", "OR")}
-
-
-class Chip(NamedTuple):
-    """One condition of a filter, as a page shows it; ``field`` is None where it is no single field."""
-
-    text: str
-    field: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +69,25 @@ class Filter:
         """The conditions that must all hold."""
         return self.expression.terms if isinstance(self.expression, All) else (self.expression,)
 
-    @property
-    def chips(self) -> tuple[Chip, ...]:
-        return tuple(Chip(str(each), field_of(each)) for each in self.terms)
+    def __and__(self, condition: Expression) -> "Filter":
+        """And this condition as well, unless it is there already."""
+        added = (each for each in Filter(condition).terms if each not in self.terms)
+        return self._of([*self.terms, *added])
 
-    def without(self, chip: Chip | str) -> "Filter":
-        """Less the condition with this text."""
-        text = chip.text if isinstance(chip, Chip) else chip
-        return self._of(each for each in self.terms if str(each) != text)
+    def without(self, term: Expression) -> "Filter":
+        """Less one of its terms."""
+        return self._of(each for each in self.terms if each != term)
 
     def without_field(self, name: str) -> "Filter":
         """Less every condition that is about this field alone."""
         return self._of(each for each in self.terms if field_of(each) != name)
 
-    def with_term(self, text: str) -> "Filter":
-        """And this as well. Raises FilterError if the text is no filter."""
-        added = parse(text, self.now).terms
-        return self._of([*self.terms, *(each for each in added if each not in self.terms)])
-
     def in_cluster(self, name: str | None) -> "Filter":
         """And of this cluster; ``None``: of any."""
-        return self if name is None else self._of([*self.terms, Match("cluster", Pattern((name,)))])
+        return self if name is None else self & exactly("cluster", name)
 
-    def _of(self, terms: "Iterator[Expression] | list[Expression]") -> "Filter":
-        return Filter(join(All, list(terms)), self.now)
+    def _of(self, terms: Iterable[Expression]) -> "Filter":
+        return Filter(join(All, terms), self.now)
 
 
 def parse(text: str, now: float) -> Filter:

@@ -763,14 +763,6 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
     searched: Count | None = None
 
 
-class Facet(msgspec.Struct, frozen=True):
-    """One value of a field among the tasks of a list; ``term`` is the filter term that narrows to it."""
-
-    value: str  # empty: unknown
-    count: Count
-    term: str
-
-
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """A task that was sent again by a person: the new one. ``state`` is ``None`` until it is heard of."""
 

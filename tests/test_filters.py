@@ -17,13 +17,14 @@ from monitor.filter_terms import Range
 from monitor.filter_terms import State
 from monitor.filter_terms import Unknown
 from monitor.filter_terms import Word
+from monitor.filter_terms import exactly
+from monitor.filter_terms import field_of
 from monitor.filter_terms import join
 from monitor.filter_values import FIELDS
 from monitor.filter_values import Interval
 from monitor.filter_values import Kind
 from monitor.filter_values import Limit
 from monitor.filter_values import Pattern
-from monitor.filters import Chip
 from monitor.filters import Filter
 from monitor.filters import parse
 from monitor.records import FINISHED_STATES
@@ -203,33 +204,46 @@ def test_an_unknown_field_lists_what_is_known() -> None:
 @pytest.mark.parametrize("known", FIELDS.values(), ids=lambda each: each.name)
 def test_every_field_has_an_example_that_is_about_it(known: object) -> None:
     field = next(each for each in FIELDS.values() if each is known)
-    assert {chip.field for chip in parse(field.example, NOW).chips} <= {field.name, "root", "kwargs"}
+    assert {field_of(each) for each in parse(field.example, NOW).terms} <= {field.name, "root", "kwargs"}
 
 
-def test_chips_are_the_conditions_that_must_hold() -> None:
+def test_terms_are_the_conditions_that_must_hold() -> None:
     found = parse("state:failed -queue:mail (name:a OR name:b) (x OR state:lost)", NOW)
-    assert found.chips == (
-        Chip("state:failed", "state"),
-        Chip("-queue:mail", "queue"),
-        Chip("name:a OR name:b", "name"),
-        Chip("x OR state:lost", None),
-    )
-    assert parse("a OR b", NOW).chips == (Chip("a OR b", None),)
-    assert parse("", NOW).chips == ()
+    assert [(str(each), field_of(each)) for each in found.terms] == [
+        ("state:failed", "state"),
+        ("-queue:mail", "queue"),
+        ("name:a OR name:b", "name"),
+        ("x OR state:lost", None),
+    ]
+    assert list(map(str, parse("a OR b", NOW).terms)) == ["a OR b"]
+    assert parse("", NOW).terms == ()
 
 
-def test_a_chip_can_be_taken_away() -> None:
+def test_a_term_can_be_removed() -> None:
     found = parse("state:failed (name:a OR name:b)", NOW)
-    assert str(found.without(found.chips[1])) == "state:failed"
-    assert str(found.without("state:failed")) == "name:a OR name:b"
+    assert str(found.without(found.terms[1])) == "state:failed"
     assert found.without_field("name").without_field("state") == Filter()
 
 
 def test_a_term_is_added_once_and_keeps_the_rest_together() -> None:
-    found = parse("a OR b", NOW).with_term("state:failed").with_term("state:failed")
+    found = parse("a OR b", NOW) & State("failed") & State("failed")
     assert str(found) == "(a OR b) state:failed"
-    with pytest.raises(FilterError):
-        found.with_term("colour:red")
+    assert str(found.in_cluster("e u").in_cluster(None)) == '(a OR b) state:failed cluster:"e u"'
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("queue", "mail", "queue:mail"),
+        ("name", 'a" b\\*', 'name:"a\\" b\\\\*"'),
+        ("queue", "", 'queue:""'),
+        ("id", "OR", "id:OR"),
+        ("group", 17, "group:17"),
+    ],
+)
+def test_the_condition_of_one_value_reads_back_as_written(field: str, value: str | int, text: str) -> None:
+    assert str(exactly(field, value)) == text
+    assert parse(text, NOW).expression == exactly(field, value)
 
 
 def test_patterns_match_the_whole_text() -> None:

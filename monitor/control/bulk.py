@@ -35,7 +35,6 @@ from monitor.errors import ArgumentsUnknown
 from monitor.errors import Conflict
 from monitor.errors import InvalidInput
 from monitor.errors import NotFound
-from monitor.filters import Filter
 from monitor.filters import parse
 from monitor.records import Job
 from monitor.records import JobPreview
@@ -152,7 +151,7 @@ def cluster_of(store: Store, settings: Settings, command: BulkCommand) -> str:
     if command.job is not None:
         return jobs.job(store, command.job).cluster
     wanted = parse(command.query, Target.now())
-    found = [name for name in settings.clusters if queries.count(store, _within(wanted, name)).value]
+    found = [name for name in settings.clusters if queries.count(store, wanted.in_cluster(name)).value]
     if len(found) > 1:
         terms = " or ".join(f"cluster:{name}" for name in found)
         raise InvalidInput(f"Tasks of several clusters match, and a job works on one: add {terms}.", clusters=found)
@@ -167,7 +166,7 @@ def preview(target: Target, command: BulkCommand) -> Job:
     Raises FilterError, InvalidInput, and NotFound where nothing matches.
     """
     wanted = parse(command.query, target.now())
-    within = _within(wanted, target.cluster)
+    within = wanted.in_cluster(target.cluster)
     token = token_of(command)
     again = bool(command.include_retried)
     job = jobs.create_job(
@@ -221,11 +220,6 @@ def _mine(target: Target, number: int) -> Job:
     if job.cluster != target.cluster:
         raise Conflict(f"Job {job.id} is of cluster {job.cluster}, not of {target.cluster}.")
     return job
-
-
-def _within(wanted: Filter, cluster: str) -> Filter:
-    quoted = cluster.replace("\\", "\\\\").replace('"', '\\"')
-    return wanted.with_term(f'cluster:"{quoted}"')
 
 
 def look(target: Target, job: Job) -> JobPreview:

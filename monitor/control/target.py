@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from monitor.brokers.application import configured_queues
 from monitor.brokers.remote import Remote
 from monitor.errors import NotFound
-from monitor.filters import parse
+from monitor.filters import Filter
 from monitor.records import WorkerStatus
 from monitor.settings import Broker
 from monitor.settings import Settings
@@ -46,7 +46,7 @@ class Target:
         """Queues of this cluster: sampled, consumed by a worker, named by its tasks, or the application's own."""
         sampled = {queue.name for queue in queries.queues(self.store, self.cluster)}
         consumed = {name for worker in queries.workers(self.store, self.cluster) for name in worker.queues or ()}
-        mine = parse(f"cluster:{self.cluster}", self.now())
+        mine = Filter().in_cluster(self.cluster)
         named = {facet.value for facet in queries.facets(self.store, mine, ("queue",))["queue"] if facet.value}
         return sorted(sampled | consumed | named | configured_queues(self.broker, self.settings))
 

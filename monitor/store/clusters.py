@@ -25,9 +25,6 @@ from monitor.records import Reconciliation
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.store import schema
-from monitor.store.cursors import Cursor
-from monitor.store.cursors import read_cursor
-from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
 from monitor.store.journal import ENDING
 from monitor.store.journal import PAUSED
@@ -39,6 +36,9 @@ from monitor.store.load import checked_time
 from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
+from monitor.store.page import Cursor
+from monitor.store.page import read_cursor
+from monitor.store.page import write_cursor
 from monitor.store.schema import TERM_KINDS
 
 MOST_ROWS = 1000

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -177,6 +178,21 @@ def one_of(connection: Connection, column: sa.Column[Any], values: Sequence[obje
     if connection.dialect.name == "sqlite":
         return column.in_(values)
     return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
+
+
+def numbers(column: sa.ColumnElement[int], values: Iterable[int]) -> sa.ColumnElement[bool]:
+    """``column IN (...)`` with the numbers in the text: partial indexes need them there, and no limit counts them."""
+    listed = sorted(values)
+    return column.in_(sa.bindparam(None, listed, expanding=True, literal_execute=True)) if listed else sa.false()
+
+
+def force_index_scans(connection: Connection) -> None:
+    """For this transaction: PostgreSQL would now and then rather read every row and sort, for it does not know where
+    a page stops."""
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql(
+            "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
+        )
 
 
 def position(connection: Connection, text: sa.ColumnElement[str], part: str) -> sa.ColumnElement[int]:

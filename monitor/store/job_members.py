@@ -30,13 +30,13 @@ def in_job(number: int) -> ColumnElement[bool]:
     return and_(_task.cluster_id == _cluster(number), _task.key.in_(_keys_alone(number)))
 
 
-def just_those_of_job(connection: Connection, number: int) -> ColumnElement[bool]:
+def just_those_of_job(number: int, *, is_sqlite: bool) -> ColumnElement[bool]:
     """The same tasks where nothing else narrows the search: each is looked up by its key.
 
     PostgreSQL would sort the keys of ``in_job`` and then read every task; it would search an array for each row of
     another path.
     """
-    if connection.dialect.name == "sqlite":
+    if is_sqlite:
         return in_job(number)
     keys = func.array(_keys_alone(number).scalar_subquery())
     return and_(_task.cluster_id == _cluster(number), _task.key == any_(keys))

@@ -32,21 +32,19 @@ from monitor.records import Page
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.store import schema
-from monitor.store.cursors import Cursor
-from monitor.store.cursors import read_cursor
-from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
 from monitor.store.keys import from_key
 from monitor.store.keys import to_key
 from monitor.store.load import cluster_names
 from monitor.store.load import read_tasks
-from monitor.store.paths import choose
+from monitor.store.page import Cursor
+from monitor.store.page import Position
+from monitor.store.page import read_cursor
+from monitor.store.page import select_tasks
+from monitor.store.page import write_cursor
 from monitor.store.rows import STATES
 from monitor.store.schema import JOB_OUTCOME_CODES
 from monitor.store.terms import cluster_id
-from monitor.store.walk import Position
-from monitor.store.walk import positions
-from monitor.store.walk import steer
 
 MOST_TASKS = 1_000_000  # of one job
 MOST_REASONS = 50
@@ -134,11 +132,10 @@ def _matching(store: Store, wanted: Filter) -> Iterator[Sequence[Any]]:
     """Every task that matches at one moment, the oldest first, in chunks."""
     table = schema.task.c
     with store.read() as connection:
-        steer(connection)
-        path = choose(connection, wanted, MOST_TASKS)
+        selection = select_tasks(connection, wanted, MOST_TASKS)
         place = _BEGINNING
         while True:
-            found = positions(path, _CHUNK, before=place).subquery()
+            found = selection.positions(_CHUNK, before=place).subquery()
             statement = select(table.key, table.state, found.c.seen, found.c.id).join(found, table.id == found.c.id)
             rows = connection.execute(statement.order_by(found.c.seen, found.c.id)).all()
             if not rows:

@@ -13,7 +13,7 @@ from monitor.errors import InvalidInput
 from monitor.records import Run
 from monitor.records import Task
 from monitor.store import schema
-from monitor.store.compile import numbers
+from monitor.store.engine import numbers
 from monitor.store.retries import newest_links
 from monitor.store.rows import other_run_of
 from monitor.store.rows import task_of

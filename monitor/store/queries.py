@@ -15,7 +15,6 @@ from monitor.store.clusters import standbys
 from monitor.store.clusters import terms
 from monitor.store.clusters import worker
 from monitor.store.clusters import workers
-from monitor.store.export import walk_tasks
 from monitor.store.facets import facets
 from monitor.store.failures import failure_counts
 from monitor.store.failures import failure_group
@@ -29,12 +28,13 @@ from monitor.store.failures import new_failure_groups
 from monitor.store.failures import open_groups
 from monitor.store.held import held_tasks
 from monitor.store.held import usual_runs
-from monitor.store.lists import count
-from monitor.store.lists import tasks
 from monitor.store.messages import message
 from monitor.store.messages import messages
 from monitor.store.overview import longest_running
 from monitor.store.overview import state_counts
+from monitor.store.page import count
+from monitor.store.page import tasks
+from monitor.store.page import walk_tasks
 from monitor.store.schedule import beat_health
 from monitor.store.schedule import entry_runs
 from monitor.store.schedule import schedule

@@ -34,13 +34,13 @@ from monitor.settings import Settings
 from monitor.store import schema
 from monitor.store.engine import Deletion
 from monitor.store.engine import Store
+from monitor.store.engine import force_index_scans
 from monitor.store.messages import expire_messages
 from monitor.store.partitions import FullPartition
 from monitor.store.partitions import PartitionDrops
 from monitor.store.rollups import counting_tasks
 from monitor.store.schema import STATE_CODES
 from monitor.store.terms import cluster_id
-from monitor.store.walk import steer
 
 STEP_SECONDS = 0.15  # that the thread which writes is kept busy at once
 LEAST, MOST = 200, 10_000  # tasks in a step
@@ -127,7 +127,7 @@ class Retention:
         began = time.perf_counter()
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
-            steer(connection)
+            force_index_scans(connection)
             tasks = self._retire_tasks(connection, number, now)
             messages = expire_messages(connection, number, self._settings, now, MESSAGES)
             counters = not tasks.more and self._old_counters.delete(connection, number, now)

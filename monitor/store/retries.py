@@ -4,7 +4,6 @@ A task that was sent again under its own id is no other task, so it is not marke
 """
 
 from collections.abc import Iterable
-from collections.abc import Sequence
 from itertools import groupby
 
 from sqlalchemy import ColumnElement
@@ -12,7 +11,6 @@ from sqlalchemy import Connection
 from sqlalchemy import Select
 from sqlalchemy import and_
 from sqlalchemy import any_
-from sqlalchemy import bindparam
 from sqlalchemy import func
 from sqlalchemy import select
 
@@ -21,6 +19,7 @@ from monitor.filter_values import STATES_BY_WORD
 from monitor.filter_values import YES
 from monitor.records import Link
 from monitor.store import schema
+from monitor.store.engine import numbers
 from monitor.store.keys import from_key
 from monitor.store.rows import STATES
 from monitor.store.schema import STATE_CODES
@@ -59,8 +58,7 @@ def retried(word: str) -> ColumnElement[bool]:
     state = newest_state()
     if not word:
         return and_(_links_of_row().exists(), state.is_(None))
-    codes = sorted(STATE_CODES[each] for each in STATES_BY_WORD[word])
-    return state.in_(bindparam(None, codes, expanding=True, literal_execute=True))
+    return numbers(state, (STATE_CODES[each] for each in STATES_BY_WORD[word]))
 
 
 def newest_state() -> ColumnElement[int]:
@@ -82,17 +80,20 @@ def _links_of_row() -> Select[tuple[bytes]]:
     return select(_link.c.key).where(*_of_row()).correlate(schema.task)
 
 
-def few_retried(connection: Connection, clusters: Sequence[int]) -> tuple[ColumnElement[bool], ...] | None:
-    """The tasks that were retried, by cluster, each looked up by its key; ``None``: they are too many for that."""
+def few_retried(connection: Connection, clusters: Iterable[int]) -> bool:
+    """Whether so few tasks were retried that each can be looked up by its key."""
     links = select(_link.c.key).where(_link.c.cluster_id.in_(clusters), _other).limit(FEW + 1).subquery()
-    if connection.execute(select(func.count()).select_from(links)).scalar_one() > FEW:
-        return None
-    return tuple(_retried_in(connection, cluster) for cluster in clusters)
+    return connection.execute(select(func.count()).select_from(links)).scalar_one() <= FEW
 
 
-def _retried_in(connection: Connection, cluster: int) -> ColumnElement[bool]:
+def those_retried(clusters: Iterable[int], *, is_sqlite: bool) -> tuple[ColumnElement[bool], ...]:
+    """The tasks that were retried, by cluster, each looked up by its key."""
+    return tuple(_retried_in(cluster, is_sqlite=is_sqlite) for cluster in clusters)
+
+
+def _retried_in(cluster: int, *, is_sqlite: bool) -> ColumnElement[bool]:
     """As in ``job_members``: PostgreSQL would sort the keys and then read every task."""
     keys = select(_link.c.key).where(_link.c.cluster_id == cluster, _other).distinct()
-    if connection.dialect.name == "sqlite":
+    if is_sqlite:
         return and_(_task.cluster_id == cluster, _task.key.in_(keys))
     return and_(_task.cluster_id == cluster, _task.key == any_(func.array(keys.scalar_subquery())))

@@ -14,10 +14,10 @@ from sqlalchemy import select
 from monitor.filter_values import Pattern
 from monitor.records import Hit
 from monitor.records import TaskState
-from monitor.store import ids
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.keys import from_key
+from monitor.store.keys import spans_of_word
 from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
@@ -52,7 +52,7 @@ def _tasks(connection: Connection, text: str, clusters: list[int], names: dict[i
         return []
     found: list[Hit] = []
     for number in clusters:
-        for span in ids.spans_of_word(Pattern((text,))):
+        for span in spans_of_word(Pattern((text,))):
             columns = (_task.key, _task.state, _task.name_id)
             statement = select(*columns).where(_task.cluster_id == number, span.holds(_task.key)).order_by(_task.key)
             rows = connection.execute(statement.limit(limit - len(found))).all() if len(found) < limit else []

@@ -16,9 +16,9 @@ from monitor.records import Task
 from monitor.records import TaskState
 from monitor.store import schema
 from monitor.store.engine import Store
-from monitor.store.ids import Span
-from monitor.store.ids import in_tree
 from monitor.store.keys import from_key
+from monitor.store.keys import in_tree
+from monitor.store.keys import span_of
 from monitor.store.keys import to_key
 from monitor.store.load import load_tasks
 from monitor.store.load import numbers_of
@@ -88,7 +88,7 @@ def tree(store: Store, root_id: str, cluster: str | None = None, limit: int = 10
     with store.read() as connection:
         clusters = numbers_of(connection, cluster)
         own = select(_table.c.id).where(_table.c.cluster_id.in_(clusters), _table.c.key == key)
-        inside = and_(in_tree(Span(key, key, uuid=len(key) == 16)), (_table.c.cluster_id + _zero).in_(clusters))
+        inside = and_(in_tree(span_of(key)), (_table.c.cluster_id + _zero).in_(clusters))
         members = select(_table.c.id).where(inside).order_by(_table.c.seen, _table.c.id).limit(limit)
         rows = list(connection.execute(own).scalars())
         rows += [each for each in connection.execute(members).scalars() if each not in rows]

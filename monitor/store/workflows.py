@@ -19,17 +19,17 @@ from monitor.records import Step
 from monitor.records import TaskState
 from monitor.records import WorkflowSummary
 from monitor.store import schema
-from monitor.store.cursors import Cursor
-from monitor.store.cursors import read_cursor
-from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
-from monitor.store.ids import Span
-from monitor.store.ids import in_tree
 from monitor.store.keys import from_key
+from monitor.store.keys import in_tree
+from monitor.store.keys import span_of
 from monitor.store.keys import to_key
 from monitor.store.load import cluster_names
 from monitor.store.load import numbers_of
 from monitor.store.load import storable
+from monitor.store.page import Cursor
+from monitor.store.page import read_cursor
+from monitor.store.page import write_cursor
 from monitor.store.rows import STATES
 from monitor.store.stuck import waiting_of
 from monitor.store.terms import texts
@@ -80,7 +80,7 @@ def steps(store: Store, root_id: str, cluster: str | None = None) -> tuple[str, 
     with store.read() as connection:
         clusters = numbers_of(connection, cluster)
         own = select(*_columns).where(_task.cluster_id.in_(clusters), _task.key == key)
-        inside = and_(in_tree(Span(key, key, uuid=len(key) == 16)), (_task.cluster_id + _zero).in_(clusters))
+        inside = and_(in_tree(span_of(key)), (_task.cluster_id + _zero).in_(clusters))
         members = select(*_columns).where(inside).order_by(_task.seen, _task.id).limit(MOST_STEPS + 1)
         rows = [*connection.execute(own).all(), *connection.execute(members).all()] if key else []
         if not rows:

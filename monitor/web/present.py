@@ -16,6 +16,7 @@ from starlette.routing import compile_path
 
 from monitor.access import Role
 from monitor.errors import NotFound
+from monitor.filter_terms import exactly
 from monitor.settings import Settings
 from monitor.store.engine import Store
 from monitor.web.pages import Context
@@ -122,7 +123,7 @@ class Presenter:
             "url": make_url(view),
             "asset": make_asset(view.base, str(self._environment.globals["static"])),
             "live_view": address(view),
-            "term": term,
+            "term": exactly,
         }
 
 
@@ -135,12 +136,6 @@ def address(view: View) -> str:
     """The path and query that bring this view back."""
     query = urlencode(view.query.multi_items())
     return view.path + (f"?{query}" if query else "")
-
-
-def term(field: str, value: str) -> str:
-    """The filter term that finds exactly this value."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{field}:"{escaped}"'
 
 
 def make_url(view: View) -> Callable[..., str]:

@@ -54,7 +54,7 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 def make_job(store: Store, query: str = "state:failed", verb: str = "retry") -> Job:
-    wanted = parse(query, NOW + 300).with_term("cluster:shop")
+    wanted = parse(query, NOW + 300).in_cluster("shop")
     return jobs.create_job(store, "shop", verb, wanted, query, "olga")  # type: ignore[arg-type]
 
 
@@ -73,7 +73,7 @@ def batch_of(store: Store, job: Job, number: int) -> list[Sent]:
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_exactly_the_tasks_of_the_list_are_chosen_the_oldest_first(store: Store, query: str) -> None:
-    wanted = parse(query, NOW + 300).with_term("cluster:shop")
+    wanted = parse(query, NOW + 300).in_cluster("shop")
     listed = [task.id for task in queries.tasks(store, wanted, sort="received", limit=1000).items]
     job = make_job(store, query)
     assert [each.id for each in jobs.job_tasks(store, job, limit=1000).items] == listed

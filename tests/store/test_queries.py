@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+import sqlalchemy as sa
 
 from monitor.errors import InvalidInput
 from monitor.filter_terms import All
@@ -26,14 +27,14 @@ from monitor.filter_values import Kind
 from monitor.filters import parse
 from monitor.records import Count
 from monitor.records import Task
-from monitor.store import lists
-from monitor.store import paths
+from monitor.store import page as task_page
+from monitor.store import plan
 from monitor.store import queries
-from monitor.store.compile import contains
-from monitor.store.cursors import Cursor
-from monitor.store.cursors import write_cursor
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
+from monitor.store.page import Cursor
+from monitor.store.page import write_cursor
+from monitor.store.where import contains
 from tests.factories import NOW
 from tests.factories import make_id
 from tests.store.traffic import NAMES
@@ -302,9 +303,17 @@ def test_each_facet_counts_what_its_term_would_list(store: Store, text: str) -> 
     for name, facets in found.items():
         assert facets, name
         for facet in facets:
-            narrowed = wanted.without_field(name).with_term(facet.term)
+            narrowed = wanted.without_field(name) & facet.term
             assert facet.count == queries.count(store, narrowed), facet
     assert {each.value for each in found["exception"]} <= {"TimeoutError", "ReadTimeoutError", "shop.errors.Declined"}
+
+
+def test_the_names_of_a_filter_are_looked_up_once_for_all_its_facets(store: Store) -> None:
+    sent: list[str] = []
+    sa.event.listen(store.engine, "before_cursor_execute", lambda _c, _k, sql, *_: sent.append(sql))
+    found = queries.facets(store, parse("name:shop.pay.* retries:>0 state:failed", NOW_SEEN))
+    assert all(found[name] for name in ("state", "name", "queue", "worker", "exception"))
+    assert len([sql for sql in sent if "term.kind" in sql]) == 1
 
 
 def test_facets_of_an_unknown_field_are_refused(store: Store) -> None:
@@ -316,7 +325,7 @@ def test_a_search_that_does_not_reach_everything_says_so_and_goes_on(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = parse("args:\"(3, 'EUR%')\"", NOW_SEEN)
-    monkeypatch.setattr(paths, "BUDGET", 100)
+    monkeypatch.setattr(plan, "BUDGET", 100)
     first = queries.tasks(store, wanted, limit=10)
     assert (first.items, first.count, first.searched) == ([], Count(0, exact=False), Count(100))
     second = queries.tasks(store, wanted, limit=10, cursor=first.next)
@@ -328,13 +337,13 @@ def test_a_search_that_does_not_reach_everything_says_so_and_goes_on(
 
 
 def test_a_known_id_is_found_however_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "BUDGET", 40)
+    monkeypatch.setattr(plan, "BUDGET", 40)
     found = queries.tasks(store, parse(make_id(2), NOW_SEEN))
     assert make_id(2) in {each.id for each in found.items}
 
 
 def test_counts_stop_where_they_are_told_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "COUNT_LIMIT", 20)
+    monkeypatch.setattr(task_page, "COUNT_LIMIT", 20)
     assert queries.count(store, parse("retries:1", NOW_SEEN)) == Count(20, exact=False)
     assert queries.count(store, parse("name:shop.*", NOW_SEEN)).exact
 
@@ -349,7 +358,7 @@ def test_names_for_autocomplete(store: Store) -> None:
 
 
 def test_a_sorted_list_of_many_says_how_many_it_was_made_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "BUDGET", 100)
+    monkeypatch.setattr(plan, "BUDGET", 100)
     wanted = parse("", NOW_SEEN)
     newest = queries.tasks(store, wanted, limit=100).items
     first = queries.tasks(store, wanted, sort="-runtime", limit=60)
@@ -363,7 +372,7 @@ def test_a_sorted_list_of_many_says_how_many_it_was_made_of(store: Store, monkey
 def test_a_count_of_rare_tasks_is_exact_even_where_the_list_is_not_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "BUDGET", 10)
+    monkeypatch.setattr(plan, "BUDGET", 10)
     wanted = parse("worker:worker2@shop queue:mail -name:shop.mail.send state:succeeded", NOW_SEEN)
     found, seen, cursor = queries.tasks(store, wanted), [], None
     assert found.count is not None

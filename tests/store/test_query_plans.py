@@ -1,4 +1,4 @@
-"""Which index each list walks. A scan of all tasks would pass every other test and stop the page at a million."""
+"""Which index each list reads. A scan of all tasks would pass every other test and stop the page at a million."""
 
 import re
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from monitor.records import TaskState
 from monitor.store import schema
 from monitor.store import standing
 from monitor.store import waiting
-from monitor.store import walk
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
-from monitor.store.paths import choose
+from monitor.store.page import Selection
+from monitor.store.page import select_tasks
 from tests.factories import NOW
 from tests.factories import make_id
 from tests.store.traffic import seed
@@ -61,6 +61,10 @@ def store(database_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
     opened.close()
 
 
+def selected(connection: Connection, text: str) -> Selection:
+    return select_tasks(connection, parse(text, NOW + 300), 20)
+
+
 def explain(connection: Connection, statement: sa.Select[tuple[float, int]]) -> list[str]:
     """The plan of the statement as it is sent, with its parameters apart."""
     sent: list[tuple[str, tuple[object, ...]]] = []
@@ -87,15 +91,18 @@ def in_each_partition(names: str) -> str:
 
 
 @pytest.mark.parametrize("page", ["first", "next", "previous", "stopped"])
-def test_a_list_walks_its_index(store: Store, page: str) -> None:
+def test_a_list_reads_its_index(store: Store, page: str) -> None:
     at = (NOW + 150.0, 4 << 6)
-    places: dict[str, dict[str, Any]] = {"next": {"after": at}, "previous": {"before": at}, "stopped": {"floor": at}}
+    places: dict[str, dict[str, Any]] = {
+        "next": {"after": at},
+        "previous": {"before": at},
+        "stopped": {"search_limit": at},
+    }
     with store.read() as connection:
-        walk.steer(connection)
         for text, index in CASES.items():
-            path = choose(connection, parse(text, NOW + 300), 20)
-            assert path.index in {"id", *index.split("|")}, text
-            lines = reads_of_task(explain(connection, walk.positions(path, 20, **places.get(page, {}))))
+            found = selected(connection, text)
+            assert found.plan.index in {"id", *index.split("|")}, text
+            lines = reads_of_task(explain(connection, found.positions(20, **places.get(page, {}))))
             assert lines, text
             # PostgreSQL weighs each partition by itself: in so small a one the order of time can cost as little.
             weighed = "task_state" in index or "task_name" in index or "received:" in text or "job:" in text
@@ -114,39 +121,37 @@ def test_a_list_walks_its_index(store: Store, page: str) -> None:
 def test_tasks_of_a_job_are_looked_up_by_their_keys(store: Store, text: str) -> None:
     """Every task of the cluster was read; and to find where to stop, all that follows was done twice."""
     with store.read() as connection:
-        path = choose(connection, parse(text, NOW + 300), 20)
-        assert walk.floor_of(connection, path) is None
-        lines = reads_of_task(explain(connection, walk.positions(path, 20)))
+        found = selected(connection, text)
+        assert found.search_limit(connection) is None
+        lines = reads_of_task(explain(connection, found.positions(20)))
     assert lines == ["SEARCH task USING INDEX task_key (cluster_id=? AND key=?)"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_whether_a_row_was_retried_is_looked_up_by_its_key(store: Store) -> None:
     with store.read() as connection:
-        path = choose(connection, parse("state:failed retried:no", NOW + 300), 20)
-        lines = explain(connection, walk.positions(path, 20))
+        found = selected(connection, "state:failed retried:no")
+        lines = explain(connection, found.positions(20))
         assert any(re.search(r"SEARCH link USING .*cluster_id=\? AND key=\?", line) for line in lines), lines
-        path = choose(connection, parse("name:shop.pay.charge -retried:failed", NOW + 300), 20)
-        lines = explain(connection, walk.positions(path, 20))
+        found = selected(connection, "name:shop.pay.charge -retried:failed")
+        lines = explain(connection, found.positions(20))
         assert any(re.search(r"SEARCH again USING .*cluster_id=\? AND key=\?", line) for line in lines), lines
 
 
 def test_a_page_is_not_sorted_when_its_index_has_the_order(store: Store) -> None:
     with store.read() as connection:
-        walk.steer(connection)
         for text in ("", "state:failed", "name:shop.pay.charge", "group:1", "received:>-4m"):
-            statement = walk.positions(choose(connection, parse(text, NOW + 300), 20), 20, after=(NOW + 150.0, 4))
+            statement = selected(connection, text).positions(20, after=(NOW + 150.0, 4))
             lines = " ".join(explain(connection, statement))
             assert not re.search(r"TEMP B-TREE|\bSort\b(?! Key)", lines), (text, lines)
 
 
 def test_what_else_is_read_of_a_row_is_no_second_look_at_it(store: Store) -> None:
     with store.read() as connection:
-        walk.steer(connection)
         for text in ("", "state:failed", "name:shop.pay.charge"):
-            path = choose(connection, parse(text, NOW + 300), 20)
-            plain = reads_of_task(explain(connection, walk.positions(path, 20)))
-            more = reads_of_task(explain(connection, walk.positions(path, 20, also=(schema.task.c.exception,))))
+            found = selected(connection, text)
+            plain = reads_of_task(explain(connection, found.positions(20)))
+            more = reads_of_task(explain(connection, found.positions(20, also=(schema.task.c.exception,))))
             assert len(more) == len(plain), text
 
 

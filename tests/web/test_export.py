@@ -117,8 +117,8 @@ def test_secrets_stay_masked(app: Starlette, client: TestClient) -> None:
 
 
 def test_the_walk_goes_on_behind_what_one_request_may_look_at(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.store.paths.BUDGET", 50)
-    monkeypatch.setattr("monitor.store.export.CHUNK", 7)
+    monkeypatch.setattr("monitor.store.plan.BUDGET", 50)
+    monkeypatch.setattr("monitor.store.page.CHUNK", 7)
     write(app.state.store, range(1, 3), "shop.rare")
     write(app.state.store, range(10, 300), args="(1,)")
     write(app.state.store, range(300, 310), "shop.rare", args="(2,)")

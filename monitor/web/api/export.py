@@ -28,7 +28,6 @@ from monitor.web.api.requests import Query
 from monitor.web.api.tasks import RetriedItem
 from monitor.web.api.tasks import TaskItem
 from monitor.web.api.tasks import retried_item
-from monitor.web.present import term
 from monitor.web.wording import iso
 
 COUNT_HEADER = "X-Total-Count"
@@ -119,9 +118,7 @@ class Export(InCluster, frozen=True, kw_only=True):
 
 def export_tasks(call: Call, given: Export) -> StreamingResponse:
     """Says how many rows are to come, where that is known without counting them all."""
-    wanted = filters.parse(given.q, time.time())
-    if given.cluster is not None:
-        wanted = wanted.with_term(term("cluster", given.cluster))
+    wanted = filters.parse(given.q, time.time()).in_cluster(given.cluster)
     count, chunks = export(call.store, wanted, given.format)
     headers = {
         "Cache-Control": "no-store",

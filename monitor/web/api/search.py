@@ -7,8 +7,7 @@ from msgspec import Meta
 from msgspec import Struct
 
 from monitor.control.commands import NO_NUL
-from monitor.filter_terms import Match
-from monitor.filter_values import Pattern
+from monitor.filter_terms import exactly
 from monitor.records import Hit
 from monitor.records import TaskState
 from monitor.store import queries
@@ -16,7 +15,6 @@ from monitor.store.search import search
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
 from monitor.web.api.requests import InCluster
-from monitor.web.present import term
 from monitor.web.render import link
 from monitor.web.render import path_part
 from monitor.web.wording import short
@@ -69,7 +67,7 @@ def _found(hit: Hit, cluster: str | None, *, several: bool) -> Found:
         path=_path(hit, hit.cluster if several and hit.cluster else cluster),
         cluster=hit.cluster,
         state=hit.state,
-        term=str(Match(hit.kind, Pattern((hit.name,)))) if hit.kind in {"name", "queue", "worker"} else None,
+        term=str(exactly(hit.kind, hit.name)) if hit.kind in {"name", "queue", "worker"} else None,
     )
 
 
@@ -77,7 +75,7 @@ def _path(hit: Hit, cluster: str | None) -> str:
     if hit.kind == "view":
         return f"{hit.path}?{hit.query}" if hit.query else str(hit.path)
     if hit.kind == "name":
-        return link("", "/tasks", {"q": term("name", hit.name), "cluster": cluster})
+        return link("", "/tasks", {"q": exactly("name", hit.name), "cluster": cluster})
     return link("", f"/{hit.kind}s/{path_part(hit.name)}", {"cluster": cluster})
 
 

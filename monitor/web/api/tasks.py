@@ -13,7 +13,7 @@ from monitor.records import Task
 from monitor.records import TaskState
 from monitor.records import WaitSince
 from monitor.store import queries
-from monitor.store.sorting import SORTS
+from monitor.store.page import SORTS
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
 from monitor.web.api.requests import Cursor

@@ -1,6 +1,7 @@
 """What fails, grouped by what it has in common; and one group: why, where, since when, and what to do about it."""
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ from monitor.control.failures import ChangeFailure
 from monitor.errors import InvalidInput
 from monitor.failures import mask
 from monitor.failures import names_in
-from monitor.filters import parse
+from monitor.filter_terms import All
+from monitor.filter_terms import exactly
+from monitor.filters import Filter
 from monitor.records import FailureGroup
 from monitor.records import FailureState
 from monitor.records import FailureTrend
@@ -27,7 +30,6 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
-from monitor.web.present import term
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import Range
 from monitor.web.ranges import parse_range
@@ -166,8 +168,8 @@ def _chart(view: View, trend: FailureTrend) -> charts.Chart:
 
 
 def _by_queue(view: View, number: int) -> list[Share]:
-    found = queries.facets(view.store, parse(f"group:{number}", view.now), ("queue",))["queue"]
-    return [Share(each.value or None, each.count.value, each.term) for each in found[:LISTED]]
+    found = queries.facets(view.store, Filter(exactly("group", number)), ("queue",))["queue"]
+    return [Share(each.value or None, each.count.value, str(each.term)) for each in found[:LISTED]]
 
 
 def _by_variant(group: FailureGroup) -> list[Share]:
@@ -175,11 +177,12 @@ def _by_variant(group: FailureGroup) -> list[Share]:
     if len(group.variants) < 2:
         return []
     return [
-        Share(
-            each.message, each.count, " ".join(term("exception", name) for name in names_in(each.message or "")) or None
-        )
-        for each in group.variants
+        Share(each.message, each.count, str(_named(names_in(each.message or ""))) or None) for each in group.variants
     ]
+
+
+def _named(names: Iterable[str]) -> Filter:
+    return Filter(All(tuple(exactly("exception", name) for name in names)))
 
 
 def _by_shape(tasks: list[Task]) -> list[Share]:

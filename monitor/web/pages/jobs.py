@@ -12,7 +12,9 @@ from monitor.control.bulk import BulkRevoke
 from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
-from monitor.filters import parse
+from monitor.filter_terms import any_of
+from monitor.filter_terms import exactly
+from monitor.filters import Filter
 from monitor.records import Job
 from monitor.records import JobOutcome
 from monitor.records import JobState
@@ -27,7 +29,6 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
-from monitor.web.present import term
 
 LISTED = 50
 READ_AT_ONCE = 25
@@ -88,11 +89,11 @@ def _recent(store: Store, job: Job) -> dict[TaskState, int]:
 
 
 def _became(view: View, job: Job, new_ids: list[str]) -> dict[str, Task]:
-    """The new tasks that something has been heard of; their ids are ours, so no quotes are needed."""
+    """The new tasks that are in the record."""
     found: dict[str, Task] = {}
     for at in range(0, len(new_ids), READ_AT_ONCE):
-        asked = parse(" OR ".join(f"id:{each}" for each in new_ids[at : at + READ_AT_ONCE]), view.now)
-        page = queries.tasks(view.store, asked.with_term(term("cluster", job.cluster)), limit=READ_AT_ONCE)
+        asked = Filter(any_of(exactly("id", each) for each in new_ids[at : at + READ_AT_ONCE]))
+        page = queries.tasks(view.store, asked.in_cluster(job.cluster), limit=READ_AT_ONCE)
         found |= {task.id: task for task in page.items}
     return found
 

@@ -20,14 +20,22 @@ from monitor.errors import FilterError
 from monitor.errors import InvalidInput
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
+from monitor.filter_terms import Expression
+from monitor.filter_terms import Range
+from monitor.filter_terms import State
+from monitor.filter_terms import any_of
+from monitor.filter_terms import exactly
+from monitor.filter_terms import field_of
+from monitor.filter_values import Kind
+from monitor.filter_values import read_interval
 from monitor.filters import FIELDS
 from monitor.filters import Filter
 from monitor.filters import parse
-from monitor.records import Facet
 from monitor.records import Page as ListPage
 from monitor.records import Task
 from monitor.records import TaskState
 from monitor.store import queries
+from monitor.store.facets import Facet
 from monitor.web.pages import Context
 from monitor.web.pages import Deed
 from monitor.web.pages import Page
@@ -65,10 +73,10 @@ FACETS = {
     "worker": "Worker",
     "retried": "Retried",
 }
-SPANS = {"any time": None, "15 min": "-15m", "1 h": "-1h", "24 h": "-24h", "7 d": "-7d"}
+SPANS: dict[str, str | None] = {"any time": None, "15 min": "-15m", "1 h": "-1h", "24 h": "-24h", "7 d": "-7d"}
 RETRYABLE = {state.word for state in TaskState} - {state.word for state in REFUSED}
 REVOKABLE = {state.word for state in TaskState if not state.finished}
-TABS = {"All": None, "Unfinished": "unfinished", "Failed": "failed", "Succeeded": "succeeded"}
+TABS: dict[str, str | None] = {"All": None, "Unfinished": "unfinished", "Failed": "failed", "Succeeded": "succeeded"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +86,6 @@ class Choice:
     label: str
     query: str
     on: bool
-
-
-def term(field: str, value: str) -> str:
-    """The term that finds exactly this value."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{field}:"{escaped}"'
 
 
 def row_key(task: Task) -> str:
@@ -128,7 +130,7 @@ def context(view: View) -> Context:
 
 
 def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
-    within = asked.with_term(term("cluster", view.cluster)) if view.cluster else asked
+    within = asked.in_cluster(view.cluster)
     cursor = view.query.get("cursor") or None
     facets = queries.facets(view.store, within, tuple(FACETS))
     page = queries.tasks(view.store, within, sort=sort, limit=limit, cursor=cursor)
@@ -139,7 +141,7 @@ def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
         "tasks": page.items,
         "held": _held(view),
         "first": cursor is None,
-        "chips": [Choice(chip.text, str(asked.without(chip)), True) for chip in asked.chips],
+        "chips": [Choice(str(each), str(asked.without(each)), True) for each in asked.terms],
         "facets": choices,
         "offered": tuple(_offered(view, choices["state"][1])),
         "spans": list(_spans(asked)),
@@ -160,12 +162,12 @@ def _held(view: View) -> list[Task]:
 
 
 def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[Choice, Facet]]:
-    terms = {chip.text for chip in asked.chips}
     rest = asked.without_field(field)
+    shown = [(each, each.term in asked.terms) for each in facets]
     return [
-        (Choice(each.value, str(rest if each.term in terms else rest.with_term(each.term)), each.term in terms), each)
-        for number, each in enumerate(facets)
-        if number < MOST_CHOICES or each.term in terms or field == "state"
+        (Choice(each.value, str(rest if on else rest & each.term), on), each)
+        for number, (each, on) in enumerate(shown)
+        if number < MOST_CHOICES or on or field == "state"
     ]
 
 
@@ -179,19 +181,21 @@ def _offered(view: View, states: list[tuple[Choice, Facet]]) -> Iterable[str]:
 
 
 def _spans(asked: Filter) -> Iterable[Choice]:
-    now = [chip.text for chip in asked.chips if chip.field == "received"]
-    rest = asked.without_field("received")
     for label, span in SPANS.items():
-        wanted = rest if span is None else rest.with_term(f"received:>{span}")
-        yield Choice(label, str(wanted), [chip.text for chip in wanted.chips if chip.field == "received"] == now)
+        term = Range("received", read_interval(Kind.TIME, f">{span}", 1, asked.now)) if span else None
+        yield _instead(asked, "received", label, term)
 
 
 def _tabs(asked: Filter) -> Iterable[Choice]:
-    now = [chip.text for chip in asked.chips if chip.field == "state"]
-    rest = asked.without_field("state")
     for label, word in TABS.items():
-        wanted = [f"state:{word}"] if word else []
-        yield Choice(label, str(rest.with_term(wanted[0]) if wanted else rest), now == wanted)
+        yield _instead(asked, "state", label, State(word) if word else None)
+
+
+def _instead(asked: Filter, field: str, label: str, term: Expression | None) -> Choice:
+    """A link to the same filter with ``term``, or nothing, in place of its terms of this field."""
+    rest = asked.without_field(field)
+    on = [each for each in asked.terms if field_of(each) == field] == ([term] if term else [])
+    return Choice(label, str(rest & term if term else rest), on)
 
 
 def _columns(view: View) -> tuple[str, ...]:
@@ -302,7 +306,7 @@ def _tone(done: list[Performed]) -> str:
 def _back(view: View, notice: str, tone: str, new: list[str] | None = None) -> Result:
     query: dict[str, Any] = {name: view.query.get(name) for name in ("q", "sort", "limit", "cluster")}
     query["col"] = view.query.getlist("col")
-    shown = " OR ".join(f"id:{task_id}" for task_id in (new or [])[:LINKED])
+    shown = str(any_of(exactly("id", task_id) for task_id in (new or [])[:LINKED]))
     return Result("/tasks", query, notice, tone, link="/tasks" if shown else None, link_query={"q": shown})
 
 

@@ -14,7 +14,10 @@ from monitor.control.workers import RevokeStamped
 from monitor.control.workers import WorkerCommand
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
-from monitor.filters import parse
+from monitor.filter_terms import State
+from monitor.filter_terms import any_of
+from monitor.filter_terms import exactly
+from monitor.filters import Filter
 from monitor.health_sentence import stalled_words
 from monitor.records import Page as ListPage
 from monitor.records import Task
@@ -34,7 +37,6 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
-from monitor.web.present import term
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
@@ -139,10 +141,8 @@ def _stuck(view: View, worker: Worker) -> Stuck | None:
     stalled = read_stalls(view.store, health, [worker], view.now, worker.cluster).workers
     if not stalled:
         return None
-    runs = f"state:started {term('worker', worker.hostname)} {term('cluster', worker.cluster)}"
-    return Stuck(
-        stalled_words(stalled[0]), list(queries.tasks(view.store, parse(runs, view.now), limit=MOST_STUCK).items)
-    )
+    runs = (Filter(State("started")) & exactly("worker", worker.hostname)).in_cluster(worker.cluster)
+    return Stuck(stalled_words(stalled[0]), list(queries.tasks(view.store, runs, limit=MOST_STUCK).items))
 
 
 def read_rows(view: View) -> list[WorkerRow]:
@@ -198,9 +198,8 @@ def _form_of(command: type[WorkerCommand]) -> Act:
 
 def _held(view: View, hostname: str) -> ListPage[Task]:
     """What it has in hand as far as its events tell: the newest, and how many."""
-    asked = parse(f"{term('worker', hostname)} (state:started OR state:received)", view.now)
-    within = asked.with_term(term("cluster", view.cluster)) if view.cluster else asked
-    return queries.tasks(view.store, within, limit=MOST_HELD)
+    found = Filter(exactly("worker", hostname)) & any_of((State("started"), State("received")))
+    return queries.tasks(view.store, found.in_cluster(view.cluster), limit=MOST_HELD)
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

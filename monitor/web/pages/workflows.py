@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 from monitor import workflow
+from monitor.filter_terms import any_of
+from monitor.filter_terms import exactly
 from monitor.filters import parse
 from monitor.records import TaskState
 from monitor.store import queries
@@ -81,9 +83,9 @@ def _opened(view: View) -> workflow.Opened | None:
 
 def _found(view: View, root_id: str, cluster: str, search: str) -> list[str]:
     """The tasks of the workflow that a filter finds, the root among them. Raises FilterError."""
-    mine = f"(root:{_quoted(root_id)} OR id:{_quoted(root_id)}) cluster:{_quoted(cluster)}"
-    parse(search, view.now)  # so that its columns are told as they were typed
-    page = queries.tasks(view.store, parse(f"({search}) {mine}", view.now), limit=MOST_FOUND)
+    mine = any_of((exactly("root", root_id), exactly("id", root_id)))
+    found = (parse(search, view.now) & mine).in_cluster(cluster)
+    page = queries.tasks(view.store, found, limit=MOST_FOUND)
     return [task.id for task in page.items]
 
 
@@ -105,11 +107,6 @@ def _line(row: workflow.Row, begins: float, started: float, ends: float) -> Line
     running = not row.bundle and row.step.state is TaskState.STARTED
     ran_from = started if started >= 0 else ends
     return Line(row, begins, ran_from, 100.0 if running else ends, running)
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 PAGE = Page("/workflows", "workflows.html", context, title="Workflows", nav="Workflows", regions=("workflows",))
