@@ -13,15 +13,12 @@ from monitor.records import Count
 from monitor.stalls import LongTask
 from monitor.stalls import SlowWorkflow
 from monitor.stalls import StalledWorker
+from monitor.words import age_words
+from monitor.words import counted
+from monitor.words import number_words
 
 Tone = Literal["plain", "good", "warning", "bad"]
 
-GROWTH_SECONDS = 300.0  # how far back a queue is compared with itself
-RISE_SECONDS = 60.0  # and how far back, where it is sampled every second
-RISE_SAMPLES = 3  # one sample more than before may be a burst that is being taken
-PEAK_SHARE = 0.9
-PEAK_SAMPLES = 5  # a peak that is younger still counts, though the queue was emptied since
-GROWTH_LEAST = 10  # fewer messages more than before are noise
 BARELY_SECONDS = 10.0  # an entry of the schedule may come that late from a beat that is only slow
 NAMED_ENTRIES = 2  # more overdue entries than this are counted instead of named
 NAMED_WORKERS = 2  # more that are gone are not named
@@ -168,56 +165,6 @@ def sentence(facts: Facts) -> tuple[Part, ...]:
     if _all_well(facts):
         parts.append(Part("Nothing is failing and no queue is growing.", tone="good"))
     return tuple(parts)
-
-
-def is_growing(samples: Sequence[tuple[float, int | None]], now: float) -> bool:
-    """Whether a queue holds clearly more than some minutes ago; ``samples`` are (time, messages ready), in order.
-
-    A queue that was measured less than twice in the window is not known to grow, and one that is well below its
-    highest of the window is being emptied.
-    """
-    window = [ready for at, ready in samples if ready is not None and at >= now - GROWTH_SECONDS]
-    return len(window) >= 2 and _grew(window[0], window)
-
-
-def is_rising(window: Sequence[int]) -> bool:
-    """Whether a queue has just begun to grow; ``window`` are the messages ready in the samples of the last minute.
-
-    It is compared with its lowest, and has to have more than in the sample before and the one before that. A backlog
-    that was emptied since then is no measure of it, unless that was a moment ago.
-    """
-    if len(window) < RISE_SAMPLES or not window[-3] <= window[-2] < window[-1]:
-        return False
-    began = _emptied(window) if window.index(max(window)) < len(window) - PEAK_SAMPLES else 0
-    return _grew(min(window[began:]), window[began:])
-
-
-def _emptied(window: Sequence[int]) -> int:
-    """The last sample in which next to nothing of the highest was left; else the first."""
-    least = (1 - PEAK_SHARE) * max(window)
-    return max((at for at, ready in enumerate(window) if ready <= least), default=0)
-
-
-def _grew(before: int, window: Sequence[int]) -> bool:
-    return window[-1] - before >= max(GROWTH_LEAST, before // 10) and window[-1] >= PEAK_SHARE * max(window)
-
-
-def age_words(seconds: float) -> str:
-    """``40 s``, ``3 min``, ``2 h``, ``5 days``: one unit, rounded down, for a sentence."""
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size * (2 if unit == "days" else 1):
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(max(0.0, seconds))} s"
-
-
-def number_words(number: int) -> str:
-    """Digits, with thin separators from five digits on."""
-    return f"{number:,}".replace(",", "\u202f") if number > 9999 else str(number)
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """``1 worker``, ``3 workers``."""
-    return f"{number_words(number)} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _all_well(facts: Facts) -> bool:

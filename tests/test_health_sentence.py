@@ -9,9 +9,6 @@ from monitor.health_sentence import PausedQueue
 from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
-from monitor.health_sentence import age_words
-from monitor.health_sentence import is_growing
-from monitor.health_sentence import is_rising
 from monitor.health_sentence import sentence
 from monitor.health_sentence import stalled_words
 from monitor.records import Count
@@ -138,34 +135,6 @@ def test_hostile_queue_name_is_quoted_in_its_link() -> None:
     assert sentence(facts)[1].path == "/queues/a%2Fb%3Fc%23%3Cscript%3E"
 
 
-def test_growth_needs_two_samples_and_more_than_noise() -> None:
-    assert is_growing([(100.0, 5), (160.0, 400)], now=200.0)
-    assert not is_growing([(160.0, 400)], now=200.0)
-    assert not is_growing([(100.0, 5), (160.0, 9)], now=200.0)
-    assert not is_growing([(100.0, 1000), (160.0, 1030)], now=200.0)
-    assert not is_growing([(100.0, 400), (160.0, 5)], now=200.0)
-
-
-def test_queue_that_is_being_emptied_does_not_grow_though_it_was_shorter_once() -> None:
-    assert not is_growing([(100.0, 0), (160.0, 75), (200.0, 40)], now=200.0)
-
-
-def test_growth_ignores_what_is_old_or_unknown() -> None:
-    assert not is_growing([(100.0, 5), (700.0, 400), (760.0, 401)], now=800.0)
-    assert not is_growing([(700.0, None), (760.0, 401)], now=800.0)
-
-
-def test_ages_in_one_unit() -> None:
-    assert [age_words(seconds) for seconds in (-3.0, 40.9, 195.0, 7300.0, 100_000.0, 200_000.0)] == [
-        "0 s",
-        "40 s",
-        "3 min",
-        "2 h",
-        "27 h",
-        "2 days",
-    ]
-
-
 def test_large_numbers_have_thin_separators() -> None:
     facts = WELL._replace(failures=12_345)
     assert "12\u202f345 failures" in told(facts)
@@ -276,21 +245,6 @@ def test_entry_that_may_wait_in_a_full_queue_is_not_held_against_beat() -> None:
     assert many == "3 workers up. 3 entries of the schedule were due and may wait in queues."
     stopped = told(WELL._replace(overdue=[waiting], beat_stopped=True))
     assert stopped.startswith("3 workers up. Beat seems to have stopped. tick was")
-
-
-def test_queue_that_was_emptied_in_between_begins_anew() -> None:
-    assert is_rising([0, 180, 190, 60, 3, 0, 20, 45])
-    assert not is_rising([0, 180, 190, 150, 100, 110, 120])
-    assert not is_rising([180, 190, 3, 0, 4, 8])
-
-
-def test_queue_that_rises_sample_after_sample() -> None:
-    assert is_rising([0, 0, 12, 25])
-    assert not is_rising([0, 25])  # may be a burst
-    assert not is_rising([0, 25, 14])
-    assert not is_rising([0, 25, 25])
-    assert not is_rising([300, 310, 320])  # noise of a deep queue
-    assert is_rising([300, 0, 14, 31]) is False  # it still has far less than a moment ago
 
 
 def test_failures_that_need_nobody_are_told_apart() -> None:

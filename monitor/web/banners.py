@@ -6,14 +6,14 @@ from typing import Literal
 from typing import NamedTuple
 
 from monitor.gaps import in_words
-from monitor.health_sentence import age_words
-from monitor.health_sentence import counted
 from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.shard_health import silent_parts
 from monitor.web.receivers import RECEIVER
+from monitor.words import age_words
+from monitor.words import counted
 from monitor.workers import RENAME
 from monitor.workers import SKEW_SECONDS
 from monitor.workers import doubled_words

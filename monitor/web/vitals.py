@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from monitor.filters import parse
@@ -16,13 +15,13 @@ from monitor.health_sentence import PausedQueue
 from monitor.health_sentence import SilentWorker
 from monitor.health_sentence import StuckWorkflow
 from monitor.health_sentence import TopFailure
-from monitor.health_sentence import is_growing
+from monitor.queue_growth import grows
+from monitor.queue_growth import unattended
 from monitor.records import UNSAID_SECONDS
 from monitor.records import Count
 from monitor.records import FailureState
 from monitor.records import Pause
 from monitor.records import Queue
-from monitor.records import QueueSample
 from monitor.records import ReceiverHealth
 from monitor.records import Worker
 from monitor.records import WorkerStatus
@@ -77,7 +76,11 @@ def read_facts(store: Store, cluster: str | None, now: float, workers: Sequence[
         seen_tasks=any(queries.state_counts(store, cluster).values()),
         receivers=len(health),
         disconnected=[found for each in health if (found := _disconnected(each, now))],
-        growing=[_waiting(queue, now) for queue in queues if grows(queue, depths, now, rising)],
+        growing=[
+            _waiting(queue, now)
+            for queue in queues
+            if grows(queue, depths.get((queue.cluster, queue.name), ()), rising, now)
+        ],
         unattended=[_waiting(queue, now) for queue in queues if unattended(queue) and not is_paused(queue, pauses)],
         paused=_paused(queues, pauses, now),
         long_tasks=_long_alone(stalls),
@@ -139,21 +142,6 @@ def _long_alone(stalls: Stalls) -> list[LongTask]:
 def _long_running(held: Sequence[HeldTask], now: float) -> set[str]:
     """The names of which it matters how long they usually run."""
     return {task.name for task in held if task.started and task.name and now - task.since > LEAST_SECONDS}
-
-
-def grows(
-    queue: Queue, depths: dict[breakdowns.Key, list[QueueSample]], now: float, rising: AbstractSet[tuple[str, str]]
-) -> bool:
-    """Whether the queue fills faster than it is emptied, by its samples and what it holds now."""
-    if (queue.cluster, queue.name) in rising:
-        return True
-    samples = [(sample.at, sample.ready) for sample in depths.get((queue.cluster, queue.name), ())]
-    return is_growing([*samples, (queue.sampled_at or now, queue.ready)], now)
-
-
-def unattended(queue: Queue) -> bool:
-    """Messages wait, and it is known that nobody takes them."""
-    return queue.consumers == 0 and bool(queue.ready)
 
 
 def is_paused(queue: Queue, pauses: Mapping[tuple[str, str], Pause]) -> bool:

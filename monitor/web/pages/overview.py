@@ -1,6 +1,5 @@
 """Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
 
-from monitor.health_sentence import counted
 from monitor.health_sentence import sentence
 from monitor.health_sentence import settled
 from monitor.records import FailureCounts
@@ -20,6 +19,7 @@ from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
 from monitor.web.receivers import read_standbys
 from monitor.web.vitals import read_facts
+from monitor.words import counted
 
 LISTED = 6
 _STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
