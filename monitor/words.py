@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from monitor.records import Reconciliation
+
 NAMED = 3  # more names than this are counted
 
 
@@ -27,3 +29,21 @@ def named(names: Sequence[str]) -> str:
     """``a, b, c and 2 more``."""
     more = f" and {number_words(len(names) - NAMED)} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def reconciliation_words(found: Reconciliation) -> str:
+    """What came of a gap, in numbers; of unknown ones, too."""
+    if found.together_with is not None:
+        return "reconciled together with a later gap"
+    parts = [
+        f"{found.asked} unended tasks were asked for",
+        f"the result backend knew {found.backend} ends",
+        f"workers had {found.workers}",
+        f"the broker had {found.queue}",
+        f"{found.lost} are lost",
+        f"{found.unknown} remain unknown",
+    ]
+    learnt = found.learnt_from_workers + found.learnt_from_queues
+    parts += [f"{learnt} tasks were learnt of by asking"] if learnt else []
+    parts += [] if found.complete else ["not everybody and everything could be asked"]
+    return "; ".join(parts)

@@ -11,14 +11,14 @@ from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.settings import Settings
 from monitor.store import queries
+from monitor.store.health import read_receivers
+from monitor.store.health import read_standbys
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
 from monitor.web.api.requests import DAY
 from monitor.web.api.requests import NoParameters
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
-from monitor.web.receivers import read_health
-from monitor.web.receivers import read_standbys
 
 GAPS_SHOWN = 7 * DAY
 
@@ -186,7 +186,7 @@ def get_health(call: Call, _: NoParameters) -> HealthList:
     """Every cluster that we watch or have watched; ``null`` where its receiver has not spoken yet."""
     now = time.time()
     since = now - GAPS_SHOWN
-    spoken = {health.cluster: health for health in read_health(call.store, now)}
+    spoken = {health.cluster: health for health in read_receivers(call.store, now)}
     waiting = read_standbys(call.store, now)
     names = sorted({*spoken, *call.settings.clusters})
     backends = {name: backend_item(call.settings, name) for name in names}
