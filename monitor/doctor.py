@@ -1,7 +1,10 @@
-"""``celery-monitor doctor``: gathers the facts of a set-up and says what is wrong with it. Changes nothing."""
+"""``celery-monitor doctor``: gathers the facts of a set-up and reports what is wrong with it. Changes nothing."""
 
+import time
 from collections.abc import Iterator
 from collections.abc import Sequence
+from datetime import UTC
+from datetime import datetime
 from typing import NamedTuple
 
 from monitor.brokers.application import application_of
@@ -10,18 +13,19 @@ from monitor.brokers.examine import look_at
 from monitor.brokers.results import result_backend
 from monitor.brokers.results import stored_results
 from monitor.diagnosis import BrokerFacts
-from monitor.diagnosis import Finding
 from monitor.diagnosis import RecordFacts
-from monitor.diagnosis import judge_receiver
+from monitor.diagnosis import ResultFacts
+from monitor.diagnosis import judge_application
 from monitor.diagnosis import judge_record
+from monitor.diagnosis import judge_results
+from monitor.diagnosis import judge_transport
 from monitor.diagnosis import judge_workers
-from monitor.diagnosis_application import ResultFacts
-from monitor.diagnosis_application import judge_application
-from monitor.diagnosis_application import judge_results
-from monitor.diagnosis_transport import judge_transport
 from monitor.errors import BrokerUnavailable
 from monitor.errors import SettingsError
 from monitor.errors import Unsupported
+from monitor.findings import Finding
+from monitor.findings import Tone
+from monitor.findings import failing_helpers
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store.engine import database_without_password
@@ -29,6 +33,7 @@ from monitor.store.examine import look_at_record
 from monitor.web.security import check_bind
 
 INDENT = " " * 9
+LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}
 NO_TASK = "celery-monitor-doctor"  # an id that nobody has
 
 
@@ -41,7 +46,11 @@ class Report(NamedTuple):
 
     @property
     def is_wrong(self) -> bool:
-        return any(each.level == "wrong" for each in self.findings)
+        return any(_is_wrong(each) for each in self.findings)
+
+
+def _is_wrong(finding: Finding) -> bool:
+    return LEVELS[finding.tone] == "wrong"
 
 
 def examine(settings: Settings) -> list[Report]:
@@ -50,21 +59,21 @@ def examine(settings: Settings) -> list[Report]:
     reports = [_broker(broker, settings, records[broker.cluster]) for broker in settings.broker]
     record = next(iter(records.values()))
     address = database_without_password(settings.database)
-    return [*reports, Report("record", address, judge_record(record)), _dashboard(settings)]
+    return [*reports, Report("record", address, list(judge_record(record))), _dashboard(settings)]
 
 
 def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
     address = without_password(broker.url)
-    failing = list(judge_receiver(record))
+    failing = list(failing_helpers(record.receiver, time.time())) if record.receiver is not None else []
     try:
         facts = look_at(broker, settings)
     except BrokerUnavailable as error:
-        found = Finding("broker", "wrong", error.message, "Check --broker, and that it runs.")
+        found = Finding("broker", "bad", error.message, "Check --broker, and that it runs.")
         return Report(broker.cluster, address, [found, *failing])
     except Unsupported as error:
-        mend = "Watch the result backend, or take a transport that carries events."
-        return Report(broker.cluster, address, [Finding("transport", "wrong", error.message, mend), *failing])
-    answers = Finding("broker", "ok", "It answers.")
+        fix = "Watch the result backend, or use a transport that carries events."
+        return Report(broker.cluster, address, [Finding("transport", "bad", error.message, fix), *failing])
+    answers = Finding("broker", "good", "It answers.")
     judged = [*judge_workers(facts, record), *judge_transport(facts, record)]
     return Report(broker.cluster, address, [answers, *failing, *judged, *_application(broker, settings, facts)])
 
@@ -93,10 +102,10 @@ def _dashboard(settings: Settings) -> Report:
     try:
         check_bind(settings)
     except SettingsError as error:
-        mend = "Add --basic-auth USER:PASSWORD, or listen on --host 127.0.0.1."
-        return Report("dashboard", address, [Finding("access", "wrong", error.message, mend)])
+        fix = "Add --basic-auth USER:PASSWORD, or listen on --host 127.0.0.1."
+        return Report("dashboard", address, [Finding("access", "bad", error.message, fix)])
     who = "for users with a password" if settings.basic_auth else "on this machine only"
-    return Report("dashboard", address, [Finding("access", "ok", f"It is open {who}.")])
+    return Report("dashboard", address, [Finding("access", "good", f"It is open {who}.")])
 
 
 def lines(reports: Sequence[Report]) -> Iterator[str]:
@@ -104,19 +113,33 @@ def lines(reports: Sequence[Report]) -> Iterator[str]:
     for report in reports:
         yield f"{report.subject}  {report.address}"
         for each in report.findings:
-            yield f"  {each.level:<7}{each.check}: {each.what}"
-            if each.mend:
-                yield f"{INDENT}{each.mend}"
+            yield f"  {LEVELS[each.tone]:<7}{each.kind}: {_text(each)}"
+            if each.then:
+                yield f"{INDENT}{each.then}"
         yield ""
-    wrong = sum(each.level == "wrong" for report in reports for each in report.findings)
+    wrong = sum(_is_wrong(each) for report in reports for each in report.findings)
     yield f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong."
 
 
 def told(reports: Sequence[Report]) -> dict[str, object]:
     """The same for programs."""
     items = [
-        {"subject": report.subject, "address": report.address, **each._asdict()}
+        {
+            "subject": report.subject,
+            "address": report.address,
+            "check": each.kind,
+            "level": LEVELS[each.tone],
+            "what": _text(each),
+            "mend": each.then,
+        }
         for report in reports
         for each in report.findings
     ]
     return {"healthy": not any(report.is_wrong for report in reports), "findings": items}
+
+
+def _text(finding: Finding) -> str:
+    if finding.since is None:
+        return finding.text
+    since = datetime.fromtimestamp(finding.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{finding.text} {finding.mark} {since}."

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from monitor.records import Worker
 from monitor.records import WorkerStatus
+from monitor.words import age_words
+from monitor.words import counted
+from monitor.words import number_words
 
 LEAST_SECONDS = 3.0  # shorter than this nothing is unusual
 TIMES_USUAL = 3.0  # longer than so many times what 99 of 100 took
@@ -68,6 +71,21 @@ class SlowWorkflow(NamedTuple):
     worker: str | None = None
 
 
+class Stalls(NamedTuple):
+    """What may be stuck, the longest first."""
+
+    workers: Sequence[StalledWorker] = ()
+    workflows: Sequence[SlowWorkflow] = ()
+    tasks: Sequence[LongTask] = ()
+
+    @property
+    def other_tasks(self) -> list[LongTask]:
+        """Without those of these workers and workflows."""
+        hostnames = {worker.hostname for worker in self.workers}
+        roots = {each.root_id for each in self.workflows}
+        return [task for task in self.tasks if task.hostname not in hostnames and task.root_id not in roots]
+
+
 def stalled_workers(
     workers: Sequence[Worker],
     held: Sequence[HeldTask],
@@ -118,6 +136,26 @@ def long_tasks(held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float)
 def may_be_busy(worker: Worker) -> bool:
     """A solo pool neither beats nor answers while it runs a task, and its events of that wait until it ends."""
     return worker.pool == "solo" and worker.status is WorkerStatus.SILENT
+
+
+def stalled_words(stalled: StalledWorker) -> str:
+    """Why a worker may be stuck."""
+    seconds = age_words(stalled.seconds)
+    if not stalled.started:
+        waits = counted(stalled.tasks, "task it has taken waits", "tasks it has taken wait")
+        waits = f"at least {waits}" if stalled.at_least else waits
+        return f"{stalled.hostname} may be stuck: {waits}, one for {seconds}, and none is started."
+    all_run = "its only task has run" if stalled.tasks == 1 else f"all {number_words(stalled.tasks)} tasks it runs have"
+    ran = f"{all_run} for {seconds}" if stalled.tasks == 1 else f"{all_run} run unusually long, one for {seconds}"
+    return f"{stalled.hostname} may be stuck: {ran}{usual_words(stalled.usual)}."
+
+
+def usual_words(p99: float | None) -> str:
+    """``; usually 0.3 s at most``; nothing where that is unknown."""
+    if p99 is None:
+        return ""
+    seconds = f"{max(0.1, p99):.1f} s" if p99 < 10 else age_words(p99)
+    return f"; usually {seconds} at most"
 
 
 def _stalled(worker: Worker, held: Sequence[HeldTask], usual: Mapping[str, Usual], now: float) -> StalledWorker | None:

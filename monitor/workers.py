@@ -29,8 +29,6 @@ KEPT_SECONDS = 3600.0  # after its last heartbeat, another process is forgotten
 MOST_OTHERS = 8
 
 HELD_STATES = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
-_NUMBERS = {2: "two", 3: "three", 4: "four"}
-RENAME = "Give each worker a node name of its own, for example -n worker1@%h and -n worker2@%h."
 ProcessState = Literal["online", "silent", "shutting down", "offline"]
 
 
@@ -100,14 +98,6 @@ def twin_pids(worker: Worker) -> tuple[int, ...]:
     others = twins(worker)
     pids = {each.pid for each in others} | {pid for pid in (worker.pid,) if pid is not None}
     return tuple(sorted(pids)) if others else ()
-
-
-def doubled_words(worker: Worker) -> str | None:
-    """``two processes call themselves dup@shop``; ``None`` where one does."""
-    pids = twin_pids(worker)
-    if not pids:
-        return None
-    return f"{_NUMBERS.get(len(pids), str(len(pids)))} processes call themselves {worker.hostname}"
 
 
 def process_state(worker: Worker, pid: int | None, now: float | None = None) -> ProcessState:

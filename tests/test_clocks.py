@@ -9,9 +9,9 @@ from monitor.records import Event
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.workers import after_setting
-from monitor.workers import doubled_words
 from monitor.workers import fold_worker
 from monitor.workers import is_skewed
+from monitor.workers import twin_pids
 from tests.factories import NOW
 from tests.factories import make_event
 
@@ -99,7 +99,7 @@ def test_an_event_that_comes_late_or_again_is_still_older() -> None:
     late = fold_worker(worker, beat(3, NOW + 3, pid=99), "shop", NOW + 3 + SKEW)
     assert [each.pid for each in late.others] == [99]  # another process of the name, and not the present one
     assert msgspec.structs.replace(late, others=()) == worker
-    assert doubled_words(late) is None
+    assert twin_pids(late) == ()
 
 
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, 7.0])

@@ -7,17 +7,16 @@ import pytest
 from monitor.application import Application
 from monitor.application import Unread
 from monitor.diagnosis import BrokerFacts
-from monitor.diagnosis import Finding
-from monitor.diagnosis import Heard
 from monitor.diagnosis import RecordFacts
-from monitor.diagnosis import judge_receiver
+from monitor.diagnosis import ResultFacts
+from monitor.diagnosis import Sender
+from monitor.diagnosis import judge_application
 from monitor.diagnosis import judge_record
+from monitor.diagnosis import judge_results
+from monitor.diagnosis import judge_transport
 from monitor.diagnosis import judge_workers
-from monitor.diagnosis_application import ResultFacts
-from monitor.diagnosis_application import judge_application
-from monitor.diagnosis_application import judge_results
-from monitor.diagnosis_transport import judge_transport
-from monitor.records import FailingHelper
+from monitor.doctor import LEVELS
+from monitor.findings import Finding
 
 GOOD_CONF: dict[str, object] = {
     "task_send_sent_event": True,
@@ -29,7 +28,7 @@ GOOD = BrokerFacts(
     transport="redis",
     workers=["pay@shop", "mail@shop"],
     conf={"pay@shop": GOOD_CONF, "mail@shop": GOOD_CONF},
-    heard={"pay@shop": Heard(0.1, "5.7.1"), "mail@shop": Heard(-0.2, "5.7.1")},
+    senders={"pay@shop": Sender(0.1, "5.7.1"), "mail@shop": Sender(-0.2, "5.7.1")},
     redis={
         "maxmemory": 10_000,
         "used_memory": 500,
@@ -41,7 +40,7 @@ RECORD = RecordFacts(product="postgresql", version=(15, 2), longest_run=8.0, lon
 
 
 def found(facts: BrokerFacts, record: RecordFacts = RECORD) -> dict[str, Finding]:
-    return {each.check: each for each in (*judge_workers(facts, record), *judge_transport(facts, record))}
+    return {each.kind: each for each in (*judge_workers(facts, record), *judge_transport(facts, record))}
 
 
 def told(**conf: object) -> BrokerFacts:
@@ -53,23 +52,23 @@ def on_redis(**info: object) -> BrokerFacts:
 
 
 def test_nothing_is_wrong_with_a_good_set_up() -> None:
-    assert {each.level for each in found(GOOD).values()} == {"ok"}
-    assert {each.level for each in judge_record(RECORD)} == {"ok"}
+    assert {LEVELS[each.tone] for each in found(GOOD).values()} == {"ok"}
+    assert {LEVELS[each.tone] for each in judge_record(RECORD)} == {"ok"}
 
 
 @pytest.mark.parametrize(
     ("facts", "check", "level", "words"),
     [
-        (replace(GOOD, workers=[], conf={}, heard={}), "workers", "wrong", "No worker answers"),
-        (replace(GOOD, heard={"pay@shop": Heard(0, None)}), "heartbeats", "wrong", "mail@shop: no event"),
-        (told(worker_send_task_events=False), "task events", "unknown", "mail@shop: not known"),
+        (replace(GOOD, workers=[], conf={}, senders={}), "workers", "wrong", "No worker answers"),
+        (replace(GOOD, senders={"pay@shop": Sender(0, None)}), "heartbeats", "wrong", "mail@shop: no event"),
+        (told(worker_send_task_events=False), "task events", "unknown", "mail@shop: unknown"),
         (told(task_send_sent_event=False), "sent events", "wrong", "off at mail@shop"),
         (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes call themselves pay@shop"),
         (told(task_annotations=None), "exact retries", "note", "not installed at mail@shop"),
         (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 at mail@shop"),
-        (replace(GOOD, heard={"pay@shop": Heard(-3600, "5.7.1")}), "clocks", "wrong", "up to 3600.0 s"),
+        (replace(GOOD, senders={"pay@shop": Sender(-3600, "5.7.1")}), "clocks", "wrong", "off by up to 3600.0 s"),
         (
-            replace(GOOD, heard={"pay@shop": Heard(0, "5.7.1"), "mail@shop": Heard(0, "5.8.0")}),
+            replace(GOOD, senders={"pay@shop": Sender(0, "5.7.1"), "mail@shop": Sender(0, "5.8.0")}),
             "Celery",
             "wrong",
             "5.7.1 at pay@shop; 5.8.0 at mail@shop",
@@ -86,26 +85,26 @@ def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
     facts: BrokerFacts, check: str, level: str, words: str
 ) -> None:
     findings = found(facts)
-    assert findings[check].level == level
-    assert words in findings[check].what
-    assert level == "unknown" or findings[check].mend
+    assert LEVELS[findings[check].tone] == level
+    assert words in findings[check].text
+    assert level == "unknown" or findings[check].then
     if facts.workers:
-        assert {name for name, each in findings.items() if each.level != "ok"} <= {check, "bursts", "heartbeats"}
+        assert {name for name, each in findings.items() if LEVELS[each.tone] != "ok"} <= {check, "bursts", "heartbeats"}
 
 
 def test_an_unlimited_redis_throws_nothing_away_whatever_its_policy() -> None:
-    assert found(on_redis(maxmemory=0, maxmemory_policy="allkeys-lru"))["memory of Redis"].level == "ok"
+    assert LEVELS[found(on_redis(maxmemory=0, maxmemory_policy="allkeys-lru"))["memory of Redis"].tone] == "ok"
 
 
 def test_the_record_knows_whose_events_are_off() -> None:
     findings = found(told(worker_send_task_events=False), replace(RECORD, events_off=["mail@shop", "gone@shop"]))
-    assert findings["task events"].level == "wrong"
-    assert "mail@shop: off" in findings["task events"].what
-    assert "gone" not in findings["task events"].what
+    assert LEVELS[findings["task events"].tone] == "wrong"
+    assert "mail@shop sends no task events" in findings["task events"].text
+    assert "gone" not in findings["task events"].text
 
 
 def test_long_tasks_behind_a_prefetch_are_a_note() -> None:
-    assert found(GOOD, replace(RECORD, longest_run=700.0))["prefetch"].level == "note"
+    assert LEVELS[found(GOOD, replace(RECORD, longest_run=700.0))["prefetch"].tone] == "note"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +116,10 @@ def test_long_tasks_behind_a_prefetch_are_a_note() -> None:
     ],
 )
 def test_a_database_in_trouble(change: dict[str, object], check: str, words: str) -> None:
-    findings = {each.check: each for each in judge_record(replace(RECORD, **change))}  # type: ignore[arg-type]
-    assert findings[check].level == "wrong"
-    assert words in findings[check].what
-    assert findings[check].mend
+    findings = {each.kind: each for each in judge_record(replace(RECORD, **change))}  # type: ignore[arg-type]
+    assert LEVELS[findings[check].tone] == "wrong"
+    assert words in findings[check].text
+    assert findings[check].then
 
 
 def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
@@ -133,16 +132,16 @@ def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
         broker_read_url="redis://h",
         broker_write_url="redis://h",
     )
-    found = {each.check: each for each in judge_application(application, workers_answered=False)}
-    assert {check: each.level for check, each in found.items()} == {
+    found = {each.kind: each for each in judge_application(application, workers_answered=False)}
+    assert {check: LEVELS[each.tone] for check, each in found.items()} == {
         "application": "wrong",
         "schedule": "wrong",
         "content": "wrong",
         "sent events": "wrong",
     }
-    assert "Workers accept pickle, yaml and not json" in found["content"].what
-    assert "The entry 'nightly' of beat_schedule cannot be read: it names no task." in found["schedule"].what
-    told = [each.what for each in judge_application(application, workers_answered=True)]
+    assert "Workers accept pickle, yaml and not json" in found["content"].text
+    assert "The entry 'nightly' of beat_schedule cannot be read: it names no task." in found["schedule"].text
+    told = [each.text for each in judge_application(application, workers_answered=True)]
     assert "broker_transport_options.on_connect of shop cannot be used here: it is the function print." in told
     assert not any("task_send_sent_event" in each for each in told)  # the workers' own is judged
 
@@ -158,30 +157,24 @@ def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
 )
 def test_results_that_cannot_be_read_are_said(facts: ResultFacts | None, level: str, words: str) -> None:
     found = judge_results(facts)
-    assert (found.level, words in found.what) == (level, True)
+    assert (LEVELS[found.tone], words in found.text) == (level, True)
 
 
 @pytest.mark.parametrize("version", ["5.7.0", "5.10.1", "6.0", "dev"])
 def test_a_celery_that_keeps_its_events_is_not_named(version: str) -> None:
-    assert "reconnects" not in found(replace(GOOD, heard={"pay@shop": Heard(0, version)}))
-
-
-def test_what_fails_within_the_receiver_is_said_with_its_time() -> None:
-    helper = FailingHelper(name="schedules", error="no such table", since=1_780_000_000.4, failures=31)
-    (finding,) = judge_receiver(replace(RECORD, helpers=(helper,)))
-    expected = "The schedules failed 31 times in a row, since 2026-05-28 20:26:40 UTC: no such table"
-    assert (finding.check, finding.level, finding.what) == ("receiver", "wrong", expected)
+    assert "reconnects" not in found(replace(GOOD, senders={"pay@shop": Sender(0, version)}))
 
 
 def test_a_celery_that_drops_its_events_is_named_in_a_note() -> None:
-    judged = found(replace(GOOD, heard={"pay@shop": Heard(0, "5.6.2"), "mail@shop": Heard(0, "5.7.0")}))["reconnects"]
-    assert (judged.level, judged.what.partition(":")[0]) == ("note", "pay@shop")
-    assert "5.7.0 or newer" in judged.mend
+    senders = {"pay@shop": Sender(0, "5.6.2"), "mail@shop": Sender(0, "5.7.0")}
+    judged = found(replace(GOOD, senders=senders))["reconnects"]
+    assert (LEVELS[judged.tone], judged.text.partition(":")[0]) == ("note", "pay@shop")
+    assert "5.7.0 or newer" in judged.then
 
 
 def test_a_worker_whose_events_are_refused_is_not_called_silent() -> None:
-    judged = found(replace(GOOD, heard={"mail@shop": Heard(0, None)}, refused={"pay@shop": "x-pickle"}))
-    assert judged["heartbeats"].level == "ok"
-    assert judged["event serializer"].level == "wrong"
-    assert "pay@shop: events are x-pickle" in judged["event serializer"].what
-    assert 'event_serializer = "json"' in judged["event serializer"].mend
+    judged = found(replace(GOOD, senders={"mail@shop": Sender(0, None)}, refused={"pay@shop": "x-pickle"}))
+    assert LEVELS[judged["heartbeats"].tone] == "ok"
+    assert LEVELS[judged["event serializer"].tone] == "wrong"
+    assert "Events of pay@shop are not read: they are x-pickle" in judged["event serializer"].text
+    assert 'event_serializer = "json"' in judged["event serializer"].then

@@ -14,6 +14,11 @@ import pytest
 import redis
 from amqp import Connection
 
+from monitor.doctor import Report
+from monitor.doctor import lines
+from monitor.findings import failing_helpers
+from monitor.records import FailingHelper
+from monitor.records import ReceiverHealth
 from monitor.store.engine import open_store
 from tests.receiver.sources.conftest import delete_queue
 from tests.servers import running_redis
@@ -21,7 +26,7 @@ from tests.test_cli import call
 from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "doctor.md"
-SOURCES = ("diagnosis.py", "diagnosis_application.py", "diagnosis_transport.py", "doctor.py")
+SOURCES = ("diagnosis.py", "findings.py", "doctor.py")
 CAPTURE = {"*": {"Request": "monitor.capture:Request"}}
 WELL = {"task_send_sent_event": True, "worker_send_task_events": True, "task_annotations": CAPTURE}
 
@@ -131,6 +136,15 @@ def test_an_empty_schema_of_postgresql_stays_empty(redis_url: str, postgres_url:
     with psycopg.connect(postgres_url) as connection:
         tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").fetchall()
     assert tables == []
+
+
+def test_what_fails_within_the_receiver_is_said_with_its_time() -> None:
+    helper = FailingHelper(name="schedules", error="no such table", since=1_780_000_000.4, failures=31)
+    receiver = ReceiverHealth(cluster="shop", connected=True, updated_at=1_780_000_090.0, helpers=(helper,))
+    report = Report("shop", "redis://h", list(failing_helpers(receiver, 1_780_000_091.0)))
+    assert list(lines([report]))[1] == (
+        "  wrong  receiver: The schedules keeps failing: no such table. Failing since 2026-05-28 20:26:40 UTC."
+    )
 
 
 def test_every_check_stands_in_its_document() -> None:

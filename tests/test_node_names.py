@@ -4,7 +4,6 @@ from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.workers import after_setting
-from monitor.workers import doubled_words
 from monitor.workers import fold_worker
 from monitor.workers import holder_state
 from monitor.workers import process_of
@@ -29,7 +28,6 @@ def told(*events: tuple[str, float, int], worker: Worker | None = None) -> Worke
 def test_processes_that_beat_in_turn_are_two_and_neither_takes_the_name() -> None:
     worker = told(*(("heartbeat", second, 31 + second % 2) for second in range(12)))
     assert twin_pids(worker) == (31, 32)
-    assert doubled_words(worker) == "two processes call themselves worker1@shop"
     assert (worker.pid, worker.active) == (32, 4)
     assert process_state(worker, 31) == "online"
     other = process_of(worker, 31)

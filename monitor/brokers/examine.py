@@ -24,7 +24,7 @@ from monitor.brokers.link import link
 from monitor.brokers.remote import Remote
 from monitor.diagnosis import BrokerFacts
 from monitor.diagnosis import EventQueue
-from monitor.diagnosis import Heard
+from monitor.diagnosis import Sender
 from monitor.errors import BrokerUnavailable
 from monitor.receiver.decode import decode
 from monitor.receiver.sources.content import body_of
@@ -54,7 +54,7 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
         workers=workers,
         answers=answers,
         conf={name: reply.ok for name, reply in conf.items() if isinstance(reply.ok, dict)},
-        heard=None if listened is None else listened.heard,
+        senders=None if listened is None else listened.senders,
         refused={} if listened is None else listened.refused,
         redis=redis,
         queues=queues,
@@ -92,12 +92,8 @@ def _queues(connection: Connection, own: str, settings: Settings) -> list[EventQ
 class Listened(NamedTuple):
     """Who sent events, and the content type of those that are not read."""
 
-    heard: dict[str, Heard]
+    senders: dict[str, Sender]
     refused: dict[str, str]
-
-    @property
-    def senders(self) -> set[str]:
-        return {*self.heard, *self.refused}
 
 
 def _listen(
@@ -117,13 +113,13 @@ def _listen(
             listened.refused[body.hostname] = body.content_type
         for event in decode(body)[0] if isinstance(body, bytes) else ():
             if event.type.startswith("worker-"):
-                listened.heard[event.hostname] = Heard(now - event.timestamp, event.sw_ver)
+                listened.senders[event.hostname] = Sender(now - event.timestamp, event.sw_ver)
 
     try:
         with Consumer(connection.channel(), [queue], on_message=receive, no_ack=True):
             deadline = time.monotonic() + seconds
             while (
-                set(workers) - listened.heard.keys() - listened.refused.keys()
+                set(workers) - listened.senders.keys() - listened.refused.keys()
                 and (left := deadline - time.monotonic()) > 0
             ):
                 with suppress(TimeoutError):

@@ -1,6 +1,5 @@
 """What may be done to a task in its state, and why not. No I/O: pages ask before they offer a button."""
 
-from monitor.health_sentence import age_words
 from monitor.messages import may_be_in_chord
 from monitor.records import READ
 from monitor.records import UNACKED
@@ -9,6 +8,7 @@ from monitor.records import Link
 from monitor.records import Message
 from monitor.records import Task
 from monitor.records import TaskState
+from monitor.words import age_words
 
 # Why a task in one of these states is not sent again.
 REFUSED = {

@@ -21,7 +21,6 @@ from monitor.brokers.generic import Probe
 from monitor.brokers.held import can_look
 from monitor.brokers.held import can_take
 from monitor.brokers.remote import Remote
-from monitor.health_sentence import age_words
 from monitor.lifecycle import REMOVED
 from monitor.receiver.whereabouts import Look
 from monitor.receiver.whereabouts import look
@@ -35,6 +34,7 @@ from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Holder
 from monitor.store.standing import Unended
+from monitor.words import age_words
 from monitor.workers import process_of
 from monitor.workers import process_state
 from monitor.workers import twins

@@ -20,7 +20,6 @@ from monitor.brokers.ends import End
 from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.brokers.survey import Seen
-from monitor.gaps import in_words
 from monitor.lifecycle import HELD_BY_WORKER
 from monitor.lifecycle import IN_QUEUE
 from monitor.lifecycle import RUNNING
@@ -38,6 +37,7 @@ from monitor.store import queries
 from monitor.store import standing
 from monitor.store.engine import Store
 from monitor.store.standing import Unended
+from monitor.words import reconciliation_words
 from monitor.workers import twins
 
 POLL_SECONDS = 2.0  # how often gaps are looked for
@@ -214,7 +214,7 @@ class Recovery:
         complete = work.found.complete and first.complete and second.complete
         found = msgspec.structs.replace(work.found, ended=now, complete=complete)
         self._tell(work.gap, found, [], now)
-        log.info("the gap of %s is reconciled: %s", self._cluster, in_words(found))
+        log.info("the gap of %s is reconciled: %s", self._cluster, reconciliation_words(found))
         self._work = None
 
     def _tell(self, gap: Gap, found: Reconciliation, events: Sequence[Event], now: float) -> None:

@@ -15,13 +15,13 @@ from monitor.brokers.remote import Remote
 from monitor.brokers.remote import Reply
 from monitor.errors import MonitorError
 from monitor.errors import Unsupported
+from monitor.queue_growth import RecentSamples
 from monitor.receiver.helpers import QUEUE_SAMPLER
 from monitor.receiver.helpers import SAMPLER
 from monitor.receiver.helpers import SCHEDULES
 from monitor.receiver.helpers import Helpers
 from monitor.receiver.newcomers import Newcomers
 from monitor.receiver.oldest import OldestMessages
-from monitor.receiver.rises import Rises
 from monitor.receiver.schedules import Schedules
 from monitor.receiver.switches import ANSWER_SECONDS
 from monitor.receiver.switches import Process
@@ -75,7 +75,7 @@ class Sampler:
         self._worker_is_new = threading.Event()
         self._queues_are_new = threading.Event()
         self._switches = Switches(store, cluster, remote, settings, notice)
-        self._rises = Rises()
+        self._samples = RecentSamples()
         self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
         self._configured = configured_queues(remote.broker, settings)
@@ -189,7 +189,7 @@ class Sampler:
             self._configured_at = now + self._settings.inspect_seconds  # each refusal is a line in RabbitMQ's log
         measured = self._oldest.of([each for each in sampled if each.name not in absent], skews, time.time())
         queues = [_consumed(queue, consumers, complete) for queue in measured]
-        journal.save_queues(self._store, self._cluster, queues, now, self._rises.after(queues, now))
+        journal.save_queues(self._store, self._cluster, queues, now, self._samples.rising(queues, now))
 
     # Workers
 

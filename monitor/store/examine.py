@@ -16,19 +16,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from monitor.diagnosis import RecordFacts
 from monitor.errors import MonitorError
-from monitor.records import FailingHelper
+from monitor.records import ReceiverHealth
 from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.store import queries
 from monitor.store import schema
 from monitor.store.engine import Store
 from monitor.store.engine import connect_only
+from monitor.store.health import recorded_receivers
 from monitor.store.load import numbers_of
 
 BUSY_SECONDS = 2.0
 SEEN_DAYS = 7
-SPOKEN_SECONDS = 15.0  # a receiver writes its health every second
-ENDING_SECONDS = 120.0  # as pages show it
 
 
 def look_at_record(url: str, cluster: str) -> RecordFacts:
@@ -97,7 +96,7 @@ class Said(NamedTuple):
     events_on: Sequence[str] = ()
     longest_run: float | None = None
     longest_eta: float | None = None
-    helpers: Sequence[FailingHelper] = ()
+    receiver: ReceiverHealth | None = None
 
     def fill(self, facts: RecordFacts) -> RecordFacts:
         return replace(facts, **self._asdict())
@@ -108,24 +107,11 @@ def _said(store: Store, cluster: str) -> Said:
     try:
         workers = queries.workers(store, cluster)
         run, eta = _longest(store, cluster)
-        helpers = _failing(store, cluster)
+        receiver = next((each for each in recorded_receivers(store, time.time()) if each.cluster == cluster), None)
     except (MonitorError, SQLAlchemyError):
         return Said()
     on, off = _with_events(workers, on=True), _with_events(workers, on=False)
-    return Said(off, on, run, eta, helpers)
-
-
-def _failing(store: Store, cluster: str) -> list[FailingHelper]:
-    """What fails now of the receiver that writes the record, and its process where that keeps ending."""
-    now = time.time()
-    ended = [each for each in queries.endings(store, now - ENDING_SECONDS) if each.cluster == cluster]
-    found = [
-        FailingHelper(name="receiver", error=each.error, since=each.since, failures=each.failures) for each in ended
-    ]
-    for health in queries.health(store):
-        if health.cluster == cluster and now - (health.updated_at or 0.0) < SPOKEN_SECONDS:
-            found += health.helpers
-    return found
+    return Said(off, on, run, eta, receiver)
 
 
 def _with_events(workers: Sequence[Worker], *, on: bool) -> list[str]:

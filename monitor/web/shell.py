@@ -3,25 +3,26 @@
 import re
 import time
 from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from threading import Lock
 
 from monitor.filters import UNHANDLED
 from monitor.filters import parse
+from monitor.findings import Finding
+from monitor.health import banners
 from monitor.records import Count
 from monitor.records import Queue
 from monitor.records import TaskState
 from monitor.records import WorkerStatus
 from monitor.store import queries
 from monitor.store.engine import Store
+from monitor.store.health import read_banner_facts
 from monitor.web import wording
-from monitor.web.banners import Banner
-from monitor.web.banners import banners
-from monitor.web.banners import gaps_shown_since
 from monitor.web.pages import Page
 from monitor.web.pages import View
-from monitor.web.receivers import read_health
 
 FRESH_SECONDS = 0.4  # several views of one refresh share what is read here
 MOST_KNOWN = 32
@@ -54,39 +55,14 @@ class NavItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What the shell knows of the clusters (or of one)."""
-
-    clusters: tuple[str, ...]
-    tasks: Count
-    failed: Count  # that still need somebody
-    groups: int  # of failures of the last day that nobody has resolved or muted
-    waiting: int | None  # queues in which something waits; None: no depth is known
-    workers: int
-    workers_up: int
-    banners: tuple[Banner, ...]
-
-    def count_for(self, noun: str) -> tuple[str | None, str]:
-        """What stands beside an entry of the navigation, and what it means."""
-        if noun == "tasks":
-            return wording.counted(self.tasks), "tasks in the record"
-        if noun == "failures":
-            return wording.number(self.groups), "open failures of the last 24 h"
-        if noun == "queues":
-            return (None if self.waiting is None else wording.number(self.waiting)), "queues with waiting tasks"
-        if noun == "workers":
-            return f"{wording.number(self.workers_up)}/{wording.number(self.workers)}", "workers up, of all known"
-        return None, ""
-
-
-@dataclass(frozen=True, slots=True)
 class Shell:
-    """The facts and the navigation of one view."""
+    """What stands around a view of the clusters (or of one); ``nav`` is the view's own."""
 
     clusters: tuple[str, ...]
-    failed: Count
-    banners: tuple[Banner, ...]
-    nav: tuple[NavItem, ...]
+    failed: Count  # that still need somebody
+    banners: tuple[Finding, ...]
+    counts: Mapping[str, tuple[str | None, str]]  # beside the entries of the navigation, and what they mean
+    nav: tuple[NavItem, ...] = ()
 
 
 class ShellReader:
@@ -94,64 +70,65 @@ class ShellReader:
 
     def __init__(self, pages: Iterable[Page]) -> None:
         self._pages = [page for page in pages if page.nav]
-        self._known: dict[str | None, tuple[float, Facts]] = {}
+        self._known: dict[str | None, tuple[float, Shell]] = {}
         self._lock = Lock()
 
     def read(self, view: View) -> Shell:
-        facts = self._facts(view)
-        return Shell(facts.clusters, facts.failed, facts.banners, tuple(self._nav(view, facts)))
+        shell = self._shared(view)
+        return replace(shell, nav=tuple(self._nav(view, shell)))
 
-    def _facts(self, view: View) -> Facts:
+    def _shared(self, view: View) -> Shell:
         with self._lock:
-            read_at, facts = self._known.get(view.cluster, (0.0, None))
-            if facts is None or time.monotonic() - read_at > FRESH_SECONDS:
-                facts = read_facts(view.store, view.settings.clusters, view.cluster, view.now)
+            read_at, shell = self._known.get(view.cluster, (0.0, None))
+            if shell is None or time.monotonic() - read_at > FRESH_SECONDS:
+                shell = read_shell(view.store, view.settings.clusters, view.cluster, view.now)
                 if len(self._known) >= MOST_KNOWN:  # the name of a cluster comes from an address that anybody may type
                     self._known.clear()
-                self._known[view.cluster] = (time.monotonic(), facts)
-            return facts
+                self._known[view.cluster] = (time.monotonic(), shell)
+            return shell
 
-    def _nav(self, view: View, facts: Facts) -> Iterable[NavItem]:
+    def _nav(self, view: View, shell: Shell) -> Iterable[NavItem]:
         failed = view.path == "/tasks" and view.query.get("q") == UNHANDLED
         for page in self._pages:
             noun = page.path.strip("/") or "overview"
             current = not failed and (view.path == page.path or view.path.startswith(f"{page.path}/"))
-            count, means = facts.count_for(noun)
+            count, means = shell.counts.get(noun, (None, ""))
             yield NavItem(
                 page.path, page.nav or "", noun, count=count, means=means, current=current, first=noun in FIRST
             )
             if noun == "tasks":
-                yield _failed_item(facts, current=failed)
+                yield _failed_item(shell.failed, current=failed)
 
 
-def _failed_item(facts: Facts, *, current: bool) -> NavItem:
+def _failed_item(failed: Count, *, current: bool) -> NavItem:
     return NavItem(
         "/tasks",
         "Failed",
         "failed",
         {"q": UNHANDLED},
-        wording.counted(facts.failed),
+        wording.counted(failed),
         "failed tasks that nobody retried, muted or resolved",
-        alarm=facts.failed.value > 0,
+        alarm=failed.value > 0,
         current=current,
     )
 
 
-def read_facts(store: Store, configured: tuple[str, ...], cluster: str | None, now: float) -> Facts:
-    """The facts of one cluster, or of all."""
-    counts = queries.state_counts(store, cluster)
-    workers = queries.workers(store, cluster)
-    health = [each for each in read_health(store, now) if cluster in (None, each.cluster)]
-    gaps = queries.gaps(store, gaps_shown_since(now), cluster)
-    return Facts(
+def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, now: float) -> Shell:
+    """What views of one cluster, or of all, have in common."""
+    facts, states = read_banner_facts(store, cluster, now), queries.state_counts(store, cluster)
+    up = sum(worker.status is not WorkerStatus.OFFLINE for worker in facts.workers)
+    groups = queries.open_groups(store, since=now - DAY, cluster=cluster)
+    waiting = _waiting(queries.queues(store, cluster))
+    return Shell(
         clusters=tuple(sorted({*queries.clusters(store), *configured})),
-        tasks=Count(sum(counts.values())),
-        failed=unhandled(store, cluster, counts[TaskState.FAILURE], now),
-        groups=queries.open_groups(store, since=now - DAY, cluster=cluster),
-        waiting=_waiting(queries.queues(store, cluster)),
-        workers=len(workers),
-        workers_up=sum(worker.status is not WorkerStatus.OFFLINE for worker in workers),
-        banners=banners(health, workers, gaps, now),
+        failed=unhandled(store, cluster, states[TaskState.FAILURE], now),
+        banners=banners(facts),
+        counts={
+            "tasks": (wording.number(sum(states.values())), "tasks in the record"),
+            "failures": (wording.number(groups), "open failures of the last 24 h"),
+            "queues": (None if waiting is None else wording.number(waiting), "queues with waiting tasks"),
+            "workers": (f"{wording.number(up)}/{wording.number(len(facts.workers))}", "workers up, of all known"),
+        },
     )
 
 
@@ -163,5 +140,6 @@ def unhandled(store: Store, cluster: str | None, failed: int, now: float) -> Cou
 
 
 def _waiting(queues: Iterable[Queue]) -> int | None:
+    """In how many queues something waits; ``None``: no depth is known."""
     depths = [queue.ready for queue in queues if queue.ready is not None]
     return sum(depth > 0 for depth in depths) if depths else None

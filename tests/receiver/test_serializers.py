@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from monitor.errors import NotFound
+from monitor.health import Facts
+from monitor.health import banners
 from monitor.records import TaskState
 from monitor.store import queries
 from monitor.store.engine import Store
-from monitor.web.banners import banners
 from tests.receiver.conftest import RunReceiver
 from tests.receiver.conftest import connected
 from tests.receiver.conftest import health
@@ -39,7 +40,11 @@ def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
             said = health(store)
             assert {each.content_type for each in said.refused} == {"application/x-python-serialize"}
             assert said.malformed_total == 0
-            shown = [each for each in banners([said], [], [], said.updated_at or 0.0) if each.kind == "refused"]
+            shown = [
+                each
+                for each in banners(Facts(now=said.updated_at or 0.0, receivers=[said]))
+                if each.kind == "event serializer"
+            ]
             assert worker.hostname in shown[0].text
             assert 'event_serializer = "json"' in shown[0].then
             if source == "auto":

@@ -414,6 +414,16 @@ def test_health_names_every_cluster_and_does_not_guess(client: TestClient) -> No
     assert mail["connected"] is mail["events_total"] is mail["lag_seconds"] is None
 
 
+def test_health_lists_the_findings_of_each_cluster(client: TestClient) -> None:
+    mail, shop = client.get("/api/v1/health").json()["items"]
+    assert [each["text"] for each in mail["findings"]] == ["No receiver has run on this record yet."]
+    found = {each["kind"]: each for each in shop["findings"]}
+    assert found["gap"]["text"].startswith("Events of ")
+    assert found["gap"]["link"] == "/?range=1h"
+    assert found["gap"]["since"] == shop["gaps"][0]["began"]
+    assert "Nothing is failing" not in str(shop["findings"])
+
+
 def test_clusters(client: TestClient) -> None:
     assert client.get("/api/v1/clusters").json() == {"items": [{"name": "mail"}, {"name": "shop"}]}
 

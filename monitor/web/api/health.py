@@ -3,22 +3,27 @@
 import time
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlencode
 
 from msgspec import Struct
 
 from monitor.brokers.results import result_backend
+from monitor.findings import Finding
+from monitor.findings import Tone
+from monitor.health import findings
 from monitor.records import Gap
 from monitor.records import ReceiverHealth
 from monitor.settings import Settings
 from monitor.store import queries
+from monitor.store.health import read_facts
+from monitor.store.health import read_receivers
+from monitor.store.health import read_standbys
 from monitor.web.api.operation import Call
 from monitor.web.api.operation import Operation
 from monitor.web.api.requests import DAY
 from monitor.web.api.requests import NoParameters
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
-from monitor.web.receivers import read_health
-from monitor.web.receivers import read_standbys
 
 GAPS_SHOWN = 7 * DAY
 
@@ -83,6 +88,21 @@ class RefusedItem(Struct, frozen=True, kw_only=True):
     content_type: str
 
 
+class FindingItem(Struct, frozen=True, kw_only=True):
+    """One judged fact, as the overview's sentence and the banners of pages show it; docs/health.md lists the kinds.
+
+    ``then``: what it means for the tasks, or what to do. ``link``: a page, below the prefix.
+    ``since``: when it began, or when anything was last seen.
+    """
+
+    kind: str
+    tone: Tone
+    text: str
+    then: str
+    link: str | None
+    since: float | None
+
+
 class HealthItem(Struct, frozen=True, kw_only=True):
     """The receiver of one cluster; nulls until it has said something of itself.
 
@@ -108,6 +128,7 @@ class HealthItem(Struct, frozen=True, kw_only=True):
     helpers: list[HelperItem]
     result_backend: ResultBackendItem | None
     refused: list[RefusedItem]
+    findings: list[FindingItem]
 
 
 class HealthList(Struct, frozen=True):
@@ -128,11 +149,19 @@ class ClusterList(Struct, frozen=True):
     items: list[ClusterItem]
 
 
-def unknown_health(cluster: str, backend: ResultBackendItem | None) -> HealthItem:
+def finding_item(finding: Finding) -> FindingItem:
+    place = finding.link
+    link = None if place is None else f"{place.path}?{urlencode(place.query)}".rstrip("?")
+    text = finding.text if finding.rest is None else f"{finding.text} {finding.rest.text}"
+    return shape(FindingItem, finding, text=text, link=link)
+
+
+def unknown_health(cluster: str, found: list[FindingItem], backend: ResultBackendItem | None) -> HealthItem:
     """A cluster whose receiver has never spoken."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
     empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "helpers", "refused")}
-    return HealthItem(**(fields | empty | {"cluster": cluster, "notices": (), "result_backend": backend}))
+    known = {"cluster": cluster, "notices": (), "findings": found, "result_backend": backend}
+    return HealthItem(**(fields | empty | known))
 
 
 def gap_item(gap: Gap) -> GapItem:
@@ -151,7 +180,11 @@ def backend_item(settings: Settings, cluster: str) -> ResultBackendItem | None:
 
 
 def health_item(
-    health: ReceiverHealth, gaps: Iterable[Gap], standbys: Iterable[object], backend: ResultBackendItem | None
+    health: ReceiverHealth,
+    gaps: Iterable[Gap],
+    standbys: Iterable[object],
+    found: list[FindingItem],
+    backend: ResultBackendItem | None,
 ) -> HealthItem:
     return shape(
         HealthItem,
@@ -162,6 +195,7 @@ def health_item(
         helpers=shapes(HelperItem, health.helpers),
         result_backend=backend,
         refused=shapes(RefusedItem, health.refused),
+        findings=found,
     )
 
 
@@ -169,18 +203,19 @@ def get_health(call: Call, _: NoParameters) -> HealthList:
     """Every cluster that we watch or have watched; ``null`` where its receiver has not spoken yet."""
     now = time.time()
     since = now - GAPS_SHOWN
-    spoken = {health.cluster: health for health in read_health(call.store, now)}
+    spoken = {health.cluster: health for health in read_receivers(call.store, now)}
     waiting = read_standbys(call.store, now)
     names = sorted({*spoken, *call.settings.clusters})
-    backends = {name: backend_item(call.settings, name) for name in names}
-    return HealthList(
-        [
-            health_item(spoken[name], queries.gaps(call.store, since, name), waiting.get(name, ()), backends[name])
-            if name in spoken
-            else unknown_health(name, backends[name])
-            for name in names
-        ]
-    )
+    items = []
+    for name in names:
+        found = [finding_item(each) for each in findings(read_facts(call.store, name, now))]
+        backend, health = backend_item(call.settings, name), spoken.get(name)
+        gaps, standbys = queries.gaps(call.store, since, name), waiting.get(name, ())
+        if health is None:
+            items.append(unknown_health(name, found, backend))
+        else:
+            items.append(health_item(health, gaps, standbys, found, backend))
+    return HealthList(items)
 
 
 def list_clusters(call: Call, _: NoParameters) -> ClusterList:

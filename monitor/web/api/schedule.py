@@ -16,6 +16,7 @@ from monitor.records import BeatSource
 from monitor.records import TaskState
 from monitor.schedule import in_words
 from monitor.store import queries
+from monitor.store.health import known_until
 from monitor.store.timetable import Scheduled
 from monitor.store.timetable import read_schedule
 from monitor.web.api.acting import RETRY_ERRORS
@@ -26,7 +27,6 @@ from monitor.web.api.requests import InCluster
 from monitor.web.api.requests import NoParameters
 from monitor.web.api.shapes import shape
 from monitor.web.api.shapes import shapes
-from monitor.web.receivers import known_until
 
 SCHEDULED_RUNS = 50
 

@@ -1,15 +1,15 @@
 """Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
 
-from monitor.health_sentence import counted
-from monitor.health_sentence import sentence
-from monitor.health_sentence import settled
+from monitor.health import findings
+from monitor.health import settled
 from monitor.records import FailureCounts
-from monitor.records import ReceiverHealth
 from monitor.records import StandbyReceiver
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import queries
 from monitor.store.failures import UNRESOLVED
+from monitor.store.health import read_facts
+from monitor.store.health import read_standbys
 from monitor.web import charts
 from monitor.web.pages import Context
 from monitor.web.pages import Page
@@ -18,8 +18,7 @@ from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import Range
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
-from monitor.web.receivers import read_standbys
-from monitor.web.vitals import read_facts
+from monitor.words import counted
 
 LISTED = 6
 _STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
@@ -28,24 +27,20 @@ WORKERS_SHOWN = 20
 
 def context(view: View) -> Context:
     span = parse_range(view.query, view.now, queries.began(view.store))
-    workers = queries.workers(view.store, view.cluster)
-    facts = read_facts(view.store, view.cluster, view.now, workers)
+    facts = read_facts(view.store, view.cluster, view.now)
+    workers = facts.workers
     return {
-        "sentence": sentence(facts),
+        "sentence": findings(facts),
         "span": span,
         "ranges": RANGE_WORDS,
-        "nothing_yet": not facts.seen_tasks and facts.workers_known == 0,
-        "receivers": _receivers(view),
+        "nothing_yet": not workers and not any(queries.state_counts(view.store, view.cluster).values()),
+        "receivers": facts.receivers,
         "standbys": _standbys(view),
         "workers": sorted(workers, key=_worker_order)[:WORKERS_SHOWN],
         "workers_total": len(workers),
         **_charts(view, span),
         **_lists(view, span),
     }
-
-
-def _receivers(view: View) -> list[ReceiverHealth]:
-    return [each for each in queries.health(view.store) if view.cluster in (None, each.cluster)]
 
 
 def _standbys(view: View) -> list[StandbyReceiver]:
@@ -82,7 +77,7 @@ def _lists(view: View, span: Range) -> Context:
 
 def _settled(failed: FailureCounts) -> str:
     """What the chart counts and the list leaves out."""
-    left_out = settled(failed.total, failed.muted, failed.resolved)
+    left_out = settled(failed)
     return f"{counted(failed.total, 'failure')}{left_out}" if left_out else ""
 
 

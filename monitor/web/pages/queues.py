@@ -13,6 +13,8 @@ from monitor.control.workers import AddConsumer
 from monitor.control.workers import GrowPool
 from monitor.errors import MonitorError
 from monitor.errors import NotFound
+from monitor.queue_growth import grows
+from monitor.queue_growth import unattended
 from monitor.records import Pause
 from monitor.records import Queue
 from monitor.records import QueueSample
@@ -36,8 +38,6 @@ from monitor.web.pages import View
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
-from monitor.web.vitals import grows
-from monitor.web.vitals import unattended
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
@@ -180,7 +180,7 @@ def _row(
         in_rate=None if out_rate is None or change is None else max(0.0, out_rate + change),
         drain_seconds=_drain(queue.ready, change),
         trend=charts.sparkline([sample.ready for sample in samples]),
-        growing=grows(queue, depths, now, rising),
+        growing=grows(queue, samples, rising, now),
         unattended=unattended(queue),
     )
 

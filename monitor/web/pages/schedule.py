@@ -4,6 +4,7 @@ from monitor.control.schedule import RunScheduled
 from monitor.errors import MonitorError
 from monitor.schedule import in_words
 from monitor.store import queries
+from monitor.store.health import known_until
 from monitor.store.timetable import Scheduled
 from monitor.store.timetable import all_overdue
 from monitor.store.timetable import read_schedule
@@ -12,7 +13,6 @@ from monitor.web.pages import Deed
 from monitor.web.pages import Page
 from monitor.web.pages import Result
 from monitor.web.pages import View
-from monitor.web.receivers import known_until
 
 SHOWN_RUNS = 12
 SHOWN_UNREAD = 20

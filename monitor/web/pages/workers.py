@@ -18,14 +18,18 @@ from monitor.filter_terms import State
 from monitor.filter_terms import any_of
 from monitor.filter_terms import exactly
 from monitor.filters import Filter
-from monitor.health_sentence import stalled_words
+from monitor.findings import RENAME
+from monitor.findings import shared_names
 from monitor.records import Page as ListPage
 from monitor.records import Task
 from monitor.records import Worker
 from monitor.records import WorkerProcess
 from monitor.records import WorkerStatus
+from monitor.stalls import stalled_words
 from monitor.store import breakdowns
 from monitor.store import queries
+from monitor.store.health import read_receivers
+from monitor.store.health import read_stalls
 from monitor.web import charts
 from monitor.web.forms import Form
 from monitor.web.forms import command_of
@@ -40,13 +44,10 @@ from monitor.web.pages import View
 from monitor.web.ranges import RANGE_WORDS
 from monitor.web.ranges import parse_range
 from monitor.web.ranges import step_words
-from monitor.web.receivers import read_health
-from monitor.web.vitals import read_stalls
-from monitor.workers import RENAME
 from monitor.workers import ProcessState
-from monitor.workers import doubled_words
 from monitor.workers import is_skewed
 from monitor.workers import process_state
+from monitor.workers import twin_pids
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
@@ -68,7 +69,7 @@ class WorkerRow:
     differs: bool  # its Celery is another version than most have
     skewed: bool
     silent_events: bool
-    doubled: str | None  # "two processes call themselves dup@shop"
+    processes_up: int  # under its name; 0 where there is one
     processes: list[tuple[Worker | WorkerProcess, ProcessState]]  # where there are several; the worker's own first
 
     @property
@@ -89,8 +90,7 @@ def context(view: View) -> Context:
     shown = [row for row in rows if not _folds(row.worker, view.now)]
     return {
         "rows": shown,
-        "rename": RENAME,
-        "doubled": [row.doubled for row in shown if row.doubled],
+        "doubled": list(shared_names({row.worker.hostname: row.processes_up for row in shown if row.processes_up})),
         "folded": folded,
         "muted_clusters": sorted({row.worker.cluster for row in shown if row.silent_events}),
         "several": len({row.worker.cluster for row in rows}) > 1,
@@ -137,7 +137,7 @@ def worker_context(view: View) -> Context:
 
 
 def _stuck(view: View, worker: Worker) -> Stuck | None:
-    health = read_health(view.store, view.now)
+    health = read_receivers(view.store, view.now)
     stalled = read_stalls(view.store, health, [worker], view.now, worker.cluster).workers
     if not stalled:
         return None
@@ -158,7 +158,7 @@ def read_rows(view: View) -> list[WorkerRow]:
             differs=worker.sw_ver is not None and worker.sw_ver != usual.get(worker.cluster),
             skewed=_skewed(worker),
             silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
-            doubled=doubled_words(worker),
+            processes_up=len(twin_pids(worker)),
             processes=_processes(worker, view.now),
         )
         for worker in workers
