@@ -22,9 +22,9 @@ from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.engine import Store
-from monitor.store.standing import Holder
+from monitor.store.unfinished import ProcessKey
 from monitor.workers import twins
 
 OLD_SECONDS = 60.0  # a task that was started later is asked about by nobody
@@ -45,19 +45,19 @@ class Forgotten:
         self._ends = ends
         self._conclude = conclude
         self._asked_at = 0.0
-        self._unknown: dict[tuple[Holder, str], int] = {}  # how often the worker did not know it
+        self._unknown: dict[tuple[ProcessKey, str], int] = {}  # how often the worker did not know it
 
     def reset(self) -> None:
         """Silence means nothing any more: all questions begin anew."""
         self._unknown.clear()
 
-    def step(self, workers: Iterable[Worker], held: Iterable[Holder], now: float) -> None:
+    def step(self, workers: Iterable[Worker], held: Iterable[ProcessKey], now: float) -> None:
         """One round of questions, where it is time. Raises Broker- and StoreUnavailable."""
         if abs(now - self._asked_at) < ASK_SECONDS:  # the clock may have been set back
             return
         self._asked_at = now
         by_name = {worker.hostname: worker for worker in workers if worker.status is WorkerStatus.ONLINE}
-        counted: dict[tuple[Holder, str], int] = {}
+        counted: dict[tuple[ProcessKey, str], int] = {}
         for holder in held:
             worker = by_name.get(holder.hostname)
             # Of two processes of one name nobody knows which one answered.
@@ -65,12 +65,14 @@ class Forgotten:
                 counted |= self._ask(worker, holder, now)
         self._unknown = counted
 
-    def _ask(self, worker: Worker, holder: Holder, now: float) -> dict[tuple[Holder, str], int]:
+    def _ask(self, worker: Worker, holder: ProcessKey, now: float) -> dict[tuple[ProcessKey, str], int]:
         before = now - (worker.skew or 0.0) - OLD_SECONDS
         shard = self._remote.settings.shard
         most = MOST_ASKED * shard.total
-        found = standing.held_by(self._store, self._cluster, holder, (TaskState.STARTED,), most, started_before=before)
-        ids = [each for each in found if shard.has(each)]
+        found = unfinished.tasks_of_process(
+            self._store, self._cluster, holder, (TaskState.STARTED,), most, started_before=before
+        )
+        ids = [each.id for each in found if shard.has(each.id)]
         missing = self._not_known(holder.hostname, ids) if ids else []
         counted = {(holder, each): self._unknown.get((holder, each), 0) + 1 for each in missing}
         gone = [each for (_, each), times in counted.items() if times >= TIMES]
@@ -95,7 +97,7 @@ class Forgotten:
         return missing
 
     def _end(
-        self, worker: Worker, holder: Holder, ids: Sequence[str], known: Mapping[str, End] | None, now: float
+        self, worker: Worker, holder: ProcessKey, ids: Sequence[str], known: Mapping[str, End] | None, now: float
     ) -> None:
         """What the backend knows ends; the rest is lost. Stamped by the worker's clock, as the run's other times."""
         at = now - (worker.skew or 0.0)
@@ -121,13 +123,13 @@ class Forgotten:
         return ends
 
 
-def _lost(holder: Holder, task_id: str, at: float, evidence: str) -> Event:
+def _lost(holder: ProcessKey, task_id: str, at: float, evidence: str) -> Event:
     return Event(
         type="task-lost", timestamp=at, hostname=holder.hostname, pid=holder.pid, uuid=task_id, exception=evidence
     )
 
 
-def _told(holder: Holder, task_id: str, end: End, at: float) -> Event:
+def _told(holder: ProcessKey, task_id: str, end: End, at: float) -> Event:
     return Event(
         type=end.event,
         timestamp=end.done or at,

@@ -31,10 +31,10 @@ from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.engine import Store
-from monitor.store.standing import Holder
-from monitor.store.standing import Unended
+from monitor.store.unfinished import ProcessKey
+from monitor.store.unfinished import UnfinishedTask
 from monitor.workers import process_of
 from monitor.workers import process_state
 from monitor.workers import twins
@@ -66,7 +66,7 @@ class Glance(NamedTuple):
 class Round(NamedTuple):
     """Tasks that are looked for, by their queues."""
 
-    tasks: Sequence[Unended]
+    tasks: Sequence[UnfinishedTask]
     queues: frozenset[str]
     first: Glance
     at: float
@@ -99,7 +99,7 @@ class Missing:
         """Ends the connection to the broker."""
         self._probe.close()
 
-    def step(self, workers: Sequence[Worker], held: Collection[Holder], now: float) -> None:
+    def step(self, workers: Sequence[Worker], held: Collection[ProcessKey], now: float) -> None:
         """Does what is due; ``held``: who holds tasks. Raises Broker- and StoreUnavailable."""
         if self._round is None:
             if abs(now - self._round_at) >= ROUND_SECONDS:
@@ -109,10 +109,10 @@ class Missing:
             begun, self._round = self._round, None
             self._judge(begun, self._glance(begun.queues, workers), workers, now)
 
-    def _begin(self, workers: Sequence[Worker], held: Collection[Holder], now: float) -> Round | None:
+    def _begin(self, workers: Sequence[Worker], held: Collection[ProcessKey], now: float) -> Round | None:
         """The first look, where there is anything to look for."""
         departed = self._given_back(workers, held)
-        counted = standing.waiting_by_queue(self._store, self._cluster, WAITING)
+        counted = unfinished.waiting_by_queue(self._store, self._cluster)
         names = sorted(counted.keys() | {task.queue for task in departed if task.queue is not None})
         due = [name for name in names if not now < self._rests.get(name, (0.0, 0.0))[0] <= now + LONGEST_REST]
         queues = self._worth_a_look(self._next_few(due))
@@ -138,33 +138,32 @@ class Missing:
         limit = MOST_WAITING if self._reads else 0
         return {name for name, waiting in ready.items() if (waiting or 0) <= limit}
 
-    def _old(self, queues: Collection[str], workers: Sequence[Worker], now: float) -> list[Unended]:
+    def _old(self, queues: Collection[str], workers: Sequence[Worker], now: float) -> list[UnfinishedTask]:
         """Tasks that have waited in these queues for a while, from where the last round ended."""
         skews = {worker.hostname: worker.skew or 0.0 for worker in workers}
-        until, found = time.monotonic() + WALK_SECONDS, list[Unended]()
-        newest = standing.newest(self._store, self._cluster) if queues else 0
+        until, found = time.monotonic() + WALK_SECONDS, list[UnfinishedTask]()
+        newest = unfinished.last_number(self._store, self._cluster) if queues else 0
         for state in WAITING if queues else ():
             while time.monotonic() < until and len(found) < CHUNK:
                 place = self._places.get(state, (float("-inf"), -1))
-                rows = standing.unended(self._store, self._cluster, state, newest, place, WALK_ROWS)
+                rows = unfinished.unfinished_tasks(self._store, self._cluster, state, newest, place, WALK_ROWS)
                 mine = [row for row in rows if row.queue in queues and self._remote.settings.shard.has(row.id)]
                 found += [row for row in mine if _waits_since(row, skews) <= now - OLD_SECONDS]
-                self._places[state] = rows[-1].place if len(rows) == WALK_ROWS else (float("-inf"), -1)
+                self._places[state] = rows[-1].position if len(rows) == WALK_ROWS else (float("-inf"), -1)
                 if len(rows) < WALK_ROWS:
                     break
         return found
 
-    def _given_back(self, workers: Sequence[Worker], held: Collection[Holder]) -> list[Unended]:
+    def _given_back(self, workers: Sequence[Worker], held: Collection[ProcessKey]) -> list[UnfinishedTask]:
         """What processes had received that shut down since: not begun, it goes back to its queue."""
         if not self._reads:
             return []
         by_name = {worker.hostname: worker for worker in workers}
-        found: list[Unended] = []
+        found: list[UnfinishedTask] = []
         for holder in held:
             worker = by_name.get(holder.hostname)
             if worker is not None and process_state(worker, holder.pid) == "shutting down":
-                ids = standing.held_by(self._store, self._cluster, holder, GIVEN_BACK, CHUNK)
-                found += standing.unended_of(self._store, self._cluster, ids)
+                found += unfinished.tasks_of_process(self._store, self._cluster, holder, GIVEN_BACK, CHUNK)
         return [task for task in found if self._remote.settings.shard.has(task.id)]
 
     def _glance(self, queues: Collection[str], workers: Sequence[Worker]) -> Glance:
@@ -195,20 +194,20 @@ class Missing:
         if told or events:
             self._conclude(Delivery(events=[*events, *told], arrived=now))
 
-    def _unchanged(self, tasks: Sequence[Unended]) -> list[Unended]:
+    def _unchanged(self, tasks: Sequence[UnfinishedTask]) -> list[UnfinishedTask]:
         """Those of which nothing came since they were read."""
         ids = [task.id for task in tasks]
-        now = set(standing.unended_of(self._store, self._cluster, ids)) if ids else set[Unended]()
+        now = set(unfinished.unfinished_of(self._store, self._cluster, ids)) if ids else set[UnfinishedTask]()
         return [task for task in tasks if task in now]
 
     def _told(
-        self, begun: Round, second: Glance, absent: Sequence[Unended], workers: Sequence[Worker], now: float
+        self, begun: Round, second: Glance, absent: Sequence[UnfinishedTask], workers: Sequence[Worker], now: float
     ) -> list[Event]:
         """How those ended that nobody has, as far as that is sure."""
         ends = self._ends.of([task.id for task in absent]) if absent else {}
         if ends is None:
             return []
-        seen = standing.seen_workers(self._store, self._cluster) if absent else set()
+        seen = unfinished.workers_with_tasks(self._store, self._cluster) if absent else set()
         told = []
         for task in absent:
             end = ends.get(task.id)
@@ -221,14 +220,14 @@ class Missing:
                 told.append(self._gone_event(task, second, workers, now))
         return told
 
-    def _is_gone(self, task: Unended, first: Glance, second: Glance) -> bool:
+    def _is_gone(self, task: UnfinishedTask, first: Glance, second: Glance) -> bool:
         """Its message is surely not in its queue."""
         if self._reads:
             return first.look.whole and second.look.whole
         empty = task.queue in first.empty & second.empty
         return empty and not (first.delayed or second.delayed)
 
-    def _gone_event(self, task: Unended, second: Glance, workers: Sequence[Worker], now: float) -> Event:
+    def _gone_event(self, task: UnfinishedTask, second: Glance, workers: Sequence[Worker], now: float) -> Event:
         since = _waits_since(task, {worker.hostname: worker.skew or 0.0 for worker in workers})
         waited, expired = age_words(now - since), task.expires is not None and task.expires < now
         if self._reads:
@@ -258,7 +257,7 @@ class Missing:
             self._rests[name] = (now + rest, rest)
 
 
-def _waits_since(task: Unended, skews: Mapping[str, float]) -> float:
+def _waits_since(task: UnfinishedTask, skews: Mapping[str, float]) -> float:
     """Since when it waits, by our clock as far as that is known."""
     skew = skews.get(task.worker or "", 0.0)
     moments = [at + skew for at in (task.received, task.started, task.ended) if at is not None]
@@ -266,7 +265,7 @@ def _waits_since(task: Unended, skews: Mapping[str, float]) -> float:
 
 
 def _may_have_it(
-    task: Unended, first: Glance, second: Glance, workers: Sequence[Worker], seen: Collection[str]
+    task: UnfinishedTask, first: Glance, second: Glance, workers: Sequence[Worker], seen: Collection[str]
 ) -> bool:
     """Whether a worker may have the task, or may have run it, of which nobody would know."""
     answered = first.look.answered & second.look.answered
@@ -282,7 +281,7 @@ def _may_have_it(
     return False
 
 
-def _given_back_event(task: Unended, workers: Sequence[Worker]) -> Event:
+def _given_back_event(task: UnfinishedTask, workers: Sequence[Worker]) -> Event:
     """Stamped with when its worker said goodbye, by that worker's clock as the run's other times are."""
     text = f"its worker shut down before it began the task; its message waits in {task.queue}"
     left = next((_left_at(each, task.pid) for each in workers if each.hostname == task.worker), None)
@@ -304,7 +303,7 @@ def _left_at(worker: Worker, pid: int | None) -> float | None:
     return None if worker.offline_at is None else worker.offline_at - (worker.skew or 0.0)
 
 
-def _end_event(task: Unended, end: End, done: float) -> Event:
+def _end_event(task: UnfinishedTask, end: End, done: float) -> Event:
     return Event(
         type=end.event,
         timestamp=done,

@@ -35,9 +35,10 @@ from monitor.records import WorkerProcess
 from monitor.records import WorkerStatus
 from monitor.store import journal
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.engine import Store
-from monitor.store.standing import Holder
+from monitor.store.unfinished import ProcessKey
+from monitor.store.unfinished import UnfinishedTask
 from monitor.workers import GRACE_SECONDS
 from monitor.workers import SHUTDOWN_SECONDS
 from monitor.workers import overdue_seconds
@@ -97,14 +98,14 @@ class Reconciler:
         self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
         self._stepped_at = 0.0
         self._held_at = 0.0
-        self._held: dict[Holder, int] = {}
+        self._held: dict[ProcessKey, int] = {}
         self._count_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
         self._gone: dict[str, str] = {}  # the evidence against workers that were taken for gone
         self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}
-        self._signs: dict[Holder, Sign] = {}
-        self._doubted: set[Holder] = set()  # whose tasks we called lost, and who may come back
+        self._signs: dict[ProcessKey, Sign] = {}
+        self._doubted: set[ProcessKey] = set()  # whose tasks we called lost, and who may come back
         self._said = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -152,7 +153,7 @@ class Reconciler:
         self._recovery.step(workers, now)
         self._missing.step(workers, held, now)
 
-    def _note_signs(self, held: Mapping[Holder, int], now: float) -> None:
+    def _note_signs(self, held: Mapping[ProcessKey, int], now: float) -> None:
         """A process that holds fewer tasks than before has ended one: it lives."""
         signs = {}
         for holder, count in held.items():
@@ -160,11 +161,11 @@ class Reconciler:
             signs[holder] = Sign(count, before.since, now if count < before.held else before.alive)
         self._signs = signs
 
-    def _holders(self) -> dict[Holder, int]:
+    def _holders(self) -> dict[ProcessKey, int]:
         """Who holds tasks; where that is a million, to count them takes seconds: then it was counted a while ago."""
         began = time.monotonic()
         if began >= self._count_at:
-            self._held = standing.holders(self._store, self._cluster)
+            self._held = unfinished.tasks_by_process(self._store, self._cluster)
             took = time.monotonic() - began
             self._count_at = began + took * (REST if took > LONG_SECONDS else 1.0)
         return self._held
@@ -256,7 +257,7 @@ class Reconciler:
 
     # Tasks
 
-    def _evidence(self, worker: Worker, holder: Holder, now: float) -> str | None:
+    def _evidence(self, worker: Worker, holder: ProcessKey, now: float) -> str | None:
         """Why what this process holds is lost; ``None``: it is not."""
         pid, status, since = self._settled.get(worker.hostname, (None, worker.status, now))
         if pid != worker.pid or now - since < SETTLE_SECONDS:
@@ -272,7 +273,7 @@ class Reconciler:
             return None
         return f"{name} is gone: process {pid} has taken its place"
 
-    def _evidence_of_present(self, worker: Worker, holder: Holder, now: float) -> str | None:
+    def _evidence_of_present(self, worker: Worker, holder: ProcessKey, now: float) -> str | None:
         """Of the process that stands for the worker."""
         if worker.status is not WorkerStatus.OFFLINE:
             return None
@@ -282,7 +283,7 @@ class Reconciler:
         gone = self._gone.get(worker.hostname)
         return gone or f"{name} is gone: it went offline {_ago(worker.offline_at, now)} and had not ended the task"
 
-    def _evidence_of_other(self, worker: Worker, holder: Holder, other: WorkerProcess, now: float) -> str | None:
+    def _evidence_of_other(self, worker: Worker, holder: ProcessKey, other: WorkerProcess, now: float) -> str | None:
         """Of one that was, or is, under the name beside it. Nobody can ask it: the name is answered by the other."""
         if other.offline_at is not None:
             return self._outlasted(holder, other.offline_at, now)
@@ -295,7 +296,7 @@ class Reconciler:
         last = f"its last heartbeat came {_ago(other.last_heartbeat, now)}{due}"
         return f"{name} is gone: {last}, and process {worker.pid} has taken its place"
 
-    def _outlasted(self, holder: Holder, offline_at: float, now: float) -> str | None:
+    def _outlasted(self, holder: ProcessKey, offline_at: float, now: float) -> str | None:
         """A process in warm shutdown finishes its tasks and reports their ends; it sends no other event."""
         alive = self._signs[holder].alive
         if now - max(offline_at, alive or 0.0) < SHUTDOWN_SECONDS or self._usually_longer(holder, now):
@@ -307,10 +308,9 @@ class Reconciler:
             "it is presumed killed"
         )
 
-    def _usually_longer(self, holder: Holder, now: float) -> bool:
+    def _usually_longer(self, holder: ProcessKey, now: float) -> bool:
         """Whether a task that it runs is of a name whose runs take that long."""
-        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.STARTED,), MOST_TIMED)
-        tasks = standing.unended_of(self._store, self._cluster, ids) if ids else []
+        tasks = unfinished.tasks_of_process(self._store, self._cluster, holder, (TaskState.STARTED,), MOST_TIMED)
         names = {task.name for task in tasks if task.name is not None}
         usual = queries.usual_runs(self._store, names, now, self._cluster) if names else {}
         limits = [(task.started or 0.0) + USUAL_TIMES * usual[task.name].p99 for task in tasks if task.name in usual]
@@ -320,10 +320,10 @@ class Reconciler:
         """How long a process is waited for that sent no event of its own but those of its tasks."""
         return SETTLE_SECONDS if worker.freq else SHUTDOWN_SECONDS
 
-    def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> bool:
+    def _lose(self, worker: Worker, holder: ProcessKey, evidence: str, now: float) -> bool:
         """Marks what it holds as lost, at most so many; whether that was all."""
         most = LOST_AT_ONCE * self._shard.total
-        held = standing.held_by(self._store, self._cluster, holder, limit=most)
+        held = unfinished.tasks_of_process(self._store, self._cluster, holder, limit=most)
         ids = self._own(held)
         at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
         self._tell("task-lost", holder, ids, at, now, evidence)
@@ -341,9 +341,9 @@ class Reconciler:
             elif worker.status is WorkerStatus.ONLINE:
                 self._ask_for_lost(holder, worker, now)
 
-    def _ask_for_lost(self, holder: Holder, worker: Worker, now: float) -> None:
+    def _ask_for_lost(self, holder: ProcessKey, worker: Worker, now: float) -> None:
         most = LOST_AT_ONCE * self._shard.total
-        ids = self._own(standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), most))
+        ids = self._own(unfinished.tasks_of_process(self._store, self._cluster, holder, (TaskState.LOST,), most))
         if ids:
             reply = self._remote.ask(
                 "query_task", {"ids": ids}, destination=[holder.hostname], timeout=PING_SECONDS
@@ -354,12 +354,12 @@ class Reconciler:
             self._tell("task-found", holder, found, now - (worker.skew or 0.0), now, None)
         self._doubted.discard(holder)
 
-    def _own(self, ids: Sequence[str]) -> list[str]:
+    def _own(self, tasks: Sequence[UnfinishedTask]) -> list[str]:
         """Those of our share; the others are another receiver's to judge."""
-        return [each for each in ids if self._shard.has(each)]
+        return [each.id for each in tasks if self._shard.has(each.id)]
 
     def _tell(
-        self, event_type: str, holder: Holder, ids: Sequence[str], at: float, now: float, evidence: str | None
+        self, event_type: str, holder: ProcessKey, ids: Sequence[str], at: float, now: float, evidence: str | None
     ) -> None:
         events = [
             Event(

@@ -35,9 +35,9 @@ from monitor.records import TaskState
 from monitor.records import Worker
 from monitor.records import WorkerStatus
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.engine import Store
-from monitor.store.standing import Unended
+from monitor.store.unfinished import UnfinishedTask
 from monitor.workers import twins
 
 POLL_SECONDS = 2.0  # how often gaps are looked for
@@ -132,12 +132,12 @@ class Recovery:
 
     def _look(self, work: Work, workers: Sequence[Worker], now: float) -> Work:
         """The next look; the second must have heard everybody, as long as there is patience."""
-        newest = standing.newest(self._store, self._cluster)
+        newest = unfinished.last_number(self._store, self._cluster)
         # One that is silent may be busy: a solo pool neither beats nor answers.
         names = [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
         consumed = {queue for worker in workers for queue in worker.queues or ()}
         doubled = [worker.hostname for worker in workers if twins(worker)]
-        seen = look(self._remote, names, consumed | standing.queue_names(self._store, self._cluster), doubled)
+        seen = look(self._remote, names, consumed | unfinished.queue_names(self._store, self._cluster), doubled)
         work = work._replace(looked_at=now, until=work.until or now + PATIENCE_SECONDS)
         if work.first is None or (now < work.until and work.first.unheard | seen.unheard):
             return work._replace(first=seen, newest=newest)
@@ -153,7 +153,7 @@ class Recovery:
             # Of a worker that sends no events the record would never hear the end.
             if worker is not None and worker.events_enabled is not False and _in(first, task_id):
                 told.append(_held_event(task_id, held, second.messages.get(task_id), worker, now))
-        if standing.tells_what_is_sent(self._store, self._cluster):
+        if unfinished.has_sent_events(self._store, self._cluster):
             told += [
                 _waiting_event(seen, now)
                 for task_id, seen in second.messages.items()
@@ -163,7 +163,7 @@ class Recovery:
 
     def _tell_news(self, work: Work, news: tuple[Event, ...], now: float) -> None:
         chunk, rest = news[:CHUNK], news[CHUNK:]
-        stored = standing.stored(self._store, self._cluster, [str(event.uuid) for event in chunk])
+        stored = unfinished.recorded_ids(self._store, self._cluster, [str(event.uuid) for event in chunk])
         fresh = [event for event in chunk if event.uuid not in stored]
         queued = sum(event.type == IN_QUEUE for event in fresh)
         found = msgspec.structs.replace(
@@ -182,17 +182,19 @@ class Recovery:
             self._finish(work, first, second, now)
             return
         after = (float(place[0]), int(place[1]))
-        rows = standing.unended(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
+        rows = unfinished.unfinished_tasks(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
         if rows:
             self._settle(
-                work, rows, _Judge(work, first, second, workers, now, self._ends.absence), (number, *rows[-1].place)
+                work, rows, _Judge(work, first, second, workers, now, self._ends.absence), (number, *rows[-1].position)
             )
             return
         found = msgspec.structs.replace(work.found, position=(number + 1, 0.0, 0))
         self._tell(work.gap, found, [], now)
         self._work = work._replace(found=found)
 
-    def _settle(self, work: Work, rows: Sequence[Unended], judge: "_Judge", position: tuple[int, float, int]) -> None:
+    def _settle(
+        self, work: Work, rows: Sequence[UnfinishedTask], judge: "_Judge", position: tuple[int, float, int]
+    ) -> None:
         """Finds out what it can about a chunk, and counts it. While the result backend is silent, the chunk waits."""
         now = judge.now
         asked = [row for row in rows if judge.concerns(row) and self._shard.has(row.id)]
@@ -252,7 +254,7 @@ class _Judge:
         self._answered = first.answered & second.answered
         self._complete = first.complete and second.complete
 
-    def concerns(self, task: Unended) -> bool:
+    def concerns(self, task: UnfinishedTask) -> bool:
         """Nothing was heard of it since the gap; of what is lost, only what others called so since it began."""
         skew = self._skew(task.worker)
         if task.state is TaskState.LOST:
@@ -263,11 +265,11 @@ class _Judge:
         moments = [at for at in (task.received, task.started, task.ended) if at is not None]
         return max(moments, default=0.0) + skew <= self._ended
 
-    def has(self, task: Unended) -> bool:
+    def has(self, task: UnfinishedTask) -> bool:
         """A worker or the broker has it."""
         return _in(self._second, task.id) or _in(self._first, task.id)
 
-    def judge(self, task: Unended, ends: Mapping[str, End] | None) -> tuple[str, list[Event]]:
+    def judge(self, task: UnfinishedTask, ends: Mapping[str, End] | None) -> tuple[str, list[Event]]:
         """The name of the count, and what is concluded. ``ends`` are ``None`` where the backend does not answer."""
         held, message = self._second.held.get(task.id), self._second.messages.get(task.id)
         if held is not None:
@@ -288,11 +290,11 @@ class _Judge:
         worker = self._workers.get(hostname or "")
         return (worker.skew or 0.0) if worker is not None else 0.0
 
-    def _at(self, task: Unended) -> float:
+    def _at(self, task: UnfinishedTask) -> float:
         """Now, by the worker's clock, as the run's other times are."""
         return self.now - self._skew(task.worker)
 
-    def _with_worker(self, task: Unended, held: Held, message: Seen | None) -> list[Event]:
+    def _with_worker(self, task: UnfinishedTask, held: Held, message: Seen | None) -> list[Event]:
         worker = self._workers[held.hostname]
         event = _held_event(task.id, held, message, worker, self.now)
         same = task.worker == held.hostname and task.pid in (None, worker.pid)
@@ -306,7 +308,7 @@ class _Judge:
             return [_requeued_event(task, self._at(task), text), event]
         return [event] if task.state in {TaskState.PENDING, TaskState.RETRY} else []
 
-    def _with_broker(self, task: Unended, message: Seen) -> list[Event]:
+    def _with_broker(self, task: UnfinishedTask, message: Seen) -> list[Event]:
         """What a worker had received, or had begun and waits again, is nobody's now."""
         before = self._first.messages.get(task.id)
         waits = message.queue is not None and before is not None and before.queue is not None
@@ -315,14 +317,14 @@ class _Judge:
         text = f"it was seen waiting in {message.queue} after a gap"
         return [_requeued_event(task, self._at(task), text)]
 
-    def _done(self, task: Unended, end: End) -> float | None:
+    def _done(self, task: UnfinishedTask, end: End) -> float | None:
         """When it ended; ``None`` where that is an older end under the same id."""
         open_run = task.ended is None or task.state is TaskState.LOST
         begun = [task.sent, task.received, task.started, None if open_run else task.ended]
         after = max((at for at in begun if at is not None), default=0.0)
         return end.since(after, self._at(task))
 
-    def _evidence(self, task: Unended) -> str | None:
+    def _evidence(self, task: UnfinishedTask) -> str | None:
         """Why nobody has it; ``None`` where that is not sure."""
         worker = self._workers.get(task.worker or "")
         if task.state is TaskState.STARTED:
@@ -340,7 +342,7 @@ class _Judge:
             f"at twice {AFTER_GAP}; {self._backend}"
         )
 
-    def _lost_event(self, task: Unended, evidence: str) -> Event:
+    def _lost_event(self, task: UnfinishedTask, evidence: str) -> Event:
         ours = task.state in {TaskState.PENDING, TaskState.RETRY}  # nobody knows who had it
         return Event(
             type="task-lost",
@@ -405,7 +407,7 @@ def _waiting_event(seen: Seen, now: float) -> Event:
     )
 
 
-def _requeued_event(task: Unended, at: float, text: str) -> Event:
+def _requeued_event(task: UnfinishedTask, at: float, text: str) -> Event:
     return Event(
         type="task-rejected",
         timestamp=at,
@@ -417,7 +419,7 @@ def _requeued_event(task: Unended, at: float, text: str) -> Event:
     )
 
 
-def _end_event(task: Unended, end: End, done: float) -> Event:
+def _end_event(task: UnfinishedTask, end: End, done: float) -> Event:
     """Where its last run is over, the backend tells of another one, and may not say on which worker."""
     over = task.worker is None or task.state in {TaskState.PENDING, TaskState.RETRY}
     return Event(

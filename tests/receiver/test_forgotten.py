@@ -17,7 +17,7 @@ from monitor.records import Delivery
 from monitor.records import TaskState
 from monitor.settings import Broker
 from monitor.settings import Settings
-from monitor.store import standing
+from monitor.store import unfinished
 from tests.factories import make_event
 from tests.receiver.watching import CLUSTER
 from tests.receiver.watching import Watching
@@ -46,8 +46,8 @@ def ask_until_ended(watch: Watching, forgotten: Forgotten, task_id: str) -> None
     wait_for(ended, 40, f"the end of {task_id}")
 
 
-def held(watch: Watching) -> list[standing.Holder]:
-    return list(standing.holders(watch.store, CLUSTER))
+def held(watch: Watching) -> list[unfinished.ProcessKey]:
+    return list(unfinished.tasks_by_process(watch.store, CLUSTER))
 
 
 def make_forgotten(url: str, watch: Watching, **settings: object) -> Forgotten:

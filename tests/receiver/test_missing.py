@@ -24,7 +24,7 @@ from monitor.records import TaskState
 from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from tests.receiver.watching import CLUSTER
 from tests.receiver.watching import Watching
 from tests.receiver.watching import watching
@@ -65,7 +65,7 @@ class Looking:
         before = len(self.concluded)
         workers = queries.workers(self.watch.store, CLUSTER)
         self.now = max(self.now + LONGEST_REST, time.time() + later)
-        held = standing.holders(self.watch.store, CLUSTER)
+        held = unfinished.tasks_by_process(self.watch.store, CLUSTER)
         self.missing.step(workers, held, self.now)
         self.missing.step(workers, held, self.now + AGAIN_SECONDS)
         return [str(each.uuid) for each in self.concluded[before:]]
