@@ -97,6 +97,11 @@ def test_after_a_gap(state: TaskState, first: Snapshot, second: Snapshot | None,
     assert all(AFTER_GAP in (event.exception or "") for event in verdict.events if event.type == "task-lost")
 
 
+def test_after_a_gap_a_task_that_expired_may_have_run() -> None:
+    [event] = judge(make_unfinished(PENDING, expires=NOW - 5), gather(snapshot(), gap=GAP)).events
+    assert event.type == "task-lost"
+
+
 def test_process_that_is_not_the_one_that_answered_is_not_judged_here() -> None:
     evidence = gather(snapshot(), None, make_worker(pid=32), gap=GAP)
     assert judge(make_unfinished(STARTED), evidence).found == "unknown"
@@ -182,9 +187,10 @@ def test_task_that_has_waited_for_long(
     fields: dict[str, Any],
     found: str,
 ) -> None:
-    verdict = judge(make_unfinished(state), gather(first, second, make_worker(**worker), **fields))
+    verdict = judge(make_unfinished(state), gather(first, second, make_worker(**worker, skew=7.0), **fields))
     assert verdict.found == found
-    assert [(event.type, event.hostname) for event in verdict.events] == [("task-lost", "")] * (found == "lost")
+    events = [(event.type, event.hostname, event.timestamp) for event in verdict.events]
+    assert events == [("task-lost", "", NOW)] * (found == "lost")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,9 @@ def test_whose_end_a_gap_may_hide(state: TaskState, fields: dict[str, Any], *, c
 def test_tasks_that_both_snapshots_have_are_news_but_of_a_worker_without_events() -> None:
     found = has(UNACKED, listed="active"), has(WAITING)
     quiet = make_worker(events_enabled=False)
-    assert [event.type for event in unrecorded(gather(found[0]), queues_too=True)] == ["monitor-running"]
+    [event] = unrecorded(gather(found[0]), queues_too=True)
+    assert (event.type, event.hostname, event.name) == ("monitor-running", HOST, "shop.pay")
+    assert unrecorded(gather(snapshot(), found[0]), queues_too=True) == []
     assert unrecorded(gather(found[0], None, quiet), queues_too=True) == []
     [event] = unrecorded(gather(found[1]), queues_too=True)
     assert (event.type, event.uuid, event.name, event.queue) == ("monitor-waiting", ID, "shop.pay", QUEUE)
@@ -281,6 +289,12 @@ def test_when_a_process_is_gone(worker: dict[str, Any], seconds: float, evidence
     assert (why_gone(process, NOW - 90, now) or "").startswith(evidence or "") is True
     assert (why_gone(process, NOW - 90, now) is None) is (evidence is None)
     assert why_gone(process._replace(settled_at=now - 4), NOW - 90, now) is None  # its last events may be on their way
+
+
+def test_silence_counts_from_when_the_receiver_listened() -> None:
+    process = Process(ProcessKey(HOST, 31), make_worker(**beside()), Activity(4, NOW), NOW - 60, None)
+    assert why_gone(process, NOW + 4, NOW + 6) is None
+    assert why_gone(process, NOW + 4, NOW + 10) is not None
 
 
 def test_end_of_a_task_is_a_sign_of_life_after_a_goodbye() -> None:
