@@ -183,7 +183,7 @@ def _latest_first(sent: list[Sent], runs: list[Run]) -> list[Sent]:
 
 
 def _just_sent_first(sent: list[Sent], received: float) -> list[Sent]:
-    """The message sent just before the receipt, where all others are so old that they may be gone: see missing.py."""
+    """The message sent just before the receipt, where all others are so old that they may be lost (lost_tasks.py)."""
     ages = [received - (each.invocation.sent or 0.0) for each in sent]
     just = [each for each, age in zip(sent, ages, strict=True) if abs(age) < JUST_SECONDS]
     if len(just) != 1 or any(age < GONE_SECONDS for each, age in zip(sent, ages, strict=True) if each is not just[0]):

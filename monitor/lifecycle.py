@@ -506,7 +506,7 @@ _HANDLERS: dict[str, Callable[[Task, Event], bool]] = {
     "task-due": _due,  # ours: no event tells that an ETA has come
     "task-queue-learnt": lambda _task, _event: False,  # ours: the writer names the only queue of its worker
     "task-found": _found,  # ours: reconcile.py
-    RUNNING: _running,  # ours, as the next two: recovery.py has asked
+    RUNNING: _running,  # ours, as the next two: concluded after a gap by lost_tasks.py
     HELD_BY_WORKER: _held,
     IN_QUEUE: _waiting,
     **dict.fromkeys(_OUTCOMES, _ended),

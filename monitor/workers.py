@@ -28,7 +28,7 @@ OVERLAP_SECONDS = 5.0  # for which both processes beat before they are two worke
 KEPT_SECONDS = 3600.0  # after its last heartbeat, another process is forgotten
 MOST_OTHERS = 8
 
-HELD_STATES = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
+ON_WORKER_STATES = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
 ProcessState = Literal["online", "silent", "shutting down", "offline"]
 
 
@@ -124,7 +124,7 @@ def _after_goodbye(offline_at: float | None, now: float | None) -> ProcessState:
 
 def holder_state(task: Task, workers: Iterable[Worker]) -> ProcessState | None:
     """Of the process that has the task now; ``None`` where nobody is known to have it."""
-    if task.state not in HELD_STATES or task.run is None:
+    if task.state not in ON_WORKER_STATES or task.run is None:
         return None
     found = [worker for worker in workers if (worker.cluster, worker.hostname) == (task.cluster, task.worker)]
     return process_state(found[0], task.run.pid) if found else None

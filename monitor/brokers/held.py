@@ -132,6 +132,59 @@ def _walk_all(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[Plac
     return chain(delivered, lists)
 
 
+_CELERY_NAMES = {"uuid": "id", "name": "task", "args": "argsrepr", "kwargs": "kwargsrepr"}
+
+
+class Headers(msgspec.Struct, frozen=True, rename=_CELERY_NAMES):
+    """What Celery writes above a task's message (protocol 2), by the names that its events have for the same."""
+
+    uuid: str
+    name: str
+    args: str | None = None
+    kwargs: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    retries: int | None = None
+    eta: str | None = None
+    expires: str | None = None
+
+
+class Seen(NamedTuple):
+    """A message; ``queue`` is None where it is delivered and not acknowledged."""
+
+    headers: Headers
+    queue: str | None
+
+
+class Survey(NamedTuple):
+    """Messages by the ids of their tasks. ``whole``: nothing was left out of the search."""
+
+    messages: dict[str, Seen]
+    whole: bool
+
+
+class _Described(msgspec.Struct):
+    headers: Headers
+
+
+_read_described = msgspec.json.Decoder(_Described).decode
+
+
+def survey(broker: Broker, settings: Settings, queues: Collection[str]) -> Survey:
+    """All messages of these queues and the unacknowledged ones, as far as ``can_look``. Raises BrokerUnavailable."""
+    if not can_look(broker):
+        return Survey({}, whole=False)
+    messages: dict[str, Seen] = {}
+    with places(broker, settings, sorted(queues)) as there:
+        for place in there:
+            try:
+                headers = _read_described(place.opened()[0]).headers
+            except (ValueError, TypeError):  # no message of a task
+                continue
+            messages[headers.uuid] = Seen(headers, place.queue)
+    return Survey(messages, there.whole)
+
+
 class _Headers(msgspec.Struct):
     id: str | None = None
 

@@ -18,11 +18,11 @@ from msgspec.structs import replace
 
 from monitor.records import Queue
 from monitor.store.engine import Store
-from monitor.store.waiting import Sent
-from monitor.store.waiting import WaitingTasks
-from monitor.store.waiting import sent_messages
-from monitor.store.waiting import untold_queues
-from monitor.store.waiting import waiting_tasks
+from monitor.store.unfinished import Sent
+from monitor.store.unfinished import WaitingTasks
+from monitor.store.unfinished import queues_without_sent_events
+from monitor.store.unfinished import sent_messages
+from monitor.store.unfinished import waiting_tasks
 from monitor.waits import Senders
 from monitor.waits import moved
 
@@ -60,7 +60,7 @@ class OldestMessages:
     def _waiting(self, now: float) -> dict[str, WaitingTasks]:
         """Waiting tasks by queue, of the queues whose received tasks all had a task-sent event."""
         if not self._untold_at <= now < self._untold_at + LOOK_SECONDS:
-            self._untold = untold_queues(self._store, self._cluster, now - TOLD_SECONDS)
+            self._untold = queues_without_sent_events(self._store, self._cluster, now - TOLD_SECONDS)
             self._untold_at = now
         if None in self._untold:
             return {}

@@ -1,16 +1,16 @@
-"""Concludes from silence: workers that are gone, and the tasks that went with them.
+"""When silence is judged: of workers, of processes that have tasks, of tasks, and after gaps.
 
 Nobody is accused while the receiver itself may be deaf. Silence counts only while we have listened: from the last
-heartbeat, or from when the receiver last connected, caught up, or woke. Every conclusion can be taken back: by any
-later event of the worker, by a redelivery, or by the worker's own word that it still knows the task.
-
-Who says goodbye is not dead: in a warm shutdown a worker sends worker-offline first, and ends what it runs then.
+heartbeat, or from when the receiver last connected, caught up, or woke. What is asked and concluded, and why, stands in
+lost_tasks.py.
 """
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,61 +18,75 @@ from typing import NamedTuple
 import msgspec
 
 from monitor.brokers.depth import make_probe
-from monitor.brokers.ends import Ends
 from monitor.brokers.remote import Remote
 from monitor.errors import MonitorError
-from monitor.receiver.forgotten import Forgotten
+from monitor.lifecycle import IN_QUEUE
 from monitor.receiver.helpers import RECONCILER
 from monitor.receiver.helpers import Helpers
-from monitor.receiver.missing import Missing
-from monitor.receiver.recovery import Recovery
+from monitor.receiver.lost_tasks import AGAIN_SECONDS
+from monitor.receiver.lost_tasks import RESERVED_STATES
+from monitor.receiver.lost_tasks import SOLO_SECONDS
+from monitor.receiver.lost_tasks import Activity
+from monitor.receiver.lost_tasks import Evidence
+from monitor.receiver.lost_tasks import Process
+from monitor.receiver.lost_tasks import Snapshot
+from monitor.receiver.lost_tasks import judge
+from monitor.receiver.lost_tasks import may_have_ended
+from monitor.receiver.lost_tasks import process_name
+from monitor.receiver.lost_tasks import run_event
+from monitor.receiver.lost_tasks import seconds_ago
+from monitor.receiver.lost_tasks import unrecorded
+from monitor.receiver.lost_tasks import why_gone
+from monitor.receiver.task_locations import CHUNK
+from monitor.receiver.task_locations import StartedCheck
+from monitor.receiver.task_locations import TaskLocations
+from monitor.receiver.task_locations import WaitingCheck
 from monitor.records import Delivery
 from monitor.records import Event
+from monitor.records import Gap
 from monitor.records import ReceiverHealth
+from monitor.records import Reconciliation
 from monitor.records import TaskState
 from monitor.records import Worker
-from monitor.records import WorkerProcess
 from monitor.records import WorkerStatus
 from monitor.store import journal
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.engine import Store
-from monitor.store.standing import Holder
+from monitor.store.unfinished import WAITING_STATES
+from monitor.store.unfinished import ProcessKey
+from monitor.store.unfinished import UnfinishedTask
+from monitor.words import reconciliation_words
 from monitor.workers import GRACE_SECONDS
-from monitor.workers import SHUTDOWN_SECONDS
-from monitor.workers import overdue_seconds
-from monitor.workers import process_of
+from monitor.workers import ON_WORKER_STATES
+from monitor.workers import process_state
 
 STEP_SECONDS = 0.5
-HELD_SECONDS = 1.0  # between two looks at what workers hold
+COUNT_SECONDS = 1.0  # between two counts of the tasks that processes have
 LONG_SECONDS, REST = 0.1, 10.0  # where to count them takes longer, it is done once in so many times what it took
 DEAF_SECONDS = 5.0  # without a step: we were suspended, or the clock was set
-UNSAID_SECONDS = 2.0  # without a word of the receiver: it waits for the database, or stores something large
+UNSAID_SECONDS = 2.0  # without a sign of the receiver: it waits for the database, or stores something large
 LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
 UNHEARD_SECONDS = 30.0  # silence of a worker that sends no heartbeats, after which it is asked
 PING_SECONDS = 1.0
-PINGS = 2  # unanswered in a row before a worker is taken for gone
+PINGS = 2  # unanswered in a row before a worker counts as gone
 ASK_AGAIN_SECONDS = 30.0  # between pings beyond those
-SOLO_SECONDS = 300.0  # a solo pool neither beats nor answers while it works
-SETTLE_SECONDS = 5.0  # before a new process or a goodbye is believed: its last events may be on their way
 LOST_AT_ONCE = 1000
 USUAL_TIMES, MOST_TIMED = 2.0, 100  # a process in warm shutdown has this many times what its tasks usually take
+POLL_SECONDS = 2.0  # how often gaps are looked for
+BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
+ARRIVAL_SECONDS = 3.0  # for events to arrive: after a gap, and before a snapshot is judged
+PATIENCE_SECONDS = 60.0  # for workers to come back after a broker that was away, and for a result backend to answer
+# In this order: how far a gap's check is, is stored with the gap as a number of these.
+STATES = (TaskState.STARTED, *RESERVED_STATES, *WAITING_STATES, TaskState.LOST)
 
 log = logging.getLogger(__name__)
-
-
-class Sign(NamedTuple):
-    """How many tasks a process holds, since when that is watched, and when one of them ended last."""
-
-    held: int
-    since: float
-    alive: float | None = None
 
 
 class Reconciler:
     """Judges the workers of one cluster twice a second, in a thread of its own.
 
-    ``health`` gives what the receiver says of itself; ``conclude`` takes events that were concluded.
+    ``health`` gives what the receiver reports of itself; ``conclude`` stores events that were concluded.
     """
 
     def __init__(
@@ -89,36 +103,35 @@ class Reconciler:
         self._cluster = cluster
         self._remote = remote
         self._health = health
-        self._conclude = conclude
-        self._forgotten = Forgotten(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
-        ends, probe = Ends(remote.broker, remote.settings), make_probe(remote.broker, remote.settings)
-        self._missing = Missing(store, remote, ends, probe, conclude)
-        self._recovery = Recovery(store, cluster, remote, Ends(remote.broker, remote.settings), conclude)
+        self._locations = TaskLocations(store, remote, make_probe(remote.broker, remote.settings), conclude)
+        self._started = StartedCheck(self._locations)
+        self._gaps = GapCheck(self._locations)
+        self._waiting = WaitingCheck(self._locations)
         self._stepped_at = 0.0
-        self._held_at = 0.0
-        self._held: dict[Holder, int] = {}
+        self._judged_at = 0.0
+        self._counts: dict[ProcessKey, int] = {}
         self._count_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
-        self._gone: dict[str, str] = {}  # the evidence against workers that were taken for gone
+        self._gone: dict[str, str] = {}  # the evidence against workers that count as gone
         self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}
-        self._signs: dict[Holder, Sign] = {}
-        self._doubted: set[Holder] = set()  # whose tasks we called lost, and who may come back
-        self._said = ""
+        self._activity: dict[ProcessKey, Activity] = {}
+        self._may_return: set[ProcessKey] = set()  # whose tasks we called lost
+        self._logged = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Judges until told to stop; broker and database may come and go."""
+        """Judges until ``stop`` is set; broker and database may come and go."""
         while not stop.wait(STEP_SECONDS):
             try:
                 self.step(time.time())
                 self._helpers.works(RECONCILER)
-                self._said = ""
+                self._logged = ""
             except MonitorError as error:
                 self._helpers.failed(RECONCILER, error)
-                if error.message != self._said:
+                if error.message != self._logged:
                     log.warning("workers cannot be judged: %s", error)
-                self._said = error.message
-        self._missing.close()
+                self._logged = error.message
+        self._locations.probe.close()
 
     def step(self, now: float) -> None:
         """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
@@ -131,41 +144,35 @@ class Reconciler:
         workers = queries.workers(self._store, self._cluster)
         self._settle(workers, now)
         self._judge_silent(workers, now)
-        if abs(now - self._held_at) >= HELD_SECONDS:
-            self._held_at = now
-            self._judge_held(workers, now)
+        if abs(now - self._judged_at) >= COUNT_SECONDS:
+            self._judged_at = now
+            self._judge_processes(workers, now)
 
-    def _judge_held(self, workers: Sequence[Worker], now: float) -> None:
-        """What became of the tasks that workers hold."""
-        held = self._holders()
-        self._note_signs(held, now)
+    def _judge_processes(self, workers: Sequence[Worker], now: float) -> None:
+        """What became of the tasks that processes have, and then of all others."""
+        counts = self._count()
+        self._activity = {
+            key: self._activity.get(key, Activity(count, now)).after(count, now) for key, count in counts.items()
+        }
         by_name = {worker.hostname: worker for worker in workers}
-        for holder in list(held):
-            worker = by_name.get(holder.hostname)
-            evidence = self._evidence(worker, holder, now) if worker else None
-            if worker and evidence and self._lose(worker, holder, evidence, now):
-                del held[holder]
+        for key in list(counts):
+            worker = by_name.get(key.hostname)
+            evidence = self._why_gone(worker, key, now) if worker else None
+            if worker and evidence and self._lose(worker, key, evidence, now):
+                del counts[key]
         self._find_again(by_name, now)
-        self._forgotten.step(workers, held, now)
-        self._recovery.step(workers, now)
-        self._missing.step(workers, held, now)
+        self._started.step(workers, counts, now)
+        self._gaps.step(workers, now)
+        self._waiting.step(workers, counts, now)
 
-    def _note_signs(self, held: Mapping[Holder, int], now: float) -> None:
-        """A process that holds fewer tasks than before has ended one: it lives."""
-        signs = {}
-        for holder, count in held.items():
-            before = self._signs.get(holder, Sign(count, now))
-            signs[holder] = Sign(count, before.since, now if count < before.held else before.alive)
-        self._signs = signs
-
-    def _holders(self) -> dict[Holder, int]:
-        """Who holds tasks; where that is a million, to count them takes seconds: then it was counted a while ago."""
+    def _count(self) -> dict[ProcessKey, int]:
+        """Tasks by process; where there are a million, to count them takes seconds: then it was done a while ago."""
         began = time.monotonic()
         if began >= self._count_at:
-            self._held = standing.holders(self._store, self._cluster)
-            took = time.monotonic() - began
-            self._count_at = began + took * (REST if took > LONG_SECONDS else 1.0)
-        return self._held
+            self._counts = unfinished.tasks_by_process(self._store, self._cluster)
+            spent = time.monotonic() - began
+            self._count_at = began + spent * (REST if spent > LONG_SECONDS else 1.0)
+        return self._counts
 
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
@@ -174,12 +181,11 @@ class Reconciler:
             self._listening_since = now
             self._unanswered.clear()
             self._settled.clear()
-            self._forgotten.reset()
-            self._recovery.reset()
-            self._missing.reset()
+            for check in (self._started, self._gaps, self._waiting):
+                check.reset()
         return listening
 
-    def _settle(self, workers: Sequence[Worker], now: float) -> None:
+    def _settle(self, workers: Iterable[Worker], now: float) -> None:
         """Notes since when each worker has had this process and status."""
         for worker in workers:
             pid, status, _ = self._settled.get(worker.hostname, (None, None, now))
@@ -188,7 +194,7 @@ class Reconciler:
 
     # Silent workers
 
-    def _judge_silent(self, workers: Sequence[Worker], now: float) -> None:
+    def _judge_silent(self, workers: Iterable[Worker], now: float) -> None:
         silent = {worker.hostname: worker for worker in workers if self._is_silent(worker, now)}
         for worker in workers:
             if worker.hostname not in silent:
@@ -198,7 +204,7 @@ class Reconciler:
         names = [name for name, worker in silent.items() if self._to_be_asked(worker, now)]
         answered = self._remote.ask("ping", destination=names, timeout=PING_SECONDS) if names else {}
         for name in names:
-            self._take_answer(silent[name], name in answered, now)
+            self._after_ping(silent[name], name in answered, now)
 
     def _to_be_asked(self, worker: Worker, now: float) -> bool:
         """A worker that works and cannot answer finds all our pings when it is done: few, then."""
@@ -206,7 +212,7 @@ class Reconciler:
         again = count < PINGS and self._silence(worker, now) > _overdue(worker)
         return count == 0 or again or now - asked_at >= ASK_AGAIN_SECONDS
 
-    def _take_answer(self, worker: Worker, answered: bool, now: float) -> None:
+    def _after_ping(self, worker: Worker, answered: bool, now: float) -> None:
         if answered:
             self._unanswered.pop(worker.hostname, None)
             if self._silence(worker, now) > _overdue(worker):  # else the heartbeat is on its way
@@ -214,37 +220,32 @@ class Reconciler:
             return
         count = self._unanswered.get(worker.hostname, (0, 0.0))[0] + 1
         self._unanswered[worker.hostname] = (count, now)
-        if count < PINGS or not self._may_be_gone(worker, now):
+        patience = SOLO_SECONDS if worker.pool == "solo" else _overdue(worker)
+        if count < PINGS or self._silence(worker, now) <= patience:
             self._mark(worker, WorkerStatus.SILENT, now)
             return
-        name = _name(worker.hostname, worker.pid)
-        self._gone[worker.hostname] = f"{name} is gone: {_last_heard(worker, now)}, and it did not answer {count} pings"
+        name = process_name(worker.hostname, worker.pid)
+        self._gone[worker.hostname] = f"{name} is gone: {_last_event(worker, now)}, and it did not answer {count} pings"
         self._mark(worker, WorkerStatus.OFFLINE, now)
 
     def _is_silent(self, worker: Worker, now: float) -> bool:
-        """Nothing was heard for long enough to ask; a worker that then does not answer is silent."""
+        """No event came for long enough to ask; a worker that then does not answer is silent."""
         limit = LATE_INTERVALS * worker.freq if worker.freq else UNHEARD_SECONDS
         return worker.status is not WorkerStatus.OFFLINE and self._silence(worker, now) > limit
 
     def _silence(self, worker: Worker, now: float) -> float:
-        """Seconds for which we have listened and heard nothing."""
-        heard = max(worker.last_heartbeat or 0.0, 0.0 if worker.freq else worker.inspected_at or 0.0)
-        return now - max(heard, self._listening_since)
-
-    def _may_be_gone(self, worker: Worker, now: float) -> bool:
-        return self._silence(worker, now) > (SOLO_SECONDS if worker.pool == "solo" else _overdue(worker))
+        """Seconds for which we have listened and nothing came."""
+        last = max(worker.last_heartbeat or 0.0, 0.0 if worker.freq else worker.inspected_at or 0.0)
+        return now - max(last, self._listening_since)
 
     def _mark(self, judged: Worker, status: WorkerStatus, now: float) -> None:
-        """Stores the verdict, unless the worker has been heard of meanwhile."""
+        """Stores the verdict, unless an event of the worker came meanwhile."""
         if judged.status is status:
             return
 
         def change(worker: Worker) -> Worker:
-            if (worker.last_heartbeat, worker.pid, worker.status) != (
-                judged.last_heartbeat,
-                judged.pid,
-                judged.status,
-            ):
+            before = (judged.last_heartbeat, judged.pid, judged.status)
+            if (worker.last_heartbeat, worker.pid, worker.status) != before:
                 return worker
             offline_at = now if status is WorkerStatus.OFFLINE else None
             return msgspec.structs.replace(worker, status=status, offline_at=offline_at)
@@ -252,114 +253,51 @@ class Reconciler:
         journal.change_workers(self._store, self._cluster, [judged.hostname], change)
         log.info("%s is %s", judged.hostname, status.value)
 
-    # Tasks
+    # Processes that have tasks
 
-    def _evidence(self, worker: Worker, holder: Holder, now: float) -> str | None:
-        """Why what this process holds is lost; ``None``: it is not."""
-        pid, status, since = self._settled.get(worker.hostname, (None, worker.status, now))
-        if pid != worker.pid or now - since < SETTLE_SECONDS:
-            gone = self._gone.get(worker.hostname)
-            return gone if gone is not None and status is WorkerStatus.OFFLINE and holder.pid == pid else None
-        if holder.pid is None or pid is None or holder.pid == pid:
-            return self._evidence_of_present(worker, holder, now)
-        other = process_of(worker, holder.pid)
-        if other is not None:
-            return self._evidence_of_other(worker, holder, other, now)
-        name = _name(worker.hostname, holder.pid)
-        if now - self._signs[holder].since < self._patience(worker):
-            return None
-        return f"{name} is gone: process {pid} has taken its place"
+    def _why_gone(self, worker: Worker, key: ProcessKey, now: float) -> str | None:
+        _, _, settled_at = self._settled.get(worker.hostname, (None, None, now))
+        process = Process(key, worker, self._activity[key], settled_at, self._gone.get(worker.hostname))
+        evidence = why_gone(process, self._listening_since, now)
+        leaving = evidence is not None and process_state(worker, key.pid) == "shutting down"
+        return None if leaving and self._usual_end(key, now) > now else evidence
 
-    def _evidence_of_present(self, worker: Worker, holder: Holder, now: float) -> str | None:
-        """Of the process that stands for the worker."""
-        if worker.status is not WorkerStatus.OFFLINE:
-            return None
-        if worker.said_goodbye:
-            return self._outlasted(holder, worker.offline_at or 0.0, now)
-        name = _name(worker.hostname, holder.pid)
-        gone = self._gone.get(worker.hostname)
-        return gone or f"{name} is gone: it went offline {_ago(worker.offline_at, now)} and had not ended the task"
-
-    def _evidence_of_other(self, worker: Worker, holder: Holder, other: WorkerProcess, now: float) -> str | None:
-        """Of one that was, or is, under the name beside it. Nobody can ask it: the name is answered by the other."""
-        if other.offline_at is not None:
-            return self._outlasted(holder, other.offline_at, now)
-        silence = now - max(other.last_heartbeat, self._listening_since)
-        overdue = overdue_seconds(other.freq) if other.freq else SHUTDOWN_SECONDS
-        if silence <= (max(overdue, SOLO_SECONDS) if other.pool == "solo" else overdue):
-            return None
-        name = _name(worker.hostname, holder.pid)
-        due = f" (one is due every {other.freq:g} s)" if other.freq else ""
-        last = f"its last heartbeat came {_ago(other.last_heartbeat, now)}{due}"
-        return f"{name} is gone: {last}, and process {worker.pid} has taken its place"
-
-    def _outlasted(self, holder: Holder, offline_at: float, now: float) -> str | None:
-        """A process in warm shutdown finishes its tasks and reports their ends; it sends no other event."""
-        alive = self._signs[holder].alive
-        if now - max(offline_at, alive or 0.0) < SHUTDOWN_SECONDS or self._usually_longer(holder, now):
-            return None
-        name, minutes = _name(holder.hostname, holder.pid), SHUTDOWN_SECONDS / 60
-        ended = "it ended no task since" if alive is None else f"its last task ended {_ago(alive, now)}"
-        return (
-            f"{name} shut down {_ago(offline_at, now)} and had not ended the task; {ended}. After {minutes:.0f} min "
-            "it is presumed killed"
-        )
-
-    def _usually_longer(self, holder: Holder, now: float) -> bool:
-        """Whether a task that it runs is of a name whose runs take that long."""
-        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.STARTED,), MOST_TIMED)
-        tasks = standing.unended_of(self._store, self._cluster, ids) if ids else []
+    def _usual_end(self, key: ProcessKey, now: float) -> float:
+        """When its started tasks have had USUAL_TIMES what runs of their names usually take."""
+        tasks = unfinished.tasks_of_process(self._store, self._cluster, key, (TaskState.STARTED,), MOST_TIMED)
         names = {task.name for task in tasks if task.name is not None}
         usual = queries.usual_runs(self._store, names, now, self._cluster) if names else {}
-        limits = [(task.started or 0.0) + USUAL_TIMES * usual[task.name].p99 for task in tasks if task.name in usual]
-        return max(limits, default=0.0) > now
+        ends = [(task.started or 0.0) + USUAL_TIMES * usual[task.name].p99 for task in tasks if task.name in usual]
+        return max(ends, default=0.0)
 
-    def _patience(self, worker: Worker) -> float:
-        """How long a process is waited for that sent no event of its own but those of its tasks."""
-        return SETTLE_SECONDS if worker.freq else SHUTDOWN_SECONDS
+    def _lose(self, worker: Worker, key: ProcessKey, evidence: str, now: float) -> bool:
+        """Marks what the process has as lost, at most so many; whether that was all."""
+        tasks = self._locations.of_process(key, ON_WORKER_STATES, LOST_AT_ONCE)
+        self._conclude_runs("task-lost", tasks, worker, evidence, now)
+        self._may_return.add(key)
+        if tasks:
+            log.warning("%d tasks are lost: %s", len(tasks), evidence)
+        return len(tasks) < LOST_AT_ONCE
 
-    def _lose(self, worker: Worker, holder: Holder, evidence: str, now: float) -> bool:
-        """Marks what it holds as lost, at most so many; whether that was all."""
-        ids = standing.held_by(self._store, self._cluster, holder, limit=LOST_AT_ONCE)
-        at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
-        self._tell("task-lost", holder, ids, at, now, evidence)
-        self._doubted.add(holder)
-        if ids:
-            log.warning("%d tasks are lost: %s", len(ids), evidence)
-        return len(ids) < LOST_AT_ONCE
-
-    def _find_again(self, workers: dict[str, Worker], now: float) -> None:
-        """A process that came back is asked which of its lost tasks it still knows."""
-        for holder in list(self._doubted):
-            worker = workers.get(holder.hostname)
-            if worker is None or (worker.pid != holder.pid and worker.status is WorkerStatus.ONLINE):
-                self._doubted.discard(holder)
+    def _find_again(self, workers: Mapping[str, Worker], now: float) -> None:
+        """A process that came back is asked which of its lost tasks it still has."""
+        for key in list(self._may_return):
+            worker = workers.get(key.hostname)
+            if worker is None or (worker.pid != key.pid and worker.status is WorkerStatus.ONLINE):
+                self._may_return.discard(key)
             elif worker.status is WorkerStatus.ONLINE:
-                self._ask_for_lost(holder, worker, now)
+                lost = self._locations.of_process(key, (TaskState.LOST,), LOST_AT_ONCE)
+                has = self._locations.still_has(key.hostname, lost, PING_SECONDS)
+                if has is not None:
+                    found = [task for task in lost if task.id in has]
+                    self._conclude_runs("task-found", found, worker, None, now)
+                    self._may_return.discard(key)
 
-    def _ask_for_lost(self, holder: Holder, worker: Worker, now: float) -> None:
-        ids = standing.held_by(self._store, self._cluster, holder, (TaskState.LOST,), LOST_AT_ONCE)
-        if ids:
-            reply = self._remote.ask(
-                "query_task", {"ids": ids}, destination=[holder.hostname], timeout=PING_SECONDS
-            ).get(holder.hostname)
-            if reply is None or not isinstance(reply.ok, dict):
-                return
-            found = [each for each in ids if each in reply.ok]
-            self._tell("task-found", holder, found, now - (worker.skew or 0.0), now, None)
-        self._doubted.discard(holder)
-
-    def _tell(
-        self, event_type: str, holder: Holder, ids: Sequence[str], at: float, now: float, evidence: str | None
+    def _conclude_runs(
+        self, kind: str, tasks: Iterable[UnfinishedTask], worker: Worker, text: str | None, now: float
     ) -> None:
-        events = [
-            Event(
-                type=event_type, timestamp=at, hostname=holder.hostname, pid=holder.pid, uuid=each, exception=evidence
-            )
-            for each in ids
-        ]
-        if events:
-            self._conclude(Delivery(events=events, arrived=now))
+        at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
+        self._locations.conclude([run_event(kind, task, at, text) for task in tasks], now)
 
 
 def _overdue(worker: Worker) -> float:
@@ -367,14 +305,146 @@ def _overdue(worker: Worker) -> float:
     return 2 * worker.freq + GRACE_SECONDS if worker.freq else UNHEARD_SECONDS
 
 
-def _name(hostname: str, pid: int | None) -> str:
-    return f"{hostname} (process {pid})" if pid else hostname
+def _last_event(worker: Worker, now: float) -> str:
+    ago = seconds_ago(worker.last_heartbeat, now)
+    return f"its last heartbeat came {ago} (one is due every {worker.freq:g} s)" if worker.freq else f"heard {ago}"
 
 
-def _last_heard(worker: Worker, now: float) -> str:
-    heard = _ago(worker.last_heartbeat, now)
-    return f"its last heartbeat came {heard} (one is due every {worker.freq:g} s)" if worker.freq else f"heard {heard}"
+class Work(NamedTuple):
+    """The gap that is being reconciled, and what was gathered so far."""
+
+    gap: Gap
+    began: float  # from when on events may be missing: of earlier gaps, too, that are reconciled with it
+    found: Reconciliation
+    first: Snapshot | None = None
+    second: Snapshot | None = None
+    newest: int = 0  # the number of the last task that was stored before the first snapshot
+    asked_at: float = 0.0
+    until: float = 0.0  # so long workers are waited for
+    silent_since: float | None = None  # the result backend
+    news: tuple[Event, ...] | None = None  # of tasks that the record may not have; None: not gathered yet
 
 
-def _ago(then: float | None, now: float) -> str:
-    return "at an unknown time" if then is None else f"{max(0.0, now - then):.0f} s ago"
+class GapCheck:
+    """After a gap: what became of the tasks that had not ended when it began, and which came while nobody listened.
+
+    Two snapshots are made after the receiver has caught up. Then the record's unfinished tasks are judged in chunks,
+    one a second: a million of them must not flood a result backend. The progress is stored with the gap, in the
+    transaction of what was concluded: a receiver that starts anew goes on there.
+    """
+
+    def __init__(self, locations: TaskLocations) -> None:
+        self._locations = locations
+        self._store, self._cluster = locations.store, locations.cluster
+        self._work: Work | None = None
+        self._polled_at = 0.0
+
+    def reset(self) -> None:
+        """The receiver was deaf, or is behind: what was gathered before means nothing any more."""
+        self._work = None
+
+    def step(self, workers: Sequence[Worker], now: float) -> None:
+        """Does what is due, at most one chunk. Raises Broker- and StoreUnavailable."""
+        self._work = work = self._work or self._next(now)
+        if work is None:
+            return
+        if work.first is None or work.second is None:
+            if now - work.asked_at >= AGAIN_SECONDS:
+                self._work = self._gather(work, workers, now)
+        elif now - work.asked_at >= ARRIVAL_SECONDS:
+            gap = work.began, work.gap.ended or now
+            evidence = self._locations.evidence(work.first, work.second, workers, {}, now, gap)
+            if work.news is None:
+                queues_too = unfinished.has_sent_events(self._store, self._cluster)
+                news = unrecorded(evidence, queues_too=queues_too)
+                self._work = work._replace(news=tuple(news))
+            elif work.news:
+                self._conclude_news(work, work.news, now)
+            else:
+                self._judge_chunk(work, evidence)
+
+    def _next(self, now: float) -> Work | None:
+        """The latest gap that is not reconciled; what is found out counts for the earlier ones, too."""
+        if abs(now - self._polled_at) < POLL_SECONDS:
+            return None
+        self._polled_at = now
+        gaps = [gap for gap in queries.gaps(self._store, now - BACK_SECONDS, self._cluster) if gap.dropped != 0]
+        open_ = [gap for gap in gaps if gap.reconciliation is None or gap.reconciliation.ended is None]
+        if not open_ or any(gap.ended is None or now - gap.ended < ARRIVAL_SECONDS for gap in open_):
+            return None
+        *earlier, last = sorted(open_, key=lambda gap: gap.ended or 0.0)
+        for gap in earlier:
+            done = gap.reconciliation or Reconciliation(began=now)
+            self._store_progress(gap, msgspec.structs.replace(done, ended=now, together_with=last.began), now)
+        began = min(_beginning(gap, gaps) for gap in open_)
+        return Work(last, began, last.reconciliation or Reconciliation(began=now))
+
+    def _gather(self, work: Work, workers: Sequence[Worker], now: float) -> Work:
+        """The next snapshot; in the second all workers must have answered, as long as there is patience."""
+        newest = unfinished.last_number(self._store, self._cluster)
+        consumed = {queue for worker in workers for queue in worker.queues or ()}
+        queues = consumed | unfinished.queue_names(self._store, self._cluster)
+        snapshot = self._locations.snapshot(workers, queues)
+        work = work._replace(asked_at=now, until=work.until or now + PATIENCE_SECONDS)
+        if work.first is None or (now < work.until and work.first.silent | snapshot.silent):
+            return work._replace(first=snapshot, newest=newest)
+        return work._replace(second=snapshot)
+
+    def _conclude_news(self, work: Work, news: tuple[Event, ...], now: float) -> None:
+        """Of tasks that the record does not have."""
+        chunk, rest = news[:CHUNK], news[CHUNK:]
+        recorded = unfinished.recorded_ids(self._store, self._cluster, [str(event.uuid) for event in chunk])
+        fresh = [event for event in chunk if event.uuid not in recorded]
+        queued = sum(event.type == IN_QUEUE for event in fresh)
+        found = msgspec.structs.replace(
+            work.found,
+            learnt_from_workers=work.found.learnt_from_workers + len(fresh) - queued,
+            learnt_from_queues=work.found.learnt_from_queues + queued,
+        )
+        self._store_progress(work.gap, found, now, fresh)
+        self._work = work._replace(news=rest, found=found)
+
+    def _judge_chunk(self, work: Work, evidence: Evidence) -> None:
+        """Judges the next tasks that the record has. While the result backend is silent, the chunk waits."""
+        number, *position = work.found.position
+        if number == len(STATES):
+            self._finish(work, evidence)
+            return
+        after = (float(position[0]), int(position[1]))
+        rows = unfinished.unfinished_tasks(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
+        asked = [task for task in rows if may_have_ended(task, evidence)]
+        ends = self._locations.ends_of(task for task in asked if not evidence.has(task.id))
+        if rows:
+            silent_since = (work.silent_since or evidence.now) if ends is None else None
+            self._work = work = work._replace(silent_since=silent_since)
+        if ends is None and evidence.now - (work.silent_since or 0.0) < PATIENCE_SECONDS:
+            return
+        verdicts = [judge(task, evidence._replace(ends=ends)) for task in asked]
+        counts = Counter(verdict.found for verdict in verdicts)
+        found = msgspec.structs.replace(
+            work.found,
+            position=(number, *rows[-1].position) if rows else (number + 1, 0.0, 0),
+            asked=work.found.asked + len(asked),
+            complete=work.found.complete and ends is not None,
+            **{name: getattr(work.found, name) + count for name, count in counts.items()},
+        )
+        events = [event for verdict in verdicts for event in verdict.events]
+        self._store_progress(work.gap, found, evidence.now, events)
+        self._work = work._replace(found=found)
+
+    def _finish(self, work: Work, evidence: Evidence) -> None:
+        complete = work.found.complete and evidence.first.complete and evidence.second.complete
+        found = msgspec.structs.replace(work.found, ended=evidence.now, complete=complete)
+        self._store_progress(work.gap, found, evidence.now)
+        log.info("the gap of %s is reconciled: %s", self._cluster, reconciliation_words(found))
+        self._work = None
+
+    def _store_progress(self, gap: Gap, found: Reconciliation, now: float, events: Sequence[Event] = ()) -> None:
+        """In one transaction: a receiver that is killed has stored both, what it concluded and how far it was."""
+        self._locations.conclude(events, now, msgspec.structs.replace(gap, reconciliation=found))
+
+
+def _beginning(gap: Gap, gaps: Iterable[Gap]) -> float:
+    """When the first gap began that is reconciled together with this one."""
+    together = [each for each in gaps if each.reconciliation and each.reconciliation.together_with == gap.began]
+    return min([gap.began, *(_beginning(each, gaps) for each in together)])

@@ -34,7 +34,7 @@ from monitor.records import WorkerStatus
 from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import queries
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.engine import Store
 from monitor.store.terms import cluster_id
 from monitor.waits import Senders
@@ -178,7 +178,7 @@ class Sampler:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
         paused = {queue for _, queue in queries.pauses(self._store, self._cluster)}
-        names = standing.queue_names(self._store, self._cluster) | consumers.keys() | paused
+        names = unfinished.queue_names(self._store, self._cluster) | consumers.keys() | paused
         configured = self._configured - names if now >= self._configured_at else frozenset()
         if not names and not configured:
             return

@@ -14,7 +14,7 @@ from monitor.records import Action
 from monitor.records import Worker
 from monitor.settings import Settings
 from monitor.store import journal
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.clusters import is_level
 from monitor.store.engine import Store
 
@@ -55,7 +55,7 @@ class Switches:
         if self._turns_on and unknown:
             self._turn_on(unknown, now)
         elif unknown:
-            seen = standing.seen_workers(self._store, self._cluster)
+            seen = unfinished.workers_with_tasks(self._store, self._cluster)
             for name, process in unknown.items():
                 if name in seen:
                     self._on[process] = True

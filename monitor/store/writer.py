@@ -36,7 +36,7 @@ from monitor.records import TaskState
 from monitor.settings import Settings
 from monitor.store import journal
 from monitor.store import schema
-from monitor.store import standing
+from monitor.store import unfinished
 from monitor.store.deltas import Deltas
 from monitor.store.deltas import signature_of
 from monitor.store.early import Early
@@ -203,7 +203,7 @@ class Writer:
     def name_queues(self, now: float) -> None:
         """Names the queue of tasks that came before their worker said that it consumes one only."""
         if self._newly_sole:
-            ids = standing.without_queue(self._store, self._cluster, self._newly_sole)
+            ids = unfinished.ids_without_queue(self._store, self._cluster, self._newly_sole)
             self._conclude("task-queue-learnt", ids, now)
             self._newly_sole = set()
 

@@ -223,16 +223,6 @@ def test_task_that_usually_takes_long_is_waited_for_longer_after_a_goodbye(judge
     assert judged.state(task_id) is TaskState.LOST
 
 
-def test_worker_that_said_goodbye_and_has_no_successor_is_waited_for_too(judged: Judged) -> None:
-    task_id = begin(judged)
-    judged.receive("worker-offline", NOW + 2)
-    for at in (*range(2, 20, 4), *range(580, 603, 4), 604):
-        assert judged.state(task_id) is TaskState.STARTED
-        judged.step(NOW + at)
-    assert judged.state(task_id) is TaskState.LOST
-    assert judged.status() is WorkerStatus.OFFLINE
-
-
 def test_late_end_takes_a_lost_task_back(judged: Judged) -> None:
     task_id = begin(judged)
     for second in range(1, 14):

@@ -13,8 +13,7 @@ from monitor.filters import UNHANDLED
 from monitor.filters import parse
 from monitor.records import TaskState
 from monitor.store import schema
-from monitor.store import standing
-from monitor.store import waiting
+from monitor.store import unfinished
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from monitor.store.page import Selection
@@ -159,20 +158,23 @@ def test_what_else_is_read_of_a_row_is_no_second_look_at_it(store: Store) -> Non
 @pytest.mark.parametrize(
     ("ask", "walks"),
     [
-        (lambda store: standing.holders(store, "shop"), "INDEX task_state"),
+        (lambda store: unfinished.tasks_by_process(store, "shop"), "INDEX task_state"),
         (
-            lambda store: standing.held_by(store, "shop", standing.Holder("worker1@shop", 4711)),
+            lambda store: unfinished.tasks_of_process(store, "shop", unfinished.ProcessKey("worker1@shop", 4711)),
             "INDEX task_state",
         ),
-        (lambda store: standing.unended(store, "shop", TaskState.LOST, 1 << 40, (0.0, 0), 5), "INDEX task_state"),
         (
-            lambda store: standing.newest(store, "shop"),
+            lambda store: unfinished.unfinished_tasks(store, "shop", TaskState.LOST, 1 << 40, (0.0, 0), 5),
+            "INDEX task_state",
+        ),
+        (
+            lambda store: unfinished.last_number(store, "shop"),
             r"PRIMARY KEY \(rowid<\?\)$",
         ),  # backwards, and stops at the first
-        (lambda store: waiting.sent_messages(store, "shop", [make_id(1), make_id(2)]), "INDEX task_key"),
-        (lambda store: waiting.waiting_tasks(store, "shop"), "INDEX task_state"),
+        (lambda store: unfinished.sent_messages(store, "shop", [make_id(1), make_id(2)]), "INDEX task_key"),
+        (lambda store: unfinished.waiting_tasks(store, "shop"), "INDEX task_state"),
     ],
-    ids=["holders", "held_by", "unended", "newest", "sent_messages", "waiting_tasks"],
+    ids=["tasks_by_process", "tasks_of_process", "unfinished_tasks", "last_number", "sent_messages", "waiting_tasks"],
 )
 def test_what_is_asked_every_second_reads_no_task_that_has_ended(
     store: Store, ask: Callable[[Store], object], walks: str

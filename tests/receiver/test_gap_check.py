@@ -11,12 +11,13 @@ import msgspec
 import pytest
 import redis
 
-from monitor.brokers.ends import Ends
+from monitor.brokers.depth import make_probe
 from monitor.brokers.remote import Remote
-from monitor.receiver.recovery import AGAIN_SECONDS
-from monitor.receiver.recovery import PATIENCE_SECONDS
-from monitor.receiver.recovery import SETTLE_SECONDS
-from monitor.receiver.recovery import Recovery
+from monitor.receiver.lost_tasks import AGAIN_SECONDS
+from monitor.receiver.reconcile import ARRIVAL_SECONDS
+from monitor.receiver.reconcile import PATIENCE_SECONDS
+from monitor.receiver.reconcile import GapCheck
+from monitor.receiver.task_locations import TaskLocations
 from monitor.records import Delivery
 from monitor.records import Gap
 from monitor.records import Reconciliation
@@ -55,7 +56,8 @@ class Recovering:
         broker = Broker("shop", self.url)
         settings = Settings(result_backend=(Broker("shop", backend or self.url),))
         conclude = self.write if keeps else lambda _: None
-        self.recovery = Recovery(self.store, "shop", Remote(broker, settings), Ends(broker, settings), conclude)
+        probe = make_probe(broker, settings)
+        self.check = GapCheck(TaskLocations(self.store, Remote(broker, settings), probe, conclude))
 
     def write(self, delivery: Delivery) -> None:
         self.writer.write([msgspec.structs.replace(delivery, concluded=True)])
@@ -77,11 +79,11 @@ class Recovering:
 
     def step(self, seconds: float) -> None:
         self.now += seconds
-        self.recovery.step(queries.workers(self.store, "shop"), self.now)
+        self.check.step(queries.workers(self.store, "shop"), self.now)
 
     def look(self, pause: float = AGAIN_SECONDS) -> None:
         """Both looks, and what is news in them."""
-        for seconds in (POLL, pause, SETTLE_SECONDS):
+        for seconds in (POLL, pause, ARRIVAL_SECONDS):
             self.step(seconds)
 
     def gaps(self) -> list[Gap]:
@@ -113,15 +115,6 @@ def end_in_backend(url: str, task_id: str, at: float) -> None:
         client.set(f"celery-task-meta-{task_id}", json.dumps(told))
 
 
-def test_what_nobody_has_is_lost_and_counted_once(recovering: Recovering) -> None:
-    task_id = recovering.send()
-    recovering.gap()
-    recovering.look()
-    found = recovering.finish()
-    assert (found.asked, found.lost, found.unknown, found.complete) == (1, 1, 0, True)
-    assert recovering.state(task_id) is TaskState.LOST
-
-
 def test_a_worker_that_is_silent_may_have_what_nobody_else_has(recovering: Recovering) -> None:
     """A solo pool neither beats nor answers while it runs a task, whose message it has acknowledged."""
     recovering.receive("worker-heartbeat", BEGAN, freq=2.0)
@@ -149,7 +142,7 @@ def test_workers_that_come_back_later_than_we_are_waited_for(recovering: Recover
     with running_worker(recovering.url, hostname=hostname):
         for _ in range(2):
             recovering.step(AGAIN_SECONDS)
-        recovering.step(SETTLE_SECONDS)
+        recovering.step(ARRIVAL_SECONDS)
         found = recovering.finish()
     assert (found.lost, found.unknown, found.complete) == (1, 0, True)
     assert recovering.state(task_id) is TaskState.LOST
@@ -204,7 +197,7 @@ def test_a_receiver_that_is_killed_in_the_middle_has_concluded_nothing_that_is_n
 def test_a_receiver_that_starts_anew_goes_on_where_the_last_one_was(
     recovering: Recovering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monitor.receiver.recovery.CHUNK", 2)
+    monkeypatch.setattr("monitor.receiver.reconcile.CHUNK", 2)
     for number in range(5):
         recovering.send(BEGAN - 20 + number)
     recovering.gap()
@@ -229,20 +222,6 @@ def test_what_was_sent_after_the_looks_is_not_missed_in_them(recovering: Recover
     found = recovering.finish()
     assert (found.asked, found.lost) == (1, 1)
     assert recovering.state(task_id) is TaskState.PENDING
-
-
-def test_the_end_of_a_task_whose_workers_clock_is_ahead_is_asked_for(recovering: Recovering) -> None:
-    ahead = 3600.0
-    recovering.receive("worker-heartbeat", BEGAN - 20 + ahead, BEGAN - 20, freq=2.0)
-    task_id = make_id()
-    for kind in ("task-received", "task-started"):
-        recovering.receive(kind, BEGAN - 10 + ahead, BEGAN - 10, uuid=task_id, name="shop.pay")
-    recovering.receive("worker-offline", BEGAN - 5 + ahead, BEGAN - 5)
-    end_in_backend(recovering.url, task_id, BEGAN + ahead)
-    recovering.gap()
-    recovering.look()
-    assert recovering.finish().backend == 1
-    assert recovering.state(task_id) is TaskState.SUCCESS
 
 
 def test_what_was_lost_since_an_earlier_gap_is_asked_for_with_the_later_one(recovering: Recovering) -> None:
