@@ -23,6 +23,9 @@ OLDEST_POSTGRESQL = 13
 OLDEST_SQLITE = (3, 35)  # the first with RETURNING
 KEEPS_EVENTS = (5, 7)  # the first Celery that keeps buffered events over a reconnect
 NAMED = 3
+CAPTURE = "celery_monitor_capture"
+INSTALL = "pip install celery-monitor-capture; app.conf.task_annotations ="
+FORMER_CAPTURE = re.compile(r"(?:celery_)?monitor\.capture:")
 
 
 class Finding(NamedTuple):
@@ -222,19 +225,31 @@ def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[F
         )
     else:
         yield Finding("sent events", "ok", "task_send_sent_event is on.")
-    bare = sorted(
-        name for name, conf in facts.conf.items() if "monitor.capture" not in str(conf.get("task_annotations"))
-    )
+    yield from _capture({name: str(conf.get("task_annotations")) for name, conf in facts.conf.items()})
+    yield from _prefetch(facts, record)
+
+
+def _capture(annotations: Mapping[str, str]) -> Iterable[Finding]:
+    """By worker, the text of its ``task_annotations``. A former line works until the package there is upgraded."""
+    old = sorted(name for name, text in annotations.items() if FORMER_CAPTURE.search(text))
+    bare = sorted(name for name, text in annotations.items() if name not in old and f"{CAPTURE}:" not in text)
+    if old:
+        line = FORMER_CAPTURE.sub(f"{CAPTURE}:", annotations[old[0]])
+        yield Finding(
+            "exact retries",
+            "wrong",
+            f"{named(old)}: the line for exact retries names a module that newer versions do not have.",
+            f"{INSTALL} {line}",
+        )
     if bare:
         yield Finding(
             "exact retries",
             "note",
-            f"monitor.capture is not installed at {named(bare)}: retries are probable or refused there.",
-            'app.conf.task_annotations = {"*": {"Request": "monitor.capture:Request"}}',
+            f"{CAPTURE} is not in use at {named(bare)}: retries are probable or refused there.",
+            f'{INSTALL} {{"*": {{"Request": "{CAPTURE}:Request"}}}}',
         )
-    else:
-        yield Finding("exact retries", "ok", "monitor.capture is installed.")
-    yield from _prefetch(facts, record)
+    if not (old or bare):
+        yield Finding("exact retries", "ok", f"All workers use {CAPTURE}.")
 
 
 def _prefetch(facts: BrokerFacts, record: RecordFacts | None) -> Iterable[Finding]:
