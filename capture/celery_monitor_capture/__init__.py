@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
 from celery import Celery
 from celery.exceptions import Ignore
 from celery.exceptions import Reject
@@ -112,7 +111,7 @@ def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = No
 def _is_over(exc_info: Any) -> bool:
     """The task will not run again by itself."""
     error = exc_info.exception
-    if isinstance(error, ExceptionWithTraceback):
+    if type(error).__name__ == "ExceptionWithTraceback":  # of billiard 4; Celery 5.2 has billiard 3, without it
         error = error.exc
     if isinstance(error, Reject):
         return not error.requeue

@@ -13,7 +13,7 @@ from tests.installation.environments import ROOT
 PACKAGES = ("monitor", "demo_workers")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CAPTURE_PROJECT = tomllib.loads((CAPTURE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OF_CELERY = {"celery", "kombu", "billiard"}  # every version of Celery requires the other two
+OF_CELERY = {"celery", "kombu"}  # every version of Celery requires the other
 
 
 def declared() -> set[str]:
