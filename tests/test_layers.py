@@ -34,7 +34,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.invocations",
         "monitor.lifecycle",
         "monitor.messages",
-        "monitor.nursery",
         "monitor.redact",
         "monitor.runs",
         "monitor.schedule",
