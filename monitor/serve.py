@@ -96,7 +96,7 @@ def _memory() -> int:
 
 
 def handed_over(descriptor: int) -> Settings:
-    """The settings that ``start_afresh`` has left. Raises SettingsError where there are none."""
+    """The settings from ``start_afresh``. Raises SettingsError where there are none."""
     try:
         with open(descriptor, "rb") as file:
             file.seek(0)
@@ -146,7 +146,7 @@ def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -
 
 
 def prepare_store(settings: Settings) -> None:
-    """Opens and migrates the database once, so that a wrong address is said before anything starts."""
+    """Opens and migrates the database once, so that a wrong address is an error before anything starts."""
     open_store(settings.database).close()
 
 
@@ -161,7 +161,7 @@ def _receiver_job(settings: Settings, broker: Broker) -> Job:
 
 
 def note_ending(database: str, cluster: str, ending: Ending) -> None:
-    """Writes down that a receiver ended by itself, which it cannot always do, so that pages show it."""
+    """Records that a receiver ended by itself, so that pages show it: a killed receiver cannot."""
     noted = ReceiverEnding(
         cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
     )
@@ -173,7 +173,7 @@ def note_ending(database: str, cluster: str, ending: Ending) -> None:
 
 
 def web_job(settings: Settings, listener: socket.socket) -> Job:
-    """The listener is ours and outlives a dead web process: browsers wait for the next one in its queue."""
+    """The listener is ours and outlives a dead web process: browsers wait in its queue for the next one."""
     descriptor = listener.fileno()
     arguments = (settings, descriptor)
     return Job(
@@ -216,7 +216,7 @@ def answers(settings: Settings) -> bool:
 
 
 def is_connected(settings: Settings) -> bool:
-    """Whether the web process answers, and every receiver hears its broker."""
+    """Whether the web process answers, and every receiver is connected to its broker."""
     body = _get(settings, "/api/v1/health")
     if body is None:
         return False
