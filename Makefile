@@ -36,11 +36,11 @@ format: .venv/ready node_modules/.package-lock.json
 	$(NPM) exec --no -- biome check --write static
 
 # Dependency groups need pip 25.1.
-.venv/ready: pyproject.toml constraints.txt package-lock.json
+.venv/ready: pyproject.toml capture/pyproject.toml constraints.txt package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,postgresql]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ./capture --editable ".[demo,postgresql]" --group dev
 	touch $@
 
 node_modules/.package-lock.json: package-lock.json .venv/ready

@@ -1,4 +1,4 @@
-"""What monitor.capture costs a worker: CPU per task, succeeded and failed, beside a plain worker in the same run.
+"""What capture costs a worker: CPU per task, succeeded and failed, beside a plain worker in the same run.
 
     python benchmarks/bench_capture.py [--tasks N] [--rounds N] [--broker URL]
 

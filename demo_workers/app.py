@@ -6,6 +6,7 @@ environment, so that the same code runs on Redis and on RabbitMQ.
 
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from celery import Celery
@@ -17,6 +18,8 @@ from demo_workers.routing import ROUTES
 from demo_workers.schedule import SCHEDULE
 
 BROKER_URL = os.environ.get("DEMO_BROKER", "redis://127.0.0.1:6379/0")
+# The demo also runs where celery-monitor-capture is not installed.
+CAPTURE = {"Request": "celery_monitor_capture:Request"} if find_spec("celery_monitor_capture") else {}
 DIRECTORY = Path(os.environ.get("DEMO_DIR", Path(tempfile.gettempdir(), "celery-monitor-demo")))
 
 
@@ -47,9 +50,9 @@ app.conf.update(
     worker_send_task_events=True,
     task_send_sent_event=True,
     task_track_started=True,
-    # A payment that fails is sent again from the dashboard with the very message it had. The warehouse does without,
-    # to show the difference: there, the arguments are only probable.
-    task_annotations={name: {"Request": "monitor.capture:Request"} for name in ("payments.charge", "payments.refund")},
+    # A retry of a failed payment resends its original message. The warehouse does without, to show the difference:
+    # there, the arguments are only probable.
+    task_annotations=dict.fromkeys(("payments.charge", "payments.refund"), CAPTURE),
     # Where tasks go: see routing.py.
     task_queues=QUEUES,
     task_default_queue=DEFAULT_QUEUE,

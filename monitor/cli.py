@@ -4,7 +4,6 @@ Celery loads this module at each start of each worker, to look for commands (the
 needs no dashboard. So what a command runs is named here, and loaded when it runs.
 """
 
-import gc
 import json
 import os
 import sys
@@ -14,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -29,7 +27,7 @@ from monitor.settings import SETTINGS
 from monitor.settings import Settings
 from monitor.settings import load
 from monitor.supervise import configure_logging
-from monitor.supervise import preload
+from monitor.supervise import resolve_without_gc
 from monitor.supervise import stop_on_signals
 
 EXIT_WRONG = 1
@@ -43,36 +41,13 @@ EPILOG = (
 MOST_RATE = 10_000.0
 PACKAGED = {"redis", "amqp"}  # transports whose libraries are always there
 Runner = Callable[..., None]
-# What the processes of a command have in common. A receiver must not hold a web framework, so only ``web`` has it here.
-RECEIVER = ("monitor.receiver.process",)
-WEB = ("monitor.web.server",)
-SHOP = (
-    "celery.bin.celery",
-    "celery.fixups.django",
-    "celery.loaders.app",
-    "celery.app.control",
-    "celery.app.events",
-    "celery.apps.beat",
-    "celery.apps.worker",
-    "celery.backends.redis",
-    "celery.concurrency.prefork",
-    "celery.utils.static",
-    "celery.worker.autoscale",
-    "celery.worker.components",
-    "celery.worker.consumer",
-    "celery.worker.strategy",
-    "kombu.transport.redis",
-)
 
 
 def later(name: str) -> Callable[..., Any]:
     """A call of ``module:function`` that loads the module first."""
 
     def call(*arguments: object, **options: object) -> Any:
-        gc.disable()  # modules are no garbage: see nursery.py
-        function = resolve_name(name)
-        gc.enable()
-        return function(*arguments, **options)
+        return resolve_without_gc(name)(*arguments, **options)
 
     return call
 
@@ -197,10 +172,9 @@ def _load(options: dict[str, Any]) -> Settings:
     return settings
 
 
-def _command(name: str, run: Runner, common: Sequence[str], text: str) -> Command:
+def _command(name: str, run: Runner, text: str) -> Command:
     def callback(**options: Any) -> None:
         settings = _load(options)
-        preload(common)
         run(settings, stop_on_signals(), click.echo)
 
     return Command(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
@@ -210,15 +184,12 @@ main.add_command(
     _command(
         "serve",
         run_serve,
-        RECEIVER,
         "Watch brokers and serve the dashboard: one receiver process per broker and one web process.\n\n\b\n"
         "Example:\n  celery-monitor serve --broker shop=redis://localhost:6379/0 --broker mail=amqp://localhost",
     )
 )
-main.add_command(
-    _command("receive", run_receive, RECEIVER, "Only keep the record: read the brokers' events into the database.")
-)
-main.add_command(_command("web", run_web, WEB, "Only serve the dashboard from a database that receivers fill."))
+main.add_command(_command("receive", run_receive, "Only keep the record: read the brokers' events into the database."))
+main.add_command(_command("web", run_web, "Only serve the dashboard from a database that receivers fill."))
 
 
 def _doctor(**options: Any) -> None:
@@ -278,7 +249,6 @@ def demo(**options: Any) -> None:
         check_broker(options["broker"])
     if not 0 < options["rate"] <= MOST_RATE:
         raise Failure(f"--rate: write tasks per second, above 0 and up to {MOST_RATE:g}")
-    preload(RECEIVER + SHOP)
     run_demo(demo_of(**options), stop_on_signals(), click.echo)
 
 
@@ -302,7 +272,6 @@ def resume(descriptor: int) -> None:
     """Go on with the settings that ``celery -A proj monitor`` has read."""
     settings = handed_over(descriptor)
     configure_logging(settings.log_level)
-    preload(RECEIVER)
     run_serve(settings, stop_on_signals(), click.echo)
 
 

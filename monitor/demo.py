@@ -22,6 +22,7 @@ from demo_workers.scaling import WORKERS
 from demo_workers.scaling import worker_arguments
 from monitor.errors import Unsupported
 from monitor.serve import Announce
+from monitor.serve import bind
 from monitor.serve import is_connected
 from monitor.serve import prepare_store
 from monitor.serve import receiver_jobs
@@ -30,11 +31,9 @@ from monitor.serve import web_job
 from monitor.serve import with_port
 from monitor.settings import Settings
 from monitor.settings import load
-from monitor.supervise import Command
 from monitor.supervise import Job
-from monitor.supervise import run_module
+from monitor.supervise import Program
 from monitor.supervise import supervise
-from monitor.web import server
 from monitor.web.security import check_bind
 
 OWN_BROKER = "redis"
@@ -69,7 +68,7 @@ class Redis(NamedTuple):
 
 def run(demo: Demo, stop: Event, announce: Announce) -> None:
     """Runs the demo until ``stop`` is set. Raises MonitorError when it cannot start."""
-    with _directory(demo) as directory, closing(server.bind(demo.host, demo.port)) as listener:
+    with _directory(demo) as directory, closing(bind(demo.host, demo.port)) as listener:
         redis = find_redis(free_port(), directory) if demo.broker == OWN_BROKER else None
         broker_url = f"redis://127.0.0.1:{redis.port}/0" if redis else demo.broker
         settings = with_port(demo_settings(demo, broker_url, directory), listener)
@@ -144,10 +143,11 @@ class Shop:
     def _worker(self, name: str) -> tuple[str, ...]:
         return ("celery", "-A", "demo_workers", *worker_arguments(name))
 
-    def _job(self, name: str, arguments: tuple[str, ...], ending: signal.Signals = signal.SIGTERM) -> Job:
+    def _job(self, name: str, arguments: tuple[str, ...], end_signal: signal.Signals = signal.SIGTERM) -> Job:
         # A worker gets SIGQUIT: after SIGTERM it waits for its tasks, and one of ours is stuck for ever.
         log = self.directory / f"{name}.log"
-        return Job(name, lambda: run_module(arguments, self._environ(), self.directory, log, ending))
+        command = (sys.executable, "-m", *arguments)
+        return Job(name, lambda: Program(command, self._environ(), self.directory, log, end_signal))
 
     def _environ(self) -> dict[str, str]:
         paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -197,15 +197,16 @@ def _redis_command(program: str, port: int, directory: Path) -> tuple[str, ...]:
 def redis_job(redis: Redis, directory: Path) -> Job:
     """Starts when Redis answers, so that nobody who comes after it has to wait for a second attempt."""
 
-    def start() -> Command:
-        command = Command(redis.command, os.environ, directory, directory / "redis.log")
+    def start() -> Program:
+        program = Program(redis.command, os.environ, directory, directory / "redis.log")
         deadline = time.monotonic() + BROKER_START_SECONDS
         while not _listens(redis.port):
-            if command.exitcode is not None or time.monotonic() > deadline:
-                command.kill()
+            if program.poll() is not None or time.monotonic() > deadline:
+                program.kill()
+                program.wait()
                 raise Unsupported(f"{redis.title} did not start: {_last_lines(directory / 'redis.log')}")
             time.sleep(0.02)
-        return command
+        return program
 
     return Job(redis.title, start, foundation=True)
 

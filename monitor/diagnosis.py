@@ -31,6 +31,9 @@ PUBSUB_FIX = "CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60', and 
 FULL_SHARE = 0.9
 VISIBILITY_SECONDS = 3600.0  # kombu's default on Redis
 SENT_EVENTS_FIX = "Set task_send_sent_event = True where tasks are sent from."
+CAPTURE = "celery_monitor_capture"
+INSTALL = "pip install celery-monitor-capture; app.conf.task_annotations ="
+FORMER_CAPTURE = re.compile(r"(?:celery_)?monitor\.capture:")
 
 
 class Sender(NamedTuple):
@@ -168,14 +171,23 @@ def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[F
         yield Finding("sent events", "bad", f"{text}queues may stay unknown.", SENT_EVENTS_FIX)
     else:
         yield Finding("sent events", "good", "task_send_sent_event is on.")
-    bare = [name for name, conf in facts.conf.items() if "monitor.capture" not in str(conf.get("task_annotations"))]
-    if bare:
-        text = f"monitor.capture is not installed at {named(sorted(bare))}: retries are probable or refused there."
-        fix = 'app.conf.task_annotations = {"*": {"Request": "monitor.capture:Request"}}'
-        yield Finding("exact retries", "plain", text, fix)
-    else:
-        yield Finding("exact retries", "good", "monitor.capture is installed.")
+    yield from _capture({name: str(conf.get("task_annotations")) for name, conf in facts.conf.items()})
     yield _prefetch(facts, record)
+
+
+def _capture(annotations: Mapping[str, str]) -> Iterator[Finding]:
+    """By worker, the text of its ``task_annotations``. A former line works until the package there is upgraded."""
+    old = sorted(name for name, text in annotations.items() if FORMER_CAPTURE.search(text))
+    bare = sorted(name for name, text in annotations.items() if name not in old and f"{CAPTURE}:" not in text)
+    if old:
+        line = FORMER_CAPTURE.sub(f"{CAPTURE}:", annotations[old[0]])
+        text = f"{named(old)}: the line for exact retries names a module that newer versions do not have."
+        yield Finding("exact retries", "bad", text, f"{INSTALL} {line}")
+    if bare:
+        text = f"{CAPTURE} is not in use at {named(bare)}: retries are probable or refused there."
+        yield Finding("exact retries", "plain", text, f'{INSTALL} {{"*": {{"Request": "{CAPTURE}:Request"}}}}')
+    if not (old or bare):
+        yield Finding("exact retries", "good", f"All workers use {CAPTURE}.")
 
 
 def _prefetch(facts: BrokerFacts, record: RecordFacts | None) -> Finding:

@@ -1,6 +1,6 @@
 """What is known of a task's arguments, and how surely.
 
-A message that a worker captured (monitor/capture.py) is *exact*: it is sent again as it was, whatever is in it.
+A message that a worker captured (celery_monitor_capture) is *exact*: it is sent again as it was, whatever is in it.
 Events carry no arguments, only a text that the publisher made of them once with ``saferepr(maxlen=1024,
 maxlevels=3)`` (celery/utils/saferepr.py). That text is cut, does not escape, and may have been written by hand,
 so it is believed only where nothing can have been lost: see ``read_repr``. Even then it is *probable*, never exact.

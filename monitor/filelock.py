@@ -1,4 +1,7 @@
-"""A file that one process at a time holds, for as long as it lives: what a killed one held is free at once."""
+"""A file that one process at a time holds, for as long as it lives: what a killed one held is free at once.
+
+The library filelock leaves its file behind.
+"""
 
 import fcntl
 import os

@@ -29,7 +29,7 @@ from monitor.runs import facts_of
 from monitor.runs import measured
 from monitor.runs import sent_of
 
-CAPTURED = "capture-message"  # monitor/capture.py sends it
+CAPTURED = "capture-message"  # sent by celery_monitor_capture
 # By name once: Python 3.11 looks a member of an enum up in a function of its own, each time.
 _RECEIVED, _STARTED, _SCHEDULED = TaskState.RECEIVED, TaskState.STARTED, TaskState.SCHEDULED
 _REJECTED, _REVOKED, _REQUEUED = Outcome.REJECTED, Outcome.REVOKED, Outcome.REQUEUED

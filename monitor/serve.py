@@ -23,8 +23,8 @@ from monitor.brokers.application import broker_of
 from monitor.brokers.connection import check_brokers
 from monitor.errors import SettingsError
 from monitor.errors import StoreUnavailable
-from monitor.receiver import process
 from monitor.records import ReceiverEnding
+from monitor.settings import Broker
 from monitor.settings import Settings
 from monitor.store.engine import connect_only
 from monitor.store.engine import database_without_password
@@ -32,15 +32,15 @@ from monitor.store.engine import open_store
 from monitor.store.journal import save_ending
 from monitor.supervise import Ending
 from monitor.supervise import Job
-from monitor.supervise import python_job
+from monitor.supervise import PythonCall
 from monitor.supervise import supervise
-from monitor.web import server
 from monitor.web.security import check_bind
 
 log = logging.getLogger(__name__)
 
 Announce = Callable[[str], object]
 ANSWER_SECONDS = 1.0
+BACKLOG = 512
 
 
 def with_application(settings: Settings) -> Settings:
@@ -96,7 +96,7 @@ def _memory() -> int:
 
 
 def handed_over(descriptor: int) -> Settings:
-    """The settings that ``start_afresh`` has left. Raises SettingsError where there are none."""
+    """The settings from ``start_afresh``. Raises SettingsError where there are none."""
     try:
         with open(descriptor, "rb") as file:
             file.seek(0)
@@ -133,7 +133,7 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
 
 def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -> None:
     check_bind(settings)
-    with closing(server.bind(settings.host, settings.port)) as listener:
+    with closing(bind(settings.host, settings.port)) as listener:
         prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
@@ -146,26 +146,22 @@ def _run(settings: Settings, jobs: list[Job], stop: Event, announce: Announce) -
 
 
 def prepare_store(settings: Settings) -> None:
-    """Opens and migrates the database once, so that a wrong address is said before anything starts."""
+    """Opens and migrates the database once, so that a wrong address is an error before anything starts."""
     open_store(settings.database).close()
 
 
 def receiver_jobs(settings: Settings) -> list[Job]:
-    return [
-        python_job(
-            f"receiver of {broker.cluster}",
-            settings.log_level,
-            process.run,
-            settings,
-            broker,
-            ended=partial(note_ending, settings.database, broker.cluster),
-        )
-        for broker in settings.broker
-    ]
+    return [_receiver_job(settings, broker) for broker in settings.broker]
+
+
+def _receiver_job(settings: Settings, broker: Broker) -> Job:
+    name = f"receiver of {broker.cluster}"
+    start = partial(PythonCall, name, settings.log_level, "monitor.receiver.process:run", (settings, broker))
+    return Job(name, start, ended=partial(note_ending, settings.database, broker.cluster))
 
 
 def note_ending(database: str, cluster: str, ending: Ending) -> None:
-    """Writes down that a receiver ended by itself, which it cannot always do, so that pages show it."""
+    """Records that a receiver ended by itself, so that pages show it: a killed receiver cannot."""
     noted = ReceiverEnding(
         cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
     )
@@ -177,8 +173,30 @@ def note_ending(database: str, cluster: str, ending: Ending) -> None:
 
 
 def web_job(settings: Settings, listener: socket.socket) -> Job:
-    """The listener is ours and outlives a dead web process: browsers wait for the next one in its queue."""
-    return python_job("web", settings.log_level, server.serve, settings, listener)
+    """The listener is ours and outlives a dead web process: browsers wait in its queue for the next one."""
+    descriptor = listener.fileno()
+    arguments = (settings, descriptor)
+    return Job(
+        "web", partial(PythonCall, "web", settings.log_level, "monitor.web.server:serve", arguments, [descriptor])
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises SettingsError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Of a socket without its protocol asyncio lets what is small wait for the other side's acknowledgement, 0.04 s.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError, ValueError) as error:  # the last for a host that cannot be a name
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --port, or --port 0 for a free one"
+        ) from None
+    return listener
 
 
 def with_port(settings: Settings, listener: socket.socket) -> Settings:
@@ -198,7 +216,7 @@ def answers(settings: Settings) -> bool:
 
 
 def is_connected(settings: Settings) -> bool:
-    """Whether the web process answers, and every receiver hears its broker."""
+    """Whether the web process answers, and every receiver is connected to its broker."""
     body = _get(settings, "/api/v1/health")
     if body is None:
         return False

@@ -356,7 +356,7 @@ class Settings:
         metavar="KEY",
     )
     capture: bool = _setting(
-        True, parse_bool, "keep the messages that workers with monitor.capture announce, for exact retries"
+        True, parse_bool, "keep the messages that workers with celery_monitor_capture announce, for exact retries"
     )
     max_message_bytes: int = _setting(
         1024 * 1024, parse_int, "longest message body that is kept; of a longer one only the size", metavar="BYTES"

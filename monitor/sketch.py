@@ -1,7 +1,7 @@
 """Percentiles that can be added up: a histogram with buckets of 2 % relative error (as in DDSketch).
 
 A bucket's number is the logarithm of its values, so sketches of minutes add up to hours, and what was counted
-by mistake can be taken out again.
+by mistake can be subtracted again. The library ddsketch cannot subtract, and stores sketches through protobuf.
 """
 
 import math
@@ -80,21 +80,12 @@ class Sketch:
         return sum(_middle(number) * count for number, count in self.counts.items())
 
     def quantiles(self, shares: Sequence[float]) -> list[float] | None:
-        """Several quantiles in one pass; ``None`` when empty."""
+        """The durations in seconds below which these shares lie; ``None`` when empty."""
         if not self.counts:
             return None
         numbers = sorted(self.counts)
         passed = list(accumulate(map(self.counts.__getitem__, numbers)))
         return [_middle(numbers[bisect_right(passed, share * (passed[-1] - 1))]) for share in shares]
-
-    def quantile(self, q: float) -> float | None:
-        """The duration in seconds below which a share ``q`` lies; ``None`` when empty."""
-        remaining = q * (self.count - 1)
-        for number in sorted(self.counts):
-            remaining -= self.counts[number]
-            if remaining < 0:
-                return _middle(number)
-        return None
 
 
 @lru_cache(4096)

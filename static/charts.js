@@ -1,5 +1,6 @@
 // <time-chart data-chart='{...}'>: a chart over time. The plot lives in a shadow root, so that morphing the
 // page around it never takes it apart; what is inside the element is the drawing for readers without scripts.
+// uPlot draws lines, areas and axes; stacks, gaps, marks, the legend and colours from our tokens it leaves to its user.
 import { longSpan } from "./times.js";
 import uPlot from "./vendor/uPlot.esm.js";
 

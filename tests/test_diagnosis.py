@@ -1,5 +1,6 @@
 """Facts of a set-up in, findings out."""
 
+import ast
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ GOOD_CONF: dict[str, object] = {
     "task_send_sent_event": True,
     "worker_send_task_events": True,
     "worker_prefetch_multiplier": 4,
-    "task_annotations": {"*": {"Request": "monitor.capture:Request"}},
+    "task_annotations": {"*": {"Request": "celery_monitor_capture:Request"}},
 }
 GOOD = BrokerFacts(
     transport="redis",
@@ -64,7 +65,7 @@ def test_nothing_is_wrong_with_a_good_set_up() -> None:
         (told(worker_send_task_events=False), "task events", "unknown", "mail@shop: unknown"),
         (told(task_send_sent_event=False), "sent events", "wrong", "off at mail@shop"),
         (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes call themselves pay@shop"),
-        (told(task_annotations=None), "exact retries", "note", "not installed at mail@shop"),
+        (told(task_annotations=None), "exact retries", "note", "not in use at mail@shop"),
         (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 at mail@shop"),
         (replace(GOOD, senders={"pay@shop": Sender(-3600, "5.7.1")}), "clocks", "wrong", "off by up to 3600.0 s"),
         (
@@ -90,6 +91,15 @@ def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
     assert level == "unknown" or findings[check].then
     if facts.workers:
         assert {name for name, each in findings.items() if LEVELS[each.tone] != "ok"} <= {check, "bursts", "heartbeats"}
+
+
+@pytest.mark.parametrize("former", ["monitor.capture", "celery_monitor.capture"])
+def test_a_worker_with_the_former_line_of_capture_gets_the_new_line(former: str) -> None:
+    given = {"shop.pay": {"rate_limit": "5/s"}, "*": {"Request": f"{former}:RequestOnReceive"}}
+    finding = found(told(task_annotations=given))["exact retries"]
+    assert (LEVELS[finding.tone], finding.text[:9]) == ("wrong", "mail@shop")
+    line = finding.then.partition("task_annotations = ")[2]
+    assert ast.literal_eval(line) == {**given, "*": {"Request": "celery_monitor_capture:RequestOnReceive"}}
 
 
 def test_an_unlimited_redis_throws_nothing_away_whatever_its_policy() -> None:

@@ -27,7 +27,7 @@ from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "doctor.md"
 SOURCES = ("diagnosis.py", "findings.py", "doctor.py")
-CAPTURE = {"*": {"Request": "monitor.capture:Request"}}
+CAPTURE = {"*": {"Request": "celery_monitor_capture:Request"}}
 WELL = {"task_send_sent_event": True, "worker_send_task_events": True, "task_annotations": CAPTURE}
 
 

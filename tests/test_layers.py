@@ -32,7 +32,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "monitor.invocations",
         "monitor.lifecycle",
         "monitor.messages",
-        "monitor.nursery",
         "monitor.queue_growth",
         "monitor.redact",
         "monitor.runs",
@@ -59,14 +58,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("monitor.web",),
     ("monitor.__main__", "monitor.cli", "monitor.demo", "monitor.doctor", "monitor.serve"),
 )
-# capture.py runs inside the user's workers.
-OUTSIDE = {"monitor.capture"}
 CONFINED = {
     "sqlalchemy": ("monitor.store",),
     "alembic": ("monitor.store",),
     "psycopg": ("monitor.store",),
-    "celery": ("monitor.receiver.sources", "monitor.brokers", "monitor.control", "monitor.capture"),
-    "kombu": ("monitor.receiver.sources", "monitor.brokers", "monitor.control", "monitor.capture"),
+    "celery": ("monitor.receiver.sources", "monitor.brokers", "monitor.control"),
+    "kombu": ("monitor.receiver.sources", "monitor.brokers", "monitor.control"),
     "amqp": ("monitor.receiver.sources", "monitor.brokers", "monitor.control"),
     "starlette": ("monitor.web",),
     "jinja2": ("monitor.web",),
@@ -131,9 +128,6 @@ def own_imports(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downward(name: str) -> None:
-    if inside(name, OUTSIDE):
-        assert not own_imports(name)
-        return
     upward = {each for each in own_imports(name) if each != "monitor" and layer_of(each) > layer_of(name)}
     assert not upward, f"{name} imports from above: {upward}"
 

@@ -1,132 +1,184 @@
-"""Child processes of the dashboard: what they are when they start."""
+"""Child processes of the dashboard: how they start, restart and end."""
 
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 import pytest
 
-from monitor.cli import RECEIVER
-from monitor.cli import SHOP
-from monitor.cli import WEB
-from monitor.supervise import FORKS
+from monitor.errors import StoreUnavailable
 from monitor.supervise import Ending
 from monitor.supervise import Job
 from monitor.supervise import Process
+from monitor.supervise import Program
+from monitor.supervise import PythonCall
 from monitor.supervise import Supervisor
-from monitor.supervise import python_job
-from monitor.supervise import run_module
 from tests.workers import wait_for
 
-SAY = """
-import gc, json, os, signal, sys
+REPORT = """
+import json, os, signal, sys
 print(json.dumps({
     "argv": sys.argv[1:], "environ": dict(os.environ), "directory": os.getcwd(), "leads": os.getpid() == os.getsid(0),
-    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "collects": gc.isenabled(), "ugly": "\\ud800",
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "ugly": "\\ud800",
 }, ensure_ascii=False))
 sys.exit(3)
 """
+PARENT = """
+import sys
+from pathlib import Path
+from tests.test_supervise import call
+child = call("write_state", Path(sys.argv[1]))
+child.wait()
+"""
 
 
-def write_main_module(file: Path, _stop: Event) -> None:
-    file.write_text(str(getattr(sys.modules["__main__"], "__file__", "none")), encoding="utf-8")
-
-
-def test_child_imports_what_it_runs_and_not_its_parents_main_module(tmp_path: Path) -> None:
-    before = sys.modules["__main__"]
-    process = python_job("modules", "warning", write_main_module, tmp_path / "main").start()
-    process.join(60)
-    assert (tmp_path / "main").read_text(encoding="utf-8") == "none"
-    assert sys.modules["__main__"] is before
+def call(function: str, *arguments: object) -> PythonCall:
+    """A child that runs a function of this module."""
+    return PythonCall("of the test", "warning", f"{__name__}:{function}", arguments)
 
 
 def write_state(file: Path, stop: Event) -> None:
     blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-    file.write_text(json.dumps([blocked, gc.isenabled(), os.getppid()]), encoding="utf-8")
+    file.with_suffix(".new").write_text(json.dumps([os.getpid(), blocked, sys.argv]), encoding="utf-8")
+    file.with_suffix(".new").rename(file)
     stop.wait()
+    file.with_suffix(".stopped").touch()
 
 
-def test_a_child_ends_well_when_all_are_told_to_end_and_collects_garbage(tmp_path: Path) -> None:
-    file = tmp_path / "state"
-    process = python_job("state", "warning", write_state, file).start()
-    wait_for(lambda: file.exists() and file.read_text(encoding="utf-8"), 60, "the child")
-    if FORKS:  # systemd tells every process of a service
-        os.kill(json.loads(file.read_text(encoding="utf-8"))[2], signal.SIGTERM)
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == 0
-    assert json.loads(file.read_text(encoding="utf-8"))[:2] == [[], True]
-
-
-@pytest.mark.skipif(not FORKS, reason="children are not forked here")
-def test_a_child_that_lost_what_it_was_forked_from_is_replaced_and_not_doubled(tmp_path: Path) -> None:
-    file = tmp_path / "state"
-    started: list[Process] = []
-
-    def start() -> Process:
-        started.append(python_job("state", "warning", write_state, file).start())
-        return started[-1]
-
+@contextmanager
+def supervised(job: Job) -> Iterator[Supervisor]:
     supervisor = Supervisor()
-    supervisor.start([Job("state", start)])
+    supervisor.start([job])
     try:
-        wait_for(lambda: file.exists() and file.read_text(encoding="utf-8"), 60, "the child")
-        os.kill(json.loads(file.read_text(encoding="utf-8"))[2], signal.SIGKILL)
-        while len(started) == 1:
-            supervisor.tend()
-        wait_for(lambda: not Path(f"/proc/{started[0].pid}").exists(), 60, "the end of the first")
-        assert started[1].exitcode is None
+        yield supervisor
     finally:
         supervisor.stop()
 
 
-def test_a_module_runs_as_a_program_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "say_it.py").write_text(SAY, encoding="utf-8")
+def test_a_child_that_is_asked_to_end_ends_well(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    with call("write_state", file) as child:
+        wait_for(file.exists, 60, "the child")
+        child.terminate()
+        assert child.wait(60) == 0
+    assert json.loads(file.read_text(encoding="utf-8")) == [child.pid, [], ["-c", "of the test"]]
+    assert file.with_suffix(".stopped").exists()
+
+
+def test_a_child_ends_well_when_its_parent_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(file)], env=environ) as parent:
+        wait_for(file.exists, 60, "the child")
+        parent.kill()
+    wait_for(file.with_suffix(".stopped").exists, 60, "the end of the child")
+
+
+def test_a_child_does_not_mistake_a_module_of_the_folder_for_one_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pickle.py").write_text("raise ImportError", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with call("return_at_once") as child:
+        assert child.wait(60) == 0
+
+
+def return_at_once(stop: Event) -> None:
+    assert not stop.is_set()
+
+
+def test_a_file_that_is_passed_on_is_open_in_the_child(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        descriptor = file.fileno()
+        with PythonCall("writer", "warning", f"{__name__}:write_to", [descriptor], files=[descriptor]) as child:
+            assert child.wait(60) == 0
+    assert (tmp_path / "out").read_bytes() == b"written by the child"
+
+
+def write_to(descriptor: int, _stop: Event) -> None:
+    os.write(descriptor, b"written by the child")
+
+
+def test_a_program_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "report.py").write_text(REPORT, encoding="utf-8")
     log = tmp_path / "log"
-    environ = {"WORD": "given", "PYTHONPATH": str(tmp_path), "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    process = run_module(("say_it", "--one", "two"), environ, tmp_path, log)
-    process.join(60)
-    assert process.exitcode == 3
-    said = json.loads(log.read_text(encoding="utf-8"))
-    assert said["argv"] == ["--one", "two"]
-    assert said["environ"]["WORD"] == "given"
-    assert "HOME" not in said["environ"]
-    assert Path(said["directory"]) == tmp_path
-    assert said["leads"]
-    assert said["collects"]
-    assert said["blocked"] == []
-    assert said["ugly"] == "\ud800"
-
-
-def test_what_children_have_in_common_exists() -> None:
-    assert [each for each in (*RECEIVER, *WEB, *SHOP) if find_spec(each) is None] == []
+    environ = {"WORD": "given", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    with Program((sys.executable, "-m", "report", "--one", "two"), environ, tmp_path, log) as program:
+        assert program.wait(60) == 3
+    report = json.loads(log.read_text(encoding="utf-8"))
+    assert report["argv"] == ["--one", "two"]
+    assert report["environ"]["WORD"] == "given"
+    assert "HOME" not in report["environ"]
+    assert Path(report["directory"]) == tmp_path
+    assert report["leads"]
+    assert report["blocked"] == []
+    assert report["ugly"] == "\ud800"
 
 
 def test_a_receiver_has_no_web_framework() -> None:
-    program = f"import sys, {', '.join(RECEIVER)}; print(*({{'starlette', 'uvicorn', 'jinja2'}} & sys.modules.keys()))"
+    program = "import sys, monitor.receiver.process; print(*({'starlette', 'uvicorn', 'jinja2'} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split() == []
 
 
-def fall(_stop: Event) -> None:
+def test_what_serves_loads_neither_receiver_nor_web_server() -> None:
+    program = "import sys, monitor.serve; print(*({'monitor.receiver.ingest', 'uvicorn'} & sys.modules.keys()))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split() == []
+
+
+def fail(stop: Event) -> None:
     raise ValueError("redis://:s3cret@h cannot be")
 
 
-def test_a_child_says_by_which_error_it_ended_and_how_often() -> None:
-    ended: list[Ending] = []
-    supervisor = Supervisor()
-    supervisor.start([python_job("fall", "warning", fall, ended=ended.append)])
-    try:
-        while len(ended) < 2:
-            supervisor.tend()
-    finally:
-        supervisor.stop()
-    assert [(each.cause, each.failures) for each in ended] == [
-        ("ValueError: redis://**@h cannot be", n) for n in (1, 2)
-    ]
-    assert ended[0].since == ended[1].since
+def fail_as_expected(stop: Event) -> None:
+    os.write(1, b"standard output is not for this")
+    raise StoreUnavailable("no space left in postgresql://:s3cret@h")
+
+
+def exit_at_once(stop: Event) -> None:
+    os._exit(7)
+
+
+def kill_itself(stop: Event) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("function", "cause"),
+    [
+        ("fail", "ValueError: redis://**@h cannot be"),
+        ("fail_as_expected", "no space left in postgresql://**@h"),
+        ("exit_at_once", "exit code 7"),
+        ("kill_itself", "SIGKILL"),
+    ],
+)
+def test_a_child_is_restarted_and_its_end_reported_with_the_cause(function: str, cause: str) -> None:
+    endings: list[Ending] = []
+    with supervised(Job("failing", partial(call, function), ended=endings.append)) as supervisor:
+        while len(endings) < 2:
+            supervisor.restart_ended()
+    assert [(each.cause, each.failures) for each in endings] == [(cause, 1), (cause, 2)]
+    assert endings[0].since == endings[1].since
+
+
+def test_a_killed_child_is_replaced(tmp_path: Path) -> None:
+    started: list[Process] = []
+
+    def start() -> Process:
+        started.append(call("write_state", tmp_path / str(len(started))))
+        return started[-1]
+
+    with supervised(Job("state", start)) as supervisor:
+        wait_for((tmp_path / "0").exists, 60, "the first child")
+        os.kill(started[0].pid, signal.SIGKILL)
+        while len(started) == 1:
+            supervisor.restart_ended()
+        wait_for((tmp_path / "1").exists, 60, "the second child")
+        assert started[1].poll() is None
+    assert started[1].returncode == 0

@@ -1,4 +1,4 @@
-"""The web process: a bound socket, uvicorn, and the application."""
+"""The web process: uvicorn and the application on a socket that is bound already."""
 
 import socket
 from threading import Event
@@ -6,34 +6,14 @@ from threading import Thread
 
 import uvicorn
 
-from monitor.errors import SettingsError
 from monitor.settings import Settings
 from monitor.web.app import create_app
 
-BACKLOG = 512
 CLOSE_SECONDS = 2  # an open /live ends with the process: its page reconnects by itself
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises SettingsError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Of a socket without its protocol asyncio lets what is small wait for the other side's acknowledgement, 0.04 s.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host.strip("[]"), port))
-        listener.listen(BACKLOG)
-    except (OSError, OverflowError, ValueError) as error:  # the last for a host that cannot be a name
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {reason}; choose another --port, or --port 0 for a free one"
-        ) from None
-    return listener
-
-
-def serve(settings: Settings, listener: socket.socket, stop: Event) -> None:
-    """Serves the dashboard until ``stop`` is set or a signal comes."""
+def serve(settings: Settings, descriptor: int, stop: Event) -> None:
+    """Serves the dashboard on a listening socket, given by its descriptor, until ``stop`` is set or a signal comes."""
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
@@ -52,4 +32,4 @@ def serve(settings: Settings, listener: socket.socket, stop: Event) -> None:
         server.should_exit = True
 
     Thread(target=end, daemon=True).start()
-    server.run(sockets=[listener])
+    server.run(sockets=[socket.socket(fileno=descriptor)])

@@ -4,7 +4,8 @@ import json
 import os
 from typing import Any
 
-from monitor import capture
+import celery_monitor_capture
+
 from tests.apps.basic import app
 from tests.apps.basic import task
 from tests.apps.order import Order
@@ -14,16 +15,16 @@ ON_RECEIVE_VARIABLE = "TEST_APP_ON_RECEIVE"
 BROKEN_VARIABLE = "TEST_APP_BROKEN_CAPTURE"
 
 if os.environ.get(ON_RECEIVE_VARIABLE):
-    capture.install(app, on_receive=True)
+    celery_monitor_capture.install(app, on_receive=True)
 else:
-    app.conf.task_annotations = {"*": {"Request": "monitor.capture:Request"}}
+    app.conf.task_annotations = {"*": {"Request": "celery_monitor_capture:Request"}}
 
 if os.environ.get(BROKEN_VARIABLE):
 
     def broken(request: Any, why: str) -> None:
         raise RuntimeError(f"cannot capture what {why}: {request.id}")
 
-    setattr(capture, "describe", broken)  # noqa: B010  # mypy takes no other function in its place
+    setattr(celery_monitor_capture, "describe", broken)  # noqa: B010  # mypy takes no other function in its place
 
 
 @task("fail_once", bind=True)

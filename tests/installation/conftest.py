@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.installation.environments import CAPTURE
 from tests.installation.environments import EXTRA
 from tests.installation.environments import NEWEST_WORKER
 from tests.installation.environments import OLDEST_WORKER
 from tests.installation.environments import OLDEST_WORKER_PYTHONS
+from tests.installation.environments import ROOT
 from tests.installation.environments import build_from_sdist
 from tests.installation.environments import find_python
 from tests.installation.environments import install_alone
@@ -20,7 +22,12 @@ OLDEST_PYTHONS = ("3.11",)
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_from_sdist(tmp_path_factory.mktemp("release"))
+    return build_from_sdist(ROOT, tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def capture_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_from_sdist(CAPTURE, tmp_path_factory.mktemp("capture"))
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +47,12 @@ def lowest(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def oldest_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def oldest_worker(capture_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("oldest-worker") / "environment"
-    return make_environment(home, find_python(OLDEST_WORKER_PYTHONS), *OLDEST_WORKER)
+    return make_environment(home, find_python(OLDEST_WORKER_PYTHONS), *OLDEST_WORKER, str(capture_wheel))
 
 
 @pytest.fixture(scope="session")
-def newest_worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def newest_worker(capture_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("newest-worker") / "environment"
-    return make_environment(home, find_python(NEWEST_PYTHONS), *NEWEST_WORKER)
+    return make_environment(home, find_python(NEWEST_PYTHONS), *NEWEST_WORKER, str(capture_wheel))

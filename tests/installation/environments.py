@@ -11,6 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).parent.parent.parent
+CAPTURE = ROOT / "capture"
 INSTALL_SECONDS = 300
 EXTRA = "postgresql"
 # Celery of December 2021 to May 2022, beside what was current then: no resolver gives these any more.
@@ -44,13 +45,13 @@ def build(target: str, source: Path, directory: Path) -> Path:
     return next(directory.glob("*.whl" if target == "wheel" else "*.tar.gz"))
 
 
-def build_from_sdist(directory: Path) -> Path:
+def build_from_sdist(source: Path, directory: Path) -> Path:
     """A wheel of the source distribution, so that one which lacks something fails here."""
-    with tarfile.open(build("sdist", ROOT, directory)) as archive:
+    with tarfile.open(build("sdist", source, directory)) as archive:
         # Python before 3.11.4 has no filters, and takes no argument for one.
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
         archive.extractall(directory)
-    return build("wheel", next(directory.glob("celery_monitor-*/")), directory)
+    return build("wheel", next(each for each in directory.iterdir() if each.is_dir()), directory)
 
 
 def requirements(wheel: Path) -> list[str]:

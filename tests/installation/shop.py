@@ -11,7 +11,7 @@ app = Celery("shop", broker=os.environ["SHOP_BROKER"])
 app.conf.task_default_queue = os.environ["SHOP_QUEUE"]
 app.conf.broker_connection_retry_on_startup = True
 if os.environ["SHOP_CAPTURES"] == "yes":
-    app.conf.task_annotations = {"*": {"Request": "monitor.capture:Request"}}
+    app.conf.task_annotations = {"*": {"Request": "celery_monitor_capture:Request"}}
 paid: Set[str] = set()
 
 

@@ -7,10 +7,13 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from tests.installation.environments import CAPTURE
 from tests.installation.environments import ROOT
 
 PACKAGES = ("monitor", "demo_workers")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CAPTURE_PROJECT = tomllib.loads((CAPTURE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OF_CELERY = {"celery", "kombu"}  # every version of Celery requires the other
 
 
 def declared() -> set[str]:
@@ -42,6 +45,12 @@ def test_every_package_that_is_imported_is_declared() -> None:
     brought = {name: {canonical(each) for each in distributions[name]} for name in strangers}
     undeclared = sorted(name for name, ways in brought.items() if not ways & declared())
     assert undeclared == []
+
+
+def test_capture_needs_celery_alone() -> None:
+    names = {name for path in CAPTURE.rglob("*.py") for name in imported(path)}
+    assert names - set(sys.stdlib_module_names) == OF_CELERY
+    assert CAPTURE_PROJECT["dependencies"] == ["celery>=5.2"]
 
 
 def test_kombu_brings_what_its_transport_for_redis_needs() -> None:

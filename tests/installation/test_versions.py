@@ -56,9 +56,7 @@ class Shop:
 
 
 @contextmanager
-def running_shop(
-    python: Path, cluster: str, broker_url: str, directory: Path, *, captures: bool = False
-) -> Iterator[Shop]:
+def running_shop(python: Path, cluster: str, broker_url: str, directory: Path, *, captures: bool) -> Iterator[Shop]:
     """A worker as a stranger starts it: no ``-E``, one queue, a pool of processes."""
     queue = f"shop-{uuid4().hex[:8]}"
     hostname = f"{queue}@{cluster}"
@@ -119,11 +117,14 @@ def street(
         server = stack.enter_context(running_redis(directory))
         brokers = {"redis": f"redis://127.0.0.1:{server.port}/3", "rabbit": rabbitmq_service}
         shops = [
-            stack.enter_context(running_shop(python, cluster, url, directory / f"{cluster}-{age}"))
+            stack.enter_context(running_shop(python, cluster, url, directory / f"{cluster}-{age}", captures=captures))
             for cluster, url in brokers.items()
-            for age, python in (("oldest", oldest_worker), ("newest", newest_worker))
+            for age, python, captures in (
+                ("oldest", oldest_worker, cluster == "redis"),
+                ("newest", newest_worker, cluster == "rabbit"),
+            )
         ]
-        beside = running_shop(lowest, "redis", brokers["redis"], directory / "beside", captures=True)
+        beside = running_shop(lowest, "redis", brokers["redis"], directory / "beside", captures=False)
         yield Street(brokers, [*shops, stack.enter_context(beside)])
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.installation.environments import ROOT
@@ -31,6 +32,12 @@ def test_the_wheel_is_complete_and_holds_no_more(wheel: Path) -> None:
         assert name in names
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"monitor", "demo_workers"}
+
+
+def test_the_wheel_of_capture_has_the_products_version(wheel: Path, capture_wheel: Path) -> None:
+    names = zipfile.ZipFile(capture_wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == {"celery_monitor_capture/__init__.py"}
+    assert [each.name.split("-")[1] for each in (wheel, capture_wheel)] == [version("celery-monitor")] * 2
 
 
 def test_the_wheel_of_the_source_distribution_is_the_wheel_of_the_repository(wheel: Path, tmp_path: Path) -> None:

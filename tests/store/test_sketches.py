@@ -9,7 +9,6 @@ from monitor.records import Delivery
 from monitor.records import Event
 from monitor.records import Percentiles
 from monitor.settings import Settings
-from monitor.sketch import Sketch
 from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
@@ -81,9 +80,3 @@ def test_worker_that_comes_up_again_is_noted(store: Store) -> None:
     found = queries.series(store, since=START, until=START + 9000).starts
     assert [(each.cluster, each.hostname) for each in found] == [("shop", "w1@shop")]
     assert queries.series(store, since=START, until=START + 9000, worker="w2@shop").starts == []
-
-
-def test_several_quantiles_are_those_taken_one_by_one() -> None:
-    sketch = Sketch.of([0.1 * n * n for n in range(1, 98)])
-    assert sketch.quantiles((0.5, 0.95, 0.99)) == [sketch.quantile(q) for q in (0.5, 0.95, 0.99)]
-    assert Sketch().quantiles((0.5,)) is None

@@ -1,4 +1,7 @@
-"""The OpenAPI 3.1 document, made from the table of operations that also makes the routes."""
+"""The OpenAPI 3.1 document, made from the table of operations that also makes the routes.
+
+msgspec makes the schemas; Starlette's generator only collects what stands in docstrings as YAML.
+"""
 
 from collections.abc import Iterable
 from collections.abc import Sequence

@@ -1,19 +1,21 @@
-"""Announces the messages of tasks that fail, so that they can be sent again exactly. Runs inside your workers.
+"""Announces the messages of tasks that fail, so that celery-monitor can retry them exactly. Runs inside your workers.
 
 One line of your application's configuration::
 
-    app.conf.task_annotations = {"*": {"Request": "monitor.capture:Request"}}
+    app.conf.task_annotations = {"*": {"Request": "celery_monitor_capture:Request"}}
 
-or ``monitor.capture.install(app)``, which keeps annotations that are there. A task that fails for good, is rejected or
-is revoked then sends one more event, ``capture-message``, with its message as it came: body, headers, properties and
+or ``celery_monitor_capture.install(app)``, which keeps existing annotations. A task that fails for good, is rejected or
+is revoked then sends one more event, ``capture-message``, with its original message: body, headers, properties and
 route. Tasks that succeed or will be retried cost nothing.
 
-``monitor.capture:RequestOnReceive`` announces each message when it is received instead, so that a task whose worker
-is killed can be sent again as well. It costs an event with the whole message for every task.
+``celery_monitor_capture:RequestOnReceive`` announces each message when it is received instead, so that a task whose
+worker is killed can be retried exactly as well. It costs an event with the whole message for every task.
 
-Imports Celery, kombu and the standard library only, and never raises into the worker: what cannot be captured is
-logged and left out.
+Imports Celery, kombu and the standard library only, runs on Python 3.8, and never raises into the worker: what cannot
+be captured is logged and left out.
 """
+
+from __future__ import annotations
 
 import base64
 import logging
@@ -23,7 +25,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
 from celery import Celery
 from celery.exceptions import Ignore
 from celery.exceptions import Reject
@@ -40,7 +41,7 @@ PER_DELIVERY = ("delivery_info", "delivery_tag", "body_encoding", "application_h
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
 log = logging.getLogger(__name__)
-_said: set[str] = set()
+_logged: set[str] = set()  # kinds of errors
 
 
 def _limit() -> int:
@@ -78,17 +79,17 @@ class Request(CeleryRequest):  # type: ignore[misc]  # celery has no types
         return super()._announce_revoked(*args, **kwargs)
 
     def _capture(self, why: str) -> None:
-        """Announces the message, once. Never raises: no task may suffer for being watched."""
+        """Announces the message, once. Never raises into the task."""
         try:
             if not self._captured:
                 self._captured = True
                 _announce(self, why)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
-            _say(error)
+            _log_once(error)
 
 
 class RequestOnReceive(Request):
-    """Announces each message when it is received, in case the worker does not live to tell."""
+    """Announces each message when it is received, in case the worker is killed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,7 +97,7 @@ class RequestOnReceive(Request):
 
 
 def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = None) -> None:
-    """Captures for every task of the application, beside the annotations that it has.
+    """Captures for every task of the application and keeps its other annotations.
 
     ``max_bytes`` is for this process; the environment's CELERY_CAPTURE_MAX_BYTES is for all.
     """
@@ -110,7 +111,7 @@ def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = No
 def _is_over(exc_info: Any) -> bool:
     """The task will not run again by itself."""
     error = exc_info.exception
-    if isinstance(error, ExceptionWithTraceback):
+    if type(error).__name__ == "ExceptionWithTraceback":  # of billiard 4; Celery 5.2 has billiard 3, without it
         error = error.exc
     if isinstance(error, Reject):
         return not error.requeue
@@ -183,7 +184,7 @@ def _bytes(body: Any) -> bytes:
 
 
 def queue_of(app: Celery, exchange: str | None, routing_key: str | None) -> str | None:
-    """The queue that this worker had the message from, as far as its route tells."""
+    """The queue that this worker consumed the message from; ``None`` where its route leaves several."""
     if routing_key is None:
         return None
     if not exchange:
@@ -201,7 +202,7 @@ def queue_of(app: Celery, exchange: str | None, routing_key: str | None) -> str 
 
 
 def _links(request: Request) -> dict[str, Any]:
-    """What stands in the body behind the arguments, which a monitor cannot read where it is pickled."""
+    """Callbacks, chain and chord: they stand in the body, which a monitor cannot read where it is pickled."""
     embed = request._payload[2] or {}
     chord = embed.get("chord")
     return {
@@ -212,10 +213,10 @@ def _links(request: Request) -> dict[str, Any]:
     }
 
 
-def _say(error: Exception) -> None:
-    """Logs each kind of trouble once."""
+def _log_once(error: Exception) -> None:
+    """Logs each kind of error once."""
     kind = type(error).__name__
-    if kind not in _said:
-        _said.add(kind)
+    if kind not in _logged:
+        _logged.add(kind)
         with suppress(Exception):
-            log.warning("a message could not be captured; this is said once: %s: %s", kind, error)
+            log.warning("a message could not be captured; this is logged once: %s: %s", kind, error)
