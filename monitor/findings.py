@@ -37,7 +37,7 @@ MEANINGS = {  # of the names in receiver/helpers.py
     "schedules": "The schedule is out of date, and overdue entries are not noticed.",
     "reconciler": "Workers that die and tasks that are lost are not noticed.",
     "retention": "Old tasks are not deleted, and the database grows.",
-    "siphon": "A thread reads the broker's socket until the receiver is restarted; a large burst may be cut off.",
+    "socket process": "A thread reads the broker until the receiver is restarted; a large burst may be cut off.",
 }
 
 Tone = Literal["good", "plain", "unknown", "warning", "bad"]

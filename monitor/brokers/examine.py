@@ -26,8 +26,8 @@ from monitor.diagnosis import BrokerFacts
 from monitor.diagnosis import EventQueue
 from monitor.diagnosis import Sender
 from monitor.errors import BrokerUnavailable
+from monitor.receiver.decode import body_of
 from monitor.receiver.decode import decode
-from monitor.receiver.sources.content import body_of
 from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings

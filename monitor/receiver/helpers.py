@@ -17,7 +17,7 @@ QUEUE_SAMPLER = "queue sampler"
 SCHEDULES = "schedules"
 RECONCILER = "reconciler"
 RETENTION = "retention"
-SIPHON = "siphon"
+SOCKET_PROCESS = "socket process"
 
 FEWEST_FAILURES = 2  # in a row; one may be the broker's or the database's moment
 FIRST_PAUSE_SECONDS = 2.0

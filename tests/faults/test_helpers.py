@@ -33,9 +33,9 @@ def recovered(dashboard: Dashboard) -> None:
         raise AssertionError(f"{error}: {helpers(dashboard)}") from None
 
 
-def siphons(group: int) -> list[int]:
+def socket_processes(group: int) -> list[int]:
     """The processes that read a socket for a receiver of this group."""
-    return [pid for pid in members(group) if b"siphon.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in members(group) if b"buffer.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def findings(broker_url: str, dashboard: Dashboard, directory: Path) -> list[str]:
@@ -73,15 +73,15 @@ def test_what_keeps_failing_is_named_everywhere_until_it_works_again(tmp_path: P
             # The process that empties the socket is killed whenever there is one.
             group = dashboard.process.pid
             for _ in range(2):
-                (pid,) = wait_for(lambda: siphons(group), 30, "the process that reads the socket")
+                (pid,) = wait_for(lambda: socket_processes(group), 30, "the process that reads the socket")
                 os.kill(pid, signal.SIGKILL)
-                wait_for(lambda pid=pid: pid not in siphons(group), 20, "its end")
-            wait_for(lambda: "siphon" in helpers(dashboard), 30, "the siphon to be named")
-            assert "ended by itself (SIGKILL)" in helpers(dashboard)["siphon"]["error"]
-            dashboard.says("The siphon keeps failing", "A thread reads")
+                wait_for(lambda pid=pid: pid not in socket_processes(group), 20, "its end")
+            wait_for(lambda: "socket process" in helpers(dashboard), 30, "the socket process to be named")
+            assert "ended by itself (SIGKILL)" in helpers(dashboard)["socket process"]["error"]
+            dashboard.says("The socket process keeps failing", "A thread reads")
             with running_worker(f"redis://127.0.0.1:{server.port}/0", pool="solo", concurrency=1) as worker:
                 dashboard.wait_for_state(worker.send("add", 20, 22), "SUCCESS")
-            assert siphons(group) == []
+            assert socket_processes(group) == []
 
 
 def test_a_receiver_whose_process_keeps_ending_is_said_with_its_error(redis_url: str, tmp_path: Path) -> None:

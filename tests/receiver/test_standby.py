@@ -2,15 +2,12 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from monitor.receiver.hole import Hole
 from monitor.receiver.ingest import Receiver
-from monitor.receiver.sources.base import Inbox
-from monitor.receiver.spool import Spool
 from monitor.records import ReceiverHealth
 from monitor.store import journal
 from monitor.store import queries
@@ -20,7 +17,6 @@ from tests.receiver.conftest import RunReceiver
 from tests.receiver.conftest import connected
 from tests.receiver.conftest import wait_until
 from tests.receiver.test_ingest import send_event
-from tests.receiver.traffic import numbered
 from tests.servers import free_port
 
 
@@ -75,34 +71,6 @@ def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Stor
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 7, None)
 
 
-def test_what_the_other_receiver_stored_is_let_go_of_in_memory_and_on_disk(tmp_path: Path) -> None:
-    inbox = Inbox(4000, drops=True, spool=Spool(tmp_path / "shop", 100_000))
-    for number in range(30):  # from half of the bound on they are on disk
-        inbox.put([numbered(number).encode()])
-    half = time.time()
-    for number in range(30, 40):
-        inbox.put([numbered(number).encode()])
-    assert 0 < inbox.held_bytes <= 2000
-    inbox.discard(half)
-    assert inbox.held_bytes == 0
-    left = []
-    while batch := inbox.take(0.0, 100, 0.0).events:
-        left += [event.uuid for event in batch]
-    assert left == [f"task-{number}" for number in range(30, 40)]
-
-
-def test_two_processes_never_share_a_spool(tmp_path: Path) -> None:
-    first = Spool(tmp_path / "shop", 1000, claims=True)
-    second = Spool(tmp_path / "shop", 1000, claims=True)
-    assert first.append(NOW, [b"one"])
-    assert second.append(NOW, [b"two"])
-    third = Spool(tmp_path / "shop", 1000, claims=True)
-    assert third.append(NOW, [b"three"])
-    records = [spool.read() for spool in (first, second, third)]
-    assert [record.bodies for record in records if record] == [[b"one"], [b"two"], [b"three"]]
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["shop", "shop.2", "shop.3"]
-
-
 @pytest.mark.parametrize(
     ("said", "began"),
     [
@@ -120,22 +88,6 @@ def test_gap_begins_with_the_oldest_event_that_died_with_the_receiver(
         wait_until(lambda: queries.gaps(store, since=0.0))
     (gap,) = queries.gaps(store, since=0.0)
     assert gap.began == began
-
-
-def test_what_is_in_memory_alone_is_not_kept_and_what_is_on_disk_is(tmp_path: Path) -> None:
-    inbox = Inbox(4000, drops=True, spool=Spool(tmp_path / "shop", 100_000))
-    inbox.heard_at = NOW
-    assert inbox.kept_until == NOW
-    for number in range(30):  # from half of the bound on they are on disk
-        inbox.heard_at = NOW + number
-        inbox.put([numbered(number).encode()], NOW + number)
-    assert inbox.kept_until == NOW
-    in_memory = inbox.held_bytes
-    while inbox.held_bytes:
-        inbox.take(0.0, 1, 0.0)
-    assert in_memory
-    assert inbox.waits
-    assert inbox.kept_until == NOW + 29  # what arrived since is with whoever empties the socket
 
 
 def told_anew(receiver: Receiver, store: Store, said: ReceiverHealth) -> Callable[[], bool]:

@@ -6,26 +6,32 @@ we look at three numbers each, and hand every other frame back to it.
 
 import struct
 import time
+from contextlib import closing
+from contextlib import suppress
 
 from amqp import Channel
 from amqp import Connection
 from amqp import basic_message
+from amqp.exceptions import AMQPError
 from kombu import Connection as KombuConnection
 
 from monitor.brokers.connection import CONNECT_SECONDS
 from monitor.brokers.connection import app_for
 from monitor.brokers.connection import explained
-from monitor.brokers.connection import unavailable
-from monitor.errors import BrokerUnavailable
-from monitor.receiver.sources.base import Body
-from monitor.receiver.sources.base import Inbox
-from monitor.receiver.sources.content import Content
-from monitor.receiver.sources.content import opened
+from monitor.receiver.decode import Content
+from monitor.receiver.decode import opened
+from monitor.receiver.sources.base import ReadSource
+from monitor.receiver.sources.buffer import Buffer
+from monitor.receiver.sources.buffer import pump
 from monitor.receiver.sources.queue import declare
 from monitor.receiver.sources.queue import remember
-from monitor.receiver.sources.wire import SEND_SECONDS
-from monitor.receiver.sources.wire import Drain
-from monitor.records import Delivery
+from monitor.receiver.sources.reader import SEND_SECONDS
+from monitor.receiver.sources.reader import Body
+from monitor.receiver.sources.reader import BrokerSocket
+from monitor.receiver.sources.reader import Packed
+from monitor.receiver.sources.reader import ReaderThread
+from monitor.receiver.sources.reader import pack
+from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings
 
@@ -38,10 +44,11 @@ HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 _frame = struct.Struct(">BHI").unpack_from
 _body_size = struct.Struct(">Q").unpack_from
 _ack = struct.Struct(">BHIHHQBB").pack
+NO_EVENTS = b"[]"  # instead of a body that is refused
 KNOWN_PROPERTIES = 1000  # senders whose message properties are remembered; each worker's are constant
 
 
-class AmqpSource:
+class AmqpSource(ReadSource):
     """The fast path for RabbitMQ: a durable queue, acknowledged after the commit."""
 
     name = "amqp"
@@ -49,70 +56,38 @@ class AmqpSource:
     missed = True
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
-        self._url = broker.url
-        self._settings = settings
+        super().__init__(broker, settings)
         self._app = app_for(broker, settings)
-        self._inbox = self._new_inbox()
-        self._kombu: KombuConnection | None = None
-        self._wire: AmqpWire | None = None
-        self._drain: Drain | None = None
-
-    def _new_inbox(self) -> Inbox:
-        return Inbox(self._settings.buffer_bytes, drops=False)
-
-    @property
-    def heard_at(self) -> float:
-        return self._inbox.heard_at
-
-    @property
-    def kept_until(self) -> float | None:
-        return None
-
-    @property
-    def waits(self) -> bool:
-        return self._inbox.waits
 
     def connect(self) -> None:
         self.close()
-        self._inbox = self._new_inbox()
         with explained(self._url):
-            self._kombu = open_connection(self._app.connection_for_read(heartbeat=HEARTBEAT_SECONDS))
-            connection: Connection = self._kombu.connection
+            connection = open_connection(self._app.connection_for_read(heartbeat=HEARTBEAT_SECONDS))
+            transport: Connection = connection.connection
             try:
-                declared = declare(connection, self._app, self._settings)
+                declared = declare(transport, self._app, self._settings)
                 declared.channel.basic_consume(declared.name)
                 remember(declared)
                 self.missed = declared.missed
-                self._wire = AmqpWire(self._url, connection, declared.channel)
-                self._drain = Drain(connection.transport.sock, self._wire, self._inbox, drops=False)
             except BaseException:
-                connection.collect()
+                transport.collect()
                 raise
-        self._drain.start()
+        self._start(connection, declared.channel)
 
-    def read(self, timeout: float) -> Delivery:
-        try:
-            return self._inbox.take(timeout, self._settings.batch_events, self._settings.batch_seconds)
-        except BrokerUnavailable:
-            self.close()
-            raise
+    def _start(self, connection: KombuConnection, channel: Channel) -> None:
+        broker = BrokerSocket(connection.connection.transport.sock)
+        buffer = Buffer(self._settings.buffer_bytes)
+        stream = AmqpStream(connection, channel, buffer)
 
-    def acknowledge(self) -> None:
-        if self._wire and self._drain:
-            # Deliveries of a channel are numbered from 1 in their order.
-            self._wire.acknowledge(self._inbox.messages_taken)
-            self._drain.wake()
+        def read(out: int) -> None:
+            with closing(broker):
+                pump(broker, out, stream, buffer)
+                with suppress(OSError):
+                    broker.send(stream.goodbye())
 
-    def discard(self, before: float) -> None:
-        """The broker keeps everything; nothing is held here."""
-
-    def close(self) -> None:
-        drain, self._drain, wire, self._wire = self._drain, None, self._wire, None
-        if drain and wire:
-            wire.leave()
-            drain.stop()
-            # What we have not acknowledged comes again on the next connection.
-            self._inbox.forget()
+        thread = ReaderThread(self._url, read)
+        self._read_from(thread, Packed(), refused=stream.refused)
+        thread.start()
 
 
 def open_connection(connection: KombuConnection) -> KombuConnection:
@@ -128,13 +103,18 @@ def open_connection(connection: KombuConnection) -> KombuConnection:
     return connection
 
 
-class AmqpWire:
+class AmqpStream:
     """AMQP 0-9-1 after basic.consume."""
 
-    def __init__(self, url: str, connection: Connection, channel: Channel) -> None:
-        self._url = url
-        self._connection = connection
-        self._channel = channel
+    errors: tuple[type[Exception], ...] = (OSError, AMQPError)
+    tick_seconds = 0.5
+    keeps_events = True
+
+    def __init__(self, kombu: KombuConnection, channel: Channel, buffer: Buffer) -> None:
+        self._kombu = kombu  # which closes the connection when it goes
+        self._connection: Connection = kombu.connection
+        self._buffer = buffer
+        self.refused: set[RefusedEvents] = set()  # who sends what is not read
         self._channel_id: int = channel.channel_id
         self._rest = b""
         self._awaited = 0  # bytes of the present body that are still to come
@@ -144,17 +124,21 @@ class AmqpWire:
         self._committed = 0
         self._acknowledged = 0
         self._sent_at = time.monotonic()
-        self._leaving = False
 
-    def acknowledge(self, number: int) -> None:
-        """Everything up to this delivery is committed; said to the broker at the next tick."""
-        self._committed = number
+    def commit(self, number: int) -> None:
+        # Deliveries of a channel are numbered from 1 in their order; acknowledged at the next tick.
+        self._committed = max(number, self._committed)
 
-    def leave(self) -> None:
-        """Say goodbye at the next tick, with the last acknowledgement before it."""
-        self._leaving = True
+    def receive(self, data: bytes) -> None:
+        if bodies := self.split(data):
+            self._buffer.put(pack(bodies, self.refused))
+        else:
+            self._buffer.heard_at = time.time()
 
-    def feed(self, data: bytes) -> list[Body]:
+    def resume(self) -> None: ...
+
+    def split(self, data: bytes) -> list[Body]:
+        """The bodies that are complete now; raises ConnectionError where it is no AMQP."""
         data = self._rest + data if self._rest else data
         bodies: list[Body] = []
         start, length = 0, len(data)
@@ -225,11 +209,8 @@ class AmqpWire:
             out = HEARTBEAT_FRAME
         if out:
             self._sent_at = now
-        if self._leaving:
-            self._leaving = False
-            # connection.close 200
-            out += struct.pack(">BHIHHHBHHB", METHOD, 0, 11, 10, 50, 200, 0, 0, 0, FRAME_END)
         return out
 
-    def explain(self, error: Exception) -> BrokerUnavailable:
-        return unavailable(self._url, error)
+    def goodbye(self) -> bytes:
+        """The last acknowledgement, and connection.close 200."""
+        return self.tick(0.0) + struct.pack(">BHIHHHBHHB", METHOD, 0, 11, 10, 50, 200, 0, 0, 0, FRAME_END)

@@ -4,41 +4,52 @@ kombu publishes an event on ``{global_keyprefix}/{db}.celeryev/<routing key>`` a
 base64 body (kombu/transport/redis.py, Channel._get_publish_topic). Redis keeps nothing for us while we are away.
 """
 
+import logging
 import socket
+import ssl
 from binascii import Error as Base64Error
 from binascii import a2b_base64
+from contextlib import closing
 from typing import Any
+from typing import NamedTuple
 
 import hiredis
 import msgspec
 from celery import Celery
+from kombu.utils.url import url_to_parts
 
+from monitor.brokers.connection import CONNECT_SECONDS
 from monitor.brokers.connection import app_for
 from monitor.brokers.connection import explained
+from monitor.brokers.connection import parse_address
 from monitor.brokers.connection import transport_options
-from monitor.brokers.connection import unavailable
-from monitor.errors import BrokerUnavailable
 from monitor.errors import Unsupported
+from monitor.receiver.decode import JSON
+from monitor.receiver.decode import Content
+from monitor.receiver.decode import opened
+from monitor.receiver.helpers import FEWEST_FAILURES
+from monitor.receiver.helpers import SOCKET_PROCESS
 from monitor.receiver.helpers import Helpers
-from monitor.receiver.sources.base import Body
-from monitor.receiver.sources.base import Inbox
-from monitor.receiver.sources.base import spool_of
-from monitor.receiver.sources.content import JSON
-from monitor.receiver.sources.content import Content
-from monitor.receiver.sources.content import opened
-from monitor.receiver.sources.inlet import closed_by_error
-from monitor.receiver.sources.inlet import open_inlet
-from monitor.receiver.sources.redis_address import Address
-from monitor.receiver.sources.redis_address import open_socket
-from monitor.receiver.sources.redis_address import parse_redis_address
-from monitor.receiver.sources.wire import Drain
+from monitor.receiver.sources.base import ReadSource
+from monitor.receiver.sources.buffer import CLOSED
+from monitor.receiver.sources.buffer import MESSAGE
+from monitor.receiver.sources.buffer import read_redis
+from monitor.receiver.sources.reader import BrokerSocket
+from monitor.receiver.sources.reader import ReaderThread
+from monitor.receiver.sources.reader import SocketProcess
+from monitor.receiver.sources.reader import closed_by_error
 from monitor.records import Delivery
 from monitor.records import RefusedEvents
 from monitor.settings import Broker
 from monitor.settings import Settings
 
-PING_AFTER_SECONDS = 3.0
-DEAD_AFTER_SECONDS = 9.0
+log = logging.getLogger(__name__)
+
+DEFAULT_PORT = 6379
+# What may stand in a URL; all else is left to kombu.
+KNOWN_PARTS = {"transport", "hostname", "port", "userid", "password", "virtual_host", "ssl"}
+KNOWN_TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
+
 # hiredis moves all that it still holds each time it gives a reply: of a megabyte at once, ten times the work.
 PARSED_BYTES = 16 * 1024
 # Transport options that do not change where and how events are published, or that channel_pattern() heeds.
@@ -160,7 +171,104 @@ def serves(broker: Broker, settings: Settings) -> bool:
     return True
 
 
-class RedisSource:
+class Address(NamedTuple):
+    """Where a Redis is and how to be let in."""
+
+    host: str
+    port: int
+    path: str | None  # a unix socket
+    username: str | None
+    password: str | None
+    db: int
+    tls: dict[str, Any] | None
+
+
+def parse_redis_address(url: str) -> Address:
+    """Read a redis, rediss or redis+socket URL as kombu does; Unsupported for what only kombu serves."""
+    if ";" in url:
+        raise Unsupported("several Redis addresses are served by kombu")
+    if url.partition("://")[0].endswith("+socket"):
+        return _socket_address(url)
+    parts = parse_address(url)
+    tls = parts.get("ssl") or ({} if parts["transport"] == "rediss" else None)
+    unusual = (parts.keys() - KNOWN_PARTS) | ((tls or {}).keys() - KNOWN_TLS)
+    if unusual:
+        raise Unsupported(f"kombu serves these options of a Redis URL: {', '.join(sorted(unusual))}")
+    return Address(
+        host=parts["hostname"] or "127.0.0.1",
+        port=parts["port"] or DEFAULT_PORT,
+        path=None,
+        username=parts["userid"],
+        password=parts["password"],
+        db=_database(parts["virtual_host"]),
+        tls=tls,
+    )
+
+
+def _socket_address(url: str) -> Address:
+    parts = url_to_parts(url)
+    unusual = parts.query.keys() - {"virtual_host"}
+    if unusual:
+        raise Unsupported(f"kombu serves these options of a Redis URL: {', '.join(sorted(unusual))}")
+    db = _database(parts.query.get("virtual_host"))
+    return Address("", 0, f"/{parts.path}", parts.username, parts.password, db, None)
+
+
+def _database(virtual_host: str | None) -> int:
+    text = (virtual_host or "0").lstrip("/") or "0"
+    if not text.isdecimal():
+        raise Unsupported(f"a Redis database is a number, not {text!r}: /0, /1 ...")
+    return int(text)
+
+
+def open_socket(address: Address) -> socket.socket:
+    """A connected socket with a bounded wait, TLS as kombu and redis-py would do it."""
+    if address.path is not None:
+        return _connected(socket.AF_UNIX, address.path)
+    tls = None if address.tls is None else _tls_context(address.tls)
+    problem = OSError(f"{address.host} has no address")
+    for family, _, _, _, endpoint in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        try:
+            sock = _connected(family, endpoint, tls, address.host)
+        except OSError as error:
+            problem = error
+            continue
+        with closed_by_error(sock):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
+            return sock
+    raise problem
+
+
+def _connected(family: int, endpoint: Any, tls: ssl.SSLContext | None = None, host: str = "") -> socket.socket:
+    """A socket that has reached ``endpoint``, with the TLS handshake still to come.
+
+    TLS is put around the socket before the connection: around one that the server resets meanwhile, Python makes a
+    second object, raises and leaves that object open, where nobody can close it.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    with closed_by_error(sock):
+        sock.settimeout(CONNECT_SECONDS)
+        if tls is not None:
+            sock = tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    with closed_by_error(sock):
+        sock.connect(endpoint)
+        return sock
+
+
+def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    # kombu takes a rediss URL without ssl_cert_reqs as "none", and warns; so many set-ups depend on it.
+    requirement = options.get("ssl_cert_reqs", ssl.CERT_REQUIRED if options else ssl.CERT_NONE)
+    context.check_hostname = requirement != ssl.CERT_NONE and options.get("ssl_check_hostname", True)
+    context.verify_mode = requirement
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    return context
+
+
+class RedisSource(ReadSource):
     """The fast path for Redis."""
 
     name = "redis"
@@ -168,110 +276,109 @@ class RedisSource:
     missed = True
 
     def __init__(self, broker: Broker, settings: Settings, helpers: Helpers | None = None) -> None:
+        super().__init__(broker, settings)
         self._helpers = helpers or Helpers()
-        self._url = broker.url
-        self._settings = settings
         self._address = parse_redis_address(broker.url)
         self._pattern = channel_pattern(app_for(broker, settings), self._address.db)
-        self._spool = spool_of(broker, settings)
-        self._inbox = self._new_inbox()
-        self._drain: Drain | None = None
-
-    def _new_inbox(self) -> Inbox:
-        bound = self._settings.buffer_bytes
-        return Inbox(bound, drops=True, unwrap=unwrap, spool=self._spool)
-
-    @property
-    def heard_at(self) -> float:
-        return self._inbox.heard_at
-
-    @property
-    def kept_until(self) -> float | None:
-        return self._inbox.kept_until
-
-    @property
-    def waits(self) -> bool:
-        return self._inbox.waits
+        self._socket: BrokerSocket | None = None  # where a thread reads it
 
     def connect(self) -> None:
         self.close()
-        self._inbox = self._new_inbox()
         with explained(self._url), closed_by_error(open_socket(self._address)) as sock:
-            wire = RedisWire(self._url, self._pattern)
-            bodies = wire.greet(sock, self._address)
-            if bodies:
-                self._inbox.put(bodies)
-            inlet = open_inlet(sock, self._settings.spool_directory, self._settings.spool_bytes, self._helpers)
-            with closed_by_error(inlet):
-                self._drain = Drain(sock, wire, self._inbox, drops=True, inlet=inlet)
-        self._drain.start()
+            subscribe(sock, self._address, self._pattern)
+            worker = self._start_process(sock) or self._start_thread(sock)
+        self._read_from(worker, RedisMessages(), unwrap)
 
     def read(self, timeout: float) -> Delivery:
-        return self._inbox.take(timeout, self._settings.batch_events, self._settings.batch_seconds)
+        if self._socket is not None:
+            self._socket.yield_to_reader()
+        return super().read(timeout)
 
-    def acknowledge(self) -> None:
-        """Nothing to say to Redis, which forgot the events as it sent them; the spool may forget them too."""
-        self._inbox.commit()
+    def _start_process(self, sock: socket.socket) -> SocketProcess | None:
+        """The process, which loses least; ``None`` for what TLS has decrypted, and where no process works."""
+        if isinstance(sock, ssl.SSLSocket):
+            return None
+        if self._helpers.failures(SOCKET_PROCESS) >= FEWEST_FAILURES:
+            log.warning("the broker's socket is read by a thread, since the process for it ended by itself repeatedly")
+            return None
+        try:
+            process = SocketProcess(sock, self._settings, self._folder, self._helpers)
+        except OSError as error:
+            for _ in range(FEWEST_FAILURES):  # there will be no second attempt on this connection
+                self._helpers.failed(SOCKET_PROCESS, error)
+            log.warning("the broker's socket is read by a thread, since no process can be started for it: %s", error)
+            return None
+        sock.close()
+        self._socket = None
+        return process
 
-    def discard(self, before: float) -> None:
-        self._inbox.discard(before)
+    def _start_thread(self, sock: socket.socket) -> ReaderThread:
+        self._socket = broker = BrokerSocket(sock)
 
-    def close(self) -> None:
-        drain, self._drain = self._drain, None
-        if drain:
-            drain.stop()
-            self._inbox.close()
+        def read(out: int) -> None:
+            with closing(broker):
+                read_redis(broker, out, self._settings.buffer_bytes, self._folder, self._settings.spool_bytes)
+
+        thread = ReaderThread(self._url, read)
+        thread.start()
+        return thread
 
 
-class RedisWire:
+def subscribe(sock: socket.socket, address: Address, pattern: str) -> None:
+    """Log in and subscribe. Raises ConnectionError where Redis refuses."""
+    if address.password is not None:
+        user = [address.username] if address.username else []
+        _ask(sock, "AUTH", *user, address.password)
+    _ask(sock, "PSUBSCRIBE", pattern)
+
+
+def _ask(sock: socket.socket, *command: Any) -> None:
+    sock.sendall(hiredis.pack_command(command))
+    reader = hiredis.Reader()
+    while (reply := reader.gets()) is False:
+        data = sock.recv(1)  # events that come behind the reply are left to whoever reads the socket next
+        if not data:
+            raise ConnectionError(CLOSED)
+        reader.feed(data)
+    if isinstance(reply, hiredis.ReplyError):
+        raise ConnectionError(str(reply))
+
+
+class RedisMessages:
     """RESP2 in subscriber mode."""
 
-    def __init__(self, url: str, pattern: str) -> None:
-        self._url = url
-        self._pattern = pattern
+    def __init__(self) -> None:
         self._reader = hiredis.Reader()
-        self._pinged = False
+        self._skipped: bytes | None = None
 
-    def greet(self, sock: socket.socket, address: Address) -> list[Body]:
-        """Log in and subscribe; returns events that came along. Raises BrokerUnavailable."""
-        if address.password is not None:
-            user = [address.username] if address.username else []
-            self._ask(sock, "AUTH", *user, address.password)
-        self._ask(sock, "PSUBSCRIBE", self._pattern)
-        return self.feed(b"")
+    @property
+    def pending(self) -> bool:
+        return bool(self._skipped) or self._reader.has_data()
 
-    def _ask(self, sock: socket.socket, *command: Any) -> None:
-        sock.sendall(hiredis.pack_command(command))
-        while (reply := self._reader.gets()) is False:
-            data = sock.recv(65536)
-            if not data:
-                raise ConnectionError("the broker closed the connection")
-            self._reader.feed(data)
-        if isinstance(reply, hiredis.ReplyError):
-            raise unavailable(self._url, reply)
+    def restart(self) -> None:
+        self._reader = hiredis.Reader()
+        self._skipped = b""
 
-    def feed(self, data: bytes) -> list[Body]:
+    def feed(self, data: bytes) -> list[bytes]:
+        if self._skipped is not None:
+            data = self._skipped + data
+            begin = data.find(MESSAGE)
+            if begin < 0:
+                self._skipped = data[-len(MESSAGE) :]
+                return []
+            data, self._skipped = data[begin:], None
+        return self._parse(data)
+
+    def _parse(self, data: bytes) -> list[bytes]:
         reader = self._reader
         gets = reader.gets
-        self._pinged = False
-        bodies: list[Body] = []
-        for start in range(0, len(data) or 1, PARSED_BYTES):
+        bodies: list[bytes] = []
+        for start in range(0, len(data), PARSED_BYTES):
             reader.feed(data[start : start + PARSED_BYTES])
             while (reply := gets()) is not False:
                 if type(reply) is list:
                     if len(reply) == 4:  # pmessage, pattern, channel, data; others confirm and pong
                         bodies.append(reply[3])
                 elif isinstance(reply, hiredis.ReplyError):
-                    raise unavailable(self._url, reply)
+                    raise ConnectionError(str(reply))
         return bodies
-
-    def tick(self, idle: float) -> bytes:
-        if idle > DEAD_AFTER_SECONDS:
-            raise TimeoutError(f"no answer for {idle:.0f} s")
-        if idle < PING_AFTER_SECONDS or self._pinged:
-            return b""
-        self._pinged = True
-        return bytes(hiredis.pack_command(("PING",)))
-
-    def explain(self, error: Exception) -> BrokerUnavailable:
-        return unavailable(self._url, error)

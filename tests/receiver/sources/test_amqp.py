@@ -10,7 +10,7 @@ import amqp
 import pytest
 
 from monitor.errors import BrokerUnavailable
-from monitor.receiver.sources import inlet
+from monitor.receiver.sources import buffer
 from monitor.records import Event
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.sources.conftest import amqp_connection
@@ -133,7 +133,7 @@ def test_a_peer_that_fell_silent_is_noticed(amqp_url: str, source_of: MakeSource
 def test_a_full_buffer_leaves_the_rest_with_the_broker(
     amqp_url: str, source_of: MakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inlet, "READ_BYTES", 4096)
+    monkeypatch.setattr(buffer, "READ_BYTES", 4096)
     source = source_of(amqp_url, buffer_bytes=20_000, batch_events=30)
     with publisher(amqp_url) as publish:
         publish.send_numbered(1, 3000)

@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.receiver.sources.content import MSGPACK
-from monitor.receiver.sources.content import YAML
-from monitor.receiver.sources.content import Content
-from monitor.receiver.sources.content import opened
-from monitor.receiver.sources.content import read_yaml
+from monitor.receiver.decode import MSGPACK
+from monitor.receiver.decode import YAML
+from monitor.receiver.decode import Content
+from monitor.receiver.decode import opened
+from monitor.receiver.decode import read_yaml
 from monitor.records import RefusedEvents
 
 PICKLE = "application/x-python-serialize"
