@@ -17,6 +17,8 @@ from uuid import uuid4
 
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings
 
 from tests.servers import free_port
 from tests.servers import running_rabbitmq
@@ -31,6 +33,18 @@ else:
     REDIS_URL = f"redis://127.0.0.1:{free_port()}/15"
     AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     os.environ["TEST_REDIS_URL"] = REDIS_URL  # tests/apps/extended.py
+
+# Examples of a generated test, by ring: pytest --hypothesis-profile=fast
+for ring, examples in {"fast": 10, "test": 100, "all": 1000}.items():
+    settings.register_profile(
+        ring,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("test")
 
 
 def _needs(url: str, standard_port: int) -> None:
