@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
@@ -17,8 +16,8 @@ from tests.web.test_live import run_site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+def site(sqlite_url: str) -> Iterator[Site]:
+    with run_site(sqlite_url) as running:
         yield running
 
 

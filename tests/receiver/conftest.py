@@ -27,8 +27,8 @@ RunReceiver = Callable[..., AbstractContextManager[Receiver]]  # an address, and
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/record.db")
+def store(sqlite_url: str) -> Iterator[Store]:
+    store = open_store(sqlite_url)
     yield store
     store.close()
 

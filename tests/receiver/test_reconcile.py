@@ -25,6 +25,7 @@ from monitor.store.engine import open_store
 from monitor.store.writer import Writer
 from monitor.workers import process_state
 from monitor.workers import twin_pids
+from tests.databases import empty_record
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
@@ -42,7 +43,7 @@ class Judged:
 
     def __init__(self, url: str, directory: Path) -> None:
         settings = Settings()
-        self.store = open_store(f"sqlite:///{directory}/judged.db")
+        self.store = open_store(empty_record(directory))
         self.writer = Writer(self.store, "shop", settings)
         self.health = ReceiverHealth(cluster="shop", connected=True, lag_seconds=0.1)
         self.concluded: list[Event] = []

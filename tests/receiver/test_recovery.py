@@ -28,6 +28,7 @@ from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import open_store
 from monitor.store.writer import Writer
+from tests.databases import empty_record
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
@@ -45,7 +46,7 @@ class Recovering:
 
     def __init__(self, url: str, directory: Path) -> None:
         self.url = url
-        self.store = open_store(f"sqlite:///{directory}/recovering.db")
+        self.store = open_store(empty_record(directory))
         self.writer = Writer(self.store, "shop", Settings())
         self.now = NOW
         self.restart()

@@ -38,9 +38,9 @@ FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1")
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Starlette]:
+def app(sqlite_url: str) -> Iterator[Starlette]:
     settings = Settings(broker=(Broker("shop", "redis://127.0.0.1:1/0"),))
-    with serving(settings, f"sqlite:///{tmp_path}/record.db") as app:
+    with serving(settings, sqlite_url) as app:
         yield app
 
 

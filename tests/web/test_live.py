@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -93,8 +92,8 @@ def until(happens: Callable[[], object], seconds: float = FAST) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+def site(sqlite_url: str) -> Iterator[Site]:
+    with run_site(sqlite_url) as running:
         yield running
 
 
@@ -230,8 +229,8 @@ def test_foreign_page_cannot_listen(site: Site) -> None:
         pass
 
 
-def test_everything_works_below_a_prefix(tmp_path: Path) -> None:
-    with run_site(f"sqlite:///{tmp_path}/record.db", "/ops/celery") as site, site.look("/tasks") as browser:
+def test_everything_works_below_a_prefix(sqlite_url: str) -> None:
+    with run_site(sqlite_url, "/ops/celery") as site, site.look("/tasks") as browser:
         said = hear(browser)
         assert f'href="/ops/celery/tasks?q={quote(UNHANDLED)}"' in said["regions"]["shell_nav"]
         assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in said["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
