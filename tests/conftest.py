@@ -35,6 +35,8 @@ else:
     AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     os.environ["TEST_REDIS_URL"] = REDIS_URL  # tests/apps/extended.py
 
+SLOW = {"faults", "installation"}  # folders whose tests wait for timeouts, or make environments
+
 # Examples of a generated test, by ring: pytest --hypothesis-profile=fast
 for ring, examples in {"fast": 10, "test": 100, "all": 1000}.items():
     settings.register_profile(
@@ -58,6 +60,13 @@ def _needs(url: str, standard_port: int) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(optionalhook=True)

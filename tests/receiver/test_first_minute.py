@@ -51,6 +51,7 @@ def knows_events_are_on(watch: Watching, worker: Worker) -> bool:
     return found is not None and found.events_enabled is True
 
 
+@pytest.mark.slow
 def test_workers_that_start_after_the_product(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path, **AS_SHIPPED) as watch, ExitStack() as workers:
         for options in ({"pool": "prefork"}, {"pool": "solo", "options": ()}):

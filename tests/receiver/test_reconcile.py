@@ -265,6 +265,7 @@ def test_killed_worker_loses_its_task_and_a_redelivery_takes_it_back(amqp_url: s
         assert again.runs[0].outcome is Outcome.LOST
 
 
+@pytest.mark.slow
 def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
         task_id = worker.send("sleep", 60)
@@ -280,6 +281,7 @@ def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, 
             assert back.status is WorkerStatus.ONLINE
 
 
+@pytest.mark.slow
 def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
         running, waiting = worker.send("sleep", 25), worker.send("add", 3, 4)
@@ -297,6 +299,7 @@ def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_p
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
 
 
+@pytest.mark.slow
 def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="solo", concurrency=1) as worker:
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pool == "solo")
@@ -307,6 +310,7 @@ def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: 
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, pool: str) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, pool=pool, concurrency=1) as worker:
@@ -324,6 +328,7 @@ def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, 
         assert watch.concluded == []
 
 
+@pytest.mark.slow
 def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) -> None:
     with (
         watching(redis_url, tmp_path) as watch,

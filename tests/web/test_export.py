@@ -129,6 +129,7 @@ def test_the_walk_goes_on_behind_what_one_request_may_look_at(app: Starlette, mo
         assert all(len(chunk) <= 7 for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_many_rows_take_the_memory_of_one_chunk(app: Starlette) -> None:
     store: Store = app.state.store
     for start in range(0, MANY, 5000):

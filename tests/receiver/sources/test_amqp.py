@@ -109,6 +109,7 @@ def _connects(connect: Callable[[], None]) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_heartbeats_go_out_while_the_store_stalls(amqp_url: str, source_of: MakeSource) -> None:
     source = source_of(amqp_url, batch_events=10)
     with publisher(amqp_url) as publish:
@@ -121,6 +122,7 @@ def test_heartbeats_go_out_while_the_store_stalls(amqp_url: str, source_of: Make
     assert clocks(first + read_all(source, 2)) == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_peer_that_fell_silent_is_noticed(amqp_url: str, source_of: MakeSource) -> None:
     with proxy(port_of(amqp_url)) as front:
         source = source_of(through(amqp_url, front.port))
