@@ -66,6 +66,7 @@ def test_every_task_that_matches_is_sent_once_and_linked(shop: Shop) -> None:
     assert job.message == "Retry: 1234 done."
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_where_a_killed_process_left_it(shop: Shop) -> None:
     """Killed three times while batches are on their way; the ledger is the queue itself."""
     shop.fail(1, 4000)

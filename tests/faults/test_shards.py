@@ -31,7 +31,6 @@ from tests.receiver.sources.conftest import delete_queue
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(300)
 TASKS = 1200
 FAILING_EACH = 10
 

@@ -21,7 +21,6 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(240)
 TASKS = 300
 log = logging.getLogger(__name__)
 FAILING_EACH = 10

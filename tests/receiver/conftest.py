@@ -60,7 +60,7 @@ def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
             delete_queue(f"celeryev.{node_id}")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"

@@ -20,8 +20,6 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 # Sampled as by default; the question that goes to all workers from time to time is out of the way.
 AS_SHIPPED = {"sample_seconds": 1.0, "inspect_seconds": 3600.0}
 QUIET_SENDER = {"task_send_sent_event": False}

@@ -25,8 +25,6 @@ from tests.receiver.watching import watching
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def ask(watch: Watching, forgotten: Forgotten, now: float) -> None:
     workers = [watch.worker(hostname) for hostname in {holder.hostname for holder in held(watch)}]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
 import redis
 from celery import Celery
 
@@ -32,7 +31,6 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(180)
 SENT = {"task_send_sent_event": True}
 
 

@@ -33,7 +33,6 @@ from tests.receiver.watching import watching
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(180)
 LATE = {"task_acks_late": True, "worker_prefetch_multiplier": 1}
 HOSTNAME = "worker7@shop"
 

@@ -34,7 +34,6 @@ from tests.factories import make_event
 from tests.factories import make_id
 from tests.workers import running_worker
 
-pytestmark = pytest.mark.timeout(120)
 QUEUE = "payments"
 BEGAN, ENDED = NOW - 100.0, NOW - 50.0
 NOWHERE = "redis://127.0.0.1:1/0"

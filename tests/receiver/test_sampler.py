@@ -19,8 +19,6 @@ from tests.receiver.watching import watching
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def test_worker_says_its_queues_and_pool(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, concurrency=3) as worker:
