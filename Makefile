@@ -12,6 +12,8 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 PURE := $(filter-out $(patsubst %,tests/test_%.py,addresses cli demo doctor filelock projects supervise workers), \
   $(wildcard tests/test_*.py))
 SHELL := /bin/bash
+# Every worker and every program that a test starts would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo fast test test-all conformance check bench docs format chromium clean
 
