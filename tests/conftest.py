@@ -17,13 +17,16 @@ from uuid import uuid4
 
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings
 
+from tests.databases import empty_record
 from tests.servers import free_port
 from tests.servers import running_rabbitmq
 from tests.servers import running_redis
 
 FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
-POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test")
+POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test").replace("+psycopg", "")
 if FIRST:
     REDIS_URL = os.environ.get("TEST_REDIS_URL", "redis://127.0.0.1:6379/15")
     AMQP_URL = os.environ.get("TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//")
@@ -31,6 +34,20 @@ else:
     REDIS_URL = f"redis://127.0.0.1:{free_port()}/15"
     AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     os.environ["TEST_REDIS_URL"] = REDIS_URL  # tests/apps/extended.py
+
+SLOW = {"faults", "installation"}  # folders whose tests wait for timeouts, or make environments
+
+# Examples of a generated test, by ring: pytest --hypothesis-profile=fast
+for ring, examples in {"fast": 10, "test": 100, "all": 1000}.items():
+    settings.register_profile(
+        ring,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("test")
 
 
 def _needs(url: str, standard_port: int) -> None:
@@ -45,6 +62,14 @@ def _needs(url: str, standard_port: int) -> None:
         pytest.skip(reason)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     return 3 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
 
@@ -117,10 +142,14 @@ def postgres_url(postgres_service: str) -> Iterator[str]:
         connection.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """An empty record in a file, with its tables."""
+    return empty_record(tmp_path)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each kind in turn."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/record.db"
-    url: str = request.getfixturevalue("postgres_url")
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
     return url

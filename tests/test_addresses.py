@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from hypothesis import assume
 from hypothesis import example
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from monitor.addresses import masked
@@ -196,7 +195,6 @@ BROKEN = st.sampled_from(
 TAILS = st.text(alphabet="[]@:/?#%=&;. \n'\"é\x00", max_size=6)
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
 @given(template=BROKEN, head=TAILS, tail=TAILS)
 @example(template="redis://:{}@h", head="12/", tail="")
 @example(template="{}@h/0", head="", tail="=")

@@ -5,17 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from monitor.cli import application_name
 from monitor.settings import SETTINGS
+from tests.workers import wait_for
 
 ROOT = Path(__file__).parent.parent
 ANSWER_SECONDS = 30
@@ -69,10 +70,7 @@ def members(group: int) -> list[int]:
 
 
 def await_end(group: int) -> None:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while members(group):
-        assert time.monotonic() < deadline, f"still there: {members(group)}"
-        time.sleep(0.05)
+    wait_for(lambda: not members(group), ANSWER_SECONDS, f"the end of process group {group}")
 
 
 def test_a_worker_that_looks_for_commands_loads_no_dashboard(tmp_path: Path) -> None:
@@ -155,13 +153,12 @@ def test_a_dead_web_process_is_started_again(redis_url: str, tmp_path: Path) -> 
 
 
 def fetch_patiently(url: str) -> str:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
-        try:
+    def answer() -> str:
+        with suppress(OSError):
             return fetch(url)
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        return ""
+
+    return str(wait_for(answer, ANSWER_SECONDS, f"an answer of {url}"))
 
 
 def test_children_end_when_the_parent_is_killed(redis_url: str, tmp_path: Path) -> None:

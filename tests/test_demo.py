@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +13,7 @@ import pytest
 from tests.test_cli import ANSWER_SECONDS
 from tests.test_cli import fetch
 from tests.test_cli import running
+from tests.workers import wait_for
 
 
 def descendants(pid: int) -> set[int]:
@@ -30,10 +30,7 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def await_end(pids: set[int]) -> None:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while left := alive(pids):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    wait_for(lambda: not alive(pids), ANSWER_SECONDS, f"the end of {pids}")
 
 
 def found(address: str, query: str) -> list[dict[str, Any]]:
@@ -42,22 +39,16 @@ def found(address: str, query: str) -> list[dict[str, Any]]:
 
 
 def await_found(address: str, query: str) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while not (items := found(address, query)):
-        assert time.monotonic() < deadline, f"no task is {query}"
-        time.sleep(0.1)
+    items: list[dict[str, Any]] = wait_for(lambda: found(address, query), ANSWER_SECONDS, f"a task that is {query}")
     return items
 
 
 def await_workers(address: str, names: set[str]) -> None:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
+    def online() -> set[str]:
         workers = json.loads(fetch(f"{address}api/v1/workers"))["items"]
-        known = {each["hostname"].partition("@")[0] for each in workers}
-        if known == names:
-            return
-        assert time.monotonic() < deadline, known
-        time.sleep(0.1)
+        return {each["hostname"].partition("@")[0] for each in workers}
+
+    wait_for(lambda: online() == names, ANSWER_SECONDS, f"the workers {names}")
 
 
 @pytest.fixture(params=["own redis", "rabbitmq"])

@@ -1,12 +1,10 @@
 import json
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from typing import NamedTuple
 
 import pytest
 from celery.utils.saferepr import saferepr
-from hypothesis import HealthCheck
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -189,24 +187,17 @@ def equal_or_refused(args: list[Any], kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def bounded(examples: int) -> Callable[..., Any]:
-    slow = [HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
-
-
-@bounded(10_000)
+@settings(max_examples=5 * settings().max_examples)  # what is sent again must be what was sent
 @given(st.lists(VALUE, max_size=3), st.dictionaries(SHORT, VALUE, max_size=2))
 def test_generated_arguments_come_back_equal_or_are_refused(args: list[Any], kwargs: dict[str, Any]) -> None:
     equal_or_refused(args, kwargs)
 
 
-@bounded(500)
 @given(st.lists(PLAIN, max_size=4))
 def test_plain_arguments_come_back(args: list[Any]) -> None:
     assert equal_or_refused(args, {"n": 1}) or "..." in published(tuple(args))
 
 
-@bounded(2000)
 @given(st.text("()[]{}'\"\\,:. 1aNb-+ej\n*", max_size=20))
 def test_any_text_is_judged_without_raising(text: str) -> None:
     arguments = judge(make_task(args=text, kwargs="{}"))

@@ -3,7 +3,6 @@ from typing import Literal
 import pytest
 from hypothesis import example
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from monitor.errors import FilterError
@@ -298,7 +297,6 @@ def outcome(text: str) -> tuple[Filter | None, int]:
         return None, error.column
 
 
-@settings(max_examples=400, deadline=None)
 @example('"-"*')
 @example('""-\\')
 @given(st.one_of(st.text(max_size=60), st.lists(_fragments | st.just(" "), max_size=14).map("".join)))
@@ -362,7 +360,6 @@ def test_a_word_that_begins_with_a_minus_is_quoted_up_to_its_wildcard(pieces: tu
     assert expression(f"-{printed}") == Not(word)
 
 
-@settings(max_examples=300, deadline=None)
 @example(Word(Pattern(("-", ""))))
 @example(All((Word(Pattern(("-\\",))), Not(Word(Pattern(('-"', "x", "")))))))
 @given(st.recursive(_leaves, _wider, max_leaves=12))

@@ -5,7 +5,6 @@ from itertools import permutations
 
 import pytest
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from monitor.lifecycle import fold
@@ -198,7 +197,6 @@ def test_member_of_a_workflow_replaced_by_a_chain_that_ends_with_itself_is_known
     assert (task.runs[0].ended, task.runs[0].runtime) == (NOW + 0.138, None)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.permutations(CHAIN_WITHIN_WORKFLOW))
 def test_any_order_of_events_tells_of_the_chain_that_replaced_a_member(events: list[Event]) -> None:
     assert folded(*events) == folded(*CHAIN_WITHIN_WORKFLOW)
@@ -361,7 +359,6 @@ def test_task_that_is_found_again_has_no_run_time_yet() -> None:
     assert (task.state, task.runtime) == (TaskState.STARTED, None)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(STREAMS)), st.data())
 def test_any_order_of_events_gives_the_same_task(name: str, data: st.DataObject) -> None:
     stream = STREAMS[name]
@@ -376,7 +373,6 @@ def test_replayed_events_change_nothing(name: str) -> None:
     assert task == before
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(STREAMS)), st.data())
 def test_loss_of_what_was_sent_and_started_leaves_the_last_message(name: str, data: st.DataObject) -> None:
     stream = STREAMS[name]

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "monitor"
 
@@ -130,10 +128,10 @@ def own_imports(name: str) -> set[str]:
     return {each for each in imports(name) if each in MODULES and each != name}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_downward(name: str) -> None:
-    upward = {each for each in own_imports(name) if each != "monitor" and layer_of(each) > layer_of(name)}
-    assert not upward, f"{name} imports from above: {upward}"
+def test_imports_point_downward() -> None:
+    for name in MODULES:
+        upward = {each for each in own_imports(name) if each != "monitor" and layer_of(each) > layer_of(name)}
+        assert not upward, f"{name} imports from above: {upward}"
 
 
 def test_no_import_goes_in_a_circle() -> None:
@@ -150,38 +148,37 @@ def test_no_import_goes_in_a_circle() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_third_parties_stand_where_they_belong(name: str) -> None:
-    strangers = {
-        each
-        for each in imports(name)
-        if (party := each.partition(".")[0]) in CONFINED and not inside(name, CONFINED[party])
-    }
-    assert not strangers, f"{name} imports {strangers}"
+def test_third_parties_stand_where_they_belong() -> None:
+    for name in MODULES:
+        strangers = {
+            each
+            for each in imports(name)
+            if (party := each.partition(".")[0]) in CONFINED and not inside(name, CONFINED[party])
+        }
+        assert not strangers, f"{name} imports {strangers}"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_import_hides_in_a_function(name: str) -> None:
-    for function in nodes(name):
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            hidden = [each for each in ast.walk(function) if isinstance(each, ast.Import | ast.ImportFrom)]
-            assert not hidden, f"{name}.{function.name} imports inside"
+def test_no_import_hides_in_a_function() -> None:
+    for name in MODULES:
+        for function in nodes(name):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                hidden = [each for each in ast.walk(function) if isinstance(each, ast.Import | ast.ImportFrom)]
+                assert not hidden, f"{name}.{function.name} imports inside"
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"monitor.cli"}))
-def test_only_the_command_line_prints(name: str) -> None:
-    for call in nodes(name):
-        if isinstance(call, ast.Call):
-            assert ast.unparse(call.func) not in {"print", "sys.stdout.write", "sys.stderr.write"}, f"{name} prints"
+def test_only_the_command_line_prints() -> None:
+    for name in set(MODULES) - {"monitor.cli"}:
+        for call in nodes(name):
+            if isinstance(call, ast.Call):
+                assert ast.unparse(call.func) not in {"print", "sys.stdout.write", "sys.stderr.write"}, f"{name} prints"
 
 
-@pytest.mark.parametrize("name", [each for each in MODULES if each.startswith("monitor.store.")])
-def test_the_ground_of_the_store_imports_nothing_above_it(name: str) -> None:
-    parts = name.split(".")
-    if parts[2] in STORE_ORDER:
-        others = {each.split(".")[2] for each in own_imports(name) if each.startswith("monitor.store.")}
-        allowed = set(STORE_ORDER) | {"migrations"}
-        assert others <= allowed, f"{name} imports {others - allowed}"
+def test_the_ground_of_the_store_imports_nothing_above_it() -> None:
+    for name in MODULES:
+        if name.startswith("monitor.store.") and name.split(".")[2] in STORE_ORDER:
+            others = {each.split(".")[2] for each in own_imports(name) if each.startswith("monitor.store.")}
+            allowed = set(STORE_ORDER) | {"migrations"}
+            assert others <= allowed, f"{name} imports {others - allowed}"
 
 
 def test_pages_never_import_each_other() -> None:

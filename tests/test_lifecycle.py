@@ -4,7 +4,6 @@ import copy
 
 import pytest
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from monitor.lifecycle import REMOVED
@@ -284,7 +283,6 @@ def _end(stream: list[Event]) -> Event:
     return [each for each in stream if each.type in ends][-1]
 
 
-@settings(max_examples=1500, deadline=None)
 @given(st.sampled_from(sorted(STREAMS)), st.data())
 def test_any_order_doubling_and_loss_ends_in_the_same_state(name: str, data: st.DataObject) -> None:
     stream = STREAMS[name]
@@ -295,7 +293,6 @@ def test_any_order_doubling_and_loss_ends_in_the_same_state(name: str, data: st.
     assert folded(*shuffled).state is folded(*stream).state
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.sampled_from(sorted(STREAMS)), st.data())
 def test_any_order_of_all_events_gives_the_same_runs(name: str, data: st.DataObject) -> None:
     stream = STREAMS[name]
@@ -324,7 +321,6 @@ any_event = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.lists(any_event, max_size=12))
 def test_no_events_whatever_make_it_raise(events: list[Event]) -> None:
     task = folded(*events)

@@ -137,7 +137,7 @@ def _delete_queue(worker: Worker) -> None:
         channel.queue_delete(worker.queue)
 
 
-def wait_for(condition: Any, seconds: float = 20, what: str = "the condition") -> Any:
+def wait_for(condition: Any, seconds: float = 60, what: str = "the condition") -> Any:
     """What ``condition()`` returns once it is true; TimeoutError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

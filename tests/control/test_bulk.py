@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -45,14 +44,14 @@ VERA = Actor("vera", Role.VIEWER)
 
 
 @pytest.fixture
-def shop(broker_url: str, tmp_path: Path) -> Iterator[Shop]:
-    with open_shop(broker_url, f"sqlite:///{tmp_path}/record.db") as opened:
+def shop(broker_url: str, sqlite_url: str) -> Iterator[Shop]:
+    with open_shop(broker_url, sqlite_url) as opened:
         yield opened
 
 
 @pytest.fixture
-def redis_shop(redis_url: str, tmp_path: Path) -> Iterator[Shop]:
-    with open_shop(redis_url, f"sqlite:///{tmp_path}/record.db") as opened:
+def redis_shop(redis_url: str, sqlite_url: str) -> Iterator[Shop]:
+    with open_shop(redis_url, sqlite_url) as opened:
         yield opened
 
 
@@ -67,6 +66,7 @@ def test_every_task_that_matches_is_sent_once_and_linked(shop: Shop) -> None:
     assert job.message == "Retry: 1234 done."
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_where_a_killed_process_left_it(shop: Shop) -> None:
     """Killed three times while batches are on their way; the ledger is the queue itself."""
     shop.fail(1, 4000)
@@ -113,8 +113,8 @@ def test_a_process_that_was_only_asleep_sends_nothing_late(redis_shop: Shop) -> 
     assert shop.sent() == {}
 
 
-def test_only_one_connection_to_rabbitmq_works_at_a_job(amqp_url: str, tmp_path: Path) -> None:
-    with open_shop(amqp_url, f"sqlite:///{tmp_path}/record.db") as shop:
+def test_only_one_connection_to_rabbitmq_works_at_a_job(amqp_url: str, sqlite_url: str) -> None:
+    with open_shop(amqp_url, sqlite_url) as shop:
         broker, settings = shop.settings.broker[0], shop.settings
         with (
             batches(broker, settings, "a job") as first,
@@ -295,8 +295,8 @@ def test_a_job_waits_for_a_broker_that_is_away(redis_shop: Shop) -> None:
     assert shop.run(job).count(JobOutcome.DONE) == 3
 
 
-def test_a_queue_that_is_gone_fails_its_tasks_alone_and_leaves_no_link(amqp_url: str, tmp_path: Path) -> None:
-    with open_shop(amqp_url, f"sqlite:///{tmp_path}/record.db") as shop:
+def test_a_queue_that_is_gone_fails_its_tasks_alone_and_leaves_no_link(amqp_url: str, sqlite_url: str) -> None:
+    with open_shop(amqp_url, sqlite_url) as shop:
         shop.fail(1, 3)
         shop.write(*failure(4, "no-such-queue"))
         job = shop.run(shop.retry())

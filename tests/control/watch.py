@@ -25,6 +25,7 @@ from monitor.store import queries
 from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from monitor.store.writer import Writer
+from tests.databases import empty_record
 from tests.workers import Worker
 from tests.workers import wait_for
 
@@ -89,6 +90,7 @@ def make_settings(broker_url: str, directory: Path, **given: object) -> Settings
 def watching(broker_url: str, directory: Path, **given: object) -> Iterator[Watch]:
     """Events of the broker go into a record of their own until the end of the block."""
     settings = make_settings(broker_url, directory, **given)
+    empty_record(directory)
     store = open_store(settings.database)
     source = make_source(settings.broker[0], settings)
     source.connect()

@@ -14,6 +14,7 @@ from playwright.sync_api import ConsoleMessage
 from playwright.sync_api import Dialog
 from playwright.sync_api import Page
 from playwright.sync_api import ViewportSize
+from playwright.sync_api import expect
 from playwright.sync_api import sync_playwright
 
 from tests.workers import ROOT
@@ -30,6 +31,7 @@ SWITCHES = (
 RESULTS = ROOT / "test-results"
 WIDE: ViewportSize = {"width": 1400, "height": 900}
 WAIT_MILLISECONDS = 15_000
+expect.set_options(timeout=WAIT_MILLISECONDS)  # else a third of it: a busy machine is no fault of the page
 
 
 class Faults:

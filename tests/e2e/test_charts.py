@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -61,8 +60,8 @@ def served(settings: Settings) -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(broker=(Broker("shop", "redis://127.0.0.1:1/0"),), database=f"sqlite:///{tmp_path}/record.db")
+def settings(sqlite_url: str) -> Settings:
+    return Settings(broker=(Broker("shop", "redis://127.0.0.1:1/0"),), database=sqlite_url)
 
 
 @pytest.fixture

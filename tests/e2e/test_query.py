@@ -1,7 +1,6 @@
 """The query bar offers fields, the values of the list, and what the record knows beyond it; in a real browser."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
@@ -14,8 +13,8 @@ from tests.web.test_live import run_site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+def site(sqlite_url: str) -> Iterator[Site]:
+    with run_site(sqlite_url) as running:
         running.write(received(make_id(1), "shop.refund"), received(make_id(2), "evil.\u202egpj.exe"))
         yield running
 

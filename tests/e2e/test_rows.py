@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
@@ -17,8 +16,8 @@ from tests.web.test_live import run_site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+def site(sqlite_url: str) -> Iterator[Site]:
+    with run_site(sqlite_url) as running:
         yield running
 
 
@@ -33,9 +32,16 @@ def test_hovered_row_stays_while_hundreds_of_tasks_arrive(site: Site, page: Page
     row = page.locator("tr[data-key]").nth(2)
     key, box = row.get_attribute("data-key"), row.bounding_box()
     row.hover()
+    page.evaluate(
+        """() => {
+          window.updates = 0;
+          document.addEventListener("monitor:heard", (event) => { window.updates += event.detail.rows ? 1 : 0; });
+        }"""
+    )
     for batch in range(4):
+        before = page.evaluate("() => window.updates")
         site.write(*(received(make_id(1000 + batch * 100 + number)) for number in range(100)))
-        page.wait_for_timeout(300)
+        page.wait_for_function("before => window.updates > before", arg=before)
     expect(page.get_by_text("+50 or more new")).to_be_visible()
     assert page.locator("tr[data-key]").nth(2).get_attribute("data-key") == key
     assert row.bounding_box() == box
@@ -51,7 +57,7 @@ def test_new_rows_come_when_asked_for(site: Site, page: Page) -> None:
 def test_rows_that_are_held_for_a_moment_alone_are_not_asked_for(site: Site, page: Page) -> None:
     site.write(*(received(make_id(2100 + number)) for number in range(60)))
     page.get_by_text("+50 or more new").click()
-    page.wait_for_timeout(700)  # what is held since then was asked for
+    page.wait_for_timeout(700)  # longer than HOLD_PAUSE: what is held since then was asked for
     page.evaluate(
         """() => {
           window.asked = [];

@@ -16,7 +16,7 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.slow
 APP = "tests.apps.misbehaving"
 
 

@@ -19,8 +19,6 @@ HOSTNAME = "jumping@shop"
 BEFORE, AFTER = 6, 30  # rounds of 0.25 s
 PAUSE = 0.25
 
-pytestmark = pytest.mark.timeout(120)
-
 
 class Jumping:
     """What a worker sends whose clock and zone can be set."""

@@ -25,7 +25,6 @@ from tests.receiver.sources.conftest import delete_queue
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(300)
 TASKS = 200
 FAILING_EACH = 10
 AWAY_SECONDS = 10.0

@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from monitor.records import TaskState
 from monitor.store import queries
@@ -17,7 +16,6 @@ from tests.servers import running_postgres
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(180)
 TASKS = 120
 TERMINATIONS = 5
 END_ALL = (

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect
 from websockets.typing import Origin
@@ -23,8 +22,6 @@ from monitor.store.writer import Writer
 from tests.factories import make_event
 from tests.factories import make_id
 from tests.test_cli import running
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @contextmanager

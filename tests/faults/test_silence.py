@@ -5,8 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
-
 from tests.faults.dashboard import serving
 from tests.faults.test_databases import locked
 from tests.receiver.sources.test_amqp import port_of
@@ -17,7 +15,6 @@ from tests.servers import proxy
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(200)
 AWAY = "The broker cannot be reached"
 SENT = 4000
 

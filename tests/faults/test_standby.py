@@ -21,7 +21,6 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(240)
 TASKS = 300
 log = logging.getLogger(__name__)
 FAILING_EACH = 10
@@ -91,7 +90,8 @@ def test_receiver_that_loses_its_database_is_followed_and_then_stands_by(
     port = urlsplit(database_url).port or 5432
     with ExitStack() as stack:
         between = stack.enter_context(proxy(port))
-        far = database_url.replace(f":{port}/", f":{between.port}/")
+        user = urlsplit(database_url).netloc.rpartition("@")[0]
+        far = urlsplit(database_url)._replace(netloc=f"{user}@127.0.0.1:{between.port}").geturl()
         first = stack.enter_context(receiving(broker_url, far, tmp_path, "first"))
         record.wait_for_leader(first)
         second = stack.enter_context(receiving(broker_url, database_url, tmp_path, "second"))

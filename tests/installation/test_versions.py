@@ -32,8 +32,6 @@ from tests.test_cli import await_end
 from tests.test_cli import environ
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(300)  # the first test makes the environments
-
 APPLICATION = Path(__file__).with_name("shop.py")
 PAGES = ("/", "/tasks", "/failures", "/queues", "/workers", "/workflows", "/schedule", "/actions")
 START_SECONDS = 60

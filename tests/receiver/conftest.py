@@ -27,8 +27,8 @@ RunReceiver = Callable[..., AbstractContextManager[Receiver]]  # an address, and
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/record.db")
+def store(sqlite_url: str) -> Iterator[Store]:
+    store = open_store(sqlite_url)
     yield store
     store.close()
 
@@ -60,7 +60,7 @@ def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
             delete_queue(f"celeryev.{node_id}")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"

@@ -20,8 +20,6 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 # Sampled as by default; the question that goes to all workers from time to time is out of the way.
 AS_SHIPPED = {"sample_seconds": 1.0, "inspect_seconds": 3600.0}
 QUIET_SENDER = {"task_send_sent_event": False}
@@ -51,6 +49,7 @@ def knows_events_are_on(watch: Watching, worker: Worker) -> bool:
     return found is not None and found.events_enabled is True
 
 
+@pytest.mark.slow
 def test_workers_that_start_after_the_product(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path, **AS_SHIPPED) as watch, ExitStack() as workers:
         for options in ({"pool": "prefork"}, {"pool": "solo", "options": ()}):

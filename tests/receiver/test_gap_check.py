@@ -29,12 +29,12 @@ from monitor.store import journal
 from monitor.store import queries
 from monitor.store.engine import open_store
 from monitor.store.writer import Writer
+from tests.databases import empty_record
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
 from tests.workers import running_worker
 
-pytestmark = pytest.mark.timeout(120)
 QUEUE = "payments"
 BEGAN, ENDED = NOW - 100.0, NOW - 50.0
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -46,7 +46,7 @@ class Recovering:
 
     def __init__(self, url: str, directory: Path) -> None:
         self.url = url
-        self.store = open_store(f"sqlite:///{directory}/recovering.db")
+        self.store = open_store(empty_record(directory))
         self.writer = Writer(self.store, "shop", Settings())
         self.now = NOW
         self.restart()

@@ -20,7 +20,6 @@ def _failed(watch: Watching, task_id: str) -> tuple[str, str, str | None]:
     return signature(task.name, task.exception, task.traceback)[:3]
 
 
-@pytest.mark.timeout(120)
 def test_each_way_to_fail_is_named(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=2) as worker:
         sent = {name: worker.send(name) for name in ("fail", "crash", "overrun", "soft_overrun", "recurse")}

@@ -25,6 +25,7 @@ from monitor.store.engine import open_store
 from monitor.store.writer import Writer
 from monitor.workers import process_state
 from monitor.workers import twin_pids
+from tests.databases import empty_record
 from tests.factories import NOW
 from tests.factories import make_event
 from tests.factories import make_id
@@ -32,7 +33,6 @@ from tests.receiver.watching import watching
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(180)
 LATE = {"task_acks_late": True, "worker_prefetch_multiplier": 1}
 HOSTNAME = "worker7@shop"
 
@@ -42,7 +42,7 @@ class Judged:
 
     def __init__(self, url: str, directory: Path) -> None:
         settings = Settings()
-        self.store = open_store(f"sqlite:///{directory}/judged.db")
+        self.store = open_store(empty_record(directory))
         self.writer = Writer(self.store, "shop", settings)
         self.health = ReceiverHealth(cluster="shop", connected=True, lag_seconds=0.1)
         self.concluded: list[Event] = []
@@ -254,6 +254,7 @@ def test_killed_worker_loses_its_task_and_a_redelivery_takes_it_back(amqp_url: s
         assert again.runs[0].outcome is Outcome.LOST
 
 
+@pytest.mark.slow
 def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
         task_id = worker.send("sleep", 60)
@@ -269,6 +270,7 @@ def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, 
             assert back.status is WorkerStatus.ONLINE
 
 
+@pytest.mark.slow
 def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
         running, waiting = worker.send("sleep", 25), worker.send("add", 3, 4)
@@ -286,6 +288,7 @@ def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_p
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
 
 
+@pytest.mark.slow
 def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="solo", concurrency=1) as worker:
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pool == "solo")
@@ -296,6 +299,7 @@ def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: 
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, pool: str) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, pool=pool, concurrency=1) as worker:
@@ -313,6 +317,7 @@ def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, 
         assert watch.concluded == []
 
 
+@pytest.mark.slow
 def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) -> None:
     with (
         watching(redis_url, tmp_path) as watch,

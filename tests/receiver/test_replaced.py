@@ -31,7 +31,6 @@ def _ended(watch: Watching, task_id: str, runs: int, seconds: float = 30) -> Tas
     return task
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("sent_events", [True, False])
 def test_replaced_tasks(redis_url: str, tmp_path: Path, sent_events: bool) -> None:
     config = {"task_send_sent_event": sent_events, "result_backend": redis_url}
@@ -80,7 +79,6 @@ def test_replaced_tasks(redis_url: str, tmp_path: Path, sent_events: bool) -> No
     assert found["retry_then_replace"].name == "basic.fail_row"
 
 
-@pytest.mark.timeout(120)
 def test_greenlet_that_was_terminated_is_revoked_though_it_reports_success(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="gevent", concurrency=4) as worker:
         killed = _terminate_one(watch, worker)
@@ -88,7 +86,6 @@ def test_greenlet_that_was_terminated_is_revoked_though_it_reports_success(redis
     assert (killed.runtime is not None, killed.runtime_estimated) == (True, True)
 
 
-@pytest.mark.timeout(120)
 def test_second_delivery_to_one_process_is_a_run_of_its_own(redis_url: str, tmp_path: Path) -> None:
     options = {"visibility_timeout": 3, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     threads = running_worker(redis_url, pool="threads", config={"broker_transport_options": options})

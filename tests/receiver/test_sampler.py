@@ -19,8 +19,6 @@ from tests.receiver.watching import watching
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def test_worker_says_its_queues_and_pool(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, concurrency=3) as worker:
@@ -94,6 +92,7 @@ def test_task_events_stay_off_where_that_is_wanted_and_it_is_seen(
         assert queries.actions(watch.store, limit=10).items == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--without-gossip", "--without-mingle", "--without-heartbeat")])
 def test_task_events_that_are_off_are_seen_long_before_all_workers_are_asked_again(
     redis_url: str, tmp_path: Path, options: tuple[str, ...]
@@ -137,6 +136,7 @@ def test_worker_that_ran_tasks_before_anybody_listened_is_not_said_to_send_no_ev
             wait_for(lambda: (each := watch.worker(worker.hostname)) and each.events_enabled)
 
 
+@pytest.mark.slow
 def test_worker_that_sends_nothing_at_all_is_found_by_asking(redis_url: str, tmp_path: Path) -> None:
     silent = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, events=False, options=silent) as worker:

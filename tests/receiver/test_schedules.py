@@ -124,6 +124,7 @@ def test_what_is_no_entry_of_redbeat_is_listed_and_hides_no_other(redis_url: str
         app.close()
 
 
+@pytest.mark.slow
 def test_one_bad_row_of_django_hides_no_other(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/django.db"
     subprocess.run([sys.executable, "-m", "tests.apps.django_beat", url], check=True, cwd=ROOT)
@@ -160,6 +161,7 @@ def test_beat_that_runs_holds_its_lock_and_one_that_ended_is_missed(redis_url: s
         assert [each.name for each in late.overdue] == ["sum"]
 
 
+@pytest.mark.slow
 def test_django_celery_beat_is_read_as_its_models_write_it(database_url: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "tests.apps.django_beat", database_url], check=True, cwd=ROOT)
     rows = {row.name: row for row in read_periodic_tasks(database_url)}

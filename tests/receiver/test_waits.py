@@ -22,8 +22,6 @@ from tests.workers import Worker
 from tests.workers import running_worker
 from tests.workers import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 PAUSE = 3.0  # seconds
 MOMENT = 0.7  # seconds within which a worker begins what it may begin; machines are busy
 

@@ -30,6 +30,7 @@ from monitor.store.engine import Store
 from monitor.store.engine import open_store
 from monitor.store.terms import cluster_id
 from monitor.workers import fold_worker
+from tests.databases import empty_record
 from tests.workers import wait_for
 
 CLUSTER = "shop"
@@ -83,7 +84,7 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     given["spool_dir"] = f"{directory}/spool"
     settings = Settings(**{**given, **changes})  # type: ignore[arg-type]
     broker = Broker(CLUSTER, url)
-    store = open_store(f"sqlite:///{directory}/{uuid4().hex}.db")
+    store = open_store(empty_record(directory, f"{uuid4().hex}.db"))
     receiver = Receiver(store, make_source(broker, settings), CLUSTER, settings)
     remote = Remote(broker, settings)
     notices: list[str] = []

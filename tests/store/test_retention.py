@@ -126,6 +126,7 @@ def test_a_deleted_task_that_goes_on_is_a_new_one(store: Store) -> None:
     assert_counters_are_right(store)
 
 
+@pytest.mark.slow
 def test_freed_space_of_a_file_is_given_back(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path}/large.db")
     for start in range(1000, 1060):

@@ -1,7 +1,6 @@
 """Bulk by query through the API."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,9 +16,9 @@ from tests.workers import wait_for
 
 
 @pytest.fixture
-def client(redis_url: str, tmp_path: Path) -> Iterator[TestClient]:
+def client(redis_url: str, sqlite_url: str) -> Iterator[TestClient]:
     settings = Settings(broker=(Broker("shop", redis_url),), port=5757)
-    with serving(settings, f"sqlite:///{tmp_path}/record.db") as app:
+    with serving(settings, sqlite_url) as app:
         fill(app.state.store)
         yield TestClient(app, base_url=BASE, client=("127.0.0.1", 50123))
 

@@ -1,7 +1,6 @@
 """Saved views and the search of the palette, as scripts and the page ask for them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -23,9 +22,9 @@ QUERY = "q=state%3Afailed&sort=-runtime"
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client(sqlite_url: str) -> Iterator[TestClient]:
     settings = Settings(broker=(Broker("shop", "redis://127.0.0.1:1/0"),))
-    with serving(settings, f"sqlite:///{tmp_path}/record.db") as app:
+    with serving(settings, sqlite_url) as app:
         fill(app.state.store)
         yield TestClient(app, base_url=BASE)
 

@@ -6,7 +6,6 @@ from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,8 +39,8 @@ MESSAGES: dict[str, Message] = {
 
 
 @pytest.fixture
-def settings(tmp_path: Path, redis_url: str) -> Settings:
-    settings = Settings(broker=(Broker("shop", redis_url),), database=f"sqlite:///{tmp_path}/record.db", port=5757)
+def settings(sqlite_url: str, redis_url: str) -> Settings:
+    settings = Settings(broker=(Broker("shop", redis_url),), database=sqlite_url, port=5757)
     store = open_store(settings.database)
     events = []
     for task_id, message in MESSAGES.items():

@@ -38,9 +38,9 @@ FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1")
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Starlette]:
+def app(sqlite_url: str) -> Iterator[Starlette]:
     settings = Settings(broker=(Broker("shop", "redis://127.0.0.1:1/0"),))
-    with serving(settings, f"sqlite:///{tmp_path}/record.db") as app:
+    with serving(settings, sqlite_url) as app:
         yield app
 
 
@@ -129,6 +129,7 @@ def test_the_walk_goes_on_behind_what_one_request_may_look_at(app: Starlette, mo
         assert all(len(chunk) <= 7 for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_many_rows_take_the_memory_of_one_chunk(app: Starlette) -> None:
     store: Store = app.state.store
     for start in range(0, MANY, 5000):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -39,7 +38,7 @@ from tests.factories import make_id
 from tests.servers import free_port
 from tests.web import shop
 
-FAST = 5.0
+PATIENCE_SECONDS = 20.0
 
 
 class Site:
@@ -85,7 +84,7 @@ def run_site(database: str, prefix: str = "") -> Iterator[Site]:
         app.state.store.close()
 
 
-def until(happens: Callable[[], object], seconds: float = FAST) -> None:
+def until(happens: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -93,17 +92,17 @@ def until(happens: Callable[[], object], seconds: float = FAST) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with run_site(f"sqlite:///{tmp_path}/record.db") as running:
+def site(sqlite_url: str) -> Iterator[Site]:
+    with run_site(sqlite_url) as running:
         yield running
 
 
 def hear(browser: ClientConnection) -> dict[str, Any]:
-    return msgspec.json.decode(browser.recv(timeout=FAST), type=dict[str, Any])
+    return msgspec.json.decode(browser.recv(timeout=PATIENCE_SECONDS), type=dict[str, Any])
 
 
 def hear_until(browser: ClientConnection, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    deadline = time.monotonic() + FAST
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         said = hear(browser)
         if wanted(said):
@@ -130,9 +129,9 @@ def test_new_row_is_told_alone(site: Site) -> None:
     with site.look("/tasks") as browser:
         hear(browser)
         site.write(received(make_id(501)))
-        said = hear_until(browser, lambda said: "rows" in said)
+        said = hear_until(browser, lambda said: make_id(501) in str(said.get("rows")))
     rows = said["rows"]["tasks"]
-    assert list(rows["html"]) == [f"shop {make_id(501)}"]
+    assert set(rows["html"]) - {f"shop {shop.RUNNING}"} == {f"shop {make_id(501)}"}  # that one says how long it runs
     assert rows["order"][0] == f"shop {make_id(501)}"
     assert "tabs" not in said["regions"]
 
@@ -141,10 +140,9 @@ def test_a_change_of_one_row_says_nothing_of_the_order(site: Site) -> None:
     with site.look("/tasks") as browser:
         hear(browser)
         site.write(make_event("task-succeeded", timestamp=time.time(), uuid=shop.RUNNING, result="7", runtime=3.5))
-        rows = hear_until(browser, lambda said: "rows" in said)["rows"]["tasks"]
+        rows = hear_until(browser, lambda said: "3.5 s" in str(said.get("rows")))["rows"]["tasks"]
     assert rows["order"] is None
     assert list(rows["html"]) == [f"shop {shop.RUNNING}"]
-    assert "3.5 s" in rows["html"][f"shop {shop.RUNNING}"]
 
 
 def test_task_page_follows_its_task(site: Site) -> None:
@@ -163,7 +161,7 @@ def test_those_who_share_a_view_hear_the_same(site: Site) -> None:
         hear(one)
         hear(other)
         site.write(received(make_id(502)))
-        first, second = (hear_until(each, lambda said: "rows" in said) for each in (one, other))
+        first, second = (hear_until(each, lambda said: make_id(502) in str(said.get("rows"))) for each in (one, other))
     assert first == second
 
 
@@ -230,8 +228,8 @@ def test_foreign_page_cannot_listen(site: Site) -> None:
         pass
 
 
-def test_everything_works_below_a_prefix(tmp_path: Path) -> None:
-    with run_site(f"sqlite:///{tmp_path}/record.db", "/ops/celery") as site, site.look("/tasks") as browser:
+def test_everything_works_below_a_prefix(sqlite_url: str) -> None:
+    with run_site(sqlite_url, "/ops/celery") as site, site.look("/tasks") as browser:
         said = hear(browser)
         assert f'href="/ops/celery/tasks?q={quote(UNHANDLED)}"' in said["regions"]["shell_nav"]
         assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in said["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
@@ -249,9 +247,9 @@ def test_browser_that_takes_nothing_is_dropped_not_waited_for() -> None:
 
 def test_what_is_long_is_compressed_for_who_asks_and_short_words_are_not(site: Site) -> None:
     with site.look("/tasks") as plain, site.look("/tasks", deflate=True) as packing:
-        whole, packed = plain.recv(timeout=FAST), packing.recv(timeout=FAST)
+        whole, packed = plain.recv(timeout=PATIENCE_SECONDS), packing.recv(timeout=PATIENCE_SECONDS)
         assert isinstance(whole, str)
         assert isinstance(packed, bytes)
         assert len(packed) < len(whole) / 4
         assert msgspec.json.decode(zlib.decompress(packed))["rows"] == msgspec.json.decode(whole)["rows"]
-        assert isinstance(packing.recv(timeout=FAST), str)  # that it lives
+        assert isinstance(packing.recv(timeout=PATIENCE_SECONDS), str)  # that it lives

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -139,8 +138,8 @@ def on_stage(database_url: str, redis_url: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def on_sqlite(tmp_path: Path, redis_url: str) -> Iterator[None]:
-    with put_up(f"sqlite:///{tmp_path}/record.db", redis_url):
+def on_sqlite(sqlite_url: str, redis_url: str) -> Iterator[None]:
+    with put_up(sqlite_url, redis_url):
         yield
 
 

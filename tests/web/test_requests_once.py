@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from html import unescape
-from pathlib import Path
 
 import pytest
 import redis
@@ -28,9 +27,9 @@ OWN = {"Origin": BASE, "Sec-Fetch-Site": "same-origin"}
 
 
 @pytest.fixture
-def browser(redis_url: str, tmp_path: Path) -> Iterator[Browser]:
+def browser(redis_url: str, sqlite_url: str) -> Iterator[Browser]:
     settings = Settings(broker=(Broker("shop", redis_url),), port=5757)
-    with serving(settings, f"sqlite:///{tmp_path}/record.db") as app:
+    with serving(settings, sqlite_url) as app:
         fill(app.state.store)
         yield Browser(app, base_url=BASE, client=("127.0.0.1", 50123))
 

@@ -1,7 +1,6 @@
 """The door, each hole of other dashboards tried on ours."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import argon2
 import pytest
@@ -72,8 +71,8 @@ def make_app(store: Store, settings: Settings) -> Starlette:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/record.db")
+def store(sqlite_url: str) -> Iterator[Store]:
+    store = open_store(sqlite_url)
     yield store
     store.close()
 

@@ -194,6 +194,7 @@ def test_a_killed_broker_is_noticed_and_a_restarted_one_read_again(
         assert [event.clock for event in read_all(source, 1)] == [2]
 
 
+@pytest.mark.slow
 def test_a_peer_that_fell_silent_is_noticed(tmp_path: Path, source_of: MakeSource) -> None:
     with running_redis(tmp_path) as server, proxy(server.port) as front:
         source = source_of(f"redis://127.0.0.1:{front.port}/2")

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from html import unescape
-from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
@@ -32,10 +31,8 @@ class Browser(TestClient):
 
 
 @pytest.fixture
-def app(tmp_path: Path, redis_url: str) -> Iterator[Starlette]:
-    application = create_app(
-        Settings(broker=(Broker("shop", redis_url),), database=f"sqlite:///{tmp_path}/record.db", port=5757)
-    )
+def app(sqlite_url: str, redis_url: str) -> Iterator[Starlette]:
+    application = create_app(Settings(broker=(Broker("shop", redis_url),), database=sqlite_url, port=5757))
     store: Store = application.state.store
     shop.fill(store)
     yield application

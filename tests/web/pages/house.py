@@ -19,6 +19,7 @@ from monitor.store import journal
 from monitor.store.engine import Store
 from monitor.store.writer import Writer
 from monitor.web.app import create_app
+from tests.databases import empty_record
 from tests.factories import make_event
 
 BASE = "http://127.0.0.1:5757"
@@ -92,7 +93,7 @@ class _Words(HTMLParser):
 @contextmanager
 def open_house(folder: Path, **settings: object) -> Iterator[House]:
     """The application on an empty record in ``folder``."""
-    given = {"broker": (Broker("shop", "redis://127.0.0.1:1/0"),), "database": f"sqlite:///{folder}/record.db"}
+    given = {"broker": (Broker("shop", "redis://127.0.0.1:1/0"),), "database": empty_record(folder)}
     app = create_app(Settings(**{**given, **settings}))  # type: ignore[arg-type]
     with TestClient(app, base_url=BASE, raise_server_exceptions=False) as client:
         yield House(client, app.state.store)

@@ -1,0 +1,24 @@
+"""Empty records that need no migration: to make the tables costs more than most tests do with them."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from monitor.store.engine import open_store
+
+
+@cache
+def _empty() -> bytes:
+    """The file of a SQLite record with all its tables."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "record.db")
+        open_store(f"sqlite:///{file}").close()
+        return file.read_bytes()
+
+
+def empty_record(directory: Path, name: str = "record.db") -> str:
+    """The address of a new SQLite record in ``directory``. Raises FileExistsError where one is already."""
+    file = directory / name
+    with file.open("xb") as new:
+        new.write(_empty())
+    return f"sqlite:///{file}"
