@@ -55,7 +55,7 @@ class Site:
 
     @contextmanager
     def look(self, view: str, **more: object) -> Iterator[ClientConnection]:
-        page = httpx2.get(f"{self.base}{self.prefix}/tasks").text
+        page = httpx2.get(f"{self.base}{self.prefix}/tasks", timeout=PATIENCE_SECONDS).text
         found = re.search(r'data-token="([^"]+)"', page)
         assert found
         address = f"{self.base.replace('http', 'ws')}{self.prefix}/live?token={unescape(found.group(1))}"
@@ -233,7 +233,7 @@ def test_everything_works_below_a_prefix(sqlite_url: str) -> None:
         said = hear(browser)
         assert f'href="/ops/celery/tasks?q={quote(UNHANDLED)}"' in said["regions"]["shell_nav"]
         assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in said["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
-        page = httpx2.get(f"{site.base}/ops/celery/tasks").text
+        page = httpx2.get(f"{site.base}/ops/celery/tasks", timeout=PATIENCE_SECONDS).text
         assert all(link.startswith("/ops/celery/") for link in re.findall(r'(?:href|src|action)="(/[^"]*)"', page))
 
 
