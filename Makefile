@@ -8,9 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 # Each process gets whole files, whose tests often share a worker. Not those of many tests first, as xdist would: few
 # tests are often long ones, and what is handed out last keeps one process at work alone.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
-# The pure modules have their tests in tests/ itself, beside those of commands and processes.
-PURE := $(filter-out $(patsubst %,tests/test_%.py,addresses cli demo doctor filelock projects supervise workers), \
-  $(wildcard tests/test_*.py))
+PURE := tests/core tests/test_layers.py tests/test_settings.py
 SHELL := /bin/bash
 # Every worker and every program that a test starts would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE

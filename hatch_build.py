@@ -35,7 +35,7 @@ class CustomBuildHook(BuildHookInterface[Any]):
         vendor(Path(self.root))
         if self.target_name == "wheel" and version != "editable":
             # An editable install reads both directories where they stand; copies would go stale.
-            build_data["force_include"] |= {"templates": "monitor/templates", "static": "monitor/static"}
+            build_data["force_include"] |= {"templates": "celery_monitor/templates", "static": "celery_monitor/static"}
 
 
 def vendor(root: Path) -> None:

@@ -18,28 +18,13 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.bench_sustained import gaps
-from benchmarks.bench_sustained import stored
-from benchmarks.burst import AmqpBurst
-from benchmarks.burst import RedisBurst
-from benchmarks.burst import prepare
+from benchmarks.bench_sustained import gaps, stored
+from benchmarks.burst import AmqpBurst, RedisBurst, prepare
 from benchmarks.flow import Flow
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import memory
-from benchmarks.measuring import options
-from benchmarks.measuring import row
-from benchmarks.measuring import until
-from benchmarks.measuring import urls
-from benchmarks.peer import flower
-from benchmarks.peer import settled
-from benchmarks.stream import EVENTS_OF_A_TASK
-from benchmarks.stream import Message
-from benchmarks.stream import heartbeat
-from benchmarks.stream import publisher
-from monitor.records import TaskState
+from benchmarks.measuring import columns, cpu_seconds, ended, headed, memory, options, row, until, urls
+from benchmarks.peer import flower, settled
+from benchmarks.stream import EVENTS_OF_A_TASK, Message, heartbeat, publisher
+from celery_monitor.records.task import TaskState
 from tests.faults.dashboard import serving
 
 SETTLE_SECONDS = 2.0

@@ -11,15 +11,13 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import redis
 
-from tests.workers import Worker
-from tests.workers import running_worker
+from tests.workers import Worker, running_worker
 
 KINDS = {"plain": {}, "capture": {}, "on receive": {"TEST_APP_ON_RECEIVE": "1"}}
 TICK = os.sysconf("SC_CLK_TCK")

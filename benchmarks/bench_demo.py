@@ -16,15 +16,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.measuring import columns
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import load
-from benchmarks.measuring import median
-from benchmarks.measuring import options
-from benchmarks.measuring import row
-from benchmarks.measuring import running
-from benchmarks.measuring import until
+from benchmarks.measuring import columns, ended, headed, load, median, options, row, running, until
 from tests.servers import free_port
 
 PAUSE_SECONDS = 0.02
@@ -44,7 +36,7 @@ def start() -> tuple[float, float, float]:
     """Seconds until it answers, until it says so, until a task is shown."""
     with TemporaryDirectory(prefix="bench-demo-") as folder:
         port = free_port()
-        command = [sys.executable, "-m", "monitor", "demo", "--port", str(port)]
+        command = [sys.executable, "-m", "celery_monitor", "demo", "--port", str(port)]
         began = time.monotonic()
         with running(command, Path(folder), PYTHONUNBUFFERED="1"):
             log = Path(folder) / "log"

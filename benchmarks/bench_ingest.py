@@ -16,32 +16,15 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import options
-from benchmarks.measuring import row
-from benchmarks.measuring import running
-from benchmarks.measuring import until
-from benchmarks.measuring import urls
+from benchmarks.measuring import columns, cpu_seconds, ended, headed, options, row, running, until, urls
 from benchmarks.peer import flower
-from benchmarks.stream import NAMES
-from benchmarks.stream import WORKERS
-from benchmarks.stream import AmqpPublisher
-from benchmarks.stream import Message
-from benchmarks.stream import RedisPublisher
-from benchmarks.stream import heartbeat
-from benchmarks.stream import messages
-from benchmarks.stream import publisher
-from monitor.receiver.decode import decode
-from monitor.receiver.sources.redis import unwrap
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Prepared
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.rows import TASK_COLUMNS
+from benchmarks.stream import NAMES, WORKERS, AmqpPublisher, Message, RedisPublisher, heartbeat, messages, publisher
+from celery_monitor.receiver.decode import decode
+from celery_monitor.receiver.sources.redis import unwrap
+from celery_monitor.store import schema
+from celery_monitor.store.engine import PreparedStatement, Store, open_store
+from celery_monitor.store.receivers import read_receiver_records
+from celery_monitor.store.tasks.rows import TASK_COLUMNS
 
 BATCH_EVENTS = 5000
 SETTLE_SECONDS = 1.5
@@ -60,18 +43,29 @@ def spent(cpu: Callable[[], float], send: Callable[[], object], finished: Callab
 def ours(url: str, stream: list[Message], directory: Path) -> tuple[float, str]:
     """CPU-seconds of our receiver, everything on, and the database that it made."""
     database = f"sqlite:///{directory}/record.db"
-    command = [sys.executable, "-m", "monitor", "receive", "--broker", url, "--database", database, "--node-id", NODE]
+    command = [
+        sys.executable,
+        "-m",
+        "celery_monitor",
+        "receive",
+        "--broker",
+        url,
+        "--database",
+        database,
+        "--node-id",
+        NODE,
+    ]
     events = _count(stream)
     forget_queue(url)  # it has kept what Flower was sent
     with closing(open_store(database)) as store, publisher(url) as sender, running(command, directory) as process:
-        until(lambda: any(each.connected for each in queries.health(store)), "connecting")
+        until(lambda: any(each.connected for each in read_receiver_records(store)), "connecting")
         sender.publish(heartbeat())
         until(lambda: _received(store) >= len(WORKERS), "the first event")
         goal = _received(store) + events
         seconds = spent(
             lambda: cpu_seconds(process.pid), lambda: sender.publish(stream), lambda: _received(store) >= goal
         )
-        dropped = sum(each.dropped_total for each in queries.health(store))
+        dropped = sum(each.dropped_total for each in read_receiver_records(store))
         if dropped or _received(store) > goal + 100:
             raise RuntimeError(f"{dropped} events were dropped; {_received(store)} came for {goal}")
     return seconds, database
@@ -84,7 +78,7 @@ def forget_queue(url: str) -> None:
 
 
 def _received(store: Store) -> int:
-    return sum(each.events_total for each in queries.health(store))
+    return sum(each.events_total for each in read_receiver_records(store))
 
 
 def flowers(url: str, stream: list[Message], directory: Path) -> float:
@@ -106,7 +100,7 @@ def limit(url: str, stream: list[Message], directory: Path, database: str) -> fl
     per_batch = max(1, len(rows) * BATCH_EVENTS // _count(stream))
     messages_per_batch = max(1, len(bodies) * per_batch // len(rows))
     with closing(open_store(f"sqlite:///{directory}/limit.db")) as store:
-        insert = Prepared(store, schema.task.insert(), TASK_COLUMNS)
+        insert = PreparedStatement(store, schema.task.insert(), TASK_COLUMNS)
         before = time.process_time()
         for number, at in enumerate(range(0, len(rows), per_batch)):
             start = number * messages_per_batch

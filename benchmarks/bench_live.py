@@ -27,18 +27,8 @@ from websockets.exceptions import ConnectionClosed
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.flow import Flow
-from benchmarks.flow import Sending
-from benchmarks.measuring import chromium
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import options
-from benchmarks.measuring import quantile
-from benchmarks.measuring import row
-from benchmarks.measuring import until
-from benchmarks.measuring import urls
+from benchmarks.flow import Flow, Sending
+from benchmarks.measuring import chromium, columns, cpu_seconds, ended, headed, options, quantile, row, until, urls
 from benchmarks.stream import publisher
 from tests.faults.dashboard import serving
 

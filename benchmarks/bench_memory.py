@@ -9,8 +9,7 @@ Flower, by default with the 100 thousand tasks that it keeps at most.
 
 import sys
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -18,22 +17,10 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.flow import HEARTBEAT_SECONDS
-from benchmarks.flow import Flow
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import memory
-from benchmarks.measuring import options
-from benchmarks.measuring import row
-from benchmarks.measuring import until
+from benchmarks.flow import HEARTBEAT_SECONDS, Flow
+from benchmarks.measuring import columns, cpu_seconds, ended, headed, memory, options, row, until
 from benchmarks.peer import flower
-from benchmarks.stream import EVENTS_OF_A_TASK
-from benchmarks.stream import Message
-from benchmarks.stream import Publisher
-from benchmarks.stream import heartbeat
-from benchmarks.stream import publisher
+from benchmarks.stream import EVENTS_OF_A_TASK, Message, Publisher, heartbeat, publisher
 from tests.faults.dashboard import serving
 
 MARKS = (10_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)

@@ -12,34 +12,22 @@ from memory.
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
-from playwright.sync_api import Browser
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import Browser, BrowserContext
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.bench_memory import Feed
-from benchmarks.measuring import chromium
-from benchmarks.measuring import columns
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import median
-from benchmarks.measuring import options
-from benchmarks.measuring import row
-from benchmarks.measuring import until
+from benchmarks.measuring import chromium, columns, ended, headed, median, options, row, until
 from benchmarks.peer import flower
-from benchmarks.stream import EVENTS_OF_A_TASK
-from benchmarks.stream import publisher
+from benchmarks.stream import EVENTS_OF_A_TASK, publisher
 from tests.faults.dashboard import serving
 
 REST_SECONDS = 1.5  # after "load": what scripts fetch comes too

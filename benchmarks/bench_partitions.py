@@ -17,23 +17,25 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import sqlalchemy as sa  # noqa: E402
+import sqlalchemy as sa
 
-from benchmarks.record import CLUSTER  # noqa: E402
-from benchmarks.record import settle  # noqa: E402
-from benchmarks.record import timed_fill  # noqa: E402
-from benchmarks.stream import messages  # noqa: E402
-from monitor.filters import parse  # noqa: E402
-from monitor.receiver.decode import decode  # noqa: E402
-from monitor.records import Delivery  # noqa: E402
-from monitor.settings import Settings  # noqa: E402
-from monitor.store import queries  # noqa: E402
-from monitor.store import schema  # noqa: E402
-from monitor.store.engine import Store  # noqa: E402
-from monitor.store.engine import open_store  # noqa: E402
-from monitor.store.keys import from_key  # noqa: E402
-from monitor.store.retention import Retention  # noqa: E402
-from monitor.store.writer import Writer  # noqa: E402
+from benchmarks.record import (
+    CLUSTER,
+    settle,
+    timed_fill,
+)
+from benchmarks.stream import messages
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.receiver.decode import decode
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.retention import Retention
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.keys import from_key
+from celery_monitor.store.tasks.page import count_states, find_tasks
+from celery_monitor.store.writer import Writer
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -136,14 +138,14 @@ def main() -> None:
         print("PostgreSQL: no --database and no TEST_POSTGRES_URL, so nothing is measured")
         return
     with closing(open_store(given.database)) as store:
-        if not any(queries.state_counts(store).values()):
+        if not any(count_states(store).values()):
             print(f"filled with {given.tasks:,} tasks in {timed_fill(store, given.tasks):.0f} s")
         measure(store, given.new)
         print(f"load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores")
 
 
 def measure(store: Store, new: int) -> None:
-    tasks = sum(queries.state_counts(store).values())
+    tasks = sum(count_states(store).values())
     for name, number in size(store).items():
         print(f"{name}: {number / 1e6:,.1f} MB, {number / tasks:.0f} bytes per task")
     settings = Settings(keep_tasks=tasks)
@@ -162,11 +164,11 @@ def measure(store: Store, new: int) -> None:
     ids = some_ids(store, 20)
 
     def show(text: str) -> Callable[[], object]:
-        return lambda: queries.tasks(store, parse(text, time.time()))
+        return lambda: find_tasks(store, parse(text, time.time()))
 
     def show_tasks() -> None:
         for each in ids:
-            queries.task(store, each)
+            read_task(store, each)
 
     print(f"pages read: list {pages(store, show(''))}, failed tasks {pages(store, show('state:failed'))},", end=" ")
     print(f"a task {pages(store, show_tasks) / len(ids):.0f}")

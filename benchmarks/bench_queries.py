@@ -14,35 +14,24 @@ import http.client
 import re
 import sys
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence
-from contextlib import ExitStack
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from html import unescape
-from itertools import cycle
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import ugly
 from benchmarks.bench_memory import Feed
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import median
-from benchmarks.measuring import options
-from benchmarks.measuring import quantile
-from benchmarks.measuring import row
+from benchmarks.measuring import columns, cpu_seconds, ended, headed, median, options, quantile, row
 from benchmarks.peer import flower
 from benchmarks.repeat import repeat
 from benchmarks.stream import publisher
-from monitor.store import queries
-from monitor.store.engine import open_store
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.tasks.page import count_states
 from tests.servers import free_port
 
 DAY_OF_TASKS = 1_000_000
@@ -134,13 +123,13 @@ def measure(client: Client, pid: int, title: str, paths: Sequence[str], times: i
 def prepared(database: str, wanted: int) -> int:
     """Makes the record unless it is there; gives the number of its tasks."""
     store = open_store(database)
-    if not any(queries.state_counts(store).values()):
+    if not any(count_states(store).values()):
         began = time.monotonic()
         ugly.fill(store, min(wanted, DAY_OF_TASKS))
         repeat(store, wanted // DAY_OF_TASKS)
         print(f"made in {time.monotonic() - began:.0f} s\n", flush=True)
     ugly.freshen(store)
-    total = sum(queries.state_counts(store).values())
+    total = sum(count_states(store).values())
     store.close()
     return total
 

@@ -24,22 +24,28 @@ from uuid import UUID
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import msgspec  # noqa: E402
-import sqlalchemy as sa  # noqa: E402
+import msgspec
+import sqlalchemy as sa
 
-from benchmarks.measuring import cpu_seconds  # noqa: E402
-from benchmarks.measuring import running  # noqa: E402
-from benchmarks.measuring import until  # noqa: E402
-from benchmarks.record import CLUSTER  # noqa: E402
-from benchmarks.record import EVENTS_A_SECOND  # noqa: E402
-from benchmarks.record import timed_fill  # noqa: E402
-from benchmarks.stream import NAMES  # noqa: E402
-from benchmarks.stream import WORKERS  # noqa: E402
-from benchmarks.stream import RedisPublisher  # noqa: E402
-from monitor.store import queries  # noqa: E402
-from monitor.store import schema  # noqa: E402
-from monitor.store.engine import Store  # noqa: E402
-from monitor.store.engine import open_store  # noqa: E402
+from benchmarks.measuring import (
+    cpu_seconds,
+    running,
+    until,
+)
+from benchmarks.record import (
+    CLUSTER,
+    EVENTS_A_SECOND,
+    timed_fill,
+)
+from benchmarks.stream import (
+    NAMES,
+    WORKERS,
+    RedisPublisher,
+)
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.receivers import read_receiver_records
+from celery_monitor.store.tasks.page import count_states
 
 TICK = 0.05
 LOOK_SECONDS = 0.1
@@ -91,7 +97,7 @@ class Watch:
 
 
 def counted(store: Store) -> int:
-    return sum(queries.state_counts(store).values())
+    return sum(count_states(store).values())
 
 
 def size(store: Store) -> int:
@@ -112,14 +118,14 @@ def rows(store: Store) -> int:
 
 
 def received(store: Store) -> int:
-    return sum(each.events_total for each in queries.health(store))
+    return sum(each.events_total for each in read_receiver_records(store))
 
 
 def run(given: argparse.Namespace, store: Store, folder: Path) -> None:
     before, tasks, bytes_before = received(store), counted(store), size(store)
     keep = ["--keep-tasks", str(tasks - given.surplus), "--spool-dir", str(folder)]
     broker = ["--broker", f"{CLUSTER}={given.redis}", "--database", given.database, "--node-id", "bench-retention"]
-    command = [sys.executable, "-m", "monitor", "receive", *broker, *keep]
+    command = [sys.executable, "-m", "celery_monitor", "receive", *broker, *keep]
     stop = threading.Event()
     sender = subprocess.Popen([sys.executable, __file__, "--publish", "--redis", given.redis])
     watch = Watch(store)

@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import bench_partitions  # noqa: E402
-from benchmarks.record import WRITTEN  # noqa: E402
-from benchmarks.record import timed_fill  # noqa: E402
-from monitor.store import queries  # noqa: E402
-from monitor.store.engine import Store  # noqa: E402
-from monitor.store.engine import open_store  # noqa: E402
+from benchmarks import bench_partitions
+from benchmarks.record import (
+    WRITTEN,
+    timed_fill,
+)
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.tasks.page import count_states
 
 AIM = 400
 
@@ -40,7 +41,7 @@ def of_file(store: Store) -> dict[str, int]:
 
 
 def report(store: Store, sizes: dict[str, int]) -> None:
-    tasks = sum(queries.state_counts(store).values())
+    tasks = sum(count_states(store).values())
     whole = sum(sizes.values()) / tasks
     told = ", ".join(f"{name} {number / tasks:.0f}" for name, number in sizes.items())
     print(f"| {store.engine.dialect.name} | {tasks:,} | {whole:.0f} | {told} |", flush=True)

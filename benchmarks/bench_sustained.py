@@ -16,25 +16,25 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.flow import Flow
-from benchmarks.flow import Sending
-from benchmarks.measuring import chromium
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import memory
-from benchmarks.measuring import options
-from benchmarks.measuring import quantile
-from benchmarks.measuring import row
-from benchmarks.measuring import sampling
-from benchmarks.measuring import until
-from benchmarks.measuring import urls
+from benchmarks.flow import Flow, Sending
+from benchmarks.measuring import (
+    chromium,
+    columns,
+    cpu_seconds,
+    ended,
+    headed,
+    memory,
+    options,
+    quantile,
+    row,
+    sampling,
+    until,
+    urls,
+)
 from benchmarks.peer import settled
 from benchmarks.stream import publisher
-from monitor.records import TaskState
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
+from celery_monitor.records.task import TaskState
+from tests.faults.dashboard import Dashboard, serving
 
 SAMPLE_SECONDS = 0.25
 WARM_SECONDS = 2.0

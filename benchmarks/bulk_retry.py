@@ -14,31 +14,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import redis
 
-from monitor.control.bulk import BulkRetry
-from monitor.records import Job
-from monitor.records import JobOutcome
-from monitor.records import JobState
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import jobs
-from monitor.store.engine import open_store
+from celery_monitor.control.bulk import BulkRetry
+from celery_monitor.records.job import Job, JobOutcome, JobState
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.jobs import sent_as
 from tests.apps.ledger import LEDGER_VARIABLE
-from tests.control.bulk_shop import CLUSTER
-from tests.control.bulk_shop import Shop
-from tests.control.bulk_shop import queue_at
+from tests.control.bulk_shop import CLUSTER, Shop, queue_at
 from tests.factories import make_id
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.faults.dashboard import Dashboard, serving
+from tests.workers import running_worker, wait_for
 
 KILLED_AT = (0.2, 0.5, 0.8)  # shares of the tasks that have their outcome
 LONGEST_SECONDS = 1800
@@ -119,7 +111,7 @@ def told(job: Job, book: "redis.Redis", idle: float, number: int) -> bool:
     began = time.monotonic()
     wait_for(lambda: int(book.hlen(ENTERED)) >= number, LONGEST_SECONDS, "the last run")
     ran = Counter({key.decode(): int(runs) for key, runs in book.hgetall(ENTERED).items()})  # type: ignore[union-attr]
-    expected = {jobs.sent_as(job, make_id(each)) for each in range(1, number + 1)}
+    expected = {sent_as(job, make_id(each)) for each in range(1, number + 1)}
     twice = sum(runs > 1 for runs in ran.values())
     missed, strange = len(expected - set(ran)), len(set(ran) - expected)
     took = (job.ended or 0.0) - (job.started or 0.0)

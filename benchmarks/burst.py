@@ -6,25 +6,16 @@ confirms: a worker's events all go over one of them, so that their order stays. 
 
 import socket
 import time
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from contextlib import closing
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
-from urllib.parse import unquote
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import hiredis
 from amqp.method_framing import frame_writer
 
-from benchmarks.stream import WORKERS
-from benchmarks.stream import Message
-from benchmarks.stream import RedisPublisher
-from benchmarks.stream import amqp_connection
-from benchmarks.stream import amqp_message
+from benchmarks.stream import WORKERS, Message, RedisPublisher, amqp_connection, amqp_message
 
 PIECE_BYTES = 8 * 1024 * 1024  # in one write
 CONNECTIONS = 2  # to RabbitMQ, which reads each of them in a process of its own

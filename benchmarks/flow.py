@@ -5,15 +5,11 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from benchmarks.stream import Message
-from benchmarks.stream import Publisher
-from benchmarks.stream import heartbeat
-from benchmarks.stream import messages
-from monitor.records import TaskState
+from benchmarks.stream import Message, Publisher, heartbeat, messages
+from celery_monitor.records.task import TaskState
 
 HEARTBEAT_SECONDS = 2.0
 TICK_SECONDS = 0.02

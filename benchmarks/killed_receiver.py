@@ -17,14 +17,12 @@ from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
-from benchmarks.stream import EVENTS_OF_A_TASK
-from benchmarks.stream import Message
-from benchmarks.stream import messages
-from benchmarks.stream import publisher
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
+from benchmarks.stream import EVENTS_OF_A_TASK, Message, messages, publisher
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.receivers import read_gaps, read_receiver_records
+from celery_monitor.store.series import read_series
+from celery_monitor.store.tasks.page import count_states
 
 PER_MESSAGE = 10
 DONE_SECONDS = 300
@@ -64,7 +62,9 @@ class Receivers:
     def wait(self) -> None:
         """Until it is connected."""
         began = time.time()
-        while not any(each.connected and (each.updated_at or 0.0) > began for each in queries.health(self._store)):
+        while not any(
+            each.connected and (each.updated_at or 0.0) > began for each in read_receiver_records(self._store)
+        ):
             time.sleep(0.05)
 
     def kill(self) -> None:
@@ -89,7 +89,7 @@ def kill_at_random(receivers: Receivers, kills: int, sending: threading.Thread, 
 
 
 def stored(store: Store) -> dict[TaskState, int]:
-    return {state: count for state, count in queries.state_counts(store).items() if count}
+    return {state: count for state, count in count_states(store).items() if count}
 
 
 def run(options: argparse.Namespace, folder: Path) -> bool:
@@ -97,7 +97,16 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     node = f"bench-{uuid4().hex[:8]}"
     sent = messages(options.tasks * EVENTS_OF_A_TASK, PER_MESSAGE)
     expected = ledger(sent)
-    command = [sys.executable, "-m", "monitor", "receive", "--broker", f"shop={options.broker}", "--node-id", node]
+    command = [
+        sys.executable,
+        "-m",
+        "celery_monitor",
+        "receive",
+        "--broker",
+        f"shop={options.broker}",
+        "--node-id",
+        node,
+    ]
     with closing(open_store(database)) as store:
         receivers = Receivers([*command, "--database", database], folder, store)
         try:
@@ -112,9 +121,9 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
                 time.sleep(0.5)
             seconds = time.monotonic() - began
             now = time.time()
-            series = queries.series(store, since=now - 86400, until=now)
+            series = read_series(store, since=now - 86400, until=now)
             counted = sum(bucket.succeeded + bucket.failed for bucket in series.buckets)
-            gaps = [gap for gap in queries.gaps(store, 0.0) if gap.dropped != 0]
+            gaps = [gap for gap in read_gaps(store, 0.0) if gap.dropped != 0]
         finally:
             receivers.end()
     print(f"{kills} kills in {seconds:.0f} s, {options.tasks} tasks, {len(sent) * PER_MESSAGE} events")

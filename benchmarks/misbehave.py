@@ -20,14 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import closing
-from contextlib import contextmanager
-from contextlib import suppress
-from dataclasses import dataclass
-from dataclasses import field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,19 +30,12 @@ from typing import Literal
 
 import redis
 from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import Page
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
-from tests.apps.basic import BROKER_VARIABLE
-from tests.apps.basic import CONFIG_VARIABLE
+from tests.apps.basic import BROKER_VARIABLE, CONFIG_VARIABLE
 from tests.e2e.conftest import SWITCHES
-from tests.faults.dashboard import START_SECONDS
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
-from tests.workers import ROOT
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.faults.dashboard import START_SECONDS, Dashboard, serving
+from tests.workers import ROOT, Worker, running_worker, wait_for
 
 APP = "tests.apps.misbehaving"
 LONGEST_SECONDS = 75.0

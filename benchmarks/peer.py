@@ -4,21 +4,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measuring import children
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import memory
-from benchmarks.measuring import running
-from benchmarks.measuring import text_at
-from benchmarks.measuring import until
-from benchmarks.stream import WORKERS
-from benchmarks.stream import Publisher
-from benchmarks.stream import heartbeat
+from benchmarks.measuring import children, cpu_seconds, memory, running, text_at, until
+from benchmarks.stream import WORKERS, Publisher, heartbeat
 
 
 class Flower(NamedTuple):

@@ -12,23 +12,21 @@ import sqlite3
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from monitor.filters import parse
-from monitor.records import Outcome
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Prepared
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.rows import TASK_COLUMNS
-from monitor.store.schema import OUTCOME_CODES
-from monitor.store.schema import STATE_CODES
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.records.task import Outcome, TaskState
+from celery_monitor.store import schema
+from celery_monitor.store.engine import PreparedStatement, Store, open_store
+from celery_monitor.store.failures import read_failure_groups
+from celery_monitor.store.schema import OUTCOME_CODES, STATE_CODES
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.facets import read_facets
+from celery_monitor.store.tasks.page import count_states, find_tasks
+from celery_monitor.store.tasks.rows import TASK_COLUMNS
 
 BEGIN = 1_780_000_000.0
 NAMES, QUEUES, WORKERS, GROUPS = 500, 200, 300, 200
@@ -72,7 +70,7 @@ def rows(count: int, shared: int) -> Iterator[tuple[object, ...]]:
 
 
 def seed(store: Store, count: int, shared: int) -> None:
-    insert = Prepared(store, schema.task.insert(), TASK_COLUMNS)
+    insert = PreparedStatement(store, schema.task.insert(), TASK_COLUMNS)
     counts: Counter[tuple[int, int, int, int]] = Counter()
     with store.begin() as connection:
         connection.execute(schema.cluster.insert().values(id=1, name="shop"))
@@ -127,7 +125,7 @@ LISTS = (
 
 def measures(store: Store, count: int) -> Iterator[tuple[str, Callable[[], object]]]:
     now = BEGIN + count / 10
-    first = queries.tasks(store, parse("", now))
+    first = find_tasks(store, parse("", now))
     some = first.items[25].id
     fifty = [each.pk for each in first.items]
 
@@ -136,23 +134,23 @@ def measures(store: Store, count: int) -> Iterator[tuple[str, Callable[[], objec
             return connection.execute(sa.select(schema.task).where(schema.task.c.id.in_(fifty))).all()
 
     yield "limit: fifty rows by number", by_number
-    yield "task", lambda: queries.task(store, some)
-    yield "by id", lambda: queries.tasks(store, parse(f"id:{some}", now))
-    yield "by bare id", lambda: queries.tasks(store, parse(some, now))
+    yield "task", lambda: read_task(store, some)
+    yield "by id", lambda: find_tasks(store, parse(f"id:{some}", now))
+    yield "by bare id", lambda: find_tasks(store, parse(some, now))
     for text in LISTS:
         wanted = parse(text, now)
-        yield f"list {text}", lambda wanted=wanted: queries.tasks(store, wanted)  # type: ignore[misc]
+        yield f"list {text}", lambda wanted=wanted: find_tasks(store, wanted)  # type: ignore[misc]
     for text in ("", "state:failed", "runtime:>5s"):
         wanted = parse(text, now)
-        cursor = queries.tasks(store, wanted).next
-        yield f"next {text}", lambda wanted=wanted, cursor=cursor: queries.tasks(store, wanted, cursor=cursor)  # type: ignore[misc]
+        cursor = find_tasks(store, wanted).next
+        yield f"next {text}", lambda wanted=wanted, cursor=cursor: find_tasks(store, wanted, cursor=cursor)  # type: ignore[misc]
     for text in ("", "state:failed", "name:shop.task3 state:failed", "runtime:>5s"):
         wanted = parse(text, now)
-        yield f"facets {text}", lambda wanted=wanted: queries.facets(store, wanted)  # type: ignore[misc]
+        yield f"facets {text}", lambda wanted=wanted: read_facets(store, wanted)  # type: ignore[misc]
     for sort in ("-runtime", "name"):
-        yield f"sort {sort}", lambda sort=sort: queries.tasks(store, parse("", now), sort=sort)  # type: ignore[misc]
-    yield "failure groups 24 h", lambda: queries.failure_groups(store, since=now - 86400)
-    yield "state counts", lambda: queries.state_counts(store)
+        yield f"sort {sort}", lambda sort=sort: find_tasks(store, parse("", now), sort=sort)  # type: ignore[misc]
+    yield "failure groups 24 h", lambda: read_failure_groups(store, since=now - 86400)
+    yield "state counts", lambda: count_states(store)
 
 
 def main() -> None:

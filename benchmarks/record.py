@@ -10,14 +10,13 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from benchmarks.stream import messages
-from monitor.receiver.decode import decode
-from monitor.records import Delivery
-from monitor.settings import Settings
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.partitions import CLUSTER_BITS
-from monitor.store.partitions import TaskNumbers
-from monitor.store.writer import Writer
+from celery_monitor.receiver.decode import decode
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.partitions import CLUSTER_BITS, TaskNumbers
+from celery_monitor.store.writer import Writer
 
 CLUSTER = "default"
 WRITTEN = 100_000  # tasks that go through the writer

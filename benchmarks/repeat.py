@@ -6,8 +6,8 @@ share are those of one, and workflows stand in the last day only.
 
 import sqlalchemy as sa
 
-from monitor.store import schema
-from monitor.store.engine import Store
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
 
 DAY = 86_400
 TIMES = ("seen", "received", "started", "ended", "eta", "ready", "sent", "expires")

@@ -13,8 +13,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -22,23 +21,23 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.flow import Flow
-from benchmarks.flow import Sending
-from benchmarks.measuring import MEGABYTE
-from benchmarks.measuring import columns
-from benchmarks.measuring import cpu_seconds
-from benchmarks.measuring import ended
-from benchmarks.measuring import headed
-from benchmarks.measuring import memory
-from benchmarks.measuring import options
-from benchmarks.measuring import quantile
-from benchmarks.measuring import row
-from benchmarks.measuring import sampling
-from benchmarks.measuring import until
+from benchmarks.flow import Flow, Sending
+from benchmarks.measuring import (
+    MEGABYTE,
+    columns,
+    cpu_seconds,
+    ended,
+    headed,
+    memory,
+    options,
+    quantile,
+    row,
+    sampling,
+    until,
+)
 from benchmarks.peer import settled
 from benchmarks.stream import publisher
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
+from tests.faults.dashboard import Dashboard, serving
 
 SAMPLE_SECONDS = 5.0
 WIDTH, HEIGHT, LEFT, PANEL = 720, 110, 64, 26  # of one panel in the plot; room for its numbers and its title

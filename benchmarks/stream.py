@@ -5,12 +5,9 @@ import random
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Iterable
-from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
-from typing import Any
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import UUID
 

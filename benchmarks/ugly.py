@@ -18,8 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from heapq import merge
 from itertools import islice
 from pathlib import Path
@@ -28,24 +27,24 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
-from benchmarks.measuring import chromium
-from benchmarks.measuring import cpu_seconds
-from monitor.records import Action
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import Queue
-from monitor.records import ReceiverHealth
-from monitor.records import ScheduleEntry
-from monitor.records import TaskState
-from monitor.records import Worker
-from monitor.records import WorkerStatus
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.schedule import save_schedule
-from monitor.store.writer import Writer
+from benchmarks.measuring import chromium, cpu_seconds
+from celery_monitor.records.event import Event
+from celery_monitor.records.page import Action
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.records.schedule import ScheduleEntry
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.settings import Settings
+from celery_monitor.store.actions import record_action
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.failures import read_failure_groups
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.receivers import save_health
+from celery_monitor.store.schedule import save_schedule
+from celery_monitor.store.tasks.page import count_states
+from celery_monitor.store.workers import save_workers
+from celery_monitor.store.writer import Writer
 
 CLUSTER = "shop"
 NAMES, QUEUES, WORKERS, GROUPS, CHILDREN, ENTRIES, ACTIONS = 500, 200, 300, 200, 10_000, 120, 500
@@ -169,11 +168,11 @@ def fill(store: Store, tasks: int) -> None:
     while batch := list(islice(stream, BATCH)):
         writer.write([Delivery(batch, batch[-1].timestamp)])
     for minute in range(0, 1440, 5):
-        journal.save_queues(store, CLUSTER, [sampled(each, minute) for each in range(QUEUES)], BEGAN + 60.0 * minute)
+        save_queues(store, CLUSTER, [sampled(each, minute) for each in range(QUEUES)], BEGAN + 60.0 * minute)
     for each in range(ACTIONS):
         verb, target = ("retry", "revoke", "purge")[each % 3], queue_name(each % QUEUES)
         told = Action(at=BEGAN + each * 100, actor=f"person{each % 9}", action=verb, cluster=CLUSTER, target=target)
-        journal.record_action(store, told)
+        record_action(store, told)
 
 
 def sampled(number: int, minute: int) -> Queue:
@@ -186,11 +185,11 @@ def freshen(store: Store) -> None:
     """What is of this minute: the receiver, the workers, the queues, the schedule."""
     now = time.time()
     with store.begin() as connection:
-        journal.save_workers(store, connection, 1, [worker(each, now) for each in range(WORKERS)])
+        save_workers(store, connection, 1, [worker(each, now) for each in range(WORKERS)])
     health = ReceiverHealth(cluster=CLUSTER, connected=True, source="redis", last_event_at=now, lag_seconds=0.1)
-    journal.save_health(store, replace(health, events_total=4_000_000, updated_at=now + 3600))
+    save_health(store, replace(health, events_total=4_000_000, updated_at=now + 3600))
     queues = [replace(sampled(each, 1440), oldest=now - each * 17 - 5) for each in range(QUEUES)]
-    journal.save_queues(store, CLUSTER, queues, now)
+    save_queues(store, CLUSTER, queues, now)
     known = names()
     save_schedule(store, CLUSTER, [entry(each, known) for each in range(ENTRIES)], now)
 
@@ -236,7 +235,7 @@ def entry(number: int, known: list[str]) -> ScheduleEntry:
 
 @contextmanager
 def served(database: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "monitor", "web", "--broker", f"{CLUSTER}=redis://127.0.0.1:1/0"]
+    command = [sys.executable, "-m", "celery_monitor", "web", "--broker", f"{CLUSTER}=redis://127.0.0.1:1/0"]
     process = subprocess.Popen([*command, "--database", database, "--port", str(port), "--log-level", "error"])
     try:
         for _ in range(300):
@@ -297,13 +296,13 @@ def main() -> None:
     options.add_argument("--shots", type=Path)
     given = options.parse_args()
     store = open_store(given.database)
-    if not any(queries.state_counts(store).values()):
+    if not any(count_states(store).values()):
         began = time.perf_counter()
         fill(store, given.tasks)
         print(f"filled in {time.perf_counter() - began:.0f} s")
     freshen(store)
-    counts = queries.state_counts(store)
-    groups = len(queries.failure_groups(store, since=BEGAN - DAY, limit=1000))
+    counts = count_states(store)
+    groups = len(read_failure_groups(store, since=BEGAN - DAY, limit=1000))
     print(f"{sum(counts.values()):,} tasks, {counts[TaskState.FAILURE]:,} failures in {groups} groups")
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
     store.close()

@@ -11,10 +11,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from demo_workers.routing import DEFAULT_QUEUE
-from demo_workers.routing import EXCHANGE
-from demo_workers.routing import QUEUES
-from demo_workers.routing import ROUTES
+from demo_workers.routing import DEFAULT_QUEUE, EXCHANGE, QUEUES, ROUTES
 from demo_workers.schedule import SCHEDULE
 
 BROKER_URL = os.environ.get("DEMO_BROKER", "redis://127.0.0.1:6379/0")

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from amqp.exceptions import ChannelError
 
 from demo_workers.app import app
-from demo_workers.routing import EXCHANGE
-from demo_workers.routing import QUEUES
+from demo_workers.routing import EXCHANGE, QUEUES
 
 logger = logging.getLogger(__name__)
 

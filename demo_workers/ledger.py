@@ -2,8 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from demo_workers.app import DIRECTORY
 

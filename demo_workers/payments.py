@@ -12,8 +12,7 @@ from typing import Any
 from celery import Task
 
 from demo_workers.app import app
-from demo_workers.ledger import count_attempt
-from demo_workers.ledger import record_payment
+from demo_workers.ledger import count_attempt, record_payment
 
 DROPPED_LINE = 7
 REFUSED_CARD = 3

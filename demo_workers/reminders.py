@@ -3,9 +3,7 @@
 The worker takes a task with an ETA at once and holds it, so a far ETA ties up memory: minutes, not months.
 """
 
-from datetime import UTC
-from datetime import datetime
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from demo_workers.app import app
 

@@ -3,8 +3,7 @@
 A task goes to the queue that its route names; a worker serves the queues after ``-Q``.
 """
 
-from kombu.entity import Exchange
-from kombu.entity import Queue
+from kombu.entity import Exchange, Queue
 
 EXCHANGE = Exchange("demo-shop", type="direct")
 DEFAULT_QUEUE = "demo-shop.orders"

@@ -8,18 +8,12 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kombu.exceptions import OperationalError
 
-from demo_workers import mail
-from demo_workers import misbehave
-from demo_workers import payments
-from demo_workers import reminders
-from demo_workers import warehouse
-from demo_workers import workflows
+from demo_workers import mail, misbehave, payments, reminders, warehouse, workflows
 
 logger = logging.getLogger(__name__)
 

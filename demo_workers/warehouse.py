@@ -7,8 +7,7 @@ import random
 import time
 from typing import Any
 
-from celery.exceptions import Reject
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from demo_workers.app import app
 

@@ -4,18 +4,12 @@ A signature, ``task.s(...)``, is a call that has not been made yet. The result o
 the next; ``.si(...)`` is immutable and takes no such argument.
 """
 
-from celery import chain
-from celery import chord
-from celery import group
+from celery import chain, chord, group
 
 from demo_workers.app import app
 from demo_workers.mail import receipt
-from demo_workers.payments import charge
-from demo_workers.payments import note_failure
-from demo_workers.warehouse import SHELVES
-from demo_workers.warehouse import count_shelf
-from demo_workers.warehouse import pick
-from demo_workers.warehouse import print_label
+from demo_workers.payments import charge, note_failure
+from demo_workers.warehouse import SHELVES, count_shelf, pick, print_label
 
 
 @app.task(name="workflows.check_out")

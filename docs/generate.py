@@ -2,21 +2,16 @@
 
 from pathlib import Path
 
-from monitor.control.commands import Command
-from monitor.control.commands import summary_of
-from monitor.control.perform import COMMANDS
-from monitor.control.perform import REQUIRED_ROLE
-from monitor.filter_values import FIELDS
-from monitor.filter_values import STATES_BY_WORD
-from monitor.settings import ENVIRONMENT_PREFIX
-from monitor.settings import SETTINGS
-from monitor.settings import Settings
+from celery_monitor.control.commands import Command, summary_of
+from celery_monitor.control.perform import COMMANDS, REQUIRED_ROLE
+from celery_monitor.core.filters.values import FIELDS, STATES_BY_WORD
+from celery_monitor.settings import ENVIRONMENT_PREFIX, SETTINGS, Settings
 
 HERE = Path(__file__).parent
 SETTINGS_INTRODUCTION = """\
 # Settings
 
-Written by `make docs` from the table in `monitor/settings.py`.
+Written by `make docs` from the table in `monitor/celery_monitor/settings.py`.
 
 A setting is taken from the command line, else from the environment, else from the TOML file given with
 `--config FILE`, else it has its default. A name that does not exist is an error, wherever it stands.
@@ -35,7 +30,7 @@ In the environment, a setting that may be given several times takes its values s
 FILTERS_INTRODUCTION = """\
 # The filter language
 
-Written by `make docs`; the tables come from `monitor/filter_values.py`.
+Written by `make docs`; the tables come from `monitor/celery_monitor/core/filters/values.py`.
 
 The same text works in the search field, in the address of a page (`/tasks?q=...`) and in the API
 (`/api/v1/tasks?q=...`):
@@ -79,7 +74,7 @@ no other task, and Celery's own retries are counted by `retries`.
 ACTIONS_INTRODUCTION = """\
 # Actions
 
-Written by `make docs`; the table comes from the commands in `monitor/control/`.
+Written by `make docs`; the table comes from the commands in `monitor/celery_monitor/control/`.
 
 Everything that changes a cluster passes one door: it is refused to who may not do it, refused to everybody on a
 read-only dashboard, and written down on `/actions` with its outcome, denials too.

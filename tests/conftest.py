@@ -9,21 +9,17 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 import redis
-from hypothesis import HealthCheck
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.databases import empty_record
-from tests.servers import free_port
-from tests.servers import running_rabbitmq
-from tests.servers import running_redis
+from tests.servers import free_port, running_rabbitmq, running_redis
 
 FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
 POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test").replace("+psycopg", "")

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from monitor.store.engine import open_store
+from celery_monitor.store.engine import open_store
 
 
 @cache

@@ -4,11 +4,8 @@ import json
 from itertools import count
 from uuid import UUID
 
-from monitor.records import Event
-from monitor.records import Message
-from monitor.records import Run
-from monitor.records import Task
-from monitor.records import TaskState
+from celery_monitor.records.event import Event, Message
+from celery_monitor.records.task import Run, Task, TaskState
 
 NOW = 1_780_000_000.0
 _numbers = count(1)

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import assume
-from hypothesis import example
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from monitor.addresses import masked
-from monitor.addresses import without_password
-from monitor.cli import celery_command
-from monitor.cli import main
-from monitor.errors import MonitorError
-from monitor.settings import parse_broker
-from tests.test_cli import call
-from tests.test_cli import environ
+from celery_monitor.addresses import masked, without_password
+from celery_monitor.cli import celery_command, main
+from celery_monitor.errors import MonitorError
+from celery_monitor.settings import parse_broker
+from tests.test_cli import call, environ
 from tests.workers import ROOT
 
 SECRET = "S3CRETx"
@@ -230,7 +225,7 @@ def test_an_address_within_a_text_is_masked(text: str, shown: str) -> None:
 
 def test_a_log_line_and_its_traceback_show_no_password(tmp_path: Path) -> None:
     program = (
-        "import logging; from monitor.supervise import configure_logging; configure_logging('info')\n"
+        "import logging; from celery_monitor.supervise import configure_logging; configure_logging('info')\n"
         f"try: raise ValueError('redis://:{SECRET}@h')\n"
         f"except ValueError: logging.exception('no redis://:{SECRET}@h here')\n"
     )

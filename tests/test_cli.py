@@ -6,16 +6,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from collections.abc import Sequence
-from contextlib import contextmanager
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from monitor.cli import application_name
-from monitor.settings import SETTINGS
+from celery_monitor.cli import application_name
+from celery_monitor.settings import SETTINGS
 from tests.workers import wait_for
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +26,7 @@ def environ(**more: str) -> dict[str, str]:
 
 
 def call(*arguments: str, directory: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "monitor", *arguments]
+    command = [sys.executable, "-m", "celery_monitor", *arguments]
     return subprocess.run(
         command, cwd=directory, env=environ(**more), capture_output=True, text=True, timeout=60, check=False
     )
@@ -74,11 +72,19 @@ def await_end(group: int) -> None:
 
 
 def test_a_worker_that_looks_for_commands_loads_no_dashboard(tmp_path: Path) -> None:
-    names = "celery.bin.celery", "monitor.cli", "monitor.web", "monitor.store", "sqlalchemy", "starlette", "uvicorn"
+    names = (
+        "celery.bin.celery",
+        "celery_monitor.cli",
+        "celery_monitor.web",
+        "celery_monitor.store",
+        "sqlalchemy",
+        "starlette",
+        "uvicorn",
+    )
     program = f"import sys, celery.bin.celery; print(*(each for each in {names} if each in sys.modules))"
     command = [sys.executable, "-c", program]
     loaded = subprocess.check_output(command, cwd=tmp_path, env=environ(), text=True, timeout=60).split()
-    assert loaded == ["celery.bin.celery", "monitor.cli"]
+    assert loaded == ["celery.bin.celery", "celery_monitor.cli"]
 
 
 @pytest.mark.parametrize("command", ["serve", "receive", "web"])
@@ -133,7 +139,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
 
 
 def test_serve_answers_and_sigterm_ends_all_of_it(redis_url: str, tmp_path: Path) -> None:
-    arguments = ("monitor", "serve", "--broker", f"shop={redis_url}", "--port", "0", "--node-id", "test-cli")
+    arguments = ("celery_monitor", "serve", "--broker", f"shop={redis_url}", "--port", "0", "--node-id", "test-cli")
     with running(arguments, tmp_path) as (program, address):
         assert fetch(f"{address}healthcheck") == "OK"
         assert '"cluster":"shop"' in fetch(f"{address}api/v1/health")
@@ -145,7 +151,7 @@ def test_serve_answers_and_sigterm_ends_all_of_it(redis_url: str, tmp_path: Path
 
 
 def test_a_dead_web_process_is_started_again(redis_url: str, tmp_path: Path) -> None:
-    arguments = ("monitor", "serve", "--broker", redis_url, "--port", "0")
+    arguments = ("celery_monitor", "serve", "--broker", redis_url, "--port", "0")
     with running(arguments, tmp_path) as (program, address):
         for pid in set(members(program.pid)) - {program.pid}:
             os.kill(pid, signal.SIGKILL)
@@ -162,7 +168,7 @@ def fetch_patiently(url: str) -> str:
 
 
 def test_children_end_when_the_parent_is_killed(redis_url: str, tmp_path: Path) -> None:
-    with running(("monitor", "serve", "--broker", redis_url, "--port", "0"), tmp_path) as (program, _):
+    with running(("celery_monitor", "serve", "--broker", redis_url, "--port", "0"), tmp_path) as (program, _):
         program.kill()
         program.wait(ANSWER_SECONDS)
         await_end(program.pid)

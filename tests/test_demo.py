@@ -10,9 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.test_cli import ANSWER_SECONDS
-from tests.test_cli import fetch
-from tests.test_cli import running
+from tests.test_cli import ANSWER_SECONDS, fetch, running
 from tests.workers import wait_for
 
 
@@ -61,7 +59,7 @@ def test_the_demo_shows_work_and_leaves_nothing(broker: str, tmp_path: Path) -> 
     scratch.mkdir()
     here = tmp_path / "here"
     here.mkdir()
-    options = ("monitor", "demo", "--port", "0", "--broker", broker, "--rate", "11", "--failures", "0.3")
+    options = ("celery_monitor", "demo", "--port", "0", "--broker", broker, "--rate", "11", "--failures", "0.3")
     with running(options, here, TMPDIR=str(scratch)) as (program, address):
         assert await_found(address, "state:succeeded")
         refused = await_found(address, "state:failed name:payments.charge")
@@ -79,7 +77,7 @@ def test_the_demo_shows_work_and_leaves_nothing(broker: str, tmp_path: Path) -> 
 
 
 def test_killed_the_demo_takes_everything_with_it(tmp_path: Path) -> None:
-    options = ("monitor", "demo", "--port", "0", "--dir", "kept")
+    options = ("celery_monitor", "demo", "--port", "0", "--dir", "kept")
     with running(options, tmp_path) as (program, address):
         await_found(address, "state:succeeded")
         started = descendants(program.pid)

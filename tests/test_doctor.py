@@ -14,19 +14,17 @@ import pytest
 import redis
 from amqp import Connection
 
-from monitor.doctor import Report
-from monitor.doctor import lines
-from monitor.findings import failing_helpers
-from monitor.records import FailingHelper
-from monitor.records import ReceiverHealth
-from monitor.store.engine import open_store
+from celery_monitor.core.findings import failing_helpers
+from celery_monitor.doctor import Report, lines
+from celery_monitor.records.receiver import FailingHelper, ReceiverHealth
+from celery_monitor.store.engine import open_store
 from tests.receiver.sources.conftest import delete_queue
 from tests.servers import running_redis
 from tests.test_cli import call
 from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "doctor.md"
-SOURCES = ("diagnosis.py", "findings.py", "doctor.py")
+SOURCES = ("core/checks.py", "core/findings.py", "doctor.py")
 CAPTURE = {"*": {"Request": "celery_monitor_capture:Request"}}
 WELL = {"task_send_sent_event": True, "worker_send_task_events": True, "task_annotations": CAPTURE}
 
@@ -148,7 +146,7 @@ def test_what_fails_within_the_receiver_is_said_with_its_time() -> None:
 
 
 def test_every_check_stands_in_its_document() -> None:
-    package = Path(__file__).parent.parent / "monitor"
+    package = Path(__file__).parent.parent / "monitor" / "celery_monitor"
     source = "".join((package / name).read_text() for name in SOURCES)
     checks = set(re.findall(r'Finding\(\s*"([^"]+)"', source))
     assert len(checks) > 10

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,10 @@ from urllib.parse import quote
 
 import pytest
 
-from monitor.brokers.application import broker_of
-from monitor.brokers.application import read_application
-from monitor.brokers.ends import Ends
-from monitor.settings import Settings
-from tests.test_cli import environ
-from tests.test_cli import fetch
-from tests.test_cli import members
-from tests.test_cli import running
+from celery_monitor.brokers.application import broker_of, read_application
+from celery_monitor.brokers.results import ResultReader
+from celery_monitor.settings import Settings
+from tests.test_cli import environ, fetch, members, running
 from tests.workers import wait_for
 
 PROJECTS = Path(__file__).parent / "projects"
@@ -137,7 +132,7 @@ def holders(group: int, file: Path) -> list[int]:
 
 @pytest.mark.parametrize("project", ALL, ids=lambda each: each.app)
 def test_project_is_watched_as_it_is_configured(project: Project, redis_url: str, tmp_path: Path) -> None:
-    arguments = ("monitor", "serve", "-A", project.app) if project.command == SERVE else ()
+    arguments = ("celery_monitor", "serve", "-A", project.app) if project.command == SERVE else ()
     arguments = arguments or ("celery", "-A", project.app, "monitor")
     ledger = tmp_path / "ledger"
     ledger.mkdir()
@@ -172,7 +167,7 @@ def results_are_read(shop: Shop, failed: str, paid: str) -> None:
             patch.setenv(name, value)
         application = read_application(shop.project.app)
     settings = Settings(application=application)
-    ends = Ends(broker_of(application), settings).of([failed, paid, "nobody's"])
+    ends = ResultReader(broker_of(application), settings).of([failed, paid, "nobody's"])
     assert ends is not None
     assert ends.keys() == {failed, paid}
     assert (ends[paid].event, ends[paid].result) == ("task-succeeded", "{'paid': 'order 17'}")
@@ -184,7 +179,7 @@ def results_are_read(shop: Shop, failed: str, paid: str) -> None:
 
 
 def doctor_says(shop: Shop) -> None:
-    done = shop.call("-m", "monitor", "doctor", "-A", shop.project.app, "--json")
+    done = shop.call("-m", "celery_monitor", "doctor", "-A", shop.project.app, "--json")
     found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
     assert found["workers"]["what"] == "1 answer: till@shop."
     assert found["sent events"]["level"] == "ok"

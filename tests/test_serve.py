@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from monitor.serve import bind
+from celery_monitor.serve import bind
 
 
 def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:

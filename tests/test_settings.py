@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.errors import SettingsError
-from monitor.settings import SETTINGS
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.settings import load
-from monitor.settings import parse_broker
+from celery_monitor.errors import SettingsError
+from celery_monitor.settings import SETTINGS, Broker, Settings, load, parse_broker
 
 ROOT = Path(__file__).parent.parent
 OTHER = {

@@ -13,13 +13,8 @@ from threading import Event
 
 import pytest
 
-from monitor.errors import StoreUnavailable
-from monitor.supervise import Ending
-from monitor.supervise import Job
-from monitor.supervise import Process
-from monitor.supervise import Program
-from monitor.supervise import PythonCall
-from monitor.supervise import Supervisor
+from celery_monitor.errors import StoreUnavailable
+from celery_monitor.supervise import ChildJob, ChildProcess, Ending, Program, PythonCall, Supervisor
 from tests.workers import wait_for
 
 REPORT = """
@@ -53,7 +48,7 @@ def write_state(file: Path, stop: Event) -> None:
 
 
 @contextmanager
-def supervised(job: Job) -> Iterator[Supervisor]:
+def supervised(job: ChildJob) -> Iterator[Supervisor]:
     supervisor = Supervisor()
     supervisor.start([job])
     try:
@@ -123,12 +118,16 @@ def test_a_program_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_receiver_has_no_web_framework() -> None:
-    program = "import sys, monitor.receiver.process; print(*({'starlette', 'uvicorn', 'jinja2'} & sys.modules.keys()))"
+    program = (
+        "import sys, celery_monitor.receiver.process; print(*({'starlette', 'uvicorn', 'jinja2'} & sys.modules.keys()))"
+    )
     assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split() == []
 
 
 def test_what_serves_loads_neither_receiver_nor_web_server() -> None:
-    program = "import sys, monitor.serve; print(*({'monitor.receiver.ingest', 'uvicorn'} & sys.modules.keys()))"
+    program = (
+        "import sys, celery_monitor.serve; print(*({'celery_monitor.receiver.ingest', 'uvicorn'} & sys.modules.keys()))"
+    )
     assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split() == []
 
 
@@ -160,7 +159,7 @@ def kill_itself(stop: Event) -> None:
 )
 def test_a_child_is_restarted_and_its_end_reported_with_the_cause(function: str, cause: str) -> None:
     endings: list[Ending] = []
-    with supervised(Job("failing", partial(call, function), ended=endings.append)) as supervisor:
+    with supervised(ChildJob("failing", partial(call, function), ended=endings.append)) as supervisor:
         while len(endings) < 2:
             supervisor.restart_ended()
     assert [(each.cause, each.failures) for each in endings] == [(cause, 1), (cause, 2)]
@@ -168,13 +167,13 @@ def test_a_child_is_restarted_and_its_end_reported_with_the_cause(function: str,
 
 
 def test_a_killed_child_is_replaced(tmp_path: Path) -> None:
-    started: list[Process] = []
+    started: list[ChildProcess] = []
 
-    def start() -> Process:
+    def start() -> ChildProcess:
         started.append(call("write_state", tmp_path / str(len(started))))
         return started[-1]
 
-    with supervised(Job("state", start)) as supervisor:
+    with supervised(ChildJob("state", start)) as supervisor:
         wait_for((tmp_path / "0").exists, 60, "the first child")
         os.kill(started[0].pid, signal.SIGKILL)
         while len(started) == 1:

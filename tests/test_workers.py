@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import running_worker, wait_for
 
 
 def test_worker_runs_a_task_and_ends_with_its_pool(broker_url: str) -> None:

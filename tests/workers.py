@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence
-from contextlib import contextmanager
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +18,7 @@ from amqp.exceptions import ChannelError
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tests.apps.basic import BROKER_VARIABLE
-from tests.apps.basic import CONFIG_VARIABLE
-from tests.apps.basic import make_app
+from tests.apps.basic import BROKER_VARIABLE, CONFIG_VARIABLE, make_app
 
 ROOT = Path(__file__).parent.parent
 STOP_SECONDS = 15

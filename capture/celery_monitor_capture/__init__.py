@@ -26,9 +26,7 @@ from contextlib import suppress
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import Ignore
-from celery.exceptions import Reject
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.json import dumps
 

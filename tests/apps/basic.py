@@ -9,14 +9,10 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from typing import TypeVar
-from typing import cast
+from typing import Any, TypeVar, cast
 
-from celery import Celery
-from celery import group
-from celery.exceptions import Ignore
-from celery.exceptions import Reject
+from celery import Celery, group
+from celery.exceptions import Ignore, Reject
 
 BROKER_VARIABLE = "TEST_APP_BROKER"
 CONFIG_VARIABLE = "TEST_APP_CONFIG"

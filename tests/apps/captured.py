@@ -6,8 +6,7 @@ from typing import Any
 
 import celery_monitor_capture
 
-from tests.apps.basic import app
-from tests.apps.basic import task
+from tests.apps.basic import app, task
 from tests.apps.order import Order
 
 __all__ = ["app"]

@@ -1,11 +1,9 @@
 """Writes a schedule as a Django project does: its migrations, then its models. Takes the address of a database."""
 
 import sys
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qs
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import django
 from django.apps import apps

@@ -4,8 +4,7 @@ import os
 
 import redis
 
-from tests.apps.basic import app
-from tests.apps.basic import task
+from tests.apps.basic import app, task
 
 LEDGER_VARIABLE = "TEST_LEDGER_URL"
 _clients: dict[int, "redis.Redis"] = {}  # a forked pool process must not share its parent's socket

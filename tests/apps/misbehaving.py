@@ -7,9 +7,7 @@ from typing import Any
 
 from celery import chord
 
-from tests.apps.basic import BROKER_VARIABLE
-from tests.apps.basic import CONFIG_VARIABLE
-from tests.apps.basic import make_app
+from tests.apps.basic import BROKER_VARIABLE, CONFIG_VARIABLE, make_app
 
 app = make_app(os.environ.get(BROKER_VARIABLE, "memory://"), **json.loads(os.environ.get(CONFIG_VARIABLE, "{}")))
 

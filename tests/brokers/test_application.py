@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from monitor.application import Application
-from monitor.brokers.application import read_application
-from monitor.brokers.connection import app_for
-from monitor.brokers.results import result_backend
-from monitor.errors import SettingsError
-from monitor.serve import with_application
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.brokers.application import read_application
+from celery_monitor.brokers.connection import app_for
+from celery_monitor.brokers.results import result_backend
+from celery_monitor.errors import SettingsError
+from celery_monitor.records.application import Application
+from celery_monitor.serve import with_application
+from celery_monitor.settings import Broker, Settings
 from tests.workers import wait_for
 
 ODD = """

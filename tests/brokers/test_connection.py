@@ -2,18 +2,10 @@
 
 import pytest
 
-from monitor.brokers.connection import app_for
-from monitor.brokers.connection import explained
-from monitor.brokers.connection import require_events
-from monitor.brokers.connection import transport_of
-from monitor.brokers.connection import transport_options
-from monitor.brokers.connection import without_password
-from monitor.brokers.link import AGAIN_SECONDS
-from monitor.brokers.link import link
-from monitor.errors import BrokerUnavailable
-from monitor.errors import SettingsError
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.addresses import require_events, transport_of, without_password
+from celery_monitor.brokers.connection import AGAIN_SECONDS, app_for, explained, link, transport_options
+from celery_monitor.errors import BrokerUnavailable, SettingsError
+from celery_monitor.settings import Broker, Settings
 from tests.servers import free_port
 
 BROKER = Broker("shop", "redis://localhost:6399/9")

@@ -5,24 +5,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
-from http.server import HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
-from kombu import Connection
-from kombu import Exchange
+from kombu import Connection, Exchange
 from kombu import Queue as Declared
 
-from monitor.brokers.depth import make_probe
-from monitor.brokers.heads import Heads
-from monitor.brokers.heads import Markers
-from monitor.errors import BrokerUnavailable
-from monitor.records import Queue
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.brokers.oldest_message import Markers, QueueHeads
+from celery_monitor.brokers.transports import make_probe
+from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.records.queue import Queue
+from celery_monitor.settings import Broker, Settings
 
 SETTINGS = Settings()
 
@@ -278,7 +274,7 @@ def test_markers_leave_in_order_and_are_asked_for_seldom() -> None:
 
 
 def test_head_of_a_queue_without_consumers_is_new_once_it_shrinks() -> None:
-    heads = Heads()
+    heads = QueueHeads()
     assert heads.see("mail", "unconsumed", 100.0, 5) is None
     assert heads.see("mail", "unconsumed", 103.0, 9) == 100.0
     assert heads.see("mail", "unconsumed", 107.0, 8) is None

@@ -2,17 +2,15 @@
 
 import pytest
 
-from monitor.application import Application
-from monitor.brokers.ends import Ends
-from monitor.brokers.ends import read_end
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.brokers.results import ResultReader, read_end
+from celery_monitor.records.application import Application
+from celery_monitor.settings import Broker, Settings
 
 
 def test_result_backend_that_is_away_says_nothing_and_one_that_is_not_given_knows_nothing() -> None:
     broker = Broker("shop", "redis://127.0.0.1:1/0")
-    assert Ends(broker, Settings()).of(["a"]) == {}
-    assert Ends(broker, Settings(result_backend=(broker,))).of(["a"]) is None
+    assert ResultReader(broker, Settings()).of(["a"]) == {}
+    assert ResultReader(broker, Settings(result_backend=(broker,))).of(["a"]) is None
 
 
 def test_backend_that_is_not_read_is_named_in_the_evidence() -> None:
@@ -20,10 +18,10 @@ def test_backend_that_is_not_read_is_named_in_the_evidence() -> None:
     application = Application(
         conf={"result_backend": "rpc://"}, broker_read_url=broker.url, broker_write_url=broker.url
     )
-    ends = Ends(broker, Settings(application=application))
+    ends = ResultReader(broker, Settings(application=application))
     assert ends.of(["a"]) == {}
     assert ends.absence == "its result backend (rpc://) cannot be read from here, and may know more"
-    assert Ends(broker, Settings()).absence == "no result backend tells of it"
+    assert ResultReader(broker, Settings()).absence == "no result backend tells of it"
 
 
 @pytest.mark.parametrize(

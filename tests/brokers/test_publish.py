@@ -8,19 +8,14 @@ from uuid import uuid4
 import pytest
 import redis
 
-from monitor.brokers.connection import app_for
-from monitor.brokers.publish import Call
-from monitor.brokers.publish import Route
-from monitor.brokers.publish import publisher
-from monitor.errors import NotTaken
-from monitor.errors import TakenUnknown
-from monitor.settings import Broker
-from monitor.settings import Settings
-from tests.servers import RedisServer
-from tests.servers import running_redis
+from celery_monitor.brokers.connection import app_for
+from celery_monitor.brokers.publish import Route, TaskCall, publisher
+from celery_monitor.errors import NotTaken, TakenUnknown
+from celery_monitor.settings import Broker, Settings
+from tests.servers import RedisServer, running_redis
 
 
-def make_call(queue: str, **given: Any) -> Call:
+def make_call(queue: str, **given: Any) -> TaskCall:
     values: dict[str, Any] = {
         "id": "order-31",
         "name": "shop.charge",
@@ -29,7 +24,7 @@ def make_call(queue: str, **given: Any) -> Call:
         "route": Route("", queue),
         **given,
     }
-    return Call(**values)
+    return TaskCall(**values)
 
 
 def make_settings(url: str) -> tuple[Broker, Settings]:

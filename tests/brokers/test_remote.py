@@ -7,14 +7,10 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from monitor.brokers.link import link
-from monitor.brokers.remote import Remote
-from monitor.brokers.remote import Reply
-from monitor.errors import BrokerUnavailable
-from monitor.errors import InvalidInput
-from monitor.errors import Unsupported
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.brokers.connection import link
+from celery_monitor.brokers.remote import Remote, Reply
+from celery_monitor.errors import BrokerUnavailable, InvalidInput, Unsupported
+from celery_monitor.settings import Broker, Settings
 from tests.servers import running_redis
 from tests.workers import running_worker
 

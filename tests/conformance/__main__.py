@@ -11,39 +11,24 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from celery import Celery
 
-from tests.conformance.compare import Evidence
-from tests.conformance.compare import differences
-from tests.conformance.compare import lines
-from tests.conformance.observed import Api
-from tests.conformance.observed import observe
+from tests.conformance.compare import Evidence, differences, lines
+from tests.conformance.observed import Api, observe
 from tests.conformance.recorder import END
 from tests.conformance.replay import replay
-from tests.conformance.report import Result
-from tests.conformance.report import summary
-from tests.conformance.report import write_document
-from tests.conformance.suite import MODULES
-from tests.conformance.suite import Outcome
-from tests.conformance.suite import Suite
-from tests.conformance.suite import prepare
-from tests.conformance.suite import run
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
-from tests.servers import running_rabbitmq
-from tests.servers import running_redis
-from tests.workers import ROOT
-from tests.workers import wait_for
+from tests.conformance.report import Result, summary, write_document
+from tests.conformance.suite import MODULES, Outcome, Suite, prepare, run
+from tests.faults.dashboard import Dashboard, serving
+from tests.servers import running_rabbitmq, running_redis
+from tests.workers import ROOT, wait_for
 
 SETTLE_SECONDS = 60
 ALONE_SECONDS = 300

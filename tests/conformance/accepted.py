@@ -1,7 +1,6 @@
 """Differences that events cannot decide, by name and with the reason. The command passes when no others occur."""
 
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tests.conformance.compare import Difference

@@ -9,14 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from typing import TextIO
+from typing import Any, TextIO
 from uuid import uuid4
 
 from celery.events.event import get_exchange
-from kombu import Connection
-from kombu import Consumer
-from kombu import Queue
+from kombu import Connection, Consumer, Queue
 
 END = "conformance-end"
 

@@ -8,13 +8,10 @@ one pool process runs the tasks, so that what ends is always what was started la
 import ast
 import math
 import re
-from collections import Counter
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from dataclasses import field
-from datetime import UTC
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.utils.saferepr import saferepr

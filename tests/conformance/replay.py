@@ -8,18 +8,15 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from monitor.receiver.decode import decode
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import ReceiverHealth
-from monitor.settings import Settings
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
+from celery_monitor.receiver.decode import decode
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.writer import Writer
 from tests.conformance.compare import lines
-from tests.conformance.observed import Api
-from tests.conformance.observed import observe
-from tests.web.shop import BASE
-from tests.web.shop import serving
+from tests.conformance.observed import Api, observe
+from tests.web.shop import BASE, serving
 
 TOGETHER_SECONDS = 0.1  # what arrives within it is stored together, as the receiver does
 

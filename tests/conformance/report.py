@@ -3,22 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from tests.conformance import reference
-from tests.conformance.accepted import ACCEPTED
-from tests.conformance.accepted import Accepted
-from tests.conformance.accepted import is_accepted
-from tests.conformance.accepted import stale
-from tests.conformance.compare import KINDS
-from tests.conformance.compare import Difference
-from tests.conformance.compare import Evidence
-from tests.conformance.compare import by_kind
-from tests.conformance.suite import SAME_VERSIONS
-from tests.conformance.suite import Outcome
+from tests.conformance.accepted import ACCEPTED, Accepted, is_accepted, stale
+from tests.conformance.compare import KINDS, Difference, Evidence, by_kind
+from tests.conformance.suite import SAME_VERSIONS, Outcome
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "conformance.md"
 BEGIN, END = "<!-- measured: make conformance OPTIONS=--document -->\n", "<!-- end -->"

@@ -2,12 +2,8 @@
 
 import pytest
 
-from tests.conformance.accepted import ACCEPTED
-from tests.conformance.accepted import Accepted
-from tests.conformance.accepted import is_accepted
-from tests.conformance.accepted import stale
-from tests.conformance.compare import KINDS
-from tests.conformance.compare import Difference
+from tests.conformance.accepted import ACCEPTED, Accepted, is_accepted, stale
+from tests.conformance.compare import KINDS, Difference
 
 LIST = [Accepted("runs", "shop.pack", "no event tells"), Accepted("count by state", None, "follows from it")]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.compare import Evidence
-from tests.conformance.compare import differences
+from tests.conformance.compare import Evidence, differences
 from tests.conformance.recorder import END
 
 WORKER = {"hostname": "gen7@shop", "pid": 7}

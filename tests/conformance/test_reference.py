@@ -1,13 +1,7 @@
 """The reference on the sequences that are easy to get wrong, each as Celery 5.7 sends it."""
 
-from tests.conformance.reference import Event
-from tests.conformance.reference import Task
-from tests.conformance.reference import evaluate
-from tests.conformance.reference import is_readable
-from tests.conformance.reference import workflows
-from tests.conformance.test_compare import event
-from tests.conformance.test_compare import received
-from tests.conformance.test_compare import sent
+from tests.conformance.reference import Event, Task, evaluate, is_readable, workflows
+from tests.conformance.test_compare import event, received, sent
 
 ID = "c0de"
 

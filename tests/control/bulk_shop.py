@@ -5,8 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event
 from urllib.parse import urlsplit
@@ -15,25 +14,18 @@ from uuid import uuid4
 import redis
 from kombu import Connection
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.control.bulk import BulkCommand
-from monitor.control.bulk import BulkRetry
-from monitor.control.jobs import Runner
-from monitor.control.perform import Controller
-from monitor.records import Delivery
-from monitor.records import Event as TaskEvent
-from monitor.records import Job
-from monitor.records import JobState
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import jobs
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.control.bulk import BulkCommand, BulkRetry
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.jobs import Runner
+from celery_monitor.control.perform import Controller
+from celery_monitor.records.event import Event as TaskEvent
+from celery_monitor.records.job import Job, JobState
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.jobs import read_job
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
 from tests.workers import wait_for
 
 CLUSTER = "shop"
@@ -75,13 +67,13 @@ class Shop:
     def start(self, command: BulkCommand, actor: Actor = OLGA) -> Job:
         number = self.controller.perform(actor, command).details["job"]
         assert isinstance(number, int)
-        return jobs.job(self.store, number)
+        return read_job(self.store, number)
 
     def retry(self, query: str = "state:failed", **given: object) -> Job:
         return self.start(BulkRetry(query=query, **given))  # type: ignore[arg-type]
 
     def job(self, job: Job) -> Job:
-        return jobs.job(self.store, job.id)
+        return read_job(self.store, job.id)
 
     @contextmanager
     def running(self, lease_seconds: float = 3.0) -> Iterator[Runner]:

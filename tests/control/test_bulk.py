@@ -7,37 +7,20 @@ from random import Random
 
 import pytest
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.brokers.batch import batches
-from monitor.brokers.publish import Call
-from monitor.brokers.publish import Route
-from monitor.control.bulk import AbortJob
-from monitor.control.bulk import BulkRetry
-from monitor.control.bulk import BulkRevoke
-from monitor.errors import Conflict
-from monitor.errors import FilterError
-from monitor.errors import Forbidden
-from monitor.errors import InvalidInput
-from monitor.errors import NotFound
-from monitor.filters import parse
-from monitor.records import JobOutcome
-from monitor.records import JobReason
-from monitor.records import JobState
-from monitor.store import job_steps
-from monitor.store import jobs
-from monitor.store import queries
-from monitor.store.job_steps import Lease
-from monitor.store.job_steps import Sent
-from tests.control.bulk_shop import CLUSTER
-from tests.control.bulk_shop import OLGA
-from tests.control.bulk_shop import Shop
-from tests.control.bulk_shop import failure
-from tests.control.bulk_shop import open_shop
-from tests.control.bulk_shop import other_process
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.brokers.batch import batches
+from celery_monitor.brokers.publish import Route, TaskCall
+from celery_monitor.control.bulk import AbortJob, BulkRetry, BulkRevoke
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.errors import Conflict, FilterError, Forbidden, InvalidInput, NotFound
+from celery_monitor.records.job import JobOutcome, JobReason, JobState
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.job_steps import JobLease, SentTask, begin_batch, claim_job
+from celery_monitor.store.jobs import read_job_tasks, read_jobs, sent_as
+from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.store.tasks.page import find_tasks
+from tests.control.bulk_shop import CLUSTER, OLGA, Shop, failure, open_shop, other_process
+from tests.factories import NOW, make_event, make_id
 from tests.workers import wait_for
 
 VERA = Actor("vera", Role.VIEWER)
@@ -59,10 +42,10 @@ def test_every_task_that_matches_is_sent_once_and_linked(shop: Shop) -> None:
     shop.fail(1, 1234)
     job = shop.run(shop.retry(reason="gateway is back"))
     assert (job.state, job.total, job.count(JobOutcome.DONE), job.left) == (JobState.DONE, 1234, 1234, 0)
-    expected = {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 1235)}
+    expected = {sent_as(job, make_id(number)): 1 for number in range(1, 1235)}
     assert shop.sent() == expected
-    (link,) = queries.lineage(shop.store, queries.task(shop.store, make_id(777), CLUSTER)).retried_as
-    assert link.id == jobs.sent_as(job, make_id(777))
+    (link,) = read_lineage(shop.store, read_task(shop.store, make_id(777), CLUSTER)).retried_as
+    assert link.id == sent_as(job, make_id(777))
     assert job.message == "Retry: 1234 done."
 
 
@@ -79,7 +62,7 @@ def test_a_job_goes_on_where_a_killed_process_left_it(shop: Shop) -> None:
     assert shop.job(job).state is JobState.RUNNING
     job = shop.run(job)
     assert (job.state, job.count(JobOutcome.DONE), job.left) == (JobState.DONE, 4000, 0)
-    assert shop.sent() == {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 4001)}
+    assert shop.sent() == {sent_as(job, make_id(number)): 1 for number in range(1, 4001)}
 
 
 @pytest.mark.parametrize("arrived", [True, False])
@@ -87,24 +70,24 @@ def test_a_crash_between_link_and_outcome_is_settled_with_the_broker(shop: Shop,
     """The process dies after it wrote the links: before the broker has the batch, or after."""
     shop.fail(1, 7)
     job = shop.retry()
-    found = job_steps.claim_job(shop.store, [CLUSTER], "dead", time.time(), 0.2)
+    found = claim_job(shop.store, [CLUSTER], "dead", time.time(), 0.2)
     assert found
-    batch = [Sent(n - 1, make_id(n), jobs.sent_as(job, make_id(n)), "probable") for n in range(1, 4)]
-    job_steps.begin_batch(Lease(shop.store, job.id, "dead", 0.2), found, "a token", batch, [], time.time())
+    batch = [SentTask(n - 1, make_id(n), sent_as(job, make_id(n)), "probable") for n in range(1, 4)]
+    begin_batch(JobLease(shop.store, job.id, "dead", 0.2), found, "a token", batch, [], time.time())
     if arrived:
         route = Route("", shop.queue)
         with batches(shop.settings.broker[0], shop.settings, job.token) as sender:
-            calls = [Call(id=each.new_id, name="shop.charge", args=[1], kwargs={}, route=route) for each in batch]
+            calls = [TaskCall(id=each.new_id, name="shop.charge", args=[1], kwargs={}, route=route) for each in batch]
             sender.send_all("a token", calls)
     job = shop.run(job)
     assert job.count(JobOutcome.DONE) == 7
-    assert shop.sent() == {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 8)}
+    assert shop.sent() == {sent_as(job, make_id(number)): 1 for number in range(1, 8)}
 
 
 def test_a_process_that_was_only_asleep_sends_nothing_late(redis_shop: Shop) -> None:
     shop = redis_shop
     route = Route("", shop.queue)
-    calls = [Call(id=make_id(31), name="shop.charge", args=[1], kwargs={}, route=route)]
+    calls = [TaskCall(id=make_id(31), name="shop.charge", args=[1], kwargs={}, route=route)]
     with batches(shop.settings.broker[0], shop.settings, "a job") as sleeper:
         with batches(shop.settings.broker[0], shop.settings, "a job") as successor:
             assert successor.settle("its token") is False
@@ -134,7 +117,7 @@ def test_tasks_that_fail_after_the_preview_are_left_alone(redis_shop: Shop) -> N
     shop.fail(21, 30)
     job = shop.run(shop.start(BulkRetry(query="state:failed", job=preview.id)))
     assert (job.id, job.total) == (preview.id, 20)
-    assert shop.sent() == {jobs.sent_as(job, make_id(number)): 1 for number in range(1, 21)}
+    assert shop.sent() == {sent_as(job, make_id(number)): 1 for number in range(1, 21)}
 
 
 def test_a_relative_time_counts_from_the_preview(redis_shop: Shop) -> None:
@@ -168,8 +151,8 @@ def test_what_cannot_be_sent_is_skipped_with_a_reason_that_can_be_counted(redis_
     ]
     assert "dots" in job.reasons[1].reason
     assert "queue is unknown" in job.reasons[2].reason
-    skipped = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3)
-    rest = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3, cursor=skipped.next)
+    skipped = read_job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3)
+    rest = read_job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3, cursor=skipped.next)
     assert {each.id for each in (*skipped.items, *rest.items)} == {make_id(number) for number in range(6, 10)}
     assert {each.new_id for each in skipped.items} == {None}
 
@@ -187,8 +170,8 @@ def test_a_task_that_changed_or_was_sent_by_somebody_else_meanwhile_is_skipped(r
         "it was failed when it was chosen, and is succeeded now": 1,
         "already retried, state unknown": 2,
     }
-    skipped = jobs.job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED).items
-    again = jobs.sent_as(shop.job(second), make_id(2))
+    skipped = read_job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED).items
+    again = sent_as(shop.job(second), make_id(2))
     assert {each.id: each.reason for each in skipped}[make_id(2)] == f"already retried as {again}, state unknown"
     assert sum(shop.sent().values()) == 3
 
@@ -199,7 +182,7 @@ def test_a_second_retry_of_all_leaves_out_what_the_first_sent(redis_shop: Shop) 
     first = shop.run(shop.retry())
     shop.fail(10, 11)
     for number, end in ((3, "task-succeeded"), (4, "task-failed")):
-        new = jobs.sent_as(first, make_id(number))
+        new = sent_as(first, make_id(number))
         texts = {"name": "shop.charge", "args": f"({number},)", "kwargs": "{}"}
         shop.write(make_event("task-received", uuid=new, timestamp=NOW + 70, **texts))
         shop.write(make_event(end, uuid=new, timestamp=NOW + 71, exception="E()", result="1"))
@@ -260,7 +243,7 @@ def test_a_double_click_makes_one_job(redis_shop: Shop) -> None:
         said = list(pool.map(lambda _: shop.controller.perform(OLGA, command).message, range(6)))
     assert sum("started: retry 30 tasks" in each for each in said) == 1
     assert sum("Nothing was started a second time" in each for each in said) == 5
-    assert [job.id for job in jobs.jobs(shop.store)] == [preview.id]
+    assert [job.id for job in read_jobs(shop.store)] == [preview.id]
     shop.run(preview)
     assert sum(shop.sent().values()) == 30
 
@@ -302,7 +285,7 @@ def test_a_queue_that_is_gone_fails_its_tasks_alone_and_leaves_no_link(amqp_url:
         job = shop.run(shop.retry())
         assert (job.count(JobOutcome.DONE), job.count(JobOutcome.FAILED)) == (3, 1)
         assert "no queue no-such-queue" in next(each.reason for each in job.reasons if each.reason)
-        assert queries.lineage(shop.store, queries.task(shop.store, make_id(4), CLUSTER)).retried_as == ()
+        assert read_lineage(shop.store, read_task(shop.store, make_id(4), CLUSTER)).retried_as == ()
         assert shop.sent().total() == 3
 
 
@@ -331,7 +314,7 @@ def test_the_trail_has_query_count_reason_and_outcome_of_start_and_end_and_every
     shop.run(shop.retry("state:failed", reason="card is back"))
     trail = [
         (each.actor, each.action, each.outcome, each.query, each.count, each.reason)
-        for each in queries.actions(shop.store).items
+        for each in read_actions(shop.store).items
     ]
     assert trail == [
         ("olga", "bulk.retry", "done", "state:failed", 4, "card is back"),
@@ -359,7 +342,7 @@ def test_what_cannot_be_understood_is_refused_and_makes_no_job(
     redis_shop.fail(1, 2)
     with pytest.raises(error):
         redis_shop.start(command)
-    assert jobs.jobs(redis_shop.store) == []
+    assert read_jobs(redis_shop.store) == []
 
 
 def test_a_preview_is_of_its_own_filter_and_verb_alone(redis_shop: Shop) -> None:
@@ -383,8 +366,8 @@ def test_a_filter_then_retry_never_touches_what_it_does_not_match(redis_shop: Sh
     terms += ["(name:shop.refund OR args:5)", f"-id:{make_id(5)}", "exception:ValueError", "queue:nowhere"]
     for _ in range(25):
         query = " ".join(random.sample(terms, random.randint(1, 3)))
-        wanted = {task.id for task in queries.tasks(shop.store, parse(query, time.time()), limit=500).items}
+        wanted = {task.id for task in find_tasks(shop.store, parse(query, time.time()), limit=500).items}
         if not wanted:
             continue
         preview = shop.preview(BulkRetry(query=query))
-        assert {each.id for each in jobs.job_tasks(shop.store, preview, limit=500).items} == wanted, query
+        assert {each.id for each in read_job_tasks(shop.store, preview, limit=500).items} == wanted, query

@@ -4,20 +4,14 @@ from typing import Any
 
 import pytest
 
-from monitor.access import Role
-from monitor.control.commands import Command
-from monitor.control.commands import given_fields
-from monitor.control.perform import COMMANDS
-from monitor.control.queues import ReadQueue
-from monitor.control.workers import Autoscale
-from monitor.control.workers import CancelConsumer
-from monitor.control.workers import RateLimit
-from monitor.control.workers import RevokeStamped
-from monitor.control.workers import TimeLimit
-from monitor.errors import InvalidInput
-from monitor.web.api import OPERATIONS
-from monitor.web.api.acting import body_of
-from monitor.web.forms import command_of
+from celery_monitor.control.commands import Command, Role, given_fields
+from celery_monitor.control.perform import COMMANDS
+from celery_monitor.control.queues import ReadQueue
+from celery_monitor.control.workers import Autoscale, CancelConsumer, RateLimit, RevokeStamped, TimeLimit
+from celery_monitor.errors import InvalidInput
+from celery_monitor.web.api import OPERATIONS
+from celery_monitor.web.api.operation import body_of
+from celery_monitor.web.forms import command_of
 
 
 class Explode(Command, frozen=True, kw_only=True):

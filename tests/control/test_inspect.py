@@ -1,7 +1,6 @@
 import pytest
 
-from monitor.control.inspect import Usage
-from monitor.control.inspect import used
+from celery_monitor.control.inspect import Usage, used
 
 RUSAGE = {"utime": 12.5, "stime": 1.75, "maxrss": 102_632}
 

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from monitor.control.inspect import look_inside
-from monitor.control.inspect import task_limits
-from monitor.errors import NotFound
-from monitor.records import TaskState
-from monitor.records import Worker
-from monitor.records import WorkerStatus
-from monitor.store import queries
-from tests.control.watch import CLUSTER
-from tests.control.watch import watching
+from celery_monitor.control.inspect import look_inside, task_limits
+from celery_monitor.errors import NotFound
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.workers import read_worker
+from tests.control.watch import CLUSTER, watching
 from tests.workers import running_worker
 
 
@@ -30,7 +27,7 @@ def test_worker_tells_what_it_has_in_hand(broker_url: str, tmp_path: Path) -> No
         watch.wait_for(running, TaskState.STARTED)
         held = worker.send("echo", {"password": "hunter2"}, countdown=500)
         watch.wait_for(held, TaskState.SCHEDULED)
-        inside = look_inside(watch.settings, queries.worker(watch.store, worker.hostname))
+        inside = look_inside(watch.settings, read_worker(watch.store, worker.hostname))
         (active,) = inside.active or ()
         assert (active.id, active.name, active.args) == (running, "basic.sleep", "(6,)")
         assert active.started is not None
@@ -55,7 +52,7 @@ def test_one_argument_that_is_no_json_silences_that_answer_alone(
         watch.wait_for_worker(worker)
         running = worker.send("echo", object, countdown=500, serializer="pickle")
         watch.wait_for(running, TaskState.SCHEDULED)
-        inside = look_inside(watch.settings, queries.worker(watch.store, worker.hostname))
+        inside = look_inside(watch.settings, read_worker(watch.store, worker.hostname))
         assert inside.active == ()
         assert inside.scheduled is None or inside.scheduled[0].id == running
 
@@ -63,7 +60,7 @@ def test_one_argument_that_is_no_json_silences_that_answer_alone(
 def test_silent_worker_is_given_up(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url) as worker:
         watch.wait_for_worker(worker)
-        known = queries.worker(watch.store, worker.hostname)
+        known = read_worker(watch.store, worker.hostname)
         os.kill(worker.pid, signal.SIGSTOP)
         try:
             assert look_inside(watch.settings, known).silent

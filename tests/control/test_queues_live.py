@@ -9,29 +9,17 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.control import queues
-from monitor.control.commands import Performed
-from monitor.control.queues import DeleteMessage
-from monitor.control.queues import PauseQueue
-from monitor.control.queues import PurgeQueue
-from monitor.control.queues import QueueCommand
-from monitor.control.queues import ReadQueue
-from monitor.control.queues import ResumeQueue
-from monitor.control.retry import RetryTask
-from monitor.control.run import RunTask
-from monitor.errors import ConfirmationRequired
-from monitor.errors import Conflict
-from monitor.errors import Forbidden
-from monitor.errors import InvalidInput
-from monitor.errors import NotFound
-from monitor.records import TaskState
-from monitor.store import queries
+from celery_monitor.control import queues
+from celery_monitor.control.commands import Actor, Performed, Role
+from celery_monitor.control.queues import DeleteMessage, PauseQueue, PurgeQueue, QueueCommand, ReadQueue, ResumeQueue
+from celery_monitor.control.retry import RetryTask
+from celery_monitor.control.run import RunTask
+from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden, InvalidInput, NotFound
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.queues import read_pauses
+from celery_monitor.store.tasks.detail import read_task
 from tests.apps.basic import make_app
-from tests.control.watch import CLUSTER
-from tests.control.watch import Watch
-from tests.control.watch import watching
+from tests.control.watch import CLUSTER, Watch, watching
 from tests.workers import running_worker
 
 ADMIN = Actor("root", Role.ADMIN)
@@ -77,17 +65,17 @@ def test_queue_is_paused_on_all_its_workers_and_resumed(watch: Watch) -> None:
         to: dict[str, Any] = {"cluster": CLUSTER, "queue": one.queue}
         paused = watch.perform(PauseQueue(**to, reason="the bank is away"))
         assert (paused.outcome, len(paused.results)) == ("done", 2)
-        pause = queries.pauses(watch.store)[CLUSTER, one.queue]
+        pause = read_pauses(watch.store)[CLUSTER, one.queue]
         assert (pause.by, pause.reason) == ("olga", "the bank is away")
         assert set(pause.workers) == {one.hostname, two.hostname}
         waiting = one.send("add", 2, 3)
         watch.wait_for(waiting, TaskState.PENDING)
         with pytest.raises(Conflict, match="nothing to pause"):
             watch.perform(PauseQueue(**to))
-        assert queries.task(watch.store, waiting).state is TaskState.PENDING
+        assert read_task(watch.store, waiting).state is TaskState.PENDING
         resumed = watch.perform(ResumeQueue(**to))
         assert (resumed.outcome, len(resumed.results)) == ("done", 2)
-        assert queries.pauses(watch.store) == {}
+        assert read_pauses(watch.store) == {}
         watch.wait_for(waiting, TaskState.SUCCESS)
         with pytest.raises(Conflict, match="not paused from here"):
             watch.perform(ResumeQueue(**to))
@@ -101,7 +89,7 @@ def test_worker_that_died_in_the_pause_is_still_noted_as_stopped(watch: Watch) -
         worker.kill()
         resumed = watch.perform(ResumeQueue(**to))
         assert resumed.outcome == "unconfirmed"
-        assert queries.pauses(watch.store)[CLUSTER, worker.queue].workers == (worker.hostname,)
+        assert read_pauses(watch.store)[CLUSTER, worker.queue].workers == (worker.hostname,)
 
 
 def test_messages_are_read_in_order_and_stay(watch: Watch) -> None:
@@ -198,7 +186,7 @@ def test_purge_of_more_than_is_read_says_so(watch: Watch, monkeypatch: pytest.Mo
         )
         for task_id in ids[:2]:
             watch.wait_for(task_id, TaskState.REVOKED)
-        assert queries.task(watch.store, ids[2]).state is TaskState.PENDING
+        assert read_task(watch.store, ids[2]).state is TaskState.PENDING
 
 
 def test_priorities_of_redis_are_read_and_purged(redis_url: str, tmp_path: Path) -> None:

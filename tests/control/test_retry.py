@@ -8,34 +8,20 @@ from pathlib import Path
 import pytest
 import redis
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.brokers.publish import Route
-from monitor.brokers.publish import publisher
-from monitor.control.known import Known
-from monitor.control.known import known
-from monitor.control.retry import RetryTask
-from monitor.control.retry import RetryTasks
-from monitor.control.retry import find_route
-from monitor.control.retry import prepare
-from monitor.control.retry import send_all
-from monitor.control.target import Target
-from monitor.errors import ConfirmationRequired
-from monitor.errors import Conflict
-from monitor.errors import Forbidden
-from monitor.fidelity import judge
-from monitor.records import Delivery
-from monitor.store import queries
-from monitor.store.engine import open_store
-from monitor.store.journal import link_retry
-from monitor.store.writer import Writer
-from tests.control.watch import CLUSTER
-from tests.control.watch import Watch
-from tests.control.watch import make_settings
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.factories import make_task
+from celery_monitor.brokers.publish import Route, publisher
+from celery_monitor.control.arguments import FoundArguments, find_arguments
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.retry import RetryTask, RetryTasks, find_route, prepare, send_all
+from celery_monitor.control.target import Target
+from celery_monitor.core.arguments import judge
+from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.writer import Writer
+from tests.control.watch import CLUSTER, Watch, make_settings
+from tests.factories import NOW, make_event, make_id, make_task
 from tests.servers import running_redis
 
 QUEUE = "payments"
@@ -82,7 +68,7 @@ def test_two_presses_at_the_same_time_send_one_message(watch: Watch) -> None:
 def test_a_link_without_a_task_says_that_nobody_has_seen_it(watch: Watch) -> None:
     """As after a crash between the link and the message."""
     link_retry(watch.store, CLUSTER, make_id(1), "never-sent", "probable", NOW)
-    (link,) = queries.lineage(watch.store, queries.task(watch.store, make_id(1), CLUSTER)).retried_as
+    (link,) = read_lineage(watch.store, read_task(watch.store, make_id(1), CLUSTER)).retried_as
     assert (link.id, link.state, link.at) == ("never-sent", None, NOW)
 
 
@@ -129,14 +115,14 @@ def test_a_broker_that_dies_between_two_messages_leaves_one_in_doubt_and_sends_n
         url = f"redis://127.0.0.1:{server.port}/2"
         settings = make_settings(url, tmp_path)
         target = Target(watch.store, settings, settings.broker[0])
-        tasks = [queries.task(watch.store, make_id(number), CLUSTER) for number in (1, 2, 3, 4)]
-        prepared = [prepare(target, task, known(target, task)) for task in tasks]
+        tasks = [read_task(watch.store, make_id(number), CLUSTER) for number in (1, 2, 3, 4)]
+        prepared = [prepare(target, task, find_arguments(target, task)) for task in tasks]
         with publisher(target.broker, settings) as sender:
             first = send_all(target, sender, prepared[:1], None)
             server.stop()
             rest = send_all(target, sender, prepared[1:], None)
     assert [result.outcome for result in first + rest] == ["done", "unconfirmed", "failed", "failed"]
-    linked = [len(queries.lineage(watch.store, task).retried_as) for task in tasks]
+    linked = [len(read_lineage(watch.store, task).retried_as) for task in tasks]
     assert linked == [1, 1, 0, 0]
     assert "may have arrived" in rest[0].message
 
@@ -145,11 +131,11 @@ def test_a_message_that_the_broker_refuses_leaves_no_link(watch: Watch, tmp_path
     with running_redis(tmp_path, "--maxmemory", "1") as server:
         settings = make_settings(f"redis://127.0.0.1:{server.port}/2", tmp_path)
         target = Target(watch.store, settings, settings.broker[0])
-        task = queries.task(watch.store, make_id(1), CLUSTER)
+        task = read_task(watch.store, make_id(1), CLUSTER)
         with publisher(target.broker, settings) as sender:
-            (result,) = send_all(target, sender, [prepare(target, task, known(target, task))], "one press")
+            (result,) = send_all(target, sender, [prepare(target, task, find_arguments(target, task))], "one press")
     assert result.outcome == "failed"
-    assert queries.lineage(watch.store, task).retried_as == ()
+    assert read_lineage(watch.store, task).retried_as == ()
 
 
 def test_a_route_is_the_queue_else_the_exchange_else_a_question(watch: Watch) -> None:
@@ -171,10 +157,10 @@ def test_a_route_is_the_queue_else_the_exchange_else_a_question(watch: Watch) ->
 
 def test_a_name_that_is_not_known_whole_is_not_called(watch: Watch) -> None:
     watch_target = target_of(watch)
-    failed = queries.task(watch.store, make_id(1), CLUSTER).state
+    failed = read_task(watch.store, make_id(1), CLUSTER).state
     for name in (None, "n" * 512, "shop.\ufffd"):
         with pytest.raises(Conflict, match="not known whole"):
-            prepare(watch_target, make_task(name=name, state=failed), Known(arguments=judge(make_task())))
+            prepare(watch_target, make_task(name=name, state=failed), FoundArguments(arguments=judge(make_task())))
 
 
 def test_what_was_done_is_told_when_it_cannot_be_recorded(watch: Watch, redis_url: str) -> None:

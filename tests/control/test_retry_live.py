@@ -8,24 +8,22 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.control.retry import RetryTask
-from monitor.control.retry import RetryTasks
-from monitor.errors import ArgumentsUnknown
-from monitor.errors import BrokerUnavailable
-from monitor.errors import ConfirmationRequired
-from monitor.errors import Conflict
-from monitor.errors import InvalidInput
-from monitor.errors import NotFound
-from monitor.errors import NotTaken
-from monitor.fidelity import judge
-from monitor.records import TaskState
-from monitor.settings import Broker
-from monitor.store import queries
+from celery_monitor.control.retry import RetryTask, RetryTasks
+from celery_monitor.core.arguments import judge
+from celery_monitor.errors import (
+    ArgumentsUnknown,
+    BrokerUnavailable,
+    ConfirmationRequired,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    NotTaken,
+)
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Broker
+from celery_monitor.store.tasks.detail import read_lineage, read_task
 from tests.apps.order import Order
-from tests.control.watch import CLUSTER
-from tests.control.watch import Watch
-from tests.control.watch import make_settings
-from tests.control.watch import watching
+from tests.control.watch import CLUSTER, Watch, make_settings, watching
 from tests.workers import running_worker
 
 PICKLE = {"task_serializer": "pickle", "accept_content": ["json", "pickle"], "result_serializer": "pickle"}
@@ -67,7 +65,7 @@ def test_a_task_is_sent_again_with_equal_arguments_after_they_were_seen(broker_u
         assert again.retries == 0
         assert again.root_id == result.new_id
 
-        lineage = queries.lineage(watch.store, queries.task(watch.store, old, CLUSTER))
+        lineage = read_lineage(watch.store, read_task(watch.store, old, CLUSTER))
         assert [(link.id, link.state, link.fidelity) for link in lineage.retried_as] == [
             (result.new_id, TaskState.SUCCESS, "probable")
         ]
@@ -156,7 +154,7 @@ def test_two_hundred_generated_arguments_run_again_equal_or_are_refused(broker_u
         for old, new in again.items():
             args, kwargs = sent[old]
             ran = watch.wait_for(new, TaskState.SUCCESS)
-            assert ran.result == queries.task(watch.store, old, CLUSTER).result
+            assert ran.result == read_task(watch.store, old, CLUSTER).result
             assert json.dumps([judge(ran).args_value, judge(ran).kwargs_value]) == json.dumps([args, kwargs])
         assert watch.task_count() == len(sent) + len(again)
 
@@ -241,7 +239,7 @@ def test_a_queue_that_is_gone_is_said_and_leaves_no_link(amqp_url: str, tmp_path
         with pytest.raises(NotTaken, match="NO_ROUTE"):
             watch.perform(retry(old, confirm=True))
         assert watch.last_action().outcome == "failed"
-        assert queries.lineage(watch.store, queries.task(watch.store, old, CLUSTER)).retried_as == ()
+        assert read_lineage(watch.store, read_task(watch.store, old, CLUSTER)).retried_as == ()
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
@@ -256,7 +254,7 @@ def test_a_broker_that_is_down_is_said_and_recorded(scheme: str, redis_url: str,
         assert "s3cret" not in caught.value.message
         action = watch.last_action()
         assert (action.outcome, action.message) == ("failed", caught.value.message)
-        assert queries.lineage(watch.store, queries.task(watch.store, old, CLUSTER)).retried_as == ()
+        assert read_lineage(watch.store, read_task(watch.store, old, CLUSTER)).retried_as == ()
 
 
 @pytest.mark.usefixtures("_as_root")

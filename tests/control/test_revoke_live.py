@@ -7,25 +7,16 @@ from typing import Any
 
 import pytest
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.brokers.remote import Remote
-from monitor.control.perform import Controller
-from monitor.control.retry import RetryTask
-from monitor.control.revoke import RevokeTask
-from monitor.control.revoke import RevokeTasks
-from monitor.control.workers import EnableEvents
-from monitor.errors import BrokerUnavailable
-from monitor.errors import Conflict
-from monitor.errors import Forbidden
-from monitor.errors import InvalidInput
-from monitor.records import TaskState
-from monitor.settings import Broker
-from tests.control.watch import CLUSTER
-from tests.control.watch import OPERATOR
-from tests.control.watch import Watch
-from tests.control.watch import make_settings
-from tests.control.watch import watching
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.perform import Controller
+from celery_monitor.control.retry import RetryTask
+from celery_monitor.control.revoke import RevokeTask, RevokeTasks
+from celery_monitor.control.workers import EnableEvents
+from celery_monitor.errors import BrokerUnavailable, Conflict, Forbidden, InvalidInput
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Broker
+from tests.control.watch import CLUSTER, OPERATOR, Watch, make_settings, watching
 from tests.workers import running_worker
 
 PICKLE = {"task_serializer": "pickle", "accept_content": ["json", "pickle"], "result_serializer": "pickle"}

@@ -10,37 +10,30 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.brokers.remote import Remote
-from monitor.control.inspect import pool_processes
-from monitor.control.inspect import queue_names
-from monitor.control.workers import AddConsumer
-from monitor.control.workers import Autoscale
-from monitor.control.workers import CancelConsumer
-from monitor.control.workers import DisableEvents
-from monitor.control.workers import EnableEvents
-from monitor.control.workers import GrowPool
-from monitor.control.workers import RateLimit
-from monitor.control.workers import RestartPool
-from monitor.control.workers import RevokeStamped
-from monitor.control.workers import ShrinkPool
-from monitor.control.workers import ShutDownWorker
-from monitor.control.workers import TimeLimit
-from monitor.control.workers import WorkerCommand
-from monitor.errors import ConfirmationRequired
-from monitor.errors import Conflict
-from monitor.errors import Forbidden
-from monitor.errors import InvalidInput
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store.journal import change_workers
-from tests.control.watch import CLUSTER
-from tests.control.watch import Watch
-from tests.control.watch import watching
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.inspect import pool_processes, queue_names
+from celery_monitor.control.workers import (
+    AddConsumer,
+    Autoscale,
+    CancelConsumer,
+    DisableEvents,
+    EnableEvents,
+    GrowPool,
+    RateLimit,
+    RestartPool,
+    RevokeStamped,
+    ShrinkPool,
+    ShutDownWorker,
+    TimeLimit,
+    WorkerCommand,
+)
+from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden, InvalidInput
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.workers import change_workers, read_worker
+from tests.control.watch import CLUSTER, Watch, watching
+from tests.workers import Worker, running_worker, wait_for
 
 ADMIN = Actor("root", Role.ADMIN)
 
@@ -86,7 +79,7 @@ def test_pool_grows_and_shrinks_and_never_to_nothing(watch: Watch) -> None:
         outcome, message = told(watch, GrowPool(**to, number=2))
         assert outcome == "done"
         assert "It answered: pool will grow. From 1 to 3 processes" in message
-        assert queries.worker(watch.store, worker.hostname).pool_size == 3
+        assert read_worker(watch.store, worker.hostname).pool_size == 3
         wait_for(lambda: processes_of(watch, worker) == 3, what="three processes")
         outcome, message = told(watch, ShrinkPool(**to, number=1))
         assert outcome == "done"
@@ -207,7 +200,7 @@ def test_events_are_turned_off_and_on_unless_the_worker_was_started_with_them(wa
         assert told(watch, EnableEvents(**to))[1].endswith("It answered: task events enabled.")
         watch.wait_for(quiet.send("add", 1, 2), TaskState.SUCCESS)
         assert told(watch, DisableEvents(**to))[0] == "done"
-        assert queries.worker(watch.store, quiet.hostname).events_enabled is False
+        assert read_worker(watch.store, quiet.hostname).events_enabled is False
         outcome, message = told(watch, DisableEvents(cluster=CLUSTER, workers=(loud.hostname,)))
         assert outcome == "failed"
         assert "started with -E" in message
@@ -294,7 +287,7 @@ def test_no_command_is_called_done_that_nobody_answered(watch: Watch) -> None:
         for command, each in zip(commands, performed, strict=True):
             assert (command.action, each.outcome) == (command.action, "unconfirmed")
             assert [result.outcome for result in each.results] == ["unconfirmed"]
-        recorded = queries.actions(watch.store, limit=50).items
+        recorded = read_actions(watch.store, limit=50).items
         assert {each.outcome for each in recorded} == {"unconfirmed"}
         assert {each.action for each in recorded} == {each.action for each in commands}
         worker.kill()

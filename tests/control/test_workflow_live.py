@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from celery import chain
-from celery import signature
+from celery import chain, signature
 
-from monitor.records import TaskState
-from monitor.store import queries
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.workflows import read_workflows
 from tests.apps.basic import make_app
 from tests.control.watch import watching
 from tests.workers import running_worker
@@ -23,8 +22,8 @@ def test_a_chain_whose_root_succeeded_is_running_until_its_member_ends(broker_ur
         running, root = ended.parent.id, ended.parent.parent.id
         watch.wait_for(running, TaskState.STARTED)
         watch.wait_for(root, TaskState.SUCCESS)  # which another pool process may report later than the next one's start
-        (listed,) = queries.workflows(watch.store).items
+        (listed,) = read_workflows(watch.store).items
         assert (listed.root.id, listed.root.state, listed.state) == (root, TaskState.SUCCESS, "running")
         watch.wait_for(ended.id, TaskState.FAILURE)
-        assert queries.workflows(watch.store).items[0].state == "failed"
+        assert read_workflows(watch.store).items[0].state == "failed"
         app.close()

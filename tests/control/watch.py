@@ -7,27 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.control.bulk import BulkCommand
-from monitor.control.commands import Command
-from monitor.control.commands import Performed
-from monitor.control.perform import Controller
-from monitor.errors import NotFound
-from monitor.receiver.sources.make import make_source
-from monitor.records import Action
-from monitor.records import Job
-from monitor.records import Task
-from monitor.records import TaskState
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
+from celery_monitor.control.bulk import BulkCommand
+from celery_monitor.control.commands import Actor, Command, Performed, Role
+from celery_monitor.control.perform import Controller
+from celery_monitor.errors import NotFound
+from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.records.job import Job
+from celery_monitor.records.page import Action
+from celery_monitor.records.task import Task, TaskState
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.page import count_states
+from celery_monitor.store.workers import read_workers
+from celery_monitor.store.writer import Writer
 from tests.databases import empty_record
-from tests.workers import Worker
-from tests.workers import wait_for
+from tests.workers import Worker, wait_for
 
 CLUSTER = "shop"
 OPERATOR = Actor("olga", Role.OPERATOR)
@@ -51,7 +47,7 @@ class Watch:
 
         def reached() -> Task | None:
             try:
-                task = queries.task(self.store, task_id, CLUSTER)
+                task = read_task(self.store, task_id, CLUSTER)
             except NotFound:
                 return None
             return task if task.state in states else None
@@ -61,18 +57,18 @@ class Watch:
 
     def wait_for_worker(self, worker: Worker) -> None:
         def known() -> bool:
-            return worker.hostname in {each.hostname for each in queries.workers(self.store, CLUSTER)}
+            return worker.hostname in {each.hostname for each in read_workers(self.store, CLUSTER)}
 
         wait_for(known, what=f"{worker.hostname} in the record")
 
     def last_action(self) -> Action:
-        return queries.actions(self.store, limit=1).items[0]
+        return read_actions(self.store, limit=1).items[0]
 
     def action_count(self) -> int:
-        return len(queries.actions(self.store, limit=100).items)
+        return len(read_actions(self.store, limit=100).items)
 
     def task_count(self) -> int:
-        return sum(queries.state_counts(self.store, CLUSTER).values())
+        return sum(count_states(self.store, CLUSTER).values())
 
 
 def make_settings(broker_url: str, directory: Path, **given: object) -> Settings:

@@ -3,19 +3,20 @@
 import os
 import re
 import shutil
-from collections.abc import Generator
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
-from playwright.sync_api import BrowserContext
-from playwright.sync_api import ConsoleMessage
-from playwright.sync_api import Dialog
-from playwright.sync_api import Page
-from playwright.sync_api import ViewportSize
-from playwright.sync_api import expect
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 from tests.workers import ROOT
 

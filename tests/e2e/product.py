@@ -1,4 +1,5 @@
-"""The product as a user starts it: ``python -m monitor serve`` as a process of its own, ended with all it started."""
+"""The product as a user starts it: ``python -m celery_monitor serve`` as a process of its own, ended with all it
+started."""
 
 import json
 import os
@@ -8,8 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -21,8 +21,7 @@ from amqp.exceptions import ChannelError
 from celery import Celery
 
 from tests.test_cli import members
-from tests.workers import ROOT
-from tests.workers import wait_for
+from tests.workers import ROOT, wait_for
 
 START_SECONDS = 40
 STOP_SECONDS = 15
@@ -91,7 +90,7 @@ def _sockets(pid: int) -> set[str]:
 def serving(broker_url: str, directory: Path, *options: str) -> Iterator[Product]:
     """The dashboard of one broker on a database in ``directory``, connected and ready."""
     node = f"test-{uuid4().hex[:12]}"
-    command = [sys.executable, "-m", "monitor", "serve", "--broker", f"{CLUSTER}={broker_url}", "--port", "0"]
+    command = [sys.executable, "-m", "celery_monitor", "serve", "--broker", f"{CLUSTER}={broker_url}", "--port", "0"]
     command += ["--database", f"sqlite:///{directory}/record.db", "--node-id", node, "--event-queue-ttl", "60"]
     command += ["--sample-seconds", "1", "--inspect-seconds", "3", *options]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_MONITOR_")}

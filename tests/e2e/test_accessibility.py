@@ -3,27 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser
-from playwright.sync_api import Page
-from playwright.sync_api import ViewportSize
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from tests.e2e.conftest import WIDE
-from tests.e2e.conftest import Faults
-from tests.e2e.product import Product
-from tests.e2e.product import serving
-from tests.workers import ROOT
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.e2e.conftest import WIDE, Faults
+from tests.e2e.product import Product, serving
+from tests.workers import ROOT, Worker, running_worker, wait_for
 
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 PHONE: ViewportSize = {"width": 360, "height": 740}

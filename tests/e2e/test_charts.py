@@ -5,33 +5,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import uvicorn
-from playwright.sync_api import BrowserContext
-from playwright.sync_api import Locator
-from playwright.sync_api import Page
-from playwright.sync_api import Response
-from playwright.sync_api import expect
+from playwright.sync_api import BrowserContext, Locator, Page, Response, expect
 
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import Queue
-from monitor.records import ReceiverHealth
-from monitor.records import Worker
-from monitor.records import WorkerStatus
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from monitor.web.app import create_app
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.factories import make_message
+from celery_monitor.records.event import Event
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.workers import save_workers
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.app import create_app
+from tests.factories import make_event, make_id, make_message
 from tests.web.pages.house import HOSTILE
 
 CANVAS = "document.querySelector('#chart-throughput time-chart').shadowRoot.querySelector('canvas')"
@@ -152,7 +142,7 @@ def test_counts_of_a_large_cluster_fit_the_navigation(page: Page, store: Store, 
     ]
     succeed(store, 0, 3)
     with store.begin() as connection:
-        journal.save_workers(store, connection, 1, crowd)
+        save_workers(store, connection, 1, crowd)
     page.set_viewport_size({"width": width, "height": 900})
     page.goto("/")
     assert "2301/2301" in page.locator(".nav").inner_text()
@@ -163,7 +153,7 @@ def test_a_queue_without_consumer_reads_well_on_a_phone(page: Page, store: Store
     now = time.time()
     succeed(store, 0, 3)
     waits = Queue(cluster="shop", name="picks-of-the-day", ready=1959, consumers=0, oldest=now - 1540)
-    journal.save_queues(store, "shop", [waits], now)
+    save_queues(store, "shop", [waits], now)
     page.set_viewport_size({"width": 360, "height": 740})
     page.goto("/queues")
     row = page.locator(".queues-list tbody tr")
@@ -186,7 +176,7 @@ def test_queues_with_waits_since_receipt_fit_a_screen(page: Page, store: Store) 
         tell += [make_event("task-started", timestamp=now - 7.95, uuid=make_id(number), **known)]
     workers = ("warehouse@shop",)
     measured = Queue(cluster="shop", name="demo-shop.warehouse", ready=0, unacked=4, consumers=1, workers=workers)
-    journal.save_queues(store, "shop", [measured], now)
+    save_queues(store, "shop", [measured], now)
     health = ReceiverHealth(cluster="shop", connected=True, updated_at=now, last_event_at=now)
     Writer(store, "shop", Settings()).write([Delivery(events=tell, arrived=now)], health)
     page.set_viewport_size({"width": 1400, "height": 740})
@@ -236,7 +226,7 @@ def test_dragging_over_a_chart_sets_the_range_of_the_page(page: Page, store: Sto
 
 def test_hostile_names_run_nothing_and_no_page_is_wider_than_a_phone(page: Page, store: Store) -> None:
     succeed(store, 0, 3, name=HOSTILE)
-    journal.save_queues(store, "shop", [Queue(cluster="shop", name=HOSTILE, ready=9, consumers=0)], time.time())
+    save_queues(store, "shop", [Queue(cluster="shop", name=HOSTILE, ready=9, consumers=0)], time.time())
     page.set_viewport_size({"width": 360, "height": 740})
     for path in ("/", "/queues", "/workers", "/failures", "/actions"):
         page.goto(path)

@@ -6,13 +6,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.e2e import hostile
 from tests.e2e.conftest import Faults
-from tests.e2e.product import Product
-from tests.e2e.product import serving
+from tests.e2e.product import Product, serving
 from tests.receiver.traffic import publisher
 from tests.workers import wait_for
 

@@ -7,16 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator
-from playwright.sync_api import Page
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import Faults
-from tests.e2e.product import Product
-from tests.e2e.product import kill
-from tests.e2e.product import serving
-from tests.workers import Worker
-from tests.workers import running_worker
+from tests.e2e.product import Product, kill, serving
+from tests.workers import Worker, running_worker
 
 STALE_AFTER_SECONDS = 13  # static/live.js: the server says something every 4 s
 LOST = "WebSocket connection to|ERR_CONNECTION|ERR_EMPTY_RESPONSE"

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
-from tests.e2e.product import Product
-from tests.e2e.product import serving
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.e2e.product import Product, serving
+from tests.workers import Worker, running_worker, wait_for
 
 TASKS = 6
 

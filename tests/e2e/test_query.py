@@ -3,13 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.factories import make_id
-from tests.web.test_live import Site
-from tests.web.test_live import received
-from tests.web.test_live import run_site
+from tests.web.test_live import Site, received, run_site
 
 
 @pytest.fixture

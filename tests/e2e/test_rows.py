@@ -4,15 +4,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
-from tests.factories import make_event
-from tests.factories import make_id
+from tests.factories import make_event, make_id
 from tests.web import shop
-from tests.web.test_live import Site
-from tests.web.test_live import received
-from tests.web.test_live import run_site
+from tests.web.test_live import Site, received, run_site
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The whole product as a user runs it: ``python -m monitor serve`` as a process, looked at from outside."""
+"""The whole product as a user runs it: ``python -m celery_monitor serve`` as a process, looked at from outside."""
 
 import html
 import json
@@ -11,16 +11,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from tests.receiver.sources.conftest import delete_queue
-from tests.test_cli import await_end
-from tests.test_cli import environ
+from tests.test_cli import await_end, environ
 from tests.workers import wait_for
 
 START_SECONDS = 120
@@ -128,7 +126,7 @@ def serving(
     node_id = f"test-{uuid4().hex[:10]}"
     database = directory / "record.db"
     log_file = (log or directory) / f"{node_id}.log"
-    command = [sys.executable, "-m", "monitor", "serve", "--broker", f"shop={broker_url}", "--port", "0"]
+    command = [sys.executable, "-m", "celery_monitor", "serve", "--broker", f"shop={broker_url}", "--port", "0"]
     command += ["--database", f"sqlite:///{database}", "--node-id", node_id, "--inspect-seconds", "3", *options]
     with log_file.open("wb") as output:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Receivers without a dashboard: ``python -m monitor receive`` as processes, to kill and to cut off."""
+"""Receivers without a dashboard: ``python -m celery_monitor receive`` as processes, to kill and to cut off."""
 
 import os
 import signal
@@ -6,25 +6,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import func
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from monitor.receiver.standby import MARGIN_SECONDS
-from monitor.records import ReceiverHealth
-from monitor.records import StandbyReceiver
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
+from celery_monitor.receiver.standby import MARGIN_SECONDS
+from celery_monitor.records.receiver import ReceiverHealth, StandbyReceiver
+from celery_monitor.records.task import TaskState
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import read_receiver_records, read_standby_receivers
+from celery_monitor.store.tasks.page import count_states
 from tests.faults.dashboard import STOP_SECONDS
-from tests.test_cli import await_end
-from tests.test_cli import environ
-from tests.test_cli import members
+from tests.test_cli import await_end, environ, members
 from tests.workers import wait_for
 
 CLUSTER = "shop"
@@ -55,7 +51,7 @@ def receiving(broker_url: str, database: str, directory: Path, name: str, *optio
     """``receive`` on a folder of its own; ended with all its processes."""
     folder = directory / name
     folder.mkdir()
-    command = [sys.executable, "-m", "monitor", "receive", "--broker", f"{CLUSTER}={broker_url}"]
+    command = [sys.executable, "-m", "celery_monitor", "receive", "--broker", f"{CLUSTER}={broker_url}"]
     command += ["--database", database, "--node-id", f"test-{directory.name}", *options]
     with (folder / "log").open("wb") as output:
         process = subprocess.Popen(
@@ -85,7 +81,7 @@ class Record:
     store: Store
 
     def health(self) -> ReceiverHealth | None:
-        return next(iter(queries.health(self.store)), None)
+        return next(iter(read_receiver_records(self.store)), None)
 
     def leader(self) -> ReceiverHealth | None:
         health = self.health()
@@ -108,7 +104,7 @@ class Record:
         """Until it has listened for so long that nothing from before it did can be missing."""
 
         def stands_by() -> StandbyReceiver | None:
-            waiting = [each for each in queries.standbys(self.store, 0.0) if each.listening]
+            waiting = [each for each in read_standby_receivers(self.store, 0.0) if each.listening]
             long = [each for each in waiting if time.time() - each.since > MARGIN_SECONDS + 2]
             return next((each for each in long if program.has(each.pid)), None)
 
@@ -119,7 +115,7 @@ class Record:
         return found
 
     def counts(self) -> dict[TaskState, int]:
-        return {state: count for state, count in queries.state_counts(self.store).items() if count}
+        return {state: count for state, count in count_states(self.store).items() if count}
 
     def wait_for_counts(self, expected: dict[TaskState, int], seconds: float = 60) -> None:
         try:

@@ -6,17 +6,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
-from tests.receiver.sources.test_amqp import port_of
-from tests.receiver.sources.test_amqp import through
-from tests.servers import free_port
-from tests.servers import proxy
-from tests.servers import running_rabbitmq
-from tests.servers import running_redis
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.faults.dashboard import Dashboard, serving
+from tests.receiver.sources.test_amqp import port_of, through
+from tests.servers import free_port, proxy, running_rabbitmq, running_redis
+from tests.workers import Worker, running_worker, wait_for
 
 AWAY = "The broker cannot be reached"
 

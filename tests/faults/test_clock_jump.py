@@ -7,12 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.records import TaskState
-from monitor.records import WorkerStatus
-from tests.receiver.traffic import Publisher
-from tests.receiver.traffic import publisher
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import WorkerStatus
+from tests.receiver.traffic import Publisher, publisher
+from tests.receiver.watching import Watching, watching
 from tests.workers import wait_for
 
 HOSTNAME = "jumping@shop"

@@ -5,19 +5,14 @@ import shutil
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.faults.dashboard import Dashboard, serving
+from tests.workers import Worker, running_worker, wait_for
 
 UNWRITTEN = "is not being written"
 LOCKED_SECONDS = 30.0

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,19 +10,16 @@ from uuid import uuid4
 import pytest
 import redis
 
-from monitor.errors import NotFound
-from monitor.records import Gap
-from monitor.records import Task
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store.engine import open_store
+from celery_monitor.errors import NotFound
+from celery_monitor.records.receiver import Gap
+from celery_monitor.records.task import Task, TaskState
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.receivers import read_gaps
+from celery_monitor.store.tasks.detail import read_task
 from tests.apps.ledger import LEDGER_VARIABLE
-from tests.faults.receivers import CLUSTER
-from tests.faults.receivers import Record
-from tests.faults.receivers import receiving
+from tests.faults.receivers import CLUSTER, Record, receiving
 from tests.receiver.sources.conftest import delete_queue
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import running_worker, wait_for
 
 TASKS = 200
 FAILING_EACH = 10
@@ -45,13 +41,13 @@ def queue(broker_url: str, tmp_path: Path) -> Iterator[None]:
 
 def task(record: Record, task_id: str) -> Task | None:
     try:
-        return queries.task(record.store, task_id, CLUSTER)
+        return read_task(record.store, task_id, CLUSTER)
     except NotFound:
         return None
 
 
 def reconciled(record: Record) -> Gap | None:
-    gaps = [gap for gap in queries.gaps(record.store, 0.0) if gap.reconciliation is not None]
+    gaps = [gap for gap in read_gaps(record.store, 0.0) if gap.reconciliation is not None]
     return next((gap for gap in gaps if gap.reconciliation and gap.reconciliation.ended is not None), None)
 
 
@@ -99,7 +95,7 @@ def test_what_a_killed_receiver_missed_becomes_right_where_anybody_knows_it(
         }
         assert list(states.values()) == [*[TaskState.STARTED] * 2, *[TaskState.SCHEDULED] * 2, *[TaskState.PENDING] * 2]
         if keeps:
-            assert [gap for gap in queries.gaps(record.store, 0.0) if gap.dropped != 0 and gap.began > left - 5] == []
+            assert [gap for gap in read_gaps(record.store, 0.0) if gap.dropped != 0 and gap.began > left - 5] == []
         else:
             gap = wait_for(lambda: reconciled(record), 60, "the reconciliation")
             found = gap.reconciliation

@@ -11,13 +11,10 @@ from typing import Any
 
 import redis
 
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
+from tests.faults.dashboard import Dashboard, serving
 from tests.servers import running_redis
-from tests.test_cli import call
-from tests.test_cli import members
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.test_cli import call, members
+from tests.workers import running_worker, wait_for
 
 LISTENING = ["+psubscribe", "+subscribe", "+ping", "+client", "+info", "+select", "+auth"]
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from tests.faults.dashboard import serving
 from tests.receiver.traffic import publisher
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import running_worker, wait_for
 
 LARGE = 5 * 1024 * 1024
 

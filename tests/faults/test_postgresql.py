@@ -1,20 +1,17 @@
 """A PostgreSQL that restarts or ends all our sessions: events wait, and nothing is lost or counted twice."""
 
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psycopg
 
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store.engine import open_store
-from tests.faults.receivers import Record
-from tests.faults.receivers import receiving
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.receivers import read_gaps
+from tests.faults.receivers import Record, receiving
 from tests.receiver.sources.conftest import delete_queue
 from tests.servers import running_postgres
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import running_worker, wait_for
 
 TASKS = 120
 TERMINATIONS = 5
@@ -50,6 +47,6 @@ def test_sessions_that_are_ended_and_a_server_that_restarts_lose_nothing(broker_
         health = record.health()
         assert health is not None
         assert (health.dropped_total, health.malformed_total) == (0, 0)
-        assert [gap for gap in queries.gaps(record.store, 0.0) if gap.dropped != 0] == []
+        assert [gap for gap in read_gaps(record.store, 0.0) if gap.dropped != 0] == []
         assert record.earlier_runs() == 0
         assert "Traceback" not in program.log

@@ -5,8 +5,7 @@ import json
 import os
 import re
 import socket
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from tests.apps.ledger import LEDGER_VARIABLE
-from tests.faults.dashboard import Dashboard
-from tests.faults.dashboard import serving
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.faults.dashboard import Dashboard, serving
+from tests.workers import running_worker, wait_for
 
 TASKS = int(os.environ.get("TEST_FAULT_TASKS", "1500"))
 FAILING_EACH = 10

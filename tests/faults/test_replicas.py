@@ -5,28 +5,34 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from websockets.sync.client import ClientConnection
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from monitor.records import Delivery
-from monitor.records import ReceiverHealth
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.settings import Settings
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.writer import Writer
+from tests.factories import make_event, make_id
 from tests.test_cli import running
 
 
 @contextmanager
 def replica(database: str, broker_url: str, directory: Path, *options: str) -> Iterator[str]:
-    arguments = ("monitor", "web", "--database", database, "--broker", f"shop={broker_url}", "--port", "0", *options)
+    arguments = (
+        "celery_monitor",
+        "web",
+        "--database",
+        database,
+        "--broker",
+        f"shop={broker_url}",
+        "--port",
+        "0",
+        *options,
+    )
     with running(arguments, directory) as (_, address):
         yield address.rstrip("/")
 
@@ -77,7 +83,7 @@ def test_pages_of_two_web_processes_change_together_and_share_tokens_and_actions
         )
         with urllib.request.urlopen(request, timeout=20) as answer:
             assert answer.status < 300
-        assert [action.target for action in queries.actions(store).items] == [task_id]
+        assert [action.target for action in read_actions(store).items] == [task_id]
         told = json.loads(get(f"{one}/api/v1/actions"))["items"]
         assert [each["target"] for each in told] == [task_id]
 

@@ -7,13 +7,10 @@ from urllib.parse import urlsplit
 
 from tests.faults.dashboard import serving
 from tests.faults.test_databases import locked
-from tests.receiver.sources.test_amqp import port_of
-from tests.receiver.sources.test_amqp import through
-from tests.receiver.traffic import numbered
-from tests.receiver.traffic import publisher
+from tests.receiver.sources.test_amqp import port_of, through
+from tests.receiver.traffic import numbered, publisher
 from tests.servers import proxy
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import running_worker, wait_for
 
 AWAY = "The broker cannot be reached"
 SENT = 4000

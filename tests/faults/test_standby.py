@@ -3,23 +3,20 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store.engine import open_store
-from tests.faults.receivers import Record
-from tests.faults.receivers import receiving
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.receivers import read_gaps, read_standby_receivers
+from celery_monitor.store.series import read_series
+from tests.faults.receivers import Record, receiving
 from tests.receiver.sources.conftest import delete_queue
 from tests.servers import proxy
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import Worker, running_worker, wait_for
 
 TASKS = 300
 log = logging.getLogger(__name__)
@@ -55,10 +52,10 @@ def kept_everything(record: Record, expected: dict[TaskState, int]) -> None:
     health = record.health()
     assert health is not None
     assert (health.dropped_total, health.malformed_total) == (0, 0)
-    assert [gap for gap in queries.gaps(record.store, 0.0) if gap.dropped != 0] == []
+    assert [gap for gap in read_gaps(record.store, 0.0) if gap.dropped != 0] == []
     assert record.earlier_runs() == 0
     now = time.time()
-    series = queries.series(record.store, since=now - 900, until=now)
+    series = read_series(record.store, since=now - 900, until=now)
     assert sum(bucket.succeeded for bucket in series.buckets) == expected[TaskState.SUCCESS]
     assert sum(bucket.failed for bucket in series.buckets) == expected[TaskState.FAILURE]
 
@@ -79,7 +76,7 @@ def test_killed_receiver_is_followed_by_the_one_that_stands_by(
         assert record.wait_for_leader(second).pid == standby.pid
         log.info("took over %.2f s after the death", time.monotonic() - killed)
         kept_everything(record, expected)
-        assert queries.standbys(record.store, 0.0) == []
+        assert read_standby_receivers(record.store, 0.0) == []
         assert "took over at" in " ".join((record.health() or pytest.fail("no health")).notices)
 
 

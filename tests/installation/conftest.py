@@ -4,17 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.installation.environments import CAPTURE
-from tests.installation.environments import EXTRA
-from tests.installation.environments import NEWEST_WORKER
-from tests.installation.environments import OLDEST_WORKER
-from tests.installation.environments import OLDEST_WORKER_PYTHONS
-from tests.installation.environments import ROOT
-from tests.installation.environments import build_from_sdist
-from tests.installation.environments import find_python
-from tests.installation.environments import install_alone
-from tests.installation.environments import make_environment
-from tests.installation.environments import requirements
+from tests.installation.environments import (
+    CAPTURE,
+    EXTRA,
+    NEWEST_WORKER,
+    OLDEST_WORKER,
+    OLDEST_WORKER_PYTHONS,
+    ROOT,
+    build_from_sdist,
+    find_python,
+    install_alone,
+    make_environment,
+    requirements,
+)
 
 NEWEST_PYTHONS = ("3.14", "3.13", "3.12")
 OLDEST_PYTHONS = ("3.11",)

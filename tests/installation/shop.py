@@ -1,9 +1,7 @@
 """A small application for workers of any Celery and Python: copied to where the worker starts."""
 
 import os
-from typing import Any
-from typing import List
-from typing import Set
+from typing import Any, List, Set
 
 from celery import Celery
 

@@ -7,10 +7,9 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from tests.installation.environments import CAPTURE
-from tests.installation.environments import ROOT
+from tests.installation.environments import CAPTURE, ROOT
 
-PACKAGES = ("monitor", "demo_workers")
+FOLDERS = {"celery_monitor": "monitor/celery_monitor", "demo_workers": "demo_workers"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CAPTURE_PROJECT = tomllib.loads((CAPTURE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OF_CELERY = {"celery", "kombu"}  # every version of Celery requires the other
@@ -38,8 +37,8 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
-    names = {name for package in PACKAGES for path in (ROOT / package).rglob("*.py") for name in imported(path)}
-    strangers = names - set(sys.stdlib_module_names) - set(PACKAGES)
+    names = {name for folder in FOLDERS.values() for path in (ROOT / folder).rglob("*.py") for name in imported(path)}
+    strangers = names - set(sys.stdlib_module_names) - set(FOLDERS)
     assert {"kombu", "msgspec", "sqlalchemy"} <= strangers
     distributions = packages_distributions()
     brought = {name: {canonical(each) for each in distributions[name]} for name in strangers}

@@ -13,11 +13,7 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
-from tests.test_cli import ANSWER_SECONDS
-from tests.test_cli import await_end
-from tests.test_cli import environ
-from tests.test_cli import fetch
-from tests.test_cli import running
+from tests.test_cli import ANSWER_SECONDS, await_end, environ, fetch, running
 from tests.workers import wait_for
 
 pytestmark = pytest.mark.timeout(300)  # the first test makes the environment

@@ -12,9 +12,7 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
-from contextlib import contextmanager
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,7 @@ from websockets.typing import Origin
 from tests.faults.dashboard import Dashboard
 from tests.receiver.sources.conftest import delete_queue
 from tests.servers import running_redis
-from tests.test_cli import await_end
-from tests.test_cli import environ
+from tests.test_cli import await_end, environ
 from tests.workers import wait_for
 
 APPLICATION = Path(__file__).with_name("shop.py")

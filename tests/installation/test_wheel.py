@@ -7,11 +7,8 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.installation.environments import ROOT
-from tests.installation.environments import build
-from tests.test_cli import ANSWER_SECONDS
-from tests.test_cli import fetch
-from tests.test_cli import running
+from tests.installation.environments import ROOT, build
+from tests.test_cli import ANSWER_SECONDS, fetch, running
 from tests.workers import wait_for
 
 APPLICATION = """
@@ -23,15 +20,15 @@ app = Celery("kiosk", broker={url!r})
 def test_the_wheel_is_complete_and_holds_no_more(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
-        "monitor/templates/base.html",
-        "monitor/static/vendor/uPlot.esm.js",
-        "monitor/static/vendor/uPlot.min.css",
-        "monitor/static/vendor/idiomorph.js",
+        "celery_monitor/templates/base.html",
+        "celery_monitor/static/vendor/uPlot.esm.js",
+        "celery_monitor/static/vendor/uPlot.min.css",
+        "celery_monitor/static/vendor/idiomorph.js",
         "demo_workers/traffic.py",
     ):
         assert name in names
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"monitor", "demo_workers"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"celery_monitor", "demo_workers"}
 
 
 def test_the_wheel_of_capture_has_the_products_version(wheel: Path, capture_wheel: Path) -> None:
@@ -61,7 +58,7 @@ def test_the_wheel_brings_its_own_code(newest: Path, tmp_path: Path) -> None:
 
 
 def test_it_serves_pages_and_libraries_from_another_directory(newest: Path, tmp_path: Path) -> None:
-    with running(("monitor", "web", "--port", "0"), tmp_path, newest, PYTHONPATH="") as (_, address):
+    with running(("celery_monitor", "web", "--port", "0"), tmp_path, newest, PYTHONPATH="") as (_, address):
         assert "<html" in fetch(address)
         assert "Idiomorph" in fetch(f"{address}static/any/vendor/idiomorph.js")
         assert "uPlot" in fetch(f"{address}static/any/vendor/uPlot.esm.js")

@@ -2,25 +2,22 @@
 
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from monitor.receiver.ingest import Receiver
-from monitor.receiver.sources.make import make_source
-from monitor.records import ReceiverHealth
-from monitor.records import Task
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
+from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.records.receiver import ReceiverHealth
+from celery_monitor.records.task import Task
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.receivers import read_receiver_records
+from celery_monitor.store.tasks.detail import read_task
 from tests.receiver.sources.conftest import delete_queue
 
 RunReceiver = Callable[..., AbstractContextManager[Receiver]]  # an address, and settings by their names
@@ -72,8 +69,8 @@ def connected(receiver: Receiver) -> Callable[[], bool]:
 
 
 def health(store: Store) -> ReceiverHealth:
-    return queries.health(store)[0]
+    return read_receiver_records(store)[0]
 
 
 def task(store: Store, task_id: str) -> Task:
-    return queries.task(store, task_id)
+    return read_task(store, task_id)

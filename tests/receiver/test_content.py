@@ -11,12 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.receiver.decode import MSGPACK
-from monitor.receiver.decode import YAML
-from monitor.receiver.decode import Content
-from monitor.receiver.decode import opened
-from monitor.receiver.decode import read_yaml
-from monitor.records import RefusedEvents
+from celery_monitor.receiver.decode import MSGPACK, YAML, Content, opened, read_yaml
+from celery_monitor.records.receiver import RefusedEvents
 
 PICKLE = "application/x-python-serialize"
 VALUES = st.recursive(

@@ -9,17 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.intake import LATEST_TIME
-from monitor.intake import NAME_LENGTH
-from monitor.intake import Checked
-from monitor.intake import Intake
-from monitor.receiver.decode import READERS
-from monitor.receiver.decode import count
-from monitor.receiver.decode import decode
-from monitor.records import Event
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.core.sanitize import LATEST_TIME, NAME_LENGTH, Checked, Sanitizer
+from celery_monitor.receiver.decode import READERS, count, decode
+from celery_monitor.records.event import Event
+from tests.factories import NOW, make_event, make_id
 from tests.receiver.traffic import told
 
 TEXTS = st.none() | st.text(max_size=20)
@@ -191,7 +184,7 @@ def test_what_is_to_be_cleaned_is_no_checked_event(field: str, value: object) ->
 
 
 def test_secrets_and_long_texts_are_found_among_clean_events() -> None:
-    intake = Intake(max_text=100, redact=["password"])
+    intake = Sanitizer(max_text=100, redact=["password"])
     events, _ = decode(body([plain(result="'fine'") for _ in range(40)]))
     dirty, _ = decode(body([plain(result="{'password': 'x1'}"), plain(result="y" * 101)]))
     assert {type(each) for each in (*events, *dirty)} == {Checked}

@@ -6,19 +6,14 @@ from uuid import uuid4
 
 import pytest
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.control.perform import Controller
-from monitor.control.retry import RetryTask
-from monitor.errors import Conflict
-from monitor.records import TaskState
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.perform import Controller
+from celery_monitor.control.retry import RetryTask
+from celery_monitor.errors import Conflict
+from celery_monitor.records.task import TaskState
 from tests.control.watch import make_settings
-from tests.receiver.watching import CLUSTER
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.receiver.watching import CLUSTER, Watching, watching
+from tests.workers import Worker, running_worker, wait_for
 
 # Sampled as by default; the question that goes to all workers from time to time is out of the way.
 AS_SHIPPED = {"sample_seconds": 1.0, "inspect_seconds": 3600.0}

@@ -3,36 +3,29 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 import redis
 
-from monitor.brokers.depth import make_probe
-from monitor.brokers.remote import Remote
-from monitor.receiver.lost_tasks import AGAIN_SECONDS
-from monitor.receiver.reconcile import ARRIVAL_SECONDS
-from monitor.receiver.reconcile import PATIENCE_SECONDS
-from monitor.receiver.reconcile import GapCheck
-from monitor.receiver.task_locations import TaskLocations
-from monitor.records import Delivery
-from monitor.records import Gap
-from monitor.records import Reconciliation
-from monitor.records import TaskState
-from monitor.records import WorkerStatus
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.brokers.transports import make_probe
+from celery_monitor.receiver.lost_tasks import AGAIN_SECONDS
+from celery_monitor.receiver.reconcile import ARRIVAL_SECONDS, PATIENCE_SECONDS, GapCheck
+from celery_monitor.receiver.task_locations import TaskLocations
+from celery_monitor.records.receiver import Delivery, Gap, Reconciliation
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.receivers import close_gap, open_gap, read_gaps
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.workers import change_workers, read_workers
+from celery_monitor.store.writer import Writer
 from tests.databases import empty_record
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from tests.factories import NOW, make_event, make_id
 from tests.workers import running_worker
 
 QUEUE = "payments"
@@ -73,13 +66,13 @@ class Recovering:
         return task_id
 
     def gap(self, began: float = BEGAN, ended: float = ENDED) -> int:
-        number = journal.open_gap(self.store, "shop", began, "no connection")
-        journal.close_gap(self.store, number, ended)
+        number = open_gap(self.store, "shop", began, "no connection")
+        close_gap(self.store, number, ended)
         return number
 
     def step(self, seconds: float) -> None:
         self.now += seconds
-        self.check.step(queries.workers(self.store, "shop"), self.now)
+        self.check.step(read_workers(self.store, "shop"), self.now)
 
     def look(self, pause: float = AGAIN_SECONDS) -> None:
         """Both looks, and what is news in them."""
@@ -87,7 +80,7 @@ class Recovering:
             self.step(seconds)
 
     def gaps(self) -> list[Gap]:
-        return queries.gaps(self.store, 0.0)
+        return read_gaps(self.store, 0.0)
 
     def finish(self) -> Reconciliation:
         for _ in range(60):
@@ -98,7 +91,7 @@ class Recovering:
         raise AssertionError(f"the reconciliation comes to no end: {self.gaps()}")
 
     def state(self, task_id: str) -> TaskState:
-        return queries.task(self.store, task_id, "shop").state
+        return read_task(self.store, task_id, "shop").state
 
 
 @pytest.fixture
@@ -119,7 +112,7 @@ def test_a_worker_that_is_silent_may_have_what_nobody_else_has(recovering: Recov
     """A solo pool neither beats nor answers while it runs a task, whose message it has acknowledged."""
     recovering.receive("worker-heartbeat", BEGAN, freq=2.0)
     task_id = recovering.send()
-    journal.change_workers(
+    change_workers(
         recovering.store,
         "shop",
         ["worker1@shop"],
@@ -197,7 +190,7 @@ def test_a_receiver_that_is_killed_in_the_middle_has_concluded_nothing_that_is_n
 def test_a_receiver_that_starts_anew_goes_on_where_the_last_one_was(
     recovering: Recovering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("monitor.receiver.reconcile.CHUNK", 2)
+    monkeypatch.setattr("celery_monitor.receiver.task_locations.CHUNK", 2)
     for number in range(5):
         recovering.send(BEGAN - 20 + number)
     recovering.gap()

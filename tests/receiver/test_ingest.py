@@ -11,19 +11,17 @@ import pytest
 import redis
 from celery import Celery
 
-from monitor.errors import NotFound
-from monitor.records import Delivery
-from monitor.records import TaskState
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.writer import Writer
+from celery_monitor.errors import NotFound
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import read_gaps, read_receiver_records
+from celery_monitor.store.tasks.page import count_states
+from celery_monitor.store.workers import read_workers
+from celery_monitor.store.writer import Writer
 from tests.factories import make_event
-from tests.receiver.conftest import RunReceiver
-from tests.receiver.conftest import connected
-from tests.receiver.conftest import health
-from tests.receiver.conftest import task
-from tests.receiver.conftest import wait_until
+from tests.receiver.conftest import RunReceiver, connected, health, task, wait_until
 from tests.servers import free_port
 from tests.workers import running_worker
 
@@ -49,7 +47,7 @@ def test_what_real_workers_do_is_stored(broker_url: str, receiving: RunReceiver,
     assert retried.state is TaskState.SUCCESS
     assert [run.retries for run in retried.runs] == list(range(len(retried.runs)))
     assert len(retried.runs) > 1
-    assert [each.hostname for each in queries.workers(store)] == [worker.hostname]
+    assert [each.hostname for each in read_workers(store)] == [worker.hostname]
     assert health(store).events_total >= 9
 
 
@@ -62,19 +60,19 @@ def test_events_sent_while_away_are_kept_by_rabbitmq(amqp_url: str, receiving: R
         assert not ended(store, task_id)
         with receiving(amqp_url):
             wait_until(lambda: ended(store, task_id))
-    assert queries.gaps(store, since=0.0) == []
+    assert read_gaps(store, since=0.0) == []
 
 
 def test_being_away_from_redis_is_a_gap(redis_url: str, receiving: RunReceiver, store: Store) -> None:
     with receiving(redis_url) as receiver:
         wait_until(connected(receiver))
-        wait_until(lambda: queries.health(store) and health(store).connected)
-    assert queries.gaps(store, since=0.0) == []
+        wait_until(lambda: read_receiver_records(store) and health(store).connected)
+    assert read_gaps(store, since=0.0) == []
     assert not health(store).connected
     stopped = time.time()
     with receiving(redis_url):
-        wait_until(lambda: queries.gaps(store, since=0.0))
-    (gap,) = queries.gaps(store, since=0.0)
+        wait_until(lambda: read_gaps(store, since=0.0))
+    (gap,) = read_gaps(store, since=0.0)
     assert gap.ended is not None
     assert gap.began <= stopped < gap.ended <= time.time()
     assert "not running" in gap.cause
@@ -126,17 +124,17 @@ def test_a_broker_that_restarts_is_waited_for(
     port = int(url.split(":")[2].split("/")[0])
     with receiving(url) as receiver:
         wait_until(connected(receiver))
-        wait_until(lambda: queries.health(store) and health(store).connected)
+        wait_until(lambda: read_receiver_records(store) and health(store).connected)
         process.kill()
         process.wait()
         wait_until(lambda: not health(store).connected)
         assert "refused" in (health(store).error or "")
-        wait_until(lambda: queries.gaps(store, since=0.0))
-        assert queries.gaps(store, since=0.0)[0].ended is None
+        wait_until(lambda: read_gaps(store, since=0.0))
+        assert read_gaps(store, since=0.0)[0].ended is None
         again = start_redis(port, tmp_path)
         try:
             wait_until(lambda: health(store).connected)
-            wait_until(lambda: queries.gaps(store, since=0.0)[0].ended is not None)
+            wait_until(lambda: read_gaps(store, since=0.0)[0].ended is not None)
             send_event(url, "77")
             wait_until(lambda: ended(store, "77"))
         finally:
@@ -173,13 +171,13 @@ def send_without_pause(url: str, stop: threading.Event) -> None:
 
 
 def stored(store: Store) -> int:
-    return sum(queries.state_counts(store).values())
+    return sum(count_states(store).values())
 
 
 def test_a_receiver_that_starts_before_its_broker_waits(receiving: RunReceiver, store: Store, tmp_path: Path) -> None:
     port = free_port()
     with receiving(f"redis://127.0.0.1:{port}/0") as receiver:
-        wait_until(lambda: queries.health(store))
+        wait_until(lambda: read_receiver_records(store))
         assert not health(store).connected
         process = start_redis(port, tmp_path)
         try:
@@ -221,9 +219,9 @@ def test_one_event_that_cannot_be_stored_does_not_hold_up_the_rest(
                 dispatcher.send("task-succeeded", uuid=f"order-{number}", result=str(number), runtime=0.5)
         wait_until(lambda: ended(store, "order-29"))
         wait_until(lambda: health(store).dropped_total == 1)
-        wait_until(lambda: queries.gaps(store, since=0.0))
+        wait_until(lambda: read_gaps(store, since=0.0))
     assert [ended(store, f"order-{number}") for number in (12, 13, 14)] == [True, False, True]
-    assert queries.gaps(store, since=0.0)[0].dropped == 1
+    assert read_gaps(store, since=0.0)[0].dropped == 1
 
 
 def test_old_tasks_go_while_events_come_without_a_pause(redis_url: str, receiving: RunReceiver, store: Store) -> None:
@@ -235,6 +233,6 @@ def test_old_tasks_go_while_events_come_without_a_pause(redis_url: str, receivin
 
         def few_are_left() -> bool:
             send_event(redis_url, f"new-{time.monotonic()}")
-            return sum(queries.state_counts(store).values()) <= 1031
+            return sum(count_states(store).values()) <= 1031
 
         wait_until(few_are_left)

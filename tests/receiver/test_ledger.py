@@ -6,20 +6,16 @@ from typing import Any
 
 import pytest
 import redis
-from sqlalchemy import func
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.keys import to_key
-from monitor.store.schema import STATE_CODES
+from celery_monitor.records.task import TaskState
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.tasks.keys import to_key
+from celery_monitor.store.tasks.page import count_states
 from tests.apps.ledger import LEDGER_VARIABLE
-from tests.receiver.conftest import RunReceiver
-from tests.receiver.conftest import connected
-from tests.receiver.conftest import health
-from tests.receiver.conftest import wait_until
+from tests.receiver.conftest import RunReceiver, connected, health, wait_until
 from tests.workers import running_worker
 
 TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "4000"))
@@ -37,12 +33,12 @@ def test_the_record_equals_the_ledger(
         with running_worker(broker_url, app="tests.apps.ledger", concurrency=8) as worker:
             sent = [worker.send("entry", number % FAILING_EACH == 0) for number in range(TASKS)]
             wait_until(lambda: book.hlen("ledger:failed") + book.hlen("ledger:succeeded") == TASKS, 60 + TASKS / 50)
-            wait_until(lambda: not any(queries.state_counts(store).get(s, 0) for s in _UNFINISHED), 60)
+            wait_until(lambda: not any(count_states(store).get(s, 0) for s in _UNFINISHED), 60)
             time.sleep(0.5)
     entered = {outcome: _entered(book, outcome) for outcome in ("failed", "succeeded")}
     book.close()
     assert set(entered["failed"]) | set(entered["succeeded"]) == set(sent)
-    stored = queries.state_counts(store)
+    stored = count_states(store)
     assert stored[TaskState.FAILURE] == len(entered["failed"]) == TASKS // FAILING_EACH
     assert stored[TaskState.SUCCESS] == len(entered["succeeded"])
     assert sum(stored.values()) == TASKS

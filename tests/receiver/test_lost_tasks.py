@@ -5,25 +5,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from monitor.brokers.ends import End
-from monitor.brokers.held import Headers
-from monitor.brokers.held import Seen
-from monitor.receiver.lost_tasks import AFTER_GAP
-from monitor.receiver.lost_tasks import Activity
-from monitor.receiver.lost_tasks import Evidence
-from monitor.receiver.lost_tasks import OnWorker
-from monitor.receiver.lost_tasks import Process
-from monitor.receiver.lost_tasks import Snapshot
-from monitor.receiver.lost_tasks import judge
-from monitor.receiver.lost_tasks import may_have_ended
-from monitor.receiver.lost_tasks import unrecorded
-from monitor.receiver.lost_tasks import why_gone
-from monitor.records import TaskState
-from monitor.records import Worker
-from monitor.records import WorkerProcess
-from monitor.records import WorkerStatus
-from monitor.store.unfinished import ProcessKey
-from monitor.store.unfinished import UnfinishedTask
+from celery_monitor.brokers.results import StoredEnd
+from celery_monitor.brokers.task_messages import Headers, Seen
+from celery_monitor.receiver.lost_tasks import (
+    AFTER_GAP,
+    Activity,
+    Evidence,
+    JudgedProcess,
+    OnWorker,
+    Snapshot,
+    judge,
+    may_have_ended,
+    unrecorded,
+    why_gone,
+)
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker, WorkerProcess, WorkerStatus
+from celery_monitor.store.tasks.unfinished import ProcessKey, UnfinishedTask
 from tests.factories import NOW
 
 HOST, OTHER, QUEUE, ID = "worker7@shop", "worker8@shop", "payments", "t-31"
@@ -135,7 +133,7 @@ def test_started_task_that_its_worker_does_not_have_is_lost_by_the_workers_clock
 def test_end_in_the_result_backend(
     state: TaskState, fields: dict[str, Any], end: float | None, found: str, done: float
 ) -> None:
-    ends = {ID: End("task-succeeded", end, "23", worker=OTHER)}
+    ends = {ID: StoredEnd("task-succeeded", end, "23", worker=OTHER)}
     ahead = make_worker(hostname=OTHER, pid=32, skew=-3600.0)
     verdict = judge(
         make_unfinished(state, **fields), gather(snapshot(), None, make_worker(), ahead, gap=GAP, ends=ends)
@@ -285,28 +283,28 @@ def beside(**fields: Any) -> dict[str, Any]:
 )
 def test_when_a_process_is_gone(worker: dict[str, Any], seconds: float, evidence: str | None) -> None:
     now = NOW + seconds
-    process = Process(ProcessKey(HOST, 31), make_worker(**worker), Activity(4, NOW), NOW - 60, None)
+    process = JudgedProcess(ProcessKey(HOST, 31), make_worker(**worker), Activity(4, NOW), NOW - 60, None)
     assert (why_gone(process, NOW - 90, now) or "").startswith(evidence or "") is True
     assert (why_gone(process, NOW - 90, now) is None) is (evidence is None)
     assert why_gone(process._replace(settled_at=now - 4), NOW - 90, now) is None  # its last events may be on their way
 
 
 def test_silence_counts_from_when_the_receiver_listened() -> None:
-    process = Process(ProcessKey(HOST, 31), make_worker(**beside()), Activity(4, NOW), NOW - 60, None)
+    process = JudgedProcess(ProcessKey(HOST, 31), make_worker(**beside()), Activity(4, NOW), NOW - 60, None)
     assert why_gone(process, NOW + 4, NOW + 6) is None
     assert why_gone(process, NOW + 4, NOW + 10) is not None
 
 
 def test_end_of_a_task_is_a_sign_of_life_after_a_goodbye() -> None:
     worker, activity = make_worker(**GOODBYE), Activity(4, NOW - 60).after(3, NOW + 300)
-    process = Process(ProcessKey(HOST, 31), worker, activity.after(3, NOW + 301), NOW - 60, None)
+    process = JudgedProcess(ProcessKey(HOST, 31), worker, activity.after(3, NOW + 301), NOW - 60, None)
     assert why_gone(process, NOW - 90, NOW + 899) is None
     assert "its last task ended 600 s ago. After 10 min it is" in (why_gone(process, NOW - 90, NOW + 900) or "")
 
 
 def test_unanswered_pings_count_at_once_for_the_process_that_was_asked() -> None:
     worker = make_worker(**GONE)
-    process = Process(ProcessKey(HOST, 31), worker, Activity(4, NOW), NOW, "worker7@shop did not answer 2 pings")
+    process = JudgedProcess(ProcessKey(HOST, 31), worker, Activity(4, NOW), NOW, "worker7@shop did not answer 2 pings")
     assert why_gone(process, NOW, NOW + 1) == "worker7@shop did not answer 2 pings"
     replaced = msgspec.structs.replace(worker, pid=32)
     assert why_gone(process._replace(worker=replaced), NOW, NOW + 1) is None

@@ -2,14 +2,11 @@
 
 from itertools import pairwise
 
-from monitor.receiver.newcomers import FIRST_SECONDS
-from monitor.receiver.newcomers import Newcomers
-from monitor.receiver.switches import ANSWER_SECONDS
-from monitor.records import Worker
-from monitor.records import WorkerStatus
-from monitor.workers import fold_worker
-from tests.factories import NOW
-from tests.factories import make_event
+from celery_monitor.core.workers import fold_worker
+from celery_monitor.receiver.sampler import FIRST_SECONDS, Newcomers
+from celery_monitor.receiver.task_events import ANSWER_SECONDS
+from celery_monitor.records.worker import Worker, WorkerStatus
+from tests.factories import NOW, make_event
 
 LONGEST = 45.0
 

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from monitor.receiver import helpers
-from monitor.receiver import process
+from celery_monitor.receiver import helpers
+from celery_monitor.receiver.helpers import Helpers
+from celery_monitor.receiver.process import start_beside
 from tests.workers import wait_for
 
 
@@ -14,7 +15,7 @@ def test_what_runs_beside_the_receiver_starts_again_after_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(helpers, "FIRST_PAUSE_SECONDS", 0.01)
-    failing = helpers.Helpers()
+    failing = Helpers()
     began: list[int] = []
 
     def stumble(stop: threading.Event) -> None:
@@ -25,7 +26,7 @@ def test_what_runs_beside_the_receiver_starts_again_after_an_error(
 
     stop = threading.Event()
     with caplog.at_level(logging.ERROR):
-        thread = process.start_beside("queue sampler", stumble, stop, failing)
+        thread = start_beside("queue sampler", stumble, stop, failing)
         wait_for(lambda: len(began) == 3, seconds=5)
     stop.set()
     thread.join(5)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from monitor.failures import signature
-from monitor.filters import parse
-from monitor.records import TaskState
-from monitor.store import queries
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
+from celery_monitor.core.failures import signature
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.tasks.page import find_tasks
+from tests.receiver.watching import Watching, watching
 from tests.workers import running_worker
 
 
@@ -27,7 +26,7 @@ def test_each_way_to_fail_is_named(redis_url: str, tmp_path: Path) -> None:
         found = {name: _failed(watch, task_id) for name, task_id in sent.items()}
         tasks = {name: watch.task(task_id) for name, task_id in sent.items()}
         over = parse("runtime:>900ms", time.time())
-        slow = {task.id for task in queries.tasks(watch.store, over, limit=50).items}
+        slow = {task.id for task in find_tasks(watch.store, over, limit=50).items}
     assert found == {
         "fail": ("ValueError", "no such order", "apps/basic.py in fail"),
         "crash": ("WorkerLostError", "its worker process died: signal 9 (SIGKILL)", None),

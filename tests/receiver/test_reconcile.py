@@ -8,30 +8,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from monitor.brokers.examine import look_at
-from monitor.brokers.remote import Remote
-from monitor.receiver.reconcile import DEAF_SECONDS
-from monitor.receiver.reconcile import Reconciler
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import Outcome
-from monitor.records import ReceiverHealth
-from monitor.records import TaskState
-from monitor.records import WorkerStatus
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from monitor.workers import process_state
-from monitor.workers import twin_pids
+from celery_monitor.brokers.examine import look_at
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.core.workers import process_state, twin_pids
+from celery_monitor.receiver.reconcile import DEAF_SECONDS, Reconciler
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.records.task import Outcome, TaskState
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.workers import read_worker
+from celery_monitor.store.writer import Writer
 from tests.databases import empty_record
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from tests.factories import NOW, make_event, make_id
 from tests.receiver.watching import watching
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.workers import running_worker, wait_for
 
 LATE = {"task_acks_late": True, "worker_prefetch_multiplier": 1}
 HOSTNAME = "worker7@shop"
@@ -62,10 +55,10 @@ class Judged:
         self.reconciler.step(now)
 
     def status(self) -> WorkerStatus:
-        return queries.worker(self.store, HOSTNAME, "shop").status
+        return read_worker(self.store, HOSTNAME, "shop").status
 
     def state(self, task_id: str) -> TaskState:
-        return queries.task(self.store, task_id, "shop").state
+        return read_task(self.store, task_id, "shop").state
 
 
 @pytest.fixture
@@ -164,7 +157,7 @@ def test_two_processes_of_one_name_are_judged_each_by_its_own_heartbeats(judged:
     for second in range(20):
         judged.receive("worker-heartbeat", NOW + second, pid=31 + second % 2, freq=3.0, active=4)
         judged.step(NOW + second)
-    worker = queries.worker(judged.store, HOSTNAME, "shop")
+    worker = read_worker(judged.store, HOSTNAME, "shop")
     assert twin_pids(worker) == (31, 32)
     assert worker.pid == 32
     assert [(each.pid, each.active, each.last_heartbeat) for each in worker.others] == [(31, 4, NOW + 18)]
@@ -193,7 +186,7 @@ def test_process_that_said_goodbye_ends_what_it_runs_and_is_presumed_killed_much
     judged.receive("worker-offline", NOW + 2)
     judged.receive("worker-online", NOW + 3, pid=32, freq=3.0)  # a rolling restart
     beat_until(judged, 3, 30)
-    assert process_state(queries.worker(judged.store, HOSTNAME, "shop"), 31) == "shutting down"
+    assert process_state(read_worker(judged.store, HOSTNAME, "shop"), 31) == "shutting down"
     judged.receive("task-succeeded", NOW + 300, uuid=first, runtime=299.0)  # a sign of life
     beat_until(judged, 300, 312)
     assert judged.state(first) is TaskState.SUCCESS

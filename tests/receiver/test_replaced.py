@@ -4,15 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.fidelity import judge
-from monitor.records import Outcome
-from monitor.records import Task
-from monitor.records import TaskState
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from celery_monitor.core.arguments import judge
+from celery_monitor.records.task import Outcome, Task, TaskState
+from tests.receiver.watching import Watching, watching
+from tests.workers import Worker, running_worker, wait_for
 
 DONE = {TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED}
 

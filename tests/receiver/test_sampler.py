@@ -8,16 +8,16 @@ import pytest
 from kombu import Connection
 from msgspec.structs import replace
 
-from monitor.application import Application
-from monitor.records import TaskState
-from monitor.records import WorkerStatus
-from monitor.store import journal
-from monitor.store import queries
-from tests.receiver.watching import CLUSTER
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
-from tests.workers import running_worker
-from tests.workers import wait_for
+from celery_monitor.records.application import Application
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.queues import read_queue_samples
+from celery_monitor.store.receivers import read_receiver_records
+from celery_monitor.store.schedule import read_entries
+from celery_monitor.store.workers import change_workers
+from tests.receiver.watching import CLUSTER, Watching, watching
+from tests.workers import running_worker, wait_for
 
 
 def test_worker_says_its_queues_and_pool(broker_url: str, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_queue_shows_waiting_unacknowledged_and_consumers(broker_url: str, tmp_p
             assert found.unacked >= 1
         else:
             assert found.unacked is None
-        [sample, *_] = queries.queue_history(watch.store, worker.queue, CLUSTER, 0.0)
+        [sample, *_] = read_queue_samples(watch.store, worker.queue, CLUSTER, 0.0)
         assert sample.ready is not None
         assert sample.ready >= found.ready
 
@@ -72,7 +72,7 @@ def test_task_events_are_turned_on_where_they_are_off_and_it_is_said(broker_url:
         wait_for(lambda: watch.notices)
         assert worker.hostname in watch.notices[0]
         watch.wait_for_state(worker.send("add", 3, 4), TaskState.SUCCESS)
-        [action] = queries.actions(watch.store, limit=10).items
+        [action] = read_actions(watch.store, limit=10).items
         assert (action.actor, action.action, action.target) == ("celery-monitor", "enable_events", worker.hostname)
         found = watch.worker(worker.hostname)
         assert found is not None
@@ -89,7 +89,7 @@ def test_task_events_stay_off_where_that_is_wanted_and_it_is_seen(
         worker.send("add", 3, 4)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.events_enabled is False)
         assert watch.notices == []
-        assert queries.actions(watch.store, limit=10).items == []
+        assert read_actions(watch.store, limit=10).items == []
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_worker_that_sends_nothing_at_all_is_found_by_asking(redis_url: str, tmp
         assert found is not None
         assert (found.last_heartbeat, found.pid) == (None, worker.pid)
         gone = {"status": WorkerStatus.OFFLINE, "offline_at": time.time()}
-        journal.change_workers(watch.store, CLUSTER, [worker.hostname], lambda each: replace(each, **gone))
+        change_workers(watch.store, CLUSTER, [worker.hostname], lambda each: replace(each, **gone))
         wait_for(lambda: (again := watch.worker(worker.hostname)) and again.status is WorkerStatus.ONLINE)
 
 
@@ -153,7 +153,7 @@ def test_schedule_is_learned_from_the_workers(broker_url: str, tmp_path: Path) -
     entry = {"task": "shop.count", "schedule": 45.0, "args": ["Ada"], "options": {"queue": "stock"}}
     config = {"beat_schedule": {"count the stock": entry}}
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, config=config):
-        [found] = wait_for(lambda: queries.schedule(watch.store, CLUSTER))
+        [found] = wait_for(lambda: read_entries(watch.store, CLUSTER))
         assert (found.name, found.task, found.every, found.queue) == ("count the stock", "shop.count", 45.0, "stock")
         assert (found.args, found.args_json, found.source) == ("('Ada',)", '["Ada"]', "workers")
 
@@ -163,7 +163,7 @@ def test_queues_of_the_application_are_measured_before_a_worker_answers(broker_u
     application = Application(queues=(name,), broker_read_url=broker_url, broker_write_url=broker_url)
     with watching(broker_url, tmp_path, application=application, inspect_seconds=0.5) as watch:
         if broker_url.startswith("amqp"):
-            wait_for(lambda: queries.health(watch.store), what="the receiver")
+            wait_for(lambda: read_receiver_records(watch.store), what="the receiver")
             assert watch.queue(name) is None  # nobody has declared it
         with Connection(broker_url) as connection:
             queue = connection.SimpleQueue(name)

@@ -6,8 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,21 @@ from celery.schedules import schedule as interval
 from redbeat import RedBeatSchedulerEntry
 from redbeat.schedules import rrule
 
-from monitor.brokers.redbeat import Reading
-from monitor.brokers.redbeat import read_redbeat
-from monitor.errors import StoreUnavailable
-from monitor.receiver.schedules import Schedules
-from monitor.records import ScheduleEntry
-from monitor.redact import Redactor
-from monitor.schedule import in_words
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.django_beat import read_periodic_tasks
-from monitor.store.engine import open_store
-from monitor.web.pages.schedule import SOURCES
-from tests.apps.basic import BROKER_VARIABLE
-from tests.apps.basic import CONFIG_VARIABLE
-from tests.apps.basic import make_app
-from tests.apps.django_beat import LAST
-from tests.apps.django_beat import ONCE
-from tests.receiver.watching import CLUSTER
-from tests.receiver.watching import watching
-from tests.workers import ROOT
-from tests.workers import wait_for
+from celery_monitor.brokers.beat import RedBeatContext, read_redbeat
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.schedule import in_words
+from celery_monitor.errors import StoreUnavailable
+from celery_monitor.receiver.schedules import Schedules
+from celery_monitor.records.schedule import ScheduleEntry
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.foreign import read_periodic_tasks
+from celery_monitor.store.schedule import read_beat_health, read_entries, schedule_heard_at
+from celery_monitor.web.pages.schedule import SOURCES
+from tests.apps.basic import BROKER_VARIABLE, CONFIG_VARIABLE, make_app
+from tests.apps.django_beat import LAST, ONCE
+from tests.receiver.watching import CLUSTER, watching
+from tests.workers import ROOT, wait_for
 
 NOW = 1_780_000_000.0
 
@@ -71,7 +63,7 @@ def test_redbeat_entries_are_read_as_it_saves_them(redis_url: str) -> None:
     written("news", schedule=news, kwargs={"token": "abc"}, app=app)
     written("odd", schedule=rrule("DAILY", interval=2, app=app), args=[LAST], enabled=False, app=app)
     RedBeatSchedulerEntry.from_key("redbeat:count", app=app).next(last_run_at=LAST)
-    reading = Reading(CLUSTER, Redactor(("token",)), "UTC", NOW)
+    reading = RedBeatContext(CLUSTER, Redactor(("token",)), "UTC", NOW)
     found = read_redbeat(Broker(CLUSTER, redis_url), Settings(), reading)
     assert (found.lock_seconds, found.unread) == (None, [])
     entries = {entry.name: entry for entry in found.entries}
@@ -109,8 +101,8 @@ def test_what_is_no_entry_of_redbeat_is_listed_and_hides_no_other(redis_url: str
     try:
         broker = Broker(CLUSTER, redis_url)
         Schedules(store, broker, Settings(broker=(broker,))).step([], None, NOW)
-        assert [each.name for each in queries.schedule(store)] == ["count"]
-        health = queries.beat_health(store, CLUSTER)
+        assert [each.name for each in read_entries(store)] == ["count"]
+        health = read_beat_health(store, CLUSTER)
         reasons = {each.name: each.reason for each in health.unread_entries}
         assert health.unread == ()
         assert reasons.keys() == {"cut", "list", "nameless", "argued", "half ?", "countless", "gone", "text"}
@@ -139,8 +131,8 @@ def test_one_bad_row_of_django_hides_no_other(tmp_path: Path) -> None:
         broker = Broker(CLUSTER, "amqp://nobody")
         given = Settings(broker=(broker,), beat_database=(Broker("default", url),))
         Schedules(store, broker, given).step([], None, NOW)
-        assert {each.name: each.task for each in queries.schedule(store)} == {"dusk": "s\ufffd", "news": "shop.news"}
-        unread = queries.beat_health(store, CLUSTER).unread_entries
+        assert {each.name: each.task for each in read_entries(store)} == {"dusk": "s\ufffd", "news": "shop.news"}
+        unread = read_beat_health(store, CLUSTER).unread_entries
         assert {(each.name, each.source) for each in unread} == {("count", "django"), ("close", "django")}
     finally:
         store.close()
@@ -151,13 +143,13 @@ def test_beat_that_runs_holds_its_lock_and_one_that_ended_is_missed(redis_url: s
     config = {"redbeat_redis_url": redis_url, "redbeat_redis_options": {}, "beat_schedule": {"sum": entry}}
     with watching(redis_url, tmp_path) as watch:
         with beat(redis_url, config):
-            held = wait_for(lambda: (each := queries.beat_health(watch.store, CLUSTER)).lock_until and each)
+            held = wait_for(lambda: (each := read_beat_health(watch.store, CLUSTER)).lock_until and each)
             assert held.lock_free_since is None
-            [found] = wait_for(lambda: [each for each in queries.schedule(watch.store, CLUSTER) if each.total])
+            [found] = wait_for(lambda: [each for each in read_entries(watch.store, CLUSTER) if each.total])
             assert (found.name, found.every, found.source) == ("sum", 1.0, "redbeat")
-        free = wait_for(lambda: (each := queries.beat_health(watch.store, CLUSTER)).lock_free_since and each)
+        free = wait_for(lambda: (each := read_beat_health(watch.store, CLUSTER)).lock_free_since and each)
         assert free.lock_until is None
-        late = wait_for(lambda: (each := queries.beat_health(watch.store, CLUSTER)).overdue and each)
+        late = wait_for(lambda: (each := read_beat_health(watch.store, CLUSTER)).overdue and each)
         assert [each.name for each in late.overdue] == ["sum"]
 
 
@@ -195,8 +187,8 @@ def learned(django_url: str, directory: Path) -> dict[str, ScheduleEntry]:
         broker = Broker(CLUSTER, "amqp://nobody")
         given = Settings(broker=(broker,), beat_database=(Broker("default", django_url),))
         Schedules(store, broker, given).step([], None, NOW)
-        assert queries.beat_health(store, CLUSTER).unread == ()
-        return {entry.name: entry for entry in queries.schedule(store)}
+        assert read_beat_health(store, CLUSTER).unread == ()
+        return {entry.name: entry for entry in read_entries(store)}
     finally:
         store.close()
 
@@ -211,9 +203,9 @@ def test_schedule_that_cannot_be_read_is_said_and_nothing_is_made(tmp_path: Path
         broker = Broker(CLUSTER, "amqp://nobody")
         given = Settings(broker=(broker,), beat_database=(Broker(CLUSTER, gone),))
         Schedules(store, broker, given).step([], None, NOW)
-        [reason] = queries.beat_health(store, CLUSTER).unread
+        [reason] = read_beat_health(store, CLUSTER).unread
         assert reason.startswith("django-celery-beat: cannot read")
-        assert queries.schedule_heard_at(store, CLUSTER) is None
+        assert schedule_heard_at(store, CLUSTER) is None
     finally:
         store.close()
 

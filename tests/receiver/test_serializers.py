@@ -5,16 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from monitor.errors import NotFound
-from monitor.health import Facts
-from monitor.health import banners
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.store.engine import Store
-from tests.receiver.conftest import RunReceiver
-from tests.receiver.conftest import connected
-from tests.receiver.conftest import health
-from tests.receiver.conftest import wait_until
+from celery_monitor.core.health import HealthFacts, banners
+from celery_monitor.errors import NotFound
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.engine import Store
+from celery_monitor.store.tasks.detail import read_task
+from tests.receiver.conftest import RunReceiver, connected, health, wait_until
 from tests.test_doctor import examined
 from tests.workers import running_worker
 
@@ -30,7 +26,7 @@ def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
             with running_worker(broker_url, pool="solo", concurrency=1, config=config) as worker:
                 task_id = worker.send("echo", 17, f"né {serializer}")
                 wait_until(partial(succeeded, store, task_id))
-            task = queries.task(store, task_id)
+            task = read_task(store, task_id)
             assert (task.worker, task.args, task.queue) == (worker.hostname, f"(17, 'né {serializer}')", worker.queue)
         assert (health(store).malformed_total, health(store).refused) == (0, ())
 
@@ -42,7 +38,7 @@ def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
             assert said.malformed_total == 0
             shown = [
                 each
-                for each in banners(Facts(now=said.updated_at or 0.0, receivers=[said]))
+                for each in banners(HealthFacts(now=said.updated_at or 0.0, receivers=[said]))
                 if each.kind == "event serializer"
             ]
             assert worker.hostname in shown[0].text
@@ -56,6 +52,6 @@ def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
 
 def succeeded(store: Store, task_id: str) -> bool:
     try:
-        return queries.task(store, task_id).state is TaskState.SUCCESS
+        return read_task(store, task_id).state is TaskState.SUCCESS
     except NotFound:
         return False

@@ -6,16 +6,13 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from monitor.receiver.hole import Hole
-from monitor.receiver.ingest import Receiver
-from monitor.records import ReceiverHealth
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import Store
+from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.standby import GapTracker
+from celery_monitor.records.receiver import ReceiverHealth
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import open_gap, read_gaps, read_open_gaps, read_receiver_health, save_health
 from tests.factories import NOW
-from tests.receiver.conftest import RunReceiver
-from tests.receiver.conftest import connected
-from tests.receiver.conftest import wait_until
+from tests.receiver.conftest import RunReceiver, connected, wait_until
 from tests.receiver.test_ingest import send_event
 from tests.servers import free_port
 
@@ -25,11 +22,11 @@ def test_gap_that_a_dead_receiver_left_open_is_ended_by_the_next(
 ) -> None:
     with receiving(redis_url) as receiver:
         wait_until(connected(receiver))
-    journal.open_gap(store, "shop", NOW, "no connection to the broker: it was killed meanwhile")
+    open_gap(store, "shop", NOW, "no connection to the broker: it was killed meanwhile")
     with receiving(redis_url) as receiver:
         wait_until(connected(receiver))
-        wait_until(lambda: not queries.open_gaps(store, "shop"))
-    (gap,) = queries.gaps(store, since=0.0)
+        wait_until(lambda: not read_open_gaps(store, "shop"))
+    (gap,) = read_gaps(store, since=0.0)
     assert gap.began == NOW
     assert gap.ended is not None
     assert gap.ended > time.time() - 60
@@ -37,37 +34,37 @@ def test_gap_that_a_dead_receiver_left_open_is_ended_by_the_next(
 
 
 def test_gap_of_a_dead_receiver_has_nothing_missing_where_another_listened(store: Store) -> None:
-    journal.open_gap(store, "shop", NOW, "no connection to the broker")
-    hole = Hole(store, "shop", kept_by_broker=False)
+    open_gap(store, "shop", NOW, "no connection to the broker")
+    hole = GapTracker(store, "shop", kept_by_broker=False)
     hole.open(NOW - 20, "the receiver was not running")
     hole.close(NOW - 10, missed=True)
     hole.forget(NOW - 5)  # by then the other one had stored everything
     hole.adopt(NOW + 30, listened=True)
     hole.store()
-    (gap,) = queries.gaps(store, since=0.0)
+    (gap,) = read_gaps(store, since=0.0)
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 30, 0)
 
 
 def test_every_open_gap_of_a_dead_receiver_is_closed(store: Store) -> None:
     for seconds in (1, 2, 3):
-        journal.open_gap(store, "shop", NOW + seconds, "no connection")
-    hole = Hole(store, "shop", kept_by_broker=False)
+        open_gap(store, "shop", NOW + seconds, "no connection")
+    hole = GapTracker(store, "shop", kept_by_broker=False)
     hole.open(NOW + 1.5, "the receiver was not running")
     hole.adopt(NOW + 30, listened=False)
     hole.close(NOW + 40, missed=True)
     hole.store()
-    gaps = [(gap.began, gap.ended, gap.dropped) for gap in queries.gaps(store, since=0.0)]
+    gaps = [(gap.began, gap.ended, gap.dropped) for gap in read_gaps(store, since=0.0)]
     # Its own hole began no earlier than the first, and ends when events arrive again.
     assert gaps == [(NOW + 1, NOW + 40, None), (NOW + 2, NOW + 30, None), (NOW + 3, NOW + 30, None)]
 
 
 def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Store) -> None:
-    hole = Hole(store, "shop", kept_by_broker=False)
+    hole = GapTracker(store, "shop", kept_by_broker=False)
     hole.open(NOW, "the receiver was not running")
     hole.close(NOW + 7, missed=True)
     hole.forget(NOW + 6)
     hole.store()
-    (gap,) = queries.gaps(store, since=0.0)
+    (gap,) = read_gaps(store, since=0.0)
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 7, None)
 
 
@@ -83,25 +80,25 @@ def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Stor
 def test_gap_begins_with_the_oldest_event_that_died_with_the_receiver(
     said: dict[str, float], began: float, redis_url: str, receiving: RunReceiver, store: Store
 ) -> None:
-    journal.save_health(store, msgspec.convert({"cluster": "shop", "connected": True} | said, ReceiverHealth))
+    save_health(store, msgspec.convert({"cluster": "shop", "connected": True} | said, ReceiverHealth))
     with receiving(redis_url):
-        wait_until(lambda: queries.gaps(store, since=0.0))
-    (gap,) = queries.gaps(store, since=0.0)
+        wait_until(lambda: read_gaps(store, since=0.0))
+    (gap,) = read_gaps(store, since=0.0)
     assert gap.began == began
 
 
 def told_anew(receiver: Receiver, store: Store, said: ReceiverHealth) -> Callable[[], bool]:
-    return lambda: bool(receiver.health.error) and queries.receiver_health(store, "shop") != said
+    return lambda: bool(receiver.health.error) and read_receiver_health(store, "shop") != said
 
 
 @pytest.mark.usefixtures("amqp_url")  # whose queue of this receiver goes at the end
 def test_while_there_is_a_hole_nothing_is_kept_since_it_began(receiving: RunReceiver, store: Store) -> None:
     said = ReceiverHealth(cluster="shop", connected=True, updated_at=NOW, lag_seconds=2.0)
     for broker in (f"redis://127.0.0.1:{free_port()}/0", f"amqp://127.0.0.1:{free_port()}//"):
-        journal.save_health(store, said)
+        save_health(store, said)
         with receiving(broker) as receiver:
             wait_until(told_anew(receiver, store, said))
-        health = queries.receiver_health(store, "shop")
+        health = read_receiver_health(store, "shop")
         assert health is not None
         assert health.kept_until == NOW - 2
 

@@ -2,37 +2,33 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
 
-from monitor.brokers.depth import make_probe
-from monitor.brokers.remote import Remote
-from monitor.receiver.lost_tasks import AGAIN_SECONDS
-from monitor.receiver.task_locations import LONGEST_REST
-from monitor.receiver.task_locations import TIMES_SILENT
-from monitor.receiver.task_locations import WAITING_SECONDS
-from monitor.receiver.task_locations import StartedCheck
-from monitor.receiver.task_locations import TaskLocations
-from monitor.receiver.task_locations import WaitingCheck
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import TaskState
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store import unfinished
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.brokers.transports import make_probe
+from celery_monitor.receiver.lost_tasks import AGAIN_SECONDS
+from celery_monitor.receiver.task_locations import (
+    LONGEST_REST,
+    TIMES_SILENT,
+    WAITING_SECONDS,
+    StartedCheck,
+    TaskLocations,
+    WaitingCheck,
+)
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.tasks.unfinished import tasks_by_process
+from celery_monitor.store.workers import read_workers
 from tests.factories import make_event
-from tests.receiver.watching import CLUSTER
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.receiver.watching import CLUSTER, Watching, watching
+from tests.workers import Worker, running_worker, wait_for
 
 pytestmark = pytest.mark.timeout(180)
 SENT = {"task_send_sent_event": True}
@@ -65,9 +61,9 @@ class Looking:
     def look(self, later: float = WAITING_SECONDS + 20.0) -> list[str]:
         """One round, so much later; the ids of the tasks of which anything was concluded."""
         before = len(self.concluded)
-        workers = queries.workers(self.watch.store, CLUSTER)
+        workers = read_workers(self.watch.store, CLUSTER)
         self.now = max(self.now + LONGEST_REST, time.time() + later)
-        processes = unfinished.tasks_by_process(self.watch.store, CLUSTER)
+        processes = tasks_by_process(self.watch.store, CLUSTER)
         self.check.step(workers, processes, self.now)
         self.check.step(workers, processes, self.now + AGAIN_SECONDS)
         return [str(each.uuid) for each in self.concluded[before:]]
@@ -154,8 +150,8 @@ def test_task_that_a_stopped_worker_gave_back_waits_again(redis_url: str, tmp_pa
 
 
 def ask(watch: Watching, check: StartedCheck, now: float) -> None:
-    processes = unfinished.tasks_by_process(watch.store, CLUSTER)
-    check.step(queries.workers(watch.store, CLUSTER), processes, now)
+    processes = tasks_by_process(watch.store, CLUSTER)
+    check.step(read_workers(watch.store, CLUSTER), processes, now)
 
 
 def ask_until_ended(watch: Watching, check: StartedCheck, task_id: str) -> None:

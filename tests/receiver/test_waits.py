@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from monitor.brokers.messages import messages_of
-from monitor.records import Queue
-from monitor.records import TaskState
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import breakdowns
+from celery_monitor.brokers.transports import messages_of
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.series import read_waits
 from tests.apps.basic import make_app
-from tests.receiver.watching import CLUSTER
-from tests.receiver.watching import Watching
-from tests.receiver.watching import watching
-from tests.workers import Worker
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.receiver.watching import CLUSTER, Watching, watching
+from tests.workers import Worker, running_worker, wait_for
 
 PAUSE = 3.0  # seconds
 MOMENT = 0.7  # seconds within which a worker begins what it may begin; machines are busy
@@ -98,7 +93,7 @@ def test_what_waits_in_a_paused_queue_waits_since_it_was_sent(broker_url: str, t
         assert [run.wait_since for run in again.runs] == ["sent", "retry"]
         assert (again.runs[0].wait or 0.0) > PAUSE - 0.1
         assert (again.wait or 0.0) < 2.0
-        [wait] = breakdowns.waits(watch.store, since=first - 60).values()
+        [wait] = read_waits(watch.store, since=first - 60).values()
         assert wait.p50 > PAUSE - 0.2
         assert wait.since_receipt == 0.0
 

@@ -8,8 +8,7 @@ import socket
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -17,17 +16,13 @@ from uuid import uuid4
 import msgspec
 from celery import Celery
 from celery.events.event import get_exchange
-from kombu import Connection
-from kombu import Producer
-from kombu import Queue
+from kombu import Connection, Producer, Queue
 
-from monitor.receiver.sources.base import Source
-from monitor.records import Event
+from celery_monitor.receiver.sources.base import Source
+from celery_monitor.records.event import Event
 from tests.apps.basic import make_app
 from tests.confirms import Confirms
-from tests.workers import ROOT
-from tests.workers import Worker
-from tests.workers import running_worker
+from tests.workers import ROOT, Worker, running_worker
 
 RECORDED = Path(__file__).parent / "recorded"
 SETTLE_SECONDS = 4

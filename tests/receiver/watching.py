@@ -4,32 +4,29 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from monitor.brokers.depth import make_probe
-from monitor.brokers.remote import Remote
-from monitor.errors import NotFound
-from monitor.receiver.ingest import Receiver
-from monitor.receiver.reconcile import Reconciler
-from monitor.receiver.sampler import Sampler
-from monitor.receiver.sources.make import make_source
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import Queue
-from monitor.records import Task
-from monitor.records import TaskState
-from monitor.records import Worker
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.terms import cluster_id
-from monitor.workers import fold_worker
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.brokers.transports import make_probe
+from celery_monitor.core.workers import fold_worker
+from celery_monitor.errors import NotFound
+from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.reconcile import Reconciler
+from celery_monitor.receiver.sampler import Sampler
+from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.records.event import Event
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import Task, TaskState
+from celery_monitor.records.worker import Worker
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.workers import load_workers, read_workers, save_workers
 from tests.databases import empty_record
 from tests.workers import wait_for
 
@@ -52,21 +49,21 @@ class Watching:
         event = Event(type=kind, timestamp=time.time(), hostname=hostname, pid=4711, **fields)  # type: ignore[arg-type]
         with self.store.begin() as connection:
             number = cluster_id(self.store, connection, CLUSTER)
-            known = journal.load_workers(connection, number, [hostname]).get(hostname)
+            known = load_workers(connection, number, [hostname]).get(hostname)
             worker = fold_worker(known, event, CLUSTER, time.time())
-            journal.save_workers(self.store, connection, number, [worker])
+            save_workers(self.store, connection, number, [worker])
 
     def task(self, task_id: str) -> Task | None:
         try:
-            return queries.task(self.store, task_id, CLUSTER)
+            return read_task(self.store, task_id, CLUSTER)
         except NotFound:
             return None
 
     def worker(self, hostname: str) -> Worker | None:
-        return next((each for each in queries.workers(self.store, CLUSTER) if each.hostname == hostname), None)
+        return next((each for each in read_workers(self.store, CLUSTER) if each.hostname == hostname), None)
 
     def queue(self, name: str) -> Queue | None:
-        return next((each for each in queries.queues(self.store, CLUSTER) if each.name == name), None)
+        return next((each for each in read_queues(self.store, CLUSTER) if each.name == name), None)
 
     def wait_for_state(self, task_id: str, state: TaskState, seconds: float = 30) -> Task:
         def reached() -> Task | None:

@@ -3,19 +3,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from sqlalchemy import bindparam
-from sqlalchemy import select
-from sqlalchemy import update
+from sqlalchemy import bindparam, select, update
 
-from monitor.errors import SettingsError
-from monitor.errors import StoreUnavailable
-from monitor.store import schema
-from monitor.store.engine import Changes
-from monitor.store.engine import KeyTaken
-from monitor.store.engine import Prepared
-from monitor.store.engine import open_store
-from monitor.store.keys import from_key
-from monitor.store.keys import to_key
+from celery_monitor.errors import SettingsError, StoreUnavailable
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Changes, KeyTaken, PreparedStatement, open_store
+from celery_monitor.store.tasks.keys import from_key, to_key
 
 
 def test_opening_twice_finds_what_was_written(database_url: str) -> None:
@@ -96,10 +89,10 @@ def test_a_prepared_statement_does_the_same_for_few_rows_and_for_many(database_u
     adding = adding.on_conflict_do_update(
         index_elements=keys, set_={"count": table.c["count"] + adding.excluded["count"]}
     )
-    prepared = Prepared(store, adding, [*keys, "count"])
+    prepared = PreparedStatement(store, adding, [*keys, "count"])
     changing = update(schema.term).where(schema.term.c.id == bindparam("number")).values(text=bindparam("text"))
-    renamed = Prepared(store, changing, ["text", "number"])
-    terms = Prepared(store, schema.term.insert(), ["id", "kind", "text"])
+    renamed = PreparedStatement(store, changing, ["text", "number"])
+    terms = PreparedStatement(store, schema.term.insert(), ["id", "kind", "text"])
     ugly = ["tab\t", "line\n", "\\N", "\\", "ü€𝄞"]
     numbers = count(1)
     with store.begin() as connection:

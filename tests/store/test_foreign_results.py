@@ -12,14 +12,12 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from monitor.brokers.ends import read_end
-from monitor.errors import StoreUnavailable
-from monitor.messages import Unreadable
-from monitor.second_hand import from_result
-from monitor.store.engine import open_store
-from monitor.store.foreign_results import CELERY
-from monitor.store.foreign_results import ResultTable
-from monitor.store.foreign_results import read_results
+from celery_monitor.brokers.results import read_end
+from celery_monitor.core.arguments import from_result
+from celery_monitor.core.message import Unreadable
+from celery_monitor.errors import StoreUnavailable
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.foreign import CELERY, ResultTable, read_results
 
 ZONE = "Asia/Tokyo"
 REQUEST = Context(task="shop.pay", args=["order 17"], kwargs={"amount": 5}, hostname="till@shop")

@@ -5,32 +5,47 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor.filters import parse
-from monitor.records import Action
-from monitor.records import Count
-from monitor.records import Delivery
-from monitor.records import Job
-from monitor.records import JobOutcome
-from monitor.records import JobPreview
-from monitor.records import JobReason
-from monitor.records import JobState
-from monitor.records import TaskState
-from monitor.settings import Settings
-from monitor.store import job_steps
-from monitor.store import jobs
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.job_members import states_of_sent
-from monitor.store.job_steps import Ended
-from monitor.store.job_steps import Lease
-from monitor.store.job_steps import LeaseLost
-from monitor.store.job_steps import Sent
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.records.job import Job, JobOutcome, JobPreview, JobReason, JobState
+from celery_monitor.records.page import Action, Count
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Settings
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.job_steps import (
+    EndedTask,
+    JobLease,
+    JobLeaseLost,
+    SentTask,
+    begin_batch,
+    claim_job,
+    end_batch,
+    finish_job,
+    on_their_way,
+    renew,
+    start_job,
+    stop_job,
+    take_back,
+)
+from celery_monitor.store.jobs import (
+    create_job,
+    next_members,
+    read_job,
+    read_job_tasks,
+    read_jobs,
+    sample_members,
+    save_preview,
+    sent_as,
+    states_of,
+    tidy_jobs,
+)
+from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.store.tasks.page import find_tasks
+from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.tasks.where import states_of_sent
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
 from tests.store.traffic import seed
 
 QUERIES = (
@@ -55,28 +70,28 @@ def store(database_url: str) -> Iterator[Store]:
 
 def make_job(store: Store, query: str = "state:failed", verb: str = "retry") -> Job:
     wanted = parse(query, NOW + 300).in_cluster("shop")
-    return jobs.create_job(store, "shop", verb, wanted, query, "olga")  # type: ignore[arg-type]
+    return create_job(store, "shop", verb, wanted, query, "olga")  # type: ignore[arg-type]
 
 
-def hold(store: Store, job: Job, owner: str = "us", seconds: float = 5.0) -> Lease:
-    job_steps.start_job(store, job.id, "olga", "card is back", 7.5)
-    found = job_steps.claim_job(store, ["shop"], owner, NOW, seconds)
+def hold(store: Store, job: Job, owner: str = "us", seconds: float = 5.0) -> JobLease:
+    start_job(store, job.id, "olga", "card is back", 7.5)
+    found = claim_job(store, ["shop"], owner, NOW, seconds)
     assert found
     assert found.id == job.id
-    return Lease(store, job.id, owner, seconds)
+    return JobLease(store, job.id, owner, seconds)
 
 
-def batch_of(store: Store, job: Job, number: int) -> list[Sent]:
-    members = jobs.next_members(store, job, number)
-    return [Sent(each.number, each.id, jobs.sent_as(job, each.id), "probable") for each in members]
+def batch_of(store: Store, job: Job, number: int) -> list[SentTask]:
+    members = next_members(store, job, number)
+    return [SentTask(each.number, each.id, sent_as(job, each.id), "probable") for each in members]
 
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_exactly_the_tasks_of_the_list_are_chosen_the_oldest_first(store: Store, query: str) -> None:
     wanted = parse(query, NOW + 300).in_cluster("shop")
-    listed = [task.id for task in queries.tasks(store, wanted, sort="received", limit=1000).items]
+    listed = [task.id for task in find_tasks(store, wanted, sort="received", limit=1000).items]
     job = make_job(store, query)
-    assert [each.id for each in jobs.job_tasks(store, job, limit=1000).items] == listed
+    assert [each.id for each in read_job_tasks(store, job, limit=1000).items] == listed
     assert job.total == len(listed)
     assert (job.state, job.query, job.cluster) == (JobState.PREVIEW, query, "shop")
 
@@ -84,69 +99,69 @@ def test_exactly_the_tasks_of_the_list_are_chosen_the_oldest_first(store: Store,
 def test_what_arrives_later_is_not_of_the_job(store: Store) -> None:
     job = make_job(store)
     seed(store, 900)
-    assert make_job(store).total > job.total == jobs.job(store, job.id).total
-    assert jobs.job_tasks(store, job, limit=1000).next is None
+    assert make_job(store).total > job.total == read_job(store, job.id).total
+    assert read_job_tasks(store, job, limit=1000).next is None
 
 
 def test_members_carry_the_state_of_then_and_the_task_of_now(store: Store) -> None:
     job = make_job(store)
-    for member in jobs.next_members(store, job, 1000):
+    for member in next_members(store, job, 1000):
         assert member.task is not None
         assert (member.task.id, member.task.state, member.was.word) == (member.id, member.was, "failed")
-    assert sum(jobs.states_of(store, job).values()) == job.total
-    sample = jobs.sample_members(store, job, 7)
+    assert sum(states_of(store, job).values()) == job.total
+    sample = sample_members(store, job, 7)
     assert 3 < len(sample) <= 7
     assert sample[-1].number > job.total * 0.6
 
 
 def test_a_yes_counts_once(store: Store) -> None:
     job = make_job(store)
-    assert job_steps.start_job(store, job.id, "olga", "card is back", 7.5)
-    assert not job_steps.start_job(store, job.id, "mira", None, None)
-    job = jobs.job(store, job.id)
+    assert start_job(store, job.id, "olga", "card is back", 7.5)
+    assert not start_job(store, job.id, "mira", None, None)
+    job = read_job(store, job.id)
     assert (job.state, job.actor, job.reason, job.rate) == (JobState.WAITING, "olga", "card is back", 7.5)
 
 
 def test_a_job_has_one_owner_until_its_lease_ends(store: Store) -> None:
     job = make_job(store)
     lease = hold(store, job)
-    assert job_steps.claim_job(store, ["shop"], "them", NOW + 4, 5.0) is None
-    job_steps.renew(lease, NOW + 4)
-    assert job_steps.claim_job(store, ["shop"], "them", NOW + 6, 5.0) is None
-    assert job_steps.claim_job(store, ["eu"], "them", NOW + 60, 5.0) is None
-    assert job_steps.claim_job(store, ["shop"], "them", NOW + 60, 5.0)
-    with pytest.raises(LeaseLost):
-        job_steps.renew(lease, NOW + 61)
-    with pytest.raises(LeaseLost):
-        job_steps.begin_batch(lease, job, "late", batch_of(store, job, 3), [], NOW + 61)
-    assert job_steps.on_their_way(lease) == []
+    assert claim_job(store, ["shop"], "them", NOW + 4, 5.0) is None
+    renew(lease, NOW + 4)
+    assert claim_job(store, ["shop"], "them", NOW + 6, 5.0) is None
+    assert claim_job(store, ["eu"], "them", NOW + 60, 5.0) is None
+    assert claim_job(store, ["shop"], "them", NOW + 60, 5.0)
+    with pytest.raises(JobLeaseLost):
+        renew(lease, NOW + 61)
+    with pytest.raises(JobLeaseLost):
+        begin_batch(lease, job, "late", batch_of(store, job, 3), [], NOW + 61)
+    assert on_their_way(lease) == []
 
 
 def test_a_batch_is_linked_before_it_is_sent_and_counted_after(store: Store) -> None:
     job = make_job(store)
     lease = hold(store, job)
     first, second, third, skipped = batch_of(store, job, 4)
-    why = Ended(skipped.number, JobOutcome.SKIPPED, "its queue is not known")
-    assert job_steps.begin_batch(lease, job, "a token", [first, second, third], [why], NOW) == [first, second, third]
-    assert jobs.job(store, job.id).batch == "a token"
-    assert job_steps.on_their_way(lease) == [(each.number, each.id) for each in (first, second, third)]
-    lineage = queries.lineage(store, queries.task(store, first.id, "shop"))
+    why = EndedTask(skipped.number, JobOutcome.SKIPPED, "its queue is not known")
+    assert begin_batch(lease, job, "a token", [first, second, third], [why], NOW) == [first, second, third]
+    assert read_job(store, job.id).batch == "a token"
+    assert on_their_way(lease) == [(each.number, each.id) for each in (first, second, third)]
+    lineage = read_lineage(store, read_task(store, first.id, "shop"))
     assert [(link.id, link.fidelity) for link in lineage.retried_as] == [(first.new_id, "probable")]
     ended = [
-        Ended(first.number, JobOutcome.DONE),
-        Ended(second.number, JobOutcome.DONE),
-        Ended(third.number, JobOutcome.FAILED, "no queue"),
+        EndedTask(first.number, JobOutcome.DONE),
+        EndedTask(second.number, JobOutcome.DONE),
+        EndedTask(third.number, JobOutcome.FAILED, "no queue"),
     ]
-    job_steps.end_batch(lease, job, skipped.number + 1, ended, [third.new_id], NOW)
-    job = jobs.job(store, job.id)
+    end_batch(lease, job, skipped.number + 1, ended, [third.new_id], NOW)
+    job = read_job(store, job.id)
     assert set(job.reasons) == {
         JobReason(outcome=JobOutcome.DONE, reason="", count=2),
         JobReason(outcome=JobOutcome.FAILED, reason="no queue", count=1),
         JobReason(outcome=JobOutcome.SKIPPED, reason="its queue is not known", count=1),
     }
     assert (job.batch, job.position, job.left) == (None, 4, job.total - 4)
-    assert queries.lineage(store, queries.task(store, third.id, "shop")).retried_as == ()
-    assert jobs.next_members(store, job, 1)[0].number == 4
+    assert read_lineage(store, read_task(store, third.id, "shop")).retried_as == ()
+    assert next_members(store, job, 1)[0].number == 4
 
 
 def test_query_of_a_job_finds_just_what_it_sent_again_and_states_are_counted(store: Store) -> None:
@@ -154,12 +169,12 @@ def test_query_of_a_job_finds_just_what_it_sent_again_and_states_are_counted(sto
     job = make_job(store)
     lease = hold(store, job)
     one, two, three, left, last = batch_of(store, job, 5)
-    journal.link_retry(store, "shop", one.id, make_id(9001), "exact", NOW + 200)
-    job_steps.begin_batch(lease, job, "a token", [one, two, three, last], [], NOW + 301)
-    ended = [Ended(each.number, JobOutcome.DONE) for each in (one, two, last)]
-    failed = Ended(three.number, JobOutcome.FAILED, "no queue")
-    job_steps.end_batch(lease, job, last.number + 1, [*ended, failed], [three.new_id], NOW + 302)
-    journal.link_retry(store, "shop", two.id, make_id(9002), "exact", NOW + 400)
+    link_retry(store, "shop", one.id, make_id(9001), "exact", NOW + 200)
+    begin_batch(lease, job, "a token", [one, two, three, last], [], NOW + 301)
+    ended = [EndedTask(each.number, JobOutcome.DONE) for each in (one, two, last)]
+    failed = EndedTask(three.number, JobOutcome.FAILED, "no queue")
+    end_batch(lease, job, last.number + 1, [*ended, failed], [three.new_id], NOW + 302)
+    link_retry(store, "shop", two.id, make_id(9002), "exact", NOW + 400)
     for task_id, end in (
         (one.new_id, make_event("task-succeeded", uuid=one.new_id, timestamp=NOW + 410)),
         (two.new_id, make_event("task-failed", uuid=two.new_id, timestamp=NOW + 410, exception="Again()")),
@@ -170,32 +185,32 @@ def test_query_of_a_job_finds_just_what_it_sent_again_and_states_are_counted(sto
         Writer(store, "shop", Settings()).write([Delivery(events=[received, end], arrived=NOW + 411)])
 
     def found(query: str) -> set[str]:
-        page = queries.tasks(store, parse(query, NOW + 500), limit=1000)
+        page = find_tasks(store, parse(query, NOW + 500), limit=1000)
         assert page.count == Count(value=len(page.items))
         return {task.id for task in page.items}
 
     assert found(f"job:{job.id}") == {one.new_id, two.new_id}
     assert found(f"job:{job.id} state:failed") == {two.new_id}
     assert found(f"job:{job.id} OR id:{left.id}") == {one.new_id, two.new_id, left.id}
-    everything = {task.id for task in queries.tasks(store, parse("", NOW + 500), limit=1000).items}
+    everything = {task.id for task in find_tasks(store, parse("", NOW + 500), limit=1000).items}
     assert found(f"-job:{job.id}") == everything - {one.new_id, two.new_id}
     assert found("job:999") == set()
-    assert states_of_sent(store, jobs.job(store, job.id)) == {TaskState.SUCCESS: 1, TaskState.FAILURE: 1}
+    assert states_of_sent(store, read_job(store, job.id)) == {TaskState.SUCCESS: 1, TaskState.FAILURE: 1}
 
 
 def test_query_of_a_job_that_revokes_finds_what_it_revoked(store: Store) -> None:
     job = make_job(store, "state:started", "revoke")
     lease = hold(store, job)
-    one, two = jobs.next_members(store, job, 2)
-    job_steps.end_batch(
+    one, two = next_members(store, job, 2)
+    end_batch(
         lease,
         job,
         two.number + 1,
-        [Ended(one.number, JobOutcome.DONE), Ended(two.number, JobOutcome.SKIPPED, "it has ended")],
+        [EndedTask(one.number, JobOutcome.DONE), EndedTask(two.number, JobOutcome.SKIPPED, "it has ended")],
         [],
         NOW + 302,
     )
-    assert [task.id for task in queries.tasks(store, parse(f"job:{job.id}", NOW + 500)).items] == [one.id]
+    assert [task.id for task in find_tasks(store, parse(f"job:{job.id}", NOW + 500)).items] == [one.id]
     assert states_of_sent(store, job) == {TaskState.STARTED: 1}
 
 
@@ -203,35 +218,35 @@ def test_a_batch_that_the_broker_has_not_waits_again(store: Store) -> None:
     job = make_job(store)
     lease = hold(store, job)
     batch = batch_of(store, job, 3)
-    job_steps.begin_batch(lease, job, "a token", batch, [], NOW)
-    job_steps.take_back(lease, job, job_steps.on_their_way(lease), [each.new_id for each in batch], NOW)
-    assert batch_of(store, jobs.job(store, job.id), 3) == batch
-    assert queries.lineage(store, queries.task(store, batch[0].id, "shop")).retried_as == ()
+    begin_batch(lease, job, "a token", batch, [], NOW)
+    take_back(lease, job, on_their_way(lease), [each.new_id for each in batch], NOW)
+    assert batch_of(store, read_job(store, job.id), 3) == batch
+    assert read_lineage(store, read_task(store, batch[0].id, "shop")).retried_as == ()
 
 
 def test_nothing_is_begun_once_somebody_aborts(store: Store) -> None:
     job = make_job(store)
     lease = hold(store, job)
-    assert job_steps.stop_job(store, job.id, "Aborted by mira.")
-    assert not job_steps.stop_job(store, job.id, "Aborted by vera.")
-    assert job_steps.begin_batch(lease, job, "a token", batch_of(store, job, 3), [], NOW) is None
+    assert stop_job(store, job.id, "Aborted by mira.")
+    assert not stop_job(store, job.id, "Aborted by vera.")
+    assert begin_batch(lease, job, "a token", batch_of(store, job, 3), [], NOW) is None
     action = Action(at=NOW + 9, actor="olga", action="bulk.retry", cluster="shop", count=job.total, outcome="aborted")
-    job_steps.finish_job(lease, JobState.ABORTED, "Aborted by mira.", action)
-    with pytest.raises(LeaseLost):
-        job_steps.finish_job(lease, JobState.ABORTED, "Aborted by mira.", action)
-    assert [each.count for each in queries.actions(store).items] == [job.total]
-    assert jobs.job(store, job.id).ended == NOW + 9
+    finish_job(lease, JobState.ABORTED, "Aborted by mira.", action)
+    with pytest.raises(JobLeaseLost):
+        finish_job(lease, JobState.ABORTED, "Aborted by mira.", action)
+    assert [each.count for each in read_actions(store).items] == [job.total]
+    assert read_job(store, job.id).ended == NOW + 9
 
 
 def test_previews_that_nobody_confirms_are_forgotten_and_jobs_are_not(store: Store) -> None:
     preview, job = make_job(store), make_job(store)
-    jobs.save_preview(store, preview.id, JobPreview(judged=7, warnings=["careful"]))
-    assert jobs.job(store, preview.id).preview.warnings == ["careful"]
+    save_preview(store, preview.id, JobPreview(judged=7, warnings=["careful"]))
+    assert read_job(store, preview.id).preview.warnings == ["careful"]
     hold(store, job)
-    jobs.tidy_jobs(store, time.time())
-    assert [each.id for each in jobs.jobs(store)] == [job.id]
-    assert jobs.jobs(store, cluster="eu") == []
+    tidy_jobs(store, time.time())
+    assert [each.id for each in read_jobs(store)] == [job.id]
+    assert read_jobs(store, cluster="eu") == []
     with pytest.raises(Exception, match="no job"):
-        jobs.job(store, preview.id)
-    assert jobs.job_tasks(store, preview).items == []
-    assert len(jobs.job_tasks(store, job, limit=3).items) == 3
+        read_job(store, preview.id)
+    assert read_job_tasks(store, preview).items == []
+    assert len(read_job_tasks(store, job, limit=3).items) == 3

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from monitor.store import schema
-from monitor.store.engine import open_store
-from monitor.store.lease import lease_of
-from monitor.store.terms import cluster_id
+from celery_monitor.store import schema
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.lease import lease_of
+from celery_monitor.store.terms import cluster_id
 
 
 def test_who_writes_sqlite_fills_no_connection_that_others_use(tmp_path: Path) -> None:

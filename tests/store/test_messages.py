@@ -6,25 +6,20 @@ import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import func
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from monitor.records import Event
-from monitor.records import Message
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.retention import DAY_SECONDS
-from monitor.store.retention import Retention
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.factories import make_message
-from tests.store.test_writer import deliver
-from tests.store.test_writer import one_task
+from celery_monitor.records.event import Event, Message
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.retention import DAY_SECONDS, Retention
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.messages import read_messages
+from celery_monitor.store.tasks.page import count_states
+from celery_monitor.store.workers import read_workers
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id, make_message
+from tests.store.test_writer import deliver, one_task
 
 SETTINGS = Settings(max_message_bytes=500, keep_message_days=2.0, keep_failed_days=10.0)
 ID = make_id(1)
@@ -48,7 +43,7 @@ def write(store: Store, *events: Event, settings: Settings = SETTINGS) -> None:
 
 
 def kept(store: Store, number: int = 1) -> Message | None:
-    return queries.messages(store, "shop", [make_id(number)]).get(make_id(number))
+    return read_messages(store, "shop", [make_id(number)]).get(make_id(number))
 
 
 def rows(store: Store) -> int:
@@ -75,19 +70,19 @@ def test_an_older_message_does_not_replace_a_newer(store: Store) -> None:
 def test_a_message_before_its_task_tells_it_where_it_was(store: Store) -> None:
     writer = Writer(store, "shop", SETTINGS)
     writer.write(deliver(captured()))
-    assert sum(queries.state_counts(store).values()) == 0
+    assert sum(count_states(store).values()) == 0
     with store.read() as connection:
         assert connection.execute(select(func.count()).select_from(schema.task)).scalar() == 0
     writer.write(deliver(*one_task(1, "failed")))
-    task = queries.task(store, ID)
+    task = read_task(store, ID)
     assert (task.queue, task.exchange, task.routing_key) == ("payments", "", "payments")
 
 
 def test_a_message_after_its_task_fills_in_its_queue_and_the_counts_follow(store: Store) -> None:
     write(store, *one_task(1, "failed"))
-    assert queries.task(store, ID).queue is None
+    assert read_task(store, ID).queue is None
     write(store, captured())
-    assert queries.task(store, ID).queue == "payments"
+    assert read_task(store, ID).queue == "payments"
     with store.read() as connection:
         table = schema.task_count
         counted = connection.execute(select(table.c.queue_id).where(table.c["count"] == 1)).scalars().all()
@@ -100,7 +95,7 @@ def test_a_message_says_nothing_of_its_worker(store: Store) -> None:
     writer.write(deliver(make_event("worker-heartbeat", freq=2.0)))
     writer.forget()
     writer.write(deliver(msgspec.structs.replace(captured(at=1), pid=9000)))
-    assert [worker.pid for worker in queries.workers(store)] == [4711]
+    assert [worker.pid for worker in read_workers(store)] == [4711]
 
 
 def test_what_is_too_large_is_kept_without_its_body(store: Store) -> None:
@@ -115,7 +110,7 @@ def test_switched_off_nothing_is_kept_and_what_was_there_goes(store: Store) -> N
     write(store, *one_task(1, "failed"), captured())
     write(store, *one_task(2, "failed"), captured(2), settings=off)
     assert (kept(store, 1) is None, kept(store, 2) is None) == (False, True)
-    assert queries.task(store, make_id(2)).queue == "payments"
+    assert read_task(store, make_id(2)).queue == "payments"
     Retention(store, "shop", off).retire(NOW)
     assert rows(store) == 0
 
@@ -127,7 +122,7 @@ def test_messages_expire_before_their_tasks(store: Store) -> None:
     assert rows(store) == 1
     retention.retire(NOW + 2.1 * DAY_SECONDS)
     assert rows(store) == 0
-    assert queries.task(store, ID).queue == "payments"
+    assert read_task(store, ID).queue == "payments"
 
 
 def test_a_message_goes_with_its_task(store: Store) -> None:
@@ -151,7 +146,7 @@ def test_another_clusters_messages_are_left_alone(store: Store) -> None:
     write(store, captured())
     Retention(store, "mail", Settings(capture=False)).retire(NOW)
     assert rows(store) == 1
-    assert queries.messages(store, "mail", [ID]) == {}
+    assert read_messages(store, "mail", [ID]) == {}
 
 
 def test_the_migrations_make_what_the_schema_says(store: Store) -> None:

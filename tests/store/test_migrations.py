@@ -6,18 +6,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from monitor.store import failures
-from monitor.store import migrations
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.keys import to_key
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.store.test_writer import counts
-from tests.store.test_writer import one_task
-from tests.store.test_writer import write
+from celery_monitor.store import migrations, schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.failures import read_failure_group, read_failure_groups
+from celery_monitor.store.tasks.keys import to_key
+from tests.factories import NOW, make_event, make_id
+from tests.store.test_writer import counts, one_task, write
 
 OLDER = sorted(each.name[:4] for each in (Path(migrations.__file__).parent / "versions").glob("[0-9]*.py"))[:-1]
 
@@ -105,12 +99,12 @@ def test_groups_that_differ_in_a_name_become_one_with_what_they_counted(database
             connection.execute(schema.failure_rollup.insert().values(place))
     store.close()
     store = open_store(database_url)
-    (group,) = failures.failure_groups(store, since=NOW - 60)
+    (group,) = read_failure_groups(store, since=NOW - 60)
     assert (group.id, group.message, group.count) == (1, "price list of <name> cannot be read", 9)
     assert (group.state, group.first_seen, group.last_seen) == ("regressed", NOW - 3, NOW + 3)
     assert [each.count for each in group.variants] == [4, 3, 2]
     failure = {"uuid": make_id(7), "exception": "ValueError('price list of Hooli cannot be read')"}
     received = make_event("task-received", uuid=make_id(7), name="shop.pay", timestamp=NOW)
     write(store, received, make_event("task-failed", timestamp=NOW + 9, **failure))
-    assert failures.failure_group(store, 1).count == 10
+    assert read_failure_group(store, 1).count == 10
     store.close()

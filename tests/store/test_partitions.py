@@ -4,31 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import func
-from sqlalchemy import select
+from sqlalchemy import func, select
 
-from monitor.records import TaskState
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.partitions import first_id
-from monitor.store.partitions import make
-from monitor.store.partitions import partitions
-from monitor.store.retention import DAY_SECONDS
-from monitor.store.retention import Retention
-from monitor.store.terms import cluster_id
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.partitions import first_id, make, partitions
+from celery_monitor.store.retention import DAY_SECONDS, Retention
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
 from tests.store.test_messages import captured
 from tests.store.test_retention import assert_counters_are_right
-from tests.store.test_writer import counts
-from tests.store.test_writer import deliver
-from tests.store.test_writer import one_task
-from tests.store.test_writer import write
+from tests.store.test_writer import counts, deliver, one_task, write
 
 SETTINGS = Settings(keep_succeeded_days=2.0, keep_failed_days=10.0, keep_tasks=1000)
 OLD = -3 * DAY_SECONDS
@@ -112,7 +102,7 @@ def test_a_kept_failure_has_its_runs_and_its_key(store: Store) -> None:
     write(store, again, make_event("task-failed", timestamp=NOW + OLD + 10, uuid=make_id(7), exception="KeyError('b')"))
     fill(store, 100, 210)
     clean(store)
-    found = queries.task(store, make_id(7))
+    found = read_task(store, make_id(7))
     assert found.pk is not None
     assert found.pk < 0
     assert [run.exception for run in found.runs] == ["KeyError('a')", "KeyError('b')"]
@@ -128,7 +118,7 @@ def test_an_unfinished_task_goes_on_after_it_was_moved(store: Store) -> None:
         step = retention.retire(NOW)
         writer.forget_deleted(step.keys, counters=step.counters)
     writer.write(deliver(ended))
-    assert queries.task(store, make_id(7)).state is TaskState.SUCCESS
+    assert read_task(store, make_id(7)).state is TaskState.SUCCESS
     assert_counters_are_right(store)
 
 
@@ -145,7 +135,7 @@ def test_a_task_that_is_moved_while_somebody_reads_its_partition_goes_on(store: 
     assert retired.dropped == 0
     assert in_kept(store) == 6
     writer.write(deliver(ended))
-    assert queries.task(store, make_id(7)).state is TaskState.SUCCESS
+    assert read_task(store, make_id(7)).state is TaskState.SUCCESS
     assert_counters_are_right(store)
 
 

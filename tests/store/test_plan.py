@@ -2,17 +2,14 @@
 
 import pytest
 
-from monitor.filter_terms import Leaf
-from monitor.filter_terms import leaves
-from monitor.filters import parse
-from monitor.records import TaskState
-from monitor.store import plan
-from monitor.store.cube import Estimate
-from monitor.store.cube import Share
-from monitor.store.plan import plan_from_counts
-from monitor.store.plan import plan_from_terms
-from monitor.store.schema import STATE_CODES
-from monitor.store.where import Resolved
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.core.filters.terms import Leaf, leaves
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.tasks import plan
+from celery_monitor.store.tasks.counts import Estimate, Share
+from celery_monitor.store.tasks.plan import plan_from_counts, plan_from_terms
+from celery_monitor.store.tasks.where import Resolved
 from tests.factories import NOW
 
 DONE, FAILED, STARTED = (STATE_CODES[each] for each in (TaskState.SUCCESS, TaskState.FAILURE, TaskState.STARTED))

@@ -6,39 +6,35 @@ from itertools import pairwise
 import pytest
 import sqlalchemy as sa
 
-from monitor.errors import InvalidInput
-from monitor.filter_terms import All
-from monitor.filter_terms import Any
-from monitor.filter_terms import Expression
-from monitor.filter_terms import InGroups
-from monitor.filter_terms import Leaf
-from monitor.filter_terms import Match
-from monitor.filter_terms import Not
-from monitor.filter_terms import Range
-from monitor.filter_terms import Retried
-from monitor.filter_terms import State
-from monitor.filter_terms import Unknown
-from monitor.filter_terms import Word
-from monitor.filter_values import FIELDS
-from monitor.filter_values import NO
-from monitor.filter_values import STATES_BY_WORD
-from monitor.filter_values import YES
-from monitor.filter_values import Kind
-from monitor.filters import parse
-from monitor.records import Count
-from monitor.records import Task
-from monitor.store import page as task_page
-from monitor.store import plan
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.page import Cursor
-from monitor.store.page import write_cursor
-from monitor.store.where import contains
-from tests.factories import NOW
-from tests.factories import make_id
-from tests.store.traffic import NAMES
-from tests.store.traffic import seed
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.core.filters.terms import (
+    All,
+    Any,
+    Expression,
+    InGroups,
+    Leaf,
+    Match,
+    Not,
+    RetriedCondition,
+    State,
+    Unknown,
+    ValueRange,
+    Word,
+)
+from celery_monitor.core.filters.values import FIELDS, NO, STATES_BY_WORD, YES, Kind
+from celery_monitor.errors import InvalidInput
+from celery_monitor.records.page import Count
+from celery_monitor.records.task import Task
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.search import find_terms
+from celery_monitor.store.tasks import page as task_page
+from celery_monitor.store.tasks import plan
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.facets import read_facets
+from celery_monitor.store.tasks.page import Cursor, count_tasks, find_tasks, write_cursor
+from celery_monitor.store.tasks.where import contains
+from tests.factories import NOW, make_id
+from tests.store.traffic import NAMES, seed
 
 NOW_SEEN = NOW + 300
 FILTERS = [
@@ -143,8 +139,8 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 def everything(store: Store) -> list[Task]:
-    page = queries.tasks(store, parse("", NOW_SEEN), limit=1000)
-    return [queries.task(store, each.id, each.cluster) for each in page.items]
+    page = find_tasks(store, parse("", NOW_SEEN), limit=1000)
+    return [read_task(store, each.id, each.cluster) for each in page.items]
 
 
 def text_of(task: Task, leaf: Match) -> str | None:
@@ -168,7 +164,7 @@ def matches(leaf: Leaf, task: Task) -> bool:
         texts = (task.name, task.args, task.kwargs, task.exception)
         named = wildcard_free and task.id.startswith(leaf.pattern.pieces[0].lower())
         return named or any(each is not None and contains(leaf.pattern, each) for each in texts)
-    if isinstance(leaf, Retried):
+    if isinstance(leaf, RetriedCondition):
         return (leaf.word == NO) == (task.retried is None) if leaf.word in {YES, NO} else retry_is(leaf.word, task)
     if isinstance(leaf, InGroups):
         raise NotImplementedError  # what people decided about groups is no fact of a task
@@ -176,7 +172,7 @@ def matches(leaf: Leaf, task: Task) -> bool:
     value = getattr(task, name)
     if isinstance(leaf, Unknown):
         return value is None
-    if isinstance(leaf, Range):
+    if isinstance(leaf, ValueRange):
         return value is not None and leaf.interval.holds(value)
     if leaf.key is not None:
         entry = f"'{leaf.key}': '{leaf.pattern.pieces[0]}" + ("'" if leaf.pattern.literal else "")
@@ -204,10 +200,10 @@ def test_every_filter_lists_and_counts_what_it_says(store: Store) -> None:
     for text in FILTERS:
         wanted = parse(text, NOW_SEEN)
         expected = [each.pk for each in known if holds(wanted.expression, each)]
-        found = queries.tasks(store, wanted, limit=1000)
+        found = find_tasks(store, wanted, limit=1000)
         assert [each.pk for each in found.items] == expected, text
         assert found.count == Count(len(expected)), text
-        assert queries.count(store, wanted) == Count(len(expected)), text
+        assert count_tasks(store, wanted) == Count(len(expected)), text
         assert (found.next, found.previous, found.searched) == (None, None, None), text
         empty += [text] * (not expected)
     assert empty == [
@@ -227,14 +223,14 @@ def test_every_filter_lists_and_counts_what_it_says(store: Store) -> None:
 def test_pages_forth_and_back_are_the_whole_list(store: Store, sort: str) -> None:
     for text in ("", "state:unfinished", "name:shop.*", "retries:2", "queue:payments worker:worker1@shop"):
         wanted = parse(text, NOW_SEEN)
-        whole = [each.pk for each in queries.tasks(store, wanted, sort=sort, limit=1000).items]
-        pages = [queries.tasks(store, wanted, sort=sort, limit=11)]
+        whole = [each.pk for each in find_tasks(store, wanted, sort=sort, limit=1000).items]
+        pages = [find_tasks(store, wanted, sort=sort, limit=11)]
         while pages[-1].next is not None and len(pages) < 50:
-            pages.append(queries.tasks(store, wanted, sort=sort, limit=11, cursor=pages[-1].next))
+            pages.append(find_tasks(store, wanted, sort=sort, limit=11, cursor=pages[-1].next))
         assert [each.pk for page in pages for each in page.items] == whole
         assert len(pages) == -(-len(whole) // 11)
         for earlier, later in pairwise(pages):
-            back = queries.tasks(store, wanted, sort=sort, limit=11, cursor=later.previous)
+            back = find_tasks(store, wanted, sort=sort, limit=11, cursor=later.previous)
             assert [each.pk for each in back.items] == [each.pk for each in earlier.items]
             assert (back.previous is None) == (earlier is pages[0])
         assert pages[0].previous is None
@@ -242,14 +238,14 @@ def test_pages_forth_and_back_are_the_whole_list(store: Store, sort: str) -> Non
 
 def test_sorted_by_a_measure_the_unknown_come_last(store: Store) -> None:
     for sort, sign in (("runtime", 1), ("-runtime", -1)):
-        found = [each.runtime for each in queries.tasks(store, parse("", NOW_SEEN), sort=sort, limit=1000).items]
+        found = [each.runtime for each in find_tasks(store, parse("", NOW_SEEN), sort=sort, limit=1000).items]
         known = [each for each in found if each is not None]
         assert None in found
         assert found == sorted(known, key=lambda each: sign * each) + [None] * (len(found) - len(known))
 
 
 def test_sorted_by_name_is_by_code_point(store: Store) -> None:
-    found = [each.worker or "" for each in queries.tasks(store, parse("", NOW_SEEN), sort="worker", limit=1000).items]
+    found = [each.worker or "" for each in find_tasks(store, parse("", NOW_SEEN), sort="worker", limit=1000).items]
     assert found == sorted(found)
     assert {"Worker1@shop", "worker1@shop"} <= set(found)
 
@@ -257,28 +253,28 @@ def test_sorted_by_name_is_by_code_point(store: Store) -> None:
 @pytest.mark.parametrize("cursor", ["", "x", "é", "W10", "WyItcmVjZWl2ZWQiLCJuZXh0IiwxZTk5OSwxXQ", "bnVsbA"])
 def test_a_cursor_that_is_none_is_refused(store: Store, cursor: str) -> None:
     with pytest.raises(InvalidInput, match="first page"):
-        queries.tasks(store, parse("", NOW_SEEN), cursor=cursor)
+        find_tasks(store, parse("", NOW_SEEN), cursor=cursor)
 
 
 def test_a_cursor_with_a_key_of_the_wrong_kind_is_refused(store: Store) -> None:
     for sort, key in (("-received", "x"), ("name", 5.5), ("name", "a\0b"), ("-received", 2**64)):
         cursor = write_cursor(Cursor(sort, "next", key, 7))
         with pytest.raises(InvalidInput, match="first page"):
-            queries.tasks(store, parse("", NOW_SEEN), sort=sort, cursor=cursor)
+            find_tasks(store, parse("", NOW_SEEN), sort=sort, cursor=cursor)
 
 
 def test_a_cursor_of_another_order_is_refused(store: Store) -> None:
-    cursor = queries.tasks(store, parse("", NOW_SEEN), limit=5).next
+    cursor = find_tasks(store, parse("", NOW_SEEN), limit=5).next
     with pytest.raises(InvalidInput, match="'-received'"):
-        queries.tasks(store, parse("", NOW_SEEN), sort="name", cursor=cursor)
+        find_tasks(store, parse("", NOW_SEEN), sort="name", cursor=cursor)
 
 
 def test_sorts_and_limits_are_checked(store: Store) -> None:
     with pytest.raises(InvalidInput, match="runtime"):
-        queries.tasks(store, parse("", NOW_SEEN), sort="colour")
+        find_tasks(store, parse("", NOW_SEEN), sort="colour")
     for limit in (0, 1001):
         with pytest.raises(InvalidInput, match="1 to 1000"):
-            queries.tasks(store, parse("", NOW_SEEN), limit=limit)
+            find_tasks(store, parse("", NOW_SEEN), limit=limit)
 
 
 @pytest.mark.parametrize(
@@ -298,27 +294,27 @@ def test_sorts_and_limits_are_checked(store: Store) -> None:
 )
 def test_each_facet_counts_what_its_term_would_list(store: Store, text: str) -> None:
     wanted = parse(text, NOW_SEEN)
-    found = queries.facets(store, wanted, ("state", "name", "queue", "worker", "cluster", "exception"))
+    found = read_facets(store, wanted, ("state", "name", "queue", "worker", "cluster", "exception"))
     assert set(found) == {"state", "name", "queue", "worker", "cluster", "exception"}
     for name, facets in found.items():
         assert facets, name
         for facet in facets:
             narrowed = wanted.without_field(name) & facet.term
-            assert facet.count == queries.count(store, narrowed), facet
+            assert facet.count == count_tasks(store, narrowed), facet
     assert {each.value for each in found["exception"]} <= {"TimeoutError", "ReadTimeoutError", "shop.errors.Declined"}
 
 
 def test_the_names_of_a_filter_are_looked_up_once_for_all_its_facets(store: Store) -> None:
     sent: list[str] = []
     sa.event.listen(store.engine, "before_cursor_execute", lambda _c, _k, sql, *_: sent.append(sql))
-    found = queries.facets(store, parse("name:shop.pay.* retries:>0 state:failed", NOW_SEEN))
+    found = read_facets(store, parse("name:shop.pay.* retries:>0 state:failed", NOW_SEEN))
     assert all(found[name] for name in ("state", "name", "queue", "worker", "exception"))
     assert len([sql for sql in sent if "term.kind" in sql]) == 1
 
 
 def test_facets_of_an_unknown_field_are_refused(store: Store) -> None:
     with pytest.raises(InvalidInput, match="no facets of colour"):
-        queries.facets(store, parse("", NOW_SEEN), ("colour",))
+        read_facets(store, parse("", NOW_SEEN), ("colour",))
 
 
 def test_a_search_that_does_not_reach_everything_says_so_and_goes_on(
@@ -326,43 +322,43 @@ def test_a_search_that_does_not_reach_everything_says_so_and_goes_on(
 ) -> None:
     wanted = parse("args:\"(3, 'EUR%')\"", NOW_SEEN)
     monkeypatch.setattr(plan, "BUDGET", 100)
-    first = queries.tasks(store, wanted, limit=10)
+    first = find_tasks(store, wanted, limit=10)
     assert (first.items, first.count, first.searched) == ([], Count(0, exact=False), Count(100))
-    second = queries.tasks(store, wanted, limit=10, cursor=first.next)
-    third = queries.tasks(store, wanted, limit=10, cursor=second.next)
+    second = find_tasks(store, wanted, limit=10, cursor=first.next)
+    third = find_tasks(store, wanted, limit=10, cursor=second.next)
     assert (second.items, [each.args for each in third.items]) == ([], ["(3, 'EUR%')"])
     assert (third.next, third.searched) == (None, None)
-    back = queries.tasks(store, wanted, limit=10, cursor=third.previous)
+    back = find_tasks(store, wanted, limit=10, cursor=third.previous)
     assert (back.items, back.searched) == ([], Count(100))
 
 
 def test_a_known_id_is_found_however_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "BUDGET", 40)
-    found = queries.tasks(store, parse(make_id(2), NOW_SEEN))
+    found = find_tasks(store, parse(make_id(2), NOW_SEEN))
     assert make_id(2) in {each.id for each in found.items}
 
 
 def test_counts_stop_where_they_are_told_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_page, "COUNT_LIMIT", 20)
-    assert queries.count(store, parse("retries:1", NOW_SEEN)) == Count(20, exact=False)
-    assert queries.count(store, parse("name:shop.*", NOW_SEEN)).exact
+    assert count_tasks(store, parse("retries:1", NOW_SEEN)) == Count(20, exact=False)
+    assert count_tasks(store, parse("name:shop.*", NOW_SEEN)).exact
 
 
 def test_names_for_autocomplete(store: Store) -> None:
-    assert queries.terms(store, "name", "SHOP.pay", 5) == ["shop.pay.charge", "shop.pay.refund"]
-    assert queries.terms(store, "name", "pay", 1) == ["shop.pay.charge"]
-    assert queries.terms(store, "name", "%") == ["100%_sure"]
-    assert set(queries.terms(store, "name", "")) == set(NAMES)
+    assert find_terms(store, "name", "SHOP.pay", 5) == ["shop.pay.charge", "shop.pay.refund"]
+    assert find_terms(store, "name", "pay", 1) == ["shop.pay.charge"]
+    assert find_terms(store, "name", "%") == ["100%_sure"]
+    assert set(find_terms(store, "name", "")) == set(NAMES)
     with pytest.raises(InvalidInput, match="queue"):
-        queries.terms(store, "colour", "")
+        find_terms(store, "colour", "")
 
 
 def test_a_sorted_list_of_many_says_how_many_it_was_made_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "BUDGET", 100)
     wanted = parse("", NOW_SEEN)
-    newest = queries.tasks(store, wanted, limit=100).items
-    first = queries.tasks(store, wanted, sort="-runtime", limit=60)
-    second = queries.tasks(store, wanted, sort="-runtime", limit=60, cursor=first.next)
+    newest = find_tasks(store, wanted, limit=100).items
+    first = find_tasks(store, wanted, sort="-runtime", limit=60)
+    second = find_tasks(store, wanted, sort="-runtime", limit=60, cursor=first.next)
     assert (first.searched, first.count) == (Count(100), Count(300))
     assert {each.pk for each in (*first.items, *second.items)} >= {each.pk for each in newest}
     assert len(first.items) + len(second.items) <= 101
@@ -374,11 +370,11 @@ def test_a_count_of_rare_tasks_is_exact_even_where_the_list_is_not_whole(
 ) -> None:
     monkeypatch.setattr(plan, "BUDGET", 10)
     wanted = parse("worker:worker2@shop queue:mail -name:shop.mail.send state:succeeded", NOW_SEEN)
-    found, seen, cursor = queries.tasks(store, wanted), [], None
+    found, seen, cursor = find_tasks(store, wanted), [], None
     assert found.count is not None
     assert found.count.exact
     for _ in range(100):
-        page = queries.tasks(store, wanted, cursor=cursor)
+        page = find_tasks(store, wanted, cursor=cursor)
         seen += [each.pk for each in page.items]
         cursor = page.next
         if cursor is None:

@@ -1,25 +1,28 @@
 """Which index each list reads. A scan of all tasks would pass every other test and stop the page at a million."""
 
 import re
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from monitor.filters import UNHANDLED
-from monitor.filters import parse
-from monitor.records import TaskState
-from monitor.store import schema
-from monitor.store import unfinished
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.page import Selection
-from monitor.store.page import select_tasks
-from tests.factories import NOW
-from tests.factories import make_id
+from celery_monitor.core.filters.parser import UNHANDLED, parse
+from celery_monitor.records.task import TaskState
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.tasks.page import Selection, select_tasks
+from celery_monitor.store.tasks.unfinished import (
+    ProcessKey,
+    last_number,
+    sent_messages,
+    tasks_by_process,
+    tasks_of_process,
+    unfinished_tasks,
+    waiting_tasks,
+)
+from tests.factories import NOW, make_id
 from tests.store.traffic import seed
 
 CASES = {
@@ -158,21 +161,21 @@ def test_what_else_is_read_of_a_row_is_no_second_look_at_it(store: Store) -> Non
 @pytest.mark.parametrize(
     ("ask", "walks"),
     [
-        (lambda store: unfinished.tasks_by_process(store, "shop"), "INDEX task_state"),
+        (lambda store: tasks_by_process(store, "shop"), "INDEX task_state"),
         (
-            lambda store: unfinished.tasks_of_process(store, "shop", unfinished.ProcessKey("worker1@shop", 4711)),
+            lambda store: tasks_of_process(store, "shop", ProcessKey("worker1@shop", 4711)),
             "INDEX task_state",
         ),
         (
-            lambda store: unfinished.unfinished_tasks(store, "shop", TaskState.LOST, 1 << 40, (0.0, 0), 5),
+            lambda store: unfinished_tasks(store, "shop", TaskState.LOST, 1 << 40, (0.0, 0), 5),
             "INDEX task_state",
         ),
         (
-            lambda store: unfinished.last_number(store, "shop"),
+            lambda store: last_number(store, "shop"),
             r"PRIMARY KEY \(rowid<\?\)$",
         ),  # backwards, and stops at the first
-        (lambda store: unfinished.sent_messages(store, "shop", [make_id(1), make_id(2)]), "INDEX task_key"),
-        (lambda store: unfinished.waiting_tasks(store, "shop"), "INDEX task_state"),
+        (lambda store: sent_messages(store, "shop", [make_id(1), make_id(2)]), "INDEX task_key"),
+        (lambda store: waiting_tasks(store, "shop"), "INDEX task_state"),
     ],
     ids=["tasks_by_process", "tasks_of_process", "unfinished_tasks", "last_number", "sent_messages", "waiting_tasks"],
 )

@@ -4,19 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor.records import Delivery
-from monitor.records import TaskState
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.removals import note_removals
-from monitor.store.writer import UNSEEN_SECONDS
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.factories import make_message
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.messages import note_removals, read_message
+from celery_monitor.store.writer import UNSEEN_SECONDS, Writer
+from tests.factories import NOW, make_event, make_id, make_message
 
 TEXT = "queue payments purged by ada"
 
@@ -34,7 +29,7 @@ def send(writer: Writer, *ids: str) -> None:
 
 
 def states(store: Store, *ids: str) -> list[TaskState]:
-    return [queries.task(store, each, "shop").state for each in ids]
+    return [read_task(store, each, "shop").state for each in ids]
 
 
 def test_noted_task_is_revoked_once_and_its_message_is_kept(store: Store) -> None:
@@ -43,10 +38,10 @@ def test_noted_task_is_revoked_once_and_its_message_is_kept(store: Store) -> Non
     send(writer, gone, waits)
     note_removals(store, "shop", [gone], TEXT, NOW + 5, {gone: make_message(gone, why="removed")})
     assert writer.conclude_removals(NOW + 6) == 1
-    task = queries.task(store, gone, "shop")
+    task = read_task(store, gone, "shop")
     assert (task.state, task.exception, task.finished) == (TaskState.REVOKED, TEXT, NOW + 5)
     assert states(store, waits) == [TaskState.PENDING]
-    message = queries.message(store, task)
+    message = read_message(store, task)
     assert message is not None
     assert message.why == "removed"
     assert writer.conclude_removals(NOW + 7) == 0

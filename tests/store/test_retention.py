@@ -2,28 +2,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func
-from sqlalchemy import or_
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 
-from monitor.records import TaskState
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.retention import DAY_SECONDS
-from monitor.store.retention import RESERVE_PAGES
-from monitor.store.retention import Pace
-from monitor.store.retention import Retention
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.store.test_writer import counts
-from tests.store.test_writer import deliver
-from tests.store.test_writer import one_task
-from tests.store.test_writer import write
+from celery_monitor.records.task import TaskState
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.retention import DAY_SECONDS, RESERVE_PAGES, Pace, Retention
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
+from tests.store.test_writer import counts, deliver, one_task, write
 
 SETTINGS = Settings(keep_succeeded_days=2.0, keep_failed_days=10.0, keep_tasks=1000)
 
@@ -122,7 +111,7 @@ def test_a_deleted_task_that_goes_on_is_a_new_one(store: Store) -> None:
     step = Retention(store, "shop", SETTINGS).retire(NOW)
     writer.forget_deleted(step.keys, counters=step.counters)
     writer.write(deliver(started))
-    assert queries.task(store, make_id(60)).state is TaskState.STARTED
+    assert read_task(store, make_id(60)).state is TaskState.STARTED
     assert_counters_are_right(store)
 
 

@@ -6,18 +6,15 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from monitor.records import Delivery
-from monitor.records import Queue
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store import views
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.search import search
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.search import search
+from celery_monitor.store.views import save_view
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
 from tests.store.traffic import seed
 
 
@@ -28,8 +25,8 @@ def store(database_url: str) -> Iterator[Store]:
     for cluster in ("shop", "eu"):
         beat = make_event("worker-heartbeat", hostname="Worker1@shop_%")
         Writer(opened, cluster, Settings()).write([Delivery([beat], NOW)])
-        journal.save_queues(opened, cluster, [Queue(cluster=cluster, name="mail_%", ready=3)], NOW)
-    views.save_view(opened, "Refunds that failed", "/tasks", "q=shop.pay.refund", "olga", NOW)
+        save_queues(opened, cluster, [Queue(cluster=cluster, name="mail_%", ready=3)], NOW)
+    save_view(opened, "Refunds that failed", "/tasks", "q=shop.pay.refund", "olga", NOW)
     yield opened
     opened.close()
 

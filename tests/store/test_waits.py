@@ -7,21 +7,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from monitor import filters
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import Task
-from monitor.settings import Settings
-from monitor.store import breakdowns
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.test_waits import CLIENT
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import Task
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.series import read_name_totals, read_series, read_waits
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.page import find_tasks
+from celery_monitor.store.writer import Writer
+from tests.core.test_waits import CLIENT
+from tests.factories import NOW, make_event, make_id
 
 MINUTE = NOW // 60 * 60
 SPAN: dict[str, Any] = {"since": MINUTE - 3600, "until": MINUTE + 3600}
@@ -72,7 +70,7 @@ def some_life(chance: random.Random, number: int) -> list[Event]:
 
 
 def find(store: Store, query: str, sort: str = "-received") -> list[Task]:
-    page = queries.tasks(store, filters.parse(query, NOW), sort=sort, limit=200)
+    page = find_tasks(store, parse(query, NOW), sort=sort, limit=200)
     assert page.next is None
     return page.items
 
@@ -97,9 +95,9 @@ def test_every_run_keeps_what_was_found_out_of_it(store: Store) -> None:
     for number in range(12):
         for event in some_life(chance, number):
             write(store, event)
-    runs = [run for task in find(store, "") for run in queries.task(store, task.id).runs if run.wait is not None]
+    runs = [run for task in find(store, "") for run in read_task(store, task.id).runs if run.wait is not None]
     since_receipt = 0.0
-    for bucket in queries.series(store, **SPAN).buckets:
+    for bucket in read_series(store, **SPAN).buckets:
         begun = [run for run in runs if bucket.at <= (run.started or 0.0) < bucket.at + 60]
         assert (bucket.wait is None) == (not begun)
         since_receipt += bucket.wait.since_receipt * len(begun) if bucket.wait else 0.0
@@ -108,14 +106,14 @@ def test_every_run_keeps_what_was_found_out_of_it(store: Store) -> None:
 
 def test_percentiles_count_from_sending_and_say_what_is_counted_from_receipt(store: Store) -> None:
     write(store, *(event for n in range(30) for event in ran(n, sent=NOW - 60)))
-    [wait] = breakdowns.waits(store, since=MINUTE - 300).values()
+    [wait] = read_waits(store, since=MINUTE - 300).values()
     assert wait.p95 == pytest.approx(60.5, rel=0.02)
     assert wait.since_receipt == 0.0
     write(store, *(event for n in range(30, 40) for event in ran(n, sent=None)))
-    [bucket] = [each for each in queries.series(store, **SPAN).buckets if each.wait]
+    [bucket] = [each for each in read_series(store, **SPAN).buckets if each.wait]
     assert bucket.wait is not None
     assert bucket.wait.since_receipt == 0.25
-    [total] = queries.name_totals(store, **SPAN)
+    [total] = read_name_totals(store, **SPAN)
     assert total.wait is not None
     assert total.wait.since_receipt == 0.25
 
@@ -124,7 +122,7 @@ def test_sending_that_is_told_late_moves_the_wait_in_the_rollups(store: Store) -
     sent, *rest = ran(1, sent=NOW - 60)
     write(store, *rest)
     write(store, sent)
-    [bucket] = [each for each in queries.series(store, **SPAN).buckets if each.wait]
+    [bucket] = [each for each in read_series(store, **SPAN).buckets if each.wait]
     assert bucket.wait is not None
     assert bucket.wait.p50 == pytest.approx(60.5, rel=0.02)
     assert bucket.wait.since_receipt == 0.0
@@ -137,7 +135,7 @@ def test_rollups_of_an_older_version_are_counted_from_receipt(store: Store) -> N
     write(store, *ran(3, sent=NOW - 60))
     with store.begin() as connection:
         connection.execute(sa.update(schema.rollup).where(schema.rollup.c.queue_id == 0).values(since_receipt=None))
-    [bucket] = [each for each in queries.series(store, **SPAN).buckets if each.wait]
+    [bucket] = [each for each in read_series(store, **SPAN).buckets if each.wait]
     assert bucket.wait is not None
     assert bucket.wait.since_receipt == 0.75
 

@@ -6,20 +6,17 @@ from threading import Thread
 import msgspec
 import pytest
 
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import TaskState
-from monitor.records import Worker
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.terms import cluster_id
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.workers import change_workers, load_workers, read_workers, save_workers
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
 
 LATER = "2099-05-06T07:08:09+00:00"
 
@@ -36,7 +33,7 @@ def received(number: int, **fields: object) -> Event:
 
 
 def queue_of(store: Store, number: int) -> str | None:
-    return queries.task(store, make_id(number), "shop").queue
+    return read_task(store, make_id(number), "shop").queue
 
 
 def learn(store: Store, *queues: str) -> None:
@@ -45,7 +42,7 @@ def learn(store: Store, *queues: str) -> None:
     def told(worker: Worker) -> Worker:
         return msgspec.structs.replace(worker, queues=queues)
 
-    journal.change_workers(store, "shop", ["worker1@shop"], told)
+    change_workers(store, "shop", ["worker1@shop"], told)
     writer = Writer(store, "shop", Settings())
     writer.write([Delivery(events=[make_event("worker-heartbeat", timestamp=NOW + 2)], arrived=NOW + 2)])
     writer.name_queues(NOW + 3)
@@ -61,10 +58,10 @@ def test_tasks_get_the_only_queue_of_the_process_that_has_them(store: Store) -> 
         received(4, hostname="worker2@shop"),
     ]
     Writer(store, "shop", Settings()).write([Delivery(events=events, arrived=NOW + 1)])
-    journal.change_workers(store, "shop", ["worker1@shop"], lambda each: msgspec.structs.replace(each, pid=4711))
+    change_workers(store, "shop", ["worker1@shop"], lambda each: msgspec.structs.replace(each, pid=4711))
     learn(store, "mail")
     assert [queue_of(store, number) for number in (1, 2, 3, 4)] == ["mail", "mail", None, None]
-    states = [queries.task(store, make_id(number), "shop").state for number in (1, 2)]
+    states = [read_task(store, make_id(number), "shop").state for number in (1, 2)]
     assert states == [TaskState.FAILURE, TaskState.SCHEDULED]
 
 
@@ -80,14 +77,14 @@ def test_an_answer_and_an_event_at_the_same_time_are_both_kept(store: Store) -> 
 
     Writer(store, "shop", Settings()).write([Delivery(events=[received(1)], arrived=NOW + 1)])
     names = ["worker1@shop"]
-    answer = Thread(target=journal.change_workers, args=(store, "shop", names, answered))
+    answer = Thread(target=change_workers, args=(store, "shop", names, answered))
     with store.begin() as connection:
         number = cluster_id(store, connection, "shop")
-        (worker,) = journal.load_workers(connection, number, names).values()
+        (worker,) = load_workers(connection, number, names).values()
         answer.start()
         answer.join(1.0)  # it waits for us; else it is over, and what it wrote would be written over
         heard = msgspec.structs.replace(worker, processed=17)
-        journal.save_workers(store, connection, number, [heard])
+        save_workers(store, connection, number, [heard])
     answer.join()
-    (found,) = queries.workers(store, "shop")
+    (found,) = read_workers(store, "shop")
     assert (found.events_enabled, found.processed) == (True, 17)

@@ -1,46 +1,37 @@
 """What a batch leaves in the database, on both databases, and that replaying it changes nothing."""
 
 from collections import Counter
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import func
-from sqlalchemy import select
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
-from monitor.errors import StoreUnavailable
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import ReceiverHealth
-from monitor.records import TaskState
-from monitor.records import Worker
-from monitor.records import WorkerStatus
-from monitor.settings import Settings
-from monitor.sketch import Sketch
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store import schema
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.keys import to_key
-from monitor.store.rows import STATES
-from monitor.store.schema import CLUSTER_SHIFT
-from monitor.store.terms import cluster_id
-from monitor.store.writer import Writer
-from monitor.waits import Senders
-from monitor.waits import settle
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.test_invocations import STREAMS as REPLACED
-from tests.test_invocations import folded
-from tests.test_lifecycle import STREAMS
+from celery_monitor.core.quantiles import Sketch
+from celery_monitor.core.waits import Senders, settle
+from celery_monitor.errors import StoreUnavailable
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.receivers import unpack_health
+from celery_monitor.store.schema import CLUSTER_SHIFT
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.keys import to_key
+from celery_monitor.store.tasks.rows import STATES
+from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.workers import change_workers, load_workers
+from celery_monitor.store.writer import Writer
+from tests.core.test_invocations import STREAMS as REPLACED
+from tests.core.test_invocations import folded
+from tests.core.test_lifecycle import STREAMS
+from tests.factories import NOW, make_event, make_id
 
 SETTINGS = Settings(max_text=300)
 
@@ -144,7 +135,7 @@ def test_a_stream_that_is_fed_twice_changes_nothing(store: Store, name: str) -> 
 def test_messages_of_one_id_are_stored_whatever_the_order_and_the_batches(store: Store, name: str) -> None:
     for event in reversed(REPLACED[name]):
         write(store, event)
-    stored, expected = queries.task(store, make_id(0), "shop"), folded(*REPLACED[name])
+    stored, expected = read_task(store, make_id(0), "shop"), folded(*REPLACED[name])
     settle(expected, Senders(), {})
     assert stored.runs == expected.runs
     shown = ("state", "name", "args", "queue", "client", "sent", "root_id", "parent_id", "runtime_estimated")
@@ -172,7 +163,7 @@ def test_retry_that_waits_is_stored_behind_the_run_that_asked_for_it(store: Stor
     events = [each for each in retry if each.timestamp < NOW + 0.5 and each.type != "task-failed"]
     events.append(make_event("task-retried", timestamp=NOW + 0.55, exception="E()"))
     write(store, *events)
-    stored = queries.task(store, make_id(0), "shop")
+    stored = read_task(store, make_id(0), "shop")
     assert (stored.state, stored.exception, stored.started) == (TaskState.RETRY, "E()", NOW + 0.4)
     expected = folded(*events)
     settle(expected, Senders(), {})
@@ -241,7 +232,7 @@ def test_the_queue_is_known_from_a_worker_that_has_only_one(store: Store) -> Non
         worker.queues = ("payments",)
         return worker
 
-    journal.change_workers(store, "shop", ["worker1@shop"], one_queue)
+    change_workers(store, "shop", ["worker1@shop"], one_queue)
     write(store, *one_task(2))
     with store.read() as connection:
         statement = select(schema.term.c.text).where(schema.term.c.id == schema.task.c.queue_id)
@@ -253,12 +244,12 @@ def test_workers_come_from_their_events(store: Store) -> None:
     heartbeat = {"freq": 2.0, "active": 3, "processed": 40, "loadavg": (0.5, 0.25, 0.125), "sw_ver": "5.7.0"}
     writer.write(deliver(make_event("worker-heartbeat", **heartbeat), arrived=NOW + 7))
     with store.read() as connection:
-        worker = journal.load_workers(connection, 1, ["worker1@shop"])["worker1@shop"]
+        worker = load_workers(connection, 1, ["worker1@shop"])["worker1@shop"]
     assert (worker.status, worker.pid, worker.active, worker.skew) == (WorkerStatus.ONLINE, 4711, 3, 7.0)
     assert (worker.last_heartbeat, worker.first_seen, worker.sw_ver) == (NOW + 7, NOW + 7, "5.7.0")
     writer.write(deliver(make_event("worker-offline", timestamp=NOW + 1), arrived=NOW + 8))
     with store.read() as connection:
-        worker = journal.load_workers(connection, 1, ["worker1@shop"])["worker1@shop"]
+        worker = load_workers(connection, 1, ["worker1@shop"])["worker1@shop"]
     assert (worker.status, worker.active) == (WorkerStatus.OFFLINE, 0)
 
 
@@ -314,7 +305,7 @@ def test_the_receivers_health_is_stored_with_the_batch(store: Store) -> None:
     health = ReceiverHealth(cluster="shop", connected=True, events_total=3)
     Writer(store, "shop", SETTINGS).write(deliver(*one_task(1)), health)
     with store.read() as connection:
-        assert journal.unpack_health(connection.execute(select(schema.receiver.c.record)).scalar_one()) == health
+        assert unpack_health(connection.execute(select(schema.receiver.c.record)).scalar_one()) == health
 
 
 def test_two_clusters_share_a_database_and_no_numbers(store: Store) -> None:

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from random import Random
 
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.settings import Settings
-from monitor.store.engine import Store
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_id
 
 NAMES = ("shop.pay.charge", "shop.pay.refund", "shop.mail.send", "shop.report.daily", "100%_sure")
 QUEUES = ("payments", "mail", None)

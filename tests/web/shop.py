@@ -8,17 +8,16 @@ from dataclasses import replace
 from argon2 import PasswordHasher
 from starlette.applications import Starlette
 
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import Queue
-from monitor.records import ReceiverHealth
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store.engine import Store
-from monitor.store.writer import Writer
-from monitor.web.app import create_app
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.event import Event
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.receivers import close_gap, open_gap
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.app import create_app
+from tests.factories import make_event, make_id
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 BASE = "http://127.0.0.1:5757"
@@ -73,6 +72,6 @@ def fill(store: Store, now: float | None = None) -> None:
     ]
     health = ReceiverHealth(cluster="shop", connected=True, source="redis", last_event_at=now - 7, events_total=19)
     Writer(store, "shop", Settings()).write([Delivery(events=events, arrived=now)], health)
-    journal.save_queues(store, "shop", [Queue(cluster="shop", name="payments", ready=12, sampled_at=now)], now)
-    gap = journal.open_gap(store, "shop", now - 500, "broker was away")
-    journal.close_gap(store, gap, now - 450, dropped=3)
+    save_queues(store, "shop", [Queue(cluster="shop", name="payments", ready=12, sampled_at=now)], now)
+    gap = open_gap(store, "shop", now - 500, "broker was away")
+    close_gap(store, gap, now - 450, dropped=3)

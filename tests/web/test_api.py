@@ -8,26 +8,15 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
-from monitor.records import Delivery
-from monitor.records import Queue
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.web.shop import BASE
-from tests.web.shop import ODD
-from tests.web.shop import PROBABLE
-from tests.web.shop import RUNNING
-from tests.web.shop import SUCCEEDED
-from tests.web.shop import TRACEBACK
-from tests.web.shop import TRUNCATED
-from tests.web.shop import fill
-from tests.web.shop import serving
-from tests.web.shop import user
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.writer import Writer
+from tests.factories import make_event, make_id
+from tests.web.shop import BASE, ODD, PROBABLE, RUNNING, SUCCEEDED, TRACEBACK, TRUNCATED, fill, serving, user
 
 TASK_KEYS = [
     "id",
@@ -177,7 +166,7 @@ def test_wrong_or_unknown_parameter_is_refused_never_ignored(client: TestClient,
 
 
 def test_task_has_runs_arguments_and_lineage(client: TestClient, store: Store) -> None:
-    journal.link_retry(store, "shop", PROBABLE, SUCCEEDED, "probable", 1_780_000_007.0)
+    link_retry(store, "shop", PROBABLE, SUCCEEDED, "probable", 1_780_000_007.0)
     task = client.get(f"/api/v1/tasks/{PROBABLE}").json()
     assert set(task) == {
         *TASK_KEYS,
@@ -346,7 +335,7 @@ def test_age_of_the_oldest_message_says_whether_it_is_a_bound(client: TestClient
     (queue,) = client.get("/api/v1/queues").json()["items"]
     assert (queue["oldest"], queue["oldest_age"], queue["oldest_exact"]) == (None, None, False)
     measured = Queue(cluster="shop", name="payments", ready=4, oldest=now - 26, oldest_exact=exact)
-    journal.save_queues(store, "shop", [measured], now)
+    save_queues(store, "shop", [measured], now)
     (queue,) = client.get("/api/v1/queues").json()["items"]
     assert queue["oldest_age"] == pytest.approx(26, abs=5)
     assert queue["oldest_exact"] is exact

@@ -5,13 +5,8 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from monitor.settings import Broker
-from monitor.settings import Settings
-from tests.web.shop import BASE
-from tests.web.shop import PROBABLE
-from tests.web.shop import TRUNCATED
-from tests.web.shop import fill
-from tests.web.shop import serving
+from celery_monitor.settings import Broker, Settings
+from tests.web.shop import BASE, PROBABLE, TRUNCATED, fill, serving
 from tests.workers import wait_for
 
 

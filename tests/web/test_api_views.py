@@ -5,18 +5,13 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from monitor.control.views import LONGEST_NAME
-from monitor.records import Delivery
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.writer import Writer
+from celery_monitor.control.views import LONGEST_NAME
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.receivers import read_clusters
+from celery_monitor.store.writer import Writer
 from tests.factories import make_event
-from tests.web.shop import BASE
-from tests.web.shop import ODD
-from tests.web.shop import PROBABLE
-from tests.web.shop import fill
-from tests.web.shop import serving
+from tests.web.shop import BASE, ODD, PROBABLE, fill, serving
 
 QUERY = "q=state%3Afailed&sort=-runtime"
 
@@ -51,7 +46,7 @@ def test_a_saved_view_is_listed_renamed_and_deleted_and_each_is_recorded(client:
     ]
     assert trail[0]["reason"] == "old"
     assert trail[0]["parameters"] == {"view": view["id"], "name": "broken", "address": f"/tasks?{QUERY}"}
-    assert queries.clusters(client.app.state.store) == ["shop"]  # type: ignore[attr-defined]
+    assert read_clusters(client.app.state.store) == ["shop"]  # type: ignore[attr-defined]
 
 
 def test_actions_without_a_cluster_are_shown(client: TestClient) -> None:

@@ -12,21 +12,15 @@ import pytest
 import redis
 from starlette.testclient import TestClient
 
-from monitor.records import Delivery
-from monitor.records import Message
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from monitor.web.app import create_app
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.factories import make_message
+from celery_monitor.records.event import Message
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import open_store
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.app import create_app
+from tests.factories import NOW, make_event, make_id, make_message
 from tests.web.pages.conftest import Browser
-from tests.web.shop import BASE
-from tests.web.shop import events_of
-from tests.web.shop import user
+from tests.web.shop import BASE, events_of, user
 
 PLAIN, SECRET, PICKLED, CHORD = (make_id(number) for number in (111, 112, 113, 114))
 SECRET_BODY = b'[[31], {"api_key": "k3y"}, {"callbacks": [{"task": "shop.mail"}]}]'

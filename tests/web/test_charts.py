@@ -1,20 +1,19 @@
 import msgspec
 
-from monitor.records import Bucket
-from monitor.records import Gap
-from monitor.records import Percentiles
-from monitor.records import QueueSample
-from monitor.records import Series
-from monitor.records import WaitPercentiles
-from monitor.web.charts import Chart
-from monitor.web.charts import ChartSeries
-from monitor.web.charts import depth
-from monitor.web.charts import drawing
-from monitor.web.charts import gap_spans
-from monitor.web.charts import percentiles
-from monitor.web.charts import sparkline
-from monitor.web.charts import throughput
-from monitor.web.charts import wait_title
+from celery_monitor.records.queue import QueueSample
+from celery_monitor.records.receiver import Gap
+from celery_monitor.records.series import Bucket, Percentiles, Series, WaitPercentiles
+from celery_monitor.web.charts import (
+    Chart,
+    ChartSeries,
+    depth,
+    drawing,
+    gap_spans,
+    percentiles,
+    sparkline,
+    throughput,
+    wait_title,
+)
 from tests.factories import NOW
 
 START = NOW // 300 * 300

@@ -14,21 +14,15 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from monitor.filters import parse
-from monitor.records import Delivery
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.writer import Writer
-from monitor.web.api.export import COLUMNS
-from monitor.web.api.export import export
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.web.shop import BASE
-from tests.web.shop import ODD
-from tests.web.shop import fill
-from tests.web.shop import serving
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.store.tasks.page import iterate_tasks
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.api.tasks import COLUMNS, export
+from tests.factories import make_event, make_id
+from tests.web.shop import BASE, ODD, fill, serving
 
 PATH = "/api/v1/export/tasks"
 MANY = 51_300
@@ -117,13 +111,13 @@ def test_secrets_stay_masked(app: Starlette, client: TestClient) -> None:
 
 
 def test_the_walk_goes_on_behind_what_one_request_may_look_at(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.store.plan.BUDGET", 50)
-    monkeypatch.setattr("monitor.store.page.CHUNK", 7)
+    monkeypatch.setattr("celery_monitor.store.tasks.plan.BUDGET", 50)
+    monkeypatch.setattr("celery_monitor.store.tasks.page.CHUNK", 7)
     write(app.state.store, range(1, 3), "shop.rare")
     write(app.state.store, range(10, 300), args="(1,)")
     write(app.state.store, range(300, 310), "shop.rare", args="(2,)")
     for text, wanted in (("args:*2*", 10), ("", 302), ("name:shop.rare", 12), ("-args:*1* -args:*2*", 2)):
-        chunks = list(queries.walk_tasks(app.state.store, parse(text, time.time())))
+        chunks = list(iterate_tasks(app.state.store, parse(text, time.time())))
         ids = [task.id for chunk in chunks for task in chunk]
         assert len(set(ids)) == len(ids) == wanted, text
         assert all(len(chunk) <= 7 for chunk in chunks)

@@ -4,8 +4,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import unescape
 from typing import Any
@@ -15,26 +14,19 @@ import httpx2
 import msgspec
 import pytest
 import uvicorn
-from websockets.exceptions import ConnectionClosed
-from websockets.exceptions import InvalidStatus
-from websockets.sync.client import ClientConnection
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from monitor.filters import UNHANDLED
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.store.writer import Writer
-from monitor.web.app import create_app
-from monitor.web.live import OUTBOX
-from monitor.web.live import Client
-from monitor.web.live import Said
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.core.filters.parser import UNHANDLED
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.app import create_app
+from celery_monitor.web.live import OUTBOX, Client, LiveMessage
+from tests.factories import make_event, make_id
 from tests.servers import free_port
 from tests.web import shop
 
@@ -240,7 +232,7 @@ def test_everything_works_below_a_prefix(sqlite_url: str) -> None:
 def test_browser_that_takes_nothing_is_dropped_not_waited_for() -> None:
     client = Client()
     for number in range(OUTBOX + 1):
-        client.send(Said(str(number)))
+        client.send(LiveMessage(str(number)))
     assert client.outbox.get_nowait() is None
     assert client.outbox.empty()
 

@@ -13,23 +13,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from schemathesis.checks import positive_data_acceptance
 from starlette.applications import Starlette
-from starlette.routing import Mount
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp
-from starlette.types import Receive
-from starlette.types import Scope
-from starlette.types import Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from monitor.control.commands import SIGNALS
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.web.api import OPERATIONS
-from monitor.web.api import routes
-from monitor.web.api.export import MEDIA
-from monitor.web.api.openapi import document
-from tests.web.shop import fill
-from tests.web.shop import serving
+from celery_monitor.control.commands import SIGNALS
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.web.api import OPERATIONS, routes
+from celery_monitor.web.api.openapi import document
+from celery_monitor.web.api.tasks import MEDIA
+from tests.web.shop import fill, serving
 
 DOCUMENT = document(OPERATIONS, "/celery")
 FILTERS = (

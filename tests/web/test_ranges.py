@@ -1,8 +1,8 @@
 import pytest
 
-from monitor.errors import InvalidInput
-from monitor.filters import parse
-from monitor.web.ranges import parse_range
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.errors import InvalidInput
+from celery_monitor.web.ranges import parse_range
 from tests.factories import NOW
 
 

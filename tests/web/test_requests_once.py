@@ -7,19 +7,12 @@ from html import unescape
 import pytest
 import redis
 
-from monitor.records import Delivery
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store.writer import Writer
-from tests.factories import NOW
-from tests.factories import make_event
-from tests.factories import make_message
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.writer import Writer
+from tests.factories import NOW, make_event, make_message
 from tests.web.pages.conftest import Browser
-from tests.web.shop import BASE
-from tests.web.shop import PROBABLE
-from tests.web.shop import TRUNCATED
-from tests.web.shop import fill
-from tests.web.shop import serving
+from tests.web.shop import BASE, PROBABLE, TRUNCATED, fill, serving
 
 RETRY = f"/api/v1/tasks/{PROBABLE}/retry"
 ALL = {"action": "retry", "q": "state:failed"}

@@ -1,37 +1,27 @@
 """Every route of the dashboard against every role: what changes something is listed here, or a test fails."""
 
 import re
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from msgspec.structs import replace
-from starlette.routing import BaseRoute
-from starlette.routing import Route
-from starlette.routing import WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.testclient import TestClient
 
-from monitor.access import Actor
-from monitor.access import Role
-from monitor.filters import parse
-from monitor.records import ScheduleEntry
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import job_steps
-from monitor.store import jobs
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store.engine import Store
-from monitor.store.schedule import save_schedule
-from monitor.store.views import save_view
-from monitor.web.app import routes
-from monitor.web.origin import Tokens
-from tests.web.shop import BASE
-from tests.web.shop import PROBABLE
-from tests.web.shop import RUNNING
-from tests.web.shop import fill
-from tests.web.shop import serving
-from tests.web.shop import user
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.records.schedule import ScheduleEntry
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.engine import Store
+from celery_monitor.store.job_steps import start_job
+from celery_monitor.store.jobs import create_job
+from celery_monitor.store.schedule import save_schedule
+from celery_monitor.store.views import save_view
+from celery_monitor.store.workers import change_workers
+from celery_monitor.web.app import routes
+from celery_monitor.web.security.origin import Tokens
+from tests.web.shop import BASE, PROBABLE, RUNNING, fill, serving, user
 from tests.workers import running_worker
 
 PROBABLE_GROUP = "1"  # the number of PROBABLE's failure
@@ -151,14 +141,14 @@ def client(sqlite_url: str, redis_url: str, read_only: bool) -> Iterator[TestCli
 
 
 def silence_worker(store: Store) -> None:
-    journal.change_workers(store, "shop", ["worker1@shop"], lambda worker: replace(worker, events_enabled=False))
+    change_workers(store, "shop", ["worker1@shop"], lambda worker: replace(worker, events_enabled=False))
 
 
 def make_jobs(store: Store) -> None:
     wanted = parse('state:failed cluster:"shop"', 0.0)
     for _ in (PREVIEW, STARTED):
-        job = jobs.create_job(store, "shop", "retry", wanted, "state:failed", "olga")
-    job_steps.start_job(store, job.id, "olga", None, None)
+        job = create_job(store, "shop", "retry", wanted, "state:failed", "olga")
+    start_job(store, job.id, "olga", None, None)
 
 
 def schedule_something(store: Store) -> None:
@@ -195,7 +185,7 @@ def send(client: TestClient, path: str, target: str, fields: dict[str, object], 
 
 
 def trail(client: TestClient) -> list[tuple[str, str, bool]]:
-    page = queries.actions(client.app.state.store, limit=500)  # type: ignore[attr-defined]
+    page = read_actions(client.app.state.store, limit=500)  # type: ignore[attr-defined]
     return [(action.actor, action.action, action.outcome == "denied") for action in page.items]
 
 

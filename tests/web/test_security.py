@@ -6,22 +6,17 @@ import argon2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.routing import WebSocketRoute
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
-from starlette.websockets import WebSocket
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from monitor.errors import SettingsError
-from monitor.settings import Settings
-from monitor.store.engine import Store
-from monitor.store.engine import open_store
-from monitor.web import security
-from monitor.web.headers import BODY_LIMIT
-from monitor.web.headers import CONTENT_SECURITY_POLICY
-from monitor.web.problems import handlers
+from celery_monitor.errors import SettingsError
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.web.problems import handlers
+from celery_monitor.web.security.guard import actor_of, check_bind, middleware, page_token
+from celery_monitor.web.security.headers import BODY_LIMIT, CONTENT_SECURITY_POLICY
 
 BASE = "http://127.0.0.1:5757"
 SOCKET = "ws://127.0.0.1:5757/live"
@@ -32,8 +27,8 @@ SIGNED_IN = ("olga", "0lga")
 
 
 def show_actor(request: Request) -> Response:
-    actor = security.actor(request)
-    return PlainTextResponse(f"{actor.name} {actor.role.name} {security.page_token(request)}")
+    actor = actor_of(request)
+    return PlainTextResponse(f"{actor.name} {actor.role.name} {page_token(request)}")
 
 
 async def act(request: Request) -> Response:
@@ -44,7 +39,7 @@ async def act(request: Request) -> Response:
 
 async def live(websocket: WebSocket) -> None:
     await websocket.accept()
-    await websocket.send_text(security.actor(websocket).name)
+    await websocket.send_text(actor_of(websocket).name)
     await websocket.close()
 
 
@@ -63,7 +58,7 @@ def make_app(store: Store, settings: Settings) -> Starlette:
             Route("/metrics", healthcheck),
             WebSocketRoute("/live", live),
         ],
-        middleware=security.middleware(settings, store),
+        middleware=middleware(settings, store),
         exception_handlers=handlers(),
     )
     app.state.settings = settings
@@ -99,18 +94,18 @@ def token_of(client: TestClient, **given: tuple[str, str]) -> str:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.7.7", "monitor.example.com", "2001:db8::7"])
 def test_public_bind_without_authentication_refuses_to_start(host: str, store: Store) -> None:
     with pytest.raises(SettingsError, match="--basic-auth"):
-        security.check_bind(Settings(host=host))
+        check_bind(Settings(host=host))
     with pytest.raises(SettingsError, match="--basic-auth"):
-        security.middleware(Settings(host=host), store)
+        middleware(Settings(host=host), store)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "::ffff:127.0.0.1"])
 def test_loopback_needs_no_authentication(host: str) -> None:
-    security.check_bind(Settings(host=host))
+    check_bind(Settings(host=host))
 
 
 def test_public_bind_with_authentication_starts() -> None:
-    security.check_bind(Settings(host="0.0.0.0", basic_auth=USERS))
+    check_bind(Settings(host="0.0.0.0", basic_auth=USERS))
 
 
 @pytest.mark.parametrize("peer", ["192.168.7.7", "2001:db8::7", "::ffff:10.0.0.9"])
@@ -183,13 +178,13 @@ def test_only_those_paths_are_open(client: TestClient, path: str) -> None:
 )
 def test_unusable_entry_is_refused_at_start(entry: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says) as caught:
-        security.check_bind(Settings(basic_auth=(entry,)))
+        check_bind(Settings(basic_auth=(entry,)))
     assert entry.split(":", 1)[-1] not in caught.value.message or entry.endswith(":")
 
 
 def test_user_named_twice_is_refused_at_start() -> None:
     with pytest.raises(SettingsError, match="'olga'"):
-        security.check_bind(Settings(basic_auth=("olga:one", "olga:viewer:two")))
+        check_bind(Settings(basic_auth=("olga:one", "olga:viewer:two")))
 
 
 # --- the name we are asked by

@@ -1,7 +1,7 @@
 import pytest
 
-from monitor.records import Count
-from monitor.web import wording
+from celery_monitor.records.page import Count
+from celery_monitor.web.wording import brief, counted, duration, exception_line, moment, number, short, visible
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,14 @@ from monitor.web import wording
     ],
 )
 def test_duration_is_written_as_people_say_it(seconds: float | None, text: str) -> None:
-    assert wording.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "unknown"), (9999, "9999"), (12345, "12\u202f345"), (7654321, "7\u202f654\u202f321")]
 )
 def test_long_numbers_get_thin_separators(value: int | None, text: str) -> None:
-    assert wording.number(value) == text
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def test_long_numbers_get_thin_separators(value: int | None, text: str) -> None:
     [(731, "731"), (9731, "9.7 k"), (9960, "9.9 k"), (731_000, "731 k"), (1_249_000, "1.2 M"), (31_000_000, "31 M")],
 )
 def test_brief_count_has_five_characters_at_most(value: int, text: str) -> None:
-    assert wording.brief(value) == text
+    assert brief(value) == text
 
 
 def test_count_that_stopped_carries_a_plus() -> None:
-    assert wording.counted(Count(10_000, exact=False)) == "10\u202f000+"
-    assert wording.counted(Count(31)) == "31"
+    assert counted(Count(10_000, exact=False)) == "10\u202f000+"
+    assert counted(Count(31)) == "31"
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_count_that_stopped_carries_a_plus() -> None:
     ],
 )
 def test_hidden_characters_are_shown(text: str, shown: str) -> None:
-    assert wording.visible(text) == shown
+    assert visible(text) == shown
 
 
 def test_moment_is_escaped_and_does_not_depend_on_now() -> None:
     attributes = 'datetime="2026-05-28T20:26:40.250Z" data-time="ago" title="2026-05-28 20:26:40 UTC"'
-    assert wording.moment(1_780_000_000.25) == f"<time {attributes}>May 28 20:26:40</time>"
-    assert "unknown" in wording.moment(None)
-    assert "impossible" in wording.moment(1e20)
+    assert moment(1_780_000_000.25) == f"<time {attributes}>May 28 20:26:40</time>"
+    assert "unknown" in moment(None)
+    assert "impossible" in moment(1e20)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_moment_is_escaped_and_does_not_depend_on_now() -> None:
     ],
 )
 def test_exception_is_told_as_type_and_message(text: str, told: tuple[str, str]) -> None:
-    assert wording.exception_line(text) == told
+    assert exception_line(text) == told
 
 
 def test_short_marks_what_it_cut() -> None:
-    assert wording.short("abc\ndef  ghi", 20) == "abc def ghi"
-    assert wording.short("x" * 70_000, 8) == "xxxxxxx…"
-    assert wording.short(None) == "unknown"
+    assert short("abc\ndef  ghi", 20) == "abc def ghi"
+    assert short("x" * 70_000, 8) == "xxxxxxx…"
+    assert short(None) == "unknown"

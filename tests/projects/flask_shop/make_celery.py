@@ -4,9 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-from celery import Task
-from celery import shared_task
+from celery import Celery, Task, shared_task
 from flask import Flask
 
 held = Path(os.environ["SHOP_DIRECTORY"], "imported").open("a")  # whoever has it open has imported this

@@ -1,7 +1,6 @@
 """Sources of events as the tests of this folder make and connect them."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from uuid import uuid4
 
@@ -10,11 +9,10 @@ import pytest
 from amqp import Connection as AmqpConnection
 from kombu.utils.url import parse_url
 
-from monitor.receiver.sources.base import Source
-from monitor.receiver.sources.make import make_source
-from monitor.receiver.sources.queue import witness_name
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.receiver.sources.amqp import witness_name
+from celery_monitor.receiver.sources.base import Source
+from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.settings import Broker, Settings
 from tests.conftest import AMQP_URL
 
 MakeSource = Callable[..., Source]

@@ -9,20 +9,13 @@ from urllib.parse import urlsplit
 import amqp
 import pytest
 
-from monitor.errors import BrokerUnavailable
-from monitor.receiver.sources import buffer
-from monitor.records import Event
-from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.sources.conftest import amqp_connection
-from tests.receiver.traffic import publisher
-from tests.receiver.traffic import read_all
-from tests.receiver.traffic import read_for
-from tests.receiver.traffic import read_until_quiet
-from tests.servers import free_port
-from tests.servers import make_certificate
-from tests.servers import proxy
-from tests.workers import running_worker
-from tests.workers import wait_for
+from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.receiver.sources import buffer
+from celery_monitor.records.event import Event
+from tests.receiver.sources.conftest import MakeSource, amqp_connection
+from tests.receiver.traffic import publisher, read_all, read_for, read_until_quiet
+from tests.servers import free_port, make_certificate, proxy
+from tests.workers import running_worker, wait_for
 
 BOTH = pytest.mark.parametrize("source_name", ["amqp", "kombu"])
 

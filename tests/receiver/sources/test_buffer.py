@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from monitor.receiver.sources import buffer as buffer_module
-from monitor.receiver.sources.buffer import DAMAGED
-from monitor.receiver.sources.buffer import DATA
-from monitor.receiver.sources.buffer import FRAME
-from monitor.receiver.sources.buffer import MESSAGE
-from monitor.receiver.sources.buffer import RESTART
-from monitor.receiver.sources.buffer import Buffer
-from monitor.receiver.sources.buffer import Record
-from monitor.receiver.sources.buffer import RedisStream
-from monitor.receiver.sources.buffer import Spool
-from monitor.receiver.sources.buffer import count_events
+from celery_monitor.receiver.sources import buffer
+from celery_monitor.receiver.sources.buffer import (
+    DAMAGED,
+    DATA,
+    FRAME,
+    MESSAGE,
+    RESTART,
+    Buffer,
+    Record,
+    RedisStream,
+    Spool,
+    count_events,
+)
 from tests.factories import NOW
 
 LIMIT = 10_000_000
@@ -31,7 +33,7 @@ FULL_DEVICE = Path("/dev/full")
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer_module, "SEGMENT_BYTES", 200)
+    monkeypatch.setattr(buffer, "SEGMENT_BYTES", 200)
 
 
 def rest(spool: Spool) -> Iterator[bytes]:
@@ -98,7 +100,7 @@ def test_nothing_is_passed_over_after_everything_was_committed_once(tmp_path: Pa
 
 def test_killed_while_it_writes_everything_that_was_kept_is_there(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from monitor.receiver.sources.buffer import Record, Spool\n"
+        "import sys; from pathlib import Path; from celery_monitor.receiver.sources.buffer import Record, Spool\n"
         f"spool = Spool(Path({str(tmp_path)!r}), {LIMIT * 100})\n"
         "number = 0\n"
         "while True:\n"

@@ -2,11 +2,9 @@
 
 import pytest
 
-from monitor.errors import SettingsError
-from monitor.errors import Unsupported
-from monitor.receiver.sources.make import make_source
-from monitor.settings import Broker
-from monitor.settings import Settings
+from celery_monitor.errors import SettingsError, Unsupported
+from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.settings import Broker, Settings
 
 
 @pytest.mark.parametrize(

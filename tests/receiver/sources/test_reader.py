@@ -7,32 +7,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import closing
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from monitor.errors import BrokerUnavailable
-from monitor.receiver.helpers import Helpers
-from monitor.receiver.sources.buffer import PING
-from monitor.receiver.sources.buffer import Buffer
-from monitor.receiver.sources.buffer import pump
-from monitor.receiver.sources.reader import BrokerSocket
-from monitor.receiver.sources.reader import Packed
-from monitor.receiver.sources.reader import Reader
-from monitor.receiver.sources.reader import ReaderThread
-from monitor.receiver.sources.reader import SocketProcess
-from monitor.receiver.sources.reader import pack
-from monitor.receiver.sources.redis import RedisMessages
-from monitor.settings import Settings
+from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.receiver.helpers import Helpers
+from celery_monitor.receiver.sources.buffer import PING, Buffer, pump
+from celery_monitor.receiver.sources.reader import BrokerSocket, Packed, Reader, ReaderThread, SocketProcess, pack
+from celery_monitor.receiver.sources.redis import RedisFormat
+from celery_monitor.settings import Settings
 from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.traffic import numbered
-from tests.receiver.traffic import publisher
-from tests.receiver.traffic import read_all
-from tests.receiver.traffic import read_for
+from tests.receiver.traffic import numbered, publisher, read_all, read_for
 from tests.workers import wait_for
 
 Ends = tuple[socket.socket, socket.socket]
@@ -69,7 +57,7 @@ def reading(ends: Ends, tmp_path: Path) -> Iterator[Callable[..., Reader]]:
     def make(sock: socket.socket = ends[0], **more: int) -> Reader:
         settings = Settings(batch_seconds=0.05, batch_events=100, **more)  # type: ignore[arg-type]
         worker = SocketProcess(sock, settings, tmp_path / "shop", Helpers())
-        made.append(Reader(URL, worker, RedisMessages(), settings))
+        made.append(Reader(URL, worker, RedisFormat(), settings))
         return made[-1]
 
     yield make
@@ -186,9 +174,9 @@ def test_it_ends_when_it_is_let_go_of(reading: Callable[..., Reader]) -> None:
 PARENT = """
 import socket, sys, time
 from pathlib import Path
-from monitor.receiver.helpers import Helpers
-from monitor.receiver.sources.reader import SocketProcess
-from monitor.settings import Settings
+from celery_monitor.receiver.helpers import Helpers
+from celery_monitor.receiver.sources.reader import SocketProcess
+from celery_monitor.settings import Settings
 ours, theirs = socket.socketpair()
 process = SocketProcess(ours, Settings(), Path(sys.argv[1]), Helpers())
 print(process._process.pid, flush=True)

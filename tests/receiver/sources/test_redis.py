@@ -10,8 +10,7 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -19,20 +18,11 @@ from types import FrameType
 import pytest
 import redis
 
-from monitor.errors import BrokerUnavailable
-from monitor.errors import Unsupported
-from monitor.receiver.sources.redis import parse_redis_address
-from monitor.receiver.sources.redis import unwrap
+from celery_monitor.errors import BrokerUnavailable, Unsupported
+from celery_monitor.receiver.sources.redis import parse_redis_address, unwrap
 from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.traffic import numbered
-from tests.receiver.traffic import publisher
-from tests.receiver.traffic import read_all
-from tests.receiver.traffic import read_for
-from tests.servers import RedisServer
-from tests.servers import free_port
-from tests.servers import make_certificate
-from tests.servers import proxy
-from tests.servers import running_redis
+from tests.receiver.traffic import numbered, publisher, read_all, read_for
+from tests.servers import RedisServer, free_port, make_certificate, proxy, running_redis
 from tests.workers import wait_for
 
 BOTH = pytest.mark.parametrize("source_name", ["redis", "kombu"])

@@ -6,19 +6,12 @@ from collections import Counter
 
 import pytest
 
-from monitor.receiver.sources.base import Source
-from monitor.records import Event
-from monitor.records import RefusedEvents
+from celery_monitor.receiver.sources.base import Source
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import RefusedEvents
 from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.traffic import make_traffic
-from tests.receiver.traffic import numbered
-from tests.receiver.traffic import publisher
-from tests.receiver.traffic import read_all
-from tests.receiver.traffic import read_until_quiet
-from tests.receiver.traffic import recorded
-from tests.receiver.traffic import told
-from tests.workers import running_worker
-from tests.workers import wait_for
+from tests.receiver.traffic import make_traffic, numbered, publisher, read_all, read_until_quiet, recorded, told
+from tests.workers import running_worker, wait_for
 
 
 @pytest.fixture(params=["auto", "kombu"])

@@ -8,10 +8,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store.engine import Store
-from monitor.web.app import create_app
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.web.app import create_app
 from tests.web import shop
 
 

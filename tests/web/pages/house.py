@@ -9,16 +9,14 @@ from pathlib import Path
 import msgspec
 from starlette.testclient import TestClient
 
-from monitor.records import Delivery
-from monitor.records import Event
-from monitor.records import ReceiverHealth
-from monitor.records import Worker
-from monitor.settings import Broker
-from monitor.settings import Settings
-from monitor.store import journal
-from monitor.store.engine import Store
-from monitor.store.writer import Writer
-from monitor.web.app import create_app
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, ReceiverHealth
+from celery_monitor.records.worker import Worker
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.store.workers import change_workers
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.app import create_app
 from tests.databases import empty_record
 from tests.factories import make_event
 
@@ -59,7 +57,7 @@ class House:
         def change(worker: Worker) -> Worker:
             return msgspec.structs.replace(worker, **inspected)
 
-        journal.change_workers(self.store, cluster, [hostname], change)
+        change_workers(self.store, cluster, [hostname], change)
 
     def text(self, path: str, status: int = 200) -> str:
         """The words of a page's main part, as somebody reads them."""

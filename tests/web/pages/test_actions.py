@@ -3,12 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.records import Action
-from monitor.store import journal
+from celery_monitor.records.page import Action
+from celery_monitor.store.actions import record_action
 from tests.factories import make_id
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from tests.web.pages.house import HOSTILE, House, open_house
 
 
 @pytest.fixture
@@ -19,7 +17,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def record(house: House, **fields: object) -> None:
     given = {"at": house.now - 60, "actor": "mira", "action": "task.retry", "cluster": "shop", **fields}
-    journal.record_action(house.store, Action(**given))  # type: ignore[arg-type]
+    record_action(house.store, Action(**given))  # type: ignore[arg-type]
 
 
 def test_nothing_done_yet_says_what_will_stand_here(house: House) -> None:

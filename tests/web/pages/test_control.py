@@ -9,15 +9,12 @@ from urllib.parse import quote
 
 import pytest
 
-from monitor.records import Action
-from monitor.records import Pause
-from monitor.records import Queue
-from monitor.store import journal
-from monitor.store import queries
-from tests.web.pages.house import BASE
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from celery_monitor.records.page import Action
+from celery_monitor.records.queue import Pause, Queue
+from celery_monitor.store.actions import read_actions, record_action
+from celery_monitor.store.queues import end_pause, save_pause, save_queues
+from celery_monitor.store.workers import read_workers
+from tests.web.pages.house import BASE, HOSTILE, House, open_house
 
 
 @pytest.fixture
@@ -39,16 +36,14 @@ def post(house: House, path: str, **form: str) -> str:
 
 def queue(house: House, name: str, **fields: object) -> None:
     known: dict[str, Any] = {"ready": 7, "sampled_at": house.now, **fields}
-    journal.save_queues(house.store, "shop", [Queue(cluster="shop", name=name, **known)], house.now)
+    save_queues(house.store, "shop", [Queue(cluster="shop", name=name, **known)], house.now)
 
 
 def test_hostile_names_are_text_in_every_form(house: House) -> None:
     house.worker(HOSTILE, queues=(HOSTILE,), pool=HOSTILE, pool_size=3)
-    name = queries.workers(house.store)[0].hostname
+    name = read_workers(house.store)[0].hostname
     queue(house, name)
-    journal.save_pause(
-        house.store, Pause(cluster="shop", queue=name, by=name, at=house.now, workers=(name,), reason=name)
-    )
+    save_pause(house.store, Pause(cluster="shop", queue=name, by=name, at=house.now, workers=(name,), reason=name))
     for path in (
         f"/workers/{quote(name, safe='')}",
         f"/workers/{quote(name, safe='')}?ask=1",
@@ -61,7 +56,7 @@ def test_hostile_names_are_text_in_every_form(house: House) -> None:
     form = re.search(r'action="(/workers/[^"]+/grow)"', house.html(f"/workers/{quote(name, safe='')}"))
     assert form
     assert "The broker of shop" in post(house, unescape(form.group(1)), number="2")
-    assert [action.target for action in queries.actions(house.store).items] == [name]
+    assert [action.target for action in read_actions(house.store).items] == [name]
 
 
 def test_what_is_no_number_is_said_on_the_worker_page(house: House) -> None:
@@ -77,7 +72,7 @@ def test_shutdown_and_purge_ask_for_the_name(house: House) -> None:
     queue(house, "emails")
     assert "type its name as it stands: mail1@shop" in post(house, "/workers/mail1@shop/shutdown", confirm="mail1")
     assert "type its name as it stands: emails" in post(house, "/queues/emails/purge", confirm="")
-    assert queries.actions(house.store).items == []
+    assert read_actions(house.store).items == []
 
 
 def test_read_only_offers_no_form(tmp_path: Path) -> None:
@@ -91,24 +86,24 @@ def test_read_only_offers_no_form(tmp_path: Path) -> None:
 def test_paused_queue_says_by_whom_and_who_takes_from_it_yet(house: House) -> None:
     queue(house, "emails", consumers=0)
     pause = Pause(cluster="shop", queue="emails", by="mira", at=house.now, workers=("a@shop", "b@shop"), reason="bank")
-    journal.save_pause(house.store, pause)
+    save_pause(house.store, pause)
     assert "Paused by mira" in house.text("/queues/emails")
     assert "2 workers were told to take no more from it." in house.text("/queues/emails")
     assert "Yet" not in house.text("/queues/emails")
     house.worker("new@shop", queues=("emails",))
     assert "Yet new@shop takes from it" in house.text("/queues/emails")
     assert "paused" in house.text("/queues")
-    journal.end_pause(house.store, "shop", "emails")
+    end_pause(house.store, "shop", "emails")
     assert "Paused" not in house.text("/queues/emails")
 
 
 def test_trail_is_filtered_and_paged_with_its_filter(house: House) -> None:
     for number in range(103):
         given: dict[str, Any] = {"actor": "mira" if number else "olga", "outcome": "denied" if number == 7 else "done"}
-        journal.record_action(
+        record_action(
             house.store, Action(at=house.now, action="queue.purge", cluster="shop", target=f"q{number}", **given)
         )
-    journal.record_action(house.store, Action(at=house.now, actor="mira", action="worker.shutdown", cluster="shop"))
+    record_action(house.store, Action(at=house.now, actor="mira", action="worker.shutdown", cluster="shop"))
     assert ">q7<" in house.html("/actions?outcome=denied")
     assert ">q8<" not in house.html("/actions?outcome=denied")
     assert ">q0<" in house.html("/actions?actor=olga")

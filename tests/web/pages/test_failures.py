@@ -5,17 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from monitor.control.failures import MuteFailure
-from monitor.control.failures import ResolveFailure
-from monitor.records import FailureState
-from monitor.store import failures
-from monitor.store import queries
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.control.views import MuteFailure, ResolveFailure
+from celery_monitor.records.failure import FailureState
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.failures import read_failure_group, read_failure_groups, set_failure_state
+from celery_monitor.store.tasks.detail import read_task
+from tests.factories import make_event, make_id
 from tests.web.pages.conftest import Browser
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from tests.web.pages.house import HOSTILE, House, open_house
 from tests.web.shop import PROBABLE
 
 
@@ -34,7 +31,7 @@ def fail(house: House, number: int, exception: str, ago: float = 60.0, **more: o
 
 
 def only_group(house: House) -> int:
-    [group] = queries.failure_groups(house.store, since=0.0)
+    [group] = read_failure_groups(house.store, since=0.0)
     return group.id
 
 
@@ -89,7 +86,7 @@ def test_resolved_and_muted_groups_leave_the_open_ones(house: House) -> None:
     fail(house, 1, "KeyError('a')")
     number = only_group(house)
     for state in (FailureState.RESOLVED, FailureState.MUTED):
-        failures.set_failure_state(house.store, number, state, house.now)
+        set_failure_state(house.store, number, state, house.now)
         assert "KeyError" not in house.text("/failures")
         assert "KeyError" in house.text(f"/failures?state={state}")
     assert "known are open, resolved, muted, all" in house.text("/failures?state=gone", status=400)
@@ -128,15 +125,15 @@ def test_hostile_exception_is_text(house: House) -> None:
 
 def test_forms_change_the_state_and_say_what_it_means(browser: Browser) -> None:
     store = browser.app.state.store  # type: ignore[attr-defined]
-    number = queries.task(store, PROBABLE).failure_group
+    number = read_task(store, PROBABLE).failure_group
     assert number is not None
     page = f"/failures/{number}"
     assert "shown as regressed" in browser.submit(page, f"{page}/resolve")
-    assert queries.failure_group(store, number).state is FailureState.RESOLVED
+    assert read_failure_group(store, number).state is FailureState.RESOLVED
     assert "resolved already" in browser.submit(page, f"{page}/resolve")
     assert "left out of the list" in browser.submit(page, f"{page}/mute", reason="the bank is slow")
     assert "Open again" in browser.submit(page, f"{page}/reopen")
-    trail = [(each.action, each.reason, each.outcome) for each in queries.actions(store, limit=4).items]
+    trail = [(each.action, each.reason, each.outcome) for each in read_actions(store, limit=4).items]
     assert trail[:2] == [("failure.reopen", None, "done"), (MuteFailure.action, "the bank is slow", "done")]
     assert trail[2] == (ResolveFailure.action, None, "failed")
 

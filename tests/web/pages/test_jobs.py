@@ -3,15 +3,14 @@ import time
 
 from starlette.applications import Starlette
 
-from monitor.access import Role
-from monitor.records import Delivery
-from monitor.records import JobOutcome
-from monitor.records import JobState
-from monitor.settings import Settings
-from monitor.store import jobs
-from monitor.store import journal
-from monitor.store.writer import Writer
-from monitor.web.present import Watched
+from celery_monitor.control.commands import Role
+from celery_monitor.records.job import JobOutcome, JobState
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Settings
+from celery_monitor.store.jobs import read_job, sent_as
+from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.writer import Writer
+from celery_monitor.web.present import Watched
 from tests.web import shop
 from tests.web.pages.conftest import Browser
 from tests.workers import wait_for
@@ -57,12 +56,12 @@ def test_yes_makes_a_job_that_ends_with_what_was_skipped_and_why(browser: Browse
     assert "Job 1 started: retry 2 tasks." in after
     assert "Nothing was started a second time" in again
     store = app.state.store
-    wait_for(lambda: jobs.job(store, 1).state is JobState.DONE, what="the end of the job")
+    wait_for(lambda: read_job(store, 1).state is JobState.DONE, what="the end of the job")
     page = browser.get("/jobs/1").text
     assert "Job 1: done" in page
     assert "gateway is back" in page
     assert "its arguments are not known" in page
-    new_id = jobs.sent_as(jobs.job(store, 1), shop.PROBABLE)
+    new_id = sent_as(read_job(store, 1), shop.PROBABLE)
     assert new_id in browser.get("/jobs/1?outcome=done").text
     assert shop.TRUNCATED in browser.get("/jobs/1?outcome=skipped").text
     actions = browser.get("/actions").text
@@ -74,8 +73,8 @@ def test_it_shows_what_became_of_those_that_were_sent_again(browser: Browser, ap
     choose(browser)
     browser.submit("/jobs/1", "/jobs/1/start")
     store = app.state.store
-    wait_for(lambda: jobs.job(store, 1).state is JobState.DONE, what="the end of the job")
-    new_id = jobs.sent_as(jobs.job(store, 1), shop.PROBABLE)
+    wait_for(lambda: read_job(store, 1).state is JobState.DONE, what="the end of the job")
+    new_id = sent_as(read_job(store, 1), shop.PROBABLE)
     assert re.search(
         rf"{new_id}</a></td><td data-tint><span[^>]*><i[^>]*>○</i>(sent|pending)<", browser.get("/jobs/1").text
     )
@@ -88,9 +87,9 @@ def test_totals_of_what_became_of_them_lead_to_just_these(browser: Browser, app:
     choose(browser)
     browser.submit("/jobs/1", "/jobs/1/start")
     store = app.state.store
-    wait_for(lambda: jobs.job(store, 1).state is JobState.DONE, what="the end of the job")
+    wait_for(lambda: read_job(store, 1).state is JobState.DONE, what="the end of the job")
     assert "1 of which the record has nothing yet" in words(browser, "/jobs/1")
-    new_id = jobs.sent_as(jobs.job(store, 1), shop.PROBABLE)
+    new_id = sent_as(read_job(store, 1), shop.PROBABLE)
     ended = shop.events_of(new_id, time.time() - 7, "failed", exception="Declined('again')")
     Writer(store, "shop", Settings()).write([Delivery(events=ended, arrived=time.time())])
     assert "1 sent again : 1 ✕ failed" in words(browser, "/jobs/1")
@@ -110,10 +109,10 @@ def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:
     choose(browser)
     browser.submit("/jobs/1", "/jobs/1/start", rate="0.05")
     store = app.state.store
-    wait_for(lambda: sum(each.count for each in jobs.job(store, 1).reasons), what="the first task")
+    wait_for(lambda: sum(each.count for each in read_job(store, 1).reasons), what="the first task")
     assert "Job 1 ends" in browser.submit("/jobs/1", "/jobs/1/abort")
-    wait_for(lambda: jobs.job(store, 1).state is JobState.ABORTED, what="the end of the job")
-    job = jobs.job(store, 1)
+    wait_for(lambda: read_job(store, 1).state is JobState.ABORTED, what="the end of the job")
+    job = read_job(store, 1)
     assert job.left == 1
     assert "Aborted by anonymous." in browser.get("/jobs/1").text
     assert job.count(JobOutcome.DONE) + job.count(JobOutcome.SKIPPED) == 1
@@ -122,7 +121,7 @@ def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:
 def test_a_rate_that_is_no_number_is_said_and_starts_nothing(browser: Browser, app: Starlette) -> None:
     choose(browser)
     assert "is no number of tasks per second" in browser.submit("/jobs/1", "/jobs/1/start", rate="quick")
-    assert jobs.job(app.state.store, 1).state is JobState.PREVIEW
+    assert read_job(app.state.store, 1).state is JobState.PREVIEW
 
 
 def test_a_wrong_filter_makes_no_job_and_is_said(browser: Browser, app: Starlette) -> None:
@@ -160,7 +159,7 @@ def test_what_watches_a_job_or_the_list_is_told_of_progress(browser: Browser, ap
     before = presenter.snapshot(Watched("/jobs/1", "", Role.OPERATOR))
     assert "Retry 2 tasks of shop?" in before.regions["job"]
     browser.submit("/jobs/1", "/jobs/1/start")
-    wait_for(lambda: jobs.job(app.state.store, 1).state is JobState.DONE, what="the end of the job")
+    wait_for(lambda: read_job(app.state.store, 1).state is JobState.DONE, what="the end of the job")
     after = presenter.snapshot(Watched("/jobs/1", "", Role.OPERATOR))
     assert "Job 1: done" in after.regions["job"]
     assert "Retry, job 1" in presenter.snapshot(Watched("/actions", "", Role.VIEWER)).regions["jobs"]
@@ -170,7 +169,7 @@ def test_what_watches_a_job_or_the_list_is_told_of_progress(browser: Browser, ap
 
 
 def test_tasks_that_were_retried_are_left_out_until_the_box_is_ticked(browser: Browser, app: Starlette) -> None:
-    journal.link_retry(app.state.store, "shop", shop.PROBABLE, shop.SUCCEEDED, "exact", time.time())
+    link_retry(app.state.store, "shop", shop.PROBABLE, shop.SUCCEEDED, "exact", time.time())
     page = choose(browser)
     assert "1 skipped: already retried, succeeded" in page
     assert "None of them can be sent again." in page

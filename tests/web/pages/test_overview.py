@@ -7,20 +7,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from monitor.records import FailureState
-from monitor.records import Pause
-from monitor.records import Queue
-from monitor.records import StandbyReceiver
-from monitor.records import WorkerStatus
-from monitor.store import failures
-from monitor.store import journal
-from monitor.store import queries
-from monitor.web.charts import Chart
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from celery_monitor.records.failure import FailureState
+from celery_monitor.records.queue import Pause, Queue
+from celery_monitor.records.receiver import StandbyReceiver
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.store.failures import read_failure_groups, set_failure_state
+from celery_monitor.store.queues import save_pause, save_queues
+from celery_monitor.store.receivers import close_gap, open_gap, save_standby
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.web.charts import Chart
+from tests.factories import make_event, make_id
+from tests.web.pages.house import HOSTILE, House, open_house
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def test_sentence_names_workers_queue_and_failures(house: House) -> None:
     for minutes, ready in ((3, 20), (2, 180), (0, 412)):
         known = {"consumers": 1, "oldest": house.now - 190, "oldest_exact": True}
         queue = Queue(cluster="shop", name="emails", ready=ready, **known)  # type: ignore[arg-type]
-        journal.save_queues(house.store, "shop", [queue], house.now - 60 * minutes)
+        save_queues(house.store, "shop", [queue], house.now - 60 * minutes)
     text = house.text("/")
     assert "1 of 2 workers up, without worker9@shop. emails is growing: 412 waiting, oldest 3 min." in text
     assert "3 failures in 15 min, all TimeoutError in shop.pay." in text
@@ -88,8 +86,8 @@ def test_sentence_list_and_chart_count_the_same_failures_when_some_are_muted(hou
         fail(house, number)
     for number in range(5, 8):
         fail(house, number, name="shop.mail", exception="KeyError('to')")
-    [muted, _] = queries.failure_groups(house.store, since=house.now - 900)
-    failures.set_failure_state(house.store, muted.id, FailureState.MUTED, house.now)
+    [muted, _] = read_failure_groups(house.store, since=house.now - 900)
+    set_failure_state(house.store, muted.id, FailureState.MUTED, house.now)
     html, text = house.html("/?range=15m"), house.text("/?range=15m")
     assert "8 failures in 15 min, 5 of them muted, 3 of them KeyError in shop.mail." in text
     assert {each.name: each.rest for each in chart(html, "throughput").series}["failed"] == 8
@@ -112,8 +110,8 @@ def test_charts_tell_what_the_record_says(house: House) -> None:
 
 def test_gap_is_in_every_chart(house: House) -> None:
     fail(house, 1)
-    gap = journal.open_gap(house.store, "shop", house.now - 300, "broker was away")
-    journal.close_gap(house.store, gap, house.now - 240)
+    gap = open_gap(house.store, "shop", house.now - 300, "broker was away")
+    close_gap(house.store, gap, house.now - 240)
     html = house.html("/?range=15m")
     for name in ("throughput", "depth", "wait", "run"):
         ((began, ended, cause),) = chart(html, name).gaps
@@ -143,7 +141,7 @@ def test_longest_running_task_is_listed(house: House) -> None:
 def test_hostile_names_are_text(house: House) -> None:
     house.worker(HOSTILE)
     fail(house, 2, name=HOSTILE, exception=f"ValueError('{HOSTILE}')")
-    journal.save_queues(house.store, "shop", [Queue(cluster="shop", name=HOSTILE, ready=9, consumers=0)], house.now)
+    save_queues(house.store, "shop", [Queue(cluster="shop", name=HOSTILE, ready=9, consumers=0)], house.now)
     html = house.html("/")
     assert "<img src=x" not in html
     assert "\u202e" not in html
@@ -155,11 +153,11 @@ def test_receiver_that_stands_by_is_said_until_it_is_silent(house: House) -> Non
     house.write()
     now = time.time()
     standby = StandbyReceiver(cluster="shop", host="<b>second", pid=812, since=now - 60, updated_at=now, listening=True)
-    journal.save_standby(house.store, standby)
+    save_standby(house.store, standby)
     assert "A receiver of shop on <b>second (process 812) stands by." in house.text("/")
     (told,) = house.client.get("/api/v1/health").json()["items"][0]["standbys"]
     assert (told["host"], told["pid"], told["listening"]) == ("<b>second", 812, True)
-    journal.save_standby(house.store, msgspec.structs.replace(standby, updated_at=now - 60))
+    save_standby(house.store, msgspec.structs.replace(standby, updated_at=now - 60))
     assert "stands by" not in house.text("/")
 
 
@@ -176,9 +174,9 @@ def test_lost_and_paused_are_said_with_their_cause_and_lead_to_them(house: House
         make_event("task-lost", timestamp=house.now - 130, exception="gone", **lost),
     )
     emails = Queue(cluster="shop", name="emails", ready=22, consumers=0)
-    journal.save_queues(house.store, "shop", [emails], house.now)
+    save_queues(house.store, "shop", [emails], house.now)
     paused = Pause(cluster="shop", queue="emails", at=house.now - 300, by="ada", workers=("worker1@shop",))
-    journal.save_pause(house.store, paused)
+    save_pause(house.store, paused)
     text = house.text("/")
     assert "1 task is lost, newest 2 min ago." in text
     assert "emails was paused by ada 5 min ago, 22 waiting." in text
@@ -194,9 +192,9 @@ def test_lost_and_paused_are_said_with_their_cause_and_lead_to_them(house: House
 def test_failed_counts_what_still_needs_somebody_and_leads_to_it(house: House) -> None:
     for number in (1, 2, 3):
         fail(house, number, name=f"shop.task{number}")
-    journal.link_retry(house.store, "shop", make_id(1), make_id(9), "exact", house.now)
-    group = queries.task(house.store, make_id(2)).failure_group
-    failures.set_failure_state(house.store, group or 0, FailureState.MUTED, house.now)
+    link_retry(house.store, "shop", make_id(1), make_id(9), "exact", house.now)
+    group = read_task(house.store, make_id(2)).failure_group
+    set_failure_state(house.store, group or 0, FailureState.MUTED, house.now)
     page = house.client.get("/").text
     assert "1 task needs attention" in page
     link = re.search(

@@ -6,15 +6,10 @@ from urllib.parse import quote
 
 import pytest
 
-from monitor.records import Pause
-from monitor.records import Queue
-from monitor.store import journal
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.factories import make_message
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from celery_monitor.records.queue import Pause, Queue
+from celery_monitor.store.queues import save_pause, save_queues
+from tests.factories import make_event, make_id, make_message
+from tests.web.pages.house import HOSTILE, House, open_house
 
 
 @pytest.fixture
@@ -26,7 +21,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def measure(house: House, name: str, ago: float = 0.0, cluster: str = "shop", **known: object) -> None:
     queue = Queue(cluster=cluster, name=name, **known)  # type: ignore[arg-type]
-    journal.save_queues(house.store, cluster, [queue], house.now - ago)
+    save_queues(house.store, cluster, [queue], house.now - ago)
 
 
 def row(house: House, name: str) -> str:
@@ -142,7 +137,7 @@ def test_page_offers_more_processes_and_another_worker(house: House) -> None:
 def test_paused_queue_offers_to_resume_and_nothing_that_would_fill_it(house: House) -> None:
     measure(house, "emails", ready=412, consumers=0)
     house.worker("mail1@shop", queues=("emails",))
-    journal.save_pause(house.store, Pause(cluster="shop", queue="emails", at=house.now, by="ada", workers=("a@shop",)))
+    save_pause(house.store, Pause(cluster="shop", queue="emails", at=house.now, by="ada", workers=("a@shop",)))
     text = house.text("/queues/emails")
     assert "Resume" in text
     assert "Grow pool" not in text

@@ -5,21 +5,14 @@ from typing import Any
 import pytest
 from msgspec import json
 
-from monitor.records import BeatHealth
-from monitor.records import OverdueEntry
-from monitor.records import Queue
-from monitor.records import ScheduleEntry
-from monitor.records import UnreadEntry
-from monitor.settings import Broker
-from monitor.store import journal
-from monitor.store.schedule import save_beat_health
-from monitor.store.schedule import save_schedule
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.schedule import BeatHealth, OverdueEntry, ScheduleEntry, UnreadEntry
+from celery_monitor.settings import Broker
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.schedule import save_beat_health, save_schedule
+from tests.factories import make_event, make_id
 from tests.web.pages.conftest import Browser
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from tests.web.pages.house import HOSTILE, House, open_house
 
 
 @pytest.fixture
@@ -140,7 +133,7 @@ def test_entry_that_may_wait_in_a_queue_is_not_called_overdue(house: House) -> N
             known = {"uuid": make_id(offset + number), "timestamp": house.now - 600.0 - 60 * number, "name": name}
             house.write(make_event("task-received", hostname="pick@shop", args="()", kwargs="{}", **known))
     assert "Beat seems to have stopped" in house.text("/schedule")
-    journal.save_queues(house.store, "shop", [Queue(cluster="shop", name="picks", ready=31)], house.now)
+    save_queues(house.store, "shop", [Queue(cluster="shop", name="picks", ready=31)], house.now)
     text = house.text("/schedule")
     assert "may wait in picks" in text
     assert "Beat seems to have stopped" not in text

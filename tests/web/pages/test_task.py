@@ -9,13 +9,11 @@ import pytest
 import redis
 from starlette.applications import Starlette
 
-from monitor.records import TaskState
-from monitor.store import queries
-from monitor.web.pages.task import timeline
-from tests.factories import NOW
-from tests.factories import make_id
-from tests.factories import make_run
-from tests.factories import make_task
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.web.pages.task import timeline
+from tests.factories import NOW, make_id, make_run, make_task
 from tests.web import shop
 from tests.web.pages.conftest import Browser
 
@@ -76,9 +74,9 @@ def test_retry_shows_the_arguments_then_sends_them_and_shows_the_new_task(
     assert "Sent again as" in page
     assert [body[:2] for body in sent(redis_url)] == [[[31, "EUR"], {}]]
     store = app.state.store
-    (link,) = queries.lineage(store, queries.task(store, shop.PROBABLE)).retried_as
+    (link,) = read_lineage(store, read_task(store, shop.PROBABLE)).retried_as
     assert f'href="/tasks/{link.id}"' in page
-    (action,) = queries.actions(store, limit=5).items
+    (action,) = read_actions(store, limit=5).items
     assert (action.action, action.outcome, action.target) == ("task.retry", "done", shop.PROBABLE)
 
 

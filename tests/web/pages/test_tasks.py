@@ -1,19 +1,17 @@
 import re
 import time
 from html import unescape
-from urllib.parse import quote
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 import redis
 from starlette.applications import Starlette
 
-from monitor.filters import UNHANDLED
-from monitor.records import Delivery
-from monitor.settings import Settings
-from monitor.store.writer import Writer
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.core.filters.parser import UNHANDLED
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.settings import Settings
+from celery_monitor.store.writer import Writer
+from tests.factories import make_event, make_id
 from tests.web import shop
 from tests.web.pages.conftest import Browser
 

@@ -4,17 +4,14 @@ import re
 from html import unescape
 from pathlib import Path
 
-from monitor.records import FailureState
-from monitor.records import Queue
-from monitor.store import journal
-from monitor.store import queries
-from monitor.store import views
-from monitor.store.failures import set_failure_state
-from tests.factories import make_event
-from tests.factories import make_id
+from celery_monitor.records.failure import FailureState
+from celery_monitor.records.queue import Queue
+from celery_monitor.store.failures import read_failure_groups, set_failure_state
+from celery_monitor.store.queues import save_queues
+from celery_monitor.store.views import save_view
+from tests.factories import make_event, make_id
 from tests.web.pages.conftest import Browser
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import open_house
+from tests.web.pages.house import HOSTILE, open_house
 
 
 def saved_links(page: str) -> list[tuple[str, str]]:
@@ -54,7 +51,7 @@ def test_a_view_of_another_site_is_neither_kept_nor_followed(browser: Browser) -
 
 def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     with open_house(tmp_path) as house:
-        views.save_view(house.store, HOSTILE.replace("\0", ""), "/tasks", "q=%3Cimg%3E&x=%22onload", "olga<b>", 7.0)
+        save_view(house.store, HOSTILE.replace("\0", ""), "/tasks", "q=%3Cimg%3E&x=%22onload", "olga<b>", 7.0)
         for path in ("/views", "/tasks"):
             page = house.html(path)
             assert "<img" not in page
@@ -64,7 +61,7 @@ def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
 
 def test_a_viewer_reads_views_and_is_offered_no_change(tmp_path: Path) -> None:
     with open_house(tmp_path, read_only=True) as house:
-        views.save_view(house.store, "Failed", "/tasks", "q=state%3Afailed", "olga", 7.0)
+        save_view(house.store, "Failed", "/tasks", "q=state%3Afailed", "olga", 7.0)
         assert "Failed" in house.text("/views")
         for path in ("/views", "/tasks"):
             page = house.html(path)
@@ -98,8 +95,8 @@ def test_navigation_counts_what_needs_somebody(tmp_path: Path) -> None:
         house.worker("worker1@shop")
         house.worker("worker2@shop", online=False)
         queues = [Queue(cluster="shop", name=name, ready=ready) for name, ready in (("a", 3), ("b", 0), ("c", None))]
-        journal.save_queues(house.store, "shop", queues, house.now)
-        group = queries.failure_groups(house.store, since=house.now - 60)[0]
+        save_queues(house.store, "shop", queues, house.now)
+        group = read_failure_groups(house.store, since=house.now - 60)[0]
         set_failure_state(house.store, group.id, FailureState.MUTED, house.now)
         assert counts(house.html("/actions")) == {
             "Tasks": "3",

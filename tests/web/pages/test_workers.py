@@ -5,14 +5,12 @@ from urllib.parse import quote
 
 import pytest
 
-from monitor.records import WorkerStatus
-from monitor.store import queries
-from monitor.store.held import MOST_STARTED
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.tasks.unfinished import MOST_STARTED
+from celery_monitor.store.workers import read_workers
+from tests.factories import make_event, make_id
+from tests.web.pages.house import HOSTILE, House, open_house
 
 
 @pytest.fixture
@@ -167,7 +165,7 @@ def test_read_only_offers_no_button(tmp_path: Path) -> None:
 def test_turning_events_on_passes_the_one_door_and_is_written_down(house: House) -> None:
     house.worker("mail1@shop", events_enabled=False)
     post(house, cluster="shop")  # the broker of this test does not exist
-    (action,) = queries.actions(house.store, limit=5).items
+    (action,) = read_actions(house.store, limit=5).items
     assert (action.action, action.cluster, action.outcome) == ("worker.enable_events", "shop", "failed")
 
 
@@ -175,7 +173,7 @@ def test_turning_events_on_where_they_are_on_does_nothing(house: House) -> None:
     house.worker("mail1@shop", events_enabled=True)
     assert post(house, cluster="shop") == 303
     assert "No worker there has its task events off any more." in house.text("/workers")
-    assert queries.actions(house.store, limit=5).items == []
+    assert read_actions(house.store, limit=5).items == []
 
 
 def test_one_worker_has_its_page(house: House) -> None:
@@ -191,7 +189,7 @@ def test_worker_that_is_not_known_is_not_found(house: House) -> None:
 
 def test_hostile_name_is_text_and_its_page_opens(house: House) -> None:
     house.worker(HOSTILE, queues=(HOSTILE,), pool=HOSTILE, events_enabled=False)
-    stored = queries.workers(house.store)[0].hostname
+    stored = read_workers(house.store)[0].hostname
     for path in ("/workers", f"/workers/{quote(stored, safe='')}"):
         html = house.html(path)
         assert "<img src=x" not in html

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor.records import Event
-from tests.factories import make_event
-from tests.factories import make_id
-from tests.web.pages.house import HOSTILE
-from tests.web.pages.house import House
-from tests.web.pages.house import open_house
+from celery_monitor.records.event import Event
+from tests.factories import make_event, make_id
+from tests.web.pages.house import HOSTILE, House, open_house
 
 ROOT = make_id(500)
 

@@ -1,0 +1,166 @@
+"""Addresses of brokers and databases: checked before anything starts, and never shown with a secret. No I/O.
+
+Nothing of an address that cannot be parsed is repeated in an error: where its password ends is what is unclear.
+"""
+
+import re
+from difflib import get_close_matches
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from celery_monitor.errors import SettingsError, Unsupported
+
+MASK = "**"
+EXAMPLE = "write for example redis://localhost:6379/0 or amqp://localhost"
+# Where Celery's events and remote control work (read in kombu's transports); memory is for tests.
+EVENT_TRANSPORTS = frozenset(
+    {"amqp", "redis", "sentinel", "filesystem", "mongodb", "gcpubsub", "qpid", "pgmq", "memory"}
+)
+# The other transports of kombu 5.7.
+EVENTLESS_TRANSPORTS = frozenset(
+    {
+        "azureservicebus",
+        "azurestoragequeues",
+        "confluentkafka",
+        "consul",
+        "etcd",
+        "kafka",
+        "pyro",
+        "slmq",
+        "sqla",
+        "sqlalchemy",
+        "sqs",
+        "zookeeper",
+    }
+)
+SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
+DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
+MOST_PORT = 65_535
+CERT_REQS = frozenset({"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"})  # kombu's words
+_ENCODE = "percent-encode special characters in its password (@ as %40, / as %2F, [ as %5B)"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}")
+_USER = re.compile(r"[\w.+-]{0,64}")
+_PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(:[0-9]{1,5})?(/[^?#@:]*)?")
+_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^\s'\"]*@")
+_SECRET_OPTION = re.compile(r"([?&;][\w.-]*(?:pass|secret|token|key)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE)
+
+
+def without_password(url: str) -> str:
+    """The address for messages and pages: passwords masked, the query (which may hold secrets) left out."""
+    return ";".join(_shown(each) for each in url.split(";"))
+
+
+def _shown(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        return "(no URL)"
+    before_query = re.split("[?#]", rest, maxsplit=1)[0]
+    if "@" in rest[len(before_query) :]:  # the query's own, or a password with a question mark: nobody can tell
+        return f"{scheme}://{MASK}"
+    credentials, at, place = before_query.rpartition("@")  # a password may hold every other separator
+    user, colon, _ = credentials.partition(":")
+    who = f"{user if colon and _USER.fullmatch(user) else ''}:{MASK}@" if at else ""
+    return f"{scheme}://{who}{place if _PLACE.fullmatch(place) else MASK}"
+
+
+def masked(text: str) -> str:
+    """Any text, with the credentials in its addresses masked."""
+    return _SECRET_OPTION.sub(rf"\1{MASK}", _IN_TEXT.sub(rf"\1{MASK}@", text))
+
+
+def transport_of(url: str) -> str:
+    """The kind of broker: ``redis`` for redis, rediss and redis+socket; ``amqp`` for amqp, amqps and pyamqp ..."""
+    scheme = url.split(";")[0].partition("://")[0].partition("+")[0]
+    return SAME_TRANSPORT.get(scheme, scheme)
+
+
+def require_supported(url: str) -> str:
+    """``transport_of(url)``; SettingsError if kombu has no such transport."""
+    transport = transport_of(url)
+    known = EVENT_TRANSPORTS | EVENTLESS_TRANSPORTS
+    if transport.lower() in known or "." in transport:  # module.path:Class is kombu's form for a transport of one's own
+        return transport
+    if not _SCHEME.fullmatch(transport):
+        raise SettingsError(f"the address begins with no transport; {EXAMPLE}")
+    near = get_close_matches(transport.lower(), [*known, *SAME_TRANSPORT], 1)
+    hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(sorted(EVENT_TRANSPORTS - {'memory'}))}"
+    raise SettingsError(f"there is no transport {transport!r}; {hint}")
+
+
+def require_events(url: str) -> str:
+    """``transport_of(url)``; Unsupported if Celery sends no events over it."""
+    transport = require_supported(url)
+    if transport not in EVENT_TRANSPORTS:
+        name = transport if _SCHEME.fullmatch(transport) else "this transport"
+        raise Unsupported(
+            f"Celery sends no events and no remote control over {name}, so its tasks and workers cannot be watched. "
+            f"Use a broker that carries events ({', '.join(sorted(EVENT_TRANSPORTS - {'memory'}))}); {EXAMPLE}",
+            transport=transport,
+        )
+    return transport
+
+
+def check_broker(url: str) -> None:
+    """Raises SettingsError or Unsupported for the address of a broker that can never work, and names no secret."""
+    for each in url.split(";"):
+        if "://" not in each:
+            raise SettingsError(f"not a URL; {EXAMPLE}")
+    transport = require_events(url)
+    if transport == "memory":
+        raise SettingsError(
+            "memory:// exists inside one process, and no other process can be seen there; "
+            "give the broker that your workers use, for example redis://localhost:6379/0"
+        )
+    for each in url.split(";"):
+        parts = split(each)
+        if transport in {"redis", "sentinel"}:
+            _check_redis(parts)
+
+
+def split(url: str) -> SplitResult:
+    """The parts of an address, read as kombu reads it. Raises SettingsError."""
+    scheme, _, rest = url.partition("://")
+    try:
+        parts = urlsplit(f"http://{rest}")
+        _ = parts.hostname
+    except ValueError:
+        raise SettingsError(f"the address cannot be parsed; {_ENCODE}") from None
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if port is not None and not 0 < port <= MOST_PORT:
+        raise SettingsError(f"the port must be a number from 1 to {MOST_PORT}; if it looks right, {_ENCODE}")
+    if not parts.hostname and "@" in parts.path + parts.query + parts.fragment:
+        raise SettingsError(f"the address has an @ and no host behind it; {_ENCODE}")
+    return parts._replace(scheme=scheme)
+
+
+def _check_redis(parts: SplitResult) -> None:
+    query = dict(parse_qsl(parts.query))
+    in_path = not parts.scheme.endswith("+socket")
+    database = parts.path if in_path else query.get("virtual_host", "")
+    if not re.fullmatch(r"/?[0-9]*", database):
+        raise SettingsError("the database of a Redis is a number; write for example redis://localhost:6379/0")
+    if query.get("ssl_cert_reqs", "none") not in CERT_REQS:
+        raise SettingsError("ssl_cert_reqs must be required, optional or none")
+
+
+def check_database(url: str) -> None:
+    """Raises SettingsError for the address of a database that can never work."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise SettingsError("not a URL; use sqlite:///file.db or postgresql://host/name")
+    if scheme not in DATABASES:
+        name = f"{scheme!r}" if _SCHEME.fullmatch(scheme) else "this kind of database"
+        raise SettingsError(f"{name} is not supported; use sqlite:///file.db or postgresql://host/name")
+    if scheme == "sqlite":
+        return
+    port = re.search(r":([^:/@?]*)(?:[/?]|$)", rest.rpartition("@")[2].rpartition("]")[2])
+    if port and not (re.fullmatch("[0-9]{1,5}", port[1]) and 0 < int(port[1]) <= MOST_PORT):
+        raise SettingsError(f"the port must be a number from 1 to {MOST_PORT}")
+
+
+def check_http(url: str) -> None:
+    """Raises SettingsError for what is no address of a web server."""
+    if not url.startswith(("http://", "https://")) or not split(url).hostname:
+        raise SettingsError("not an http:// or https:// URL; write for example http://guest:guest@localhost:15672/api/")

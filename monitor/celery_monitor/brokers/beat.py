@@ -1,0 +1,345 @@
+"""What beat sends, and when: read from the application, or from what workers tell of their configuration.
+
+A worker tells its schedules as text: ``2.0``, ``0:00:30``, ``<freq: 30.00 seconds>``, ``<crontab: 30 7 * * monday
+(m/h/dM/MY/d)>``; the legend in parentheses says in which order its fields stand, which differs between versions.
+
+What RedBeat is to send: read from its keys in Redis, and nothing is written there.
+
+A sorted set has the key of every entry with the time at which it is due; each entry is a hash of two JSON texts,
+``definition`` and ``meta``; a lock that expires is held by the beat that sends (redbeat/schedulers.py, decoder.py).
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from celery.schedules import ParseException, crontab_parser
+from redis import Redis
+from redis.exceptions import RedisError
+
+from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.connection import link
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.records.application import Application, Unread
+from celery_monitor.records.schedule import ScheduleEntry
+from celery_monitor.settings import SETTINGS, Broker, Settings
+
+CRONTAB = re.compile(r"<crontab: (.+) \(([mhdMY/]+)\)>")
+_FIELD = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\S+")
+_FREQUENCY = re.compile(r"<freq: (.+)>")
+_CLOCK = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+# The fields of a legend: what they are called here, how many values they have, and the first.
+_FIELDS = {
+    "m": ("minutes", 60, 0),
+    "h": ("hours", 24, 0),
+    "d": ("weekdays", 7, 0),
+    "dM": ("days", 31, 1),
+    "MY": ("months", 12, 1),
+}
+
+
+class Read(NamedTuple):
+    """The entries of one source, and of each that cannot be read its name and the reason."""
+
+    entries: list[ScheduleEntry]
+    unread: list[Unread]
+
+
+def entries_of_app(application: Application, cluster: str, redactor: Redactor, now: float) -> Read:
+    """The entries of the user's application."""
+    zone = timezone_of(application.setting)
+    unread = list(application.unread)
+    if (reason := application.problems.get("tasks")) is not None:
+        unread.append(Unread(name="", reason=f"entries that task modules add may be missing: {reason}"))
+    entries = [
+        ScheduleEntry(
+            cluster=cluster,
+            name=entry.name,
+            task=entry.task,
+            timezone=zone,
+            queue=entry.queue,
+            source="app",
+            heard_at=now,
+            **_texts("args", entry.args, entry.args_json, redactor),
+            **_texts("kwargs", entry.kwargs, entry.kwargs_json, redactor),
+            **read_schedule(entry.when),
+        )
+        for entry in application.entries
+    ]
+    return Read(entries, unread)
+
+
+def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float) -> Read:
+    """The entries in a worker's answer to ``conf``."""
+    schedule = conf.get("beat_schedule")
+    zone = timezone_of(conf.get)
+    found = Read([], [])
+    for name, entry in schedule.items() if isinstance(schedule, Mapping) else ():
+        try:
+            fields = _fields(entry, redactor)
+        except TypeError as error:
+            found.unread.append(Unread(name=str(name), reason=str(error)))
+        else:
+            found.entries.append(
+                ScheduleEntry(cluster=cluster, name=str(name), timezone=zone, source="workers", heard_at=now, **fields)
+            )
+    return found
+
+
+def _fields(entry: object, redactor: Redactor) -> dict[str, Any]:
+    """Fields of ScheduleEntry. Raises TypeError with what is wrong."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("task"), str):
+        raise TypeError("it names no task")
+    args, kwargs = entry.get("args") or (), entry.get("kwargs") or {}
+    if not isinstance(args, (list, tuple)):
+        raise TypeError(f"its args are of type {type(args).__name__}, not a list")
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(f"its kwargs are of type {type(kwargs).__name__}, not a dictionary")
+    if entry.get("schedule") is None:
+        raise TypeError("it has no schedule")
+    options = entry.get("options")
+    queue = options.get("queue") if isinstance(options, Mapping) else None
+    return {
+        "task": entry["task"],
+        "queue": queue if isinstance(queue, str) else None,
+        **arguments(list(args), dict(kwargs), redactor),
+        **read_schedule(entry.get("schedule")),
+    }
+
+
+def schedule_of_django(kind: str | None, when: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule of django-celery-beat as fields of ScheduleEntry; ``when`` are the columns of its kind.
+
+    Raises TypeError, ValueError or AttributeError where a column holds what its model does not allow.
+    """
+    if kind == "interval":
+        number, unit = when["every"], when["period"]
+        size = {"microseconds": 1e-6}.get(unit) or _UNITS.get(unit.rstrip("s"))
+        return {"schedule": f"{number} {unit}", "every": number * size if size and number > 0 else None}
+    if kind == "crontab":
+        names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+        return {**crontab_fields([str(when[name]) for name in names]), "timezone": str(when["timezone"])}
+    if kind == "clocked":
+        return {"schedule": "clocked", "once_at": when["clocked_time"]}
+    if kind == "solar":
+        return {"schedule": f"solar: {when['event']} at {float(when['latitude']):g}, {float(when['longitude']):g}"}
+    return {"schedule": "no schedule"}
+
+
+def read_schedule(schedule: object) -> dict[str, Any]:
+    """A schedule as fields of ScheduleEntry; one of an unknown kind has its text alone."""
+    if isinstance(schedule, timedelta):
+        return {"schedule": str(schedule), "every": schedule.total_seconds()}
+    text = str(schedule) if isinstance(schedule, (str, int, float)) else repr(schedule)
+    if (match := CRONTAB.fullmatch(text)) is not None:
+        return {"schedule": text, **_crontab(match[1], match[2])}
+    return {"schedule": text, "every": _seconds(text)}
+
+
+def crontab_fields(fields: Sequence[str]) -> dict[str, Any]:
+    """A crontab as fields of ScheduleEntry, from its five texts: minute, hour, day of month, month, day of week."""
+    parts = [re.sub(r"\s", "", field) or "*" for field in fields]
+    text = f"<crontab: {' '.join(parts)} (m/h/dM/MY/d)>"
+    return read_schedule(text)
+
+
+def arguments(args: list[Any], kwargs: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """What a task is to be called with, as fields of ScheduleEntry."""
+    positional = _texts("args", repr(tuple(args)), _json(args), redactor)
+    return {**positional, **_texts("kwargs", repr(kwargs), _json(kwargs), redactor)}
+
+
+def arguments_of_json(args: str, kwargs: str, redactor: Redactor) -> dict[str, Any]:
+    """The same from two JSON texts; what is none is shown as it stands, and cannot be sent."""
+    try:
+        listed, named = json.loads(args or "[]"), json.loads(kwargs or "{}")
+    except ValueError:
+        listed, named = None, None
+    if not isinstance(listed, list) or not isinstance(named, dict):
+        return {"args": redactor.text(args), "kwargs": redactor.text(kwargs)}
+    return arguments(listed, named, redactor)
+
+
+def _crontab(fields: str, legend: str) -> dict[str, tuple[int, ...]]:
+    parts, names = _FIELD.findall(fields), legend.split("/")
+    if len(parts) != len(names) or set(names) != set(_FIELDS):
+        return {}
+    found = {}
+    for name, part in zip(names, parts, strict=True):
+        field, most, first = _FIELDS[name]
+        try:
+            found[field] = tuple(sorted(crontab_parser(most, first).parse(re.sub(r"[{}\[\]\s]", "", part))))
+        except (ParseException, ValueError):
+            return {}
+    return found
+
+
+def _seconds(text: str) -> float | None:
+    if (frequency := _FREQUENCY.fullmatch(text)) is not None:
+        number, _, unit = frequency[1].partition(" ")
+        size = _UNITS.get(unit.rstrip("s"))
+        return float(number) * size if size and re.fullmatch(r"[\d.]+", number) else None
+    if (clock := _CLOCK.fullmatch(text)) is not None:
+        return int(clock[1] or 0) * 86400 + int(clock[2]) * 3600 + int(clock[3]) * 60 + float(clock[4])
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0 else None
+
+
+def timezone_of(setting: Callable[[str], object]) -> str | None:
+    """Celery's own rule: the one that is set, else UTC unless it is told to use local time."""
+    zone = setting("timezone")
+    if zone:
+        return str(zone)
+    utc = setting("enable_utc")
+    return "UTC" if utc or utc is None else None
+
+
+def _json(value: object) -> str | None:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _texts(field: str, text: str, whole: str | None, redactor: Redactor) -> dict[str, Any]:
+    """As events show it, and as JSON where that says the same and has no secret."""
+    masked = redactor.text(text)
+    return {field: masked, f"{field}_json": whole if masked == text else None}
+
+
+TRANSPORTS = frozenset({"redis", "sentinel"})
+MOST_ENTRIES = 10_000
+CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+
+class RedBeat(NamedTuple):
+    """What its keys hold. ``lock_seconds``: for how long beat still holds its lock; ``None``: nobody does."""
+
+    entries: list[ScheduleEntry]
+    lock_seconds: float | None
+    unread: list[Unread]
+
+
+class RedBeatContext(NamedTuple):
+    """What every entry of one reading has: ``timezone`` is that of the crontabs, ``None`` if not known."""
+
+    cluster: str
+    redactor: Redactor
+    timezone: str | None
+    now: float
+
+
+def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) -> RedBeat:
+    """Everything of RedBeat in one Redis. Raises BrokerUnavailable."""
+    prefix = prefix_of(settings)
+    with link(broker, settings) as connection:
+        client = Redis(connection_pool=connection.channel().pool)  # kombu's own client would prefix the keys
+        pipeline = client.pipeline(transaction=False)
+        pipeline.zrange(f"{prefix}:schedule", 0, MOST_ENTRIES - 1, withscores=True)
+        pipeline.zcard(f"{prefix}:schedule")
+        pipeline.pttl(f"{prefix}:lock")
+        due, count, lock = pipeline.execute()
+        for key, _ in due:
+            pipeline.hmget(key, "definition", "meta")
+        texts = pipeline.execute(raise_on_error=False) if due else []  # one key may be of another kind
+    found = RedBeat([], lock / 1000 if lock >= 0 else None, [])
+    for two, (key, score) in zip(texts, due, strict=True):
+        try:
+            found.entries.append(read_entry(two, score, reading))
+        except (TypeError, ValueError, RecursionError, RedisError) as error:
+            name = key.decode("utf-8", "replace").removeprefix(prefix)
+            found.unread.append(Unread(name=name, reason=str(error) or type(error).__name__))
+    if count > len(due):
+        found.unread.append(Unread(name="", reason=f"{count - len(due):,} more: only {MOST_ENTRIES:,} are read"))
+    return found
+
+
+def prefix_of(settings: Settings) -> str:
+    """The prefix that is given, else the application's."""
+    application = application_of(settings)
+    own = application.setting("redbeat_key_prefix") if application is not None else None
+    default = SETTINGS["redbeat_key_prefix"].default
+    return str(own) if own and settings.redbeat_key_prefix == default else settings.redbeat_key_prefix
+
+
+def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntry:
+    """One entry of its two texts. Raises TypeError, ValueError, RecursionError or RedisError where it is none."""
+    if isinstance(stored, RedisError):
+        raise stored
+    if stored[0] is None:
+        raise ValueError("its key is gone, or has no definition")
+    told, ran = _object("definition", stored[0]), _object("meta", stored[1] or b"{}")
+    name, task = told.get("name"), told.get("task")
+    if not isinstance(name, str) or not isinstance(task, str):
+        raise TypeError("its definition has no name, or names no task")
+    options = told.get("options")
+    queue = options.get("queue") if isinstance(options, dict) else None
+    total = ran.get("total_run_count")
+    return ScheduleEntry(
+        cluster=reading.cluster,
+        name=name,
+        task=task,
+        timezone=reading.timezone,
+        queue=queue if isinstance(queue, str) else None,
+        source="redbeat",
+        heard_at=reading.now,
+        enabled=told.get("enabled") is not False,
+        told_last=_time(ran.get("last_run_at")) if total else None,  # until it ran, when it was saved
+        told_next=due if due > 0 else None,  # -1: never again
+        total=total if isinstance(total, int) else None,
+        **_arguments(told, reading.redactor),
+        **_schedule(told.get("schedule")),
+    )
+
+
+def _arguments(told: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    args, kwargs = told.get("args"), told.get("kwargs")
+    # What RedBeat marks with __type__ it sends as an object of Python: JSON would not say the same.
+    plain = "__type__" not in json.dumps([args, kwargs])
+    args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise TypeError("its args are no list, or its kwargs no object")
+    found = arguments(args, kwargs, redactor)
+    return found if plain else {**found, "args_json": None, "kwargs_json": None}
+
+
+def _schedule(schedule: object) -> dict[str, Any]:
+    if not isinstance(schedule, dict):
+        return {"schedule": str(schedule)}
+    kind = schedule.get("__type__")
+    every = schedule.get("every")
+    if kind == "interval" and isinstance(every, (int, float)) and every > 0:
+        return {"schedule": f"{every:g}", "every": float(every)}
+    if kind == "crontab":
+        return crontab_fields([_field(schedule.get(name, "*")) for name in CRONTAB_FIELDS])
+    known = [f"{name}={value}" for name, value in schedule.items() if value is not None and name != "__type__"]
+    return {"schedule": f"{kind or 'unknown'}: {' '.join(known)}"}
+
+
+def _field(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _object(field: str, text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"its {field} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise TypeError(f"its {field} is JSON, and not an object")
+    return found
+
+
+def _time(value: object) -> float | None:
+    """RedBeat's own form: the fields of a datetime, with a zone's name or its offset in seconds."""
+    if not isinstance(value, dict) or value.pop("__type__", None) != "datetime":
+        return None
+    zone = value.pop("timezone", "UTC")
+    try:
+        offset = ZoneInfo(zone) if isinstance(zone, str) else timezone(timedelta(seconds=float(zone)))
+        return datetime(**value, tzinfo=offset).timestamp()
+    except (TypeError, ValueError, OSError, OverflowError, ZoneInfoNotFoundError):
+        return None

@@ -1,0 +1,120 @@
+"""Looks at a broker and its workers for doctor. Changes nothing: what it declares is its own, and goes with it."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from celery.events.event import get_exchange
+from kombu import Connection, Consumer, Queue
+from kombu.message import Message
+from redis.exceptions import RedisError
+
+from celery_monitor.addresses import require_events
+from celery_monitor.brokers.amqp import ask_management
+from celery_monitor.brokers.connection import app_for, link
+from celery_monitor.brokers.queues import Declarations
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.core.checks import BrokerFacts, EventQueue, Sender
+from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.receiver.decode import body_of, decode
+from celery_monitor.records.receiver import RefusedEvents
+from celery_monitor.settings import Broker, Settings
+
+LISTEN_SECONDS = 3.0  # a worker beats every 2 s
+ANSWER_SECONDS = 1.0
+
+
+def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS) -> BrokerFacts:
+    """Raises BrokerUnavailable, and Unsupported where Celery sends no events."""
+    transport = require_events(broker.url)
+    remote = Remote(broker, settings)
+    answers: Counter[str] = Counter()
+    remote.ask("ping", timeout=ANSWER_SECONDS, on_reply=lambda reply: answers.update([reply.worker]))
+    workers = sorted(answers)
+    conf = remote.ask("conf", {"with_defaults": True}, workers, ANSWER_SECONDS)
+    own = f"{app_for(broker, settings).conf.event_queue_prefix}.{settings.node_id}"
+    with link(broker, settings) as connection:
+        redis = _redis(connection) if transport == "redis" else None
+        queues = _queues(connection, own, settings) if transport == "amqp" else None
+        listened = _listen(connection, app_for(broker, settings).conf.event_exchange, transport, workers, seconds)
+    return BrokerFacts(
+        transport=transport,
+        workers=workers,
+        answers=answers,
+        conf={name: reply.ok for name, reply in conf.items() if isinstance(reply.ok, dict)},
+        senders=None if listened is None else listened.senders,
+        refused={} if listened is None else listened.refused,
+        redis=redis,
+        queues=queues,
+        own_queue=own,
+    )
+
+
+def _redis(connection: Connection) -> Mapping[str, object]:
+    channel: Any = connection.default_channel
+    told: dict[str, object] = {}
+    with suppress(RedisError):  # a managed Redis refuses some of it
+        told |= channel.client.info("memory")
+    with suppress(RedisError):
+        told["pubsub_limit"] = channel.client.config_get("client-output-buffer-limit").get("client-output-buffer-limit")
+    return told
+
+
+def _queues(connection: Connection, own: str, settings: Settings) -> list[EventQueue]:
+    """Ours; with the management API those of other monitors, too."""
+    if settings.broker_api is not None:
+        try:
+            rows = ask_management(settings.broker_api, connection.virtual_host or "/")
+        except (OSError, ValueError) as error:
+            raise BrokerUnavailable(f"the management API does not answer: {error}. Check --broker-api.") from error
+        named = [row for row in rows if isinstance(row, dict) and str(row.get("name")).startswith("celeryev.")]
+        found = [
+            EventQueue(str(row["name"]), int(row.get("messages", 0)), int(row.get("consumers", 0))) for row in named
+        ]
+        return [queue for queue in found if not queue.name.endswith(".witness")]
+    with Declarations(connection) as declarations:
+        declared = declarations.ask(own)
+    return [EventQueue(own, declared.message_count, declared.consumer_count)] if declared else []
+
+
+class Listened(NamedTuple):
+    """Who sent events, and the content type of those that are not read."""
+
+    senders: dict[str, Sender]
+    refused: dict[str, str]
+
+
+def _listen(
+    connection: Connection, exchange_name: str, transport: str, workers: Sequence[str], seconds: float
+) -> Listened | None:
+    """Who sends events; ends early when all have been heard. ``None`` where no exchange of events exists yet."""
+    exchange = get_exchange(connection, name=exchange_name)
+    exchange.no_declare = transport == "amqp"  # there it stays, and a worker makes it
+    name = f"celeryev.doctor-{uuid4()}"
+    queue = Queue(name, exchange, routing_key="#", auto_delete=True, durable=False, exclusive=True, expires=60)
+    listened = Listened({}, {})
+
+    def receive(message: Message) -> None:
+        now = time.time()
+        body = body_of(message)
+        if isinstance(body, RefusedEvents):
+            listened.refused[body.hostname] = body.content_type
+        for event in decode(body)[0] if isinstance(body, bytes) else ():
+            if event.type.startswith("worker-"):
+                listened.senders[event.hostname] = Sender(now - event.timestamp, event.sw_ver)
+
+    try:
+        with Consumer(connection.channel(), [queue], on_message=receive, no_ack=True):
+            deadline = time.monotonic() + seconds
+            while (
+                set(workers) - listened.senders.keys() - listened.refused.keys()
+                and (left := deadline - time.monotonic()) > 0
+            ):
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=left)
+    except connection.channel_errors:
+        return None
+    return listened

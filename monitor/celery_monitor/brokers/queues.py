@@ -1,0 +1,244 @@
+"""A message that waits in a queue, read without its sender's code: JSON alone is decoded, the rest are bytes.
+
+Measures queues on any transport that kombu reaches; the base of the probes that can tell more.
+"""
+
+import json
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Protocol, Self
+
+from kombu import Connection
+
+from celery_monitor.brokers.connection import app_for, explained
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.records.queue import Queue
+from celery_monitor.settings import Broker, Settings
+
+LONGEST_NAME = 255  # bytes of an AMQP short string: nobody has a queue of a longer name, whatever events say
+
+
+class Probe(Protocol):
+    """Measures queues of one cluster. For one thread."""
+
+    def sample(self, queue_names: Sequence[str]) -> list[Queue]:
+        """One Queue per name, in order. Raises BrokerUnavailable; the next sample connects again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class GenericProbe:
+    """What a passive declaration tells: the messages that wait. Virtual transports know no consumers."""
+
+    def __init__(self, broker: Broker, settings: Settings) -> None:
+        self.broker = broker
+        self.settings = settings
+        self._connection: Connection | None = None
+
+    def sample(self, queue_names: Sequence[str]) -> list[Queue]:
+        try:
+            with explained(self.broker.url):
+                return self.measure(self._connected(), queue_names)
+        except BrokerUnavailable:
+            self.close()
+            raise
+
+    def measure(self, connection: Connection, queue_names: Sequence[str]) -> list[Queue]:
+        """The same over an open connection; may raise whatever the broker's library raises."""
+        with Declarations(connection) as declarations:
+            return [self._measure(declarations, name) for name in queue_names]
+
+    def close(self) -> None:
+        """Ends the connection, which may be lost already."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.collect()
+
+    def _measure(self, declarations: "Declarations", name: str) -> Queue:
+        declared = declarations.ask(name)
+        return Queue(cluster=self.broker.cluster, name=name, ready=declared.message_count if declared else None)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = app_for(self.broker, self.settings).connection_for_read(heartbeat=0)
+        self._connection.ensure_connection(max_retries=1, interval_start=0)
+        return self._connection
+
+
+class Declarations:
+    """Asks the broker about queues without making them, on a channel of its own for as long as that lasts."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def ask(self, name: str) -> Any:
+        """What is said of one queue; ``None`` where it does not exist or cannot be seen. A refusal ends the channel."""
+        if len(name.encode()) > LONGEST_NAME:
+            return None
+        if self._channel is None:
+            self._channel = self._connection.channel()
+        try:
+            return self._channel.queue_declare(queue=name, passive=True)
+        except self._connection.channel_errors:
+            self._close()
+            return None
+
+    def _close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+
+JSON_TYPES = {"application/json", "application/data"}
+SHOWN = 1000  # characters of arguments, or bytes of what is not JSON
+MOST_BODY = 1_000_000  # bytes decoded; the sender's own text of the arguments is shown beyond
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueMessage:
+    """What can be told of it. ``digest`` names exactly this message; ``body`` is bytes as text, where not JSON.
+
+    ``sent`` is epoch seconds and known only where a broker stamps messages, or the record has the task.
+    """
+
+    digest: str
+    size: int
+    id: str | None = None
+    task: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    body: str | None = None
+    content_type: str | None = None
+    priority: int | None = None
+    eta: str | None = None
+    expires: str | None = None
+    retries: int | None = None
+    redelivered: bool | None = None
+    sent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadMessages:
+    """Messages, the next to be delivered first. ``more``: others wait behind. ``hazard``: what reading has done."""
+
+    messages: tuple[QueueMessage, ...]
+    more: bool
+    hazard: str | None = None
+
+
+def digest_of(*parts: bytes) -> str:
+    """A name for exactly this content."""
+    whole = blake2b(digest_size=16)
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "big") + part)
+    return whole.hexdigest()
+
+
+def describe_payload(payload: bytes, redactor: Redactor) -> QueueMessage:
+    """A message as virtual transports store it: JSON around a body in base64."""
+    digest = digest_of(payload)
+    try:
+        stored = json.loads(payload)
+        properties = _table(stored.get("properties"))
+        body = stored.get("body") or ""
+        raw = b64decode(body) if properties.get("body_encoding") == "base64" else str(body).encode()
+        envelope = {**properties, "content_type": stored.get("content-type"), "headers": stored.get("headers")}
+    except (ValueError, AttributeError):
+        return QueueMessage(digest=digest, size=len(payload), body=_bytes(payload, redactor))
+    return describe(raw, envelope, digest, redactor)
+
+
+def describe(raw: bytes, envelope: Mapping[str, object], digest: str, redactor: Redactor) -> QueueMessage:
+    """A message by its body and its properties, the headers among them. Its secrets are masked."""
+    headers = _table(envelope.get("headers"))
+    kind = _text(envelope.get("content_type"))
+    delivery = _table(envelope.get("delivery_info"))
+    told = _told(raw, kind, headers)
+    return QueueMessage(
+        digest=digest,
+        size=len(raw),
+        id=_text(headers.get("id")) or _text(told.get("id")) or _text(envelope.get("correlation_id")),
+        task=_text(headers.get("task")) or _text(told.get("task")),
+        args=_masked(told.get("args"), redactor),
+        kwargs=_masked(told.get("kwargs"), redactor),
+        body=None if is_plain_json(raw, kind, headers) and "args" in told else _bytes(raw, redactor),
+        content_type=kind,
+        priority=_whole(envelope.get("priority", delivery.get("priority"))),
+        eta=_text(headers.get("eta")) or _text(told.get("eta")),
+        expires=_text(headers.get("expires")) or _text(told.get("expires")),
+        retries=_whole(headers.get("retries", told.get("retries"))),
+        redelivered=_flag(envelope.get("redelivered")),
+        sent=_stamp(headers, envelope),
+    )
+
+
+def _told(raw: bytes, kind: str | None, headers: Mapping[str, object]) -> Mapping[str, object]:
+    """args and kwargs as text; in Celery's first protocol everything else too.
+
+    A body that is not plain JSON stays shut: then its sender's own text of the arguments, where there is one.
+    """
+    said = {name: headers[f"{name}repr"] for name in ("args", "kwargs") if headers.get(f"{name}repr")}
+    if not is_plain_json(raw, kind, headers):
+        return said
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return said
+    if isinstance(value, list) and len(value) == 3:
+        return {"args": repr(value[0]), "kwargs": repr(value[1])}
+    if isinstance(value, dict) and "task" in value:
+        return {**value, "args": repr(value.get("args")), "kwargs": repr(value.get("kwargs"))}
+    return said
+
+
+def is_plain_json(raw: bytes, kind: str | None, headers: Mapping[str, object]) -> bool:
+    return kind in JSON_TYPES and len(raw) <= MOST_BODY and not headers.get("compression")
+
+
+def _masked(text: object, redactor: Redactor) -> str | None:
+    if text is None:
+        return None
+    masked = redactor.text(str(text))
+    return masked if len(masked) <= SHOWN else f"{masked[:SHOWN]}…"
+
+
+def _bytes(raw: bytes, redactor: Redactor) -> str:
+    """The beginning, as Python writes bytes. Where a secret ends in them cannot be known."""
+    return redactor.cut(repr(raw[:SHOWN])[2:-1])
+
+
+def _stamp(headers: Mapping[str, object], envelope: Mapping[str, object]) -> float | None:
+    """RabbitMQ's plug-in that stamps messages, in milliseconds; else the property, in seconds."""
+    exact = headers.get("timestamp_in_ms")
+    if isinstance(exact, int):
+        return exact / 1000
+    given = envelope.get("timestamp")
+    return given.timestamp() if isinstance(given, datetime) else None
+
+
+def _table(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None

@@ -1,0 +1,188 @@
+"""Remote control with our own collection of replies (the wire protocol of kombu/pidbox.py).
+
+kombu's own collects as many replies as there are destinations or waits for silence, and raises for all when one
+worker answers in pickle. Here a question ends when everybody who is expected has answered, JSON alone is read,
+and an answer that cannot be read is told as one.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.exceptions import KombuError
+from kombu.message import Message
+
+from celery_monitor.brokers.connection import app_for, link
+from celery_monitor.errors import InvalidInput, Unsupported
+from celery_monitor.settings import Broker, Settings
+
+FORBIDDEN = "election"  # of Celery's commands (celery/worker/control.py) the one that kills a lone worker
+REPLY_QUEUE_SECONDS = 60.0  # after which RabbitMQ removes the queue of an asker that died
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one worker answered: ``ok`` is the value (out of Celery's ``{"ok": ...}`` where it is wrapped in one)."""
+
+    worker: str
+    ok: object | None = None
+    error: str | None = None
+
+
+OnReply = Callable[[Reply], None]
+
+
+class Remote:
+    """Asks the workers of one cluster. Each question has a connection of its own, so threads may share this."""
+
+    def __init__(self, broker: Broker, settings: Settings) -> None:
+        self.broker = broker
+        self.settings = settings
+
+    def ask(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        destination: Sequence[str] | None = None,
+        timeout: float = 1.0,
+        on_reply: OnReply | None = None,
+        *,
+        expected: Sequence[str] | None = None,
+    ) -> dict[str, Reply]:
+        """The replies by worker; who is missing did not answer within ``timeout`` seconds of silence.
+
+        Without ``destination`` everybody is asked; ``expected`` then names workers after whose answers nobody else is
+        waited for. Raises BrokerUnavailable, Unsupported, and InvalidInput for FORBIDDEN; others that do
+        not exist are refused by the workers.
+        """
+        if command == FORBIDDEN:
+            raise InvalidInput(f"the remote command {command} is not sent: it ends a lone worker")
+        awaited = tuple(destination if destination is not None else expected or ())
+        if destination is not None and not awaited:
+            return {}
+        with link(self.broker, self.settings) as connection:
+            self._require_fanout(connection)
+            question = _Question(connection, self._mailbox_exchanges(), awaited, on_reply)
+            addressed = None if destination is None else list(awaited)
+            return question.put({"method": command, "arguments": arguments or {}, "destination": addressed}, timeout)
+
+    def _mailbox_exchanges(self) -> tuple[Exchange, Exchange]:
+        mailbox = app_for(self.broker, self.settings).control.mailbox
+        return mailbox.exchange, mailbox.reply_exchange
+
+    def _require_fanout(self, connection: Connection) -> None:
+        if not connection.supports_exchange_type("fanout"):
+            kind = connection.transport.driver_type
+            raise Unsupported(f"workers on {kind} cannot be asked or told anything: it has no broadcast")
+
+
+class _Question:
+    """One question and its answers, over one open connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        exchanges: tuple[Exchange, Exchange],
+        awaited: tuple[str, ...],
+        on_reply: OnReply | None,
+    ) -> None:
+        self.connection = connection
+        self.exchange, self.reply_exchange = exchanges
+        self.awaited = awaited
+        self.on_reply = on_reply
+        self.ticket = str(uuid4())
+        self.replies: dict[str, Reply] = {}
+        self.unreadable: list[str] = []
+
+    def put(self, body: Mapping[str, object], timeout: float) -> dict[str, Reply]:
+        channel = self.connection.default_channel
+        queue = self._reply_queue()(channel)
+        queue.declare()
+        try:
+            with Consumer(channel, [queue], no_ack=True, accept=["json"], on_message=self._receive):
+                self._publish(Producer(channel, auto_declare=False), body, timeout)
+                self._collect(timeout)
+        finally:
+            queue.delete()
+        return self._answered()
+
+    def _reply_queue(self) -> Queue:
+        return Queue(
+            f"{self.ticket}.{self.reply_exchange.name}",
+            exchange=self.reply_exchange,
+            routing_key=self.ticket,
+            durable=False,
+            exclusive=True,
+            auto_delete=True,
+            expires=REPLY_QUEUE_SECONDS,
+        )
+
+    def _publish(self, producer: Producer, body: Mapping[str, object], timeout: float) -> None:
+        reply_to = {"exchange": self.reply_exchange.name, "routing_key": self.ticket}
+        producer.publish(
+            {**body, "pattern": None, "matcher": None, "ticket": self.ticket, "reply_to": reply_to},
+            exchange=self.exchange.name,
+            declare=[self.exchange],
+            headers={"clock": 0, "expires": time.time() + timeout},
+            serializer="json",
+            retry=False,
+        )
+
+    def _collect(self, timeout: float) -> None:
+        silent_since = time.monotonic()
+        heard = 0
+        while not self._complete() and (left := silent_since + timeout - time.monotonic()) > 0:
+            try:
+                self.connection.drain_events(timeout=left)
+            except TimeoutError:
+                return
+            if heard != len(self.replies) + len(self.unreadable):
+                heard = len(self.replies) + len(self.unreadable)
+                silent_since = time.monotonic()
+
+    def _complete(self) -> bool:
+        return bool(self.awaited) and len(self._missing()) <= len(self.unreadable)
+
+    def _missing(self) -> list[str]:
+        return [worker for worker in self.awaited if worker not in self.replies]
+
+    def _receive(self, message: Message) -> None:
+        if message.headers.get("ticket", self.ticket) != self.ticket:
+            return
+        try:
+            body = message.decode()
+        except (KombuError, ValueError) as error:
+            self.unreadable.append(f"its answer is {message.content_type}, which is not read: {error}")
+            return
+        if not isinstance(body, dict):
+            self.unreadable.append(f"its answer is a {type(body).__name__}, not a dictionary")
+            return
+        for worker, value in body.items():
+            reply = _reply(str(worker), value)
+            self.replies[reply.worker] = reply
+            if self.on_reply:
+                self.on_reply(reply)
+
+    def _answered(self) -> dict[str, Reply]:
+        """An unreadable answer does not say whose it is: it is theirs who are missing when the numbers agree."""
+        missing = self._missing()
+        names = missing if len(missing) == len(self.unreadable) else self._numbered()
+        unreadable = {name: Reply(name, error=why) for name, why in zip(names, self.unreadable, strict=True)}
+        for reply in unreadable.values():
+            if self.on_reply:
+                self.on_reply(reply)
+        return self.replies | unreadable
+
+    def _numbered(self) -> list[str]:
+        return [f"unreadable answer {number}" for number in range(1, len(self.unreadable) + 1)]
+
+
+def _reply(worker: str, value: object) -> Reply:
+    if isinstance(value, dict) and len(value) == 1:
+        if "error" in value:
+            return Reply(worker, error=str(value["error"]))
+        if "ok" in value:
+            return Reply(worker, ok=value["ok"])
+    return Reply(worker, ok=value)

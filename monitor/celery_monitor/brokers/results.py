@@ -1,0 +1,238 @@
+"""What a result backend keeps of tasks: the bytes as they are, never unpickled. Redis and SQL databases are read.
+
+Other backends keep pickles, or nothing beyond a message to who sent the task: those are said to be so.
+
+What the result backend knows of tasks whose end no event told. Reads JSON alone, and never a pickle.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from celery import Celery
+from celery.app.backends import by_url
+from celery.backends.redis import RedisBackend
+from celery.utils.saferepr import saferepr
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from celery_monitor.addresses import without_password
+from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.beat import timezone_of
+from celery_monitor.brokers.connection import app_for, short_error
+from celery_monitor.brokers.read_application import DJANGO_RESULTS
+from celery_monitor.core.lifecycle import parse_time
+from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable
+from celery_monitor.records.application import Application
+from celery_monitor.settings import REDIS_SCHEMES, SQL_SCHEMES, Broker, Settings
+from celery_monitor.store.foreign import CELERY, DJANGO, ResultTable, read_results
+
+CONNECT_SECONDS = ANSWER_SECONDS = 2.0
+READ = "Redis, the database backend (db+...) and django-db are read"
+# Why not, of those that people use most.
+REASONS = {
+    "rpc": "its results are messages to the process that sent the task, and nobody else can read them",
+    "amqp": "its results are messages to the process that sent the task, and nobody else can read them",
+    "cache": "what it keeps is not shared, or cannot be read safely",
+    "django-cache": "what it keeps is not shared, or cannot be read safely",
+}
+
+ResultKind = Literal["none", "redis", "sql", "unreadable"]
+
+
+class ResultBackend(NamedTuple):
+    """Where a cluster's results are, and whether they can be read here; ``reason`` is why not.
+
+    ``address`` has no password. ``source``: who says so.
+    """
+
+    kind: ResultKind
+    address: str
+    reason: str | None = None
+    source: Literal["option", "application", "unknown"] = "unknown"
+    url: str = ""
+    table: ResultTable | None = None
+
+    @property
+    def is_read(self) -> bool:
+        return self.kind in {"redis", "sql"}
+
+
+def result_backend(broker: Broker, settings: Settings) -> ResultBackend:
+    """The result backend that is given for a cluster, else the application's."""
+    application = application_of(settings)
+    given = settings.address_of("result_backend", broker.cluster)
+    if given is not None:
+        return _found(given.url, application)._replace(source="option")
+    if application is None:
+        return ResultBackend("none", "")
+    if (why := application.unusable.get("result_backend")) is not None:
+        return ResultBackend("unreadable", "(an object)", f"{why}; {READ}", "application")
+    return _found(application.setting("result_backend"), application)._replace(source="application")
+
+
+def stored_results(broker: Broker, settings: Settings, ids: Sequence[str]) -> dict[str, bytes]:
+    """What is stored of these tasks, by their ids. Raises BrokerUnavailable."""
+    backend = result_backend(broker, settings)
+    if not backend.is_read or not ids:
+        return {}
+    try:
+        if backend.table is not None:
+            return read_results(backend.table, ids)
+        return _from_redis(app_for(broker, settings), backend.url, ids)
+    except (RedisError, OSError, StoreUnavailable, SettingsError) as error:
+        raise BrokerUnavailable(
+            f"The result backend of {broker.cluster} at {backend.address} does not answer ({short_error(error)})."
+        ) from error
+
+
+def _found(given: object, application: Application | None) -> ResultBackend:
+    if not isinstance(given, str) or given in {"", "disabled", "disabled://"}:
+        return ResultBackend("none", "")
+    url = _database_url(given, application)
+    if url is not None and url.startswith(SQL_SCHEMES):
+        return ResultBackend("sql", without_password(url), url=url, table=_celery_table(url, application))
+    if given.startswith(REDIS_SCHEMES) or given in {"redis", "rediss"}:  # redis_host and the like say where
+        return ResultBackend("redis", _shown(given), url=given)
+    if given.partition("://")[0] in DJANGO_RESULTS:
+        return _django(application)
+    name = given.partition("://")[0].partition("+")[0]
+    return ResultBackend("unreadable", _shown(given), f"{REASONS.get(name, f'{name} is not read')}; {READ}")
+
+
+def _shown(given: str) -> str:
+    """Without a password; a bare scheme as it is."""
+    return without_password(given) if given.partition("://")[2] else given
+
+
+def _database_url(given: str, application: Application | None) -> str | None:
+    """The address of Celery's database backend, which may stand in a setting of its own."""
+    if given.rstrip(":/") in {"db", "database"} and application is not None:
+        own = application.setting("database_url")
+        return f"db+{own}" if isinstance(own, str) else None
+    return given
+
+
+def _celery_table(url: str, application: Application | None) -> ResultTable:
+    names = application.setting("database_table_names") if application is not None else None
+    schemas = application.setting("database_table_schemas") if application is not None else None
+    return ResultTable(
+        url=url.partition("+")[2],
+        name=str((names or {}).get("task") or "celery_taskmeta"),
+        columns=CELERY,
+        timezone=timezone_of(application.setting) if application is not None else None,
+        schema=(schemas or {}).get("task"),
+    )
+
+
+def _django(application: Application | None) -> ResultBackend:
+    database = application.databases.get("results") if application is not None else None
+    if database is None:
+        why = application.problems.get("results database") if application is not None else None
+        return ResultBackend("unreadable", "django-db", why or "only the application names its database: start with -A")
+    table = ResultTable(url=database.url, name=database.table, columns=DJANGO, timezone=database.timezone)
+    return ResultBackend("sql", f"django-db in {without_password(database.url)}", url=database.url, table=table)
+
+
+def _from_redis(app: Celery, url: str, ids: Sequence[str]) -> dict[str, bytes]:
+    backend = _backend(app, url)
+    values = backend.mget([backend.get_key_for_task(each) for each in ids])
+    return {each: value for each, value in zip(ids, values, strict=True) if isinstance(value, bytes)}
+
+
+@lru_cache(maxsize=64)
+def _backend(app: Celery, url: str) -> RedisBackend:
+    """Its client is made at the first question, with limits that a page can wait for."""
+    kind, address = by_url(url, app.loader)
+    backend: RedisBackend = kind(app=app, url=address)
+    limits = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
+    backend.connparams |= {**limits, "retry": Retry(NoBackoff(), 1)}
+    return backend
+
+
+EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
+LONGEST_REPR = 1024  # as Celery cuts the result in an event
+ENDS = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "REVOKED": "task-revoked"}
+
+log = logging.getLogger(__name__)
+
+
+class StoredEnd(NamedTuple):
+    """How a task ended: the type of the event that would have told it. ``done`` by the worker's clock."""
+
+    event: str
+    done: float | None
+    result: str | None = None
+    exception: str | None = None
+    traceback: str | None = None
+    worker: str | None = None  # only an extended backend says it
+
+    def since(self, begun: float, now: float) -> float | None:
+        """When a run that began then ended, at the latest now; ``None`` where this is an older end of the same id."""
+        done = self.done if self.done is not None else now
+        return min(max(done, begun), now) if done >= begun - EARLY_SECONDS else None
+
+
+class ResultReader:
+    """What the result backend of one cluster tells of ends."""
+
+    def __init__(self, broker: Broker, settings: Settings) -> None:
+        self._broker = broker
+        self._settings = settings
+        self._complained = False
+
+    @property
+    def absence(self) -> str:
+        """What it means that no end is known here: a backend that is not read may know one."""
+        backend = result_backend(self._broker, self._settings)
+        if backend.kind == "unreadable":
+            return f"its result backend ({backend.address}) cannot be read from here, and may know more"
+        return "no result backend tells of it"
+
+    def of(self, ids: Sequence[str]) -> dict[str, StoredEnd] | None:
+        """Those of these tasks whose end is known; ``None`` where the backend does not answer (logged once).
+
+        Where there is no backend that can be read, no end is known.
+        """
+        try:
+            stored = stored_results(self._broker, self._settings, ids)
+        except BrokerUnavailable as error:
+            if not self._complained:
+                log.warning("%s", error)
+            self._complained = True
+            return None
+        self._complained = False
+        found = {task_id: read_end(payload) for task_id, payload in stored.items()}
+        return {task_id: end for task_id, end in found.items() if end is not None}
+
+
+def read_end(payload: bytes | str | None) -> StoredEnd | None:
+    """What Celery stored under a task's key; ``None`` where it is no JSON, or no end."""
+    if payload is None:
+        return None
+    try:
+        meta = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or meta["status"] not in ENDS:
+        return None
+    done = parse_time(meta["date_done"]) if isinstance(meta.get("date_done"), str) else None
+    worker = meta["worker"] if isinstance(meta.get("worker"), str) else None
+    event, result, traceback = ENDS[meta["status"]], meta.get("result"), meta.get("traceback")
+    if event == "task-succeeded":
+        kept = str(saferepr(result, LONGEST_REPR)) if "result" in meta else None  # pickled: not opened
+        return StoredEnd(event, done, result=kept, worker=worker)
+    text = traceback if isinstance(traceback, str) else None
+    return StoredEnd(event, done, exception=_exception(result), traceback=text, worker=worker)
+
+
+def _exception(stored: object) -> str | None:
+    """``ValueError('no such order')`` of what Celery's JSON keeps of an exception."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("exc_type"), str):
+        return None
+    message = stored.get("exc_message")
+    given = message if isinstance(message, list) else [] if message is None else [message]
+    return f"{stored['exc_type']}({', '.join(map(repr, given))})"

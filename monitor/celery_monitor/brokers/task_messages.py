@@ -1,0 +1,271 @@
+"""The message of a task that the broker still has: in its queue, or delivered and not acknowledged.
+
+On Redis both can be read without taking anything: a queue is a list, and what was delivered is kept in a hash until
+it is acknowledged (kombu/transport/redis.py). RabbitMQ shows no message without delivering it, and never shows one
+that a worker has: there a queue is read only when somebody asks for it.
+"""
+
+import json
+import time
+from base64 import b64decode
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import msgspec
+from kombu.utils.json import dumps
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from celery_monitor.addresses import transport_of
+from celery_monitor.brokers.amqp import AmqpMessages
+from celery_monitor.brokers.connection import broker_unavailable, link, short_error
+from celery_monitor.brokers.redis import lists_of, walk
+from celery_monitor.core.message import with_links
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.records.event import READ, REMOVED, UNACKED, WAITING, Message
+from celery_monitor.settings import Broker, Settings
+
+MOST_READ = 20_000  # messages looked at for one answer
+MOST_BYTES = 64_000_000
+MOST_SECONDS = 1.0
+MOST_TAKEN = 500  # messages of RabbitMQ held while one is looked for
+SCANNED = 200  # entries of the hash fetched at once
+# Of one delivery, not of the message.
+PER_DELIVERY = frozenset({"delivery_info", "delivery_tag", "body_encoding", "application_headers"})
+NAMED_APART = frozenset({"content_type", "content_encoding", "headers"})
+
+
+class FoundMessages(NamedTuple):
+    """Messages by the ids of their tasks. ``whole``: nothing was left out of the search."""
+
+    messages: dict[str, Message]
+    whole: bool
+
+
+class Place(NamedTuple):
+    """A message as Redis has it; ``queue`` is None in the hash of what was delivered."""
+
+    payload: bytes
+    queue: str | None
+
+    def opened(self) -> tuple[bytes, str | None, str | None]:
+        """The message itself, its exchange and key; both are unknown in a queue. Raises ValueError."""
+        if self.queue is not None:
+            return self.payload, None, None
+        raw, exchange, key = _read_entry(self.payload)
+        return bytes(raw), exchange, key
+
+
+class Places:
+    """Messages one after the other, those first that are delivered next, as far as the bounds let."""
+
+    def __init__(self, found: Iterator[Place]) -> None:
+        self._found = found
+        self.whole = True  # no bound was reached
+
+    def __iter__(self) -> Iterator[Place]:
+        until, size = time.monotonic() + MOST_SECONDS, 0
+        for number, place in enumerate(self._found):
+            size += len(place.payload)
+            if number == MOST_READ or size > MOST_BYTES or time.monotonic() > until:
+                self.whole = False
+                return
+            yield place
+
+
+def can_read_messages(broker: Broker) -> bool:
+    """Whether messages can be looked for without touching them."""
+    return transport_of(broker.url) in {"redis", "sentinel"}
+
+
+def can_take_messages(broker: Broker) -> bool:
+    """Whether they can be looked for at the price of a delivery."""
+    return transport_of(broker.url) == "amqp"
+
+
+def find_task_messages(
+    broker: Broker, settings: Settings, ids: Collection[str], queues: Sequence[str]
+) -> FoundMessages:
+    """The messages of these tasks in these queues, or unacknowledged, as far as ``can_look``.
+
+    At most MOST_SEARCHED messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
+    """
+    found: dict[str, Message] = {}
+    with places(broker, settings, queues) as there:
+        for place in there:
+            message = _message_of(place, ids)
+            if message is not None:
+                found.setdefault(*message)
+                if len(found) == len(ids):
+                    break
+    return FoundMessages(found, there.whole)
+
+
+@contextmanager
+def places(broker: Broker, settings: Settings, queues: Sequence[str]) -> Iterator[Places]:
+    """The messages of these queues and the unacknowledged ones, as far as ``can_look``. Raises BrokerUnavailable."""
+    with link(broker, settings) as connection:
+        channel: Any = connection.default_channel
+        try:
+            yield Places(_walk_all(Redis(connection_pool=channel.pool), channel, queues))
+        except ResponseError as error:  # a key of another type, or one that we may not read
+            raise broker_unavailable(broker, f"does not let its messages be read ({short_error(error)})") from error
+
+
+def _walk_all(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[Place]:
+    unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
+    delivered = (Place(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
+    lists = (Place(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
+    return chain(delivered, lists)
+
+
+_CELERY_NAMES = {"uuid": "id", "name": "task", "args": "argsrepr", "kwargs": "kwargsrepr"}
+
+
+class Headers(msgspec.Struct, frozen=True, rename=_CELERY_NAMES):
+    """What Celery writes above a task's message (protocol 2), by the names that its events have for the same."""
+
+    uuid: str
+    name: str
+    args: str | None = None
+    kwargs: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    retries: int | None = None
+    eta: str | None = None
+    expires: str | None = None
+
+
+class Seen(NamedTuple):
+    """A message; ``queue`` is None where it is delivered and not acknowledged."""
+
+    headers: Headers
+    queue: str | None
+
+
+class Survey(NamedTuple):
+    """Messages by the ids of their tasks. ``whole``: nothing was left out of the search."""
+
+    messages: dict[str, Seen]
+    whole: bool
+
+
+class _Described(msgspec.Struct):
+    headers: Headers
+
+
+_read_described = msgspec.json.Decoder(_Described).decode
+
+
+def survey(broker: Broker, settings: Settings, queues: Collection[str]) -> Survey:
+    """All messages of these queues and the unacknowledged ones, as far as ``can_look``. Raises BrokerUnavailable."""
+    if not can_read_messages(broker):
+        return Survey({}, whole=False)
+    messages: dict[str, Seen] = {}
+    with places(broker, settings, sorted(queues)) as there:
+        for place in there:
+            try:
+                headers = _read_described(place.opened()[0]).headers
+            except (ValueError, TypeError):  # no message of a task
+                continue
+            messages[headers.uuid] = Seen(headers, place.queue)
+    return Survey(messages, there.whole)
+
+
+class _Headers(msgspec.Struct):
+    id: str | None = None
+
+
+class _Envelope(msgspec.Struct):
+    headers: _Headers | None = None
+
+
+_read_envelope = msgspec.json.Decoder(_Envelope).decode
+_read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
+
+
+def _message_of(place: Place, ids: Collection[str]) -> tuple[str, Message] | None:
+    """The task's id and its message, where it is one of these; what is no message of a task is passed over."""
+    try:
+        payload, exchange, key = place.opened()
+        headers = _read_envelope(payload).headers
+        if headers is None or headers.id not in ids:
+            return None
+        return str(headers.id), of_payload(payload, place.queue, exchange, key)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def of_payload(payload: bytes, queue: str | None, exchange: str | None = None, key: str | None = None) -> Message:
+    """A message as virtual transports store it: JSON around a body in base64. Raises ValueError and its kin."""
+    stored = json.loads(payload)
+    properties = stored["properties"]
+    encoded = properties.get("body_encoding") == "base64"
+    body = b64decode(stored["body"]) if encoded else str(stored["body"]).encode()
+    delivery = properties.get("delivery_info") or {}
+    routing_key = key or delivery.get("routing_key")
+    exchange = exchange if exchange is not None else delivery.get("exchange")
+    message = Message(
+        why=UNACKED if queue is None else WAITING,
+        size=len(body),
+        headers=dumps(stored["headers"]),
+        properties=_properties(properties),
+        body=body,
+        content_type=stored.get("content-type"),
+        content_encoding=stored.get("content-encoding"),
+        exchange=exchange,
+        routing_key=routing_key,
+        # Sent to the default exchange, the key is the queue's name; else the hash does not say.
+        queue=queue or (None if exchange else routing_key),
+    )
+    return with_links(message)
+
+
+def take(broker: Broker, settings: Settings, task_id: str, queue: str) -> FoundMessages:
+    """The same on RabbitMQ: messages of the queue are taken until it is found, and put back at once.
+
+    Raises BrokerUnavailable, NotFound and Unsupported as ``AmqpMessages`` does.
+    """
+    with closing(AmqpMessages(broker, settings, queue, Redactor(settings.redact)).taken(MOST_TAKEN)) as messages:
+        for number, message in enumerate(messages, 1):
+            headers = message.properties.get("application_headers") or {}
+            if headers.get("id") == task_id:
+                return FoundMessages({task_id: _of_amqp(message, queue)}, whole=True)
+            if number == MOST_TAKEN:
+                return FoundMessages({}, whole=not message.delivery_info["message_count"])
+    return FoundMessages({}, whole=True)
+
+
+def _of_amqp(message: Any, queue: str) -> Message:
+    body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+    given = message.properties
+    found = Message(
+        why=READ,
+        size=len(body),
+        headers=dumps(given.get("application_headers") or {}),
+        properties=_properties(given),
+        body=body,
+        content_type=given.get("content_type"),
+        content_encoding=given.get("content_encoding"),
+        exchange=message.delivery_info.get("exchange"),
+        routing_key=message.delivery_info.get("routing_key"),
+        queue=queue,
+    )
+    return with_links(found)
+
+
+def of_removed(removed: Any, queue: str) -> tuple[str, Message] | None:
+    """The task's id and the message that ``Messages`` has removed; ``None`` where it is no message of a task."""
+    try:
+        found = of_payload(removed, queue) if isinstance(removed, bytes) else _of_amqp(removed, queue)
+        task_id = json.loads(found.headers).get("id")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return (task_id, msgspec.structs.replace(found, why=REMOVED)) if isinstance(task_id, str) and task_id else None
+
+
+def _properties(given: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in given.items() if name not in PER_DELIVERY | NAMED_APART}
+    return str(dumps(kept))

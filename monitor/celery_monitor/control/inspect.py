@@ -1,0 +1,325 @@
+"""What workers answer when they are asked about themselves. Changes nothing, and waits for nobody who is silent.
+
+Which queues the worker of a task consumes: a task whose events name no queue came out of one of these.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import Lock
+from typing import NamedTuple
+
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.control.target import Target, find_broker
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.errors import MonitorError
+from celery_monitor.records.task import Task
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.settings import Settings
+from celery_monitor.store.workers import read_workers
+
+FIRST_SECONDS = 1.5  # for the first answer; a worker that is silent then is asked nothing more
+NEXT_SECONDS = 1.0
+MOST_TASKS = 500  # of each kind
+LIMITS = ("time_limit", "soft_time_limit", "rate_limit")
+_LIMIT = re.compile(r"(time_limit|soft_time_limit|rate_limit)=(\S+?)(?=[ \]]|$)")
+_SECRET = re.compile("API|TOKEN|KEY|SECRET|PASS|SIGNATURE|DATABASE", re.IGNORECASE)  # celery.app.utils
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedTask:
+    """A task that a worker says it has. ``started`` is by our clock; limits are those of the task's kind."""
+
+    id: str
+    name: str | None
+    args: str | None
+    kwargs: str | None
+    pid: int | None
+    started: float | None = None
+    eta: float | None = None
+    priority: int | None = None
+    soft_limit: float | None = None
+    hard_limit: float | None = None
+
+
+class Usage(NamedTuple):
+    """What the main process of a worker has used since it started; ``None``: not said."""
+
+    uptime_seconds: float | None
+    cpu_seconds: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    """What one worker says of itself; ``None``: it did not say. ``silent``: it did not answer at all."""
+
+    silent: bool = False
+    active: tuple[InspectedTask, ...] | None = None
+    reserved: tuple[InspectedTask, ...] | None = None
+    scheduled: tuple[InspectedTask, ...] | None = None
+    revoked: tuple[str, ...] | None = None
+    stats: Mapping[str, str] | None = None
+    usage: Usage | None = None
+    conf: Mapping[str, str] | None = None
+    registered: Mapping[str, Mapping[str, str]] | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict)
+
+
+def look_inside(settings: Settings, worker: Worker) -> Inside:
+    """Asks one worker for everything. Raises BrokerUnavailable, NotFound for a cluster that is not watched."""
+    remote = Remote(find_broker(settings, worker.cluster), settings)
+    questions: tuple[tuple[str, Mapping[str, object]], ...] = (
+        ("stats", {}),
+        ("active", {"safe": True}),  # else one argument that is no JSON silences the whole answer
+        ("registered", {"taskinfoitems": list(LIMITS)}),
+        ("conf", {}),
+        ("revoked", {}),
+        ("scheduled", {}),
+        ("reserved", {}),
+    )
+    said: dict[str, object] = {}
+    refusals: dict[str, str] = {}
+    for number, (question, arguments) in enumerate(questions):
+        seconds = NEXT_SECONDS if number else FIRST_SECONDS
+        reply = remote.ask(question, arguments, [worker.hostname], seconds).get(worker.hostname)
+        if reply is None and not number:
+            return Inside(silent=True)
+        if reply is not None and reply.error is None:
+            said[question] = reply.ok
+        elif reply is not None:
+            refusals[question] = str(reply.error)
+    return _read(said, refusals, worker, Redactor(settings.redact))
+
+
+def _read(said: Mapping[str, object], refusals: Mapping[str, str], worker: Worker, redactor: Redactor) -> Inside:
+    registered = task_limits(said["registered"]) if "registered" in said else None
+    limits = _Limits(registered or {}, said.get("conf"))
+    held = {kind: _tasks(said.get(kind), worker, redactor, limits) for kind in ("active", "reserved", "scheduled")}
+    revoked = said.get("revoked")
+    return Inside(
+        active=held["active"],
+        reserved=held["reserved"],
+        scheduled=held["scheduled"],
+        revoked=tuple(str(each) for each in revoked[:MOST_TASKS]) if isinstance(revoked, list) else None,
+        stats=_table(said.get("stats"), redactor),
+        usage=used(said.get("stats"), worker.sw_sys),
+        conf=_table(said.get("conf"), redactor),
+        registered=registered,
+        refusals=refusals,
+    )
+
+
+def used(stats: object, system: str | None) -> Usage | None:
+    """Of an answer to ``stats``. ``ru_maxrss`` is in KiB, on macOS in bytes (getrusage(2) of each)."""
+    if not isinstance(stats, dict):
+        return None
+    rusage = stats.get("rusage")  # a sentence where the platform has none
+    rusage = rusage if isinstance(rusage, dict) else {}
+    cpu, peak = (_number(rusage.get("utime")), _number(rusage.get("stime"))), _number(rusage.get("maxrss"))
+    unit = {"Linux": 1024, "FreeBSD": 1024, "Darwin": 1}.get(system or "")
+    return Usage(
+        uptime_seconds=_number(stats.get("uptime")),
+        cpu_seconds=cpu[0] + cpu[1] if cpu[0] is not None and cpu[1] is not None else None,
+        peak_bytes=int(peak * unit) if peak is not None and unit is not None else None,
+    )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+class _Limits:
+    """The time limits of a task by its name, else those of the worker's configuration."""
+
+    def __init__(self, registered: Mapping[str, Mapping[str, str]], conf: object) -> None:
+        self.registered = registered
+        self.conf = conf if isinstance(conf, dict) else {}
+
+    def of(self, name: object, kind: str) -> float | None:
+        own = self.registered.get(str(name), {}).get(kind)
+        given = own if own is not None else self.conf.get(f"task_{kind}")
+        try:
+            return float(given) if given is not None else None
+        except (TypeError, ValueError):
+            return None
+
+
+def _tasks(given: object, worker: Worker, redactor: Redactor, limits: _Limits) -> tuple[InspectedTask, ...] | None:
+    if not isinstance(given, list):
+        return None
+    return tuple(_task(each, worker, redactor, limits) for each in given[:MOST_TASKS] if isinstance(each, dict))
+
+
+def _task(given: Mapping[str, object], worker: Worker, redactor: Redactor, limits: _Limits) -> InspectedTask:
+    """``scheduled`` wraps what the others give as it is."""
+    request = given.get("request", given)
+    request = request if isinstance(request, dict) else {}
+    delivery = request.get("delivery_info")
+    pid = request.get("worker_pid")
+    started = request.get("time_start")
+    return InspectedTask(
+        id=str(request.get("id")),
+        name=_text(request.get("name")),
+        args=_masked(request.get("args"), redactor),
+        kwargs=_masked(request.get("kwargs"), redactor),
+        pid=pid if isinstance(pid, int) else None,
+        started=started + (worker.skew or 0.0) if isinstance(started, int | float) else None,
+        eta=_epoch(given.get("eta")),
+        priority=delivery.get("priority") if isinstance(delivery, dict) else None,
+        soft_limit=limits.of(request.get("name"), "soft_time_limit"),
+        hard_limit=limits.of(request.get("name"), "time_limit"),
+    )
+
+
+def task_limits(registered: object) -> dict[str, dict[str, str]]:
+    """Limits by task name, of an answer to ``registered``: ``shop.pay [rate_limit=10/m time_limit=30]``."""
+    if not isinstance(registered, list):
+        return {}
+    parts = [str(each).partition(" [") for each in registered]
+    return {name: dict(_LIMIT.findall(limits)) for name, _, limits in parts}
+
+
+def registered_names(registered: object) -> set[str]:
+    """The task names of an answer to ``registered``; what stands behind a name in brackets is left out."""
+    return set(task_limits(registered))
+
+
+def names_by_worker(settings: Settings, cluster: str, living: Sequence[str]) -> dict[str, set[str]]:
+    """The tasks that each worker has that answers."""
+    remote = Remote(find_broker(settings, cluster), settings)
+    replies = remote.ask("registered", {"taskinfoitems": ["_"]}, timeout=FIRST_SECONDS, expected=living)
+    return {worker: registered_names(reply.ok) for worker, reply in replies.items() if reply.error is None}
+
+
+def pool_processes(stats: object) -> int | None:
+    """How many processes (or threads) the pool has, of an answer to ``stats``.
+
+    prefork says its first size for ever, and the processes that live beside it.
+    """
+    pool = stats.get("pool") if isinstance(stats, dict) else None
+    if not isinstance(pool, dict):
+        return None
+    processes = pool.get("processes")
+    size = len(processes) if isinstance(processes, list) else pool.get("max-concurrency")
+    return size if isinstance(size, int) else None
+
+
+def queue_names(active_queues: object) -> list[str] | None:
+    """The queues that a worker takes from, of an answer to ``active_queues``."""
+    if not isinstance(active_queues, list):
+        return None
+    return [str(each.get("name")) for each in active_queues if isinstance(each, dict) and each.get("name")]
+
+
+def _table(given: object, redactor: Redactor) -> dict[str, str] | None:
+    """Flat, for people: ``pool.max-concurrency``; what may be secret is masked, by our words and by Celery's."""
+    if not isinstance(given, dict):
+        return None
+    flat: dict[str, str] = {}
+    for name, value in _flat("", given):
+        masked = redactor.text(repr({name: value}))
+        plain = masked == repr({name: value}) and not (_SECRET.search(name) and isinstance(value, str))
+        flat[name] = str(value) if plain else _behind(name, masked)
+    return dict(sorted(flat.items()))
+
+
+def _flat(prefix: str, table: Mapping[object, object]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        rows += _flat(f"{name}.", value) if isinstance(value, dict) and value and not prefix else [(name, value)]
+    return rows
+
+
+def _behind(name: str, masked: str) -> str:
+    """The value in ``{name: value}``; the mask alone where the name itself was changed."""
+    start = f"{{{name!r}: "
+    return masked[len(start) : -1] if masked.startswith(start) and not _SECRET.search(name) else "***"
+
+
+def _masked(value: object, redactor: Redactor) -> str | None:
+    if value is None:
+        return None
+    return redactor.text(value if isinstance(value, str) else repr(value))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _epoch(value: object) -> float | None:
+    try:
+        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS = 1.0
+REMEMBERED_SECONDS = 2.0  # for which the other tasks of a bulk retry do not ask again
+MOST_REMEMBERED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Consumed:
+    """The queues of one worker, empty where it does not say. ``same_process``: by the process that ran the task."""
+
+    worker: str
+    queues: tuple[str, ...] = ()
+    same_process: bool = True
+
+    @property
+    def sole(self) -> str | None:
+        """The only queue that the task can have come from."""
+        return self.queues[0] if self.same_process and len(self.queues) == 1 else None
+
+
+def consumed(target: Target, task: Task) -> Consumed | None:
+    """What the worker of the latest run consumes; ``None`` for a task that no worker has had.
+
+    From the record, else the worker is asked now, within ASK_SECONDS.
+    """
+    run = task.run
+    if run is None or run.worker is None:
+        return None
+    key = (target.settings.database, target.broker.url, run.worker, run.pid)
+    now = time.monotonic()
+    with _remembering:
+        at, found = _remembered.get(key, (float("-inf"), None))
+    if found is not None and now - at < REMEMBERED_SECONDS:
+        return found
+    found = _find(target, run.worker, run.pid)
+    with _remembering:
+        if len(_remembered) >= MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[key] = (time.monotonic(), found)
+    return found
+
+
+def _find(target: Target, name: str, pid: int | None) -> Consumed:
+    worker = next((each for each in read_workers(target.store, target.cluster) if each.hostname == name), None)
+    same = worker is not None and pid in {None, worker.pid}
+    return Consumed(name, _queues(target, name, worker), same)
+
+
+def _queues(target: Target, name: str, worker: Worker | None) -> tuple[str, ...]:
+    if worker is not None and worker.queues is not None:
+        return worker.queues
+    if worker is None or worker.status is WorkerStatus.OFFLINE:
+        return ()
+    try:
+        reply = target.remote.ask("active_queues", destination=[name], timeout=ASK_SECONDS).get(name)
+    except MonitorError as error:
+        log.warning("cannot ask %s for its queues: %s", name, error.message)
+        return ()
+    return tuple(sorted(queue_names(reply.ok) or ())) if reply is not None else ()
+
+
+_Key = tuple[str, str, str, int | None]
+_remembered: dict[_Key, tuple[float, Consumed]] = {}
+_remembering = Lock()

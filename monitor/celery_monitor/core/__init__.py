@@ -1,0 +1,1 @@
+"""What follows from records alone: no I/O, no clock, no logging."""

@@ -1,0 +1,353 @@
+"""Masks secrets in Python reprs (and JSON, headers, URLs within them) before anything is stored. No I/O.
+
+A text may be truncated, nested or escaped several times over, so it cannot be parsed for certain. The rule is
+therefore: what is under a key that names a secret is masked up to where it certainly ends; where that is not
+certain, everything to the end of the text is masked. It may mask too much; it must not mask too little.
+
+What an event must be before it is stored: sane numbers, bounded text, no secrets. No I/O.
+
+Nearly every event has nothing to clean. So names and numbers are looked at by the decoder, and the texts of several
+events at once; only where something is found is it looked for field by field.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from celery_monitor.records.event import Event, Message
+
+MASK = "***"
+
+_URL = re.compile(r"(://)([^\s'\"\\]*+)")
+_PORT = re.compile(r"\d{1,5}(?:[/?#,)\]}]|$)")
+
+# After the word, the rest of its key, a closing quote (escaped as deep as the text is), and what assigns.
+_AFTER_WORD = re.compile(
+    r"(?P<rest>[^'\"\\:=,&\n]{0,200}+)(?P<quote>(?:\\*+['\"])?)\s*+(?P<assign>=>|:|=|,)\s*+(?:[bBuU](?=\\*+['\"]))?"
+)
+_QUOTE = re.compile(r"(\\*+)(['\"])")
+_BRACKET_OR_QUOTE = re.compile(r"(\\*+)(['\"])|([(\[{])|([)\]}])")
+_OPEN_BRACKET = re.compile(r"[\w.]*[(\[{]")
+_LITERAL = re.compile(
+    r"(?:\*\*\*|-?\d[\d.]*(?:e[+-]?\d+)?j?|None|True|False|null|true|false|nan|inf|\.\.\.)(?=\s*[,)\]}&'\"\\\n]|\s*$)"
+)
+# Where a bare value (``token=abc``, ``Cookie: a=b; c=d``) certainly ends.
+_BARE_END = re.compile(r"\\*['\"]|\n|\\+[nr]|, |[)\]}]++(?=$|[,\s'\"\\])")
+_BARE_END_QUERY = re.compile(_BARE_END.pattern + "|&")
+_KEY_GOES_ON = re.compile(r"\\*['\"]\s*:")
+_KEY_START = re.compile(r"[(\[,]\s*[bBuU]?\\*['\"][\w.-]*$")
+_KEY_LOOK_BACK = 96
+
+
+class Redactor:
+    """Masks values under keys that contain one of the given words, whatever the case; ``-`` and ``_`` are one."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        words = {form for key in keys for form in _forms(key) if form}
+        self._words = tuple(sorted(_shortest(words)))
+        # What every word contains at least one of, in few pieces: ``key`` for api_key, apikey and access-key.
+        self._pieces = tuple(_shortest({_last_part(key) for key in keys if key.strip()}))
+        self._word = re.compile("|".join(map(re.escape, self._words)) or r"(?!)", re.IGNORECASE)
+
+    def suspects(self, text: str) -> bool:
+        """False where ``text`` has nothing to mask, for certain and quickly."""
+        lower = text.lower()
+        for piece in self._pieces:
+            if piece in lower:
+                return True
+        return "://" in text
+
+    def text(self, repr_text: str) -> str:
+        """The text with its secrets masked; the same text where it has none. Masking twice changes nothing."""
+        lower = repr_text.lower()
+        for word in self._words:
+            if word in lower:
+                repr_text = self._mask_keys(repr_text)
+                break
+        if "://" in repr_text:
+            return _URL.sub(_mask_user, repr_text)
+        return repr_text
+
+    def cut(self, text: str) -> str:
+        """The text of something that is no repr: all of it from the first word on that names a secret is masked."""
+        word = self._word.search(text)
+        return f"{text[: word.end()]}{MASK}" if word else _URL.sub(_mask_user, text)
+
+    def _mask_keys(self, text: str) -> str:
+        parts: list[str] = []
+        done = 0
+        word = self._word.search(text)
+        while word:
+            at = word.end()
+            after = _AFTER_WORD.match(text, at)
+            if after and (after["assign"] != "," or _is_pair(text, word.start(), after)):
+                at = _value_end(text, after)
+                parts += (text[done : after.end()], _masked(text, after, at))
+                done = at
+            word = self._word.search(text, at)
+        return "".join((*parts, text[done:]))
+
+
+def _shortest(words: set[str]) -> Iterator[str]:
+    """Without those that contain another, by which they are found."""
+    return (word for word in words if not any(other in word for other in words - {word}))
+
+
+def _forms(key: str) -> tuple[str, ...]:
+    """``api_key`` is also written ``api-key``, ``api key`` and ``apiKey``."""
+    key = key.strip().lower()
+    return tuple(key.replace("-", "_").replace("_", joint) for joint in ("_", "-", " ", "")) if key else ()
+
+
+def _last_part(key: str) -> str:
+    """What stands behind the last joint; the empty text, which everything contains, where there is nothing else."""
+    return key.strip().lower().replace("-", "_").strip("_").rpartition("_")[2]
+
+
+def _is_pair(text: str, word_start: int, after: re.Match[str]) -> bool:
+    """``('Authorization', 'Bearer x')`` or ``['--token', 'x']``: a quoted plain name that is no value of a key."""
+    if not after["quote"] or " " in after["rest"]:
+        return False
+    start = max(0, word_start - _KEY_LOOK_BACK)
+    return _KEY_START.search(text, start, word_start) is not None
+
+
+def _value_end(text: str, after: re.Match[str]) -> int:
+    """Where the value certainly ends; the end of the text where that cannot be known."""
+    at = after.end()
+    quote = _QUOTE.match(text, at)
+    if quote:
+        return _string_end(text, quote)
+    literal = _LITERAL.match(text, at)
+    if literal:
+        return len(text) if _KEY_GOES_ON.match(text, literal.end()) else literal.end()
+    if text.startswith("<", at):
+        return len(text)
+    if _OPEN_BRACKET.match(text, at):
+        return _bracket_end(text, at)
+    return _bare_end(text, at, _BARE_END_QUERY if after["assign"] == "=" else _BARE_END)
+
+
+def _string_end(text: str, opening: re.Match[str]) -> int:
+    """Behind the quote that closes. A quote within is escaped deeper; then where the string ends is not certain."""
+    depth, quote = len(opening[1]), opening[2]
+    for other in _QUOTE.finditer(text, opening.end()):
+        if other[2] != quote:
+            continue
+        if len(other[1]) == depth:
+            return other.end()
+        return other.start() if len(other[1]) < depth else len(text)
+    return len(text)
+
+
+def _bracket_end(text: str, at: int) -> int:
+    """Behind the bracket that closes. An escape within makes it uncertain which quotes are quotes."""
+    depth = 0
+    match = _BRACKET_OR_QUOTE.search(text, at)
+    while match:
+        end = match.end()
+        if match[2]:
+            end = _string_end(text, match)
+        depth += bool(match[3]) - bool(match[4])
+        if depth == 0 and not match[2]:
+            return end if "\\" not in text[at:end] else len(text)
+        match = _BRACKET_OR_QUOTE.search(text, end)
+    return len(text)
+
+
+def _bare_end(text: str, at: int, ends: re.Pattern[str]) -> int:
+    end = ends.search(text, at)
+    if end is None:
+        return len(text)
+    if _KEY_GOES_ON.match(text, end.start()) or text[at : end.start()].rstrip().endswith((":", "=")):
+        return len(text)  # that was the middle of a key, such as 'token:42'; its value comes later
+    return end.start()
+
+
+def _masked(text: str, after: re.Match[str], end: int) -> str:
+    """The mask in the quotes that the value had, or else those of its key."""
+    if end == after.end():
+        return ""
+    quote = _QUOTE.match(text, after.end(), end)
+    if quote:
+        return f"{quote[0]}{MASK}{quote[0]}"
+    if text.startswith(MASK, after.end()):
+        return text[after.end() : end] if end == after.end() + len(MASK) else MASK
+    return f"{after['quote']}{MASK}{after['quote']}"
+
+
+def _mask_user(match: re.Match[str]) -> str:
+    """``user:***@host``. A truncated address without ``@`` is masked from the colon unless a port follows it."""
+    authority = match[2]
+    end = authority.rfind("@", 0, _first_slash(authority))
+    if end < 0:
+        end = authority.find("@")
+    user, colon, rest = authority.partition(":")
+    if not colon or "/" in user or "?" in user or "@" in user or user.startswith("["):
+        return match[0]
+    if end < 0:
+        return match[0] if not rest or _PORT.match(rest) else f"://{user}:{MASK}"
+    return match[0] if _PORT.match(rest) else f"://{user}:{MASK}{authority[end:]}"
+
+
+def _first_slash(authority: str) -> int:
+    at = authority.find("/")
+    return at if at >= 0 else len(authority)
+
+
+LATEST_TIME = 32_503_680_000.0  # the year 3000; a later stamp is no time
+_LARGEST_INT = 2**31 - 1
+CUT = "…"  # behind a text that was cut: fidelity.py knows it
+
+
+class Fields(NamedTuple):
+    """What is looked at in an event: names, longer texts, numbers."""
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    ints: tuple[str, ...] = ()
+
+
+_ENDED = Fields(("uuid", "hostname"), ("result", "exception", "traceback"), ("pid",))
+_MESSAGE = ("uuid", "hostname", "name", "root_id", "parent_id", "queue", "exchange", "routing_key")
+_ALL = Fields(
+    (*_MESSAGE, "type", "sw_ident", "sw_ver", "sw_sys"),
+    ("args", "kwargs", "result", "exception", "traceback"),
+    ("pid", "retries", "active", "processed"),
+)
+# Of these types, only what fold takes from them; of all others, everything.
+_FIELDS = {
+    "task-sent": Fields(_MESSAGE, ("args", "kwargs"), ("pid", "retries")),
+    "task-received": Fields(_MESSAGE, ("args", "kwargs"), ("pid", "retries")),
+    "task-started": Fields(("uuid", "hostname"), (), ("pid",)),
+    "task-succeeded": Fields(("uuid", "hostname"), ("result",), ("pid",)),
+    "task-failed": _ENDED,
+    "task-retried": _ENDED,
+}
+NAME_LENGTH = 512
+MAX_HEADERS = 1_000_000  # characters of a captured message's headers; beyond, they are no message's
+AT_ONCE = 25  # events whose texts are looked at together
+_Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_INT)]
+
+
+class Checked(Event, frozen=True, gc=False, kw_only=True):
+    """An event whose names and numbers need no cleaning: the JSON decoder looks at them in C.
+
+    Only of a body without NUL. A captured message is never such an event. Its texts are not looked at.
+    """
+
+    type: _Name
+    timestamp: Annotated[float, msgspec.Meta(gt=0, lt=LATEST_TIME)]
+    hostname: _Name
+    uuid: _Name | None = None
+    name: _Name | None = None
+    root_id: _Name | None = None
+    parent_id: _Name | None = None
+    queue: _Name | None = None
+    exchange: _Name | None = None
+    routing_key: _Name | None = None
+    sw_ident: _Name | None = None
+    sw_ver: _Name | None = None
+    sw_sys: _Name | None = None
+    pid: _Count | None = None
+    retries: _Count | None = None
+    active: _Count | None = None
+    processed: _Count | None = None
+    runtime: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    message: None = None
+
+
+class Sanitizer:
+    """Cleans events; gives the same event back where there is nothing to clean."""
+
+    def __init__(self, max_text: int, redact: Sequence[str], max_message: int = 1024 * 1024) -> None:
+        self._max_message = max_message
+        self._max_text = max_text
+        self._redactor = Redactor(redact)
+
+    def clean_all(self, events: Sequence[Event]) -> Iterator[Event | None]:
+        """Each event as it may be stored; ``None`` in the place of one whose time or task id is none."""
+        for start in range(0, len(events), AT_ONCE):
+            some = events[start : start + AT_ONCE]
+            if self._are_clean(some):
+                yield from some
+            else:
+                yield from map(self.clean, some)
+
+    def _are_clean(self, events: Sequence[Event]) -> bool:
+        """For certain; False only means that they must be looked at closely."""
+        if set(map(type, events)) != {Checked}:
+            return False
+        given = [t for e in events for t in (e.args, e.kwargs, e.result, e.exception, e.traceback) if t]
+        texts = "\n".join(given)
+        return len(texts) <= self._max_text and not self._redactor.suspects(texts)
+
+    def clean(self, event: Event) -> Event | None:
+        """The event as it may be stored; ``None`` for one whose time or task id is none."""
+        if not 0 < event.timestamp < LATEST_TIME or (event.uuid is None and event.type.startswith("task-")):
+            return None
+        return self._cleaned(event)
+
+    def _cleaned(self, event: Event) -> Event:
+        changes: dict[str, object] = {}
+        fields = _FIELDS.get(event.type, _ALL)
+        for field in fields.names:
+            value = getattr(event, field)
+            if value is not None and (len(value) > NAME_LENGTH or not plain(value)):
+                changes[field] = storable(value)[:NAME_LENGTH]
+        for field in fields.texts:
+            value = getattr(event, field)
+            if value:
+                text = self.text(value)
+                if text is not value:
+                    changes[field] = text
+        for field in fields.ints:
+            number = getattr(event, field)
+            if number is not None and not 0 <= number <= _LARGEST_INT:
+                changes[field] = None
+        if event.runtime is not None and not 0 <= event.runtime < math.inf:
+            changes["runtime"] = None
+        if event.message is not None:
+            changes["message"] = self._message(event.message)
+        return msgspec.structs.replace(event, **changes) if changes else event
+
+    def _message(self, message: Message) -> Message | None:
+        """Bounded. Nothing in it is masked, or it could not be sent again: so it is stored apart, and not shown."""
+        if len(message.headers) + len(message.properties) > MAX_HEADERS:
+            return None
+        names = ("why", "content_type", "content_encoding", "exchange", "routing_key", "queue", "chord")
+        given = {name: getattr(message, name) for name in names}
+        short = {name: storable(text)[:NAME_LENGTH] for name, text in given.items() if text is not None}
+        body = message.body if message.body is None or len(message.body) <= self._max_message else None
+        return msgspec.structs.replace(message, body=body, **short)
+
+    def text(self, text: str) -> str:
+        """A text with its secrets masked, then cut to what is kept."""
+        if not plain(text):
+            text = storable(text)
+        masked = self._redactor.text(text)
+        if len(masked) <= self._max_text:
+            return masked
+        return masked[: self._max_text - len(CUT)] + CUT
+
+
+def plain(text: str) -> bool:
+    """Any database stores it as it is."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def storable(text: str) -> str:
+    """NUL and lone surrogates, which databases refuse, as U+FFFD."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

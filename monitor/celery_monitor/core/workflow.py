@@ -1,0 +1,410 @@
+"""The tree of a workflow, from its tasks' parents: what stands under what, what took longest, what is missing. No I/O.
+
+Events name a task's parent and root and no more: not which tasks were one group, nor what a chord still waits for.
+
+Which workers and workflows may be stuck: judged by how long tasks of a name usually run. No I/O, no clock.
+
+A worker whose pool hangs goes on to send heartbeats and to answer, so only its tasks tell. All of this is a guess.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from celery_monitor.core.words import age_words, counted, number_words
+from celery_monitor.records.task import Step, TaskState, WorkflowState
+from celery_monitor.records.worker import Worker, WorkerStatus
+
+FEW = 5  # children of one name that are shown one by one
+MOST_ROWS = 500
+PAGE_ROWS = 100
+
+
+class Row(NamedTuple):
+    """A line of the tree: one task, or all of one name under one parent. ``page`` rows of a bundle are shown."""
+
+    depth: int
+    step: Step  # of a bundle, the first
+    tasks: int
+    states: Counter[TaskState | None]
+    begins: float | None
+    ends: float | None
+    bundle: bool = False
+    opened: bool = False
+    critical: bool = False
+    detached: bool = False  # its parent is not in the record
+
+
+class Opened(NamedTuple):
+    """Which bundle is unfolded, and from which of its tasks on."""
+
+    parent: str
+    name: str
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Steps by id, and their children in the order in which they came."""
+
+    root: Step
+    steps: dict[str, Step]
+    children: dict[str, list[str]]
+    detached: frozenset[str]
+    below: dict[str, Counter[TaskState | None]]  # tasks by state in each subtree, its top included
+
+    @property
+    def unfinished(self) -> list[Step]:
+        return [step for step in self.steps.values() if step.state is not None and not step.state.finished]
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """From the first thing known to the last."""
+        moments = [at for step in self.steps.values() for at in moments_of(step)]
+        return (min(moments), max(moments)) if moments else None
+
+    def path_to(self, step_id: str) -> list[Step]:
+        """From the root down to a step."""
+        parents = {child: parent for parent, children in self.children.items() for child in children}
+        path = [step_id]
+        while path[-1] in parents:
+            path.append(parents[path[-1]])
+        return [self.steps[each] for each in reversed(path)]
+
+
+_DECIDING: tuple[tuple[WorkflowState, frozenset[TaskState]], ...] = (
+    (WorkflowState.RUNNING, frozenset({TaskState.STARTED})),
+    (
+        WorkflowState.WAITING,
+        frozenset({TaskState.PENDING, TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.RETRY}),
+    ),
+    (WorkflowState.LOST, frozenset({TaskState.LOST})),
+    (WorkflowState.FAILED, frozenset({TaskState.FAILURE})),
+    (WorkflowState.REJECTED, frozenset({TaskState.REJECTED})),
+    (WorkflowState.REVOKED, frozenset({TaskState.REVOKED})),
+    (WorkflowState.SUCCEEDED, frozenset({TaskState.SUCCESS})),
+)
+
+
+def state_of(states: Iterable[TaskState | None]) -> WorkflowState | None:
+    """The state of a workflow from those of its tasks: whatever still goes on first, then the worst end.
+
+    ``None`` stands for a task that is not in the record, and is the answer where no task is.
+    """
+    present = set(states)
+    return next((word for word, deciding in _DECIDING if present & deciding), None)
+
+
+def build(steps: Sequence[Step]) -> Tree:
+    """The tree; the first step is its root. Who has no known parent, or is its own ancestor, hangs on the root."""
+    root = steps[0]
+    known = {step.id: step for step in steps}
+    children: dict[str, list[str]] = {}
+    detached = set()
+    for step in steps[1:]:
+        parent = step.parent_id if step.parent_id in known and step.parent_id != step.id else None
+        if parent is None:
+            detached.add(step.id)
+        children.setdefault(parent or root.id, []).append(step.id)
+    reached = set(_reached(root.id, children))
+    for lost in [each for each in known if each not in reached]:  # a circle
+        parent_id = known[lost].parent_id
+        if parent_id is not None and lost in children.get(parent_id, ()):
+            children[parent_id].remove(lost)
+        children.setdefault(root.id, []).append(lost)
+        detached.add(lost)
+    order = _reached(root.id, children)
+    return Tree(root, known, children, frozenset(detached), _below(order, known, children))
+
+
+def critical_path(tree: Tree) -> list[Step]:
+    """The way to the unfinished task of which nothing was heard for longest; of a finished workflow, to its end."""
+    unfinished = [step for step in tree.unfinished if moments_of(step)]
+    if unfinished:
+        return tree.path_to(min(unfinished, key=lambda step: max(moments_of(step))).id)
+    ended = [step for step in tree.steps.values() if step.ended is not None]
+    return tree.path_to(max(ended, key=lambda step: step.ended or 0.0).id) if ended else []
+
+
+def waiting_for(tree: Tree) -> list[tuple[TaskState, str | None, str | None, int]]:
+    """Unfinished tasks by state, name and the queue in which they wait, the most first."""
+    counts = Counter((step.state, step.name, _waits_in(step)) for step in tree.unfinished)
+    return [(state, name, queue, n) for (state, name, queue), n in counts.most_common() if state is not None]
+
+
+def _waits_in(step: Step) -> str | None:
+    """A task that runs, or has its time to come, waits in no queue."""
+    return step.queue if step.state in {TaskState.PENDING, TaskState.RETRY, TaskState.RECEIVED} else None
+
+
+def tree_rows(tree: Tree, opened: Opened | None = None, critical: AbstractSet[str] = frozenset()) -> list[Row]:
+    """The lines of the tree: children of one name become one line where they are more than a few."""
+    found: list[Row] = []
+    stack: list[tuple[int, Row | None, str]] = [(0, None, tree.root.id)]
+    while stack and len(found) < MOST_ROWS:
+        depth, bundle, step_id = stack.pop()
+        if bundle is not None:
+            found.append(bundle)
+            continue
+        found.append(_line(tree, step_id, depth, critical))
+        below: list[tuple[int, Row | None, str]] = []
+        for name, ids in _by_name(tree, step_id).items():
+            if len(ids) <= FEW:
+                below += [(depth + 1, None, each) for each in ids]
+                continue
+            here = opened is not None and (opened.parent, opened.name) == (step_id, name or "")
+            below.append((depth + 1, _bundle(tree, ids, depth + 1, critical, opened=here), ""))
+            if here and opened is not None:
+                below += [(depth + 2, None, each) for each in ids[opened.start : opened.start + PAGE_ROWS]]
+        stack += reversed(below)
+    return found
+
+
+def rows_to(tree: Tree, wanted: Iterable[str], critical: AbstractSet[str] = frozenset()) -> list[Row]:
+    """The lines of these tasks and of all above them, nothing folded."""
+    parents = {child: parent for parent, children in tree.children.items() for child in children}
+    kept: set[str] = set()
+    for each in wanted:
+        at: str | None = each if each in tree.steps else None
+        while at is not None and at not in kept:
+            kept.add(at)
+            at = parents.get(at)
+    found: list[Row] = []
+    stack = [(0, tree.root.id)]
+    while stack and len(found) < MOST_ROWS:
+        depth, step_id = stack.pop()
+        if step_id in kept:
+            found.append(_line(tree, step_id, depth, critical))
+            stack += [(depth + 1, each) for each in reversed(tree.children.get(step_id, []))]
+    return found
+
+
+def moments_of(step: Step) -> list[float]:
+    """When anything is known to have happened to it; an ETA has not happened."""
+    return [at for at in (step.sent, step.received, step.started, step.ended) if at is not None]
+
+
+def _line(tree: Tree, step_id: str, depth: int, critical: AbstractSet[str]) -> Row:
+    step, below = tree.steps[step_id], tree.below[step_id]
+    moments = moments_of(step)
+    first, last = (min(moments), max(moments)) if moments else (None, None)
+    inside = step_id in critical
+    return Row(depth, step, sum(below.values()), below, first, last, critical=inside, detached=step_id in tree.detached)
+
+
+def _bundle(tree: Tree, ids: list[str], depth: int, critical: AbstractSet[str], *, opened: bool) -> Row:
+    states: Counter[TaskState | None] = Counter(tree.steps[each].state for each in ids)
+    moments = [at for each in ids for at in moments_of(tree.steps[each])]
+    first, last = (min(moments), max(moments)) if moments else (None, None)
+    inside = not critical.isdisjoint(ids)
+    return Row(depth, tree.steps[ids[0]], len(ids), states, first, last, bundle=True, opened=opened, critical=inside)
+
+
+def _by_name(tree: Tree, step_id: str) -> dict[str | None, list[str]]:
+    names: dict[str | None, list[str]] = {}
+    for each in tree.children.get(step_id, []):
+        names.setdefault(tree.steps[each].name, []).append(each)
+    return names
+
+
+def _reached(root_id: str, children: dict[str, list[str]]) -> list[str]:
+    """All that hang on the root, each after its parent."""
+    order = []
+    stack = [root_id]
+    while stack:
+        at = stack.pop()
+        order.append(at)
+        stack += children.get(at, [])
+    return order
+
+
+def _below(
+    order: list[str], steps: dict[str, Step], children: dict[str, list[str]]
+) -> dict[str, Counter[TaskState | None]]:
+    below: dict[str, Counter[TaskState | None]] = {}
+    leaves = {state: Counter([state]) for state in {step.state for step in steps.values()}}  # most are alike
+    for each in reversed(order):
+        state = steps[each].state
+        if each not in children:
+            below[each] = leaves[state]
+            continue
+        counts: Counter[TaskState | None] = Counter([state])
+        for child in children[each]:
+            if child in children:
+                counts.update(below[child])
+            else:
+                counts[steps[child].state] += 1
+        below[each] = counts
+    return below
+
+
+LEAST_SECONDS = 3.0  # shorter than this nothing is unusual
+TIMES_USUAL = 3.0  # longer than so many times what 99 of 100 took
+LEAST_RUNS = 5  # fewer say nothing of what is usual
+
+
+class ActiveTask(NamedTuple):
+    """A task that a worker has. Times are of our clock; ``started`` is ``None`` while it waits there."""
+
+    cluster: str
+    worker: str
+    name: str | None
+    since: float  # it was started, or could have been
+    started: bool
+    root_id: str | None = None
+    id: str | None = None
+
+
+class LongTask(NamedTuple):
+    """A task in which a pool process has been far longer than tasks of its name usually run."""
+
+    hostname: str
+    name: str
+    id: str | None
+    seconds: float
+    usual: float
+    root_id: str | None = None
+
+
+class Usual(NamedTuple):
+    """How long tasks of a name run."""
+
+    runs: int
+    p99: float
+
+
+class StalledWorker(NamedTuple):
+    """A worker that may be stuck: the longest any of its tasks has run (``started``) or waited."""
+
+    hostname: str
+    seconds: float
+    tasks: int
+    started: bool
+    usual: float | None = None
+    at_least: bool = False  # there are more tasks than were counted
+
+
+class SlowWorkflow(NamedTuple):
+    """A workflow that waits for a task that runs unusually long, or (``usual`` is ``None``) nobody knows how long."""
+
+    root_id: str
+    name: str | None
+    seconds: float
+    usual: float | None
+    worker: str | None = None
+
+
+class Stalls(NamedTuple):
+    """What may be stuck, the longest first."""
+
+    workers: Sequence[StalledWorker] = ()
+    workflows: Sequence[SlowWorkflow] = ()
+    tasks: Sequence[LongTask] = ()
+
+    @property
+    def other_tasks(self) -> list[LongTask]:
+        """Without those of these workers and workflows."""
+        hostnames = {worker.hostname for worker in self.workers}
+        roots = {each.root_id for each in self.workflows}
+        return [task for task in self.tasks if task.hostname not in hostnames and task.root_id not in roots]
+
+
+def stalled_workers(
+    workers: Sequence[Worker],
+    held: Sequence[ActiveTask],
+    usual: Mapping[str, Usual],
+    now: float,
+    more_waiting: Set[tuple[str, str]] = frozenset(),
+) -> list[StalledWorker]:
+    """Workers that are up, of which every task runs unusually long, and that have no room or start nothing.
+
+    ``held`` has to hold all that the workers have started, for that is said of them; of those in ``more_waiting``,
+    (cluster, hostname), more tasks wait than it holds.
+    """
+    by_worker: dict[tuple[str, str], list[ActiveTask]] = defaultdict(list)
+    for task in held:
+        by_worker[task.cluster, task.worker].append(task)
+    found = []
+    for worker in workers:
+        mine = by_worker.get((worker.cluster, worker.hostname), [])
+        if worker.status is WorkerStatus.ONLINE and mine and (stalled := _stalled(worker, mine, usual, now)):
+            more = not stalled.started and (worker.cluster, worker.hostname) in more_waiting
+            found.append(stalled._replace(at_least=more))
+    return sorted(found, key=lambda each: -each.seconds)
+
+
+def slow_workflows(held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[SlowWorkflow]:
+    """One for each root: its task that has run longest."""
+    found: dict[str, SlowWorkflow] = {}
+    for task in sorted(held, key=lambda each: -each.since):
+        seconds = now - task.since
+        known = _usual(usual, task.name)
+        unusual = _overlong(task, usual, now) or (known is None and seconds > LEAST_SECONDS)
+        if task.root_id is not None and task.started and unusual:
+            p99 = known.p99 if known else None
+            found[task.root_id] = SlowWorkflow(task.root_id, task.name, seconds, p99, task.worker)
+    return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
+
+
+def long_tasks(held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[LongTask]:
+    """The longest first."""
+    found = [
+        LongTask(task.worker, task.name, task.id, now - task.since, known.p99, task.root_id)
+        for task in held
+        if task.started and task.name and _overlong(task, usual, now) and (known := _usual(usual, task.name))
+    ]
+    return sorted(found, key=lambda each: -each.seconds)
+
+
+def may_be_busy(worker: Worker) -> bool:
+    """A solo pool neither beats nor answers while it runs a task, and its events of that wait until it ends."""
+    return worker.pool == "solo" and worker.status is WorkerStatus.SILENT
+
+
+def stalled_words(stalled: StalledWorker) -> str:
+    """Why a worker may be stuck."""
+    seconds = age_words(stalled.seconds)
+    if not stalled.started:
+        waits = counted(stalled.tasks, "task it has taken waits", "tasks it has taken wait")
+        waits = f"at least {waits}" if stalled.at_least else waits
+        return f"{stalled.hostname} may be stuck: {waits}, one for {seconds}, and none is started."
+    all_run = "its only task has run" if stalled.tasks == 1 else f"all {number_words(stalled.tasks)} tasks it runs have"
+    ran = f"{all_run} for {seconds}" if stalled.tasks == 1 else f"{all_run} run unusually long, one for {seconds}"
+    return f"{stalled.hostname} may be stuck: {ran}{usual_words(stalled.usual)}."
+
+
+def usual_words(p99: float | None) -> str:
+    """``; usually 0.3 s at most``; nothing where that is unknown."""
+    if p99 is None:
+        return ""
+    seconds = f"{max(0.1, p99):.1f} s" if p99 < 10 else age_words(p99)
+    return f"; usually {seconds} at most"
+
+
+def _stalled(
+    worker: Worker, held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float
+) -> StalledWorker | None:
+    running = [task for task in held if task.started]
+    waiting = [task for task in held if not task.started and now - task.since > LEAST_SECONDS]
+    if (worker.active or 0) > len(running) or not all(_overlong(task, usual, now) for task in running):
+        return None  # its heartbeat may tell of tasks that we never heard of
+    full = worker.pool_size is not None and min(len(running), worker.active or 0) >= worker.pool_size > 0
+    if running and (full or waiting):
+        oldest = min(running, key=lambda task: task.since)
+        known = _usual(usual, oldest.name)
+        return StalledWorker(worker.hostname, now - oldest.since, len(running), True, known.p99 if known else None)
+    if waiting:
+        return StalledWorker(worker.hostname, now - min(task.since for task in waiting), len(waiting), False)
+    return None
+
+
+def _overlong(task: ActiveTask, usual: Mapping[str, Usual], now: float) -> bool:
+    known = _usual(usual, task.name)
+    return known is not None and now - task.since > max(LEAST_SECONDS, TIMES_USUAL * known.p99)
+
+
+def _usual(usual: Mapping[str, Usual], name: str | None) -> Usual | None:
+    known = usual.get(name) if name is not None else None
+    return known if known is not None and known.runs >= LEAST_RUNS else None

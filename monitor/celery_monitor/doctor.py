@@ -1,0 +1,139 @@
+"""``celery-monitor doctor``: gathers the facts of a set-up and reports what is wrong with it. Changes nothing."""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from celery_monitor.addresses import without_password
+from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.examine import look_at
+from celery_monitor.brokers.results import result_backend, stored_results
+from celery_monitor.core.checks import (
+    BrokerFacts,
+    RecordFacts,
+    ResultFacts,
+    judge_application,
+    judge_record,
+    judge_results,
+    judge_transport,
+    judge_workers,
+)
+from celery_monitor.core.findings import Finding, Tone, failing_helpers
+from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import database_without_password
+from celery_monitor.store.examine import look_at_record
+from celery_monitor.web.security.guard import check_bind
+
+INDENT = " " * 9
+LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}
+NO_TASK = "celery-monitor-doctor"  # an id that nobody has
+
+
+class Report(NamedTuple):
+    """The findings about one broker, or about what all have in common."""
+
+    subject: str
+    address: str
+    findings: Sequence[Finding]
+
+    @property
+    def is_wrong(self) -> bool:
+        return any(_is_wrong(each) for each in self.findings)
+
+
+def _is_wrong(finding: Finding) -> bool:
+    return LEVELS[finding.tone] == "wrong"
+
+
+def examine(settings: Settings) -> list[Report]:
+    """Takes some seconds for each broker. Raises SettingsError for what cannot be understood at all."""
+    records = {broker.cluster: look_at_record(settings.database, broker.cluster) for broker in settings.broker}
+    reports = [_broker(broker, settings, records[broker.cluster]) for broker in settings.broker]
+    record = next(iter(records.values()))
+    address = database_without_password(settings.database)
+    return [*reports, Report("record", address, list(judge_record(record))), _dashboard(settings)]
+
+
+def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
+    address = without_password(broker.url)
+    failing = list(failing_helpers(record.receiver, time.time())) if record.receiver is not None else []
+    try:
+        facts = look_at(broker, settings)
+    except BrokerUnavailable as error:
+        found = Finding("broker", "bad", error.message, "Check --broker, and that it runs.")
+        return Report(broker.cluster, address, [found, *failing])
+    except Unsupported as error:
+        fix = "Watch the result backend, or use a transport that carries events."
+        return Report(broker.cluster, address, [Finding("transport", "bad", error.message, fix), *failing])
+    answers = Finding("broker", "good", "It answers.")
+    judged = [*judge_workers(facts, record), *judge_transport(facts, record)]
+    return Report(broker.cluster, address, [answers, *failing, *judged, *_application(broker, settings, facts)])
+
+
+def _application(broker: Broker, settings: Settings, facts: BrokerFacts) -> Iterator[Finding]:
+    """What the application under -A says, where there is one, and whether results can be read."""
+    application = application_of(settings)
+    if application is not None:
+        yield from judge_application(application, bool(facts.conf))
+    yield judge_results(_results(broker, settings))
+
+
+def _results(broker: Broker, settings: Settings) -> ResultFacts | None:
+    backend = result_backend(broker, settings)
+    if backend.kind == "none":
+        return None
+    try:
+        stored_results(broker, settings, [NO_TASK])
+    except BrokerUnavailable as error:
+        return ResultFacts(backend.address, backend.reason, error.message)
+    return ResultFacts(backend.address, backend.reason, None)
+
+
+def _dashboard(settings: Settings) -> Report:
+    address = f"{settings.host}:{settings.port}"
+    try:
+        check_bind(settings)
+    except SettingsError as error:
+        fix = "Add --basic-auth USER:PASSWORD, or listen on --host 127.0.0.1."
+        return Report("dashboard", address, [Finding("access", "bad", error.message, fix)])
+    who = "for users with a password" if settings.basic_auth else "on this machine only"
+    return Report("dashboard", address, [Finding("access", "good", f"It is open {who}.")])
+
+
+def lines(reports: Sequence[Report]) -> Iterator[str]:
+    """For people."""
+    for report in reports:
+        yield f"{report.subject}  {report.address}"
+        for each in report.findings:
+            yield f"  {LEVELS[each.tone]:<7}{each.kind}: {_text(each)}"
+            if each.then:
+                yield f"{INDENT}{each.then}"
+        yield ""
+    wrong = sum(_is_wrong(each) for report in reports for each in report.findings)
+    yield f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong."
+
+
+def to_json(reports: Sequence[Report]) -> dict[str, object]:
+    """The same for programs."""
+    items = [
+        {
+            "subject": report.subject,
+            "address": report.address,
+            "check": each.kind,
+            "level": LEVELS[each.tone],
+            "what": _text(each),
+            "mend": each.then,
+        }
+        for report in reports
+        for each in report.findings
+    ]
+    return {"healthy": not any(report.is_wrong for report in reports), "findings": items}
+
+
+def _text(finding: Finding) -> str:
+    if finding.since is None:
+        return finding.text
+    since = datetime.fromtimestamp(finding.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{finding.text} {finding.mark} {since}."

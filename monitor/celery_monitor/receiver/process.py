@@ -1,0 +1,122 @@
+"""The receiver's process: one broker's events, beside them its queues and workers sampled and its dead noticed."""
+
+import gc
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import NamedTuple
+
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.brokers.transports import make_probe
+from celery_monitor.errors import LeaseLost, StoreUnavailable
+from celery_monitor.receiver.helpers import QUEUE_SAMPLER, RECONCILER, SAMPLER, SCHEDULES, Helpers
+from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.reconcile import Reconciler
+from celery_monitor.receiver.sampler import Sampler
+from celery_monitor.receiver.sources.base import Source
+from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.receiver.standby import Standby
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.lease import Lease, lease_of
+
+log = logging.getLogger(__name__)
+
+OPEN_AGAIN_SECONDS = 2.0
+END_SECONDS = 10.0
+SWITCH_SECONDS = (
+    0.001  # how long the thread that empties the socket waits for the one that stores; Python's own is 0.005
+)
+# A batch makes many small objects and drops them, none in a circle: to look for circles every 700 objects costs a
+# sixth of all the time.
+COLLECT_AFTER = (50_000, 20, 20)
+
+
+def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
+    """Receives, samples and reconciles until told to stop, or stands by while another receiver does.
+
+    Waits for a database that cannot be opened yet.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+    store = _open(settings.database, stop)
+    if store is None:
+        return
+    with closing(store):
+        helpers = Helpers()
+        source = make_source(broker, settings, helpers)
+        lease = lease_of(store, broker.cluster)
+        standby = Standby(store, source, broker.cluster, lease)
+        with closing(lease), closing(standby):
+            while standby.wait(stop):
+                try:
+                    _lead(Leadership(store, source, lease, standby, helpers), settings, broker, stop)
+                except LeaseLost as error:
+                    log.warning("%s", error)
+                    standby.step_down()
+
+
+class Leadership(NamedTuple):
+    """What a receiver has while it leads."""
+
+    store: Store
+    source: Source
+    lease: Lease
+    standby: Standby
+    helpers: Helpers
+
+
+def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.Event) -> None:
+    """Receives, samples and judges until told to stop. Raises LeaseLost."""
+    store, helpers = term.store, term.helpers
+    over = threading.Event()
+    with ExitStack() as ending:
+        receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby, helpers)
+        remote = Remote(broker, settings)
+        probe = make_probe(broker, settings)
+        notice, senders = receiver.notice, receiver.senders
+        sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders)
+        receiver.on_new_worker(sampler.wake)
+        reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers)
+        beside = {
+            RECONCILER: reconciler.run,
+            SAMPLER: sampler.run,
+            QUEUE_SAMPLER: sampler.run_queues,
+            SCHEDULES: sampler.run_schedules,
+        }
+        for name, run_it in beside.items():
+            ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
+        ending.callback(over.set)  # also when the receiver itself ends by an error
+        receiver.run(stop)
+
+
+def _open(url: str, stop: threading.Event) -> Store | None:
+    while not stop.is_set():
+        try:
+            return open_store(url)
+        except StoreUnavailable as error:
+            log.error("%s", error)
+            stop.wait(OPEN_AGAIN_SECONDS)
+    return None
+
+
+def start_beside(
+    name: str, run: Callable[[threading.Event], None], stop: threading.Event, helpers: Helpers
+) -> threading.Thread:
+    """A thread that runs beside the receiver, and starts again after an error that nobody foresaw."""
+
+    def keep_running() -> None:
+        while not stop.is_set():
+            try:
+                run(stop)
+            except Exception as error:
+                helpers.failed(name, error)
+                log.exception("the %s failed and starts again in %.0f s", name, helpers.pause(name))
+                stop.wait(helpers.pause(name))
+
+    thread = threading.Thread(target=keep_running, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,448 @@
+"""When silence is judged: of workers, of processes that have tasks, of tasks, and after gaps.
+
+Nobody is accused while the receiver itself may be deaf. Silence counts only while we have listened: from the last
+heartbeat, or from when the receiver last connected, caught up, or woke. What is asked and concluded, and why, stands in
+lost_tasks.py.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from celery_monitor.brokers.remote import Remote
+from celery_monitor.brokers.transports import make_probe
+from celery_monitor.core.lifecycle import IN_QUEUE
+from celery_monitor.core.words import reconciliation_words
+from celery_monitor.core.workers import GRACE_SECONDS, ON_WORKER_STATES, process_state
+from celery_monitor.errors import MonitorError
+from celery_monitor.receiver.helpers import RECONCILER, Helpers
+from celery_monitor.receiver.lost_tasks import (
+    AGAIN_SECONDS,
+    RESERVED_STATES,
+    SOLO_SECONDS,
+    Activity,
+    Evidence,
+    JudgedProcess,
+    Snapshot,
+    judge,
+    may_have_ended,
+    process_name,
+    run_event,
+    seconds_ago,
+    unrecorded,
+    why_gone,
+)
+from celery_monitor.receiver.task_locations import CHUNK, StartedCheck, TaskLocations, WaitingCheck
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth, Reconciliation
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import read_gaps
+from celery_monitor.store.tasks.unfinished import (
+    WAITING_STATES,
+    ProcessKey,
+    UnfinishedTask,
+    has_sent_events,
+    last_number,
+    queue_names,
+    read_usual_runs,
+    recorded_ids,
+    tasks_by_process,
+    tasks_of_process,
+    unfinished_tasks,
+)
+from celery_monitor.store.workers import change_workers, read_workers
+
+STEP_SECONDS = 0.5
+COUNT_SECONDS = 1.0  # between two counts of the tasks that processes have
+LONG_SECONDS, REST = 0.1, 10.0  # where to count them takes longer, it is done once in so many times what it took
+DEAF_SECONDS = 5.0  # without a step: we were suspended, or the clock was set
+UNSAID_SECONDS = 2.0  # without a sign of the receiver: it waits for the database, or stores something large
+LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
+UNHEARD_SECONDS = 30.0  # silence of a worker that sends no heartbeats, after which it is asked
+PING_SECONDS = 1.0
+PINGS = 2  # unanswered in a row before a worker counts as gone
+ASK_AGAIN_SECONDS = 30.0  # between pings beyond those
+LOST_AT_ONCE = 1000
+USUAL_TIMES, MOST_TIMED = 2.0, 100  # a process in warm shutdown has this many times what its tasks usually take
+POLL_SECONDS = 2.0  # how often gaps are looked for
+BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
+ARRIVAL_SECONDS = 3.0  # for events to arrive: after a gap, and before a snapshot is judged
+PATIENCE_SECONDS = 60.0  # for workers to come back after a broker that was away, and for a result backend to answer
+# In this order: how far a gap's check is, is stored with the gap as a number of these.
+STATES = (TaskState.STARTED, *RESERVED_STATES, *WAITING_STATES, TaskState.LOST)
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Judges the workers of one cluster twice a second, in a thread of its own.
+
+    ``health`` gives what the receiver reports of itself; ``conclude`` stores events that were concluded.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: str,
+        remote: Remote,
+        health: Callable[[], ReceiverHealth],
+        conclude: Callable[[Delivery], None],
+        helpers: Helpers | None = None,
+    ) -> None:
+        self._helpers = helpers or Helpers()
+        self._store = store
+        self._cluster = cluster
+        self._remote = remote
+        self._health = health
+        self._locations = TaskLocations(store, remote, make_probe(remote.broker, remote.settings), conclude)
+        self._started = StartedCheck(self._locations)
+        self._gaps = GapCheck(self._locations)
+        self._waiting = WaitingCheck(self._locations)
+        self._stepped_at = 0.0
+        self._judged_at = 0.0
+        self._counts: dict[ProcessKey, int] = {}
+        self._count_at = 0.0
+        self._listening_since = 0.0
+        self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
+        self._gone: dict[str, str] = {}  # the evidence against workers that count as gone
+        self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}
+        self._activity: dict[ProcessKey, Activity] = {}
+        self._may_return: set[ProcessKey] = set()  # whose tasks we called lost
+        self._logged = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Judges until ``stop`` is set; broker and database may come and go."""
+        while not stop.wait(STEP_SECONDS):
+            try:
+                self.step(time.time())
+                self._helpers.works(RECONCILER)
+                self._logged = ""
+            except MonitorError as error:
+                self._helpers.failed(RECONCILER, error)
+                if error.message != self._logged:
+                    log.warning("workers cannot be judged: %s", error)
+                self._logged = error.message
+        self._locations.probe.close()
+
+    def step(self, now: float) -> None:
+        """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
+        began = time.monotonic()
+        if self._listening(now):
+            self._judge(now)
+        self._stepped_at = now + time.monotonic() - began  # to wait for answers is not to be suspended
+
+    def _judge(self, now: float) -> None:
+        workers = read_workers(self._store, self._cluster)
+        self._settle(workers, now)
+        self._judge_silent(workers, now)
+        if abs(now - self._judged_at) >= COUNT_SECONDS:
+            self._judged_at = now
+            self._judge_processes(workers, now)
+
+    def _judge_processes(self, workers: Sequence[Worker], now: float) -> None:
+        """What became of the tasks that processes have, and then of all others."""
+        counts = self._count()
+        self._activity = {
+            key: self._activity.get(key, Activity(count, now)).after(count, now) for key, count in counts.items()
+        }
+        by_name = {worker.hostname: worker for worker in workers}
+        for key in list(counts):
+            worker = by_name.get(key.hostname)
+            evidence = self._why_gone(worker, key, now) if worker else None
+            if worker and evidence and self._lose(worker, key, evidence, now):
+                del counts[key]
+        self._find_again(by_name, now)
+        self._started.step(workers, counts, now)
+        self._gaps.step(workers, now)
+        self._waiting.step(workers, counts, now)
+
+    def _count(self) -> dict[ProcessKey, int]:
+        """Tasks by process; where there are a million, to count them takes seconds: then it was done a while ago."""
+        began = time.monotonic()
+        if began >= self._count_at:
+            self._counts = tasks_by_process(self._store, self._cluster)
+            spent = time.monotonic() - began
+            self._count_at = began + spent * (REST if spent > LONG_SECONDS else 1.0)
+        return self._counts
+
+    def _listening(self, now: float) -> bool:
+        """Whether silence means anything now; if not, listening begins anew."""
+        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_level(now, UNSAID_SECONDS)
+        if not listening:
+            self._listening_since = now
+            self._unanswered.clear()
+            self._settled.clear()
+            for check in (self._started, self._gaps, self._waiting):
+                check.reset()
+        return listening
+
+    def _settle(self, workers: Iterable[Worker], now: float) -> None:
+        """Notes since when each worker has had this process and status."""
+        for worker in workers:
+            pid, status, _ = self._settled.get(worker.hostname, (None, None, now))
+            if (pid, status) != (worker.pid, worker.status):
+                self._settled[worker.hostname] = (worker.pid, worker.status, now)
+
+    # Silent workers
+
+    def _judge_silent(self, workers: Iterable[Worker], now: float) -> None:
+        silent = {worker.hostname: worker for worker in workers if self._is_silent(worker, now)}
+        for worker in workers:
+            if worker.hostname not in silent:
+                self._unanswered.pop(worker.hostname, None)
+            if worker.status is WorkerStatus.ONLINE:
+                self._gone.pop(worker.hostname, None)
+        names = [name for name, worker in silent.items() if self._to_be_asked(worker, now)]
+        answered = self._remote.ask("ping", destination=names, timeout=PING_SECONDS) if names else {}
+        for name in names:
+            self._after_ping(silent[name], name in answered, now)
+
+    def _to_be_asked(self, worker: Worker, now: float) -> bool:
+        """A worker that works and cannot answer finds all our pings when it is done: few, then."""
+        count, asked_at = self._unanswered.get(worker.hostname, (0, 0.0))
+        again = count < PINGS and self._silence(worker, now) > _overdue(worker)
+        return count == 0 or again or now - asked_at >= ASK_AGAIN_SECONDS
+
+    def _after_ping(self, worker: Worker, answered: bool, now: float) -> None:
+        if answered:
+            self._unanswered.pop(worker.hostname, None)
+            if self._silence(worker, now) > _overdue(worker):  # else the heartbeat is on its way
+                self._mark(worker, WorkerStatus.SILENT if worker.freq else WorkerStatus.ONLINE, now)
+            return
+        count = self._unanswered.get(worker.hostname, (0, 0.0))[0] + 1
+        self._unanswered[worker.hostname] = (count, now)
+        patience = SOLO_SECONDS if worker.pool == "solo" else _overdue(worker)
+        if count < PINGS or self._silence(worker, now) <= patience:
+            self._mark(worker, WorkerStatus.SILENT, now)
+            return
+        name = process_name(worker.hostname, worker.pid)
+        self._gone[worker.hostname] = f"{name} is gone: {_last_event(worker, now)}, and it did not answer {count} pings"
+        self._mark(worker, WorkerStatus.OFFLINE, now)
+
+    def _is_silent(self, worker: Worker, now: float) -> bool:
+        """No event came for long enough to ask; a worker that then does not answer is silent."""
+        limit = LATE_INTERVALS * worker.freq if worker.freq else UNHEARD_SECONDS
+        return worker.status is not WorkerStatus.OFFLINE and self._silence(worker, now) > limit
+
+    def _silence(self, worker: Worker, now: float) -> float:
+        """Seconds for which we have listened and nothing came."""
+        last = max(worker.last_heartbeat or 0.0, 0.0 if worker.freq else worker.inspected_at or 0.0)
+        return now - max(last, self._listening_since)
+
+    def _mark(self, judged: Worker, status: WorkerStatus, now: float) -> None:
+        """Stores the verdict, unless an event of the worker came meanwhile."""
+        if judged.status is status:
+            return
+
+        def change(worker: Worker) -> Worker:
+            before = (judged.last_heartbeat, judged.pid, judged.status)
+            if (worker.last_heartbeat, worker.pid, worker.status) != before:
+                return worker
+            offline_at = now if status is WorkerStatus.OFFLINE else None
+            return msgspec.structs.replace(worker, status=status, offline_at=offline_at)
+
+        change_workers(self._store, self._cluster, [judged.hostname], change)
+        log.info("%s is %s", judged.hostname, status.value)
+
+    # Processes that have tasks
+
+    def _why_gone(self, worker: Worker, key: ProcessKey, now: float) -> str | None:
+        _, _, settled_at = self._settled.get(worker.hostname, (None, None, now))
+        process = JudgedProcess(key, worker, self._activity[key], settled_at, self._gone.get(worker.hostname))
+        evidence = why_gone(process, self._listening_since, now)
+        leaving = evidence is not None and process_state(worker, key.pid) == "shutting down"
+        return None if leaving and self._usual_end(key, now) > now else evidence
+
+    def _usual_end(self, key: ProcessKey, now: float) -> float:
+        """When its started tasks have had USUAL_TIMES what runs of their names usually take."""
+        tasks = tasks_of_process(self._store, self._cluster, key, (TaskState.STARTED,), MOST_TIMED)
+        names = {task.name for task in tasks if task.name is not None}
+        usual = read_usual_runs(self._store, names, now, self._cluster) if names else {}
+        ends = [(task.started or 0.0) + USUAL_TIMES * usual[task.name].p99 for task in tasks if task.name in usual]
+        return max(ends, default=0.0)
+
+    def _lose(self, worker: Worker, key: ProcessKey, evidence: str, now: float) -> bool:
+        """Marks what the process has as lost, at most so many; whether that was all."""
+        tasks = self._locations.of_process(key, ON_WORKER_STATES, LOST_AT_ONCE)
+        self._conclude_runs("task-lost", tasks, worker, evidence, now)
+        self._may_return.add(key)
+        if tasks:
+            log.warning("%d tasks are lost: %s", len(tasks), evidence)
+        return len(tasks) < LOST_AT_ONCE
+
+    def _find_again(self, workers: Mapping[str, Worker], now: float) -> None:
+        """A process that came back is asked which of its lost tasks it still has."""
+        for key in list(self._may_return):
+            worker = workers.get(key.hostname)
+            if worker is None or (worker.pid != key.pid and worker.status is WorkerStatus.ONLINE):
+                self._may_return.discard(key)
+            elif worker.status is WorkerStatus.ONLINE:
+                lost = self._locations.of_process(key, (TaskState.LOST,), LOST_AT_ONCE)
+                has = self._locations.still_has(key.hostname, lost, PING_SECONDS)
+                if has is not None:
+                    found = [task for task in lost if task.id in has]
+                    self._conclude_runs("task-found", found, worker, None, now)
+                    self._may_return.discard(key)
+
+    def _conclude_runs(
+        self, kind: str, tasks: Iterable[UnfinishedTask], worker: Worker, text: str | None, now: float
+    ) -> None:
+        at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
+        self._locations.conclude([run_event(kind, task, at, text) for task in tasks], now)
+
+
+def _overdue(worker: Worker) -> float:
+    """Seconds of silence that no heartbeat on its way explains."""
+    return 2 * worker.freq + GRACE_SECONDS if worker.freq else UNHEARD_SECONDS
+
+
+def _last_event(worker: Worker, now: float) -> str:
+    ago = seconds_ago(worker.last_heartbeat, now)
+    return f"its last heartbeat came {ago} (one is due every {worker.freq:g} s)" if worker.freq else f"heard {ago}"
+
+
+class GapWork(NamedTuple):
+    """The gap that is being reconciled, and what was gathered so far."""
+
+    gap: Gap
+    began: float  # from when on events may be missing: of earlier gaps, too, that are reconciled with it
+    found: Reconciliation
+    first: Snapshot | None = None
+    second: Snapshot | None = None
+    newest: int = 0  # the number of the last task that was stored before the first snapshot
+    asked_at: float = 0.0
+    until: float = 0.0  # so long workers are waited for
+    silent_since: float | None = None  # the result backend
+    news: tuple[Event, ...] | None = None  # of tasks that the record may not have; None: not gathered yet
+
+
+class GapCheck:
+    """After a gap: what became of the tasks that had not ended when it began, and which came while nobody listened.
+
+    Two snapshots are made after the receiver has caught up. Then the record's unfinished tasks are judged in chunks,
+    one a second: a million of them must not flood a result backend. The progress is stored with the gap, in the
+    transaction of what was concluded: a receiver that starts anew goes on there.
+    """
+
+    def __init__(self, locations: TaskLocations) -> None:
+        self._locations = locations
+        self._store, self._cluster = locations.store, locations.cluster
+        self._work: GapWork | None = None
+        self._polled_at = 0.0
+
+    def reset(self) -> None:
+        """The receiver was deaf, or is behind: what was gathered before means nothing any more."""
+        self._work = None
+
+    def step(self, workers: Sequence[Worker], now: float) -> None:
+        """Does what is due, at most one chunk. Raises Broker- and StoreUnavailable."""
+        self._work = work = self._work or self._next(now)
+        if work is None:
+            return
+        if work.first is None or work.second is None:
+            if now - work.asked_at >= AGAIN_SECONDS:
+                self._work = self._gather(work, workers, now)
+        elif now - work.asked_at >= ARRIVAL_SECONDS:
+            gap = work.began, work.gap.ended or now
+            evidence = self._locations.evidence(work.first, work.second, workers, {}, now, gap)
+            if work.news is None:
+                queues_too = has_sent_events(self._store, self._cluster)
+                news = unrecorded(evidence, queues_too=queues_too)
+                self._work = work._replace(news=tuple(news))
+            elif work.news:
+                self._conclude_news(work, work.news, now)
+            else:
+                self._judge_chunk(work, evidence)
+
+    def _next(self, now: float) -> GapWork | None:
+        """The latest gap that is not reconciled; what is found out counts for the earlier ones, too."""
+        if abs(now - self._polled_at) < POLL_SECONDS:
+            return None
+        self._polled_at = now
+        gaps = [gap for gap in read_gaps(self._store, now - BACK_SECONDS, self._cluster) if gap.dropped != 0]
+        open_ = [gap for gap in gaps if gap.reconciliation is None or gap.reconciliation.ended is None]
+        if not open_ or any(gap.ended is None or now - gap.ended < ARRIVAL_SECONDS for gap in open_):
+            return None
+        *earlier, last = sorted(open_, key=lambda gap: gap.ended or 0.0)
+        for gap in earlier:
+            done = gap.reconciliation or Reconciliation(began=now)
+            self._store_progress(gap, msgspec.structs.replace(done, ended=now, together_with=last.began), now)
+        began = min(_beginning(gap, gaps) for gap in open_)
+        return GapWork(last, began, last.reconciliation or Reconciliation(began=now))
+
+    def _gather(self, work: GapWork, workers: Sequence[Worker], now: float) -> GapWork:
+        """The next snapshot; in the second all workers must have answered, as long as there is patience."""
+        newest = last_number(self._store, self._cluster)
+        consumed = {queue for worker in workers for queue in worker.queues or ()}
+        queues = consumed | queue_names(self._store, self._cluster)
+        snapshot = self._locations.snapshot(workers, queues)
+        work = work._replace(asked_at=now, until=work.until or now + PATIENCE_SECONDS)
+        if work.first is None or (now < work.until and work.first.silent | snapshot.silent):
+            return work._replace(first=snapshot, newest=newest)
+        return work._replace(second=snapshot)
+
+    def _conclude_news(self, work: GapWork, news: tuple[Event, ...], now: float) -> None:
+        """Of tasks that the record does not have."""
+        chunk, rest = news[:CHUNK], news[CHUNK:]
+        recorded = recorded_ids(self._store, self._cluster, [str(event.uuid) for event in chunk])
+        fresh = [event for event in chunk if event.uuid not in recorded]
+        queued = sum(event.type == IN_QUEUE for event in fresh)
+        found = msgspec.structs.replace(
+            work.found,
+            learnt_from_workers=work.found.learnt_from_workers + len(fresh) - queued,
+            learnt_from_queues=work.found.learnt_from_queues + queued,
+        )
+        self._store_progress(work.gap, found, now, fresh)
+        self._work = work._replace(news=rest, found=found)
+
+    def _judge_chunk(self, work: GapWork, evidence: Evidence) -> None:
+        """Judges the next tasks that the record has. While the result backend is silent, the chunk waits."""
+        number, *position = work.found.position
+        if number == len(STATES):
+            self._finish(work, evidence)
+            return
+        after = (float(position[0]), int(position[1]))
+        rows = unfinished_tasks(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
+        asked = [task for task in rows if may_have_ended(task, evidence)]
+        ends = self._locations.ends_of(task for task in asked if not evidence.has(task.id))
+        if rows:
+            silent_since = (work.silent_since or evidence.now) if ends is None else None
+            self._work = work = work._replace(silent_since=silent_since)
+        if ends is None and evidence.now - (work.silent_since or 0.0) < PATIENCE_SECONDS:
+            return
+        verdicts = [judge(task, evidence._replace(ends=ends)) for task in asked]
+        counts = Counter(verdict.found for verdict in verdicts)
+        found = msgspec.structs.replace(
+            work.found,
+            position=(number, *rows[-1].position) if rows else (number + 1, 0.0, 0),
+            asked=work.found.asked + len(asked),
+            complete=work.found.complete and ends is not None,
+            **{name: getattr(work.found, name) + count for name, count in counts.items()},
+        )
+        events = [event for verdict in verdicts for event in verdict.events]
+        self._store_progress(work.gap, found, evidence.now, events)
+        self._work = work._replace(found=found)
+
+    def _finish(self, work: GapWork, evidence: Evidence) -> None:
+        complete = work.found.complete and evidence.first.complete and evidence.second.complete
+        found = msgspec.structs.replace(work.found, ended=evidence.now, complete=complete)
+        self._store_progress(work.gap, found, evidence.now)
+        log.info("the gap of %s is reconciled: %s", self._cluster, reconciliation_words(found))
+        self._work = None
+
+    def _store_progress(self, gap: Gap, found: Reconciliation, now: float, events: Sequence[Event] = ()) -> None:
+        """In one transaction: a receiver that is killed has stored both, what it concluded and how far it was."""
+        self._locations.conclude(events, now, msgspec.structs.replace(gap, reconciliation=found))
+
+
+def _beginning(gap: Gap, gaps: Iterable[Gap]) -> float:
+    """When the first gap began that is reconciled together with this one."""
+    together = [each for each in gaps if each.reconciliation and each.reconciliation.together_with == gap.began]
+    return min([gap.began, *(_beginning(each, gaps) for each in together)])

@@ -1,0 +1,569 @@
+"""What has arrived from a broker and is not stored yet: in memory, then in files, in one order and within one bound.
+
+A reader (a process for Redis, a thread elsewhere) empties the broker's socket into its Buffer and passes it on through
+a pipe; the receiver says through the same pipe what it has stored.
+
+Run as a script, this file is the process that reads the socket of a Redis. A thread that is to empty it waits for the
+interpreter whenever another thread stores, a tenth of a second and more where the machine is busy: long enough for
+Redis to close the connection at its 32 MB. The process shares no interpreter, so it imports nothing of ours.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import select
+import signal
+import struct
+import sys
+import time
+import zlib
+from binascii import a2b_base64
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1024 * 1024
+SEGMENT_BYTES = 16 * 1024 * 1024  # a file is deleted once all of it is committed
+MOST_RECORD_BYTES = 1 << 30  # a length beyond it is damage
+AWAY_SECONDS = 1.0  # what waits longer than this in memory: the database is away
+PING_AFTER_SECONDS = 3.0
+DEAD_AFTER_SECONDS = 9.0
+PING = b"*1\r\n$4\r\nPING\r\n"
+MESSAGE = b"*4\r\n$8\r\npmessage\r\n"  # how each message of a subscription begins; JSON has no line ends in it
+CLOSED = "the broker closed the connection"
+NICER = -10  # where we may
+# Of a record, and of a frame in the pipe.
+DATA, RESTART, DAMAGED, END = range(4)
+FRAME = struct.Struct("=BIddI")  # kind, bytes behind it, time of arrival, kept until, events dropped before it
+COMMITTED = struct.Struct("=Q")  # from the receiver: the number of all that is stored
+_HEAD = struct.Struct(">BIId")  # kind, bytes behind it, their checksum, time of arrival
+_POSITION = struct.Struct(">QQI")  # segment, offset, checksum of both
+_SUFFIX = ".segment"
+
+Position = tuple[int, int]  # segment and offset
+
+
+class Record(NamedTuple):
+    """Bytes that arrived together.
+
+    RESTART instead of bytes: what comes next does not continue what came before. DAMAGED: a crash left none to read.
+    """
+
+    arrived: float
+    data: bytes
+    kind: int = DATA
+
+
+class Spool:
+    """Records in segments, append-only files in a folder of its own, at most ``limit`` bytes. For one thread.
+
+    What was appended survives the death of this process (not that of the machine: nothing is synced); what was read and
+    not committed comes again in the next one. The folder belongs to one process at a time: where another has it,
+    ``<folder>.2`` is used, and so on, since others stand by beside a receiver that writes.
+    """
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        self._directory = self._base = directory
+        self._limit = limit
+        self._claimed: int | None = None
+        self._sizes: dict[int, int] = {}  # of the segments that exist
+        self._writing: int | None = None
+        self._committed: Position = (0, 0)
+        self._handles: dict[int, int] = {}
+        self._failed = False
+        self.position: Position = (0, 0)  # behind the last record that was read
+        self._claim()
+        self._find()
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self._sizes.values())
+
+    @property
+    def empty(self) -> bool:
+        """Everything was read."""
+        return self.unread is None
+
+    def append(self, record: Record) -> bool:
+        """Keep a record; False where the bound is reached or the disk refuses."""
+        if record.data and self.size + _HEAD.size + len(record.data) > self._limit:
+            return False
+        # Never behind the rest of an earlier process: its last record may be half a one. Nor behind what was read: what
+        # came since then may wait in memory, and insert() needs a free number for it.
+        if self._writing not in self._sizes or self.empty or self._sizes[self._writing] >= SEGMENT_BYTES:
+            self._writing = self._next_number()
+        return self._write(self._writing, _packed(record))
+
+    def insert(self, records: Sequence[Record], before: int | None) -> None:
+        """Keep records in front of the run of segments that begins with ``before``; ``None``: behind all of them."""
+        self._write(self._next_number() if before is None else before - 1, b"".join(map(_packed, records)))
+
+    @property
+    def unread(self) -> int | None:
+        """The first segment of which not everything was read."""
+        segment, offset = self.position
+        if self._sizes.get(segment, 0) > offset:
+            return segment
+        return min((each for each in self._sizes if each > segment), default=None)
+
+    def read(self) -> Record | None:
+        """The next record; ``None`` where all were read."""
+        number = self.unread
+        if number is None:
+            return None
+        segment, offset = self.position
+        record, end = self._record(number, offset if number == segment else 0)
+        self.position = (number, end)
+        return record
+
+    def commit(self, position: Position) -> None:
+        """Everything before ``position`` is stored elsewhere: it need not come again."""
+        if self._committed == position:
+            return
+        segment, offset = self._committed = position
+        place = _POSITION.pack(segment, offset, zlib.crc32(f"{segment} {offset}".encode()))
+        # Where it fails, the records come again, which changes nothing.
+        with suppress(OSError):
+            self._position_file.write_bytes(place)
+        all_read = self.empty and position == self.position
+        done = [number for number in self._sizes if number < segment or (number == segment and all_read)]
+        for number in done:  # the next record goes into a new one
+            self._delete(number)
+
+    def close(self) -> None:
+        """Close the files and leave the folder to the next process."""
+        for number in list(self._handles):
+            os.close(self._handles.pop(number))
+        if self._claimed is not None:
+            os.close(self._claimed)
+            self._claimed = None
+
+    @property
+    def _position_file(self) -> Path:
+        return self._directory / "position"
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:012d}{_SUFFIX}"
+
+    def _find(self) -> None:
+        """What an earlier process has left."""
+        if self._claimed is None:
+            return
+        self._sizes = {int(path.stem): path.stat().st_size for path in self._directory.glob(f"*{_SUFFIX}")}
+        # Without a position everything comes again. Numbers go on behind it, also where no segment is left.
+        with suppress(OSError, struct.error):
+            segment, offset, checksum = _POSITION.unpack(self._position_file.read_bytes())
+            if checksum == zlib.crc32(f"{segment} {offset}".encode()):
+                self.position = self._committed = (segment, offset)
+        if not self.empty:
+            log.info("events wait in %s: %d bytes", self._directory, self.size)
+
+    def _claim(self) -> None:
+        """Lock the first folder that no other process has; one that does not exist yet is locked once it is made."""
+        number = 1
+        while self._claimed is None and self._directory.is_dir():
+            handle = os.open(self._directory, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._claimed = handle
+            except BlockingIOError:
+                os.close(handle)
+                number += 1
+                self._directory = self._base.with_name(f"{self._base.name}.{number}")
+
+    def _make(self) -> None:
+        while self._claimed is None:
+            self._directory.mkdir(0o700, parents=True, exist_ok=True)
+            self._claim()
+
+    def _handle(self, number: int) -> int:
+        if number not in self._handles:
+            self._make()
+            self._handles[number] = os.open(self._path(number), os.O_RDWR | os.O_CREAT, 0o600)
+        return self._handles[number]
+
+    def _next_number(self) -> int:
+        return max([*self._sizes, self.position[0], self._writing or 0]) + 2
+
+    def _write(self, number: int, data: bytes) -> bool:
+        size = self._sizes.get(number, 0)
+        try:
+            handle = self._handle(number)
+            self._sizes.setdefault(number, size)
+            self._write_at(handle, size, data)
+        except OSError as error:
+            if not self._failed:
+                log.error("events cannot wait in %s: %s", self._directory, error)
+            self._failed = True
+            return False
+        self._sizes[number] = size + len(data)
+        self._failed = False
+        return True
+
+    def _write_at(self, handle: int, size: int, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.pwrite(handle, rest, size + len(data) - len(rest)) :]
+        except OSError:
+            with suppress(OSError):  # what is torn is written over, or found damaged by the next process
+                os.ftruncate(handle, size)
+            raise
+
+    def _record(self, segment: int, offset: int) -> tuple[Record, int]:
+        end = self._sizes[segment]
+        path = self._path(segment)
+        try:
+            handle = self._handle(segment)
+            kind, length, checksum, arrived = _HEAD.unpack(os.pread(handle, _HEAD.size, offset))
+            start = offset + _HEAD.size
+            data = os.pread(handle, length, start) if length <= min(end - start, MOST_RECORD_BYTES) else b""
+            if len(data) == length and zlib.crc32(data) == checksum:
+                return Record(arrived, data, kind), start + length
+        except (OSError, struct.error) as error:
+            log.warning("%s: %s", path, error)
+        log.warning("%s is damaged from byte %d on; %d bytes are passed over", path, offset, end - offset)
+        return Record(path.stat().st_mtime, b"", DAMAGED), end
+
+    def _delete(self, number: int) -> None:
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            os.close(handle)
+        self._path(number).unlink(missing_ok=True)
+        del self._sizes[number]
+
+
+def _packed(record: Record) -> bytes:
+    return _HEAD.pack(record.kind, len(record.data), zlib.crc32(record.data), record.arrived) + record.data
+
+
+class Buffer:
+    """Records on their way to the receiver: ``limit`` bytes in memory, or half of it and then the spool.
+
+    They leave in the order in which they came. With a spool, one that has left is kept until it is committed.
+    """
+
+    def __init__(self, limit: int, spool: Spool | None = None) -> None:
+        self._limit = limit
+        self._spool = spool
+        self._memory: deque[Record] = deque()
+        self._size = 0  # bytes in memory that wait
+        self._last: Record | None = None  # behind all that waits on disk
+        self._sent: deque[Record | Position] = deque()  # not committed: from memory, or how far the spool was read
+        self._committed = 0
+        self._out = memoryview(b"")
+        self._end: str | None = None
+        self._dropped = 0
+        self.heard_at = time.time()
+        self._ended = False
+        if spool is not None and not spool.empty:
+            # An earlier process stored some of it, and ended somewhere.
+            self._frame(Record(self.heard_at, b"", RESTART))
+            self._sent.append(spool.position)
+            spool.append(Record(self.heard_at, b"", RESTART))
+
+    @property
+    def full(self) -> bool:
+        """No more should be read from a broker that keeps the rest."""
+        return self._size >= self._limit
+
+    @property
+    def waits(self) -> bool:
+        """There is something to pass on."""
+        ending = self._end is not None and not self._ended
+        return bool(self._out or self._memory or self._last or self._on_disk or ending)
+
+    @property
+    def _on_disk(self) -> bool:
+        return self._spool is not None and not self._spool.empty
+
+    def put(self, data: bytes, arrived: float | None = None) -> bool:
+        """Keep what has just arrived; False where there is no room for it."""
+        self.heard_at = time.time() if arrived is None else arrived
+        record = Record(self.heard_at, data)
+        if self._last is not None:
+            return False
+        if self._spool is not None and self._should_spool(record) and self._spool.append(record):
+            return True
+        if self._on_disk or (self._size and self._size + len(data) > self._limit):
+            return False
+        self._hold(record)
+        return True
+
+    def put_last(self, data: bytes) -> None:
+        """Keep what put() refused, the end of a message that was begun; what follows must be dropped."""
+        if data:
+            self._last = Record(self.heard_at, data)
+
+    def drop(self, events: int) -> None:
+        """So many events are lost for want of room."""
+        self._dropped += events
+
+    def end(self, reason: str) -> None:
+        """Nothing more comes: the receiver reads why once it has everything."""
+        self._end = reason
+
+    def send(self, out: int) -> None:
+        """Pass on what ``out`` accepts without waiting; raises OSError where nobody reads it any more."""
+        while self._out or self._next():
+            try:
+                done = os.write(out, self._out)
+            except BlockingIOError:
+                return
+            self._out = self._out[done:]
+
+    def commit(self, number: int) -> None:
+        """So many of the records that were passed on are stored."""
+        position = None
+        for _ in range(min(number - self._committed, len(self._sent))):
+            sent = self._sent.popleft()
+            if not isinstance(sent, Record):
+                position = sent
+        self._committed = max(number, self._committed)
+        if position is not None and self._spool is not None:
+            self._spool.commit(position)
+
+    def close(self) -> None:
+        """Leave all that is not stored in the spool, for the next process."""
+        if self._spool is None:
+            return
+        run: list[Record] = []  # from memory, between what stands in segments
+        for each in (*self._sent, *self._memory):
+            if isinstance(each, Record):
+                run.append(each)
+            elif run:
+                self._spool.insert(run, before=each[0])
+                run = []
+        if run:
+            self._spool.insert(run, before=self._spool.unread)
+        if self._last is not None:
+            self._spool.insert([self._last], before=None)
+        self._spool.close()
+
+    def _should_spool(self, record: Record) -> bool:
+        if self._on_disk:
+            return True  # behind what waits there already
+        away = bool(self._memory) and record.arrived - self._memory[0].arrived > AWAY_SECONDS
+        return away or self._size + len(record.data) > self._limit // 2
+
+    def _hold(self, record: Record) -> None:
+        self._memory.append(record)
+        self._size += len(record.data)
+
+    def _next(self) -> bool:
+        """Make the next record the one that is sent."""
+        if self._memory:
+            record = self._memory.popleft()
+            self._size -= len(record.data)
+            self._keep_sent(record)
+        elif self._spool is not None and (read := self._spool.read()) is not None:
+            record = read
+            self._keep_sent(self._spool.position)
+        elif self._last is not None:
+            record, self._last = self._last, None
+            self._keep_sent(record)
+        elif self._end is not None and not self._ended:
+            record = Record(self.heard_at, self._end.encode(), END)
+            self._ended = True
+        else:
+            return False
+        self._frame(record)
+        return True
+
+    def _keep_sent(self, sent: Record | Position) -> None:
+        if self._spool is not None:
+            self._sent.append(sent)
+
+    def _frame(self, record: Record) -> None:
+        # What arrived earlier is on disk, or with the receiver.
+        kept = self._memory[0].arrived if self._memory else self.heard_at
+        head = FRAME.pack(record.kind, len(record.data), record.arrived, kept, self._dropped)
+        self._dropped = 0
+        self._out = memoryview(head + record.data)
+
+
+class Socket(Protocol):
+    """A broker's socket, which poll() can watch."""
+
+    def fileno(self) -> int: ...
+
+    def read(self) -> bytes:
+        """What has come, without waiting; b"" for nothing. Raises OSError when there is no more."""
+
+    def send(self, data: bytes) -> None: ...
+
+
+class Stream(Protocol):
+    """What is done with the bytes of a broker."""
+
+    errors: tuple[type[Exception], ...]  # that end the connection
+    tick_seconds: float
+    keeps_events: bool  # the broker keeps what is not read
+
+    def receive(self, data: bytes) -> None:
+        """Put what has come into the buffer."""
+
+    def tick(self, idle: float) -> bytes:
+        """What to send now, ``idle`` seconds after the last byte came; raises OSError if the peer is dead."""
+
+    def commit(self, number: int) -> None:
+        """The receiver has stored everything up to this number."""
+
+    def resume(self) -> None:
+        """There may be room in the buffer again."""
+
+
+def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
+    """Read ``broker`` to its end and pass everything on until the receiver closes its end of ``out``."""
+    poll = select.poll()
+    last_byte = last_tick = time.monotonic()
+    ended = False
+    while True:
+        paused = stream.keeps_events and buffer.full
+        poll.register(out, select.POLLIN | (select.POLLOUT if buffer.waits else 0))
+        if ended or paused:
+            with suppress(KeyError):
+                poll.unregister(broker)
+        else:
+            poll.register(broker, select.POLLIN)
+        ready = dict(poll.poll(stream.tick_seconds * 1000))
+        now = time.monotonic()
+        committed = bool(ready.get(out, 0) & ~select.POLLOUT)
+        if committed and not heed(out, stream.commit):
+            return
+        try:
+            if broker.fileno() in ready and (data := broker.read()):
+                last_byte = now
+                stream.receive(data)
+            if not ended and (committed or now - last_tick >= stream.tick_seconds):
+                last_tick, last_byte = now, now if paused else last_byte
+                broker.send(stream.tick(now - last_byte))
+        except stream.errors as error:
+            ended = True
+            buffer.end(str(error) or type(error).__name__)
+        with suppress(BrokenPipeError):  # which poll() reports next
+            buffer.send(out)
+        stream.resume()
+
+
+def heed(out: int, commit: Callable[[int], None]) -> bool:
+    """Note what the receiver has stored; False where it has closed its end."""
+    size = COMMITTED.size
+    try:
+        data = os.read(out, 4096 // size * size)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    for (number,) in COMMITTED.iter_unpack(data[: len(data) // size * size]):
+        commit(number)
+    return bool(data)
+
+
+class RedisStream:
+    """What a Redis sends, as it comes. For want of room, whole messages are dropped and their events counted."""
+
+    errors: tuple[type[Exception], ...] = (OSError,)
+    tick_seconds = 1.0
+    keeps_events = False
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+        self._refused = b""  # by the buffer: the end of a message, or while dropping the beginning of one
+        self._dropping = False
+
+    def receive(self, data: bytes) -> None:
+        if not self._refused and self._buffer.put(data):
+            return
+        self._refused += data
+        if not self._dropping:
+            rest, begin, following = self._refused.partition(MESSAGE)
+            if begin:  # what the buffer holds is completed
+                self._dropping = True
+                self._buffer.put_last(rest)
+                self._refused = begin + following
+        if self._dropping:
+            _, *messages, last = self._refused.split(MESSAGE)
+            self._buffer.drop(sum(map(count_events, messages)))
+            self._refused = MESSAGE + last  # which may be incomplete
+        self.resume()
+
+    def resume(self) -> None:
+        if self._refused and self._buffer.put(self._refused):
+            self._refused, self._dropping = b"", False
+
+    def tick(self, idle: float) -> bytes:
+        if idle > DEAD_AFTER_SECONDS:
+            raise TimeoutError(f"no answer for {idle:.0f} s")
+        return PING if idle >= PING_AFTER_SECONDS else b""
+
+    def commit(self, number: int) -> None:
+        self._buffer.commit(number)
+
+
+def count_events(message: bytes) -> int:
+    """The events in a message, given from behind MESSAGE on; a message in another form than JSON counts as one."""
+    try:
+        *_, length, payload = message.split(b"\r\n", 5)
+        envelope = json.loads(payload[: int(length[1:])])
+        encoded = envelope["properties"].get("body_encoding") == "base64"
+        events = json.loads(a2b_base64(envelope["body"]) if encoded else envelope["body"])
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return 1
+    return len(events) if isinstance(events, list) else 1
+
+
+class _Descriptor:
+    """The socket as the process has inherited it."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+    def read(self) -> bytes:
+        try:
+            data = os.read(self._number, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        if not data:
+            raise ConnectionError(CLOSED)
+        return data
+
+    def send(self, data: bytes) -> None:
+        with suppress(BlockingIOError):  # a ping that the broker does not read
+            os.write(self._number, data)
+
+
+def read_redis(broker: Socket, out: int, limit: int, directory: Path, room: int) -> None:
+    """Read a Redis until it ends, or the receiver; what the receiver has not stored then stays in ``directory``."""
+    buffer = Buffer(limit, Spool(directory, room) if room else None)
+    stream = RedisStream(buffer)
+    try:
+        pump(broker, out, stream, buffer)
+        with suppress(OSError):  # what has come until now
+            stream.receive(broker.read())
+    finally:
+        buffer.close()
+
+
+def main(broker: int, out: int, limit: int, directory: Path, room: int) -> None:
+    """The process that reads a Redis."""
+    # Who stops the receiver stops its whole group: what has arrived is passed on until the receiver lets go.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):
+        os.nice(NICER)
+    os.set_blocking(out, False)
+    read_redis(_Descriptor(broker), out, limit, directory, room)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))

@@ -1,0 +1,369 @@
+"""Asks workers, broker and result backend where tasks are, and picks the waiting tasks that are worth asking for.
+
+The broker is read first. A task that goes from its queue to a worker meanwhile is then seen twice, not never; one
+that goes the other way is missed at most once, so nothing is concluded from one snapshot.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import inf
+from typing import Any, NamedTuple
+
+from celery_monitor.brokers.amqp import queue_is_missing
+from celery_monitor.brokers.queues import Probe
+from celery_monitor.brokers.remote import Remote, Reply
+from celery_monitor.brokers.results import ResultReader, StoredEnd
+from celery_monitor.brokers.task_messages import can_read_messages, can_take_messages, survey
+from celery_monitor.core.workers import process_state, twins
+from celery_monitor.receiver.lost_tasks import (
+    AGAIN_SECONDS,
+    RESERVED_STATES,
+    STARTED_AGAIN_SECONDS,
+    STARTED_SECONDS,
+    Evidence,
+    OnWorker,
+    Snapshot,
+    judge,
+    waits_since,
+)
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, Gap
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import read_gaps
+from celery_monitor.store.tasks.unfinished import (
+    WAITING_STATES,
+    ProcessKey,
+    UnfinishedTask,
+    last_number,
+    tasks_of_process,
+    unfinished_of,
+    unfinished_tasks,
+    waiting_by_queue,
+    workers_with_tasks,
+)
+
+ANSWER_SECONDS = 2.0
+QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (("active", {"safe": True}), ("reserved", {}), ("scheduled", {}))
+DELAYED = tuple(f"celery_delayed_{level}" for level in range(28))  # kombu/transport/native_delayed_delivery.py
+WAITING_SECONDS = 45.0  # a task that waits shorter is not asked for
+REST_SECONDS, LONGEST_REST = 30.0, 240.0  # of a queue in which nothing was missing; doubled each time
+MOST_WAITING = 5000  # messages in a queue of Redis that is read for this
+MOST_QUEUES = 100  # in one round
+CHUNK = 500  # tasks asked for at once
+WALK_SECONDS, WALK_ROWS = 0.2, 1000  # of one round, in the record
+_START = (-inf, -1)
+MOST_ASKED = 500  # started tasks of a process
+TIMES, TIMES_SILENT = 2, 20  # a worker is asked before a task is lost; so often while the result backend is silent
+ROUND_SECONDS = 10.0  # between two rounds of waiting tasks
+
+
+class TaskLocations:
+    """Asks about the tasks of one cluster, of our share, and passes on what is concluded.
+
+    All methods raise Broker- and StoreUnavailable.
+    """
+
+    def __init__(self, store: Store, remote: Remote, probe: Probe, conclude: Callable[[Delivery], None]) -> None:
+        self.store = store
+        self.cluster = remote.broker.cluster
+        self.remote = remote
+        self.probe = probe
+        self.reads_queues = can_read_messages(remote.broker)  # messages can be read in place
+        self._ends = ResultReader(remote.broker, remote.settings)
+        self._conclude = conclude
+
+    def conclude(self, events: Sequence[Event], now: float, gap: Gap | None = None) -> None:
+        """Events that were concluded, and the gap that they are concluded from, in one transaction."""
+        if events or gap:
+            self._conclude(Delivery(events=list(events), arrived=now, gap=gap))
+
+    def of_process(
+        self, process: ProcessKey, states: Iterable[TaskState], most: int, *, started_before: float | None = None
+    ) -> list[UnfinishedTask]:
+        """At most ``most`` tasks in these states that a worker process has, the oldest first."""
+        return tasks_of_process(self.store, self.cluster, process, states, most, started_before=started_before)
+
+    def ends_of(self, tasks: Iterable[UnfinishedTask]) -> dict[str, StoredEnd] | None:
+        """The ends that the result backend has of these tasks; ``None`` where it does not answer."""
+        ids = [task.id for task in tasks]
+        return self._ends.of(ids) if ids else {}
+
+    def evidence(
+        self,
+        first: Snapshot,
+        second: Snapshot,
+        workers: Iterable[Worker],
+        ends: Mapping[str, StoredEnd] | None,
+        now: float,
+        gap: tuple[float, float] | None = None,
+    ) -> Evidence:
+        """Two snapshots with what goes beside them."""
+        by_name = {worker.hostname: worker for worker in workers}
+        backend = self._ends.absence if ends is not None else "the result backend does not answer"
+        return Evidence(first, second, by_name, now, ends, backend, gap, reads_queues=self.reads_queues)
+
+    def snapshot(self, workers: Iterable[Worker], queues: Collection[str], *, measure: bool = False) -> Snapshot:
+        """Reads these queues where that removes nothing, and asks all workers that may be up.
+
+        ``measure``: where queues cannot be read, finds out which are empty. A silent worker is asked too, for it may
+        be busy: a solo pool neither beats nor answers. Of several processes with one name one answers for all, so
+        their name never counts as answered.
+        """
+        measured = self._measured(queues) if measure and not self.reads_queues else Snapshot({}, {})
+        found = survey(self.remote.broker, self.remote.settings, queues)
+        names = {worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE}
+        on_workers, answered = self._ask(names)
+        answered -= {worker.hostname for worker in workers if twins(worker)}
+        return measured._replace(
+            on_workers=on_workers,
+            messages=found.messages,
+            answered=answered,
+            silent=frozenset(names - answered),
+            queues=frozenset(queues),
+            whole=found.whole,
+        )
+
+    def unlisted(self, hostname: str, tasks: Sequence[UnfinishedTask]) -> list[UnfinishedTask]:
+        """Those that the worker surely does not have; none where it does not answer every question."""
+        has = self.still_has(hostname, tasks)
+        if has is None or all(task.id in has for task in tasks):
+            return []
+        on_worker, answered = self._ask({hostname})
+        return [task for task in tasks if answered and task.id not in has and task.id not in on_worker]
+
+    def still_has(
+        self, hostname: str, tasks: Iterable[UnfinishedTask], seconds: float = ANSWER_SECONDS
+    ) -> Collection[str] | None:
+        """The ids of those of these tasks that the worker finds; ``None`` where it does not answer in time."""
+        ids = [task.id for task in tasks]
+        if not ids:
+            return ()
+        reply = self.remote.ask("query_task", {"ids": ids}, [hostname], seconds).get(hostname)
+        return reply.ok if reply is not None and isinstance(reply.ok, dict) else None
+
+    def _ask(self, hostnames: Collection[str]) -> tuple[dict[str, OnWorker], frozenset[str]]:
+        """The tasks that these workers list, and who answered every question."""
+        found: dict[str, OnWorker] = {}
+        answered = frozenset(hostnames)
+        for question, arguments in QUESTIONS:  # who does not answer one is not asked the next: each costs a wait
+            replies = self.remote.ask(question, arguments, sorted(answered), ANSWER_SECONDS) if answered else {}
+            listed = {hostname: _listed(question, replies.get(hostname)) for hostname in answered}
+            for tasks in listed.values():
+                found = (tasks or {}) | found  # what is active is asked for first, and more than reserved
+            answered = frozenset(hostname for hostname, tasks in listed.items() if tasks is not None)
+        return found, answered
+
+    def _measured(self, queues: Collection[str]) -> Snapshot:
+        broker, settings = self.remote.broker, self.remote.settings
+        sampled = self.probe.sample([*sorted(queues), *(DELAYED if can_take_messages(broker) else ())])
+        own = [queue for queue in sampled if queue.name in queues]
+        absent = frozenset(
+            queue.name for queue in own if queue.ready is None and queue_is_missing(broker, settings, queue.name)
+        )
+        empty = absent | {queue.name for queue in own if queue.ready == 0}
+        delayed = any(queue.ready for queue in sampled if queue.name in DELAYED)
+        return Snapshot({}, {}, empty=empty, absent_queues=absent, delayed=delayed)
+
+
+def _listed(question: str, reply: Reply | None) -> dict[str, OnWorker] | None:
+    """``None`` where the worker did not answer, or not with a list."""
+    if reply is None or not isinstance(reply.ok, list):
+        return None
+    return dict(each for item in reply.ok if (each := _on_worker(question, reply.worker, item)) is not None)
+
+
+def _on_worker(question: str, hostname: str, item: object) -> tuple[str, OnWorker] | None:
+    """One task of a worker's answer.
+
+    Arguments are read from ``active`` alone, where they are the publisher's repr: who sends a task may have hidden
+    them from monitors, and the others show them as they are.
+    """
+    request = item.get("request", item) if isinstance(item, dict) else None  # ``scheduled`` wraps it
+    if not isinstance(request, dict) or not isinstance(request.get("id"), str):
+        return None
+    given = request.get("delivery_info")
+    delivery: dict[str, Any] = given if isinstance(given, dict) else {}
+    active = question == "active"
+    started = request.get("time_start")
+    found = OnWorker(
+        listed=question,
+        hostname=hostname,
+        name=_text(request.get("name")),
+        args=_text(request.get("args")) if active else None,
+        kwargs=_text(request.get("kwargs")) if active else None,
+        started=float(started) if active and isinstance(started, int | float) else None,
+        eta=_text(item.get("eta")) if isinstance(item, dict) else None,
+        exchange=_text(delivery.get("exchange")),
+        routing_key=_text(delivery.get("routing_key")),
+    )
+    return request["id"], found
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+class StartedCheck:
+    """Asks workers that are up for the tasks that they started long ago, several times before one is lost."""
+
+    def __init__(self, locations: TaskLocations) -> None:
+        self._locations = locations
+        self._asked_at = 0.0
+        self._absent: dict[tuple[ProcessKey, str], int] = {}  # how often the worker did not have the task
+
+    def reset(self) -> None:
+        """Silence means nothing any more: all questions begin anew."""
+        self._absent.clear()
+
+    def step(self, workers: Iterable[Worker], processes: Iterable[ProcessKey], now: float) -> None:
+        """One round of questions, where it is time. Raises Broker- and StoreUnavailable."""
+        if abs(now - self._asked_at) < STARTED_AGAIN_SECONDS:  # the clock may have been set back
+            return
+        self._asked_at = now
+        by_name = {worker.hostname: worker for worker in workers if worker.status is WorkerStatus.ONLINE}
+        counted: dict[tuple[ProcessKey, str], int] = {}
+        for process in processes:
+            worker = by_name.get(process.hostname)
+            # Of two processes of one name nobody knows which one answered.
+            if worker is not None and worker.pid == process.pid and not twins(worker):
+                counted |= self._ask(worker, process, now)
+        self._absent = counted
+
+    def _ask(self, worker: Worker, process: ProcessKey, now: float) -> dict[tuple[ProcessKey, str], int]:
+        before = now - (worker.skew or 0.0) - STARTED_SECONDS
+        tasks = self._locations.of_process(process, (TaskState.STARTED,), MOST_ASKED, started_before=before)
+        absent = self._locations.unlisted(process.hostname, tasks)
+        counted = {(process, task.id): self._absent.get((process, task.id), 0) + 1 for task in absent}
+        ends = self._locations.ends_of(task for task in absent if counted[process, task.id] >= TIMES)
+        enough = TIMES if ends is not None else TIMES_SILENT
+        due = [task for task in absent if counted[process, task.id] >= enough]
+        answered = Snapshot({}, {}, answered=frozenset({worker.hostname}))
+        evidence = self._locations.evidence(answered, answered, [worker], ends, now)._replace(ends=ends or {})
+        self._locations.conclude([event for task in due for event in judge(task, evidence).events], now)
+        for task in due:
+            del counted[process, task.id]
+        return counted
+
+
+class Round(NamedTuple):
+    """Waiting tasks that are looked for, by their queues."""
+
+    tasks: Sequence[UnfinishedTask]
+    queues: frozenset[str]
+    first: Snapshot
+    at: float
+
+
+class WaitingCheck:
+    """Looks for the messages of tasks that have waited long, and of those that a stopped worker had not started.
+
+    Only in queues that are empty, or that can be read; a queue in which nothing was missing rests longer each time.
+    """
+
+    def __init__(self, locations: TaskLocations) -> None:
+        self._locations = locations
+        self._store, self._cluster = locations.store, locations.cluster
+        self._round: Round | None = None
+        self._round_at = 0.0
+        self._last_name = ""  # of the queues that had their turn
+        self._positions: dict[TaskState, tuple[float, int]] = {}  # how far the record was gone through
+        self._rests: dict[str, tuple[float, float]] = {}  # of queues: until when, and for how long
+
+    def reset(self) -> None:
+        """The receiver was deaf, or is behind: the first snapshot means nothing any more."""
+        self._round = None
+
+    def step(self, workers: Sequence[Worker], processes: Iterable[ProcessKey], now: float) -> None:
+        """Does what is due; ``processes``: those that have tasks. Raises Broker- and StoreUnavailable."""
+        if self._round is None:
+            if abs(now - self._round_at) >= ROUND_SECONDS:
+                self._round_at = now
+                self._begin(workers, processes, now)
+        elif now - self._round.at >= AGAIN_SECONDS:
+            begun, self._round = self._round, None
+            self._judge(begun, workers, now)
+
+    def _begin(self, workers: Sequence[Worker], processes: Iterable[ProcessKey], now: float) -> None:
+        returned = self._returned(workers, processes)
+        waiting = waiting_by_queue(self._store, self._cluster)
+        names = sorted(waiting.keys() | {task.queue for task in returned if task.queue is not None})
+        due = [name for name in names if not now < self._rests.get(name, (0.0, 0.0))[0] <= now + LONGEST_REST]
+        short = self._short(self._next_few(due))
+        tasks = [*(task for task in returned if task.queue in short), *self._old(short, workers, now)][:CHUNK]
+        queues = frozenset(task.queue for task in tasks if task.queue is not None)
+        if tasks:
+            first = self._locations.snapshot(workers, queues, measure=True)
+            self._round = Round(tasks, queues, first, now)
+
+    def _judge(self, begun: Round, workers: Sequence[Worker], now: float) -> None:
+        """What both snapshots mean; of absent tasks only where nothing changed meanwhile."""
+        second = self._locations.snapshot(workers, begun.queues, measure=True)
+        evidence = self._locations.evidence(begun.first, second, workers, {}, now)
+        absent = [task for task in begun.tasks if task.state in WAITING_STATES and not evidence.has(task.id)]
+        if absent:
+            stored = set(unfinished_of(self._store, self._cluster, [task.id for task in absent]))
+            absent = [task for task in absent if task in stored]
+            since = min((waits_since(task, evidence.workers) for task in absent), default=now)
+            evidence = evidence._replace(
+                ends=self._locations.ends_of(absent),
+                reporting=workers_with_tasks(self._store, self._cluster),
+                missed_until=self._missed_until(since),
+            )
+        returned = [task for task in begun.tasks if task.state in RESERVED_STATES]
+        verdicts = {task: judge(task, evidence).events for task in (*returned, *absent)}
+        self._rest(begun.queues, {task.queue for task in absent if verdicts[task]}, now)
+        self._locations.conclude([event for found in verdicts.values() for event in found], now)
+
+    def _missed_until(self, since: float) -> float:
+        """The end of the last gap after ``since``, infinite while one lasts; 0 where there is none."""
+        gaps = [gap for gap in read_gaps(self._store, since, self._cluster) if gap.dropped != 0]
+        return max((inf if gap.ended is None else gap.ended for gap in gaps), default=0.0)
+
+    def _rest(self, queues: Collection[str], missing: Collection[str | None], now: float) -> None:
+        """Lets queues rest in which nothing was ``missing``, longer each time."""
+        for name in queues:
+            before = self._rests.get(name, (0.0, 0.0))[1]
+            rest = 0.0 if name in missing else min(LONGEST_REST, max(REST_SECONDS, 2 * before))
+            self._rests[name] = (now + rest, rest)
+
+    def _next_few(self, names: Sequence[str]) -> list[str]:
+        first = next((number for number, name in enumerate(names) if name > self._last_name), 0)
+        few = [*names[first:], *names[:first]][:MOST_QUEUES]
+        self._last_name = few[-1] if few else ""
+        return few
+
+    def _short(self, names: Sequence[str]) -> set[str]:
+        """The queues that are empty, or where all messages can be read."""
+        ready = {queue.name: queue.ready or 0 for queue in self._locations.probe.sample(names)} if names else {}
+        limit = MOST_WAITING if self._locations.reads_queues else 0
+        return {name for name, waiting in ready.items() if waiting <= limit}
+
+    def _old(self, queues: Collection[str], workers: Iterable[Worker], now: float) -> list[UnfinishedTask]:
+        """Tasks that have waited in these queues for long, from where the last round ended."""
+        by_name = {worker.hostname: worker for worker in workers}
+        until, found = time.monotonic() + WALK_SECONDS, list[UnfinishedTask]()
+        newest = last_number(self._store, self._cluster) if queues else 0
+        for state in WAITING_STATES if queues else ():
+            while time.monotonic() < until and len(found) < CHUNK:
+                after = self._positions.get(state, _START)
+                rows = unfinished_tasks(self._store, self._cluster, state, newest, after, WALK_ROWS)
+                mine = [row for row in rows if row.queue in queues]
+                found += [row for row in mine if waits_since(row, by_name) <= now - WAITING_SECONDS]
+                self._positions[state] = rows[-1].position if len(rows) == WALK_ROWS else _START
+                if len(rows) < WALK_ROWS:
+                    break
+        return found
+
+    def _returned(self, workers: Iterable[Worker], processes: Iterable[ProcessKey]) -> list[UnfinishedTask]:
+        """What processes had received that shut down since: not started, it goes back to its queue."""
+        if not self._locations.reads_queues:
+            return []
+        by_name = {worker.hostname: worker for worker in workers}
+        found: list[UnfinishedTask] = []
+        for process in processes:
+            worker = by_name.get(process.hostname)
+            if worker is not None and process_state(worker, process.pid) == "shutting down":
+                found += self._locations.of_process(process, RESERVED_STATES, CHUNK)
+        return found

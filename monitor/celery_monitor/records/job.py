@@ -1,0 +1,98 @@
+"""records job."""
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+
+class JobState(StrEnum):
+    """How far a bulk action is."""
+
+    PREPARING = "preparing"  # its tasks are being chosen
+    PREVIEW = "preview"  # its tasks are chosen, and nobody has said yes
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"  # somebody aborted it, and what is on its way ends first
+    DONE = "done"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in {JobState.DONE, JobState.ABORTED, JobState.FAILED}
+
+
+class JobOutcome(StrEnum):
+    """What came of one task of a job."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    UNCONFIRMED = "unconfirmed"  # it may have been sent, and is not sent a second time
+
+
+class JobReason(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of a job had this outcome for this reason."""
+
+    outcome: JobOutcome
+    reason: str
+    count: int
+
+
+class JobTask(msgspec.Struct, frozen=True, kw_only=True):
+    """One task of a job. ``new_id`` is the task that it was sent again as."""
+
+    id: str
+    outcome: JobOutcome
+    reason: str | None = None
+    new_id: str | None = None
+
+
+class JobPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job would do, before anybody says yes. With ``estimated``, the numbers are those of ``judged`` tasks
+    taken evenly from among all, multiplied."""
+
+    judged: int = 0
+    estimated: bool = False
+    sendable: int = 0
+    fidelity: dict[str, int] = {}
+    skipped: dict[str, int] = {}  # by reason
+    retried: int = 0  # tasks that somebody has retried before, whether they are skipped or not; never estimated
+    samples: list[dict[str, str]] = []
+    warnings: list[str] = []
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """A bulk action on the tasks that matched a query at one moment. ``rate`` is in tasks per second."""
+
+    id: int
+    token: str
+    cluster: str
+    verb: Literal["retry", "revoke"]
+    query: str
+    at: float
+    actor: str
+    reason: str | None = None
+    rate: float | None = None
+    include_retried: bool = False  # tasks that were retried before are sent too
+    state: JobState
+    total: int = 0
+    position: int = 0
+    preview: JobPreview = JobPreview()
+    started: float | None = None
+    ended: float | None = None
+    message: str | None = None
+    batch: str | None = None
+    reasons: tuple[JobReason, ...] = ()
+
+    def count(self, outcome: JobOutcome) -> int:
+        """Tasks that ended so."""
+        return sum(each.count for each in self.reasons if each.outcome is outcome)
+
+    @property
+    def left(self) -> int:
+        """Tasks without an outcome yet."""
+        return self.total - sum(each.count for each in self.reasons)

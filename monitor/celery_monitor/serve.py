@@ -1,0 +1,230 @@
+"""What ``serve``, ``receive`` and ``web`` run: one receiver per broker and one web process, kept alive."""
+
+import http.client
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import mkstemp
+from threading import Event
+from typing import NoReturn
+
+import msgspec
+
+from celery_monitor.brokers.application import application_of, broker_of
+from celery_monitor.brokers.connection import check_brokers
+from celery_monitor.errors import SettingsError, StoreUnavailable
+from celery_monitor.records.receiver import ReceiverEnding
+from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.engine import connect_only, database_without_password, open_store
+from celery_monitor.store.receivers import save_ending
+from celery_monitor.supervise import ChildJob, Ending, PythonCall, supervise
+from celery_monitor.web.security.guard import check_bind
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[str], object]
+ANSWER_SECONDS = 1.0
+BACKLOG = 512
+
+
+def with_application(settings: Settings) -> Settings:
+    """Settings with the application that they name, and with its broker where none is given. Raises SettingsError."""
+    application = application_of(settings)
+    if application is None:
+        return settings
+    for name, why in application.unusable.items():
+        log.warning("%s of %s cannot be used here: %s", name, application.title, why)
+    for why in application.problems.values():
+        log.warning("%s: %s", application.title, why)
+    broker = settings.broker or (broker_of(application),)
+    return replace(settings, application=application, broker=broker)
+
+
+def with_brokers(settings: Settings) -> Settings:
+    """Settings that name a broker: the given ones, else the application's own.
+
+    Raises SettingsError, and Unsupported, where one can never be watched.
+    """
+    settings = with_application(settings)
+    if settings.broker:
+        check_brokers(settings)
+        return settings
+    raise SettingsError(
+        "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
+        "or look at celery-monitor demo first"
+    )
+
+
+def start_afresh(settings: Settings, command: str) -> NoReturn:
+    """Goes on as a program that holds none of the user's modules: this process has loaded the application.
+
+    The settings go through memory, not through a command line or an environment that others could read.
+    """
+    descriptor = _memory()
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(msgspec.json.encode(settings))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # -P: a module of the project that has the name of ours is not taken for it.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", command, str(descriptor)])  # noqa: S606
+
+
+def _memory() -> int:
+    """A file without a name, which a program started in our place has too."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("settings", 0)
+    descriptor, path = mkstemp()
+    Path(path).unlink()
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+def handed_over(descriptor: int) -> Settings:
+    """The settings from ``start_afresh``. Raises SettingsError where there are none."""
+    try:
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            return msgspec.json.decode(file.read(), type=Settings)
+    except (OSError, ValueError):
+        raise SettingsError("this command is for celery -A proj monitor alone; start celery-monitor serve") from None
+
+
+def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
+    """Receivers and the web process, until ``stop`` is set."""
+    settings = with_brokers(settings)
+    _run(settings, receiver_jobs(settings), stop, announce)
+
+
+def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
+    """The web process alone."""
+    settings = with_application(settings)
+    check_brokers(settings)
+    _run(settings, [], stop, announce)
+
+
+def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
+    """The receivers alone."""
+    settings = with_brokers(settings)
+    prepare_store(settings)
+    shown = database_without_password(settings.database)
+    supervise(
+        receiver_jobs(settings),
+        stop,
+        ready=lambda: True,
+        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {shown}"),
+    )
+
+
+def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announce) -> None:
+    check_bind(settings)
+    with closing(bind(settings.host, settings.port)) as listener:
+        prepare_store(settings)
+        settings = with_port(settings, listener)
+        address = url_of(settings)
+        supervise(
+            [web_job(settings, listener), *jobs],
+            stop,
+            ready=lambda: answers(settings),
+            announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C ends it)"),
+        )
+
+
+def prepare_store(settings: Settings) -> None:
+    """Opens and migrates the database once, so that a wrong address is an error before anything starts."""
+    open_store(settings.database).close()
+
+
+def receiver_jobs(settings: Settings) -> list[ChildJob]:
+    return [_receiver_job(settings, broker) for broker in settings.broker]
+
+
+def _receiver_job(settings: Settings, broker: Broker) -> ChildJob:
+    name = f"receiver of {broker.cluster}"
+    start = partial(PythonCall, name, settings.log_level, "celery_monitor.receiver.process:run", (settings, broker))
+    return ChildJob(name, start, ended=partial(note_ending, settings.database, broker.cluster))
+
+
+def note_ending(database: str, cluster: str, ending: Ending) -> None:
+    """Records that a receiver ended by itself, so that pages show it: a killed receiver cannot."""
+    noted = ReceiverEnding(
+        cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
+    )
+    with closing(connect_only(database)) as store:
+        try:
+            save_ending(store, noted)
+        except StoreUnavailable as error:
+            log.warning("pages cannot show that the receiver of %s ended: %s", cluster, error)
+
+
+def web_job(settings: Settings, listener: socket.socket) -> ChildJob:
+    """The listener is ours and outlives a dead web process: browsers wait in its queue for the next one."""
+    descriptor = listener.fileno()
+    arguments = (settings, descriptor)
+    return ChildJob(
+        "web", partial(PythonCall, "web", settings.log_level, "celery_monitor.web.app:serve", arguments, [descriptor])
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises SettingsError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Of a socket without its protocol asyncio lets what is small wait for the other side's acknowledgement, 0.04 s.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError, ValueError) as error:  # the last for a host that cannot be a name
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --port, or --port 0 for a free one"
+        ) from None
+    return listener
+
+
+def with_port(settings: Settings, listener: socket.socket) -> Settings:
+    """The port that ``--port 0`` got."""
+    return replace(settings, port=int(listener.getsockname()[1]))
+
+
+def url_of(settings: Settings) -> str:
+    """The address that a browser on this machine can open."""
+    host = _reachable(settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.url_prefix.rstrip('/')}/"
+
+
+def answers(settings: Settings) -> bool:
+    """Whether the web process answers at all, with whatever status."""
+    return _get(settings, "/healthcheck") is not None
+
+
+def is_connected(settings: Settings) -> bool:
+    """Whether the web process answers, and every receiver is connected to its broker."""
+    body = _get(settings, "/api/v1/health")
+    if body is None:
+        return False
+    items = json.loads(body)["items"]
+    return bool(items) and all(each["connected"] for each in items)
+
+
+def _get(settings: Settings, path: str) -> bytes | None:
+    client = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=ANSWER_SECONDS)
+    with closing(client):
+        try:
+            client.request("GET", f"{settings.url_prefix.rstrip('/')}{path}")
+            return client.getresponse().read()
+        except OSError:
+            return None
+
+
+def _reachable(host: str) -> str:
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))  # noqa: S104

@@ -1,0 +1,486 @@
+"""Every setting in one table: name, type, default, environment variable, option, help.
+
+A setting comes from an option, else ``CELERY_MONITOR_<NAME>``, else the TOML file, else its default.
+An unknown name, wherever it stands, raises and lists what is known.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from celery_monitor.addresses import MOST_PORT, check_broker, check_database, check_http, masked, transport_of
+from celery_monitor.errors import MonitorError, SettingsError
+from celery_monitor.records.application import Application
+
+ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
+DEFAULT_CLUSTER = "default"
+ADDRESSES = ("result_backend", "redbeat", "beat_database")  # each of one cluster
+REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+SQL_SCHEMES = ("db+", "database+")
+RESULT_SCHEMES = (*REDIS_SCHEMES, *SQL_SCHEMES)
+REDIS_TRANSPORTS = frozenset({"redis", "sentinel"})
+LONGEST_NAME = 200  # of the 255 bytes that a queue's name may have, Celery's prefix takes some
+MOST_NUMBER = 10**15
+MOST_SECONDS = 1e9  # beyond, Python's threads cannot wait
+MOST_QUOTED = 60
+_BEGINS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:/]")  # an address after NAME=; any other = may be in a password
+REDACTED_KEYS = (
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "authorization",
+    "api_key",
+    "apikey",
+    "access_key",
+    "private_key",
+    "cookie",
+    "credential",
+)
+
+
+class Broker(NamedTuple):
+    """One cluster and the address of its broker."""
+
+    cluster: str
+    url: str
+
+
+def parse_broker(text: str) -> Broker:
+    """``URL`` or ``NAME=URL``; a name has letters, digits, ``-`` and ``_`` only. Raises SettingsError, Unsupported."""
+    broker = parse_named(text)
+    _of_cluster(broker, check_broker)
+    return broker
+
+
+def parse_named(text: str) -> Broker:
+    """The same for any address. No error repeats any of it but a name that is one: it may hold a password."""
+    name, separator, url = text.partition("=")
+    if not separator or ":" in name or "/" in name or "@" in name or not _BEGINS.match(url):
+        name, url = DEFAULT_CLUSTER, text
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise SettingsError("the name in NAME=URL may have letters, digits, - and _ only")
+    return Broker(name, url)
+
+
+def _of_cluster(given: Broker, check: Callable[[str], None]) -> None:
+    try:
+        check(given.url)
+    except MonitorError as error:
+        raise type(error)(f"{given.cluster}: {error.message}") from None
+
+
+def parse_redbeat(text: str) -> Broker:
+    """As a broker; RedBeat keeps its entries in Redis."""
+    broker = parse_broker(text)
+    if transport_of(broker.url) not in REDIS_TRANSPORTS:
+        raise SettingsError(f"{broker.cluster}: RedBeat keeps its entries in Redis; write redis://localhost:6379/0")
+    return broker
+
+
+def parse_beat_database(text: str) -> Broker:
+    """A database of a cluster."""
+    database = parse_named(text)
+    _of_cluster(database, check_database)
+    return database
+
+
+def parse_backend(text: str) -> Broker:
+    """As a broker; what is kept elsewhere than in Redis or an SQL database is not read."""
+    backend = parse_named(text)
+    if not backend.url.startswith(RESULT_SCHEMES):
+        raise SettingsError(
+            f"{backend.cluster}: only Redis and SQL databases are read; write for example redis://localhost:6379/1 "
+            "or db+postgresql://localhost/results"
+        )
+    if backend.url.startswith(REDIS_SCHEMES):
+        _of_cluster(backend, check_broker)
+    return backend
+
+
+def parse_database(text: str) -> str:
+    """An address of a database that we can use."""
+    check_database(text)
+    return text
+
+
+def parse_http(text: str) -> str:
+    """An address of a web server."""
+    check_http(text)
+    return text
+
+
+def parse_prefix(text: str) -> str:
+    """A path, or nothing."""
+    if not re.fullmatch(r"/?|(/[\w.~-]+)+/?", text, re.ASCII):
+        raise SettingsError(f"{quoted(text)} is not a path; write for example /celery")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """A name that a broker can give to a queue."""
+    if not text.isprintable() or not 0 < len(text.encode(errors="replace")) <= LONGEST_NAME:
+        raise SettingsError(f"{quoted(text)} is not a name; use 1 to {LONGEST_NAME} printable characters")
+    return text
+
+
+def quoted(text: str) -> str:
+    """What was given, as an error may repeat it: short, on one line, and without the password of an address."""
+    shown = masked(text)
+    return repr(shown if len(shown) <= MOST_QUOTED else f"{shown[:MOST_QUOTED]}…")
+
+
+def parse_bool(text: str) -> bool:
+    """Celery's own words for yes and no."""
+    word = text.strip().lower()
+    if word in {"1", "true", "yes", "on", "y", "t"}:
+        return True
+    if word in {"0", "false", "no", "off", "n", "f"}:
+        return False
+    raise SettingsError(f"{quoted(text)} is neither yes nor no; write true or false")
+
+
+def parse_int(text: str) -> int:
+    """A whole number that is not negative."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise SettingsError(f"{quoted(text)} is not a whole number") from None
+    if not 0 <= number <= MOST_NUMBER:
+        raise SettingsError(f"{quoted(text)} is {'negative' if number < 0 else 'too large'}")
+    return number
+
+
+def parse_count(text: str) -> int:
+    """A whole number of things of which there must be one."""
+    if number := parse_int(text):
+        return number
+    raise SettingsError("0 is too few; write 1 or more")
+
+
+def parse_port(text: str) -> int:
+    """A port, or 0 for any that is free."""
+    port = parse_int(text)
+    if port > MOST_PORT:
+        raise SettingsError(f"{port} is no port; choose another --port from 1 to {MOST_PORT}, or 0 for a free one")
+    return port
+
+
+def parse_float(text: str) -> float:
+    """A number of seconds or days: positive and finite."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise SettingsError(f"{quoted(text)} is not a number") from None
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"{quoted(text)} is not a positive, finite number")
+    if number > MOST_SECONDS:
+        raise SettingsError(f"{quoted(text)} is too large; the most is {MOST_SECONDS:.0f}")
+    return number
+
+
+def parse_json_object(text: str) -> dict[str, object]:
+    """A JSON object, such as kombu's transport options. It may hold a password, so no error repeats it."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, object])
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _json_reason(error)
+        raise SettingsError(
+            f'not a JSON object ({reason}); write for example {{"global_keyprefix": "shop:"}}'
+        ) from None
+
+
+def _json_reason(error: ValueError) -> str:
+    return "not text" if isinstance(error, UnicodeError) else str(error)
+
+
+def parse_choice(*allowed: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise SettingsError(f"{quoted(text)} is not one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _setting(default: Any, parse: Callable[[str], Any], help: str, *, multiple: bool = False, metavar: str = "") -> Any:  # noqa: A002
+    metadata = {"parse": parse, "help": help, "multiple": multiple, "metavar": metavar}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One value per setting. The metadata is what --help, docs/settings.md and the TOML reader use."""
+
+    broker: tuple[Broker, ...] = _setting(
+        (), parse_broker, "broker to watch, may be given several times", multiple=True, metavar="[NAME=]URL"
+    )
+    app: str | None = _setting(
+        None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
+    )
+    result_backend: tuple[Broker, ...] = _setting(
+        (),
+        parse_backend,
+        "result backend to read arguments (where it is extended) and missed ends from, redis://... or "
+        "db+postgresql://...; else that of --app; may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+    )
+    database: str = _setting(
+        "sqlite:///celery-monitor.db",
+        parse_database,
+        "where the record is kept: sqlite:/// or postgresql://",
+        metavar="URL",
+    )
+    host: str = _setting(
+        "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
+    )
+    port: int = _setting(5555, parse_port, "port to listen on; 0 takes a free one", metavar="PORT")
+    url_prefix: str = _setting(
+        "", parse_prefix, "path under which the dashboard is served, such as /celery", metavar="PATH"
+    )
+    basic_auth: tuple[str, ...] = _setting(
+        (),
+        str,
+        "user:password or user:argon2-hash, optionally user:role:hash; may be given several times",
+        multiple=True,
+        metavar="USER:HASH",
+    )
+    read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
+    secret_key: str | None = _setting(
+        None, str, "key that signs page tokens; made and kept in the database when unset", metavar="TEXT"
+    )
+    trusted_hosts: tuple[str, ...] = _setting(
+        (), str, "host names the page may be asked for by, beyond loopback and --host", multiple=True, metavar="HOST"
+    )
+    source: str = _setting(
+        "auto",
+        parse_choice("auto", "kombu", "redis", "amqp"),
+        "how events are read: auto, kombu, redis or amqp",
+        metavar="NAME",
+    )
+    broker_options: dict[str, object] = _setting(
+        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON"
+    )
+    broker_api: str | None = _setting(
+        None, parse_http, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
+    )
+    redbeat: tuple[Broker, ...] = _setting(
+        (),
+        parse_redbeat,
+        "where RedBeat keeps its entries, if not on the broker; may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+    )
+    redbeat_key_prefix: str = _setting("redbeat:", str, "RedBeat's redbeat_key_prefix", metavar="TEXT")
+    beat_database: tuple[Broker, ...] = _setting(
+        (),
+        parse_beat_database,
+        "database of django-celery-beat, sqlite:/// or postgresql://; only read; may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+    )
+    node_id: str = _setting(
+        "celery-monitor",
+        parse_name,
+        "name of the receiver's queue on the broker; two receivers need two names",
+        metavar="NAME",
+    )
+    event_queue_ttl: float = _setting(
+        86400.0, parse_float, "seconds that RabbitMQ keeps events while no receiver runs", metavar="SECONDS"
+    )
+    event_queue_max: int = _setting(
+        2_000_000, parse_count, "events that RabbitMQ keeps at most while no receiver runs", metavar="N"
+    )
+    event_queue_max_bytes: int = _setting(
+        2 * 1024**3, parse_count, "bytes of events that RabbitMQ keeps at most while no receiver runs", metavar="BYTES"
+    )
+    enable_events: bool = _setting(True, parse_bool, "turn task events on at workers that have them off")
+    batch_seconds: float = _setting(
+        0.1,
+        parse_float,
+        "longest time events gather before they are stored; beyond 2 the receiver counts as behind",
+        metavar="SECONDS",
+    )
+    batch_events: int = _setting(10_000, parse_count, "most events stored in one transaction", metavar="N")
+    buffer_bytes: int = _setting(
+        16 * 1024 * 1024,
+        parse_count,
+        "bytes of unread events held in memory; from half of it on they wait on disk where the broker keeps none",
+        metavar="BYTES",
+    )
+    spool_bytes: int = _setting(
+        4 * 1024**3,
+        parse_int,
+        "bytes of events that may wait on disk for a burst to end or the database to return; 0 keeps none there",
+        metavar="BYTES",
+    )
+    spool_dir: str | None = _setting(
+        None,
+        str,
+        "folder where events wait; beside an SQLite file, else in the working directory, when unset",
+        metavar="DIR",
+    )
+    sample_seconds: float = _setting(1.0, parse_float, "how often queues are measured", metavar="SECONDS")
+    inspect_seconds: float = _setting(
+        30.0, parse_float, "how often workers are asked for queues and statistics", metavar="SECONDS"
+    )
+    max_text: int = _setting(
+        65536, parse_count, "characters kept of each args, kwargs, result, exception and traceback", metavar="N"
+    )
+    redact: tuple[str, ...] = _setting(
+        REDACTED_KEYS,
+        str,
+        "keys whose values are masked before storage; given, it replaces the built-in list",
+        multiple=True,
+        metavar="KEY",
+    )
+    capture: bool = _setting(
+        True, parse_bool, "keep the messages that workers with celery_monitor_capture announce, for exact retries"
+    )
+    max_message_bytes: int = _setting(
+        1024 * 1024, parse_int, "longest message body that is kept; of a longer one only the size", metavar="BYTES"
+    )
+    keep_message_days: float = _setting(
+        7.0, parse_float, "days that captured messages are kept; never longer than their task", metavar="DAYS"
+    )
+    keep_message_bytes: int = _setting(
+        4 * 1024**3, parse_int, "bytes of captured messages kept at most per cluster", metavar="BYTES"
+    )
+    keep_tasks: int = _setting(10_000_000, parse_count, "tasks kept at most per cluster", metavar="N")
+    keep_succeeded_days: float = _setting(7.0, parse_float, "days that succeeded tasks are kept", metavar="DAYS")
+    keep_failed_days: float = _setting(30.0, parse_float, "days that all other tasks are kept", metavar="DAYS")
+    log_level: str = _setting(
+        "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
+    )
+    # Not a setting: what ``app`` names, read once for all processes.
+    application: Application | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        return tuple(broker.cluster for broker in self.broker)
+
+    def address_of(self, name: str, cluster: str) -> Broker | None:
+        """The address that one of ADDRESSES gives for a cluster; where there is one broker, it needs no name."""
+        given: tuple[Broker, ...] = getattr(self, name)
+        only = self.clusters in {(cluster,), ()}
+        return next(
+            (each for each in given if each.cluster == cluster or (only and each.cluster == DEFAULT_CLUSTER)), None
+        )
+
+    @property
+    def spool_directory(self) -> Path:
+        """Where events wait on disk, a folder for each cluster."""
+        if self.spool_dir is not None:
+            return Path(self.spool_dir)
+        kind, _, file = self.database.partition(":///")
+        return Path(f"{file.partition('?')[0] if kind.startswith('sqlite') else 'celery-monitor'}.spool")
+
+
+SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
+
+
+REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
+
+
+def known() -> str:
+    """The names, for an error message."""
+    return ", ".join(sorted(SETTINGS))
+
+
+def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
+    """Settings from given options over the environment over a TOML file over defaults.
+
+    An option that is ``None`` or an empty tuple was not given. Raises SettingsError.
+    """
+    given: dict[str, object] = {}
+    given |= _from_file(file) if file else {}
+    given |= _from_environment(environ)
+    given |= {_checked(name): value for name, value in options.items() if value is not None and value != ()}
+    values = {name: _parsed(name, value) for name, value in given.items()}
+    settings = Settings(**values)  # type: ignore[arg-type]
+    _check_clusters(settings)
+    _check_source(settings)
+    return settings
+
+
+def _checked(name: str) -> str:
+    if name not in SETTINGS:
+        near = get_close_matches(name, SETTINGS, 1)
+        hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {known()}")
+        raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
+    return name
+
+
+def _from_file(file: Path) -> dict[str, object]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not TOML: {error}") from None
+    return {_checked(name): value for name, value in table.items()}
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    given: dict[str, object] = {}
+    for variable, text in environ.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = _checked(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
+            given[name] = tuple(text.split()) if SETTINGS[name].metadata["multiple"] else text
+    return given
+
+
+def _parsed(name: str, value: object) -> object:
+    metadata = SETTINGS[name].metadata
+    parse: Callable[[str], object] = metadata["parse"]
+    if metadata["multiple"]:
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        return tuple(_parse_one(name, parse, each) for each in values)
+    return _parse_one(name, parse, value)
+
+
+def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
+    if isinstance(value, Broker) or (isinstance(value, dict) and parse is parse_json_object):
+        return value
+    if not isinstance(value, (str, int, float)):  # a list, a table or a date of TOML
+        raise SettingsError(f"{name}: a {type(value).__name__} is not a value for this setting")
+    try:
+        return parse(value if isinstance(value, str) else str(value))
+    except MonitorError as error:
+        raise type(error)(f"{name}: {error.message}") from None
+
+
+def _check_source(settings: Settings) -> None:
+    """A source by name serves one transport."""
+    for broker in settings.broker:
+        if settings.source not in {"auto", "kombu", transport_of(broker.url)}:
+            raise SettingsError(
+                f"source {settings.source} cannot read from {transport_of(broker.url)} ({broker.cluster}); "
+                "leave it auto, or write kombu"
+            )
+
+
+def _check_clusters(settings: Settings) -> None:
+    names = settings.clusters
+    for setting in ADDRESSES if names else ():
+        for cluster in {each.cluster for each in getattr(settings, setting)} - {*names}:
+            if cluster != DEFAULT_CLUSTER or len(names) > 1:
+                raise SettingsError(
+                    f"{setting} of {cluster!r}: the brokers are called {', '.join(names)}; write NAME=URL"
+                )
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(
+                f"two brokers are called {name!r}; name them, as in --broker shop=redis://... --broker mail=amqp://..."
+            )

@@ -1,0 +1,210 @@
+"""Small writes that are not task records: actions, lineage, workers, queues, the receiver's health, gaps.
+
+What is known of clusters beside their tasks: workers, queues, receivers, gaps, actions, names.
+"""
+
+import secrets
+import time
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, delete, or_, select, update
+
+from celery_monitor.records.receiver import (
+    SILENT_RECEIVER_SECONDS,
+    Gap,
+    ReceiverEnding,
+    ReceiverHealth,
+    Reconciliation,
+    StandbyReceiver,
+)
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.tasks.rows import checked_time, cluster_names, numbers_of
+from celery_monitor.store.terms import cluster_id
+
+PROOF = "written"
+PROOF_SECONDS = 0.1
+ENDING = "ending:"  # of receivers that ended by themselves
+STANDBY = "standby:"  # and those of receivers that stand by
+_pack = msgspec.msgpack.Encoder().encode
+unpack_health = msgspec.msgpack.Decoder(ReceiverHealth).decode
+
+
+def save_health(store: Store, health: ReceiverHealth) -> None:
+    """What the receiver of a cluster says of itself."""
+    with store.begin() as connection:
+        put_health(store, connection, cluster_id(store, connection, health.cluster), health)
+
+
+def put_health(store: Store, connection: Connection, cluster: int, health: ReceiverHealth) -> None:
+    """The same inside the caller's transaction."""
+    statement = store.insert(schema.receiver).values(cluster_id=cluster, record=_pack(health))
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["cluster_id", "shard"], set_={"record": statement.excluded.record}
+        )
+    )
+
+
+def save_ending(store: Store, ending: ReceiverEnding) -> None:
+    """Notes that a receiver's process ended by itself."""
+    row = {"key": f"{ENDING}{ending.cluster}", "value": msgspec.json.encode(ending).decode()}
+    statement = store.insert(schema.meta).values(row)
+    value = {"value": statement.excluded.value}
+    with store.begin() as connection:
+        connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=value))
+
+
+def save_standby(store: Store, standby: StandbyReceiver) -> None:
+    """Notes that a receiver stands by."""
+    table = schema.meta
+    values = {"key": _standby_key(standby), "value": msgspec.json.encode(standby).decode()}
+    statement = store.insert(table).values(values)
+    with store.begin() as connection:
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
+        )
+
+
+def end_standby(store: Store, standby: StandbyReceiver) -> None:
+    """Notes that a receiver stands by no longer."""
+    with store.begin() as connection:
+        connection.execute(delete(schema.meta).where(schema.meta.c.key == _standby_key(standby)))
+
+
+def _standby_key(standby: StandbyReceiver) -> str:
+    return STANDBY + msgspec.json.encode([standby.cluster, standby.host, standby.pid]).decode()
+
+
+def open_gap(store: Store, cluster: str, began: float, cause: str) -> int:
+    """Notes that events may be missing from ``began`` on; gives the number to close it with."""
+    with store.begin() as connection:
+        values = {"cluster_id": cluster_id(store, connection, cluster), "began": began, "cause": cause}
+        key = connection.execute(schema.gap.insert().values(values)).inserted_primary_key
+        number: int = key[0] if key else 0
+        return number
+
+
+def begin_gap(store: Store, gap_id: int, began: float) -> None:
+    """Notes that the gap began earlier than was known."""
+    with store.begin() as connection:
+        connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(began=began))
+
+
+def close_gap(store: Store, gap_id: int, ended: float, dropped: int | None = None) -> None:
+    """Notes when the gap ended, and how many events are known to be missing (``None``: not known)."""
+    with store.begin() as connection:
+        connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(ended=ended, dropped=dropped))
+
+
+def put_reconciliation(connection: Connection, gap: Gap) -> None:
+    """Notes what has been found out after a gap, in a transaction that stores what was concluded of it."""
+    told = msgspec.json.encode(gap.reconciliation).decode()
+    connection.execute(update(schema.gap).where(schema.gap.c.id == gap.id).values(reconciliation=told))
+
+
+def read_secret(store: Store, key: str) -> str:
+    """A random secret, made once and kept; every process on this database gets the same."""
+    table = schema.meta
+    kept = select(table.c.value).where(table.c.key == key)
+    with store.read() as connection:  # a database that cannot be written now still serves who reads
+        known: str | None = connection.execute(kept).scalar()
+    if known is not None:
+        return known
+    with store.begin() as connection:
+        fresh = {"key": key, "value": secrets.token_urlsafe(32)}
+        connection.execute(store.insert(table).values(fresh).on_conflict_do_nothing())
+        value: str = connection.execute(kept).scalar_one()
+        return value
+
+
+def prove_writable(store: Store) -> None:
+    """Writes one small row. Raises StoreUnavailable, soon, where the database takes nothing."""
+    row = {"key": PROOF, "value": f"{time.time():.3f}"}
+    statement = store.insert(schema.meta).values(row)
+    statement = statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
+    with store.begin(PROOF_SECONDS) as connection:
+        connection.execute(statement)
+
+
+_reconciliation = msgspec.json.Decoder(Reconciliation).decode
+
+
+def read_clusters(store: Store) -> list[str]:
+    """Every cluster that anything was heard of, in the order in which they came."""
+    with store.read() as connection:
+        return list(cluster_names(connection).values())
+
+
+def is_level(store: Store, cluster: str, now: float) -> bool:
+    """Silence means something: the receiver hears its broker, is not behind, and has said so a moment ago."""
+    return any(
+        each.cluster == cluster and each.is_level(now, SILENT_RECEIVER_SECONDS) for each in read_receiver_records(store)
+    )
+
+
+def read_receiver_records(store: Store) -> list[ReceiverHealth]:
+    """What the receiver of each cluster last reported of itself."""
+    table = schema.receiver.c
+    with store.read() as connection:
+        rows = connection.execute(select(table.record).where(table.shard == 1).order_by(table.cluster_id))
+        return [unpack_health(record) for record in rows.scalars()]
+
+
+def read_receiver_health(store: Store, cluster: str) -> ReceiverHealth | None:
+    """The same of one cluster; ``None`` before its first receiver has reported."""
+    return next((each for each in read_receiver_records(store) if each.cluster == cluster), None)
+
+
+def read_standby_receivers(store: Store, since: float) -> list[StandbyReceiver]:
+    """The receivers that stand by and have said so since then, by cluster and host."""
+    table = schema.meta.c
+    statement = select(table.value).where(table.key.startswith(STANDBY, autoescape=True)).order_by(table.key)
+    with store.read() as connection:
+        found = [msgspec.json.decode(text, type=StandbyReceiver) for text in connection.execute(statement).scalars()]
+    return [each for each in found if each.updated_at >= since]
+
+
+def read_endings(store: Store, since: float) -> list[ReceiverEnding]:
+    """The receivers whose process ended by itself since then, by cluster."""
+    table = schema.meta.c
+    statement = select(table.value).where(table.key.startswith(ENDING, autoescape=True)).order_by(table.key)
+    with store.read() as connection:
+        found = [msgspec.json.decode(text, type=ReceiverEnding) for text in connection.execute(statement).scalars()]
+    return [each for each in found if each.at >= since]
+
+
+def read_open_gaps(store: Store, cluster: str) -> list[Gap]:
+    """The gaps of a cluster that have not ended, the oldest first."""
+    with store.read() as connection:
+        found = gaps_between(connection, 0.0, None, cluster)
+    return [gap for gap in found if gap.ended is None]
+
+
+def read_gaps(store: Store, since: float, cluster: str | None = None) -> list[Gap]:
+    """The gaps that reach into the time from ``since`` on, the oldest first."""
+    with store.read() as connection:
+        return gaps_between(connection, checked_time(since), None, cluster)
+
+
+def gaps_between(connection: Connection, since: float, until: float | None, cluster: str | None) -> list[Gap]:
+    """The same up to ``until``."""
+    table = schema.gap
+    wanted: list[ColumnElement[bool]] = [table.c.cluster_id.in_(numbers_of(connection, cluster))]
+    wanted.append(or_(table.c.ended.is_(None), table.c.ended >= since))
+    if until is not None:
+        wanted.append(table.c.began < until)
+    names = cluster_names(connection)
+    rows = connection.execute(select(table).where(*wanted).order_by(table.c.began))
+    return [
+        Gap(
+            cluster=names[row.cluster_id],
+            began=row.began,
+            ended=row.ended,
+            cause=row.cause,
+            dropped=row.dropped,
+            id=row.id,
+            reconciliation=_reconciliation(row.reconciliation) if row.reconciliation else None,
+        )
+        for row in rows
+    ]

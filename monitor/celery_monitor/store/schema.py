@@ -1,0 +1,454 @@
+"""The tables. Names are interned in ``term``; id 0 stands for *unknown* wherever a term is named.
+
+Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possible: see ``keys.py``.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+    false,
+    text,
+)
+
+from celery_monitor.records.job import JobOutcome
+from celery_monitor.records.task import Outcome, TaskState
+
+metadata = MetaData()
+
+# Codes are stored: never renumber, only add.
+STATE_CODES: dict[TaskState, int] = {
+    TaskState.PENDING: 1,
+    TaskState.SCHEDULED: 2,
+    TaskState.RECEIVED: 3,
+    TaskState.STARTED: 4,
+    TaskState.RETRY: 5,
+    TaskState.SUCCESS: 6,
+    TaskState.FAILURE: 7,
+    TaskState.REVOKED: 8,
+    TaskState.REJECTED: 9,
+    TaskState.LOST: 10,
+}
+JOB_OUTCOME_CODES: dict[JobOutcome, int] = {
+    JobOutcome.WAITING: 0,
+    JobOutcome.SENDING: 1,
+    JobOutcome.DONE: 2,
+    JobOutcome.SKIPPED: 3,
+    JobOutcome.FAILED: 4,
+    JobOutcome.UNCONFIRMED: 5,
+}
+OUTCOME_CODES: dict[Outcome, int] = {
+    Outcome.SUCCEEDED: 1,
+    Outcome.FAILED: 2,
+    Outcome.RETRIED: 3,
+    Outcome.REVOKED: 4,
+    Outcome.REJECTED: 5,
+    Outcome.REQUEUED: 6,
+    Outcome.CANCELLED: 7,
+    Outcome.LOST: 8,
+    Outcome.REPLACED: 9,
+}
+TERM_KINDS = {"name": 1, "queue": 2, "worker": 3, "client": 4, "exchange": 5, "routing_key": 6}
+UNKNOWN = 0
+
+_big = BigInteger().with_variant(Integer, "sqlite")
+
+meta = Table("meta", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
+
+cluster = Table(
+    "cluster",
+    metadata,
+    Column("id", SmallInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, unique=True),
+)
+
+term = Table(
+    "term",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("kind", SmallInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    UniqueConstraint("kind", "text"),
+)
+
+
+def _run_columns() -> list[Column[object]]:
+    """What is kept of a run: the same columns inline in ``task`` (the latest) and in ``run`` (earlier ones)."""
+    return [
+        Column("worker_id", Integer, nullable=False, server_default="0"),
+        Column("outcome", SmallInteger),
+        Column("retries", Integer),
+        Column("pid", Integer),
+        Column("received", Double),
+        Column("started", Double),
+        Column("ended", Double),
+        Column("eta", Double),
+        Column("runtime", Double),
+        Column("ready", Double),  # when it could run, where that was before its receipt
+    ]
+
+
+def _run_texts() -> list[Column[object]]:
+    return [Column("result", Text), Column("exception", Text), Column("traceback", Text)]
+
+
+task = Table(
+    "task",
+    metadata,
+    Column("id", _big, primary_key=True, autoincrement=False),
+    Column("cluster_id", SmallInteger, nullable=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("seen", Double, nullable=False),  # received, else sent, else the first event: the order of lists
+    Column("name_id", Integer, nullable=False, server_default="0"),
+    Column("queue_id", Integer, nullable=False, server_default="0"),
+    *_run_columns(),
+    Column("sent", Double),
+    Column("expires", Double),
+    Column("client_id", Integer, nullable=False, server_default="0"),
+    Column("exchange_id", Integer, nullable=False, server_default="0"),
+    Column("routing_key_id", Integer, nullable=False, server_default="0"),
+    Column("earlier_runs", SmallInteger, nullable=False, server_default="0"),
+    Column("failure_group_id", Integer),
+    Column("root", LargeBinary),  # empty: the task is its own root
+    Column("parent", LargeBinary),
+    Column("args", Text),
+    Column("kwargs", Text),
+    *_run_texts(),
+    Column("learnt", Double),  # when we asked and learnt of it, where no event told
+    Column("replacing", SmallInteger),  # how the message of the latest run replaced another one: invocations.py
+    Index("task_key", "cluster_id", "key", unique=True).ddl_if(dialect="sqlite"),  # else one for each partition
+    Index("task_seen", "seen", "id"),
+    Index("task_name", "name_id", "seen", "id"),
+    postgresql_partition_by="RANGE (id)",
+)
+NOT_SUCCEEDED = f"state <> {STATE_CODES[TaskState.SUCCESS]}"
+_other_states = text(NOT_SUCCEEDED)
+Index("task_state", task.c.state, task.c.seen, task.c.id, sqlite_where=_other_states, postgresql_where=_other_states)
+_in_tree = text("root IS NOT NULL AND length(root) > 0")
+Index("task_root", task.c.root, sqlite_where=_in_tree, postgresql_where=_in_tree)
+_scheduled = text(f"state = {STATE_CODES[TaskState.SCHEDULED]}")
+Index("task_eta", task.c.eta, sqlite_where=_scheduled, postgresql_where=_scheduled)
+_grouped = text("failure_group_id IS NOT NULL")
+Index(
+    "task_failure_group",
+    task.c.failure_group_id,
+    task.c.seen,
+    task.c.id,
+    sqlite_where=_grouped,
+    postgresql_where=_grouped,
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("task_id", _big, primary_key=True),
+    Column("ordinal", SmallInteger, primary_key=True),
+    *_run_columns(),
+    *_run_texts(),
+    Column("replacing", SmallInteger),
+    Column(
+        "message", LargeBinary
+    ),  # celery_monitor.records.task.Invocation as msgpack, where it is not that of the task
+    postgresql_partition_by="RANGE (task_id)",
+)
+
+# Partitions are PostgreSQL's alone: see partitions.py. The one that is always there is of what is kept.
+CLUSTER_SHIFT = 50
+KEPT = "_kept"
+KEPT_BOUNDS = f"FROM (MINVALUE) TO ({1 << CLUSTER_SHIFT})"
+_MAKE_KEPT = {
+    "task": (
+        "CREATE TABLE task_kept PARTITION OF task",
+        "CREATE UNIQUE INDEX task_kept_key ON task_kept (cluster_id, key)",
+    ),
+    "run": ("CREATE TABLE run_kept PARTITION OF run",),
+}
+
+
+@event.listens_for(task, "after_create")
+@event.listens_for(run, "after_create")
+def _make_kept(made: Table, connection: Connection, **_: object) -> None:
+    if connection.dialect.name == "postgresql":
+        create, *indexes = _MAKE_KEPT[made.name]
+        for statement in (f"{create} FOR VALUES {KEPT_BOUNDS}", *indexes):
+            connection.exec_driver_sql(statement)
+
+
+# Tasks per state, name, queue and worker: every unfiltered or facet count is a sum over this.
+task_count = Table(
+    "task_count",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("state", SmallInteger, primary_key=True),
+    Column("name_id", Integer, primary_key=True),
+    Column("queue_id", Integer, primary_key=True),
+    Column("worker_id", Integer, primary_key=True),
+    Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Runs per minute, hour and day; sketches are celery_monitor.core.quantiles blobs.
+rollup = Table(
+    "rollup",
+    metadata,
+    Column("resolution", Integer, primary_key=True),  # seconds: 60, 3600 or 86400
+    Column("at", _big, primary_key=True),  # start of the bucket
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("name_id", Integer, primary_key=True),
+    Column("queue_id", Integer, primary_key=True),
+    Column("worker_id", Integer, primary_key=True),
+    *[
+        Column(each, Integer, nullable=False, server_default="0")
+        for each in ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
+    ],
+    Column("wait", LargeBinary),
+    Column("run", LargeBinary),
+    Column("since_receipt", Integer),  # of how many starts the wait counts from receipt; NULL, before 0013: of all
+    sqlite_with_rowid=False,
+)
+
+failure_group = Table(
+    "failure_group",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("cluster_id", SmallInteger, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("name", Text),
+    Column("exception_type", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("frame", Text),
+    Column("first_seen", Double, nullable=False),
+    Column("last_seen", Double, nullable=False),
+    Column("count", _big, nullable=False, server_default="0"),
+    Column("state", Text, nullable=False, server_default="open"),
+    Column("state_at", Double),  # when the state was last changed, by a person or by a failure that came back
+    UniqueConstraint("cluster_id", "signature"),
+)
+
+# The messages of a failure group that differ in names: the first MOST_VARIANTS; all others together are ''.
+failure_variant = Table(
+    "failure_variant",
+    metadata,
+    Column("group_id", Integer, primary_key=True, autoincrement=False),
+    Column("message", Text, primary_key=True),
+    Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+MOST_VARIANTS = 50
+
+failure_rollup = Table(
+    "failure_rollup",
+    metadata,
+    Column("resolution", Integer, primary_key=True),
+    Column("at", _big, primary_key=True),
+    Column("group_id", Integer, primary_key=True),
+    Column("worker_id", Integer, primary_key=True),
+    Column("count", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("hostname", Text, primary_key=True),
+    Column("status", Text, nullable=False),
+    Column("first_seen", Double),
+    Column("last_heartbeat", Double),
+    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.worker.Worker as msgpack
+)
+
+queue = Table(
+    "queue",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("ready", _big),
+    Column("unacked", _big),
+    Column("consumers", Integer),
+    Column("oldest", Double),
+    Column("sampled_at", Double),
+    Column("workers", Text, nullable=False, server_default="[]"),
+    Column("oldest_exact", Boolean, nullable=False, server_default=false()),
+)
+
+queue_sample = Table(
+    "queue_sample",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("at", _big, primary_key=True),  # start of the minute
+    Column("ready", _big),  # the largest of the minute
+    Column("unacked", _big),
+    Column("consumers", Integer),
+    Column("oldest", Double),
+    sqlite_with_rowid=False,
+)
+
+receiver = Table(
+    "receiver",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False, server_default="1"),  # always 1
+    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.receiver.ReceiverHealth as msgpack
+)
+
+gap = Table(
+    "gap",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("cluster_id", SmallInteger, nullable=False),
+    Column("began", Double, nullable=False),
+    Column("ended", Double),
+    Column("cause", Text, nullable=False),
+    Column("dropped", _big),
+    Column("shard", SmallInteger, nullable=False, server_default="1"),  # as in receiver
+    Column("reconciliation", Text),  # celery_monitor.records.receiver.Reconciliation as JSON
+    Index("gap_began", "cluster_id", "began"),
+)
+
+action = Table(
+    "action",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("cluster_id", SmallInteger, nullable=False),
+    Column("target", Text),
+    Column("query", Text),
+    Column("count", _big),
+    Column("reason", Text),
+    Column("parameters", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("message", Text),
+)
+
+# Lineage of retries by a person: which task was sent again as which.
+retry = Table(
+    "retry",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("key", LargeBinary, primary_key=True),
+    Column("new_key", LargeBinary, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("fidelity", Text, nullable=False),
+    Index("retry_new_key", "cluster_id", "new_key"),
+)
+
+# Messages of tasks as workers captured them, apart from the tasks: they are large, secret, and expire early.
+message = Table(
+    "message",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True),
+    Column("key", LargeBinary, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("size", _big, nullable=False),  # bytes that are stored
+    Column("body", LargeBinary),  # missing where it was too large
+    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.event.Message without its body, as msgpack
+    Index("message_at", "cluster_id", "at", "size"),
+)
+
+# When a worker came up again with a new process: a restart, or a deployment.
+worker_start = Table(
+    "worker_start",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("at", Double, primary_key=True),
+    Column("hostname", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# What beat sends, and when: as the workers' configuration or the application says.
+schedule = Table(
+    "schedule",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.schedule.ScheduleEntry as msgpack
+)
+
+# Lists that people have named for each other. They belong to the dashboard, not to a cluster.
+saved_view = Table(
+    "saved_view",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("path", Text, nullable=False),
+    Column("query", Text, nullable=False),
+    Column("actor", Text, nullable=False, server_default=""),  # who saved it
+    Column("at", Double),
+)
+
+# A bulk action: what was asked for, how far it is, and which process works at it until when.
+job = Table(
+    "job",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("token", Text, nullable=False, unique=True),  # no number that another database may give again
+    Column("cluster_id", SmallInteger, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("query", Text, nullable=False),
+    Column("at", Double, nullable=False),  # the moment of which its tasks are, and from which relative times count
+    Column("actor", Text, nullable=False),
+    Column("reason", Text),
+    Column("rate", Double),  # tasks per second
+    Column("state", Text, nullable=False),
+    Column("total", _big, nullable=False, server_default="0"),
+    Column("position", _big, nullable=False, server_default="0"),  # every task before it has its outcome
+    Column("preview", Text, nullable=False, server_default="{}"),
+    Column("started", Double),
+    Column("ended", Double),
+    Column("message", Text),
+    Column("owner", Text),
+    Column("lease", Double),
+    Column("batch", Text),  # what is on its way to the broker
+    Column("include_retried", SmallInteger, nullable=False, server_default="0"),
+    Index("job_state", "state"),
+)
+
+job_task = Table(
+    "job_task",
+    metadata,
+    Column("job_id", Integer, primary_key=True, autoincrement=False),
+    Column("number", _big, primary_key=True),
+    Column("key", LargeBinary, nullable=False),
+    Column("state", SmallInteger, nullable=False),  # of the task, when it was chosen
+    Column("outcome", SmallInteger, nullable=False, server_default="0"),
+    Column("reason", Text),
+    sqlite_with_rowid=False,
+)
+
+# Tasks of a job by outcome and reason, so that a page never counts them.
+job_outcome = Table(
+    "job_outcome",
+    metadata,
+    Column("job_id", Integer, primary_key=True, autoincrement=False),
+    Column("outcome", SmallInteger, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("count", _big, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Tasks whose messages somebody removed here. The receiver concludes them, and deletes the row in the same transaction.
+removal = Table(
+    "removal",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("text", Text, nullable=False),  # who did it, and how
+    sqlite_with_rowid=False,
+)

@@ -1,0 +1,160 @@
+"""Facets: the values of a field among the tasks of a list, with counts that agree with it."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
+
+from celery_monitor.core.filters.parser import Filter
+from celery_monitor.core.filters.terms import Expression, Match, Not, RetriedCondition, State, Unknown, exactly
+from celery_monitor.core.filters.values import YES, Pattern
+from celery_monitor.errors import InvalidInput
+from celery_monitor.records.page import Count
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, force_index_scans, position
+from celery_monitor.store.tasks.counts import by_place, totals_by
+from celery_monitor.store.tasks.page import select_resolved
+from celery_monitor.store.tasks.rows import STATES, cluster_names, newest_state
+from celery_monitor.store.tasks.where import Resolved, resolve, where_counts
+from celery_monitor.store.terms import texts
+
+FACET_FIELDS = ("state", "name", "queue", "worker", "exception", "retried")
+MOST_VALUES = 20
+SCAN = 10_000
+_TYPE = re.compile(r"[A-Za-z_][\w.]*(?=\()")
+_columns = {"state": "state", **{name: f"{name}_id" for name in ("name", "queue", "worker", "cluster")}}
+# Only tasks that these hold for have a value. Who succeeded has no exception, which keeps the read to a small index.
+_ADDED: dict[str, tuple[Expression, ...]] = {
+    "retried": (RetriedCondition(YES),),
+    "exception": (Not(State("succeeded")), Not(Unknown("exception"))),
+}
+_PLACE = ("state", "name_id", "queue_id")  # columns of cube.by_place
+_task = schema.task.c
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """One value of a field among the tasks of a list; ``term`` is the condition that narrows to it."""
+
+    value: str  # empty: unknown
+    count: Count
+    term: Expression
+
+
+def read_facets(
+    store: Store,
+    filter: Filter,  # noqa: A002
+    fields: Sequence[str] = FACET_FIELDS,
+) -> dict[str, list[Facet]]:
+    """The most frequent values of each field, under all other conditions of the filter.
+
+    So each count is what the list would have with its term in place of the conditions on this field. Raises
+    InvalidInput for a field that has no facets.
+    """
+    unknown = [name for name in fields if name not in {*_columns, "exception", "retried"}]
+    if unknown:
+        raise InvalidInput(
+            f"there are no facets of {', '.join(unknown)}; there are of {', '.join(FACET_FIELDS)}, cluster"
+        )
+    narrowed = {name: (*filter.without_field(name).terms, *_ADDED.get(name, ())) for name in fields}
+    with store.read() as connection:
+        force_index_scans(connection)
+        tree = resolve(connection, (each for terms in narrowed.values() for each in terms))
+        reads = _Reads(connection)
+        return {name: _facet(reads, tree.only(terms), name) for name, terms in narrowed.items()}
+
+
+class _Reads:
+    """The rows of one filter are read once, whatever number of fields is counted on them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._rows: dict[tuple[Expression, ...], tuple[Sequence[Row[Any]], bool]] = {}
+        self._places: dict[tuple[Expression, ...], Sequence[Row[Any]]] = {}
+
+    def totals(self, tree: Resolved, column: str) -> dict[int, int]:
+        """Tasks by the numbers in a column, where the task counts answer the filter."""
+        if column not in _PLACE:
+            return totals_by(self.connection, column, where_counts(tree))
+        if tree.terms not in self._places:
+            self._places[tree.terms] = by_place(self.connection, where_counts(tree))
+        totals: Counter[int] = Counter()
+        for number, count in map(itemgetter(_PLACE.index(column), -1), self._places[tree.terms]):
+            totals[number] += count
+        return totals
+
+    def counts(self, tree: Resolved, column: str) -> tuple[dict[int, int], bool]:
+        """Rows by the numbers in a column, and whether those are all."""
+        if tree.terms not in self._rows:
+            statement, whole = self._newest(tree, [_task[each] for each in _columns.values()])
+            found = self.connection.execute(statement).all()
+            self._rows[tree.terms] = found[:SCAN], whole and len(found) <= SCAN
+        rows, exact = self._rows[tree.terms]
+        return Counter(map(itemgetter(list(_columns.values()).index(column)), rows)), exact
+
+    def grouped(self, tree: Resolved, value: ColumnElement[Any]) -> tuple[list[tuple[Any, int]], bool]:
+        """Each value with the number of rows that have it, and whether those are all."""
+        statement, whole = self._newest(tree, [value.label("value")])
+        values = statement.subquery().c.value
+        found = self.connection.execute(select(values, func.count()).group_by(values))
+        rows = [(each, count) for each, count in found]
+        return rows, whole and sum(count for _, count in rows) <= SCAN
+
+    def _newest(self, tree: Resolved, columns: Sequence[ColumnElement[Any]]) -> tuple[Select[Any], bool]:
+        """These columns of the newest rows that match, one more than SCAN, and whether no search limit ends them."""
+        found = select_resolved(self.connection, tree, SCAN)
+        end = found.search_limit(self.connection)
+        rows = found.positions(SCAN + 1, search_limit=end, also=columns).subquery()
+        return select(*list(rows.c)[2:]), end is None
+
+
+def _facet(reads: _Reads, tree: Resolved, name: str) -> list[Facet]:
+    if name == "exception":
+        return _exceptions(reads, tree)
+    if name == "retried":
+        return _retried(reads, tree)
+    if tree.is_counted:
+        counts, exact = reads.totals(tree, _columns[name]), True
+    else:
+        counts, exact = reads.counts(tree, _columns[name])
+    most = sorted(counts.items(), key=lambda each: -each[1])[:MOST_VALUES]
+    values = _values(reads.connection, name, [number for number, _ in most])
+    return [
+        Facet(values.get(number, ""), Count(count, exact), _term(name, values.get(number, "")))
+        for number, count in most
+    ]
+
+
+def _values(connection: Connection, name: str, numbers: list[int]) -> dict[int, str]:
+    if name == "state":
+        return {number: STATES[number].word for number in numbers}
+    return cluster_names(connection) if name == "cluster" else texts(connection, numbers)
+
+
+def _term(name: str, value: str) -> Expression:
+    return State(value) if name == "state" else exactly(name, value)
+
+
+def _retried(reads: _Reads, tree: Resolved) -> list[Facet]:
+    """By the state of the newest retry: those that nobody retried have none, and are nearly all."""
+    rows, exact = reads.grouped(tree, newest_state())
+    found = [("" if code is None else STATES[code].word, number) for code, number in rows]
+    return [
+        Facet(word, Count(number, exact), RetriedCondition(word))
+        for word, number in sorted(found, key=lambda each: -each[1])
+    ]
+
+
+def _exceptions(reads: _Reads, tree: Resolved) -> list[Facet]:
+    """By type."""
+    text = func.substr(_task.exception, 1, 200)
+    rows, exact = reads.grouped(tree, func.substr(text, 1, position(reads.connection, text, "(")))
+    types = Counter({found[0]: count for head, count in rows if (found := _TYPE.match(str(head)))})
+    return [
+        Facet(name, Count(count, exact), Match("exception", Pattern((f"{name}(", ""))))
+        for name, count in types.most_common(MOST_VALUES)
+    ]

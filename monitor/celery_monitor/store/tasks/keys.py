@@ -1,0 +1,101 @@
+"""A task's id in as few bytes as possible, and ids in queries: an id or its beginning, as spans of stored keys.
+
+Celery's own ids are UUIDs in canonical form: 16 bytes. Any other string is kept as UTF-8 behind a NUL
+(two where that would make 16), which no stored id begins with: NUL is replaced before storage.
+"""
+
+import re
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, and_, func, literal_column
+
+from celery_monitor.core.filters.values import Pattern
+from celery_monitor.store import schema
+
+_UUID_LENGTH = 16
+_LENGTH_AS_TEXT = 36
+_SHORTEST_WORD = 4  # a bare word of fewer characters is not taken for the beginning of an id
+_LONGEST_KEY = b"\xff"  # UTF-8 has no such byte
+_SHAPE = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
+_task = schema.task.c
+
+
+def to_key(task_id: str) -> bytes:
+    """The bytes that stand for a task id; ``from_key`` gives the id back."""
+    if len(task_id) == _LENGTH_AS_TEXT and task_id[8:24:5] == "----":
+        digits = task_id.replace("-", "")
+        try:
+            key = bytes.fromhex(digits)
+        except ValueError:
+            key = b""
+        if key.hex() == digits:  # neither capitals nor spaces, which fromhex takes too
+            return key
+    key = b"\0" + task_id.encode()
+    return b"\0" + key if len(key) == _UUID_LENGTH else key
+
+
+def from_key(key: bytes) -> str:
+    """The task id that ``to_key`` was given."""
+    if len(key) == _UUID_LENGTH:
+        text = bytes(key).hex()  # a workflow has ten thousand of them, and UUID takes four times as long
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return bytes(key).lstrip(b"\0").decode()
+
+
+class KeySpan(NamedTuple):
+    """Keys from ``low`` to ``high``, both included, of UUIDs or of other ids."""
+
+    low: bytes
+    high: bytes
+    uuid: bool
+
+    def holds(self, column: ColumnElement[bytes]) -> ColumnElement[bool]:
+        if self.low == self.high:
+            return column == self.low
+        is_uuid = func.length(column) == _UUID_LENGTH
+        return and_(column >= self.low, column <= self.high, is_uuid if self.uuid else ~is_uuid)
+
+
+def span_of(key: bytes) -> KeySpan:
+    """The span of this one key."""
+    return KeySpan(key, key, len(key) == _UUID_LENGTH)
+
+
+def id_spans(pattern: Pattern) -> list[KeySpan]:
+    """Where the keys of all ids lie that are the literal text, or begin with the prefix."""
+    if pattern.literal:
+        return [span_of(to_key(pattern.pieces[0]))]
+    prefix = pattern.prefix or ""
+    text = prefix.encode()
+    found = [KeySpan(nul + text, nul + text + _LONGEST_KEY, uuid=False) for nul in (b"\0", b"\0\0")]
+    if _is_uuid_beginning(prefix):
+        digits = prefix.replace("-", "")
+        low, high = (bytes.fromhex(digits.ljust(32, digit)) for digit in "0f")
+        found.append(KeySpan(low, high, uuid=True))
+    return found
+
+
+def spans_of_word(pattern: Pattern) -> list[KeySpan]:
+    """The same for a bare word, which may be the beginning of an id without saying so."""
+    if pattern.literal and len(pattern.pieces[0]) >= _SHORTEST_WORD:
+        return id_spans(Pattern((pattern.pieces[0].lower() if _is_uuid(pattern.pieces[0]) else pattern.pieces[0], "")))
+    return id_spans(pattern) if pattern.prefix and len(pattern.prefix) >= _SHORTEST_WORD else []
+
+
+def _is_uuid(text: str) -> bool:
+    return len(text) == len(_SHAPE) and _is_uuid_beginning(text.lower())
+
+
+def _is_uuid_beginning(text: str) -> bool:
+    shape = _SHAPE[: len(text)]
+    return len(text) <= len(_SHAPE) and re.sub("[0-9a-f]", "x", text) == shape
+
+
+def is_alone() -> ColumnElement[bool]:
+    """The row is in no tree but its own."""
+    return func.coalesce(func.length(_task.root), 0) == 0
+
+
+def in_tree(span: KeySpan) -> ColumnElement[bool]:
+    """Members of the trees whose roots lie in the span, in words that ``task_root``'s condition is proven by."""
+    return and_(_task.root.is_not(None), func.length(_task.root) > literal_column("0"), span.holds(_task.root))

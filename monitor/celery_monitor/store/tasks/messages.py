@@ -1,0 +1,165 @@
+"""Messages of tasks as workers captured them: apart from the tasks, one per task, the newest.
+
+Tasks whose messages were removed from a queue by us: noted by whoever did it, concluded by the receiver.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, delete, exists, func, select, tuple_
+
+from celery_monitor.records.event import Event, Message
+from celery_monitor.records.task import Task
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.tasks.keys import from_key, to_key
+from celery_monitor.store.tasks.rows import numbers_of
+from celery_monitor.store.terms import cluster_id
+
+DAY_SECONDS = 86_400.0
+_CHUNK = 500
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Message).decode
+_table = schema.message
+
+
+def read_message(store: Store, task: Task) -> Message | None:
+    """The captured message of a task; ``None`` where there is none (any more)."""
+    return read_messages(store, task.cluster, [task.id]).get(task.id)
+
+
+def read_messages(store: Store, cluster: str, task_ids: Sequence[str]) -> dict[str, Message]:
+    """The captured messages of these tasks, by the task's id."""
+    found: dict[str, Message] = {}
+    with store.read() as connection:
+        numbers = numbers_of(connection, cluster)
+        for start in range(0, len(task_ids), _CHUNK):
+            keys = [to_key(each) for each in task_ids[start : start + _CHUNK]]
+            statement = select(_table).where(_table.c.cluster_id.in_(numbers), _table.c.key.in_(keys))
+            found.update((from_key(row.key), _message(row)) for row in connection.execute(statement))
+    return found
+
+
+def _message(row: Any) -> Message:
+    return msgspec.structs.replace(_unpack(row.record), body=row.body)
+
+
+def save_messages(store: Store, connection: Connection, cluster: int, events: Iterable[Event]) -> None:
+    """Stores the messages of these events inside the caller's transaction. An older one never replaces a newer."""
+    rows = [
+        _row(cluster, event.uuid, event.timestamp, event.message)
+        for event in events
+        if event.uuid is not None and event.message is not None
+    ]
+    if not rows:
+        return
+    statement = store.insert(_table)
+    new = statement.excluded
+    changed = {name: new[name] for name in ("at", "size", "body", "record")}
+    upsert = statement.on_conflict_do_update(
+        index_elements=["cluster_id", "key"], set_=changed, where=new.at >= _table.c.at
+    )
+    connection.execute(upsert, rows)
+
+
+def _row(cluster: int, task_id: str, at: float, given: Message) -> dict[str, object]:
+    record = _pack(msgspec.structs.replace(given, body=None))
+    size = len(record) + len(given.body or b"")
+    return {"cluster_id": cluster, "key": to_key(task_id), "at": at, "size": size, "body": given.body, "record": record}
+
+
+def expire_messages(connection: Connection, cluster: int, settings: Settings, now: float, limit: int) -> int:
+    """Deletes at most ``limit`` messages that are too old or too much; all of them where none shall be kept."""
+    before = now - settings.keep_message_days * DAY_SECONDS if settings.capture else float("inf")
+    oldest = select(_table.c.key, _table.c.at, _table.c.size).where(_table.c.cluster_id == cluster)
+    oldest = oldest.order_by(_table.c.at).limit(limit)
+    surplus = _bytes(connection, cluster) - settings.keep_message_bytes
+    keys = []
+    for row in connection.execute(oldest):
+        if row.at >= before and surplus <= 0:
+            break
+        keys.append((cluster, row.key))
+        surplus -= row.size
+    for start in range(0, len(keys), _CHUNK):
+        mine = tuple_(_table.c.cluster_id, _table.c.key).in_(keys[start : start + _CHUNK])
+        connection.execute(delete(_table).where(mine))
+    return len(keys)
+
+
+def _bytes(connection: Connection, cluster: int) -> int:
+    return int(connection.execute(select(func.sum(_table.c.size)).where(_table.c.cluster_id == cluster)).scalar() or 0)
+
+
+def keep_message(store: Store, task: Task, found: Message, at: float, most_bytes: int) -> bool:
+    """Stores a message that was found in the broker; False where its body is longer than ``most_bytes``."""
+    if len(found.body or b"") > most_bytes:
+        return False
+    with store.begin() as connection:
+        put_messages(store, connection, cluster_id(store, connection, task.cluster), {task.id: found}, at)
+    return True
+
+
+def put_messages(store: Store, connection: Connection, cluster: int, found: Mapping[str, Message], at: float) -> None:
+    """Stores messages that were found in the broker, by their tasks' ids, inside the caller's transaction."""
+    if not found:
+        return
+    statement = store.insert(_table)
+    new = statement.excluded
+    changed = {name: new[name] for name in ("at", "size", "body", "record")}
+    upsert = statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed)
+    connection.execute(upsert, [_row(cluster, task_id, at, message) for task_id, message in found.items()])
+
+
+_removal_table = schema.removal
+
+
+class Removal(NamedTuple):
+    """One task, when its message was removed, and what to say of it."""
+
+    id: str
+    at: float
+    text: str
+    stored: bool  # the record has the task
+
+
+def note_removals(
+    store: Store, cluster: str, ids: Sequence[str], text: str, at: float, messages: Mapping[str, Message]
+) -> None:
+    """Notes that the messages of these tasks are gone, and keeps those of ``messages`` as captured ones."""
+    with store.begin() as connection:
+        number = cluster_id(store, connection, cluster)
+        for start in range(0, len(ids), _CHUNK):
+            keys = {to_key(each) for each in ids[start : start + _CHUNK]}
+            rows = [{"cluster_id": number, "key": key, "at": at, "text": text} for key in keys]
+            statement = store.insert(_removal_table)
+            new = statement.excluded
+            changed = {"at": new.at, "text": new.text}
+            connection.execute(
+                statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed), rows
+            )
+        put_messages(store, connection, number, messages, at)
+
+
+def removals(connection: Connection, cluster: str, limit: int) -> list[Removal]:
+    """Those that are not concluded yet, by key."""
+    task = schema.task.c
+    known = exists().where(task.cluster_id == _removal_table.c.cluster_id, task.key == _removal_table.c.key)
+    statement = select(_removal_table.c.key, _removal_table.c.at, _removal_table.c.text, known.label("stored"))
+    mine = _removal_table.c.cluster_id.in_(numbers_of(connection, cluster))
+    rows = connection.execute(statement.where(mine).order_by(_removal_table.c.key).limit(limit))
+    return [Removal(from_key(row.key), row.at, row.text, row.stored) for row in rows]
+
+
+def forget_removals(store: Store, cluster: str, done: Sequence[Removal]) -> None:
+    """After these were concluded. One that was noted again meanwhile stays."""
+    with store.begin() as connection:
+        number = cluster_id(store, connection, cluster)
+        for start in range(0, len(done), _CHUNK):
+            mine = [(number, to_key(each.id), each.at) for each in done[start : start + _CHUNK]]
+            connection.execute(
+                delete(_removal_table).where(
+                    tuple_(_removal_table.c.cluster_id, _removal_table.c.key, _removal_table.c.at).in_(mine)
+                )
+            )

@@ -1,0 +1,388 @@
+"""Lists of tasks, a page at a time: from a cursor on, on the index of the plan, never reading more than a budget.
+
+What the overview asks for: counts by state, and what runs longest.
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    and_,
+    cast,
+    collate,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    tuple_,
+    union,
+    union_all,
+)
+
+from celery_monitor.core.filters.parser import Filter
+from celery_monitor.errors import InvalidInput
+from celery_monitor.records.page import Count, ListPage
+from celery_monitor.records.task import Task, TaskState
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, force_index_scans, numbers
+from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.tasks.counts import estimate, total, totals_by
+from celery_monitor.store.tasks.plan import Plan, plan_from_counts, plan_from_terms
+from celery_monitor.store.tasks.rows import STATES, load_tasks, numbers_of
+from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, where_counts
+
+COUNT_LIMIT = 10_000
+MOST_ROWS = 1000
+CHUNK = 1000  # tasks of an export that are read at once
+NEWEST_FIRST = "-received"
+OLDEST_FIRST = "received"
+Position = tuple[float, int]  # of a row in the list: (seen, id)
+_task = schema.task.c
+_place = tuple_(_task.seen, _task.id)
+_measures: dict[str, ColumnElement[float]] = {
+    "state": _task.state,
+    "runtime": _task.runtime,
+    "wait": WAIT,
+    "retries": _task.retries,
+    "sent": _task.sent,
+    "started": _task.started,
+    "finished": _task.ended,
+}
+NAME_SORTS = ("name", "queue", "worker")
+SORTS = (*NAME_SORTS, *_measures)
+_FARTHEST = 1e300  # what is unknown comes last in both directions
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """The row beside which a page begins. ``search_limit`` keeps the rows that a sorted list has the same."""
+
+    sort: str
+    direction: Literal["next", "previous"]
+    key: float | int | str
+    id: int
+    search_limit: Position | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Cursor).decode
+_MOST = 2**63 - 1
+
+
+def write_cursor(cursor: Cursor) -> str:
+    """As text that means nothing to its reader."""
+    return base64.urlsafe_b64encode(_encode(cursor)).rstrip(b"=").decode()
+
+
+def read_cursor(text: str, sort: str, *, by_text: bool = False) -> Cursor:
+    """Raises InvalidInput unless this is a cursor of a list in this order, whose key is text or else a number."""
+    try:
+        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+        cursor = _decode(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError):
+        raise InvalidInput("this is no cursor; leave it out to begin at the first page") from None
+    if cursor.sort != sort:
+        raise InvalidInput(
+            f"this cursor is of a list sorted by {cursor.sort!r}; leave it out to begin at the first page"
+        )
+    if isinstance(cursor.key, str) != by_text or (by_text and "\0" in str(cursor.key)):
+        raise InvalidInput("this cursor points nowhere; leave it out to begin at the first page")
+    found = [cursor.id, *([] if isinstance(cursor.key, str) else [cursor.key]), *(cursor.search_limit or ())]
+    if any(abs(each) > _MOST or not math.isfinite(each) for each in found if isinstance(each, int)):
+        raise InvalidInput("this cursor points nowhere; leave it out to begin at the first page")
+    return cursor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tasks that match a filter: how their rows are reached, and the condition that each is tested by."""
+
+    plan: Plan
+    where: ColumnElement[bool]
+    counted: ColumnElement[bool] | None  # the whole filter on task_count, where that answers it
+
+    def positions(
+        self,
+        limit: int,
+        *,
+        after: Position | None = None,
+        before: Position | None = None,
+        search_limit: Position | None = None,
+        also: Sequence[ColumnElement[Any]] = (),
+    ) -> Select[Any]:
+        """Rows that match, newest first: those older than ``after``, or the nearest newer than ``before``.
+
+        Each is (seen, id) and, read on the same way, what else of the task is asked for.
+        """
+        plan = self.plan
+        span = (after, before, search_limit)
+        branches = [self._branch(each, limit, *span) for each in plan.branches]
+        if plan.extra_rows and search_limit is not None:
+            branches.append(self._branch(numbers(_task.id, plan.extra_rows), limit, after, before, None))
+        branches = [each.add_columns(*also) for each in branches]
+        if not branches:
+            return select(_task.seen, _task.id, *also).where(literal(value=False))
+        if len(branches) == 1:
+            return branches[0]
+        join = union if plan.extra_rows else union_all  # only the extra rows can be on another branch too
+        rows = join(*(select(each.subquery()) for each in branches)).subquery()
+        return select(*rows.c).order_by(*_order(rows.c.seen, rows.c.id, before)).limit(limit)
+
+    def _branch(
+        self,
+        branch: ColumnElement[bool],
+        limit: int,
+        after: Position | None,
+        before: Position | None,
+        search_limit: Position | None,
+    ) -> Select[tuple[float, int]]:
+        statement = select(_task.seen, _task.id).where(branch, self.where)
+        if after is not None:
+            statement = statement.where(_place < _at(after))
+        if before is not None:
+            statement = statement.where(_place > _at(before))
+        if search_limit is not None:  # above when newer rows are read
+            far = _at(search_limit)
+            statement = statement.where(_place >= far if before is None else _place <= far)
+        if self.plan.low is not None:
+            statement = statement.where(_task.seen >= self.plan.low.value)
+        if self.plan.high is not None:
+            statement = statement.where(_task.seen <= self.plan.high.value)
+        return statement.order_by(*_order(_task.seen, _task.id, before)).limit(limit)
+
+    def search_limit(
+        self, connection: Connection, *, after: Position | None = None, before: Position | None = None
+    ) -> Position | None:
+        """Where reading must stop so that the plan's budget is kept; ``None``: it may go to the end.
+
+        With several branches each has its share, and the nearest stop counts: the others then have fewer rows to there.
+        """
+        plan = self.plan
+        if not plan.bounded or not plan.branches:
+            return None
+        share = plan.budget // len(plan.branches)
+        untested = replace(self, where=true())
+        stops = []
+        for each in plan.branches:
+            statement = untested._branch(each, 1, after, before, None).offset(share)
+            stops += [(row.seen, row.id) for row in connection.execute(statement)]
+        return (max if before is None else min)(stops, default=None)
+
+    def count(self, connection: Connection) -> Count:
+        """How many tasks match: exact where the task counts answer it, else counted up to COUNT_LIMIT."""
+        if self.plan.matching is not None:
+            return Count(self.plan.matching)
+        if self.counted is not None:
+            return Count(total(connection, self.counted))
+        end = self.search_limit(connection)
+        rows = self.positions(COUNT_LIMIT + 1, search_limit=end).subquery()
+        return _capped(connection.execute(select(func.count()).select_from(rows)).scalar_one(), end)
+
+
+def select_tasks(connection: Connection, filter: Filter, need: int) -> Selection:  # noqa: A002
+    """The tasks that match, of which about ``need`` will be read in this transaction."""
+    force_index_scans(connection)
+    return select_resolved(connection, resolve(connection, filter.terms), need)
+
+
+def select_resolved(connection: Connection, tree: Resolved, need: int) -> Selection:
+    """The same of conditions that were resolved in this transaction."""
+    plan = plan_from_terms(tree, need)
+    if plan is None:
+        counts = estimate(connection, where_counts(tree.only(tree.counted)))
+        plan = plan_from_counts(tree, need, counts)
+    counted = where_counts(tree) if tree.is_counted else None
+    return Selection(plan, where(tree.only(plan.rest)), counted)
+
+
+def find_tasks(
+    store: Store,
+    filter: Filter,  # noqa: A002
+    *,
+    sort: str = NEWEST_FIRST,
+    limit: int = 50,
+    cursor: str | None = None,
+    tracebacks: bool = False,
+) -> ListPage[Task]:
+    """One page of the tasks that match, with their count. Each has its latest run only.
+
+    Tracebacks may be many megabytes in all: without ``tracebacks`` they are left out, as if there were none.
+
+    ``sort`` is a key of SORTS, descending with ``-`` before it. Raises InvalidInput for a cursor, sort or limit
+    that cannot be.
+    """
+    key = sort.removeprefix("-")
+    if key not in {"received", *SORTS}:
+        known = ", ".join(["received", *SORTS])
+        raise InvalidInput(f"tasks cannot be sorted by {sort!r}; known are {known}, each with - for descending")
+    if not 1 <= limit <= MOST_ROWS:
+        raise InvalidInput(f"a page has 1 to {MOST_ROWS} tasks, not {limit}")
+    place = read_cursor(cursor, sort, by_text=key in NAME_SORTS) if cursor is not None else None
+    with store.read() as connection:
+        found = select_tasks(connection, filter, limit + 1)
+        if key == "received":
+            counting = place is None and found.counted is None
+            part = _by_time(connection, found, sort, limit, place, counting=counting)
+        else:
+            part = _by_key(connection, found, sort, limit, place)
+        return ListPage(
+            items=load_tasks(connection, part.rows, tracebacks=tracebacks),
+            next=write_cursor(part.next) if part.next else None,
+            previous=write_cursor(part.previous) if part.previous else None,
+            count=found.count(connection) if part.total is None else part.total,
+            searched=Count(found.plan.budget) if part.cut else None,
+        )
+
+
+def count_tasks(store: Store, filter: Filter) -> Count:  # noqa: A002
+    """How many tasks match: exact where the counters answer it, else counted up to 10,000."""
+    with store.read() as connection:
+        return select_tasks(connection, filter, COUNT_LIMIT).count(connection)
+
+
+def iterate_tasks(store: Store, filter: Filter) -> Iterator[list[Task]]:  # noqa: A002
+    """Every task that matches in the order of the list, newest first, as lists of at most CHUNK; without tracebacks.
+
+    For exports, whose size nothing bounds. Each list is a short read of its own: one long transaction would show one
+    moment, and would keep the database from tidying up for as long as somebody's browser needs; so a task that is
+    received meanwhile may be left out. A list may be empty: as many rows as one request may read had no match.
+    """
+    place: Cursor | None = None
+    while True:
+        with store.read() as connection:
+            found = select_tasks(connection, filter, CHUNK + 1)
+            part = _by_time(connection, found, NEWEST_FIRST, CHUNK, place, counting=False)
+            tasks = load_tasks(connection, part.rows)
+        yield tasks
+        place = part.next
+        if place is None:
+            return
+
+
+class PagePart(NamedTuple):
+    """The rows of a page in the order they are shown, and the cursors of the pages beside it."""
+
+    rows: list[int]
+    next: Cursor | None
+    previous: Cursor | None
+    cut: bool  # only as many rows as the budget allows were searched
+    total: Count | None  # of all that match, where the same read counted them
+
+
+def _by_time(
+    connection: Connection, found: Selection, sort: str, limit: int, place: Cursor | None, *, counting: bool
+) -> PagePart:
+    """Older rows are read or newer ones: the list's order and the cursor's direction decide.
+
+    ``counting``: the page and its count are one read.
+    """
+    forward = place is None or place.direction == "next"
+    older = forward == (sort == NEWEST_FIRST)
+    at: Position | None = (float(place.key), place.id) if place else None if older else (float("-inf"), -1)
+    after, before = (at, None) if older else (None, at)
+    end = found.search_limit(connection, after=after, before=before)
+    most = COUNT_LIMIT if counting else limit
+    statement = found.positions(most + 1, after=after, before=before, search_limit=end)
+    rows = [(row.seen, row.id) for row in connection.execute(statement)]
+    far = rows[limit - 1] if len(rows) > limit else end
+    near = (rows[0] if rows else at) if place is not None else None
+    beside = _beside(sort, far, near, forward=forward)
+    shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
+    cut = len(rows) <= limit and end is not None
+    return PagePart(shown, *beside, cut, _capped(len(rows), end) if counting else None)
+
+
+def _by_key(connection: Connection, found: Selection, sort: str, limit: int, place: Cursor | None) -> PagePart:
+    """In another order than by time: of the newest rows within the budget. The cursor keeps which rows those are."""
+    found = replace(found, plan=replace(found.plan, bounded=True))
+    end = place.search_limit if place else found.search_limit(connection)
+    newest = found.positions(found.plan.budget, search_limit=end).subquery()
+    descending, forward = sort.startswith("-"), place is None or place.direction == "next"
+    key = _sort_key(sort.removeprefix("-"), descending, connection.dialect.name == "sqlite")
+    statement = select(key.label("key"), _task.id).join(newest, newest.c.id == _task.id)
+    down = descending == forward
+    if place is not None:
+        at = tuple_(literal(place.key, key.type), literal(place.id, _task.id.type))
+        here = tuple_(key, _task.id)
+        statement = statement.where(here < at if down else here > at)
+    order = (key.desc(), _task.id.desc()) if down else (key.asc(), _task.id.asc())
+    rows = [(row.key, row.id) for row in connection.execute(statement.order_by(*order).limit(limit + 1))]
+    far = rows[limit - 1] if len(rows) > limit else None
+    near = rows[0] if rows and place is not None else None
+    beside = _beside(sort, far, near, forward=forward, search_limit=end)
+    shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
+    return PagePart(shown, *beside, cut=end is not None, total=None)
+
+
+def _beside(
+    sort: str,
+    far: tuple[float | str, int] | None,
+    near: tuple[float | str, int] | None,
+    *,
+    forward: bool,
+    search_limit: Position | None = None,
+) -> tuple[Cursor | None, Cursor | None]:
+    """The cursors of the next and of the previous page; ``far`` is where reading ended, ``near`` where it began."""
+    ahead, behind = (far, near) if forward else (near, far)
+    return (
+        Cursor(sort, "next", *ahead, search_limit) if ahead else None,
+        Cursor(sort, "previous", *behind, search_limit) if behind else None,
+    )
+
+
+def _sort_key(name: str, descending: bool, is_sqlite: bool) -> ColumnElement[float] | ColumnElement[str]:
+    """The value to sort by, never NULL, in the same order on both databases."""
+    if name in _measures:
+        last = -_FARTHEST if descending else _FARTHEST
+        return func.coalesce(cast(_measures[name], Double), last)
+    term = schema.term.c
+    text = select(term.text).where(term.id == _task[f"{name}_id"]).scalar_subquery()
+    return collate(func.coalesce(text, ""), "BINARY" if is_sqlite else "C")
+
+
+def _capped(found: int, end: Position | None) -> Count:
+    return Count(min(found, COUNT_LIMIT), exact=end is None and found <= COUNT_LIMIT)
+
+
+def _at(position: Position) -> ColumnElement[tuple[float, int]]:
+    return tuple_(literal(position[0], _task.seen.type), literal(position[1], _task.id.type))
+
+
+def _order(
+    seen: ColumnElement[float], key: ColumnElement[int], before: Position | None
+) -> tuple[ColumnElement[float], ColumnElement[int]]:
+    return (seen.desc(), key.desc()) if before is None else (seen.asc(), key.asc())
+
+
+_RECENT = 10_000
+
+
+def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, int]:
+    """How many tasks of each state are in the record; every state is there."""
+    with store.read() as connection:
+        where = schema.task_count.c.cluster_id.in_(numbers_of(connection, cluster))
+        found = totals_by(connection, "state", where)
+    return {state: found.get(code, 0) for code, state in STATES.items()}
+
+
+def read_longest_running(store: Store, *, cluster: str | None = None, limit: int = 10) -> list[Task]:
+    """Started and not ended, the earliest start first; of the 10,000 running tasks received first."""
+    running: ColumnElement[int] = literal_column(str(STATE_CODES[TaskState.STARTED]))
+    partial = _task.state != literal_column(str(STATE_CODES[TaskState.SUCCESS]))
+    with store.read() as connection:
+        oldest = select(_task.id, _task.started).where(and_(_task.state == running, partial))
+        if cluster is not None:
+            clusters = numbers_of(connection, cluster)
+            oldest = oldest.where((_task.cluster_id + literal_column("0")).in_(clusters))
+        rows = oldest.order_by(_task.seen, _task.id).limit(_RECENT).subquery().c
+        statement = select(rows.id).where(rows.started.is_not(None)).order_by(rows.started, rows.id).limit(limit)
+        return load_tasks(connection, list(connection.execute(statement).scalars()))

@@ -1,0 +1,85 @@
+"""Interned names: task names, queues, workers and the like, and clusters, as small numbers."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, select, tuple_
+
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
+
+Names = tuple[str | None, ...]  # of a task, in the order of TERM_KINDS
+Numbers = tuple[int, ...]
+_KINDS = tuple(TERM_KINDS.values())
+_CHUNK = 500
+_CACHE_LIMIT = 20_000
+
+
+class Terms:
+    """Numbers of names, kept in memory. One transaction at a time; ``forget`` after a rollback."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ids: dict[tuple[int, str], int] = {}
+        self._of_tasks: dict[Names, Numbers] = {}
+
+    def forget(self) -> None:
+        """Drops what is in memory: a rolled back transaction may have taken numbers back."""
+        self._ids.clear()
+        self._of_tasks.clear()
+
+    def load(self, connection: Connection, wanted: Iterable[tuple[int, str]], of_tasks: Iterable[Names] = ()) -> None:
+        """Makes sure that each (kind, text), and all that tasks name, has a number."""
+        if len(self._ids) > _CACHE_LIMIT or len(self._of_tasks) > _CACHE_LIMIT:
+            self.forget()
+        named = (zip(_KINDS, names, strict=True) for names in of_tasks if names not in self._of_tasks)
+        several = {(kind, text) for names in named for kind, text in names if text is not None}
+        missing = [each for each in several.union(wanted) if each not in self._ids]
+        self._find(connection, missing)
+        new = sorted(each for each in missing if each not in self._ids)  # two receivers in one order
+        if new:
+            statement = self._store.insert(schema.term).on_conflict_do_nothing()
+            connection.execute(statement, [{"kind": kind, "text": text} for kind, text in new])
+            self._find(connection, new)
+
+    def id(self, kind: int, text: str | None) -> int:
+        """The number of a loaded name; 0 for one that is unknown."""
+        return UNKNOWN if text is None else self._ids[kind, text]
+
+    def of_task(self, names: Names) -> Numbers:
+        """The numbers of what a task names, which was loaded."""
+        found = self._of_tasks.get(names)
+        if found is None:
+            found = self._of_tasks[names] = tuple(map(self.id, _KINDS, names))
+        return found
+
+    def _find(self, connection: Connection, wanted: list[tuple[int, str]]) -> None:
+        table = schema.term
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
+            statement = select(table.c.kind, table.c.text, table.c.id).where(
+                tuple_(table.c.kind, table.c.text).in_(chunk)
+            )
+            for kind, text, number in connection.execute(statement):
+                self._ids[kind, text] = number
+
+
+def texts(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
+    """The names that these numbers stand for; 0 has none."""
+    wanted = [each for each in set(ids) if each != UNKNOWN]
+    found: dict[int, str] = {}
+    for start in range(0, len(wanted), _CHUNK):
+        chunk = wanted[start : start + _CHUNK]
+        statement = select(schema.term.c.id, schema.term.c.text).where(schema.term.c.id.in_(chunk))
+        found.update({row.id: row.text for row in connection.execute(statement).all()})
+    return found
+
+
+def cluster_id(store: Store, connection: Connection, name: str) -> int:
+    """The number of a cluster, which is made when it is new."""
+    statement = select(schema.cluster.c.id).where(schema.cluster.c.name == name)
+    found: int | None = connection.execute(statement).scalar()
+    if found is None:
+        connection.execute(store.insert(schema.cluster).values(name=name).on_conflict_do_nothing())
+        found = connection.execute(statement).scalar_one()
+    return found

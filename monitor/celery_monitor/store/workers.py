@@ -1,0 +1,97 @@
+"""store workers."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+from sqlalchemy import Connection, func, select
+
+from celery_monitor.errors import NotFound
+from celery_monitor.records.worker import Worker
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import _pack
+from celery_monitor.store.tasks.rows import numbers_of, storable
+from celery_monitor.store.terms import cluster_id
+
+_WORKERS_LOCK = 1_296_848_211  # with a cluster's number, of an advisory lock
+unpack_worker = msgspec.msgpack.Decoder(Worker).decode
+
+
+def change_workers(
+    store: Store, cluster: str, hostnames: Sequence[str] | None, change: Callable[[Worker], Worker]
+) -> None:
+    """Reads each worker that is known by these names, or every one, and stores what ``change`` makes of it.
+
+    In one transaction, so that what events say meanwhile is not written over. Unknown names are passed over.
+    """
+    with store.begin() as connection:
+        number = cluster_id(store, connection, cluster)
+        found = load_workers(connection, number, hostnames)
+        save_workers(store, connection, number, [change(worker) for worker in found.values()])
+
+
+def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str] | None) -> dict[str, Worker]:
+    """The stored workers among these names, or all, by name.
+
+    On PostgreSQL the transaction has the workers of the cluster for itself until its end: what events say and what
+    workers answer stand in one record, and whoever wrote last would undo what the other wrote. SQLite has one writer
+    anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_WORKERS_LOCK, cluster)))
+    table = schema.worker
+    statement = select(table.c.hostname, table.c.record).where(table.c.cluster_id == cluster)
+    if hostnames is not None:
+        statement = statement.where(table.c.hostname.in_(list(hostnames)))
+    return {row.hostname: unpack_worker(row.record) for row in connection.execute(statement)}
+
+
+def save_workers(store: Store, connection: Connection, cluster: int, workers: Sequence[Worker]) -> None:
+    """Stores workers inside the caller's transaction."""
+    if not workers:
+        return
+    statement = store.insert(schema.worker)
+    mutable = ("status", "first_seen", "last_heartbeat", "record")
+    statement = statement.on_conflict_do_update(
+        index_elements=["cluster_id", "hostname"], set_={name: statement.excluded[name] for name in mutable}
+    )
+    rows = [
+        {
+            "cluster_id": cluster,
+            "hostname": worker.hostname,
+            "status": worker.status.value,
+            "first_seen": worker.first_seen,
+            "last_heartbeat": worker.last_heartbeat,
+            "record": _pack(worker),
+        }
+        for worker in workers
+    ]
+    connection.execute(statement, rows)
+
+
+def save_worker_starts(store: Store, connection: Connection, cluster: int, starts: Sequence[tuple[str, float]]) -> None:
+    """Notes workers that came up with a new process, by name and time, inside the caller's transaction."""
+    rows = [{"cluster_id": cluster, "hostname": hostname, "at": at} for hostname, at in starts]
+    if rows:
+        connection.execute(store.insert(schema.worker_start).on_conflict_do_nothing(), rows)
+
+
+def read_workers(store: Store, cluster: str | None = None) -> list[Worker]:
+    """Every worker known, by cluster and name."""
+    table = schema.worker.c
+    with store.read() as connection:
+        wanted = table.cluster_id.in_(numbers_of(connection, cluster))
+        rows = connection.execute(select(table.record).where(wanted).order_by(table.cluster_id, table.hostname))
+        return [unpack_worker(record) for record in rows.scalars()]
+
+
+def read_worker(store: Store, hostname: str, cluster: str | None = None) -> Worker:
+    """Raises NotFound. Where several clusters have one of this name, the one heard of last."""
+    table = schema.worker.c
+    with store.read() as connection:
+        wanted = (table.hostname == hostname, table.cluster_id.in_(numbers_of(connection, cluster)))
+        rows = connection.execute(select(table.record).where(*wanted)).scalars() if storable(hostname) else ()
+        found = [unpack_worker(record) for record in rows]
+    if not found:
+        raise NotFound(f"no worker {hostname!r} is known", hostname=hostname)
+    return max(found, key=lambda each: each.last_heartbeat or 0.0)

@@ -1,0 +1,426 @@
+"""The only writer of task records: events in, rows out, one transaction a batch.
+
+Everything that a batch changes stands in one transaction: tasks, runs, counters, failure groups, workers and the
+receiver's own state. So an event that comes twice changes nothing, and a count never disagrees with a list.
+
+What was captured before anything else was known of its task: workers hold task events back, and captures not.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+from sqlalchemy import Connection, bindparam, select, update
+
+from celery_monitor.core.lifecycle import CAPTURED, REMOVED, fold, is_lifecycle
+from celery_monitor.core.sanitize import Sanitizer
+from celery_monitor.core.waits import Senders, settle
+from celery_monitor.core.workers import Clocks, after_setting, fold_worker, process_of
+from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth
+from celery_monitor.records.task import Outcome, Task, TaskState
+from celery_monitor.settings import Settings
+from celery_monitor.store import schema
+from celery_monitor.store.engine import KeyTaken, PreparedStatement, Store
+from celery_monitor.store.partitions import TaskNumbers, lookups_only
+from celery_monitor.store.receivers import put_health, put_reconciliation
+from celery_monitor.store.rollups import Counters, Deltas, signature_of
+from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
+from celery_monitor.store.tasks.cache import TaskCache
+from celery_monitor.store.tasks.keys import from_key
+from celery_monitor.store.tasks.messages import forget_removals, removals, save_messages
+from celery_monitor.store.tasks.rows import (
+    CHANGING_COLUMNS,
+    RUN_COLUMNS,
+    TASK_COLUMNS,
+    names_of,
+    run_row,
+    task_row,
+    task_values,
+)
+from celery_monitor.store.tasks.unfinished import ids_without_queue
+from celery_monitor.store.terms import Terms, cluster_id
+from celery_monitor.store.workers import change_workers, load_workers, save_worker_starts, save_workers, unpack_worker
+
+MOST = 10_000  # tasks that may be waited for; then the oldest are not
+
+
+class PendingCaptures:
+    """Keeps what messages say of their tasks, without their bodies."""
+
+    def __init__(self) -> None:
+        self._events: OrderedDict[str, Event] = OrderedDict()
+
+    def keep(self, task_id: str, event: Event) -> None:
+        if event.message is not None:
+            facts = msgspec.structs.replace(event.message, body=None)
+            self._events[task_id] = msgspec.structs.replace(event, message=facts)
+        if len(self._events) > MOST:
+            self._events.popitem(last=False)
+
+    def tell(self, task: Task) -> None:
+        """Folds what is known into a new task. Kept on: the transaction that tells it may fail."""
+        if self._events and (event := self._events.get(task.id)) is not None:
+            fold(task, event)
+
+
+SOLE_QUEUE_SECONDS = 2.0
+UNSEEN_SECONDS = 60.0  # for which the event of a task's sending may come after its message was removed
+_CHUNK = 500
+_FAILED = Outcome.FAILED
+_WORKER = TERM_KINDS["worker"]
+_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-queue-learnt"})
+
+
+@dataclass
+class Written:
+    """What one batch came to."""
+
+    events: int = 0
+    tasks: int = 0
+    refused: int = 0  # events without a time or a task id
+    unknown: int = 0  # events of types that we do not know
+    new_workers: int = 0  # worker processes of which this is the first event
+
+
+@dataclass
+class Batch:
+    """The events of a batch by what they tell of; captured messages by their task; gaps that they came of."""
+
+    by_task: dict[str, list[Event]] = field(default_factory=dict)
+    by_worker: dict[str, list[tuple[Event, float]]] = field(default_factory=dict)
+    captured: dict[str, Event] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+
+
+class Writer:
+    """Writes the events of one cluster. One at a time for each cluster."""
+
+    def __init__(self, store: Store, cluster: str, settings: Settings) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._known = TaskCache(cluster)
+        self._intake = Sanitizer(settings.max_text, settings.redact, settings.max_message_bytes)
+        self._capture = settings.capture
+        self._early = PendingCaptures()
+        self._clocks = Clocks()
+        self.senders = Senders()
+        self._numbers = TaskNumbers(store, settings.keep_tasks)
+        self._terms = Terms(store)
+        self._counters = Counters(store, self._terms)
+        self._cluster_id: int | None = None
+        self._skews: dict[str, float] = {}  # of the workers that are stored
+        self._sole_queues: dict[str, str] = {}
+        self._sole_queues_at = 0.0
+        self._newly_sole: set[str] = set()  # workers of whom that was not known before
+        self._insert_task = PreparedStatement(store, schema.task.insert(), TASK_COLUMNS)
+        self._update_task = _updating_task(store)
+        self._insert_run = PreparedStatement(store, schema.run.insert(), RUN_COLUMNS)
+
+    def write(self, deliveries: Sequence[Delivery], health: ReceiverHealth | None = None) -> Written:
+        """Stores a batch in one transaction, with what the receiver says of itself.
+
+        Raises StoreUnavailable; then nothing of the batch is stored, and it can be written again.
+        """
+        written = Written()
+        batch = self._sort(deliveries, written)
+        with self._forgetting():
+            try:
+                # With partitions, a key can be taken in another one without anybody finding out.
+                self._commit(batch, health, written, certain=not self._store.is_sqlite)
+            except KeyTaken:  # a task that was believed to be new is stored already
+                self.forget()
+                self._commit(batch, health, written, certain=True)
+        return written
+
+    def _commit(self, batch: Batch, health: ReceiverHealth | None, written: Written, *, certain: bool) -> None:
+        with self._store.begin() as connection:
+            number = self._begin(connection)
+            written.new_workers = self._write_workers(connection, number, batch.by_worker)
+            tasks = self._write_tasks(connection, number, batch.by_task, certain=certain)
+            if self._capture and batch.captured:
+                save_messages(self._store, connection, number, batch.captured.values())
+            for gap in batch.gaps:
+                put_reconciliation(connection, gap)
+            if health is not None:
+                put_health(self._store, connection, number, health)
+        self._known.remember(tasks)
+        written.tasks = len(tasks)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.forget()
+            raise
+
+    def behind(self, deliveries: Sequence[Delivery], now: float) -> float:
+        """Seconds since the newest of these events was sent, by our clock; 0 where no sender's skew is known."""
+        sent = [
+            event.timestamp + self._skews[event.hostname]
+            for delivery in deliveries
+            for event in delivery.events[-1:]
+            if event.hostname in self._skews
+        ]
+        return max(0.0, now - max(sent)) if sent else 0.0
+
+    def mark_due(self, now: float) -> int:
+        """Takes scheduled tasks whose ETA has come out of SCHEDULED; gives their number, at most a chunk."""
+        table = schema.task
+        with self._store.read() as connection:
+            statement = (
+                select(table.c.key)
+                .where(table.c.state == STATE_CODES[TaskState.SCHEDULED], table.c.eta <= now)
+                .order_by(table.c.eta)
+                .limit(_CHUNK)
+            )
+            ids = [from_key(key) for key in connection.execute(statement).scalars()]
+        self._conclude("task-due", ids, now)
+        return len(ids)
+
+    def conclude_removals(self, now: float) -> int:
+        """Concludes tasks whose messages somebody removed here; gives their number, at most a chunk."""
+        with self._store.read() as connection:
+            noted = removals(connection, self._cluster, _CHUNK)
+        events = [
+            Event(type=REMOVED, timestamp=each.at, hostname="", uuid=each.id, exception=each.text)
+            for each in noted
+            if each.stored
+        ]
+        if events:
+            self.write([Delivery(events=events, arrived=now, concluded=True)])
+        # What is concluded twice changes nothing. One that the record does not have may be on its way.
+        done = [each for each in noted if each.stored or now - each.at > UNSEEN_SECONDS]
+        if done:
+            forget_removals(self._store, self._cluster, done)
+        return len(events)
+
+    def name_queues(self, now: float) -> None:
+        """Names the queue of tasks that came before their worker said that it consumes one only."""
+        if self._newly_sole:
+            ids = ids_without_queue(self._store, self._cluster, self._newly_sole)
+            self._conclude("task-queue-learnt", ids, now)
+            self._newly_sole = set()
+
+    def _conclude(self, event_type: str, ids: Sequence[str], now: float) -> None:
+        if ids:
+            events = [Event(type=event_type, timestamp=now, hostname="", uuid=each) for each in ids]
+            self.write([Delivery(events=events, arrived=now)])
+
+    def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
+        batch = Batch()
+        by_task, skews = batch.by_task, self._skews
+        for delivery in deliveries:
+            if delivery.gap is not None:
+                batch.gaps.append(delivery.gap)
+            steady = delivery.concluded or self._clocks.steady(delivery.events)
+            for cleaned in self._intake.clean_all(delivery.events):
+                if cleaned is None:
+                    written.refused += 1
+                    continue
+                event = cleaned if steady else self._clocks.corrected(cleaned, delivery.arrived, skews)
+                written.events += 1
+                task_id = event.uuid
+                if task_id is not None and is_lifecycle(event.type):
+                    events = by_task.get(task_id)
+                    if events is None:
+                        by_task[task_id] = [event]
+                    else:
+                        events.append(event)
+                    if event.message is not None:
+                        batch.captured[task_id] = event
+                        self._early.keep(task_id, event)
+                    told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
+                    if event.type == "task-sent":
+                        self.senders.hear(event.hostname, event.timestamp, delivery.arrived)
+                    if told and event.hostname not in skews:
+                        batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
+                elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
+                    batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
+                else:
+                    written.unknown += 1
+        return batch
+
+    def _begin(self, connection: Connection) -> int:
+        lookups_only(connection)
+        if self._cluster_id is None:
+            self._cluster_id = cluster_id(self._store, connection, self._cluster)
+        if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
+            before, self._sole_queues = self._sole_queues, _sole_queues(connection, self._cluster_id)
+            self._newly_sole |= self._sole_queues.keys() - before.keys()
+            self._sole_queues_at = time.monotonic()
+        return self._cluster_id
+
+    def forget(self) -> None:
+        """After a rollback, or when others changed what is stored, nothing that is in memory is sure."""
+        self._known.forget()
+        self._terms.forget()
+        self._counters.forget()
+        self._skews.clear()
+        self._clocks.forget()
+        self._cluster_id = None
+        self._numbers.forget()
+
+    def forget_deleted(self, keys: Iterable[bytes], *, counters: bool) -> None:
+        """Retention has deleted these tasks, and old counters over time."""
+        self._known.forget_tasks(keys)
+        if counters:
+            self._counters.forget_rollups()
+
+    # Workers
+
+    def own_clock_set(self, seconds: float) -> None:
+        """Our own clock was set forward by so much: what is known of workers is told by it. Raises StoreUnavailable."""
+        change_workers(self._store, self._cluster, None, partial(after_setting, seconds=seconds))
+        self._skews = {hostname: skew + seconds for hostname, skew in self._skews.items()}
+        self.senders.own_clock_set(seconds)
+
+    def _write_workers(
+        self,
+        connection: Connection,
+        number: int,
+        by_worker: dict[str, list[tuple[Event, float]]],
+    ) -> int:
+        """Gives the number of processes that were not recorded before."""
+        if not by_worker:
+            return 0
+        known = load_workers(connection, number, list(by_worker))
+        starts = []
+        new = len(by_worker.keys() - known.keys())
+        for hostname, events in by_worker.items():
+            worker = known.get(hostname)
+            for given, arrived in events:
+                event = given
+                if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
+                    event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
+                before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
+                if before is not None and None is not before.pid != worker.pid and not process_of(before, worker.pid):
+                    starts.append((hostname, worker.last_heartbeat or arrived))
+            if worker is not None:
+                self._clocks.restore(hostname, worker.pid, worker.jump)
+                jump = self._clocks.jump_of(hostname, worker.pid)
+                known[hostname] = msgspec.structs.replace(worker, jump=jump)
+                self._skews[hostname] = worker.skew or 0.0
+        save_workers(self._store, connection, number, list(known.values()))
+        save_worker_starts(self._store, connection, number, starts)
+        return new + len(starts)
+
+    # Tasks
+
+    def _write_tasks(
+        self, connection: Connection, number: int, by_task: dict[str, list[Event]], *, certain: bool
+    ) -> list[Task]:
+        if not by_task:
+            return []
+        stored = self._known.find(connection, number, by_task, certain=certain)
+        deltas = Deltas(self._skews)
+        new: list[Task] = []
+        changed: list[Task] = []
+        several: set[str] = set()  # that had rows of runs before
+        for task_id, events in by_task.items():
+            task = stored.get(task_id)
+            if task is None:
+                task = Task(self._cluster, task_id)
+                self._early.tell(task)
+                if self._fold(task, events):
+                    new.append(task)
+            else:
+                deltas.take_out(task)
+                if len(task.runs) > 1:
+                    several.add(task_id)
+                if self._fold(task, events):
+                    changed.append(task)
+            if (
+                task.runs or task.sent is not None or task.learnt is not None
+            ):  # not one of which nothing but its loss was said
+                deltas.put_in(task)
+        self._save(connection, number, new, changed, deltas, several)
+        return [*new, *changed]
+
+    def _fold(self, task: Task, events: list[Event]) -> bool:
+        said = False
+        for event in events:
+            said |= fold(task, event)
+        if task.queue is None and task.runs:
+            queue = self._sole_queues.get(task.worker or "")
+            if queue is not None:  # a worker with one queue can have it from nowhere else
+                task.queue = queue
+                said = True
+        if said:
+            settle(task, self.senders, self._skews)
+        return said
+
+    def _save(
+        self,
+        connection: Connection,
+        number: int,
+        new: list[Task],
+        changed: list[Task],
+        deltas: Deltas,
+        several: Collection[str],
+    ) -> None:
+        for task, pk in zip(new, self._numbers.take(connection, number, len(new)), strict=True):
+            task.pk = pk
+        tasks = [*new, *changed]
+        names = list(map(names_of, tasks))
+        self._terms.load(connection, _terms_of(tasks, deltas), names)
+        self._counters.ensure_groups(connection, number, deltas.failures)
+        for task in tasks:
+            task.failure_group = self._group_of(task)
+        numbers = list(map(self._terms.of_task, names))
+        self._insert_task.run(
+            connection, [task_row(task, number, each) for task, each in zip(new, numbers[: len(new)], strict=True)]
+        )
+        self._update_task.run(
+            connection,
+            [(*task_values(task, each), task.pk) for task, each in zip(changed, numbers[len(new) :], strict=True)],
+        )
+        self._save_other_runs(connection, tasks, several)
+        self._counters.apply(connection, number, deltas)
+
+    def _group_of(self, task: Task) -> int | None:
+        run = task.run
+        if run is None or run.outcome is not _FAILED:
+            return None
+        return self._counters.group_id(signature_of(task.name, run.exception, run.traceback).digest)
+
+    def _save_other_runs(self, connection: Connection, tasks: Iterable[Task], had_several: Collection[str]) -> None:
+        several = [task for task in tasks if len(task.runs) > 1 or task.id in had_several]
+        for start in range(0, len(several), _CHUNK):
+            ids = [task.pk for task in several[start : start + _CHUNK]]
+            connection.execute(schema.run.delete().where(schema.run.c.task_id.in_(ids)))
+        rows = [
+            run_row(task.pk or 0, ordinal, run, self._terms.id(_WORKER, run.worker))
+            for task in several
+            for ordinal, run in enumerate(task.runs)
+            if run is not task.run
+        ]
+        self._insert_run.run(connection, rows)
+
+
+def _updating_task(store: Store) -> PreparedStatement:
+    statement = update(schema.task).where(schema.task.c.id == bindparam("row_id"))
+    changes: dict[str, object] = {name: bindparam(name) for name in CHANGING_COLUMNS}
+    return PreparedStatement(store, statement.values(changes), [*CHANGING_COLUMNS, "row_id"])
+
+
+def _terms_of(tasks: Iterable[Task], deltas: Deltas) -> Iterator[tuple[int, str]]:
+    """What counters and earlier runs name."""
+    kinds = TERM_KINDS["name"], TERM_KINDS["queue"], _WORKER
+    for place in (*deltas.rollups, *deltas.tasks):
+        yield from ((kind, text) for kind, text in zip(kinds, place[1:], strict=True) if text is not None)
+    for task in tasks:
+        if len(task.runs) > 1:
+            yield from ((_WORKER, run.worker) for run in task.runs if run.worker is not None)
+
+
+def _sole_queues(connection: Connection, number: int) -> dict[str, str]:
+    """The queue of each worker that consumes from exactly one."""
+    statement = select(schema.worker.c.record).where(schema.worker.c.cluster_id == number)
+    workers = [unpack_worker(record) for record in connection.execute(statement).scalars()]
+    return {each.hostname: each.queues[0] for each in workers if each.queues is not None and len(each.queues) == 1}

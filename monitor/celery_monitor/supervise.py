@@ -1,0 +1,303 @@
+"""Child processes that are restarted when they end by themselves, and ended with us.
+
+A call of our own runs in a new interpreter that reads it from its standard input: on a command line every user of the
+machine could read a broker's password. That input ends with this process, however it goes, and the child then ends too.
+multiprocessing adds a process of its own and runs our main module again in each child.
+"""
+
+import ctypes
+import gc
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from threading import Event, Thread
+from types import FrameType
+from typing import IO, NamedTuple
+
+from celery_monitor.addresses import masked
+from celery_monitor.errors import MonitorError
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # a process that ran for so long restarts without a longer pause
+STOP_SECONDS = 5.0
+LONGEST_ERROR = 500
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LIBC = ctypes.CDLL(None)
+END_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+# -P: a module of the folder that we are in is not mistaken for one of ours.
+CHILD = (sys.executable, "-P", "-c")
+CHILD_CODE = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    f"from {__name__} import run_call; run_call(*pickle.load(sys.stdin.buffer))"
+)
+
+
+class MaskingFormatter(logging.Formatter):
+    """Libraries repeat addresses in their errors, and so in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
+class Ending(NamedTuple):
+    """A process ended by itself: why, and how often in a row since when."""
+
+    cause: str
+    since: float
+    failures: int
+
+
+class ChildProcess(subprocess.Popen[bytes]):
+    """A child process."""
+
+    def cause(self) -> str:
+        """Why it has ended."""
+        return signal.Signals(-self.returncode).name if self.returncode < 0 else f"exit code {self.returncode}"
+
+
+class Program(ChildProcess):
+    """A program in a session of its own: Ctrl-C reaches us alone, and what the program has started ends with it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        directory: Path,
+        log: Path,
+        end_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        self._end_signal = end_signal
+        with log.open("ab") as output:
+            super().__init__(
+                command,
+                env=dict(environ),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+
+    def terminate(self) -> None:
+        self.send_signal(self._end_signal)
+
+    def kill(self) -> None:
+        """Ends the program and everything left in its process group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    # Not a polite signal: what the program needs to end well, such as its broker, is dying at the same moment.
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class PythonCall(ChildProcess):
+    """A call of ``module:function`` with ``arguments`` and an Event that says when to end, in a process of its own.
+
+    ``name`` is for people who list processes. ``files`` are descriptors that stay open in it. Its standard output
+    carries only the error by which it ends.
+    """
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+    def __init__(
+        self, name: str, log_level: str, function: str, arguments: Sequence[object], files: Sequence[int] = ()
+    ) -> None:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # until the child can handle them
+        try:
+            pipe = subprocess.PIPE
+            super().__init__([*CHILD, CHILD_CODE, name], stdin=pipe, stdout=pipe, pass_fds=files)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with suppress(BrokenPipeError):  # it has ended already
+            self._write(pickle.dumps(sys.path) + pickle.dumps((log_level, function, arguments)))
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self.stdin.fileno(), rest) :]
+
+    def cause(self) -> str:
+        return self.stdout.read().decode() or super().cause()
+
+
+def run_call(log_level: str, function: str, arguments: Sequence[object]) -> None:
+    """What the process of a PythonCall runs."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as errors:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        configure_logging(log_level)
+        stop = stop_on_signals()
+        Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+        try:
+            resolve_without_gc(function)(*arguments, stop)
+        except MonitorError as error:  # its text says all that a traceback would
+            errors.write(masked(error.message)[:LONGEST_ERROR])
+            logger.error("%s", error)
+            sys.exit(1)
+        except Exception as error:
+            errors.write(masked(f"{type(error).__name__}: {error}")[:LONGEST_ERROR])
+            raise
+
+
+def resolve_without_gc(function: str) -> Callable[..., None]:
+    """Loads ``module:function``. The collector finds nothing in modules, and costs a sixth of the time to load them."""
+    gc.disable()
+    found: Callable[..., None] = resolve_name(function)
+    gc.freeze()
+    gc.enable()
+    return found
+
+
+def _stop_with_parent(stop: Event) -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    stop.set()
+
+
+class ChildJob(NamedTuple):
+    """Something to keep running: each call of ``start`` makes a new process of it.
+
+    A ``foundation`` is what other jobs need even to end well: it ends after them. ``ended`` is called, in a thread of
+    its own, each time that a process of the job has ended by itself.
+    """
+
+    name: str
+    start: Callable[[], ChildProcess]
+    foundation: bool = False
+    ended: Callable[[Ending], object] | None = None
+
+
+@dataclass
+class _Running:
+    """A job's current process, or the one that waits for its restart."""
+
+    job: ChildJob
+    process: ChildProcess
+    began: float
+    pause: float = FIRST_PAUSE_SECONDS
+    failures: int = 0  # in a row
+    since: float = 0.0
+    restart_at: float | None = None
+
+    def restart_if_ended(self, now: float) -> None:
+        if self.restart_at is None and self.process.poll() is not None:
+            self._schedule_restart(now)
+        elif self.restart_at is not None and now >= self.restart_at:
+            self.process, self.began, self.restart_at = _start(self.job), now, None
+
+    def _schedule_restart(self, now: float) -> None:
+        steady = now - self.began >= STEADY_SECONDS
+        self.pause = FIRST_PAUSE_SECONDS if steady else min(self.pause * 2, LONGEST_PAUSE_SECONDS)
+        self.restart_at = now + self.pause
+        if steady or not self.failures:
+            self.failures, self.since = 0, time.time()
+        self.failures += 1
+        cause = self.process.cause()
+        logger.warning("%s ended with %s; restart in %.0f s", self.job.name, cause, self.pause)
+        if self.job.ended is not None:  # a database that does not answer must not keep us from the other jobs
+            Thread(target=self.job.ended, args=(Ending(cause, self.since, self.failures),), daemon=True).start()
+        _release(self.process)  # what a killed worker left behind must not serve on beside the new one
+
+
+class Supervisor:
+    """Keeps jobs running between ``start`` and ``stop``; ends foundations last."""
+
+    def __init__(self) -> None:
+        self._running: list[_Running] = []
+
+    def start(self, jobs: Sequence[ChildJob]) -> None:
+        for job in jobs:
+            self._running.append(_Running(job, _start(job), time.monotonic()))
+
+    def restart_ended(self) -> None:
+        for each in self._running:
+            each.restart_if_ended(time.monotonic())
+
+    def stop(self) -> None:
+        """Asks all to end, and kills what has not ended in time."""
+        _end([each for each in self._running if not each.job.foundation])
+        _end([each for each in self._running if each.job.foundation])
+
+
+def _start(job: ChildJob) -> ChildProcess:
+    process = job.start()
+    logger.info("%s runs as process %d", job.name, process.pid)
+    return process
+
+
+def _end(group: Sequence[_Running]) -> None:
+    for each in group:
+        each.process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for each in group:
+        try:
+            each.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logger.warning("%s did not end within %.0f s and is killed", each.job.name, STOP_SECONDS)
+        _release(each.process)
+
+
+def _release(process: ChildProcess) -> None:
+    """Kills what is left of a process, and closes its pipes."""
+    with process:
+        process.kill()
+
+
+def supervise(
+    jobs: Sequence[ChildJob],
+    stop: Event,
+    ready: Callable[[], bool],
+    announce: Callable[[], object],
+    later: Sequence[ChildJob] = (),
+) -> None:
+    """Runs the jobs until ``stop`` is set. Once, as soon as ``ready`` is true, starts ``later`` and announces."""
+    supervisor = Supervisor()
+    announced = False
+    try:
+        supervisor.start(jobs)
+        while not stop.wait(TICK_SECONDS):
+            supervisor.restart_ended()
+            if not announced and ready():
+                announced = True
+                supervisor.start(later)
+                announce()
+    finally:
+        supervisor.stop()
+
+
+def stop_on_signals() -> Event:
+    """An Event that SIGTERM and SIGINT set."""
+    stop = Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        # In a thread: the signal may interrupt stop.wait() while it holds the lock that set() needs.
+        Thread(target=stop.set, daemon=True).start()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def configure_logging(level: str) -> None:
+    """Log lines go to standard error, without the passwords of addresses in them."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines each time that it is loaded

@@ -1,0 +1,341 @@
+"""One operation of the JSON API: the same facts make its route and its place in the OpenAPI document.
+
+What operations of several nouns may be asked. Whatever is not named is refused.
+
+What operations of several nouns answer, and how a record becomes an answer. Unknown is null.
+
+What all operations share that change something: their errors, and what came of it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from inspect import getdoc
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct, structs
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from celery_monitor.control.commands import (
+    NO_NUL,
+    Actor,
+    Command,
+    Performed,
+    Reason,
+    TaskResult,
+    given_fields,
+    is_whole,
+    kinds_of,
+    summary_of,
+)
+from celery_monitor.control.jobs import Runner
+from celery_monitor.control.perform import Controller
+from celery_monitor.errors import (
+    ArgumentsUnknown,
+    BrokerUnavailable,
+    ConfirmationRequired,
+    Conflict,
+    InvalidInput,
+    MonitorError,
+    NotFound,
+    NotTaken,
+    TakenUnknown,
+    TooLarge,
+    Unsupported,
+    UnsupportedType,
+)
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Store
+from celery_monitor.web.security.guard import JSON_TYPE, actor_of, content_type
+
+DAY = 86400.0
+LONGEST_SPAN = 731 * DAY  # as long as rollups are kept
+MOST_ITEMS = 500
+LATEST = 4_102_444_800.0  # the year 2100
+Cluster = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Name of a cluster")]
+Cursor = Annotated[
+    str,
+    Meta(pattern=NO_NUL, description="Where to go on: next of the page before", extra_json_schema={"format": "cursor"}),
+]
+Limit = Annotated[int, Meta(ge=1, le=MOST_ITEMS, description="Most items of a page")]
+Query = Annotated[
+    str, Meta(pattern=NO_NUL, description="Filter; see docs/filters.md", extra_json_schema={"format": "task-filter"})
+]
+TaskId = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Id of a task, percent-encoded")]
+Time = Annotated[float, Meta(ge=0, le=LATEST, description="Seconds since 1970, UTC")]
+Name = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="This one only, by its whole name")]
+
+
+class NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """An operation without parameters."""
+
+
+class InCluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One cluster, or all."""
+
+    cluster: Cluster | None = None
+
+
+class Why(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Nothing but a reason."""
+
+    reason: Reason | None = None
+
+
+Shape = TypeVar("Shape", bound=Struct)
+
+
+def shape(kind: type[Shape], record: object, **more: object) -> Shape:
+    """A record as the API shows it: the fields of ``kind``, by name."""
+    fields: dict[str, Any] = {name: getattr(record, name) for name in kind.__struct_fields__ if name not in more}
+    return kind(**fields, **more)
+
+
+def shapes(kind: type[Shape], records: Iterable[object]) -> list[Shape]:
+    return [shape(kind, record) for record in records]
+
+
+class AnswerItem(Struct, frozen=True, kw_only=True):
+    """What one worker answered, or that it did not."""
+
+    worker: str
+    outcome: Literal["done", "unconfirmed", "skipped", "failed"]
+    message: str
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """``unconfirmed``: it was sent, and not everybody who should have answered did, or has done it yet."""
+
+    outcome: Literal["done", "unconfirmed"]
+    message: str
+    answers: list[AnswerItem]
+
+
+LONGEST_KEY = 200
+_path_parameter = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who asks, and what an answer is made from."""
+
+    actor: Actor
+    store: Store
+    settings: Settings
+    controller: Controller
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """``handle`` takes the call, the parameters and, with a ``body``, the body. Its name is the operation's id, unless
+    ``id`` is given.
+
+    ``errors`` are those beyond what any operation may answer. With ``media`` the handler gives a response itself, of
+    one of these types; ``answer`` is then the shape of one line.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    handle: Callable[..., msgspec.Struct | Response]
+    summary: str
+    answer: type[msgspec.Struct]
+    parameters: type[msgspec.Struct] = NoParameters
+    body: type[msgspec.Struct] | None = None
+    errors: tuple[type[MonitorError], ...] = ()
+    media: tuple[str, ...] = ()
+    id: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.id or self.handle.__name__
+
+    @property
+    def path_parameters(self) -> tuple[str, ...]:
+        return tuple(_path_parameter.findall(self.path))
+
+    @property
+    def public_path(self) -> str:
+        """The path without Starlette's converters."""
+        return _path_parameter.sub(r"{\1}", self.path)
+
+
+def route(operation: Operation) -> Route:
+    """A route that decodes, calls the handler in a thread, and encodes."""
+    return Route(operation.path, _endpoint(operation), methods=[operation.method], name=operation.name)
+
+
+def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        given = [read_parameters(operation, request)]
+        if operation.body is not None:
+            if content_type(request.headers) != JSON_TYPE:
+                raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}, at least {{}}.")
+            body = _decode(operation.body, await request.body())
+            given.append(_with_request_id(body, request.headers.get("idempotency-key")))
+        response = await run_in_threadpool(_answer, operation, _call(request), given)
+        if request.method == "HEAD":  # what is streamed is not even begun
+            return Response(status_code=response.status_code, headers=response.headers)
+        return response
+
+    return endpoint
+
+
+def _answer(operation: Operation, call: Call, given: list[msgspec.Struct]) -> Response:
+    """In a thread from the first read to the last byte: a page of large arguments takes a while to encode."""
+    answer = operation.handle(call, *given)
+    return answer if isinstance(answer, Response) else json_response(answer)
+
+
+def json_response(answer: object) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _call(request: Request) -> Call:
+    state = request.app.state
+    return Call(actor_of(request), state.store, state.settings, state.controller, state.runner)
+
+
+def read_parameters(operation: Operation, request: Request) -> msgspec.Struct:
+    """Path and query together. Raises InvalidInput for an unknown, a repeated or a wrong one, never ignores it."""
+    allowed = set(operation.parameters.__struct_fields__) - set(operation.path_parameters)
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in allowed:
+            raise InvalidInput(f"Unknown parameter {name!r}; known are: {', '.join(sorted(allowed)) or 'none'}.")
+        if times > 1:
+            raise InvalidInput(f"The parameter {name!r} stands {times} times; give it once.")
+    given = {**request.query_params, **request.path_params}
+    try:
+        return msgspec.convert(given, type=operation.parameters, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid("parameter", error) from None
+
+
+def _decode(kind: type[msgspec.Struct], body: bytes) -> msgspec.Struct:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid("body", error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"The body is no JSON: {error}.") from None
+
+
+def _with_request_id(body: msgspec.Struct, key: str | None) -> msgspec.Struct:
+    """The body, its request id taken from the header Idempotency-Key where that is given. Raises InvalidInput."""
+    if key is None or "request_id" not in body.__struct_fields__:
+        return body
+    said = getattr(body, "request_id", None)
+    if said not in {None, key}:
+        raise InvalidInput("request_id and the header Idempotency-Key differ; give one of them.")
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise InvalidInput(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters.")
+    return msgspec.structs.replace(body, request_id=key)
+
+
+def _invalid(what: str, error: msgspec.ValidationError) -> InvalidInput:
+    message, _, place = str(error).partition(" - at `")
+    return InvalidInput(f"The {what} is wrong: {message}.", at=place.rstrip("`") or "$")
+
+
+CHANGE_ERRORS = (NotFound, Conflict, TooLarge, UnsupportedType)
+ACTION_ERRORS = (*CHANGE_ERRORS, Unsupported, BrokerUnavailable)
+RETRY_ERRORS = (*ACTION_ERRORS, ArgumentsUnknown, ConfirmationRequired, NotTaken, TakenUnknown)
+ERRORS: tuple[type[MonitorError], ...] = (
+    NotFound, Conflict, ConfirmationRequired, TooLarge, UnsupportedType, Unsupported, BrokerUnavailable,
+)  # fmt: skip
+_capital = re.compile(r"(?<!^)[A-Z]")
+_bodies: dict[str, type[Struct]] = {Why.__name__: Why}
+
+
+def outcome_of(performed: Performed) -> Told:
+    """A refusal of every worker is a conflict; of some, it stands beside the answers of the others."""
+    answers = [AnswerItem(worker=each.id, outcome=each.outcome, message=each.message) for each in performed.results]
+    if performed.outcome == "failed":
+        raise Conflict(performed.message, answers=[structs.asdict(each) for each in answers])
+    return Told(outcome=performed.outcome, message=performed.message, answers=answers)
+
+
+def done(call: Call, command: Command) -> Performed:
+    return call.controller.perform(call.actor, command)
+
+
+def cluster_named(call: Call, name: str | None) -> str:
+    """The cluster that is named, or the only one."""
+    if name is not None:
+        return name
+    if len(call.settings.clusters) != 1:
+        raise Conflict(f"Say which cluster: add cluster= to the address, one of {', '.join(call.settings.clusters)}.")
+    return call.settings.clusters[0]
+
+
+def operation(
+    command: type[Command],
+    parameters: type[Struct],
+    address: Callable[[Call, Any], dict[str, Any]],
+    answer: type[Struct] = Told,
+    reply: Callable[[Performed], Struct] = outcome_of,
+    errors: tuple[type[MonitorError], ...] = ERRORS,
+) -> Operation:
+    """The operation that performs a command. ``address`` finds the fields that the address gives, and may raise."""
+
+    def handle(call: Call, given: Struct, body: Struct) -> Struct:
+        return reply(done(call, command(**address(call, given), **_given(command, body))))
+
+    return Operation(
+        method="POST",
+        path=f"/api/v1/{command.route}",
+        handle=handle,
+        id=_capital.sub(r"_\g<0>", command.__name__).lower(),
+        summary=summary_of(command),
+        answer=answer,
+        parameters=parameters,
+        body=body_of(command),
+        errors=errors,
+    )
+
+
+def body_of(command: type[Command]) -> type[Struct]:
+    """The request's body: the fields of a command that its address does not give. Commands may share one."""
+    if command.body not in _bodies:
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+            (each.name, each.type) if each.required else (each.name, each.type, each.default)
+            for each in given_fields(command)
+        ]
+        text = {"__doc__": (getdoc(command) or "").partition("\n\n")[2]}
+        _bodies[command.body] = defstruct(
+            command.body, fields, frozen=True, forbid_unknown_fields=True, kw_only=True, namespace=text, module=__name__
+        )
+    return _bodies[command.body]
+
+
+def _given(command: type[Command], body: Struct) -> dict[str, Any]:
+    kinds = kinds_of(command)
+    values = {name: getattr(body, name) for name in body.__struct_fields__}
+    return {
+        name: int(value) if is_whole(kinds[name]) and value is not None else value for name, value in values.items()
+    }
+
+
+def outcome(performed: Performed) -> Literal["done", "unconfirmed"]:
+    if performed.outcome == "failed":
+        raise Conflict(performed.message)
+    return performed.outcome
+
+
+def json_text(raw: Raw | UnsetType) -> str | None:
+    return None if raw is UNSET else bytes(raw).decode()
+
+
+def only_result(performed: Performed) -> TaskResult:
+    if not performed.results:
+        raise Conflict(performed.message)
+    return performed.results[0]
+
+
+def given_or(value: float | UnsetType, default: float) -> float:
+    return default if value is UNSET else value

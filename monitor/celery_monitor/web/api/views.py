@@ -1,0 +1,202 @@
+"""Saved views in the JSON API.
+
+What the palette asks: things by name, each with the path that leads to it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from celery_monitor.control.commands import NO_NUL, Performed, Reason, summary_of
+from celery_monitor.control.views import LONGEST_NAME, LONGEST_PATH, LONGEST_QUERY, DeleteView, RenameView, SaveView
+from celery_monitor.core.filters.terms import exactly
+from celery_monitor.records.page import Hit, SavedView
+from celery_monitor.records.task import TaskState
+from celery_monitor.store.receivers import read_clusters
+from celery_monitor.store.search import search
+from celery_monitor.store.views import read_view, read_views
+from celery_monitor.web.api.operation import CHANGE_ERRORS, Call, InCluster, NoParameters, Operation, operation
+from celery_monitor.web.render import link, path_part
+from celery_monitor.web.wording import short, visible
+
+SOMETHING = r"^[^\x00]*[^\x00\s][^\x00]*$"
+ViewNumber = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a saved view")]
+ViewName = Annotated[str, Meta(pattern=SOMETHING, max_length=LONGEST_NAME, description="Its name, for everybody")]
+PATH_PATTERN = r"^/([\w.~%:@!$&'()*+,;=-][\w./~%:@!$&'()*+,;=-]*)?$"
+
+
+class ViewAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One saved view."""
+
+    id: ViewNumber
+
+
+class SaveViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A list to keep: its name, path and query."""
+
+    name: ViewName
+    path: Annotated[str, Meta(pattern=PATH_PATTERN, max_length=LONGEST_PATH, description="Such as /tasks")]
+    query: Annotated[str, Meta(pattern=NO_NUL, max_length=LONGEST_QUERY, description="What stands behind the ?")] = ""
+    reason: Reason | None = None
+
+
+class RenameViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Another name for a view."""
+
+    name: ViewName
+    reason: Reason | None = None
+
+
+class ViewItem(Struct, frozen=True, kw_only=True):
+    """A list that somebody has named: its path below the dashboard's own, its query, who saved it and when."""
+
+    id: int
+    name: str
+    path: str
+    query: str
+    actor: str
+    at: float | None
+
+
+class ViewList(Struct, frozen=True):
+    """Saved views, by name."""
+
+    items: list[ViewItem]
+
+
+class ViewDeleted(Struct, frozen=True):
+    """The view that is gone."""
+
+    id: int
+    message: str
+
+
+def list_views(call: Call, _: NoParameters) -> ViewList:
+    return ViewList([_item(view) for view in read_views(call.store)])
+
+
+def save_view(call: Call, _: NoParameters, body: SaveViewBody) -> ViewItem:
+    command = SaveView(name=body.name, path=body.path, query_string=body.query, reason=body.reason)
+    return _item(read_view(call.store, _number(call.controller.perform(call.actor, command))))
+
+
+def rename_view(call: Call, given: ViewAddress, body: RenameViewBody) -> ViewItem:
+    call.controller.perform(call.actor, RenameView(view=given.id, name=body.name, reason=body.reason))
+    return _item(read_view(call.store, given.id))
+
+
+def _address(_: Call, given: ViewAddress) -> dict[str, Any]:
+    return {"view": given.id}
+
+
+def _deleted(performed: Performed) -> ViewDeleted:
+    return ViewDeleted(_number(performed), performed.message)
+
+
+def _number(performed: Performed) -> int:
+    return int(str(performed.details["view"]))
+
+
+def _item(view: SavedView) -> ViewItem:
+    return ViewItem(id=view.id, name=view.name, path=view.path, query=view.query, actor=view.actor, at=view.at)
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/views",
+        handle=list_views,
+        summary="Saved views, by name",
+        answer=ViewList,
+    ),
+    Operation(
+        method="POST",
+        path=f"/api/v1/{SaveView.route}",
+        handle=save_view,
+        summary=summary_of(SaveView),
+        answer=ViewItem,
+        body=SaveViewBody,
+        errors=CHANGE_ERRORS,
+    ),
+    Operation(
+        method="POST",
+        path=f"/api/v1/{RenameView.route}",
+        handle=rename_view,
+        summary=summary_of(RenameView),
+        answer=ViewItem,
+        parameters=ViewAddress,
+        body=RenameViewBody,
+        errors=CHANGE_ERRORS,
+    ),
+    operation(DeleteView, ViewAddress, _address, ViewDeleted, _deleted, CHANGE_ERRORS),
+)
+
+LONGEST_TEXT = 200
+LONGEST_LABEL = 120
+
+
+class Search(InCluster, frozen=True, kw_only=True):
+    """What to look for, and how many of each kind."""
+
+    q: Annotated[
+        str, Meta(pattern=NO_NUL, max_length=LONGEST_TEXT, description="Part of a name, beginning of an id")
+    ] = ""
+    limit: Annotated[int, Meta(ge=1, le=20, description="Most of each kind")] = 6
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """One thing; ``label`` and ``detail`` are for people, cut and with hidden characters shown."""
+
+    kind: Literal["task", "worker", "queue", "name", "view"]
+    label: str
+    detail: str
+    path: str  # below the dashboard's own, with its query
+    cluster: str | None
+    state: TaskState | None
+    term: str | None  # finds its tasks in a filter
+
+
+class SearchResult(Struct, frozen=True):
+    """What was found: tasks, workers, queues, task names, saved views, at most so many of each."""
+
+    items: list[Found]
+
+
+def search_everything(call: Call, given: Search) -> SearchResult:
+    hits = search(call.store, given.q, cluster=given.cluster, limit=given.limit)
+    several = len(read_clusters(call.store)) > 1
+    return SearchResult([_found(hit, given.cluster, several=several) for hit in hits])
+
+
+def _found(hit: Hit, cluster: str | None, *, several: bool) -> Found:
+    """Where there is one cluster, nobody is told of it, and no link narrows to it."""
+    detail = ", ".join(each for each in (hit.detail, hit.cluster if several else None) if each)
+    return Found(
+        kind=hit.kind,
+        label=visible(short(hit.name, LONGEST_LABEL)),
+        detail=visible(short(detail, LONGEST_LABEL)),
+        path=_path(hit, hit.cluster if several and hit.cluster else cluster),
+        cluster=hit.cluster,
+        state=hit.state,
+        term=str(exactly(hit.kind, hit.name)) if hit.kind in {"name", "queue", "worker"} else None,
+    )
+
+
+def _path(hit: Hit, cluster: str | None) -> str:
+    if hit.kind == "view":
+        return f"{hit.path}?{hit.query}" if hit.query else str(hit.path)
+    if hit.kind == "name":
+        return link("", "/tasks", {"q": exactly("name", hit.name), "cluster": cluster})
+    return link("", f"/{hit.kind}s/{path_part(hit.name)}", {"cluster": cluster})
+
+
+SEARCH_OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/search",
+        handle=search_everything,
+        summary="Tasks by the beginning of their id; workers, queues, task names and saved views by part of a name",
+        answer=SearchResult,
+        parameters=Search,
+    ),
+)

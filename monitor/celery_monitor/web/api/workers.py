@@ -1,0 +1,188 @@
+"""Workers as they last told of themselves.
+
+One worker: what it has in hand, and what it may be told.
+"""
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from celery_monitor.control.commands import NO_NUL
+from celery_monitor.control.inspect import Inside, InspectedTask, look_inside
+from celery_monitor.control.workers import ON_WORKER, WORKER_COMMANDS, RevokeStamped
+from celery_monitor.core.workers import ProcessState, process_state, twin_pids
+from celery_monitor.errors import BrokerUnavailable, Conflict, NotFound, Unsupported
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.workers import read_workers
+from celery_monitor.web.api.operation import Call, InCluster, Operation, cluster_named, operation, shape
+
+Hostname = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Node name of a worker, percent-encoded")]
+
+
+class WorkerAddress(InCluster, frozen=True, kw_only=True):
+    """One worker."""
+
+    hostname: Hostname
+
+
+class HeldItem(Struct, frozen=True, kw_only=True):
+    """A task that a worker has. ``started`` is by our clock; limits are those of its name, in seconds."""
+
+    id: str
+    name: str | None
+    args: str | None
+    kwargs: str | None
+    pid: int | None
+    started: float | None
+    eta: float | None
+    priority: int | None
+    soft_limit: float | None
+    hard_limit: float | None
+
+
+class InsideItem(Struct, frozen=True, kw_only=True):
+    """What a worker says of itself now; null: it did not say. ``silent``: it did not answer at all."""
+
+    silent: bool
+    active: list[HeldItem] | None
+    reserved: list[HeldItem] | None
+    scheduled: list[HeldItem] | None
+    revoked: list[str] | None
+    stats: dict[str, str] | None
+    conf: dict[str, str] | None
+    registered: dict[str, dict[str, str]] | None
+    refusals: dict[str, str]
+
+
+def inside_item(inside: Inside) -> InsideItem:
+    return InsideItem(
+        silent=inside.silent,
+        active=_held(inside.active),
+        reserved=_held(inside.reserved),
+        scheduled=_held(inside.scheduled),
+        revoked=None if inside.revoked is None else list(inside.revoked),
+        stats=_plain(inside.stats),
+        conf=_plain(inside.conf),
+        registered=_plain(inside.registered),
+        refusals=dict(inside.refusals),
+    )
+
+
+def _held(tasks: tuple[InspectedTask, ...] | None) -> list[HeldItem] | None:
+    return None if tasks is None else [HeldItem(**asdict(task)) for task in tasks]
+
+
+def _plain(table: Any) -> Any:
+    return None if table is None else dict(table)
+
+
+def inspect_worker(call: Call, given: WorkerAddress) -> InsideItem:
+    return inside_item(look_inside(call.settings, _find(call, given)))
+
+
+def _find(call: Call, given: WorkerAddress) -> Worker:
+    """The worker in the record. Raises NotFound, and Conflict where several clusters have one of that name."""
+    found = [each for each in read_workers(call.store, given.cluster) if each.hostname == given.hostname]
+    if not found:
+        raise NotFound(f"No worker is called {given.hostname!r}, at least none that was heard of.")
+    if len(found) > 1:
+        raise Conflict(f"Several clusters have a worker {given.hostname}; add cluster= to the address.")
+    return found[0]
+
+
+def _worker(call: Call, given: WorkerAddress) -> dict[str, Any]:
+    worker = _find(call, given)
+    return {"cluster": worker.cluster, "workers": (worker.hostname,)}
+
+
+def _cluster(call: Call, given: InCluster) -> dict[str, Any]:
+    return {"cluster": cluster_named(call, given.cluster)}
+
+
+WORKER_OPERATIONS = (
+    *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),
+    Operation(
+        method="GET",
+        path=f"/api/v1/{ON_WORKER}inspect",
+        handle=inspect_worker,
+        summary="Ask a worker what it has in hand, and for its figures, configuration and tasks",
+        answer=InsideItem,
+        parameters=WorkerAddress,
+        errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),
+    ),
+    operation(RevokeStamped, InCluster, _cluster),
+)
+
+
+class ProcessItem(Struct, frozen=True, kw_only=True):
+    """A process that calls itself so. ``shutting down``: it sent worker-offline and finishes what it runs."""
+
+    pid: int | None
+    state: ProcessState
+    first_seen: float | None
+    last_heartbeat: float | None
+    active: int | None
+    processed: int | None
+    pool: str | None
+
+
+class WorkerItem(Struct, frozen=True, kw_only=True):
+    """One worker; nulls until it was asked. Times are of our clock, ``skew`` is ours minus the worker's."""
+
+    hostname: str
+    cluster: str
+    status: WorkerStatus
+    pid: int | None
+    first_seen: float | None
+    last_heartbeat: float | None
+    offline_at: float | None
+    freq: float | None
+    skew: float | None
+    active: int | None
+    processed: int | None
+    loadavg: tuple[float, ...] | None
+    sw_ident: str | None
+    sw_ver: str | None
+    sw_sys: str | None
+    queues: tuple[str, ...] | None
+    pool: str | None
+    pool_size: int | None
+    prefetch: int | None
+    events_enabled: bool | None
+    processes: list[ProcessItem]  # the worker's own first, then earlier and second ones
+    duplicates: list[int]  # process ids where several are up under this name, which is a mistake; else empty
+
+
+class WorkerList(Struct, frozen=True):
+    """Every worker."""
+
+    items: list[WorkerItem]
+
+
+def list_workers(call: Call, given: InCluster) -> WorkerList:
+    now = time.time()
+    return WorkerList([worker_item(worker, now) for worker in read_workers(call.store, given.cluster)])
+
+
+def worker_item(worker: Worker, now: float) -> WorkerItem:
+    return shape(WorkerItem, worker, processes=process_items(worker, now), duplicates=list(twin_pids(worker)))
+
+
+def process_items(worker: Worker, now: float) -> list[ProcessItem]:
+    own = shape(ProcessItem, worker, state=process_state(worker, worker.pid, now), first_seen=worker.since)
+    others = sorted(worker.others, key=lambda each: each.first_seen, reverse=True)
+    return [own, *(shape(ProcessItem, each, state=process_state(worker, each.pid, now)) for each in others)]
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/workers",
+        handle=list_workers,
+        summary="Workers",
+        answer=WorkerList,
+        parameters=InCluster,
+    ),
+)

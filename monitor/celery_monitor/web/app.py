@@ -1,0 +1,261 @@
+"""The web process: the whole route table, and what each kind of route does.
+
+The web process: uvicorn and the application on a socket that is bound already.
+"""
+
+import asyncio
+import re
+import socket
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from threading import Event, Thread
+from urllib.parse import quote
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from celery_monitor.control.jobs import Runner
+from celery_monitor.control.perform import Controller
+from celery_monitor.errors import MonitorError
+from celery_monitor.settings import Settings
+from celery_monitor.store.engine import Changes, open_store
+from celery_monitor.web import api
+from celery_monitor.web.live import Live
+from celery_monitor.web.pages import (
+    Context,
+    FormRequest,
+    Page,
+    Result,
+    View,
+    actions,
+    failures,
+    jobs,
+    overview,
+    queues,
+    run,
+    schedule,
+    task,
+    tasks,
+    views,
+    workers,
+    workflows,
+)
+from celery_monitor.web.present import Presenter, csrf_field
+from celery_monitor.web.problems import handlers
+from celery_monitor.web.render import Assets, assets, link, make_environment
+from celery_monitor.web.security.guard import actor_of, middleware, page_token
+from celery_monitor.web.wording import register
+
+PAGES: tuple[Page, ...] = (  # in the order of the navigation
+    overview.PAGE,
+    tasks.PAGE,
+    task.PAGE,
+    failures.PAGE,
+    failures.GROUP_PAGE,
+    queues.PAGE,
+    queues.QUEUE_PAGE,
+    workers.PAGE,
+    workers.WORKER_PAGE,
+    workflows.PAGE,
+    workflows.WORKFLOW_PAGE,
+    schedule.PAGE,
+    actions.PAGE,
+    run.PAGE,
+    jobs.PAGE,
+    views.PAGE,
+)
+THEMES = ("light", "dark")
+NOTICE_COOKIE = "celery_monitor_notice"
+THEME_COOKIE = "celery_monitor_theme"
+LONGEST_NOTICE = 1500
+NOTICE_SECONDS = 60
+
+Handler = Callable[[Request], Response]
+
+
+class Notice(msgspec.Struct):
+    """What the next page says of the form that led to it."""
+
+    text: str
+    tone: str
+    link: str | None = None
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The ASGI application. Opens the database; raises SettingsError or StoreUnavailable.
+
+    It can be mounted under any prefix of another application; ``settings.url_prefix`` is one of its own.
+    """
+    register()
+    store = open_store(settings.database)
+    environment = make_environment()
+    presenter = Presenter(PAGES, environment, store, settings)
+    table = routes(presenter)
+    app = Starlette(
+        routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
+        middleware=middleware(settings, store),
+        exception_handlers=handlers(error_page),
+        lifespan=_lifespan,
+    )
+    app.state.store = store
+    app.state.settings = settings
+    app.state.controller = Controller(store, settings)
+    app.state.runner = Runner(store, settings)
+    app.state.presenter = presenter
+    app.state.static_version = str(environment.globals["static"]).rpartition("/")[2]
+    app.state.live = Live(presenter.snapshot, lambda: Changes(store))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Works at jobs while it is served. An application inside another begins with the first job that it starts."""
+    app.state.runner.start()
+    yield
+    await asyncio.to_thread(app.state.runner.stop)
+
+
+def routes(presenter: Presenter) -> list[BaseRoute]:
+    """Everything that is served."""
+    table = api.routes()
+    table.append(WebSocketRoute("/live", live, name="live"))
+    table.append(Route("/static/{version}/{path:path}", Assets(assets("static")).serve, name="static"))
+    for page in presenter.pages:
+        for name, act in page.actions.items():
+            address = f"{page.path.rstrip('/')}/{name}"
+            table.append(Route(address, _acted(page, act), methods=["POST"], name=f"{page.template}:{name}"))
+    table += [Route(page.path, _shown(page), methods=["GET"], name=page.template) for page in presenter.pages]
+    if not any(page.path == "/" for page in presenter.pages):
+        table.append(Route("/", lambda request: RedirectResponse(f"{_base(request)}/tasks"), name="start"))
+    return table
+
+
+def _shown(page: Page) -> Handler:
+    def show(request: Request) -> Response:
+        presenter: Presenter = request.app.state.presenter
+        response = HTMLResponse(presenter.html(page, _view(request, request.scope["path"]), _request_context(request)))
+        _forget_notice(request, response)
+        return response
+
+    return show
+
+
+def _acted(page: Page, act: Callable[[View, FormRequest], Result]) -> Callable[[Request], object]:
+    async def perform(request: Request) -> Response:
+        form = await request.form()
+        deed = FormRequest(actor_of(request), request.app.state.controller, form, request.app.state.runner)
+        return await asyncio.to_thread(_perform, page, act, request, deed)
+
+    return perform
+
+
+def _perform(page: Page, act: Callable[[View, FormRequest], Result], request: Request, deed: FormRequest) -> Response:
+    """POST → 303, or the page again with what is wrong, on the address of the page that has the form."""
+    view = _view(request, request.scope["path"].rpartition("/")[0])
+    result = act(view, deed)
+    if result.to is not None:
+        response: Response = RedirectResponse(link(_base(request), result.to, result.query), 303)
+        if result.notice:
+            target = link(_base(request), result.link, result.link_query) if result.link else None
+            _remember_notice(request, response, Notice(result.notice[:LONGEST_NOTICE], result.tone, target))
+        return response
+    presenter: Presenter = request.app.state.presenter
+    return HTMLResponse(presenter.html(page, view, _request_context(request) | result.context), result.status)
+
+
+def error_page(request: Request, error: MonitorError) -> Response:
+    """What went wrong, inside the shell; as plain text for those who are not let in or when the store is gone."""
+    presenter: Presenter = request.app.state.presenter
+    try:
+        context = _request_context(request) | {"error": error, "title": "Something is wrong", "script": None}
+        body = presenter.bare("error.html", _view(request, request.scope["path"]), context)
+    except MonitorError:
+        return PlainTextResponse(f"{error.message}\n", error.status)
+    return HTMLResponse(body, error.status)
+
+
+async def live(websocket: WebSocket) -> None:
+    """The handshake has been checked by the guard that stands before every route."""
+    hub: Live = websocket.app.state.live
+    await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
+
+
+def _base(request: Request) -> str:
+    base: str = request.scope.get("root_path", "")
+    return base.rstrip("/")
+
+
+def _view(request: Request, path: str) -> View:
+    presenter: Presenter = request.app.state.presenter
+    base = _base(request)
+    role = actor_of(request).role
+    path = quote(
+        path.removeprefix(base), safe="/:@", errors="replace"
+    )  # as it stands in an address: names hold ? and #
+    return presenter.view(path or "/", request.query_params, base, role, request.path_params)
+
+
+def _request_context(request: Request) -> Context:
+    token = page_token(request)
+    theme = request.cookies.get(THEME_COOKIE)
+    return {
+        "actor": actor_of(request),
+        "page_token": token,
+        "csrf_field": csrf_field(token),
+        "theme": theme if theme in THEMES else None,
+        "notice": _noticed(request),
+    }
+
+
+def _noticed(request: Request) -> Notice | None:
+    text = request.cookies.get(NOTICE_COOKIE)
+    if not text:
+        return None
+    try:
+        notice = msgspec.json.decode(urlsafe_b64decode(text), type=Notice)
+    except (ValueError, msgspec.DecodeError):
+        return None
+    return notice if notice.link is None or re.match(r"/(?!/)", notice.link) else None
+
+
+def _remember_notice(request: Request, response: Response, notice: Notice) -> None:
+    value = urlsafe_b64encode(msgspec.json.encode(notice)).decode()
+    path = _base(request) or "/"
+    response.set_cookie(NOTICE_COOKIE, value, NOTICE_SECONDS, path=path, httponly=True, samesite="strict")
+
+
+def _forget_notice(request: Request, response: Response) -> None:
+    if NOTICE_COOKIE in request.cookies:
+        response.delete_cookie(NOTICE_COOKIE, path=_base(request) or "/")
+
+
+CLOSE_SECONDS = 2  # an open /live ends with the process: its page reconnects by itself
+
+
+def serve(settings: Settings, descriptor: int, stop: Event) -> None:
+    """Serves the dashboard on a listening socket, given by its descriptor, until ``stop`` is set or a signal comes."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,  # who asks is decided by the connection, not by a header that anybody can send
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,  # live.py compresses, once for all who share a view
+        )
+    )
+
+    def end() -> None:
+        stop.wait()
+        server.should_exit = True
+
+    Thread(target=end, daemon=True).start()
+    server.run(sockets=[socket.socket(fileno=descriptor)])

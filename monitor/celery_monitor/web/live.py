@@ -1,0 +1,256 @@
+"""The live socket: each distinct view is read once per commit, for all who look at it.
+
+The socket only reads. A browser says ``{"view": "/tasks?q=state%3Afailed", "held": ["id" ...]}`` and hears
+``{"at": seconds, "regions": {name: html}, "rows": {name: {"order": [key ...], "html": {key: html}}}}`` with what is new
+to it, ``{"at": seconds}`` every few seconds, and ``{"at", "error": {"code", "message"}}`` where the page would fail.
+With ``"deflate": true`` it hears what is long as zlib data (RFC 1950) in a binary message: compressed once for all who
+share the view, where permessage-deflate would compress it for each of them.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from typing import Protocol
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from celery_monitor.control.commands import Role
+from celery_monitor.errors import MonitorError
+from celery_monitor.web.present import RowSet, ViewSnapshot, Watched
+
+log = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 0.5
+BEAT_SECONDS = 2.0  # also how often what depends on the clock alone (a silent receiver) is read again
+OUTBOX = 16  # messages a browser may lag behind before it is dropped
+SHORT = 1000  # bytes that are sent as they are
+COMPRESSION = 3  # zlib's level: HTML shrinks to a tenth
+LONGEST_VIEW = 16_384
+MOST_HELD = 250
+TRY_AGAIN_LATER = 1013
+POLICY_VIOLATION = 1008
+
+
+class Watcher(Protocol):
+    """Tells of commits: celery_monitor.store.engine.Changes."""
+
+    def wait(self, timeout: float) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class ViewRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What a browser sends."""
+
+    view: str
+    held: list[str] = []
+    deflate: bool = False
+
+
+class LiveMessage:
+    """What those who share a view are told."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def packed(self) -> bytes | None:
+        """Compressed; ``None`` where that is not worth it."""
+        data = self.text.encode()
+        return zlib.compress(data, COMPRESSION) if len(data) > SHORT else None
+
+
+class Client:
+    """One browser. What it does not take in time ends it; it comes back and is told everything anew."""
+
+    def __init__(self) -> None:
+        self.outbox: asyncio.Queue[LiveMessage | None] = asyncio.Queue(OUTBOX)
+        self.watched: Watched | None = None
+        self.deflate = False
+
+    def send(self, said: LiveMessage) -> None:
+        try:
+            self.outbox.put_nowait(said)
+        except asyncio.QueueFull:
+            self.drop()
+
+    def drop(self) -> None:
+        while not self.outbox.empty():
+            self.outbox.get_nowait()
+        self.outbox.put_nowait(None)
+
+
+class Live:
+    """The views that are looked at, and who looks. Runs only while somebody does."""
+
+    def __init__(self, read: Callable[[Watched], ViewSnapshot], changes: Callable[[], Watcher]) -> None:
+        self._read = read
+        self._changes = changes
+        self._views: dict[Watched, ViewSnapshot] = {}
+        self._clients: set[Client] = set()
+        self._committed = asyncio.Event()
+        self._reading = (
+            asyncio.Lock()
+        )  # a view that is read twice at once would tell some browsers the wrong difference
+        self._stopped = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def serve(self, websocket: WebSocket, role: Role, base: str) -> None:
+        """One browser, until it leaves or is dropped."""
+        await websocket.accept()
+        client = Client()
+        self._join(client)
+        sender = asyncio.create_task(_deliver(client, websocket))
+        try:
+            await self._listen(client, websocket, role, base)
+        finally:
+            self._leave(client)
+            sender.cancel()
+            with suppress(asyncio.CancelledError):
+                await sender
+
+    async def _listen(self, client: Client, websocket: WebSocket, role: Role, base: str) -> None:
+        with suppress(WebSocketDisconnect):
+            # The sender may have found out first that the browser is gone; then to listen would raise.
+            while websocket.application_state is WebSocketState.CONNECTED:
+                text = await websocket.receive_text()
+                ask = _parse(text)
+                if ask is None:
+                    await websocket.close(POLICY_VIOLATION, "say which view, as {'view': '/tasks'}")
+                    return
+                client.deflate = ask.deflate
+                client.watched = Watched(ask.view, base, role, tuple(sorted(ask.held)))
+                self._forget_unwatched()
+                await self._greet(client, client.watched)
+
+    async def _greet(self, client: Client, watched: Watched) -> None:
+        """Everything, since we cannot know what a page that was away still shows."""
+        async with self._reading:
+            known = self._views.get(watched) or await self._look(watched)
+        if known is not None:
+            client.send(_message(known.regions, {name: (rows.order, rows.html) for name, rows in known.rows.items()}))
+
+    def _join(self, client: Client) -> None:
+        self._clients.add(client)
+        if self._task is None or self._task.done():
+            self._stopped, self._committed, self._reading = threading.Event(), asyncio.Event(), asyncio.Lock()
+            arguments = (self._stopped, asyncio.get_running_loop())
+            threading.Thread(target=self._watch, args=arguments, name="live-commits", daemon=True).start()
+            self._task = asyncio.create_task(self._refresh_for_ever())
+
+    def _leave(self, client: Client) -> None:
+        self._clients.discard(client)
+        self._forget_unwatched()
+        if not self._clients and self._task is not None:
+            self._stopped.set()
+            self._task.cancel()
+            self._task = None
+
+    def _forget_unwatched(self) -> None:
+        """What nobody looks at is not read again, and soon no longer true."""
+        watched = {each.watched for each in self._clients}
+        self._views = {view: known for view, known in self._views.items() if view in watched}
+
+    def _watch(self, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread of its own: waits for commits of others."""
+        changes = self._changes()
+        while not stopped.is_set():
+            try:
+                if changes.wait(REFRESH_SECONDS):
+                    loop.call_soon_threadsafe(self._committed.set)
+            except MonitorError as error:
+                log.warning("cannot see what changes: %s", error.message)
+                stopped.wait(BEAT_SECONDS)
+            except RuntimeError:  # the loop has ended
+                break
+        changes.close()
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._committed.wait(), BEAT_SECONDS)
+            self._committed.clear()
+            began = time.monotonic()
+            await self._refresh()
+            await asyncio.sleep(max(0.05, REFRESH_SECONDS - (time.monotonic() - began)))
+
+    async def _refresh(self) -> None:
+        """Reads each view once, and tells those who share it what is new."""
+        for watched in {client.watched for client in self._clients if client.watched is not None}:
+            async with self._reading:
+                before = self._views.get(watched)
+                now = await self._look(watched)
+                if now is not None and before is not None:
+                    self._tell(watched, _difference(before, now))
+
+    def _tell(self, watched: Watched, said: LiveMessage) -> None:
+        for client in self._clients:
+            if client.watched == watched:
+                client.send(said)
+
+    async def _look(self, watched: Watched) -> ViewSnapshot | None:
+        try:
+            snapshot = await asyncio.to_thread(self._read, watched)
+        except MonitorError as error:
+            self._fail(watched, error.code, error.message)
+            return None
+        except Exception:
+            log.exception("cannot show %s", watched.address)
+            self._fail(watched, MonitorError.code, "Something failed on our side; the log of the dashboard says what.")
+            return None
+        if any(client.watched == watched for client in self._clients):
+            self._views[watched] = snapshot
+        return snapshot
+
+    def _fail(self, watched: Watched, code: str, text: str) -> None:
+        self._tell(watched, _encode({"at": time.time(), "error": {"code": code, "message": text}}))
+
+
+async def _deliver(client: Client, websocket: WebSocket) -> None:
+    with suppress(WebSocketDisconnect):
+        while (said := await client.outbox.get()) is not None:
+            packed = said.packed if client.deflate else None
+            await (websocket.send_bytes(packed) if packed is not None else websocket.send_text(said.text))
+        await websocket.close(TRY_AGAIN_LATER, "too slow; connect again")
+
+
+def _parse(text: str) -> ViewRequest | None:
+    if len(text) > LONGEST_VIEW:
+        return None
+    try:
+        ask = msgspec.json.decode(text, type=ViewRequest)
+    except msgspec.DecodeError:
+        return None
+    return ask if ask.view.startswith("/") and len(ask.held) <= MOST_HELD else None
+
+
+def _difference(before: ViewSnapshot, now: ViewSnapshot) -> LiveMessage:
+    regions = {name: html for name, html in now.regions.items() if before.regions.get(name) != html}
+    return _message(regions, {name: _changed(before.rows[name], rows) for name, rows in now.rows.items()})
+
+
+def _changed(before: RowSet, now: RowSet) -> tuple[tuple[str, ...] | None, Mapping[str, str]]:
+    html = {key: row for key, row in now.html.items() if before.html.get(key) != row}
+    return (None if before.order == now.order else now.order), html
+
+
+def _message(
+    regions: Mapping[str, str], rows: Mapping[str, tuple[tuple[str, ...] | None, Mapping[str, str]]]
+) -> LiveMessage:
+    said: dict[str, object] = {"at": time.time()}
+    if regions:
+        said["regions"] = regions
+    told = {name: {"order": order, "html": html} for name, (order, html) in rows.items() if order is not None or html}
+    if told:
+        said["rows"] = told
+    return _encode(said)
+
+
+def _encode(said: object) -> LiveMessage:
+    return LiveMessage(msgspec.json.encode(said).decode())

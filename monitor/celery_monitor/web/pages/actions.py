@@ -1,0 +1,32 @@
+"""The audit trail: who did what, to what, why, and what came of it; denials too."""
+
+from celery_monitor.control.perform import REQUIRED_ROLE
+from celery_monitor.store.actions import read_actions
+from celery_monitor.store.jobs import read_jobs
+from celery_monitor.web.pages import Context, Page, View
+
+PAGE_SIZE = 100
+FILTERS = ("actor", "action", "outcome", "target")
+JOBS_SHOWN = 10
+OUTCOMES = ("done", "unconfirmed", "failed", "denied")
+
+
+def context(view: View) -> Context:
+    """An empty field filters nothing; a value that nothing has finds nothing."""
+    wanted = {name: view.query.get(name) or None for name in FILTERS}
+    trail = read_actions(
+        view.store, limit=PAGE_SIZE, cursor=view.query.get("cursor") or None, cluster=view.cluster, **wanted
+    )
+    groups = sorted({f"{action.partition('.')[0]}.*" for action in REQUIRED_ROLE})
+    first = not view.query.get("cursor") and not any(wanted.values())
+    return {
+        "jobs": read_jobs(view.store, limit=JOBS_SHOWN, cluster=view.cluster) if first else [],
+        "trail": trail,
+        "wanted": wanted,
+        "filtered": any(wanted.values()),
+        "known_actions": [*groups, *sorted(REQUIRED_ROLE)],
+        "outcomes": OUTCOMES,
+    }
+
+
+PAGE = Page("/actions", "actions.html", context, title="Actions", nav="Actions", regions=("jobs", "actions"))

@@ -1,0 +1,90 @@
+"""Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
+
+from celery_monitor.core.health import findings, settled
+from celery_monitor.core.words import counted
+from celery_monitor.records.failure import FailureCounts
+from celery_monitor.records.receiver import StandbyReceiver
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.failures import UNRESOLVED, read_failure_counts, read_failure_groups
+from celery_monitor.store.health import read_facts, read_standbys
+from celery_monitor.store.series import read_name_totals, read_series, record_began
+from celery_monitor.store.tasks.page import count_states, read_longest_running
+from celery_monitor.web.charts import depth, first_bucket, percentiles, throughput, wait_title
+from celery_monitor.web.pages import Context, Page, View
+from celery_monitor.web.ranges import RANGE_WORDS, TimeRange, parse_range, step_words
+
+LISTED = 6
+_STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
+WORKERS_SHOWN = 20
+
+
+def context(view: View) -> Context:
+    span = parse_range(view.query, view.now, record_began(view.store))
+    facts = read_facts(view.store, view.cluster, view.now)
+    workers = facts.workers
+    return {
+        "sentence": findings(facts),
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "nothing_yet": not workers and not any(count_states(view.store, view.cluster).values()),
+        "receivers": facts.receivers,
+        "standbys": _standbys(view),
+        "workers": sorted(workers, key=_worker_order)[:WORKERS_SHOWN],
+        "workers_total": len(workers),
+        **_charts(view, span),
+        **_lists(view, span),
+    }
+
+
+def _standbys(view: View) -> list[StandbyReceiver]:
+    found = read_standbys(view.store, view.now)
+    return [each for name, those in found.items() if view.cluster in (None, name) for each in those]
+
+
+def _charts(view: View, span: TimeRange) -> Context:
+    series = read_series(view.store, since=span.since, until=span.until, cluster=view.cluster)
+    finished = throughput(series, view.now)
+    return {
+        "charts": (
+            ("throughput", f"Finished per {step_words(finished.step)}", finished),
+            ("depth", "Waiting in queues", depth(series)),
+            ("wait", wait_title(series), percentiles(series, "wait", view.now)),
+            ("run", "Run time: the code decides it", percentiles(series, "run", view.now)),
+        )
+    }
+
+
+def _lists(view: View, span: TimeRange) -> Context:
+    store, cluster = view.store, view.cluster
+    totals = read_name_totals(store, since=span.since, until=span.until, cluster=cluster)
+    ran = [each for each in totals if each.run is not None]
+    began = first_bucket(span.since, span.until)  # so that chart and list count the same
+    return {
+        "groups": read_failure_groups(store, since=began, cluster=cluster, states=UNRESOLVED, limit=LISTED),
+        "settled": _settled(read_failure_counts(store, since=began, cluster=cluster)),
+        "most_time": sorted(ran, key=lambda each: -each.seconds)[:LISTED],
+        "slowest": sorted(ran, key=lambda each: -each.run.p95 if each.run else 0.0)[:LISTED],
+        "running": read_longest_running(store, cluster=cluster, limit=LISTED),
+    }
+
+
+def _settled(failed: FailureCounts) -> str:
+    """What the chart counts and the list leaves out."""
+    left_out = settled(failed)
+    return f"{counted(failed.total, 'failure')}{left_out}" if left_out else ""
+
+
+def _worker_order(worker: Worker) -> tuple[int, str, str]:
+    """Who is gone comes last; of many, those that are silent are among the shown."""
+    return _STATUS_ORDER[worker.status], worker.hostname, worker.cluster
+
+
+PAGE = Page(
+    "/",
+    "overview.html",
+    context,
+    title="Overview",
+    nav="Overview",
+    regions=("health", "span", "charts", "lists", "strip"),
+    script="charts.js",
+)

@@ -1,0 +1,219 @@
+"""What waits, since when, and whether anybody takes it."""
+
+from dataclasses import dataclass, replace
+from urllib.parse import quote
+
+from celery_monitor.control.commands import Command, verb_of
+from celery_monitor.control.queues import QUEUE_COMMANDS, QueueCommand, ReadQueue
+from celery_monitor.control.workers import AddConsumer, GrowPool
+from celery_monitor.core.findings import grows, unattended
+from celery_monitor.errors import MonitorError, NotFound
+from celery_monitor.records.queue import Pause, Queue, QueueSample
+from celery_monitor.records.series import WaitPercentiles
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.queues import read_growing_queues, read_pauses, read_queues
+from celery_monitor.store.series import Flows, Key, read_depths, read_flows, read_name_totals, read_series, read_waits
+from celery_monitor.store.workers import read_workers
+from celery_monitor.web.charts import depth, percentiles, sparkline, throughput, wait_title
+from celery_monitor.web.forms import Form, command_of, doing, fields, performing
+from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.ranges import RANGE_WORDS, parse_range, step_words
+
+RATE_SECONDS = 300.0
+TREND_SECONDS = 3600.0
+MOST_NAMES = 20
+COMMANDS: tuple[type[Command], ...] = (*QUEUE_COMMANDS, GrowPool, AddConsumer)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A queue with what follows from its samples. Rates are per second; ``None`` is unknown."""
+
+    queue: Queue
+    out_rate: float | None
+    in_rate: float | None
+    drain_seconds: float | None
+    trend: str
+    growing: bool
+    unattended: bool
+    wait: WaitPercentiles | None = None  # of the tasks that workers took lately
+    pause: Pause | None = None
+    takers: tuple[str, ...] = ()  # workers that take from it by what they last said, newer than the sample
+
+    @property
+    def key(self) -> str:
+        return f"{self.queue.cluster}\n{self.queue.name}"
+
+
+def context(view: View) -> Context:
+    rows = read_rows(view)
+    return {
+        "rows": rows,
+        "alone": [row for row in rows if row.unattended and not row.pause],
+        "paused": [row for row in rows if row.pause and not row.queue.consumers],
+        "several": _several(rows),
+    }
+
+
+def queue_context(view: View) -> Context:
+    """One queue. Several clusters may have one of that name: each is shown."""
+    name = str(view.params["name"])
+    rows = [row for row in read_rows(view) if row.queue.name == name]
+    if not rows:
+        raise NotFound(f"No queue is called {name!r}. It may have been deleted, or never been measured.")
+    span = parse_range(view.query, view.now)
+    cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
+    series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
+    finished = throughput(series, view.now)
+    totals = read_name_totals(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
+    return {
+        "name": name,
+        "tasks": sorted(totals, key=lambda each: -each.runs)[:MOST_NAMES],
+        "most_names": MOST_NAMES,
+        "rows": rows,
+        "several": _several(rows),
+        "idle": _idle(view, rows),
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "reading": None,
+        "reading_of": None,
+        "can": {command.action.partition(".")[2]: view.may(command.action) for command in COMMANDS},
+        "charts": (
+            ("depth", "Waiting and unacknowledged", depth(series, with_unacked=True)),
+            ("wait", wait_title(series), percentiles(series, "wait", view.now)),
+            ("throughput", f"Finished per {step_words(finished.step)}", finished),
+        ),
+    }
+
+
+def read_messages(view: View, deed: FormRequest) -> Result:
+    """The page with the messages on it. Reading marks them on some brokers, so it is no link that a robot follows."""
+    try:
+        command = command_of(ReadQueue, fields(deed.form), queue=str(view.params["name"]))
+        performed = deed.controller.perform(deed.actor, command)
+    except MonitorError as error:
+        return Result(f"/queues/{_quoted(view)}", {"cluster": view.cluster}, error.message, "bad")
+    return Result(context={"reading": performed.reading, "reading_of": command.cluster})
+
+
+def grow(view: View, deed: FormRequest) -> Result:
+    """More processes at the workers that take from it: at one that is named, or at each."""
+
+    def make(form: Form) -> Command:
+        queue = Queue(cluster=form.get("of_cluster", ""), name=str(view.params["name"]))
+        takers = _takers(queue, read_workers(view.store, queue.cluster))
+        return command_of(
+            GrowPool, form, workers=tuple(each for each in takers if form.get("worker") in ("", None, each))
+        )
+
+    return performing(f"/queues/{_quoted(view)}", view, deed, make)
+
+
+def _add_consumer(name: str, form: Form) -> Command:
+    return AddConsumer(cluster=form.get("of_cluster", ""), workers=(form.get("worker", ""),), queue=name)
+
+
+def _form_of(command: type[QueueCommand]) -> Act:
+    """The form that does something to a queue."""
+    return doing("/queues", "name", lambda name, form: command_of(command, form, queue=name))
+
+
+def _quoted(view: View) -> str:
+    return quote(str(view.params["name"]), safe="", errors="replace")
+
+
+def read_rows(view: View) -> list[QueueRow]:
+    """All queues: those that nobody empties first, then those that grow, then by name, so that rows stay in place."""
+    depths = read_depths(view.store, since=view.now - TREND_SECONDS, cluster=view.cluster)
+    since = view.now - RATE_SECONDS
+    flows = read_flows(view.store, "queue", since=since, now=view.now, cluster=view.cluster)
+    waits = read_waits(view.store, since=since, cluster=view.cluster)
+    rising = read_growing_queues(view.store, view.cluster)
+    pauses = read_pauses(view.store, view.cluster)
+    workers = read_workers(view.store, view.cluster)
+    rows = [
+        replace(
+            _row(queue, depths, flows, view.now, rising),
+            pause=pauses.get((queue.cluster, queue.name)),
+            takers=_takers(queue, workers),
+            wait=waits.get((queue.cluster, queue.name)),
+        )
+        for queue in read_queues(view.store, view.cluster)
+    ]
+    return sorted(rows, key=lambda row: (not row.unattended, not row.growing, row.queue.name, row.queue.cluster))
+
+
+def _row(
+    queue: Queue,
+    depths: dict[Key, list[QueueSample]],
+    flows: Flows,
+    now: float,
+    rising: set[tuple[str, str]],
+) -> QueueRow:
+    samples = depths.get((queue.cluster, queue.name), [])
+    flow = flows.of(queue.cluster, queue.name)
+    out_rate = None if flow is None else flow.taken / flows.seconds
+    change = _change(queue, samples, now)
+    return QueueRow(
+        queue=queue,
+        out_rate=out_rate,
+        in_rate=None if out_rate is None or change is None else max(0.0, out_rate + change),
+        drain_seconds=_drain(queue.ready, change),
+        trend=sparkline([sample.ready for sample in samples]),
+        growing=grows(queue, samples, rising, now),
+        unattended=unattended(queue),
+    )
+
+
+def _idle(view: View, rows: list[QueueRow]) -> dict[str, list[str]]:
+    """By cluster, the workers that are up and do not take from the queue."""
+    takers = {(row.queue.cluster, name) for row in rows for name in row.takers}
+    idle: dict[str, list[str]] = {row.queue.cluster: [] for row in rows}
+    for worker in read_workers(view.store, view.cluster):
+        up = worker.status is not WorkerStatus.OFFLINE
+        if up and worker.cluster in idle and (worker.cluster, worker.hostname) not in takers:
+            idle[worker.cluster].append(worker.hostname)
+    return idle
+
+
+def _takers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
+    return tuple(
+        worker.hostname
+        for worker in workers
+        if worker.cluster == queue.cluster
+        and worker.status is not WorkerStatus.OFFLINE
+        and queue.name in (worker.queues or ())
+    )
+
+
+def _change(queue: Queue, samples: list[QueueSample], now: float) -> float | None:
+    """Messages per second by which the queue grew, or shrank, over the span of the rates."""
+    known = [sample for sample in samples if sample.ready is not None and sample.at >= now - RATE_SECONDS]
+    if not known or queue.ready is None or now - known[0].at < 30:
+        return None
+    return (queue.ready - (known[0].ready or 0)) / (now - known[0].at)
+
+
+def _drain(ready: int | None, change: float | None) -> float | None:
+    return ready / -change if ready and change is not None and change < 0 else None
+
+
+def _several(rows: list[QueueRow]) -> bool:
+    return len({row.queue.cluster for row in rows}) > 1
+
+
+PAGE = Page("/queues", "queues.html", context, title="Queues", nav="Queues", regions=("queues",))
+QUEUE_PAGE = Page(
+    "/queues/{name:name}",
+    "queue.html",
+    queue_context,
+    title="Queue",
+    regions=("queue", "charts", "names"),
+    actions={
+        **{verb_of(command): _form_of(command) for command in QUEUE_COMMANDS},
+        verb_of(ReadQueue): read_messages,
+        "grow": grow,
+        "add-consumer": doing("/queues", "name", _add_consumer),
+    },
+    script="charts.js",
+)

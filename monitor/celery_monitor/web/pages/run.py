@@ -1,0 +1,77 @@
+"""Run a task that workers have registered: a form for its name, arguments and queue."""
+
+from urllib.parse import quote
+from uuid import uuid4
+
+from celery_monitor.control.inspect import names_by_worker
+from celery_monitor.control.run import RunTask
+from celery_monitor.errors import MonitorError
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.workers import read_workers
+from celery_monitor.web.forms import TONES, fields, seconds
+from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+
+FIELDS = ("name", "args", "kwargs", "queue", "countdown")
+
+
+def context(view: View) -> Context:
+    clusters = view.settings.clusters
+    cluster = view.cluster if view.cluster in clusters else clusters[0] if len(clusters) == 1 else None
+    empty = {"name": view.query.get("name", ""), "args": "[]", "kwargs": "{}", "countdown": ""}
+    return {
+        "clusters": clusters,
+        "of_cluster": cluster,
+        "registered": lambda: _registered(view, cluster),  # asked when a page is made, not at each live update
+        "queues": sorted({queue.name for queue in read_queues(view.store, cluster)}) if cluster else [],
+        "editor": {**empty, "queue": view.query.get("queue", "")},
+        "editor_error": None,
+        "editor_field": None,
+        "request_id": str(uuid4()),
+        "may_run": view.may(RunTask.action),
+    }
+
+
+def _registered(view: View, cluster: str | None) -> list[str] | None:
+    """The names that workers tell; ``None`` where nobody answers."""
+    if cluster is None:
+        return None
+    living = [
+        worker.hostname for worker in read_workers(view.store, cluster) if worker.status is not WorkerStatus.OFFLINE
+    ]
+    try:
+        told = names_by_worker(view.settings, cluster, living) if living else {}
+    except MonitorError:
+        return None  # the page says that nobody answered; sending says why
+    return sorted(set().union(*told.values())) if told else None
+
+
+def send(view: View, deed: FormRequest) -> Result:
+    """Sends it, or shows the form again with what is wrong."""
+    form = fields(deed.form)
+    try:
+        command = RunTask(
+            cluster=form.get("of_cluster", ""),
+            name=form.get("name", "").strip(),
+            queue=form.get("queue", ""),
+            args=form.get("args", ""),
+            kwargs=form.get("kwargs", ""),
+            countdown=seconds(form, "countdown"),
+            request_id=form.get("request_id") or None,
+        )
+        performed = deed.controller.perform(deed.actor, command)
+    except MonitorError as error:
+        editor = {name: form.get(name, "") for name in FIELDS}
+        wrong = {"editor_error": error.message, "editor_field": error.detail.get("field")}
+        return Result(context={"editor": editor, "of_cluster": form.get("of_cluster"), **wrong}, status=error.status)
+    return Result(
+        "/run",
+        {"cluster": view.cluster},
+        performed.message,
+        TONES[performed.outcome],
+        link=f"/tasks/{quote(performed.results[0].id, safe='')}",
+        link_query={"cluster": view.cluster},
+    )
+
+
+PAGE = Page("/run", "run.html", context, title="Run a task", actions={"send": send}, script="tasks.js")

@@ -1,0 +1,280 @@
+"""One task: what happened to it, with what, why it failed, and what can be done."""
+
+import json
+from typing import NamedTuple
+from urllib.parse import quote
+from uuid import uuid4
+
+from msgspec import structs
+
+from celery_monitor.control.allowed import REFUSED, SAME_ID, warnings_of
+from celery_monitor.control.arguments import WAITING, FoundArguments, look_up
+from celery_monitor.control.commands import SIGNALS
+from celery_monitor.control.inspect import Consumed, consumed
+from celery_monitor.control.queues import HAZARD, FindMessage, why_not_find
+from celery_monitor.control.retry import RetryTask
+from celery_monitor.control.revoke import RevokeTask
+from celery_monitor.control.target import Target, find_broker
+from celery_monitor.core.arguments import Arguments, without_secrets
+from celery_monitor.core.message import Unreadable, facts, stamps_of
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.workers import holder_state
+from celery_monitor.errors import ArgumentsUnknown, Conflict, InvalidInput, MonitorError, NotFound
+from celery_monitor.records.event import Message
+from celery_monitor.records.task import Link, Run, Task, TaskState
+from celery_monitor.store.engine import Store
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.store.workers import read_workers
+from celery_monitor.web.forms import TONES, command_of, fields, performing, seconds
+from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.wording import parts
+
+PANELS = ("retry", "edit", "revoke", "terminate")
+ONE_LINE = 88
+MOST_DRAWN = 50  # runs in the timeline; the latest ones
+
+
+class Bar(NamedTuple):
+    """A run in the timeline; positions are percent of its width."""
+
+    run: Run
+    number: int
+    waited_from: float
+    ran_from: float
+    ends: float
+    ended: bool
+
+
+class Repeat(NamedTuple):
+    """A task that this one was sent again as; ``task`` is None until a worker or the sender has told of it."""
+
+    link: Link
+    task: Task | None
+
+
+def context(view: View) -> Context:
+    """Everything of one task. Raises NotFound."""
+    task = read_task(view.store, view.params["id"], view.cluster)
+    lineage = read_lineage(view.store, task)
+    found = look_up(view.store, view.settings, task)
+    known, message = found.arguments, found.message
+    redactor = Redactor(view.settings.redact)
+    arguments = without_secrets(known, redactor)
+    panel = _panel(view, task, arguments)
+    return {
+        "title": task.name or task.id,
+        "task": task,
+        "arguments": arguments,
+        "bars": timeline(task),
+        "earlier": max(0, len(task.runs) - MOST_DRAWN),
+        "parts": parts(task.traceback) if task.traceback else [],
+        "origin": _read(view.store, task.cluster, lineage.retry_of),
+        "retry_of": lineage.retry_of,
+        "repeats": [Repeat(link, _read(view.store, task.cluster, link.id)) for link in reversed(lineage.retried_as)],
+        "can": allowed(view, task),
+        "signals": SIGNALS,
+        "told": told(message, redactor),
+        "can_find": _can_find(view, task, known),
+        "find_hazard": HAZARD,
+        **panel,
+        **_editor(view, task, found, arguments, panel["consumed"]),
+        "place": found.place if task.state in WAITING else None,
+        "worker_state": holder_state(task, read_workers(view.store, task.cluster)),
+        "warning": " ".join(warnings_of(task, message)) or None,
+    }
+
+
+def allowed(view: View, task: Task) -> frozenset[str]:
+    """The actions that make sense in this state, for who looks."""
+    can = set()
+    if view.may("task.retry") and task.state not in REFUSED:
+        can |= {"retry", "edit"}
+    if view.may("task.revoke") and not task.state.finished and task.state is not TaskState.LOST:
+        can |= {"terminate"} if task.state is TaskState.STARTED else {"revoke"}
+    return frozenset(can)
+
+
+def _panel(view: View, task: Task, arguments: Arguments) -> Context:
+    """What is asked before something is done. Arguments that are not known can only be typed in."""
+    panel = view.query.get("panel")
+    if panel not in PANELS or panel not in allowed(view, task):
+        panel = None
+    if panel == "retry" and not arguments.known:
+        panel = "edit"
+    found = _consumed(view, task) if panel and task.queue is None else None
+    queues = sorted({queue.name for queue in read_queues(view.store, task.cluster)}) if panel else []
+    return {
+        "panel": panel,
+        "consumed": found,
+        "queues": list(dict.fromkeys([*(found.queues if found else ()), *queues])),
+        "request_id": str(uuid4()) if panel else None,
+        "same_id": SAME_ID,
+    }
+
+
+def _consumed(view: View, task: Task) -> Consumed | None:
+    try:
+        broker = find_broker(view.settings, task.cluster)
+    except NotFound:
+        return None
+    return consumed(Target(view.store, view.settings, broker), task)
+
+
+def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, worker_queues: Consumed | None) -> Context:
+    """What stands in the form at first. What is masked would be sent masked: nothing stands there then."""
+    known = found.arguments
+    readable = not shown.masked or view.may("message.read")
+    values = (known.args_value, known.kwargs_value) if readable else (None, None)
+    texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
+    empty = not readable or known.args_value is None
+    queue = task.queue or (worker_queues.sole if worker_queues else None) or found.queue
+    return {
+        "editor": {**texts, "queue": queue, "countdown": ""},
+        "editor_empty": empty,
+        "loses_links": known.fidelity == "exact" and known.args_value is None,
+        "editor_error": None,
+        "editor_field": None,
+    }
+
+
+def told(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
+    """What its message tells beside the events, as a person reads it."""
+    if message is None:
+        return []
+    try:
+        known = facts(message)
+    except Unreadable:
+        return []
+    place = f" (place {known.group_index + 1})" if known.group_index is not None else ""
+    rows = [
+        ("Real name", known.name if known.shadow else None),
+        ("Priority", str(known.priority) if known.priority is not None else None),
+        ("Group", f"{known.group}{place}" if known.group else None),
+        ("Chord", f"before {message.chord}" if message.chord else None),
+        ("Chain", f"{message.chain} more behind it" if message.chain else None),
+        ("Links", None if message.links else "unknown: its body is not opened here"),
+        ("Callbacks", str(message.callbacks) if message.callbacks else None),
+        ("Error callbacks", str(message.errbacks) if message.errbacks else None),
+        ("Stamps", ", ".join(f"{name}={value}" for name, value in stamps_of(known, redactor).items()) or None),
+        ("Sent by beat as", known.beat),
+        ("Message", f"{message.size:,} bytes of {message.content_type or 'unknown type'}"),
+    ]
+    return [(label, text) for label, text in rows if text is not None]
+
+
+def editable(value: object) -> str:
+    """What stands in the editor at first: nothing where nothing is known, never an invented ``[]``."""
+    return (
+        "" if value is None else json.dumps(value, indent=2 if len(str(value)) > ONE_LINE else None, ensure_ascii=False)
+    )
+
+
+def _read(store: Store, cluster: str, task_id: str | None) -> Task | None:
+    try:
+        return read_task(store, task_id, cluster) if task_id is not None else None
+    except NotFound:
+        return None
+
+
+def timeline(task: Task) -> list[Bar]:
+    """The latest runs on one scale, from sending (or receipt) to the last thing known."""
+    runs = task.runs[-MOST_DRAWN:]
+    moments = [at for run in runs for at in (run.ready, run.received, run.started, run.ended) if at is not None]
+    sent = [(run.invocation or task).sent for run in runs]
+    if len(task.runs) <= MOST_DRAWN:
+        moments += [at for at in sent if at is not None]
+    if not runs:
+        return []
+    begin, end = min(moments, default=0.0), max(moments, default=0.0)
+    span = max(end - begin, 0.001) * (1.0 if all(run.ended is not None for run in runs) else 1.15)
+    first = len(task.runs) - len(runs)
+    return [_bar(run, first + index + 1, begin, span, sent[index]) for index, run in enumerate(runs)]
+
+
+def _bar(run: Run, number: int, begin: float, span: float, sent: float | None) -> Bar:
+    def place(at: float | None, otherwise: float) -> float:
+        return otherwise if at is None else round(min(100.0, max(0.0, (at - begin) / span * 100)), 2)
+
+    received = place(run.received, place(sent, 0.0) if run.waiting else place(run.started, 0.0))
+    started = place(run.started, place(run.ended, 100.0))
+    if run.started is not None and run.wait is not None:
+        received = place(run.started - run.wait, received)
+    return Bar(run, number, received, started, place(run.ended, 100.0), run.ended is not None)
+
+
+def retry(view: View, deed: FormRequest) -> Result:
+    """Sends it again as it is, or as it was edited."""
+    form = fields(deed.form)
+    edited = form.get("edited") == "1"
+    command = RetryTask(
+        cluster=_cluster(view, form),
+        id=view.params["id"],
+        args=form.get("args", "") if edited else None,
+        kwargs=form.get("kwargs", "") if edited else None,
+        queue=form.get("queue") or None,
+        same_id=form.get("same_id") == "1",
+        confirm=form.get("confirm") == "1",
+        request_id=form.get("request_id") or None,
+    )
+    try:
+        command = structs.replace(command, countdown=seconds(form, "countdown"))
+        performed = deed.controller.perform(deed.actor, command)
+    except (InvalidInput, ArgumentsUnknown, Conflict) as error:
+        return _ask_again(form, error, "edit" if edited or isinstance(error, ArgumentsUnknown) else "retry")
+    except MonitorError as error:
+        return _to_task(view, f"Nothing was sent. {error.message}", "bad")
+    return _to_task(view, performed.message, TONES[performed.outcome])
+
+
+def revoke(view: View, deed: FormRequest) -> Result:
+    """Tells the workers not to run it; with terminate, kills the process that does."""
+    return _perform(view, deed, RevokeTask)
+
+
+def find(view: View, deed: FormRequest) -> Result:
+    """Looks for its message in its queue, where that has a price."""
+    return _perform(view, deed, FindMessage)
+
+
+def _perform(view: View, deed: FormRequest, command: type[RevokeTask | FindMessage]) -> Result:
+    cluster, task_id = _cluster(view, fields(deed.form)), view.params["id"]
+    path = f"/tasks/{quote(task_id, safe='')}"
+    return performing(path, view, deed, lambda form: command_of(command, form, cluster=cluster, id=task_id))
+
+
+def _can_find(view: View, task: Task, known: Arguments) -> bool:
+    """Whether the message may still be in a queue that is only looked into when somebody asks."""
+    if known.fidelity == "exact" or not view.may("task.find_message"):
+        return False
+    try:
+        broker = find_broker(view.settings, task.cluster)
+    except NotFound:
+        return False
+    return why_not_find(Target(view.store, view.settings, broker), task) is None
+
+
+def _cluster(view: View, form: dict[str, str]) -> str:
+    return form.get("of_cluster") or read_task(view.store, view.params["id"], view.cluster).cluster
+
+
+def _ask_again(form: dict[str, str], error: MonitorError, panel: str) -> Result:
+    editor = {name: form.get(name, "") for name in ("args", "kwargs", "queue", "countdown")}
+    said = {"panel": panel, "editor_error": error.message, "editor_field": error.detail.get("field")}
+    kept = {"editor": editor} if form.get("edited") == "1" else {}
+    return Result(context={**said, **kept, "request_id": str(uuid4())}, status=error.status)
+
+
+def _to_task(view: View, notice: str, tone: str) -> Result:
+    return Result(f"/tasks/{quote(view.params['id'], safe='')}", {"cluster": view.cluster}, notice, tone)
+
+
+PAGE = Page(
+    "/tasks/{id:name}",
+    "task.html",
+    context,
+    title="Task",
+    regions=("head", "timeline", "failure", "data", "repeats"),
+    actions={"retry": retry, "revoke": revoke, "find-message": find},
+    script="tasks.js",
+)

@@ -1,0 +1,304 @@
+"""The list of tasks: query, facets, rows, and what can be done to those that are selected."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+from celery_monitor.control.allowed import REFUSED
+from celery_monitor.control.bulk import BulkCommand, BulkRetry, BulkRevoke
+from celery_monitor.control.commands import MAX_TASKS, Performed
+from celery_monitor.control.retry import RetryTasks
+from celery_monitor.control.revoke import RevokeTasks
+from celery_monitor.control.views import canonical
+from celery_monitor.core.filters.parser import Filter, parse
+from celery_monitor.core.filters.terms import Expression, State, ValueRange, any_of, exactly, field_of
+from celery_monitor.core.filters.values import FIELDS, Kind, read_interval
+from celery_monitor.errors import ConfirmationRequired, FilterError, InvalidInput, MonitorError, NotFound
+from celery_monitor.records.page import ListPage
+from celery_monitor.records.task import Task, TaskState
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.facets import Facet, read_facets
+from celery_monitor.store.tasks.page import find_tasks
+from celery_monitor.store.views import read_views
+from celery_monitor.web.pages import Context, FormRequest, Page, Result, Rows, View
+
+NEWEST = "-received"
+SIZES = (25, 50, 100, 200)
+MOST_HELD = 60
+MOST_CHOICES = 8  # of a facet, beside those that are on
+LINKED = 30  # new ids that one link can name
+COLUMNS = {
+    "name": "Name",
+    "args": "Arguments",
+    "queue": "Queue",
+    "worker": "Worker",
+    "received": "Received",
+    "wait": "Wait",
+    "runtime": "Run time",
+    "retries": "Retries",
+    "cluster": "Cluster",
+    "id": "Id",
+    "started": "Started",
+    "finished": "Finished",
+    "result": "Result",
+}
+SHOWN = ("name", "args", "queue", "worker", "received", "wait", "runtime", "retries")
+SORTABLE = ("name", "received", "wait", "runtime", "retries")
+FACETS = {
+    "state": "State",
+    "exception": "Exception",
+    "name": "Name",
+    "queue": "Queue",
+    "worker": "Worker",
+    "retried": "Retried",
+}
+SPANS: dict[str, str | None] = {"any time": None, "15 min": "-15m", "1 h": "-1h", "24 h": "-24h", "7 d": "-7d"}
+RETRYABLE = {state.word for state in TaskState} - {state.word for state in REFUSED}
+REVOKABLE = {state.word for state in TaskState if not state.finished}
+TABS: dict[str, str | None] = {"All": None, "Unfinished": "unfinished", "Failed": "failed", "Succeeded": "succeeded"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A link that changes the query; ``on`` when it is what the query says now."""
+
+    label: str
+    query: str
+    on: bool
+
+
+def row_key(task: Task) -> str:
+    """A task's name on the page: ids repeat between clusters."""
+    return f"{task.cluster} {task.id}"
+
+
+def context(view: View) -> Context:
+    """Everything of the list; a wrong filter finds nothing and says what is wrong with it."""
+    text = view.query.get("q", "").strip()
+    sort, limit = view.query.get("sort", NEWEST), _limit(view)
+    known: Context = {
+        "q": text,
+        "columns": _columns(view),
+        "col": _columns(view) if _columns(view) != SHOWN else None,
+        "all_columns": COLUMNS,
+        "sort": sort,
+        "limit": limit,
+        "sortable": SORTABLE,
+        "fields": FIELDS.values(),
+        "problem": None,
+        "preview": None,
+        "request_id": str(uuid4()),  # so that a double click is one retry
+        "saved_views": read_views(view.store),
+        "this_query": canonical(urlencode(view.query.multi_items())),
+    }
+    try:
+        asked = parse(text, view.now)
+        return known | _found(view, asked, sort, limit)
+    except FilterError as error:
+        empty = {
+            "filter": Filter(),
+            "page": ListPage[Task]([]),
+            "tasks": [],
+            "facets": {},
+            "chips": [],
+            "spans": [],
+            "tabs": [],
+            "offered": (),
+        }
+        return known | empty | {"problem": error, "first": True}
+
+
+def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
+    within = asked.in_cluster(view.cluster)
+    cursor = view.query.get("cursor") or None
+    facets = read_facets(view.store, within, tuple(FACETS))
+    page = find_tasks(view.store, within, sort=sort, limit=limit, cursor=cursor)
+    choices = {name: (FACETS[name], _choices(asked, name, values)) for name, values in facets.items()}
+    return {
+        "filter": asked,
+        "page": page,
+        "tasks": page.items,
+        "held": _held(view),
+        "first": cursor is None,
+        "chips": [Choice(str(each), str(asked.without(each)), True) for each in asked.terms],
+        "facets": choices,
+        "offered": tuple(_offered(view, choices["state"][1])),
+        "spans": list(_spans(asked)),
+        "tabs": list(_tabs(asked)),
+    }
+
+
+def _held(view: View) -> list[Task]:
+    """Rows that are still on somebody's screen, though others have taken their place on the page."""
+    found = []
+    for key in view.held[:MOST_HELD]:
+        cluster, _, task_id = key.partition(" ")
+        try:
+            found.append(read_task(view.store, task_id, cluster))
+        except NotFound:
+            continue
+    return found
+
+
+def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[Choice, Facet]]:
+    rest = asked.without_field(field)
+    shown = [(each, each.term in asked.terms) for each in facets]
+    return [
+        (Choice(each.value, str(rest if on else rest & each.term), on), each)
+        for number, (each, on) in enumerate(shown)
+        if number < MOST_CHOICES or on or field == "state"
+    ]
+
+
+def _offered(view: View, states: list[tuple[Choice, Facet]]) -> Iterable[str]:
+    """What may be done to all that match, by the states they are in."""
+    on = [facet.value for choice, facet in states if choice.on] or [facet.value for _, facet in states]
+    if view.may("bulk.retry") and set(on) & RETRYABLE:
+        yield "retry"
+    if view.may("bulk.revoke") and set(on) & REVOKABLE:
+        yield "revoke"
+
+
+def _spans(asked: Filter) -> Iterable[Choice]:
+    for label, span in SPANS.items():
+        term = ValueRange("received", read_interval(Kind.TIME, f">{span}", 1, asked.now)) if span else None
+        yield _instead(asked, "received", label, term)
+
+
+def _tabs(asked: Filter) -> Iterable[Choice]:
+    for label, word in TABS.items():
+        yield _instead(asked, "state", label, State(word) if word else None)
+
+
+def _instead(asked: Filter, field: str, label: str, term: Expression | None) -> Choice:
+    """A link to the same filter with ``term``, or nothing, in place of its terms of this field."""
+    rest = asked.without_field(field)
+    on = [each for each in asked.terms if field_of(each) == field] == ([term] if term else [])
+    return Choice(label, str(rest & term if term else rest), on)
+
+
+def _columns(view: View) -> tuple[str, ...]:
+    asked = view.query.getlist("col")
+    return tuple(name for name in COLUMNS if name in asked) or SHOWN
+
+
+def _limit(view: View) -> int:
+    text = view.query.get("limit", "50")
+    if text not in {str(size) for size in SIZES}:
+        raise InvalidInput(f"limit {text!r} is not one of {', '.join(map(str, SIZES))}")
+    return int(text)
+
+
+def retry(view: View, deed: FormRequest) -> Result:
+    """Sends the selected tasks again, or all that match: what needs a look is shown first."""
+    if deed.form.get("all") == "1":
+        return bulk_retry(view, deed)
+    confirmed, again = (deed.form.get(name) == "1" for name in ("confirm", "include_retried"))
+    request_id = str(deed.form.get("request_id") or uuid4())
+    selected = _selected(deed)
+    done: list[Performed] = []
+    try:
+        for cluster, ids in selected.items():
+            done.append(
+                deed.controller.perform(
+                    deed.actor,
+                    RetryTasks(
+                        cluster=cluster,
+                        ids=tuple(ids),
+                        include_retried=again,
+                        confirm=confirmed,
+                        request_id=request_id,
+                    ),
+                )
+            )
+    except ConfirmationRequired as error:
+        preview = {"detail": error.detail, "message": error.message, "keys": _keys(selected), "request_id": request_id}
+        return Result(context={"preview": preview})
+    except MonitorError as error:
+        return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
+    new = [result.new_id for each in done for result in each.results if result.new_id]
+    return _back(view, _said(done), _tone(done), new)
+
+
+def revoke(view: View, deed: FormRequest) -> Result:
+    """Tells the workers not to run the selected tasks, or all that match."""
+    if deed.form.get("all") == "1":
+        return bulk_revoke(view, deed)
+    done: list[Performed] = []
+    try:
+        for cluster, ids in _selected(deed).items():
+            done.append(deed.controller.perform(deed.actor, RevokeTasks(cluster=cluster, ids=tuple(ids))))
+    except MonitorError as error:
+        return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
+    return _back(view, _said(done), _tone(done))
+
+
+def bulk_retry(view: View, deed: FormRequest) -> Result:
+    """Chooses every task that matches, and shows what would be sent."""
+    return _preview(view, deed, BulkRetry)
+
+
+def bulk_revoke(view: View, deed: FormRequest) -> Result:
+    """Chooses every task that matches, and shows what would be revoked."""
+    return _preview(view, deed, BulkRevoke)
+
+
+def _preview(view: View, deed: FormRequest, kind: type[BulkCommand]) -> Result:
+    query = view.query.get("q", "").strip()
+    try:
+        job = deed.controller.preview(deed.actor, kind(cluster=view.cluster, query=query))
+    except MonitorError as error:
+        return _back(view, error.message, "bad")
+    return Result(f"/jobs/{job.id}", {"cluster": view.cluster})
+
+
+def _selected(deed: FormRequest) -> dict[str, list[str]]:
+    keys = [str(value) for value in deed.form.getlist("task")]
+    if not keys:
+        raise InvalidInput("No task is selected; select some in the list first.")
+    if len(keys) > MAX_TASKS:
+        raise InvalidInput(f"{len(keys)} tasks are selected; at most {MAX_TASKS} go at once.")
+    selected: dict[str, list[str]] = {}
+    for key in keys:
+        cluster, separator, task_id = key.partition(" ")
+        if not separator:
+            raise InvalidInput(f"{key!r} names no task; it would be a cluster, a space and an id.")
+        selected.setdefault(cluster, []).append(task_id)
+    return selected
+
+
+def _keys(selected: dict[str, list[str]]) -> list[str]:
+    return [f"{cluster} {task_id}" for cluster, ids in selected.items() for task_id in ids]
+
+
+def _said(done: list[Performed]) -> str:
+    said = [each.message for each in done]
+    reasons = {result.message for each in done for result in each.results if result.outcome in {"skipped", "failed"}}
+    return " ".join([*(f"{text.rstrip('.')}." for text in said), *sorted(reasons)[:3]])
+
+
+def _tone(done: list[Performed]) -> str:
+    outcomes = {result.outcome for each in done for result in each.results}
+    return "bad" if "failed" in outcomes else "warning" if outcomes - {"done"} else "good"
+
+
+def _back(view: View, notice: str, tone: str, new: list[str] | None = None) -> Result:
+    query: dict[str, Any] = {name: view.query.get(name) for name in ("q", "sort", "limit", "cluster")}
+    query["col"] = view.query.getlist("col")
+    shown = str(any_of(exactly("id", task_id) for task_id in (new or [])[:LINKED]))
+    return Result("/tasks", query, notice, tone, link="/tasks" if shown else None, link_query={"q": shown})
+
+
+PAGE = Page(
+    "/tasks",
+    "tasks.html",
+    context,
+    title="Tasks",
+    nav="Tasks",
+    regions=("tabs", "facets", "summary", "bulk", "pager"),
+    rows={"tasks": Rows("_task_row.html", "tasks", row_key)},
+    actions={"retry": retry, "revoke": revoke, "bulk-retry": bulk_retry, "bulk-revoke": bulk_revoke},
+    script="tasks.js",
+)

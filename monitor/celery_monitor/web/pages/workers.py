@@ -1,0 +1,245 @@
+"""Who works: which workers can be counted on, what they have in hand, and which tell us nothing."""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from celery_monitor.control.commands import SIGNALS, verb_of
+from celery_monitor.control.inspect import Inside, look_inside
+from celery_monitor.control.workers import WORKER_COMMANDS, EnableEvents, RevokeStamped, WorkerCommand
+from celery_monitor.core.filters.parser import Filter
+from celery_monitor.core.filters.terms import State, any_of, exactly
+from celery_monitor.core.findings import RENAME, shared_names
+from celery_monitor.core.workers import ProcessState, is_skewed, process_state, twin_pids
+from celery_monitor.core.workflow import stalled_words
+from celery_monitor.errors import MonitorError, NotFound
+from celery_monitor.records.page import ListPage
+from celery_monitor.records.task import Task
+from celery_monitor.records.worker import Worker, WorkerProcess, WorkerStatus
+from celery_monitor.store.health import read_receivers, read_stalls
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.receivers import read_receiver_records
+from celery_monitor.store.search import find_terms
+from celery_monitor.store.series import Flow, read_flows, read_series
+from celery_monitor.store.tasks.page import find_tasks
+from celery_monitor.store.workers import read_workers
+from celery_monitor.web.charts import percentiles, throughput
+from celery_monitor.web.forms import Form, command_of, doing, performing
+from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.ranges import RANGE_WORDS, parse_range, step_words
+
+RATE_SECONDS = 3600.0
+MOST_NAMES = 200
+MOST_HELD = 20
+ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
+MOST_STUCK = 5  # tasks named of a worker that may be stuck
+FOLD_SECONDS = 600.0  # an offline worker folds away when nothing was heard of it for this long
+
+
+_PIECES = re.compile(r"([^0-9]*)([0-9]{0,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """A worker with what its runs and its fellows say of it."""
+
+    worker: Worker
+    flow: Flow | None
+    differs: bool  # its Celery is another version than most have
+    skewed: bool
+    silent_events: bool
+    processes_up: int  # under its name; 0 where there is one
+    processes: list[tuple[Worker | WorkerProcess, ProcessState]]  # where there are several; the worker's own first
+
+    @property
+    def key(self) -> str:
+        return f"{self.worker.cluster}\n{self.worker.hostname}"
+
+
+class Stuck(NamedTuple):
+    """Why a worker may be stuck, and some of the tasks that it runs."""
+
+    words: str
+    tasks: list[Task]
+
+
+def context(view: View) -> Context:
+    rows = read_rows(view)
+    folded = [row for row in rows if _folds(row.worker, view.now)]
+    shown = [row for row in rows if not _folds(row.worker, view.now)]
+    return {
+        "rows": shown,
+        "doubled": list(shared_names({row.worker.hostname: row.processes_up for row in shown if row.processes_up})),
+        "folded": folded,
+        "muted_clusters": sorted({row.worker.cluster for row in shown if row.silent_events}),
+        "several": len({row.worker.cluster for row in rows}) > 1,
+        "versions": sorted({row.worker.sw_ver for row in shown if row.worker.sw_ver}),
+        "may_enable": view.may(EnableEvents.action),
+        "may_revoke": view.may(RevokeStamped.action),
+        "signals": SIGNALS,
+        "clusters": view.settings.clusters,
+        "receivers": read_receiver_records(view.store),
+    }
+
+
+def worker_context(view: View) -> Context:
+    """One worker. Several clusters may have one of that name: each is shown."""
+    hostname = str(view.params["hostname"])
+    rows = [row for row in read_rows(view) if row.worker.hostname == hostname]
+    if not rows:
+        raise NotFound(f"No worker is called {hostname!r}, at least none that was heard of.")
+    span = parse_range(view.query, view.now)
+    cluster = view.cluster or (rows[0].worker.cluster if len(rows) == 1 else None)
+    series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, worker=hostname)
+    finished = throughput(series, view.now)
+    return {
+        "hostname": hostname,
+        "rows": rows,
+        "rename": RENAME,
+        "several": len(rows) > 1,
+        "stuck": {row.key: _stuck(view, row.worker) for row in rows},
+        "span": span,
+        "ranges": RANGE_WORDS,
+        "may_enable": view.may(EnableEvents.action),
+        "may_terminate": view.may("task.revoke"),
+        "can": {command.action.partition(".")[2]: view.may(command.action) for command in WORKER_COMMANDS},
+        "task_names": find_terms(view.store, "name", "", MOST_NAMES),
+        "queue_names_known": sorted({queue.name for queue in read_queues(view.store, cluster)}),
+        "asked": view.query.get("ask") == "1",
+        "held": _held(view, hostname),
+        "look": lambda worker: _look(view, worker),  # asked when a page is made, not at each live update
+        "charts": (
+            ("throughput", f"Finished per {step_words(finished.step)}", finished),
+            ("run", "Run time", percentiles(series, "run", view.now)),
+        ),
+    }
+
+
+def _stuck(view: View, worker: Worker) -> Stuck | None:
+    health = read_receivers(view.store, view.now)
+    stalled = read_stalls(view.store, health, [worker], view.now, worker.cluster).workers
+    if not stalled:
+        return None
+    runs = (Filter(State("started")) & exactly("worker", worker.hostname)).in_cluster(worker.cluster)
+    return Stuck(stalled_words(stalled[0]), list(find_tasks(view.store, runs, limit=MOST_STUCK).items))
+
+
+def read_rows(view: View) -> list[WorkerRow]:
+    """All workers: the silent first, then those that are up, the offline last; by name, worker2 before worker10."""
+    workers = read_workers(view.store, view.cluster)
+    since = view.now - RATE_SECONDS
+    flows = read_flows(view.store, "worker", since=since, now=view.now, cluster=view.cluster)
+    usual = _usual_versions(workers)
+    rows = [
+        WorkerRow(
+            worker=worker,
+            flow=flows.of(worker.cluster, worker.hostname),
+            differs=worker.sw_ver is not None and worker.sw_ver != usual.get(worker.cluster),
+            skewed=_skewed(worker),
+            silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
+            processes_up=len(twin_pids(worker)),
+            processes=_processes(worker, view.now),
+        )
+        for worker in workers
+    ]
+    return sorted(rows, key=lambda row: (ORDER[row.worker.status], _natural(row.worker.hostname), row.key))
+
+
+def enable_events(view: View, deed: FormRequest) -> Result:
+    """Turns task events on at the workers of a cluster that have them off, or at the one that is named."""
+    cluster = str(deed.form.get("cluster") or "")
+    named = deed.form.get("worker")
+    silent = [
+        row.worker.hostname
+        for row in read_rows(view)
+        if row.worker.cluster == cluster and row.silent_events and named in (None, row.worker.hostname)
+    ]
+    if not silent:
+        return Result("/workers", notice="No worker there has its task events off any more.")
+    performed = deed.controller.perform(deed.actor, EnableEvents(cluster=cluster, workers=tuple(silent)))
+    tone = {"done": "good", "unconfirmed": "warning"}.get(performed.outcome, "bad")
+    return Result("/workers", notice=performed.message, tone=tone)
+
+
+def revoke_stamped(view: View, deed: FormRequest) -> Result:
+    """Tells every worker of a cluster to skip tasks with a stamp."""
+    return performing("/workers", view, deed, lambda form: command_of(RevokeStamped, form))
+
+
+def _form_of(command: type[WorkerCommand]) -> Act:
+    """The form that asks a worker for something."""
+
+    def make(hostname: str, form: Form) -> WorkerCommand:
+        return command_of(command, form, workers=(hostname,))
+
+    return doing("/workers", "hostname", make)
+
+
+def _held(view: View, hostname: str) -> ListPage[Task]:
+    """What it has in hand as far as its events tell: the newest, and how many."""
+    found = Filter(exactly("worker", hostname)) & any_of((State("started"), State("received")))
+    return find_tasks(view.store, found.in_cluster(view.cluster), limit=MOST_HELD)
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """A name in the order in which people count."""
+    return [(text, int(digits or 0)) for text, digits in _PIECES.findall(name)]
+
+
+def _look(view: View, worker: Worker) -> Inside | MonitorError:
+    """What the worker answers now, or why it cannot be asked."""
+    try:
+        return look_inside(view.settings, worker)
+    except MonitorError as error:
+        return error
+
+
+def _processes(worker: Worker, now: float) -> list[tuple[Worker | WorkerProcess, ProcessState]]:
+    """Those that are up or shut down under the name, where the worker's own is not the only one."""
+    others = [(each, process_state(worker, each.pid, now)) for each in worker.others]
+    shown = [pair for pair in others if pair[1] in {"online", "shutting down"}]
+    return [(worker, process_state(worker, worker.pid, now)), *shown] if shown else []
+
+
+def _skewed(worker: Worker) -> bool:
+    alive = worker.status is not WorkerStatus.OFFLINE
+    return alive and is_skewed(worker)
+
+
+def _folds(worker: Worker, now: float) -> bool:
+    last = max(worker.offline_at or 0.0, worker.last_heartbeat or 0.0)
+    return worker.status is WorkerStatus.OFFLINE and now - last > FOLD_SECONDS
+
+
+def _usual_versions(workers: list[Worker]) -> dict[str, str]:
+    """The version that most workers of each cluster have; the higher one of two that tie."""
+    usual = {}
+    for cluster in {worker.cluster for worker in workers}:
+        versions = [
+            worker.sw_ver
+            for worker in workers
+            if worker.cluster == cluster and worker.sw_ver and worker.status is not WorkerStatus.OFFLINE
+        ]
+        if versions:
+            usual[cluster] = max(set(versions), key=lambda version: (versions.count(version), version))
+    return usual
+
+
+PAGE = Page(
+    "/workers",
+    "workers.html",
+    context,
+    title="Workers",
+    nav="Workers",
+    regions=("workers", "folded"),
+    actions={"enable-events": enable_events, "revoke-stamped": revoke_stamped},
+)
+WORKER_PAGE = Page(
+    "/workers/{hostname:name}",
+    "worker.html",
+    worker_context,
+    title="Worker",
+    regions=("worker", "held", "charts"),
+    actions={verb_of(command): _form_of(command) for command in WORKER_COMMANDS},
+    script="charts.js",
+)

@@ -1,0 +1,101 @@
+"""Errors as responses: one JSON shape under ``/api/v1``, a page elsewhere."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
+
+from celery_monitor.errors import Forbidden, InvalidInput, MethodNotAllowed, MonitorError, NotFound
+
+log = logging.getLogger(__name__)
+
+ErrorPage = Callable[[Request, MonitorError], Response]
+Handler = Callable[[Request, Any], Response]
+API_PATH = "/api/v1/"
+CHALLENGE = 'Basic realm="celery-monitor", charset="UTF-8"'
+
+
+def local_path(scope: Scope, prefix: str = "") -> str:
+    """The path below whatever we are mounted on and below our own prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/")).removeprefix(prefix.rstrip("/"))
+
+
+def is_api(scope: Scope, prefix: str = "") -> bool:
+    """Whether JSON is spoken there."""
+    return f"{local_path(scope, prefix)}/".startswith(API_PATH)
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What went wrong, and what to do."""
+
+    code: str
+    message: str
+    detail: dict[str, Any]
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Every error of the API."""
+
+    error: Problem
+
+
+def error_json(error: MonitorError, headers: Mapping[str, str] | None = None) -> Response:
+    body = ErrorBody(Problem(error.code, error.message, error.detail))
+    return Response(msgspec.json.encode(body), error.status, _headers(error, headers), "application/json")
+
+
+def error_text(error: MonitorError, headers: Mapping[str, str] | None = None) -> Response:
+    return PlainTextResponse(f"{error.message}\n", error.status, _headers(error, headers))
+
+
+def _headers(error: MonitorError, headers: Mapping[str, str] | None) -> dict[str, str]:
+    challenge = {"WWW-Authenticate": CHALLENGE} if error.status == 401 else {}
+    return {**challenge, "Cache-Control": "no-store", **(headers or {})}
+
+
+def _show_as_text(_: Request, error: MonitorError) -> Response:
+    return error_text(error)
+
+
+def handlers(page: ErrorPage = _show_as_text) -> dict[Any, Handler]:
+    """Starlette's ``exception_handlers``: JSON below ``/api/v1``, what ``page`` makes elsewhere."""
+
+    def show(request: Request, error: MonitorError, headers: Mapping[str, str] | None = None) -> Response:
+        if is_api(request.scope, _prefix(request)):
+            return error_json(error, headers)
+        response = page(request, error)
+        response.headers.update(_headers(error, headers))
+        return response
+
+    def on_http(request: Request, error: HTTPException) -> Response:
+        return show(request, _from_http(error, request), error.headers)
+
+    def on_unexpected(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return show(request, MonitorError("Something failed on our side; the log of the dashboard says what."))
+
+    return {MonitorError: show, HTTPException: on_http, Exception: on_unexpected}
+
+
+def _prefix(connection: HTTPConnection) -> str:
+    settings = getattr(connection.app.state, "settings", None)
+    return settings.url_prefix if settings else ""
+
+
+def _from_http(error: HTTPException, request: Request) -> MonitorError:
+    if error.status_code == 404:
+        return NotFound(f"There is nothing at {request.url.path}.")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.", allowed=allowed)
+    if error.status_code == 403:
+        return Forbidden(error.detail)
+    refused = InvalidInput(error.detail) if error.status_code < 500 else MonitorError(error.detail)
+    refused.status = error.status_code
+    return refused

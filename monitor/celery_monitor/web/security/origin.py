@@ -1,0 +1,129 @@
+"""Which requests come from our own page: host names, Sec-Fetch-Site, Origin and the page token.
+
+itsdangerous signs the token. Libraries for the whole, such as asgi-csrf, compare it with a cookie; here are none.
+"""
+
+from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_address
+from urllib.parse import urlsplit
+
+from itsdangerous import BadSignature, URLSafeSerializer
+from starlette.datastructures import Headers
+
+from celery_monitor.control.commands import Actor
+from celery_monitor.errors import Forbidden
+
+BROWSER_HEADERS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
+OWN_SITES = frozenset({"same-origin", "none"})
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address rather than a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host reaches this machine only."""
+    if not is_address(host):
+        return host == "localhost"
+    address = ip_address(host)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+def split_host(host: str) -> tuple[str, int | None]:
+    """Name, in lower case and without brackets, and port of a Host header. Raises Forbidden for what is no host."""
+    try:
+        parts = urlsplit(f"//{host}")
+        name, port = parts.hostname, parts.port
+    except ValueError:
+        name, port = None, None
+    if not name or parts.path or parts.query or parts.fragment or parts.username is not None:
+        raise Forbidden("The request's Host header names no host.")
+    return name.rstrip("."), port
+
+
+class Hosts:
+    """The host names that we answer to: a page of another name whose DNS entry was turned on us reads nothing.
+
+    Where people sign in, any IP address will do: a page cannot have one as its name and ours as its address.
+    """
+
+    def __init__(self, names: Iterable[str], *, any_address: bool) -> None:
+        self.names = frozenset(name.lower().strip("[]").rstrip(".") for name in names)
+        self.any_address = any_address
+
+    def check(self, headers: Headers) -> None:
+        """Raises Forbidden unless the one Host header is ours."""
+        given = headers.getlist("host")
+        name, _ = split_host(given[0] if len(given) == 1 else "")
+        if is_loopback(name) or name in self.names or (self.any_address and is_address(name)):
+            return
+        raise Forbidden(f"This dashboard does not answer to the name {name}; add it to the setting trusted_hosts.")
+
+
+def check_site(headers: Headers) -> None:
+    """Raises Forbidden when a browser says that another site's page asks.
+
+    Browsers that send no Sec-Fetch-Site (plain HTTP to another machine) still send Origin with a POST and with a
+    websocket handshake.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        allowed = site in OWN_SITES
+    else:
+        allowed = "origin" not in headers or _is_own_origin(headers["origin"], headers.get("host", ""))
+    if not allowed:
+        raise Forbidden("The request comes from another site's page; open the dashboard itself and try there.")
+
+
+def _is_own_origin(origin: str, host: str) -> bool:
+    """Scheme aside: behind a proxy that ends TLS we do not know our own."""
+    try:
+        parts = urlsplit(origin)
+        default = DEFAULT_PORTS.get(parts.scheme)
+        asked = urlsplit(f"//{host}")
+        return bool(parts.hostname) and (parts.hostname, parts.port or default) == (
+            asked.hostname,
+            asked.port or default,
+        )
+    except ValueError:
+        return False
+
+
+def is_script(headers: Headers) -> bool:
+    """No browser sent this: each one names an origin or a site with every request that can change something."""
+    return not any(header in headers for header in BROWSER_HEADERS)
+
+
+class Tokens:
+    """Signed proofs that a page was rendered by us for this actor.
+
+    They do not expire: a dashboard stays open for weeks and must reconnect. Without the actor's own credentials and
+    our own origin a token opens nothing; another secret key ends them all.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._serializer = URLSafeSerializer(secret, salt="page-token")
+
+    def make(self, actor: Actor) -> str:
+        """A token of URL-safe characters."""
+        token = self._serializer.dumps(actor.name)
+        return token if isinstance(token, str) else token.decode()
+
+    def check(self, token: str | None, actor: Actor) -> None:
+        """Raises Forbidden unless the token was made for this actor."""
+        if not token or self._name_in(token) != actor.name:
+            raise Forbidden("The page's token is missing or not yours; reload the page and try again.")
+
+    def _name_in(self, token: str) -> object:
+        try:
+            return self._serializer.loads(token)
+        except BadSignature:
+            return None

@@ -1,0 +1,127 @@
+"""What is read of a captured message, and what is not."""
+
+import bz2
+import json
+import lzma
+import zlib
+from typing import Any
+
+import pytest
+
+from celery_monitor.core.arguments import judge, without_secrets
+from celery_monitor.core.message import MAX_READ, Unreadable, facts, json_text, stamps_of, with_links
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.settings import REDACTED_KEYS
+from tests.factories import make_id, make_message, make_run, make_task
+
+ID = make_id(31)
+REDACTOR = Redactor(REDACTED_KEYS)
+
+
+def test_a_message_tells_what_events_leave_out() -> None:
+    headers = {"shadow": "Pay", "group": "g7", "group_index": 2, "stamps": {"tenant": "acme", "token": "t0p"}}
+    known = facts(make_message(ID, headers={**headers, "celery_beat_task": "nightly"}, properties={"priority": 9}))
+    assert (known.name, known.shadow, known.priority) == ("shop.pay.charge", "Pay", 9)
+    assert (known.group, known.group_index, known.beat) == ("g7", 2, "nightly")
+    assert stamps_of(known, REDACTOR) == {"tenant": "acme", "token": "***"}
+
+
+def test_a_json_message_is_exact_and_its_arguments_are_shown() -> None:
+    judged = judge(make_task(id=ID, args="(31,...", runs=[make_run(retries=0)]), make_message(ID))
+    assert (judged.fidelity, judged.source) == ("exact", "capture")
+    assert (judged.args, judged.kwargs) == ("[31]", '{"card": "visa"}')
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b"\x80\x04 pickled", {"content_type": "application/x-python-serialize"}),
+        (b"[[NaN], {}, {}]", {}),
+        (b'[["\\ud800"], {}, {}]', {}),
+        (b"[[1], [2], {}]", {}),
+        (b"[" * 5000, {}),
+        (b"\xff\xfe", {}),
+        (b"[[1], {}, {}]", {"headers": {"compression": "application/x-brotli"}}),
+        (b"not packed", {"headers": {"compression": "application/x-gzip"}}),
+    ],
+)
+def test_what_cannot_be_shown_is_exact_all_the_same(body: bytes, fields: dict[str, Any]) -> None:
+    judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, body=body, **fields))
+    assert (judged.fidelity, judged.known, judged.args, judged.args_value) == ("exact", True, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("application/x-gzip", zlib.compress), ("application/x-bz2", bz2.compress), ("application/x-lzma", lzma.compress)],
+)
+def test_packed_bodies_are_opened_up_to_a_bound(name: str, pack: object) -> None:
+    assert callable(pack)
+    small = make_message(ID, body=pack(b'[["x"], {}, {}]'), headers={"compression": name})
+    assert json_text(small) == '[["x"], {}, {}]'
+    bomb = make_message(ID, body=pack(b" " * (MAX_READ + 1)), headers={"compression": name})
+    with pytest.raises(Unreadable, match="too large to be shown"):
+        json_text(bomb)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"headers": {"id": make_id(32)}}, "is of another task"),
+        ({"headers": {"task": "shop.start"}}, "of a call of shop.start, and the latest is of shop.pay.charge"),
+        ({"headers": {"argsrepr": "(30,)"}}, "of a call with other arguments"),
+        ({"headers": {"retries": 1}}, "attempt 2 alone, and attempt 3 may differ"),
+        ({"headers": {"retries": 2}, "routing_key": None, "queue": None}, "route is missing"),
+        ({"headers": {"retries": 2}, "content_type": None}, "content type"),
+    ],
+)
+def test_a_message_that_is_not_the_last_attempt_s_is_not_exact(fields: dict[str, Any], reason: str) -> None:
+    judged = judge(make_task(id=ID, args="(31,)", kwargs="{}"), make_message(ID, **fields))
+    assert judged.fidelity == "probable"
+    assert reason in judged.reason
+
+
+def test_message_of_the_call_that_was_replaced_is_not_exact() -> None:
+    task = make_task(id=ID, args="(31,)", kwargs="{}", runs=[make_run(retries=0, replacing=1)])
+    before = make_message(ID, headers={"replaced_task_nesting": 0, "argsrepr": "(31,)"})
+    assert "of the call that was replaced" in judge(task, before).reason
+    after = make_message(ID, headers={"replaced_task_nesting": 1, "argsrepr": "(31,)", "shadow": "pay for 31"})
+    assert judge(task, after).fidelity == "exact"
+
+
+def test_secrets_in_a_message_are_masked_for_show_and_kept_for_sending() -> None:
+    body = json.dumps([["31"], {"api_key": "k3y", "card": "visa"}, {}]).encode()
+    judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, body=body))
+    assert judged.kwargs_value == {"api_key": "k3y", "card": "visa"}
+    shown = without_secrets(judged, REDACTOR)
+    assert (shown.kwargs_value, shown.masked, shown.fidelity) == ({"api_key": "***", "card": "visa"}, True, "exact")
+    assert "k3y" not in repr(shown)
+
+
+def test_links_are_read_of_a_json_body_alone() -> None:
+    links: dict[str, Any] = {
+        "callbacks": [{"task": "a"}],
+        "errbacks": None,
+        "chain": [{}, {}],
+        "chord": {"task": "shop.sum"},
+    }
+    plain = with_links(make_message(ID, body=json.dumps([[], {}, links]).encode()))
+    assert (plain.callbacks, plain.errbacks, plain.chain, plain.chord, plain.links) == (1, 0, 2, "shop.sum", True)
+    for body in (b"[]", b"{}", b"[[], {}, 5]", b'[[], {}, {"chain": 5}]', b"\xff", b"[" * 100_000):
+        assert not with_links(make_message(ID, body=body)).links
+    assert not with_links(make_message(ID, content_type="application/x-python-serialize")).links
+
+
+@pytest.mark.parametrize(
+    ("why", "source", "words"),
+    [
+        ("waiting", "queue", "the message in the queue payments: body"),
+        ("read", "queue", "the message in the queue payments, as it lay there when it was read: body"),
+        ("unacked", "unacked", "its message, delivered to a worker and not acknowledged: body"),
+        ("received", "capture", "its message, as the worker got it: body"),
+    ],
+)
+def test_a_message_names_where_it_is_from(why: str, source: str, words: str) -> None:
+    for kind in ("application/json", "application/x-python-serialize"):
+        judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, why=why, content_type=kind))
+        assert (judged.fidelity, judged.source) == ("exact", source)
+        assert judged.reason.startswith(words)

@@ -1,0 +1,38 @@
+"""A lock file: one holder, none left behind, and free when its holder is killed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from celery_monitor.store.lease import FileLock
+
+HOLD = "import sys; from pathlib import Path; from celery_monitor.store.lease import FileLock\n"
+HOLD += "lock = FileLock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()"
+
+
+def test_one_holds_it_and_the_next_gets_it_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "record.lock"
+    first, second = FileLock(path), FileLock(path)
+    assert first.acquire()
+    assert first.acquire()
+    assert not second.acquire()
+    first.release()
+    assert not path.exists()
+    assert second.acquire()
+    assert not first.acquire()
+    assert second.held
+    second.release()
+
+
+def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "record.lock"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        lock = FileLock(path)
+        assert not lock.acquire()
+        holder.kill()
+        holder.wait(10)
+        assert lock.acquire()
+        lock.release()
