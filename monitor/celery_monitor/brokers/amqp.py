@@ -1,9 +1,9 @@
-"""Measures queues on RabbitMQ: passive declarations, and the management API where its address is given.
+"""RabbitMQ: queue depths and the messages of a queue.
 
-The messages of a queue on RabbitMQ. It shows none without delivering it: they are taken, and put back at once.
-
-The management API does the same and needs a plug-in. Put back, a message stands in its old place where nothing was
-delivered meanwhile, carries the mark *redelivered* from then on, and a quorum queue counts a delivery.
+Depths come from passive declarations and, where its address is set, from the management API. RabbitMQ shows a message
+only by delivering it, so messages are received and requeued at once (the management API does the same and needs a
+plug-in). A requeued message keeps its place where nothing was delivered meanwhile, is flagged *redelivered* from then
+on, and a quorum queue counts a delivery.
 """
 
 import base64

@@ -1,12 +1,12 @@
-"""What beat sends, and when: read from the application, or from what workers tell of their configuration.
+"""Beat's schedule: from the application, from the configuration that workers report, or from RedBeat's keys in
+Redis.
 
-A worker tells its schedules as text: ``2.0``, ``0:00:30``, ``<freq: 30.00 seconds>``, ``<crontab: 30 7 * * monday
-(m/h/dM/MY/d)>``; the legend in parentheses says in which order its fields stand, which differs between versions.
+A worker reports its schedules as text: ``2.0``, ``0:00:30``, ``<freq: 30.00 seconds>``, ``<crontab: 30 7 * * monday
+(m/h/dM/MY/d)>``; the legend in parentheses gives the order of the fields, which differs between versions.
 
-What RedBeat is to send: read from its keys in Redis, and nothing is written there.
-
-A sorted set has the key of every entry with the time at which it is due; each entry is a hash of two JSON texts,
-``definition`` and ``meta``; a lock that expires is held by the beat that sends (redbeat/schedulers.py, decoder.py).
+RedBeat (redbeat/schedulers.py, decoder.py) has a sorted set with the key of every entry and the time at which it is
+due; each entry is a hash of two JSON texts, ``definition`` and ``meta``; the beat that sends holds a lock that
+expires. Nothing is written there.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""How to reach a broker: a bare Celery application per broker, and what a transport can do.
+"""How to reach a broker: a bare Celery application per broker, what a transport can do, and connections for one
+errand.
 
-One connection to a broker for one errand: opened with a limit, closed for certain, its errors in our words.
+A connection has a limit for each step, is closed in every case, and raises BrokerUnavailable with what to do.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""A message that waits in a queue, read without its sender's code: JSON alone is decoded, the rest are bytes.
+"""Queues on any transport that kombu reaches: their depths, and a message that waits in one.
 
-Measures queues on any transport that kombu reaches; the base of the probes that can tell more.
+The base of the transports that can do more. A message is read without its sender's code: JSON alone is decoded, all
+else stays bytes.
 """
 
 import json

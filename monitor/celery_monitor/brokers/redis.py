@@ -1,10 +1,8 @@
-"""Measures queues on Redis (and Sentinel): one pipeline for all of them.
+"""Redis and Sentinel: queue depths and the messages of a queue, without removing any.
 
-A queue is a list per priority step, newest message first; a list without messages does not exist, which is zero,
+A queue is a list per priority step, the newest message first; a list without messages does not exist, which is zero,
 not unknown. Delivered and unacknowledged messages of all queues are together in one hash, by delivery tag
-(kombu/transport/redis.py).
-
-The messages of a queue on Redis. Reading takes nothing: a queue is a list per priority, the oldest at its end.
+(kombu/transport/redis.py). Depths of all queues are read in one pipeline.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""What a result backend keeps of tasks: the bytes as they are, never unpickled. Redis and SQL databases are read.
+"""What a result backend stores of tasks. Redis and SQL databases are read; JSON alone is decoded, never a pickle.
 
-Other backends keep pickles, or nothing beyond a message to who sent the task: those are said to be so.
-
-What the result backend knows of tasks whose end no event told. Reads JSON alone, and never a pickle.
+Of other backends, and of results in another serializer, only the reason why they cannot be read is given. The end of
+a task that no event reported is read here, too.
 """
 
 import json

@@ -1,6 +1,5 @@
-"""The messages of a queue: read, thrown away one by one or all. What a transport cannot do raises Unsupported.
-
-How deep queues are, by whatever each transport can tell.
+"""Which transport measures the queues of a broker and reads their messages. Raises Unsupported for what it cannot
+do.
 """
 
 from collections.abc import Callable

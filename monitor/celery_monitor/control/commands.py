@@ -1,11 +1,9 @@
-"""What a command is: something a person asks for, as one Struct that says all there is to know about it.
+"""A command: what a person asks for, as one Struct with everything about it.
 
 Its class names the action under which it is allowed and recorded, the role that it needs, its address in the JSON API
-and what to know about it; the types of its fields are its limits, and ``run`` does it. The first paragraph of its
+and a note for the document; the types of its fields are its limits, and ``run`` does it. The first paragraph of its
 docstring is the summary in the JSON API and in docs/actions.md, the second describes the request body. Routes, the
-OpenAPI document, the reading of forms, the check of roles, the record of actions and docs/actions.md follow.
-
-Users and roles. What role an action needs stands in its command.
+OpenAPI document, the parsing of forms, the check of roles, the record of actions and docs/actions.md follow.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What workers answer when they are asked about themselves. Changes nothing, and waits for nobody who is silent.
+"""What workers answer about themselves. Changes nothing, and does not wait for workers that are silent.
 
-Which queues the worker of a task consumes: a task whose events name no queue came out of one of these.
+Which queues a worker consumes is remembered for a while: a task whose events name no queue came from one of these.
 """
 
 import logging

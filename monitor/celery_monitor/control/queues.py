@@ -1,6 +1,6 @@
-"""What is done to queues: pause and resume on all their workers, read, purge, delete one message.
+"""Commands for queues: pause and resume on all their workers, read, purge, delete a message, find a message.
 
-Looking for a task's message in a queue of RabbitMQ, which shows none without delivering it: so it is an action.
+RabbitMQ shows a message only by delivering it, so to read or to find one is an action that is recorded.
 """
 
 import time

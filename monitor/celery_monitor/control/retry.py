@@ -1,6 +1,7 @@
-"""Sending tasks again: only what is known to be right, under a new id, to the queue it had.
+"""Sending tasks again: under a new id, to the queue they had, and only with arguments that are certain enough.
 
-Sending a captured message again: the same bytes, headers, route and links, as a task of its own.
+A captured message is sent again as it was: the same bytes, headers, route and callbacks. Without one, a message is
+made from the name and the known arguments.
 """
 
 import json

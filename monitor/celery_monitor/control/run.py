@@ -1,7 +1,4 @@
-"""Running a task that workers have registered, without its code.
-
-Sending now what beat sends by its schedule.
-"""
+"""Sending a task by name: one that workers have registered, or an entry of beat's schedule now."""
 
 from typing import Literal
 from uuid import UUID, uuid4, uuid5

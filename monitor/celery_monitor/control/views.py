@@ -1,7 +1,4 @@
-"""Saved views: kept, renamed and deleted for everybody. Nothing reaches a broker.
-
-What people decide about failure groups. Nothing reaches the broker: it changes what the dashboard says of them.
-"""
+"""Commands that change the record alone: saved views, and the states of failure groups. Nothing reaches a broker."""
 
 import re
 import time

@@ -1,13 +1,10 @@
-"""What is known of a task's arguments, and how surely.
+"""The arguments of a task, and how certain they are.
 
 A message that a worker captured (celery_monitor_capture) is *exact*: it is sent again as it was, whatever is in it.
-Events carry no arguments, only a text that the publisher made of them once with ``saferepr(maxlen=1024,
-maxlevels=3)`` (celery/utils/saferepr.py). That text is cut, does not escape, and may have been written by hand,
-so it is believed only where nothing can have been lost: see ``read_repr``. Even then it is *probable*, never exact.
-
-Arguments as somebody else tells them: an extended result backend, or the worker that has the task. No I/O.
-
-Both are the values themselves, and neither is the message: so they are *probable*. JSON alone is read.
+Events carry no arguments, only a text that the publisher made of them with ``saferepr(maxlen=1024, maxlevels=3)``
+(celery/utils/saferepr.py). That text is cut, does not escape, and may have been written by hand, so it is used only
+where nothing can have been lost (``read_repr``), and is *probable* even then. An extended result backend and the
+worker that has the task report the values themselves, but not the message: *probable*, too. JSON alone is read.
 """
 
 import ast

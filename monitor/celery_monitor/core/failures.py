@@ -1,12 +1,10 @@
-"""The signature of a failure: what two failures share when one mend would mend both. No I/O.
+"""The signature of a failure: what failures share that one fix would end.
 
-Numbers, ids, hex, quoted values, paths, addresses and times are masked in the message; the deciding frame is the
-deepest one in the application's own code. Work is bounded whatever the size of the texts: they are cut before they
-are matched, and no pattern can backtrack over more than a bounded piece.
-
-Which frames of a traceback are a library's: of Python, of an installed package, or of Celery in a bundle. No I/O.
-
-A directory's name alone says nothing: an application may live in ``/srv/celery/app``.
+Numbers, ids, hex, quoted values, paths, addresses and times are masked in the message. The deciding frame is the
+deepest one in the application's own code: not in Python's library, an installed package, or Celery in a bundle; the
+name of a directory alone decides nothing, as an application may be in ``/srv/celery/app``. Work is bounded whatever
+the size of the texts: they are cut before they are matched, and no pattern can backtrack over more than a bounded
+piece.
 """
 
 import re

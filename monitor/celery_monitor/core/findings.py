@@ -1,8 +1,6 @@
-"""Findings: one judged fact each, the bounds by which facts are judged, and what pages and doctor judge alike.
+"""A finding: one judged fact, as pages, the API and doctor show it, and the thresholds of all judgements.
 
-No I/O, no clock.
-
-Which queues grow, judged by their samples. No I/O, no clock.
+Also which queues grow, judged by their samples.
 """
 
 from collections import defaultdict, deque

@@ -1,13 +1,11 @@
-"""Masks secrets in Python reprs (and JSON, headers, URLs within them) before anything is stored. No I/O.
+"""What an event must be before it is stored: numbers within bounds, texts within bounds, no secrets.
 
-A text may be truncated, nested or escaped several times over, so it cannot be parsed for certain. The rule is
-therefore: what is under a key that names a secret is masked up to where it certainly ends; where that is not
-certain, everything to the end of the text is masked. It may mask too much; it must not mask too little.
+Secrets are masked in Python reprs, JSON, headers and URLs. A text may be truncated, nested or escaped several times
+over, so it cannot be parsed for certain: what is under a key that names a secret is masked up to where it certainly
+ends, else up to the end of the text. Too much may be masked, never too little.
 
-What an event must be before it is stored: sane numbers, bounded text, no secrets. No I/O.
-
-Nearly every event has nothing to clean. So names and numbers are looked at by the decoder, and the texts of several
-events at once; only where something is found is it looked for field by field.
+Nearly every event is clean. So names and numbers are checked by the decoder, and the texts of several events at once;
+only where something is found is the event checked field by field.
 """
 
 import math

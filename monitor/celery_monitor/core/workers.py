@@ -1,13 +1,11 @@
-"""What a worker's events say of it. No I/O, no clock: times are given.
+"""Workers as their events describe them, and clocks that are set while they run.
 
-A node name is not a process. A rolling restart has the old and the new one under one name, and two workers may be
-started with one name by mistake (Celery only warns). So each process has heartbeats and a goodbye of its own.
+A node name is not a process: a rolling restart has the old and the new one under one name, and two workers may be
+started with one name by mistake (Celery only warns). So each process has heartbeats and a shutdown of its own.
 
-Clocks that are set while they run: the workers' and our own. No I/O, no clock of its own.
-
-A worker counts its events, whatever its clock says. So an event with a higher count and an earlier time tells that the
-clock went back; one that is stamped later than it arrived, by all that is known of the clock, that it went forward.
-From then on the worker's times are taken back to what its clock said before: what runs meanwhile has times that agree.
+A worker counts its events, whatever its clock shows. An event with a higher count and an earlier time shows that the
+clock was set back; one that is stamped later than it arrived, by the clock's known offset, that it was set forward.
+From then on the worker's times are converted to its clock as it was before, so that runs have consistent times.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,10 +1,8 @@
-"""The tree of a workflow, from its tasks' parents: what stands under what, what took longest, what is missing. No I/O.
+"""The tree of a workflow, from its tasks' parents, and which workers, tasks and workflows may be stuck.
 
-Events name a task's parent and root and no more: not which tasks were one group, nor what a chord still waits for.
-
-Which workers and workflows may be stuck: judged by how long tasks of a name usually run. No I/O, no clock.
-
-A worker whose pool hangs goes on to send heartbeats and to answer, so only its tasks tell. All of this is a guess.
+Events name a task's parent and root and no more: not which tasks were one group, nor what a chord still waits for. A
+worker whose pool hangs still sends heartbeats and answers, so only its tasks show it: what is stuck is a guess, made
+from how long tasks of the same name usually run.
 """
 
 from collections import Counter, defaultdict

@@ -1,6 +1,6 @@
 """Measures queues and asks workers about themselves, beside the stream of events.
 
-Which worker processes have not yet answered a question about themselves, and when each is asked again.
+A worker process that is new is asked at its first event, and again until it answers.
 """
 
 import logging

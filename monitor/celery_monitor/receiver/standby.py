@@ -1,10 +1,9 @@
-"""Stands by while another receiver writes the record of the same cluster, and takes over when that one dies.
+"""Standing by while another receiver writes the record of the same cluster, and taking over when that one ends.
 
 Where the broker keeps events for us, there is nothing else to do. Where it keeps none (Redis), this receiver listens
-too, and holds what arrives until the other one says that it has stored it: so nothing is missing after a death. What
-both have stored changes nothing the second time.
-
-The hole in the record: from when on events may be missing, until when, and why. Stored as Gaps.
+too, and keeps what arrives until the other one reports that it is stored: so nothing is missing after a takeover.
+What both have stored changes nothing the second time. The gap tracker stores from when to when events may be missing,
+and why.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""records event."""
+"""Events as they are decoded, and captured messages."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""records failure."""
+"""Failure groups, their variants and counts."""
 
 from enum import StrEnum
 

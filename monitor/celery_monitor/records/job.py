@@ -1,4 +1,4 @@
-"""records job."""
+"""Bulk jobs, their previews and the outcome of each task."""
 
 from enum import StrEnum
 from typing import Literal

@@ -1,4 +1,4 @@
-"""records page."""
+"""What lists share: a page, a count, a search result, a saved view, an action."""
 
 from typing import Generic, Literal, TypeVar
 

@@ -1,4 +1,4 @@
-"""records queue."""
+"""Queues, their samples and pauses."""
 
 import msgspec
 

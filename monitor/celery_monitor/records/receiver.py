@@ -1,4 +1,4 @@
-"""records receiver."""
+"""Receivers: what they deliver, their health, their gaps and what was reconciled."""
 
 import msgspec
 

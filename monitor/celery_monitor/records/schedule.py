@@ -1,4 +1,4 @@
-"""records schedule."""
+"""Schedule entries, their runs, and the health of beat."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""records series."""
+"""Series over time: buckets, percentiles, totals by task name."""
 
 import msgspec
 

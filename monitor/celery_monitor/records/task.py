@@ -1,7 +1,4 @@
-"""The vocabulary: what every layer calls things. Imports nothing of ours.
-
-Times are UTC epoch seconds; durations are seconds; ``None`` always means *unknown*, never zero or empty.
-"""
+"""Tasks, their runs and invocations, their links, and the steps of a workflow."""
 
 from enum import StrEnum
 from typing import Literal

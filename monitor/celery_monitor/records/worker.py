@@ -1,4 +1,4 @@
-"""records worker."""
+"""Workers, their processes and their starts."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""store actions."""
+"""The trail of actions: appended, and read a page at a time."""
 
 from typing import Any
 

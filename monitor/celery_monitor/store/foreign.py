@@ -1,11 +1,8 @@
-"""Databases that are somebody else's: only read, with limits, and nothing is made in them.
+"""Databases of other programs, opened read-only and with limits: stored results and django-celery-beat's entries.
 
-Results in somebody else's database: the tables of Celery's database backend and of django-celery-results.
-
-A row becomes the JSON that Celery's backends for Redis and the like store, so that both are read by one reader. What is
-pickled is never opened: it is left out, and named under ``unread``.
-
-The tables of django-celery-beat in somebody else's database: only read (django_celery_beat/models.py).
+A row of Celery's database backend or of django-celery-results becomes the JSON that Celery's other backends store, so
+that one reader reads all. What is pickled is never opened: it is left out, and named under ``unread``. Schedules are
+those of django_celery_beat/models.py.
 """
 
 import base64

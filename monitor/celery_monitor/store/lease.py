@@ -1,14 +1,11 @@
 """The right to write one cluster's record: one receiver has it, the others stand by.
 
-On PostgreSQL it is an advisory lock of the very session through which the receiver writes: who loses the session loses
-the lock and the open transaction with it, so two never write at once. A session of which the server hears nothing for
-``SILENT_SECONDS`` is ended by who stands by: its receiver is stopped, or cut off without a word. (PostgreSQL's own
-idle time-outs do not count after a pipeline, as psycopg sends for many rows: seen on 15.) On SQLite it is a lock file
-beside the record.
-
-A file that one process at a time holds, for as long as it lives: what a killed one held is free at once.
-
-The library filelock leaves its file behind.
+On PostgreSQL it is an advisory lock of the very session through which the receiver writes: who loses the session
+loses the lock and the open transaction with it, so two never write at once. A session of which the server hears
+nothing for ``SILENT_SECONDS`` is ended by who stands by: its receiver is stopped, or cut off without a word.
+(PostgreSQL's own idle time-outs do not count after a pipeline, as psycopg sends for many rows: seen on 15.) On SQLite
+it is a lock file beside the record, free at once when its process is killed. The library filelock leaves its file
+behind.
 """
 
 import fcntl

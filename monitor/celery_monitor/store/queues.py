@@ -1,4 +1,4 @@
-"""store queues."""
+"""Queues in the record: their state, samples and pauses, and which begin to grow."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,4 @@
-"""Small writes that are not task records: actions, lineage, workers, queues, the receiver's health, gaps.
-
-What is known of clusters beside their tasks: workers, queues, receivers, gaps, actions, names.
-"""
+"""Receivers in the record: their health, ends, standbys and gaps; and the clusters there are."""
 
 import secrets
 import time

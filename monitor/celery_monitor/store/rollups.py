@@ -1,7 +1,7 @@
-"""The counters in the database, changed by deltas inside the writer's transaction.
+"""Counters by minute, hour and day, changed by deltas inside the writer's transaction.
 
-What a change of tasks means for the counters: everything a task counts for, taken out as it was and put in as
-it is now. So replaying an event counts nothing, and a late one moves what it must.
+A delta is what a change of tasks means for the counters: everything that a task counted for is subtracted, and what
+it counts for now is added. So a replayed event counts nothing, and a late one corrects what it must.
 """
 
 from collections import OrderedDict, defaultdict

@@ -1,7 +1,4 @@
-"""What beat is to send, as it was last told, and which tasks it may have sent.
-
-The schedule with what the record tells of each entry: for the page, the API and whoever watches beat.
-"""
+"""Beat's schedule in the record, the tasks that it may have sent, and what was missed or late."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,4 @@
-"""The course of things over time, from rollups: never from tasks.
-
-What passed through each queue and each worker lately, for lists that show all of them at once.
-"""
+"""The course of things over time, and throughput by queue and worker: from rollups, never from tasks."""
 
 import time
 from collections import defaultdict

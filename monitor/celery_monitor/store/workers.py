@@ -1,4 +1,4 @@
-"""store workers."""
+"""Workers in the record."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,4 @@
-"""Trees of tasks: which there are lately, and the steps of one.
-
-Workflows that stand still: some of their tasks have not ended, and for a while nothing was heard of any.
-"""
+"""Workflows: which there are lately, their steps, and those in which nothing has happened for a while."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

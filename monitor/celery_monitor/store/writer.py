@@ -1,9 +1,9 @@
 """The only writer of task records: events in, rows out, one transaction a batch.
 
-Everything that a batch changes stands in one transaction: tasks, runs, counters, failure groups, workers and the
-receiver's own state. So an event that comes twice changes nothing, and a count never disagrees with a list.
-
-What was captured before anything else was known of its task: workers hold task events back, and captures not.
+Everything that a batch changes is in one transaction: tasks, runs, counters, failure groups, workers and the
+receiver's own state. So an event that comes twice changes nothing, and a count never disagrees with a list. A message
+may be captured before anything else of its task arrives, as workers buffer task events but not captures: it waits in
+memory, bounded.
 """
 
 import time

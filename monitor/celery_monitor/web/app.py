@@ -1,6 +1,5 @@
-"""The web process: the whole route table, and what each kind of route does.
-
-The web process: uvicorn and the application on a socket that is bound already.
+"""The web process: the whole route table, what each kind of route does, and uvicorn on a socket that is already
+bound.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""Jinja, and nothing but Jinja, renders: pages, regions of them, and their rows.
+"""Jinja alone renders pages, regions and rows; the files of ``static/`` are read and compressed once.
 
-The files of ``static/``: read once, compressed once, served under an address that changes with their content.
+A static file is served under an address that changes with its content, so that browsers keep it.
 """
 
 import gzip

@@ -1,8 +1,7 @@
-"""Numbers, durations, times and foreign text as people read them. No I/O, no clock.
+"""Numbers, durations, times, names in addresses, tracebacks and text from elsewhere, as people read them.
 
-Names in addresses: what stands for a task, queue or worker is any text, line ends and slashes too.
-
-A traceback's text in parts: frames of the application, and runs of library frames to be folded. No I/O.
+What stands for a task, queue or worker in an address is any text, line ends and slashes too. A traceback is shown in
+parts: frames of the application, and runs of library frames to be folded.
 """
 
 import re

@@ -1,14 +1,12 @@
-"""Events from RabbitMQ: py-amqp opens the connection and the queue, then deliveries are split here.
+"""Events from RabbitMQ, through a queue of the receiver's own that keeps them while no receiver runs.
 
-py-amqp builds a Message and several calls for each delivery; on the stream of frames that follows basic.consume
-we look at three numbers each, and hand every other frame back to it.
+py-amqp opens the connection and the queue. It builds a Message with several calls for each delivery; so the frames
+that follow basic.consume are split here, by three numbers each, and every other frame is handed back to it.
 
-The receiver's own queue on RabbitMQ: it keeps events while no receiver runs, and cannot eat the broker.
-
-Workers publish events as transient messages, which a classic queue, durable or not, loses when its broker restarts;
-a quorum queue keeps them. What was on its way between worker and broker at that moment is lost in any case. So beside
-the queue stands its witness: a classic queue with one transient message, which is gone after a restart. As its only
-consumer we also hold the name: a second receiver is refused.
+Workers publish events as transient messages, which a classic queue, durable or not, loses when its broker restarts; a
+quorum queue keeps them. What was on its way between worker and broker at that moment is lost in any case. So beside
+the queue there is a witness: a classic queue with one transient message, which is gone after a restart. The queue is
+bounded, and its only consumer holds the name: a second receiver is refused.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""Messages of tasks as workers captured them: apart from the tasks, one per task, the newest.
+"""Captured messages: one per task, the newest; and tasks whose messages were removed from a queue by an action.
 
-Tasks whose messages were removed from a queue by us: noted by whoever did it, concluded by the receiver.
+A removal is noted by the action and concluded by the receiver.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

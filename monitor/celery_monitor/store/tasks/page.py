@@ -1,6 +1,6 @@
 """Lists of tasks, a page at a time: from a cursor on, on the index of the plan, never reading more than a budget.
 
-What the overview asks for: counts by state, and what runs longest.
+Also the counts by state and the longest running tasks of the overview.
 """
 
 import base64

@@ -1,10 +1,7 @@
-"""Tasks and runs as rows, and back.
+"""Tasks and runs as rows and back, with the names that their numbers stand for, and links between a task and its
+retries.
 
-What a person retried, and as what: the mark of a task in lists, and the filter that finds it.
-
-A task that was sent again under its own id is no other task, so it is not marked.
-
-Reading whole tasks and runs by their rows, with the names that their numbers stand for.
+A task that was sent again under its own id is no other task, so it is not marked as retried.
 """
 
 import re

@@ -1,9 +1,9 @@
-"""Tasks that have not ended, as they are recorded: by process, by queue, by state, and when their messages were sent.
+"""Unfinished tasks: by process, by queue, by state, when their messages were sent, and how long such tasks usually
+run.
 
-The receiver reads them to find lost tasks and to date what waits in a queue. The state index leads with the state
-and is partial (without SUCCESS), so none of these reads walks tasks that have ended.
-
-What workers hold now, and how long such tasks usually run: from which it is judged whether anything is stuck.
+The receiver reads them to find lost tasks and to date what waits in a queue; stuck workers are judged by them. The
+state index leads with the state and is partial (without SUCCESS), so none of these reads passes tasks that have
+ended.
 """
 
 import time

@@ -1,9 +1,7 @@
 """A filter in this database: its names and ids become numbers (``resolve``), and these a condition (``where``).
 
 Every condition is written so that the database cannot pick an index for it: which index is read is decided in
-``plan.py`` alone, from the task counts.
-
-The tasks that a job made of those it was given: what ``job:7`` finds, and how many of them are in which state.
+``plan.py`` alone, from the task counts. ``job:7`` finds the tasks that a job made of those it was given.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,6 +1,5 @@
-"""Jobs: how far they are, what came of each task, and ending them.
-
-Retry or revoke every task that matches: a preview, then a job.
+"""Bulk actions: a preview of every task that matches, then a job; its progress, the outcome of each task, and
+aborting it.
 """
 
 from typing import Annotated, Any, Literal

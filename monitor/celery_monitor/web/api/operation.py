@@ -1,10 +1,7 @@
-"""One operation of the JSON API: the same facts make its route and its place in the OpenAPI document.
+"""An operation of the JSON API: its declaration makes its route and its entry in the OpenAPI document.
 
-What operations of several nouns may be asked. Whatever is not named is refused.
-
-What operations of several nouns answer, and how a record becomes an answer. Unknown is null.
-
-What all operations share that change something: their errors, and what came of it.
+Also what operations of several nouns share: parameters (what is not named is refused), answers (unknown is null),
+errors and the outcome of a change.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""One task: all that is known of it, and what may be done to it.
-
-Sending a task that a worker has registered.
-"""
+"""One task: all that is recorded of it, what may be done to it, and sending a task that a worker has registered."""
 
 from typing import Annotated, Any, Literal
 

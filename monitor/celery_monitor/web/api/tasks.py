@@ -1,8 +1,7 @@
-"""Tasks that match a filter.
+"""Tasks that match a filter: a page of them, or all as a file.
 
-Everything that matches as a file, streamed: CSV for people and spreadsheets, NDJSON for programs.
-
-Line by line, never all at once; a client that goes away ends it, since no chunk is read ahead.
+A file is streamed line by line, CSV for people and spreadsheets, NDJSON for programs; no chunk is read ahead, so a
+client that goes away ends it.
 """
 
 import csv

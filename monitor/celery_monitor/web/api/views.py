@@ -1,7 +1,4 @@
-"""Saved views in the JSON API.
-
-What the palette asks: things by name, each with the path that leads to it.
-"""
+"""Saved views, and the search of the palette: things by name, each with the path that leads to it."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,4 @@
-"""Workers as they last told of themselves.
-
-One worker: what it has in hand, and what it may be told.
-"""
+"""Workers as they last reported, the tasks that one has, and the commands that one can be sent."""
 
 import time
 from dataclasses import asdict
