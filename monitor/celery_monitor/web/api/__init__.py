@@ -30,7 +30,6 @@ OPERATIONS: tuple[Operation, ...] = (
     *tasks.OPERATIONS,
     *task.OPERATIONS,
     *workers.OPERATIONS,
-    *workers.WORKER_OPERATIONS,
     *queues.OPERATIONS,
     *failures.OPERATIONS,
     *workflows.OPERATIONS,
@@ -38,11 +37,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *series.OPERATIONS,
     *actions.OPERATIONS,
     *health.OPERATIONS,
-    *jobs.BULK_OPERATIONS,
     *jobs.OPERATIONS,
-    *task.RUN_OPERATIONS,
-    *tasks.EXPORT_OPERATIONS,
-    *views.SEARCH_OPERATIONS,
     *views.OPERATIONS,
 )
 

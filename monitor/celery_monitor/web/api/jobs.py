@@ -151,46 +151,6 @@ def abort_bulk(call: Call, given: JobAddress, body: AbortBody) -> JobItem:
     return job_item(read_job(call.store, given.id))
 
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/api/v1/jobs",
-        handle=list_bulk,
-        summary="Jobs, the newest first",
-        answer=JobList,
-        parameters=JobListing,
-    ),
-    Operation(
-        method="GET",
-        path="/api/v1/bulk/{id:int}",
-        handle=get_bulk,
-        summary="How far a job is, with the most common reasons for what was not done",
-        answer=JobItem,
-        parameters=JobAddress,
-        errors=(NotFound,),
-    ),
-    Operation(
-        method="GET",
-        path="/api/v1/bulk/{id:int}/tasks",
-        handle=list_bulk_tasks,
-        summary="What came of each task of a job",
-        answer=JobTaskPage,
-        parameters=JobTaskListing,
-        errors=(NotFound,),
-    ),
-    Operation(
-        method="POST",
-        path=f"/api/v1/{AbortJob.route}",
-        handle=abort_bulk,
-        summary=summary_of(AbortJob),
-        answer=JobItem,
-        parameters=JobAddress,
-        body=AbortBody,
-        errors=CHANGE_ERRORS,
-    ),
-)
-
-
 class BulkBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What to do to every task that matches, how fast, and why."""
 
@@ -301,7 +261,43 @@ def _command(body: BulkBody, **more: Any) -> BulkCommand:
     )
 
 
-BULK_OPERATIONS = (
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/jobs",
+        handle=list_bulk,
+        summary="Jobs, the newest first",
+        answer=JobList,
+        parameters=JobListing,
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/bulk/{id:int}",
+        handle=get_bulk,
+        summary="How far a job is, with the most common reasons for what was not done",
+        answer=JobItem,
+        parameters=JobAddress,
+        errors=(NotFound,),
+    ),
+    Operation(
+        method="GET",
+        path="/api/v1/bulk/{id:int}/tasks",
+        handle=list_bulk_tasks,
+        summary="What came of each task of a job",
+        answer=JobTaskPage,
+        parameters=JobTaskListing,
+        errors=(NotFound,),
+    ),
+    Operation(
+        method="POST",
+        path=f"/api/v1/{AbortJob.route}",
+        handle=abort_bulk,
+        summary=summary_of(AbortJob),
+        answer=JobItem,
+        parameters=JobAddress,
+        body=AbortBody,
+        errors=CHANGE_ERRORS,
+    ),
     Operation(
         method="POST",
         path="/api/v1/bulk/preview",

@@ -234,31 +234,6 @@ def _revoked(performed: Performed) -> Revoked:
     return Revoked(outcome=outcome(performed), message=performed.message)
 
 
-OPERATIONS = (
-    Operation(
-        method="POST",
-        path=f"/api/v1/{RetryTask.route}",
-        handle=retry_task,
-        summary=summary_of(RetryTask),
-        answer=Retried,
-        parameters=TaskAddress,
-        body=RetryBody,
-        errors=RETRY_ERRORS,
-    ),
-    operation(FindMessage, TaskAddress, _task, FoundMessage, _found, ACTION_ERRORS),
-    operation(RevokeTask, TaskAddress, _task, Revoked, _revoked, ACTION_ERRORS),
-    Operation(
-        method="GET",
-        path="/api/v1/tasks/{id:name}",
-        handle=get_task,
-        summary="All that is known of one task",
-        answer=TaskDetail,
-        parameters=TaskAddress,
-        errors=(NotFound, Conflict),
-    ),
-)
-
-
 class RunBody(Why, frozen=True, kw_only=True):
     """A task that a worker has registered."""
 
@@ -294,7 +269,28 @@ def run_task(call: Call, given: InCluster, body: RunBody) -> Ran:
     return Ran(id=performed.results[0].id, outcome=outcome(performed), message=performed.message)
 
 
-RUN_OPERATIONS = (
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path=f"/api/v1/{RetryTask.route}",
+        handle=retry_task,
+        summary=summary_of(RetryTask),
+        answer=Retried,
+        parameters=TaskAddress,
+        body=RetryBody,
+        errors=RETRY_ERRORS,
+    ),
+    operation(FindMessage, TaskAddress, _task, FoundMessage, _found, ACTION_ERRORS),
+    operation(RevokeTask, TaskAddress, _task, Revoked, _revoked, ACTION_ERRORS),
+    Operation(
+        method="GET",
+        path="/api/v1/tasks/{id:name}",
+        handle=get_task,
+        summary="All that is known of one task",
+        answer=TaskDetail,
+        parameters=TaskAddress,
+        errors=(NotFound, Conflict),
+    ),
     Operation(
         method="POST",
         path=f"/api/v1/{RunTask.route}",

@@ -107,17 +107,6 @@ def list_tasks(call: Call, given: TaskListing) -> TaskPage:
     return task_page(page)
 
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/api/v1/tasks",
-        handle=list_tasks,
-        summary="Tasks that match a filter, newest first",
-        answer=TaskPage,
-        parameters=TaskListing,
-    ),
-)
-
 COUNT_HEADER = "X-Total-Count"
 EXACT_HEADER = "X-Total-Exact"
 Format = Literal["csv", "ndjson"]
@@ -217,7 +206,15 @@ def export_tasks(call: Call, given: Export) -> StreamingResponse:
     return StreamingResponse(chunks, media_type=MEDIA[given.format], headers=headers)
 
 
-EXPORT_OPERATIONS = (
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/tasks",
+        handle=list_tasks,
+        summary="Tasks that match a filter, newest first",
+        answer=TaskPage,
+        parameters=TaskListing,
+    ),
     Operation(
         method="GET",
         path="/api/v1/export/tasks",

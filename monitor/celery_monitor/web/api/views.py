@@ -98,36 +98,6 @@ def _item(view: SavedView) -> ViewItem:
     return ViewItem(id=view.id, name=view.name, path=view.path, query=view.query, actor=view.actor, at=view.at)
 
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/api/v1/views",
-        handle=list_views,
-        summary="Saved views, by name",
-        answer=ViewList,
-    ),
-    Operation(
-        method="POST",
-        path=f"/api/v1/{SaveView.route}",
-        handle=save_view,
-        summary=summary_of(SaveView),
-        answer=ViewItem,
-        body=SaveViewBody,
-        errors=CHANGE_ERRORS,
-    ),
-    Operation(
-        method="POST",
-        path=f"/api/v1/{RenameView.route}",
-        handle=rename_view,
-        summary=summary_of(RenameView),
-        answer=ViewItem,
-        parameters=ViewAddress,
-        body=RenameViewBody,
-        errors=CHANGE_ERRORS,
-    ),
-    operation(DeleteView, ViewAddress, _address, ViewDeleted, _deleted, CHANGE_ERRORS),
-)
-
 LONGEST_TEXT = 200
 LONGEST_LABEL = 120
 
@@ -187,7 +157,34 @@ def _path(hit: Hit, cluster: str | None) -> str:
     return link("", f"/{hit.kind}s/{path_part(hit.name)}", {"cluster": cluster})
 
 
-SEARCH_OPERATIONS = (
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/api/v1/views",
+        handle=list_views,
+        summary="Saved views, by name",
+        answer=ViewList,
+    ),
+    Operation(
+        method="POST",
+        path=f"/api/v1/{SaveView.route}",
+        handle=save_view,
+        summary=summary_of(SaveView),
+        answer=ViewItem,
+        body=SaveViewBody,
+        errors=CHANGE_ERRORS,
+    ),
+    Operation(
+        method="POST",
+        path=f"/api/v1/{RenameView.route}",
+        handle=rename_view,
+        summary=summary_of(RenameView),
+        answer=ViewItem,
+        parameters=ViewAddress,
+        body=RenameViewBody,
+        errors=CHANGE_ERRORS,
+    ),
+    operation(DeleteView, ViewAddress, _address, ViewDeleted, _deleted, CHANGE_ERRORS),
     Operation(
         method="GET",
         path="/api/v1/search",

@@ -98,21 +98,6 @@ def _cluster(call: Call, given: InCluster) -> dict[str, Any]:
     return {"cluster": cluster_named(call, given.cluster)}
 
 
-WORKER_OPERATIONS = (
-    *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),
-    Operation(
-        method="GET",
-        path=f"/api/v1/{ON_WORKER}inspect",
-        handle=inspect_worker,
-        summary="Ask a worker what it has in hand, and for its figures, configuration and tasks",
-        answer=InsideItem,
-        parameters=WorkerAddress,
-        errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),
-    ),
-    operation(RevokeStamped, InCluster, _cluster),
-)
-
-
 class ProcessItem(Struct, frozen=True, kw_only=True):
     """A process that calls itself so. ``shutting down``: it sent worker-offline and finishes what it runs."""
 
@@ -182,4 +167,15 @@ OPERATIONS = (
         answer=WorkerList,
         parameters=InCluster,
     ),
+    *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),
+    Operation(
+        method="GET",
+        path=f"/api/v1/{ON_WORKER}inspect",
+        handle=inspect_worker,
+        summary="Ask a worker what it has in hand, and for its figures, configuration and tasks",
+        answer=InsideItem,
+        parameters=WorkerAddress,
+        errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),
+    ),
+    operation(RevokeStamped, InCluster, _cluster),
 )
