@@ -1,4 +1,4 @@
-# make demo | fast | test | test-all | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
+# make demo | dev | fast | test | test-all | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,10 +13,15 @@ SHELL := /bin/bash
 # Every worker and every program that a test starts would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo fast test test-all conformance check bench docs format chromium clean
+.PHONY: demo dev fast test test-all conformance check bench docs format chromium clean
 
 demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
+
+# The demo from this checkout, started again when a file changes. Its record stays between two starts.
+dev: .venv/ready
+	$(BIN)/watchfiles --sigint-timeout 20 "$(BIN)/celery-monitor demo --dir .dev $(OPTIONS)" \
+	  monitor/celery_monitor templates static demo_workers
 
 # Seconds: no service, browser or process.
 fast: .venv/ready
