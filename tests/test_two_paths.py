@@ -46,7 +46,7 @@ def calls() -> Iterator[Calls]:
         yield found
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
 
 
 def missing(wanted: list[str], called: list[str]) -> list[str]:
