@@ -188,10 +188,10 @@ def noted(kind: Type, name: str) -> Any:
     return (kind.extra or {}).get(name) if isinstance(kind, Metadata) else None
 
 
-def require_typed(typed: str | None, name: str, deed: str) -> None:
+def require_typed(typed: str | None, name: str, purpose: str) -> None:
     """Raises ConfirmationRequired unless the name was typed as it is."""
     if typed != name:
-        raise ConfirmationRequired(f"To {deed}, type its name as it stands: {name}.", name=name, field="confirm")
+        raise ConfirmationRequired(f"To {purpose}, type its name as it stands: {name}.", name=name, field="confirm")
 
 
 def distinct(ids: Sequence[str]) -> list[str]:

@@ -148,16 +148,18 @@ def _shown(page: Page) -> Handler:
 def _acted(page: Page, act: Callable[[View, FormRequest], Result]) -> Callable[[Request], object]:
     async def perform(request: Request) -> Response:
         form = await request.form()
-        deed = FormRequest(actor_of(request), request.app.state.controller, form, request.app.state.runner)
-        return await asyncio.to_thread(_perform, page, act, request, deed)
+        form_request = FormRequest(actor_of(request), request.app.state.controller, form, request.app.state.runner)
+        return await asyncio.to_thread(_perform, page, act, request, form_request)
 
     return perform
 
 
-def _perform(page: Page, act: Callable[[View, FormRequest], Result], request: Request, deed: FormRequest) -> Response:
+def _perform(
+    page: Page, act: Callable[[View, FormRequest], Result], request: Request, form_request: FormRequest
+) -> Response:
     """POST → 303, or the page again with what is wrong, on the address of the page that has the form."""
     view = _view(request, request.scope["path"].rpartition("/")[0])
-    result = act(view, deed)
+    result = act(view, form_request)
     if result.to is not None:
         response: Response = RedirectResponse(link(_base(request), result.to, result.query), 303)
         if result.notice:

@@ -81,19 +81,19 @@ def seconds(form: Form, name: str) -> float | None:
 def doing(folder: str, parameter: str, make: Callable[[str, Form], Command]) -> Act:
     """Performs what ``make`` reads from the thing's name and the form, and goes back to the page of the thing."""
 
-    def act(view: View, deed: FormRequest) -> Result:
+    def act(view: View, request: FormRequest) -> Result:
         name = str(view.params[parameter])
         return performing(
-            f"{folder}/{quote(name, safe='', errors='replace')}", view, deed, lambda form: make(name, form)
+            f"{folder}/{quote(name, safe='', errors='replace')}", view, request, lambda form: make(name, form)
         )
 
     return act
 
 
-def performing(path: str, view: View, deed: FormRequest, make: Callable[[Form], Command]) -> Result:
+def performing(path: str, view: View, request: FormRequest, make: Callable[[Form], Command]) -> Result:
     """Performs what ``make`` reads from the form, and goes to ``path`` with what came of it."""
     try:
-        performed = deed.controller.perform(deed.actor, make(fields(deed.form)))
+        performed = request.controller.perform(request.actor, make(fields(request.form)))
     except MonitorError as error:
         return Result(path, {"cluster": view.cluster}, error.message, "bad")
     return back(path, view, performed)

@@ -28,8 +28,8 @@ To add a page:
 4. Add ``queues.PAGE`` to ``PAGES`` in ``monitor/celery_monitor/web/app.py``; ``nav`` makes it appear in the
 navigation, in that order.
 5. A form posts to an address declared in ``actions``: ``{"enable-events": enable}`` serves
-   ``POST /queues/enable-events`` with ``enable(view, deed) -> Result``: where to go next, or what to show instead.
-   The form has ``{{ csrf_field }}``. Everything that changes a cluster goes through ``deed.controller.perform``.
+   ``POST /queues/enable-events`` with ``enable(view, request) -> Result``: where to go next, or what to show instead.
+   The form has ``{{ csrf_field }}``. Everything that changes a cluster goes through ``request.controller.perform``.
 6. Styles of its own go into ``static/css/<noun>.css`` (imported by ``static/css/index.css``), scripts of its own into
    ``static/<noun>.js``, named in ``Page.script``.
 

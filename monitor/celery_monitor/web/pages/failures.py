@@ -132,10 +132,10 @@ def state_word(group: FailureGroup, now: float) -> str:
 def change(command: type[ChangeFailure]) -> Act:
     """The form that resolves, mutes or reopens a group."""
 
-    def act(view: View, deed: FormRequest) -> Result:
+    def act(view: View, request: FormRequest) -> Result:
         group = read_failure_group(view.store, view.params["id"])
         make = partial(command_of, command, cluster=group.cluster, group=group.id)
-        return performing(f"/failures/{group.id}", view, deed, make)
+        return performing(f"/failures/{group.id}", view, request, make)
 
     return act
 

@@ -106,7 +106,7 @@ def _rate_now(job: Job, now: float) -> float | None:
     return (job.total - job.left) / taken if taken > 0 else None
 
 
-def start(view: View, deed: FormRequest) -> Result:
+def start(view: View, request: FormRequest) -> Result:
     """Somebody says yes to a preview."""
     job = read_job(view.store, number(view))
     kind = BulkRetry if job.verb == "retry" else BulkRevoke
@@ -115,40 +115,42 @@ def start(view: View, deed: FormRequest) -> Result:
             cluster=job.cluster,
             query=job.query,
             job=job.id,
-            rate=_rate(deed),
-            reason=str(deed.form.get("reason") or "").strip() or None,
+            rate=_rate(request),
+            reason=str(request.form.get("reason") or "").strip() or None,
         )
-        performed = deed.controller.perform(deed.actor, command)
+        performed = request.controller.perform(request.actor, command)
     except MonitorError as error:
         return _back(view, job, error.message, "bad")
-    deed.jobs.start()
+    request.jobs.start()
     return _back(view, job, performed.message, "good")
 
 
-def include_retried(view: View, deed: FormRequest) -> Result:
+def include_retried(view: View, request: FormRequest) -> Result:
     """The same preview, with or without the tasks that were retried before."""
     job = read_job(view.store, number(view))
     command = BulkRetry(cluster=job.cluster, query=job.query, job=job.id)
     try:
-        deed.controller.look_again(deed.actor, command, include_retried=deed.form.get("include_retried") == "1")
+        request.controller.look_again(
+            request.actor, command, include_retried=request.form.get("include_retried") == "1"
+        )
     except MonitorError as error:
         return _back(view, job, error.message, "bad")
     return Result(f"/jobs/{job.id}", {"cluster": view.cluster})
 
 
-def abort(view: View, deed: FormRequest) -> Result:
+def abort(view: View, request: FormRequest) -> Result:
     """Ends the job after the batch that is on its way."""
     job = read_job(view.store, number(view))
     try:
-        performed = deed.controller.perform(deed.actor, AbortJob(cluster=job.cluster, job=job.id))
+        performed = request.controller.perform(request.actor, AbortJob(cluster=job.cluster, job=job.id))
     except MonitorError as error:
         return _back(view, job, error.message, "bad")
-    deed.jobs.start()
+    request.jobs.start()
     return _back(view, job, performed.message, "warning")
 
 
-def _rate(deed: FormRequest) -> float | None:
-    text = str(deed.form.get("rate") or "").strip()
+def _rate(request: FormRequest) -> float | None:
+    text = str(request.form.get("rate") or "").strip()
     if not text:
         return None
     try:

@@ -86,17 +86,17 @@ def queue_context(view: View) -> Context:
     }
 
 
-def read_messages(view: View, deed: FormRequest) -> Result:
+def read_messages(view: View, request: FormRequest) -> Result:
     """The page with the messages on it. Reading marks them on some brokers, so it is no link that a robot follows."""
     try:
-        command = command_of(ReadQueue, fields(deed.form), queue=str(view.params["name"]))
-        performed = deed.controller.perform(deed.actor, command)
+        command = command_of(ReadQueue, fields(request.form), queue=str(view.params["name"]))
+        performed = request.controller.perform(request.actor, command)
     except MonitorError as error:
         return Result(f"/queues/{_quoted(view)}", {"cluster": view.cluster}, error.message, "bad")
     return Result(context={"reading": performed.reading, "reading_of": command.cluster})
 
 
-def grow(view: View, deed: FormRequest) -> Result:
+def grow(view: View, request: FormRequest) -> Result:
     """More processes at the workers that take from it: at one that is named, or at each."""
 
     def make(form: Form) -> Command:
@@ -106,7 +106,7 @@ def grow(view: View, deed: FormRequest) -> Result:
             GrowPool, form, workers=tuple(each for each in takers if form.get("worker") in ("", None, each))
         )
 
-    return performing(f"/queues/{_quoted(view)}", view, deed, make)
+    return performing(f"/queues/{_quoted(view)}", view, request, make)
 
 
 def _add_consumer(name: str, form: Form) -> Command:

@@ -46,9 +46,9 @@ def _registered(view: View, cluster: str | None) -> list[str] | None:
     return sorted(set().union(*told.values())) if told else None
 
 
-def send(view: View, deed: FormRequest) -> Result:
+def send(view: View, request: FormRequest) -> Result:
     """Sends it, or shows the form again with what is wrong."""
-    form = fields(deed.form)
+    form = fields(request.form)
     try:
         command = RunTask(
             cluster=form.get("of_cluster", ""),
@@ -59,7 +59,7 @@ def send(view: View, deed: FormRequest) -> Result:
             countdown=seconds(form, "countdown"),
             request_id=form.get("request_id") or None,
         )
-        performed = deed.controller.perform(deed.actor, command)
+        performed = request.controller.perform(request.actor, command)
     except MonitorError as error:
         editor = {name: form.get(name, "") for name in FIELDS}
         wrong = {"editor_error": error.message, "editor_field": error.detail.get("field")}

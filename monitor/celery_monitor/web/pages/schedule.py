@@ -44,13 +44,13 @@ def context(view: View) -> Context:
     }
 
 
-def run(view: View, deed: FormRequest) -> Result:
+def run(view: View, request: FormRequest) -> Result:
     """Sends what an entry sends, after its arguments were seen."""
     command = RunScheduled(
-        cluster=str(deed.form.get("of_cluster") or ""), entry=str(deed.form.get("entry") or ""), confirm=True
+        cluster=str(request.form.get("of_cluster") or ""), entry=str(request.form.get("entry") or ""), confirm=True
     )
     try:
-        performed = deed.controller.perform(deed.actor, command)
+        performed = request.controller.perform(request.actor, command)
     except MonitorError as error:
         return Result("/schedule", {"cluster": view.cluster}, f"Nothing was sent. {error.message}", "bad")
     sent = performed.results[0].id

@@ -203,9 +203,9 @@ def _bar(run: Run, number: int, begin: float, span: float, sent: float | None) -
     return Bar(run, number, received, started, place(run.ended, 100.0), run.ended is not None)
 
 
-def retry(view: View, deed: FormRequest) -> Result:
+def retry(view: View, request: FormRequest) -> Result:
     """Sends it again as it is, or as it was edited."""
-    form = fields(deed.form)
+    form = fields(request.form)
     edited = form.get("edited") == "1"
     command = RetryTask(
         cluster=_cluster(view, form),
@@ -219,7 +219,7 @@ def retry(view: View, deed: FormRequest) -> Result:
     )
     try:
         command = structs.replace(command, countdown=seconds(form, "countdown"))
-        performed = deed.controller.perform(deed.actor, command)
+        performed = request.controller.perform(request.actor, command)
     except (InvalidInput, ArgumentsUnknown, Conflict) as error:
         return _ask_again(form, error, "edit" if edited or isinstance(error, ArgumentsUnknown) else "retry")
     except MonitorError as error:
@@ -227,20 +227,20 @@ def retry(view: View, deed: FormRequest) -> Result:
     return _to_task(view, performed.message, TONES[performed.outcome])
 
 
-def revoke(view: View, deed: FormRequest) -> Result:
+def revoke(view: View, request: FormRequest) -> Result:
     """Tells the workers not to run it; with terminate, kills the process that does."""
-    return _perform(view, deed, RevokeTask)
+    return _perform(view, request, RevokeTask)
 
 
-def find(view: View, deed: FormRequest) -> Result:
+def find(view: View, request: FormRequest) -> Result:
     """Looks for its message in its queue, where that has a price."""
-    return _perform(view, deed, FindMessage)
+    return _perform(view, request, FindMessage)
 
 
-def _perform(view: View, deed: FormRequest, command: type[RevokeTask | FindMessage]) -> Result:
-    cluster, task_id = _cluster(view, fields(deed.form)), view.params["id"]
+def _perform(view: View, request: FormRequest, command: type[RevokeTask | FindMessage]) -> Result:
+    cluster, task_id = _cluster(view, fields(request.form)), view.params["id"]
     path = f"/tasks/{quote(task_id, safe='')}"
-    return performing(path, view, deed, lambda form: command_of(command, form, cluster=cluster, id=task_id))
+    return performing(path, view, request, lambda form: command_of(command, form, cluster=cluster, id=task_id))
 
 
 def _can_find(view: View, task: Task, known: Arguments) -> bool:

@@ -191,19 +191,19 @@ def _limit(view: View) -> int:
     return int(text)
 
 
-def retry(view: View, deed: FormRequest) -> Result:
+def retry(view: View, request: FormRequest) -> Result:
     """Sends the selected tasks again, or all that match: what needs a look is shown first."""
-    if deed.form.get("all") == "1":
-        return bulk_retry(view, deed)
-    confirmed, again = (deed.form.get(name) == "1" for name in ("confirm", "include_retried"))
-    request_id = str(deed.form.get("request_id") or uuid4())
-    selected = _selected(deed)
+    if request.form.get("all") == "1":
+        return bulk_retry(view, request)
+    confirmed, again = (request.form.get(name) == "1" for name in ("confirm", "include_retried"))
+    request_id = str(request.form.get("request_id") or uuid4())
+    selected = _selected(request)
     done: list[Performed] = []
     try:
         for cluster, ids in selected.items():
             done.append(
-                deed.controller.perform(
-                    deed.actor,
+                request.controller.perform(
+                    request.actor,
                     RetryTasks(
                         cluster=cluster,
                         ids=tuple(ids),
@@ -222,40 +222,40 @@ def retry(view: View, deed: FormRequest) -> Result:
     return _back(view, _said(done), _tone(done), new)
 
 
-def revoke(view: View, deed: FormRequest) -> Result:
+def revoke(view: View, request: FormRequest) -> Result:
     """Tells the workers not to run the selected tasks, or all that match."""
-    if deed.form.get("all") == "1":
-        return bulk_revoke(view, deed)
+    if request.form.get("all") == "1":
+        return bulk_revoke(view, request)
     done: list[Performed] = []
     try:
-        for cluster, ids in _selected(deed).items():
-            done.append(deed.controller.perform(deed.actor, RevokeTasks(cluster=cluster, ids=tuple(ids))))
+        for cluster, ids in _selected(request).items():
+            done.append(request.controller.perform(request.actor, RevokeTasks(cluster=cluster, ids=tuple(ids))))
     except MonitorError as error:
         return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
     return _back(view, _said(done), _tone(done))
 
 
-def bulk_retry(view: View, deed: FormRequest) -> Result:
+def bulk_retry(view: View, request: FormRequest) -> Result:
     """Chooses every task that matches, and shows what would be sent."""
-    return _preview(view, deed, BulkRetry)
+    return _preview(view, request, BulkRetry)
 
 
-def bulk_revoke(view: View, deed: FormRequest) -> Result:
+def bulk_revoke(view: View, request: FormRequest) -> Result:
     """Chooses every task that matches, and shows what would be revoked."""
-    return _preview(view, deed, BulkRevoke)
+    return _preview(view, request, BulkRevoke)
 
 
-def _preview(view: View, deed: FormRequest, kind: type[BulkCommand]) -> Result:
+def _preview(view: View, request: FormRequest, kind: type[BulkCommand]) -> Result:
     query = view.query.get("q", "").strip()
     try:
-        job = deed.controller.preview(deed.actor, kind(cluster=view.cluster, query=query))
+        job = request.controller.preview(request.actor, kind(cluster=view.cluster, query=query))
     except MonitorError as error:
         return _back(view, error.message, "bad")
     return Result(f"/jobs/{job.id}", {"cluster": view.cluster})
 
 
-def _selected(deed: FormRequest) -> dict[str, list[str]]:
-    keys = [str(value) for value in deed.form.getlist("task")]
+def _selected(request: FormRequest) -> dict[str, list[str]]:
+    keys = [str(value) for value in request.form.getlist("task")]
     if not keys:
         raise InvalidInput("No task is selected; select some in the list first.")
     if len(keys) > MAX_TASKS:

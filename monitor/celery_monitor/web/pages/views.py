@@ -29,12 +29,12 @@ def _to_views(_: Form) -> Result:
 
 
 def _doing(make: Callable[[Form], ViewCommand], to: Callable[[Form], Result]) -> Act:
-    def act(view: View, deed: FormRequest) -> Result:
-        form = fields(deed.form)
+    def act(view: View, request: FormRequest) -> Result:
+        form = fields(request.form)
         place = to(form)
         query = {"cluster": view.cluster, **place.query}
         try:
-            performed = deed.controller.perform(deed.actor, make(form))
+            performed = request.controller.perform(request.actor, make(form))
         except MonitorError as error:
             return Result(place.to, query, error.message, "bad")
         return Result(place.to, query, performed.message)

@@ -145,10 +145,10 @@ def read_rows(view: View) -> list[WorkerRow]:
     return sorted(rows, key=lambda row: (ORDER[row.worker.status], _natural(row.worker.hostname), row.key))
 
 
-def enable_events(view: View, deed: FormRequest) -> Result:
+def enable_events(view: View, request: FormRequest) -> Result:
     """Turns task events on at the workers of a cluster that have them off, or at the one that is named."""
-    cluster = str(deed.form.get("cluster") or "")
-    named = deed.form.get("worker")
+    cluster = str(request.form.get("cluster") or "")
+    named = request.form.get("worker")
     silent = [
         row.worker.hostname
         for row in read_rows(view)
@@ -156,14 +156,14 @@ def enable_events(view: View, deed: FormRequest) -> Result:
     ]
     if not silent:
         return Result("/workers", notice="No worker there has its task events off any more.")
-    performed = deed.controller.perform(deed.actor, EnableEvents(cluster=cluster, workers=tuple(silent)))
+    performed = request.controller.perform(request.actor, EnableEvents(cluster=cluster, workers=tuple(silent)))
     tone = {"done": "good", "unconfirmed": "warning"}.get(performed.outcome, "bad")
     return Result("/workers", notice=performed.message, tone=tone)
 
 
-def revoke_stamped(view: View, deed: FormRequest) -> Result:
+def revoke_stamped(view: View, request: FormRequest) -> Result:
     """Tells every worker of a cluster to skip tasks with a stamp."""
-    return performing("/workers", view, deed, lambda form: command_of(RevokeStamped, form))
+    return performing("/workers", view, request, lambda form: command_of(RevokeStamped, form))
 
 
 def _form_of(command: type[WorkerCommand]) -> Act:
