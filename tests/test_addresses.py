@@ -157,7 +157,7 @@ def test_a_password_stays_hidden_where_it_is_right_and_the_broker_is_down(tmp_pa
     assert {each["address"] for each in json.loads(done.stdout)["findings"]} >= {"redis://:**@127.0.0.1:1/0"}
 
 
-@pytest.mark.parametrize("program", ["celery", "monitor"])
+@pytest.mark.parametrize("program", ["celery", "celery_monitor"])
 def test_an_applications_own_address_is_held_to_the_same(program: str, tmp_path: Path) -> None:
     text = f"from celery import Celery\napp = Celery('shop', broker='redis://:{SECRET}[@h/0')\n"
     (tmp_path / "shop.py").write_text(text, encoding="utf-8")

@@ -55,7 +55,7 @@ start_afresh = later("celery_monitor.serve:start_afresh")
 handed_over = later("celery_monitor.serve:handed_over")
 examine = later("celery_monitor.doctor:examine")
 lines = later("celery_monitor.doctor:lines")
-told = later("celery_monitor.doctor:told")
+to_json = later("celery_monitor.doctor:to_json")
 
 
 class Failure(click.ClickException):
@@ -187,7 +187,7 @@ def _doctor(**options: Any) -> None:
     as_json = options.pop("json")
     settings = _load({**options, "log_level": options["log_level"] or "error"})
     reports = examine(with_brokers(settings))
-    click.echo(json.dumps(told(reports), indent=2) if as_json else "\n".join(lines(reports)))
+    click.echo(json.dumps(to_json(reports), indent=2) if as_json else "\n".join(lines(reports)))
     sys.exit(EXIT_WRONG if any(report.is_wrong for report in reports) else 0)
 
 

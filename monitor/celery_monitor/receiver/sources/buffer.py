@@ -287,6 +287,8 @@ class Buffer:
         """Keep what has just arrived; False where there is no room for it."""
         self.heard_at = time.time() if arrived is None else arrived
         record = Record(self.heard_at, data)
+        if not data:
+            return True
         if self._last is not None:
             return False
         if self._spool is not None and self._should_spool(record) and self._spool.append(record):
