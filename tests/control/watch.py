@@ -45,14 +45,19 @@ class Watch:
     def wait_for(self, task_id: str, *states: TaskState) -> Task:
         """The task, once the record has it in one of these states."""
 
-        def reached() -> Task | None:
+        def found() -> Task | None:
             try:
-                task = read_task(self.store, task_id, CLUSTER)
+                return read_task(self.store, task_id, CLUSTER)
             except NotFound:
                 return None
-            return task if task.state in states else None
 
-        task: Task = wait_for(reached, what=f"{task_id} as {', '.join(states)}")
+        def reached() -> Task | None:
+            return task if (task := found()) and task.state in states else None
+
+        try:
+            task: Task = wait_for(reached, what=f"{task_id} as {', '.join(states)}")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {found()}") from None
         return task
 
     def wait_for_worker(self, worker: Worker) -> None:
