@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.amqp import AmqpMessages
 from celery_monitor.brokers.connection import broker_unavailable, link, short_error
+from celery_monitor.brokers.oldest_message import task_id_of
 from celery_monitor.brokers.redis import lists_of, walk
 from celery_monitor.core.message import with_links
 from celery_monitor.core.sanitize import Redactor
@@ -88,7 +89,7 @@ def can_take_messages(broker: Broker) -> bool:
 def find_task_messages(
     broker: Broker, settings: Settings, ids: Collection[str], queues: Sequence[str]
 ) -> FoundMessages:
-    """The messages of these tasks in these queues, or unacknowledged, as far as ``can_look``.
+    """The messages of these tasks in these queues, or unacknowledged, as far as ``can_read_messages``.
 
     At most MOST_SEARCHED messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
     """
@@ -105,7 +106,7 @@ def find_task_messages(
 
 @contextmanager
 def places(broker: Broker, settings: Settings, queues: Sequence[str]) -> Iterator[Places]:
-    """The messages of these queues and the unacknowledged ones, as far as ``can_look``. Raises BrokerUnavailable."""
+    """The messages of these queues and the unacknowledged ones, where they can be read. Raises BrokerUnavailable."""
     with link(broker, settings) as connection:
         channel: Any = connection.default_channel
         try:
@@ -160,7 +161,7 @@ _read_described = msgspec.json.Decoder(_Described).decode
 
 
 def survey(broker: Broker, settings: Settings, queues: Collection[str]) -> Survey:
-    """All messages of these queues and the unacknowledged ones, as far as ``can_look``. Raises BrokerUnavailable."""
+    """All messages of these queues and the unacknowledged ones, where they can be read. Raises BrokerUnavailable."""
     if not can_read_messages(broker):
         return Survey({}, whole=False)
     messages: dict[str, Seen] = {}
@@ -174,15 +175,6 @@ def survey(broker: Broker, settings: Settings, queues: Collection[str]) -> Surve
     return Survey(messages, there.whole)
 
 
-class _Headers(msgspec.Struct):
-    id: str | None = None
-
-
-class _Envelope(msgspec.Struct):
-    headers: _Headers | None = None
-
-
-_read_envelope = msgspec.json.Decoder(_Envelope).decode
 _read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
 
 
@@ -190,10 +182,10 @@ def _message_of(place: Place, ids: Collection[str]) -> tuple[str, Message] | Non
     """The task's id and its message, where it is one of these; what is no message of a task is passed over."""
     try:
         payload, exchange, key = place.opened()
-        headers = _read_envelope(payload).headers
-        if headers is None or headers.id not in ids:
+        task_id = task_id_of(payload)
+        if task_id is None or task_id not in ids:
             return None
-        return str(headers.id), of_payload(payload, place.queue, exchange, key)
+        return task_id, of_payload(payload, place.queue, exchange, key)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -257,7 +249,7 @@ def _of_amqp(message: Any, queue: str) -> Message:
 
 
 def of_removed(removed: Any, queue: str) -> tuple[str, Message] | None:
-    """The task's id and the message that ``Messages`` has removed; ``None`` where it is no message of a task."""
+    """The task's id and the message that ``MessageFormat`` has removed; ``None`` where it is no message of a task."""
     try:
         found = of_payload(removed, queue) if isinstance(removed, bytes) else _of_amqp(removed, queue)
         task_id = json.loads(found.headers).get("id")
