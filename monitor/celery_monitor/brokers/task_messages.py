@@ -91,7 +91,7 @@ def find_task_messages(
 ) -> FoundMessages:
     """The messages of these tasks in these queues, or unacknowledged, as far as ``can_read_messages``.
 
-    At most MOST_SEARCHED messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
+    At most MOST_READ messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
     """
     found: dict[str, Message] = {}
     with places(broker, settings, queues) as there:

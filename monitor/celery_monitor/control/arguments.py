@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
+from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.results import result_backend, stored_results
-from celery_monitor.brokers.task_messages import MOST_READ, can_read_messages, can_take_messages, find_task_messages
+from celery_monitor.brokers.task_messages import can_read_messages, can_take_messages, find_task_messages
 from celery_monitor.control.target import Target, find_broker
 from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge
 from celery_monitor.core.message import Unreadable, why_not_exact
@@ -99,7 +100,7 @@ def _look_in_broker(
         if message is not None and why_not_exact(message, task) is None:
             result[task.id] = _in_record(task, message)
         elif message is None and not looked.whole:
-            where = f"its message is not among the first {MOST_READ:,} that were looked at in the broker"
+            where = f"its message is not among the first {task_messages.MOST_READ:,} that were looked at in the broker"
             result[task.id] = _adding(found[task.id], where)
         result[task.id] = replace(result[task.id], place=_place(task, message, whole=looked.whole))
     return result
@@ -111,7 +112,7 @@ def _place(task: Task, message: Message | None, *, whole: bool) -> str:
     if message is None and whole:
         return f"its message was neither in {queue} nor unacknowledged just now: it is looked for again within minutes"
     if message is None:
-        return f"its message was not among the first {MOST_READ:,} in the broker just now"
+        return f"its message was not among the first {task_messages.MOST_READ:,} in the broker just now"
     if message.why == UNACKED:
         return "its message was delivered to a worker and not acknowledged just now"
     return f"its message was in {message.queue or queue} just now"
