@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.queues import QueueMessage, ReadMessages
-from celery_monitor.brokers.task_messages import MOST_TAKEN, can_take_messages, of_removed, take
+from celery_monitor.brokers.task_messages import can_take_messages, of_removed, take
 from celery_monitor.brokers.transports import messages_of
 from celery_monitor.control.answers import done
 from celery_monitor.control.arguments import IN_BROKER
@@ -288,8 +289,8 @@ def _dated(target: Target, message: QueueMessage) -> QueueMessage:
 
 
 HAZARD = (
-    f"RabbitMQ shows no message without delivering it. Up to {MOST_TAKEN} are taken out of the queue and put "
-    "back at once: they are marked as redelivered from then on, may stand in another order if workers take messages "
+    f"RabbitMQ shows no message without delivering it. Up to {task_messages.MOST_TAKEN} are taken out of the queue and "
+    "put back at once: they are marked as redelivered from then on, may stand in another order if workers take messages "
     "meanwhile, and a quorum queue counts it as a delivery."
 )
 
@@ -334,7 +335,7 @@ class FindMessage(ClusterCommand, frozen=True, kw_only=True):
         found = take(target.broker, target.settings, task.id, queue)
         message = found.messages.get(task.id)
         if message is None:
-            looked = "the queue" if found.whole else f"the first {MOST_TAKEN} messages of the queue"
+            looked = "the queue" if found.whole else f"the first {task_messages.MOST_TAKEN} messages of the queue"
             raise Conflict(f"Its message is not in {looked} {queue}. One that a worker has cannot be seen on RabbitMQ.")
         if why := why_not_exact(message, task):
             raise Conflict(f"It was found in the queue {queue}, and cannot be used: {why}.")
