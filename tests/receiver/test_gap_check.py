@@ -190,7 +190,7 @@ def test_a_receiver_that_is_killed_in_the_middle_has_concluded_nothing_that_is_n
 def test_a_receiver_that_starts_anew_goes_on_where_the_last_one_was(
     recovering: Recovering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_monitor.receiver.task_locations.CHUNK", 2)
+    monkeypatch.setattr("celery_monitor.receiver.reconcile.CHUNK", 2)
     for number in range(5):
         recovering.send(BEGAN - 20 + number)
     recovering.gap()

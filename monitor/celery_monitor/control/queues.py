@@ -290,8 +290,8 @@ def _dated(target: Target, message: QueueMessage) -> QueueMessage:
 
 HAZARD = (
     f"RabbitMQ shows no message without delivering it. Up to {task_messages.MOST_TAKEN} are taken out of the queue and "
-    "put back at once: they are marked as redelivered from then on, may stand in another order if workers take messages "
-    "meanwhile, and a quorum queue counts it as a delivery."
+    "put back at once: they are marked as redelivered from then on, may stand in another order if workers take "
+    "messages meanwhile, and a quorum queue counts it as a delivery."
 )
 
 
