@@ -193,6 +193,7 @@ TAILS = st.text(alphabet="[]@:/?#%=&;. \n'\"é\x00", max_size=6)
 @given(template=BROKEN, head=TAILS, tail=TAILS)
 @example(template="redis://:{}@h", head="12/", tail="")
 @example(template="{}@h/0", head="", tail="=")
+@example(template="redis://:{}@h", head=";", tail="://:")
 def test_no_broken_address_shows_its_secret(template: str, head: str, tail: str) -> None:
     if "@" not in template.partition("{}")[2]:  # behind an @ a host is meant
         assume("@" not in head or "?" in template)

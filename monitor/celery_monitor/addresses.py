@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from celery_monitor.errors import SettingsError, Unsupported
 
 MASK = "**"
+NO_URL = "(no URL)"
 EXAMPLE = "write for example redis://localhost:6379/0 or amqp://localhost"
 # Where Celery's events and remote control work (read in kombu's transports); memory is for tests.
 EVENT_TRANSPORTS = frozenset(
@@ -46,13 +47,16 @@ _SECRET_OPTION = re.compile(r"([?&;][\w.-]*(?:pass|secret|token|key)[\w.-]*=)[^&
 
 def without_password(url: str) -> str:
     """The address for messages and pages: passwords masked, the query (which may hold secrets) left out."""
+    first, *others = url.split(";")
+    if any(transport_of(each) != transport_of(first) for each in others):  # a password may hold a semicolon, too
+        return f"{first.partition('://')[0]}://{MASK}" if _shown(first) != NO_URL else NO_URL
     return ";".join(_shown(each) for each in url.split(";"))
 
 
 def _shown(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
-        return "(no URL)"
+        return NO_URL
     before_query = re.split("[?#]", rest, maxsplit=1)[0]
     if "@" in rest[len(before_query) :]:  # the query's own, or a password with a question mark: nobody can tell
         return f"{scheme}://{MASK}"

@@ -24,7 +24,7 @@ from celery_monitor.settings import Broker
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from tests.apps.order import Order
 from tests.control.watch import CLUSTER, Watch, make_settings, watching
-from tests.workers import running_worker
+from tests.workers import running_worker, wait_for
 
 PICKLE = {"task_serializer": "pickle", "accept_content": ["json", "pickle"], "result_serializer": "pickle"}
 
@@ -54,7 +54,8 @@ def test_a_task_is_sent_again_with_equal_arguments_after_they_were_seen(broker_u
         assert performed.outcome == "done"
         (result,) = performed.results
         assert result.new_id
-        again = watch.wait_for(result.new_id, TaskState.SUCCESS)
+        watch.wait_for(result.new_id, TaskState.SUCCESS)
+        again = wait_for(lambda: (task := read_task(watch.store, result.new_id, CLUSTER)).queue and task)  # as sent
         assert (again.name, again.queue, again.args, again.kwargs) == (
             task.name,
             worker.queue,

@@ -47,7 +47,7 @@ def test_the_wheel_of_the_source_distribution_is_the_wheel_of_the_repository(whe
 
 
 def test_the_wheel_brings_its_own_code(newest: Path, tmp_path: Path) -> None:
-    code = "import monitor, demo_workers; print(monitor.__file__, monitor.__version__, demo_workers.__file__)"
+    code = "import celery_monitor as m, demo_workers; print(m.__file__, m.__version__, demo_workers.__file__)"
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([newest, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
     package, version, shop = done.stdout.split()

@@ -276,12 +276,23 @@ def test_beyond_the_bound_nothing_is_kept_until_there_is_room(tmp_path: Path, pi
     while buffer.put(body(kept), NOW):
         kept += 1
     assert (5 < kept < 10) != on_disk
-    assert kept < 40
+    assert kept < 50
     assert buffer.full != on_disk or kept
     assert pipe.data(buffer) == [body(number) for number in range(kept)]
     buffer.commit(kept)
     assert buffer.put(body(kept), NOW)
     assert pipe.data(buffer) == [body(kept)]
+
+
+def test_behind_a_disk_that_is_full_memory_is_used_and_the_order_kept(tmp_path: Path, pipe: Pipe) -> None:
+    buffer = Buffer(2000, Spool(tmp_path / "shop", 400))
+    kept = [number for number in range(220) if buffer.put(body(number), NOW)]
+    assert kept == [*range(len(kept))]
+    assert 2000 + 100 < len(kept) * len(body(0)) < 2000 + 400
+    buffer.commit(len(sent := pipe.data(buffer)))
+    assert sent == [body(number) for number in kept]
+    assert buffer.put(body(7), NOW)
+    assert pipe.data(buffer) == [body(7)]
 
 
 def test_what_waits_long_in_memory_sends_the_rest_to_disk(tmp_path: Path) -> None:

@@ -254,7 +254,8 @@ class Buffer:
         self._spool = spool
         self._memory: deque[Record] = deque()
         self._size = 0  # bytes in memory that wait
-        self._last: Record | None = None  # behind all that waits on disk
+        self._behind: deque[Record] = deque()  # in memory, behind what waits on a disk that is full
+        self._last: Record | None = None  # behind all of them
         self._sent: deque[Record | Position] = deque()  # not committed: from memory, or how far the spool was read
         self._committed = 0
         self._out = memoryview(b"")
@@ -277,7 +278,7 @@ class Buffer:
     def waits(self) -> bool:
         """There is something to pass on."""
         ending = self._end is not None and not self._ended
-        return bool(self._out or self._memory or self._last or self._on_disk or ending)
+        return bool(self._out or self._memory or self._behind or self._last or self._on_disk or ending)
 
     @property
     def _on_disk(self) -> bool:
@@ -291,11 +292,12 @@ class Buffer:
             return True
         if self._last is not None:
             return False
-        if self._spool is not None and self._should_spool(record) and self._spool.append(record):
+        if self._spool is not None and not self._behind and self._should_spool(record) and self._spool.append(record):
             return True
-        if self._on_disk or (self._size and self._size + len(data) > self._limit):
+        if self._size and self._size + len(data) > self._limit:
             return False
-        self._hold(record)
+        (self._behind if self._behind or self._on_disk else self._memory).append(record)
+        self._size += len(record.data)
         return True
 
     def put_last(self, data: bytes) -> None:
@@ -344,8 +346,9 @@ class Buffer:
                 run = []
         if run:
             self._spool.insert(run, before=self._spool.unread)
-        if self._last is not None:
-            self._spool.insert([self._last], before=None)
+        last = [] if self._last is None else [self._last]
+        if last or self._behind:
+            self._spool.insert([*self._behind, *last], before=None)
         self._spool.close()
 
     def _should_spool(self, record: Record) -> bool:
@@ -354,12 +357,10 @@ class Buffer:
         away = bool(self._memory) and record.arrived - self._memory[0].arrived > AWAY_SECONDS
         return away or self._size + len(record.data) > self._limit // 2
 
-    def _hold(self, record: Record) -> None:
-        self._memory.append(record)
-        self._size += len(record.data)
-
     def _next(self) -> bool:
         """Make the next record the one that is sent."""
+        if not self._memory and not self._on_disk:
+            self._memory, self._behind = self._behind, self._memory
         if self._memory:
             record = self._memory.popleft()
             self._size -= len(record.data)
@@ -384,7 +385,8 @@ class Buffer:
 
     def _frame(self, record: Record) -> None:
         # What arrived earlier is on disk, or with the receiver.
-        kept = self._memory[0].arrived if self._memory else self.heard_at
+        in_memory = self._memory or self._behind
+        kept = in_memory[0].arrived if in_memory else self.heard_at
         head = FRAME.pack(record.kind, len(record.data), record.arrived, kept, self._dropped)
         self._dropped = 0
         self._out = memoryview(head + record.data)
