@@ -110,7 +110,8 @@ class Spool:
         segment, offset = self.position
         if self._sizes.get(segment, 0) > offset:
             return segment
-        return min((each for each in self._sizes if each > segment), default=None)
+        # A full disk may leave a segment without a byte.
+        return min((each for each, size in self._sizes.items() if each > segment and size), default=None)
 
     def read(self) -> Record | None:
         """The next record; ``None`` where all were read."""
