@@ -84,6 +84,8 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
 ) -> None:
     fail_some(worker, ledger)
     page.goto(f"{product.address}tasks?q=state:failed+name:basic.charge")
+    # All rows before the pointer is on the list: a row that comes later waits behind "1 new".
+    expect(page.get_by_role("row").filter(has_text="was refused")).to_have_count(3)
     expect(page.get_by_text("3 tasks")).to_be_visible()
     for order in ("1701", "1702", "1703"):
         page.get_by_role("row").filter(has_text=order).get_by_role("checkbox").check()
