@@ -25,7 +25,7 @@ from sqlalchemy.sql import visitors
 
 from celery_monitor.addresses import masked
 from celery_monitor.errors import SettingsError, StoreRefused, StoreUnavailable
-from celery_monitor.store import migrations
+from celery_monitor.store import migrations, schema
 
 LOCK_TIMEOUT_SECONDS = 10
 POLL_SECONDS = 0.05
@@ -113,6 +113,34 @@ class Store:
             yield
         except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:  # COPY speaks to the driver itself
             raise unavailable(self.engine, verb, error) from error
+
+
+def put_value(store: Store, connection: Connection, key: str, value: str) -> None:
+    """Stores a text under a key, in the place of the one before, inside the caller's transaction."""
+    statement = store.insert(schema.meta).values(key=key, value=value)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
+    )
+
+
+def delete_value(store: Store, key: str) -> None:
+    with store.begin() as connection:
+        connection.execute(sa.delete(schema.meta).where(schema.meta.c.key == key))
+
+
+def read_value(store: Store, key: str) -> str | None:
+    with store.read() as connection:
+        value: str | None = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.key == key)).scalar()
+        return value
+
+
+def read_values(store: Store, prefix: str) -> dict[str, str]:
+    """The texts whose keys begin with ``prefix``, by the rest of the key, in its order."""
+    table = schema.meta.c
+    wanted = table.key.startswith(prefix, autoescape=True)
+    with store.read() as connection:
+        rows = connection.execute(sa.select(table.key, table.value).where(wanted).order_by(table.key)).all()
+    return {row.key.removeprefix(prefix): row.value for row in rows}
 
 
 class KeyTaken(StoreRefused):

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
+from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from celery_monitor.records.queue import Pause, Queue, QueueSample
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store
+from celery_monitor.store.engine import Store, delete_value, put_value, read_values
 from celery_monitor.store.tasks.rows import checked_time, cluster_names, numbers_of, storable
 from celery_monitor.store.terms import cluster_id
 
@@ -28,14 +28,7 @@ def save_queues(
         _save_queue_state(store, connection, number, queues, at)
         _save_queue_samples(store, connection, number, queues, at)
         if rising is not None:
-            _save_rising(store, connection, cluster, rising)
-
-
-def _save_rising(store: Store, connection: Connection, cluster: str, names: Sequence[str]) -> None:
-    row = {"key": f"{RISING}{cluster}", "value": msgspec.json.encode(list(names)).decode()}
-    statement = store.insert(schema.meta).values(row)
-    value = {"value": statement.excluded.value}
-    connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=value))
+            put_value(store, connection, f"{RISING}{cluster}", msgspec.json.encode(list(rising)).decode())
 
 
 def _save_queue_state(store: Store, connection: Connection, cluster: int, queues: Sequence[Queue], at: float) -> None:
@@ -97,18 +90,13 @@ def _save_queue_samples(store: Store, connection: Connection, cluster: int, queu
 
 def save_pause(store: Store, pause: Pause) -> None:
     """Notes that a queue is paused, in the place of what was noted before."""
-    values = {"key": _pause_key(pause.cluster, pause.queue), "value": msgspec.json.encode(pause).decode()}
-    statement = store.insert(schema.meta).values(values)
     with store.begin() as connection:
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
-        )
+        put_value(store, connection, _pause_key(pause.cluster, pause.queue), msgspec.json.encode(pause).decode())
 
 
 def end_pause(store: Store, cluster: str, queue: str) -> None:
     """Forgets that a queue is paused."""
-    with store.begin() as connection:
-        connection.execute(delete(schema.meta).where(schema.meta.c.key == _pause_key(cluster, queue)))
+    delete_value(store, _pause_key(cluster, queue))
 
 
 def _pause_key(cluster: str, queue: str) -> str:
@@ -130,12 +118,12 @@ def read_queues(store: Store, cluster: str | None = None) -> list[Queue]:
 
 def read_growing_queues(store: Store, cluster: str | None = None) -> set[tuple[str, str]]:
     """The queues that begin to grow, as cluster and name, by the samples of the last minute."""
-    table = schema.meta.c
-    statement = select(table.key, table.value).where(table.key.startswith(RISING, autoescape=True))
-    with store.read() as connection:
-        rows = connection.execute(statement).all()
-    told = {row.key.removeprefix(RISING): msgspec.json.decode(row.value, type=list[str]) for row in rows}
-    return {(place, name) for place, names in told.items() if cluster in (None, place) for name in names}
+    return {
+        (place, name)
+        for place, names in read_values(store, RISING).items()
+        if cluster in (None, place)
+        for name in msgspec.json.decode(names, type=list[str])
+    }
 
 
 def _queue(row: Row[Any], names: dict[int, str]) -> Queue:
@@ -174,8 +162,5 @@ def read_queue_samples(store: Store, name: str, cluster: str, since: float) -> l
 
 def read_pauses(store: Store, cluster: str | None = None) -> dict[tuple[str, str], Pause]:
     """The queues that are paused, by cluster and name."""
-    table = schema.meta.c
-    statement = select(table.value).where(table.key.startswith(PAUSED, autoescape=True))
-    with store.read() as connection:
-        found = [msgspec.json.decode(text, type=Pause) for text in connection.execute(statement).scalars()]
+    found = [msgspec.json.decode(text, type=Pause) for text in read_values(store, PAUSED).values()]
     return {(pause.cluster, pause.queue): pause for pause in found if cluster in (None, pause.cluster)}

@@ -4,7 +4,7 @@ import secrets
 import time
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from celery_monitor.records.receiver import (
     SILENT_RECEIVER_SECONDS,
@@ -15,7 +15,7 @@ from celery_monitor.records.receiver import (
     StandbyReceiver,
 )
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store
+from celery_monitor.store.engine import Store, delete_value, put_value, read_value, read_values
 from celery_monitor.store.tasks.rows import checked_time, cluster_names, numbers_of
 from celery_monitor.store.terms import cluster_id
 
@@ -45,28 +45,19 @@ def put_health(store: Store, connection: Connection, cluster: int, health: Recei
 
 def save_ending(store: Store, ending: ReceiverEnding) -> None:
     """Notes that a receiver's process ended by itself."""
-    row = {"key": f"{ENDING}{ending.cluster}", "value": msgspec.json.encode(ending).decode()}
-    statement = store.insert(schema.meta).values(row)
-    value = {"value": statement.excluded.value}
     with store.begin() as connection:
-        connection.execute(statement.on_conflict_do_update(index_elements=["key"], set_=value))
+        put_value(store, connection, f"{ENDING}{ending.cluster}", msgspec.json.encode(ending).decode())
 
 
 def save_standby(store: Store, standby: StandbyReceiver) -> None:
     """Notes that a receiver stands by."""
-    table = schema.meta
-    values = {"key": _standby_key(standby), "value": msgspec.json.encode(standby).decode()}
-    statement = store.insert(table).values(values)
     with store.begin() as connection:
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
-        )
+        put_value(store, connection, _standby_key(standby), msgspec.json.encode(standby).decode())
 
 
 def end_standby(store: Store, standby: StandbyReceiver) -> None:
     """Notes that a receiver stands by no longer."""
-    with store.begin() as connection:
-        connection.execute(delete(schema.meta).where(schema.meta.c.key == _standby_key(standby)))
+    delete_value(store, _standby_key(standby))
 
 
 def _standby_key(standby: StandbyReceiver) -> str:
@@ -103,25 +94,20 @@ def put_reconciliation(connection: Connection, gap: Gap) -> None:
 def read_secret(store: Store, key: str) -> str:
     """A random secret, made once and kept; every process on this database gets the same."""
     table = schema.meta
-    kept = select(table.c.value).where(table.c.key == key)
-    with store.read() as connection:  # a database that cannot be written now still serves who reads
-        known: str | None = connection.execute(kept).scalar()
-    if known is not None:
-        return known
+    kept = read_value(store, key)  # a database that cannot be written now still serves who reads
+    if kept is not None:
+        return kept
     with store.begin() as connection:
         fresh = {"key": key, "value": secrets.token_urlsafe(32)}
         connection.execute(store.insert(table).values(fresh).on_conflict_do_nothing())
-        value: str = connection.execute(kept).scalar_one()
+        value: str = connection.execute(select(table.c.value).where(table.c.key == key)).scalar_one()
         return value
 
 
 def prove_writable(store: Store) -> None:
     """Writes one small row. Raises StoreUnavailable, soon, where the database takes nothing."""
-    row = {"key": PROOF, "value": f"{time.time():.3f}"}
-    statement = store.insert(schema.meta).values(row)
-    statement = statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
     with store.begin(PROOF_SECONDS) as connection:
-        connection.execute(statement)
+        put_value(store, connection, PROOF, f"{time.time():.3f}")
 
 
 _reconciliation = msgspec.json.Decoder(Reconciliation).decode
@@ -155,19 +141,13 @@ def read_receiver_health(store: Store, cluster: str) -> ReceiverHealth | None:
 
 def read_standby_receivers(store: Store, since: float) -> list[StandbyReceiver]:
     """The receivers that stand by and have said so since then, by cluster and host."""
-    table = schema.meta.c
-    statement = select(table.value).where(table.key.startswith(STANDBY, autoescape=True)).order_by(table.key)
-    with store.read() as connection:
-        found = [msgspec.json.decode(text, type=StandbyReceiver) for text in connection.execute(statement).scalars()]
+    found = [msgspec.json.decode(text, type=StandbyReceiver) for text in read_values(store, STANDBY).values()]
     return [each for each in found if each.updated_at >= since]
 
 
 def read_endings(store: Store, since: float) -> list[ReceiverEnding]:
     """The receivers whose process ended by itself since then, by cluster."""
-    table = schema.meta.c
-    statement = select(table.value).where(table.key.startswith(ENDING, autoescape=True)).order_by(table.key)
-    with store.read() as connection:
-        found = [msgspec.json.decode(text, type=ReceiverEnding) for text in connection.execute(statement).scalars()]
+    found = [msgspec.json.decode(text, type=ReceiverEnding) for text in read_values(store, ENDING).values()]
     return [each for each in found if each.at >= since]
 
 

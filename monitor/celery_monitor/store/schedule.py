@@ -19,7 +19,7 @@ from celery_monitor.errors import NotFound
 from celery_monitor.records.schedule import BeatHealth, ScheduledRun, ScheduleEntry
 from celery_monitor.records.task import Invocation
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store
+from celery_monitor.store.engine import Store, put_value, read_value
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_gaps
 from celery_monitor.store.tasks.keys import from_key
@@ -43,8 +43,7 @@ def save_schedule(store: Store, cluster: str, entries: Sequence[ScheduleEntry], 
         rows = [{"cluster_id": number, "name": name, "record": _pack(entry)} for name, entry in unique.items()]
         if rows:
             connection.execute(_table.insert(), rows)
-        asked = store.insert(schema.meta).values(key=_asked_key(cluster), value=repr(at))
-        connection.execute(asked.on_conflict_do_update(index_elements=["key"], set_={"value": asked.excluded.value}))
+        put_value(store, connection, _asked_key(cluster), repr(at))
 
 
 def read_entries(store: Store, cluster: str | None = None) -> list[ScheduleEntry]:
@@ -65,23 +64,19 @@ def schedule_entry(store: Store, name: str, cluster: str) -> ScheduleEntry:
 
 def schedule_heard_at(store: Store, cluster: str) -> float | None:
     """When the schedule of a cluster was last told; ``None``: never, so whether there is one is not known."""
-    with store.read() as connection:
-        value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == _asked_key(cluster))).scalar()
+    value = read_value(store, _asked_key(cluster))
     return None if value is None else float(value)
 
 
 def read_beat_health(store: Store, cluster: str) -> BeatHealth:
     """What the receiver last found out of beat; nothing known where it never looked."""
-    with store.read() as connection:
-        value = connection.execute(select(schema.meta.c.value).where(schema.meta.c.key == _beat_key(cluster))).scalar()
+    value = read_value(store, _beat_key(cluster))
     return BeatHealth(cluster=cluster) if value is None else msgspec.json.decode(value, type=BeatHealth)
 
 
 def save_beat_health(store: Store, health: BeatHealth) -> None:
-    row = {"key": _beat_key(health.cluster), "value": msgspec.json.encode(health).decode()}
     with store.begin() as connection:
-        insert = store.insert(schema.meta).values(**row)
-        connection.execute(insert.on_conflict_do_update(index_elements=["key"], set_={"value": insert.excluded.value}))
+        put_value(store, connection, _beat_key(health.cluster), msgspec.json.encode(health).decode())
 
 
 class Runs(NamedTuple):
