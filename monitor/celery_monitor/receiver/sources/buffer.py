@@ -20,7 +20,7 @@ import time
 import zlib
 from binascii import a2b_base64
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -100,7 +100,7 @@ class Spool:
             self._writing = self._next_number()
         return self._write(self._writing, _packed(record))
 
-    def insert(self, records: Sequence[Record], before: int | None) -> None:
+    def insert(self, records: Iterable[Record], before: int | None) -> None:
         """Keep records in front of the run of segments that begins with ``before``; ``None``: behind all of them."""
         self._write(self._next_number() if before is None else before - 1, b"".join(map(_packed, records)))
 
@@ -256,7 +256,6 @@ class Buffer:
         self._memory: deque[Record] = deque()
         self._size = 0  # bytes in memory that wait
         self._behind: deque[Record] = deque()  # in memory, behind what waits on a disk that is full
-        self._last: Record | None = None  # behind all of them
         self._sent: deque[Record | Position] = deque()  # not committed: from memory, or how far the spool was read
         self._committed = 0
         self._out = memoryview(b"")
@@ -279,7 +278,7 @@ class Buffer:
     def waits(self) -> bool:
         """There is something to pass on."""
         ending = self._end is not None and not self._ended
-        return bool(self._out or self._memory or self._behind or self._last or self._on_disk or ending)
+        return bool(self._out or self._memory or self._behind or self._on_disk or ending)
 
     @property
     def _on_disk(self) -> bool:
@@ -288,23 +287,24 @@ class Buffer:
     def put(self, data: bytes, arrived: float | None = None) -> bool:
         """Keep what has just arrived; False where there is no room for it."""
         self.heard_at = time.time() if arrived is None else arrived
-        record = Record(self.heard_at, data)
         if not data:
             return True
-        if self._last is not None:
-            return False
+        record = Record(self.heard_at, data)
         if self._spool is not None and not self._behind and self._should_spool(record) and self._spool.append(record):
             return True
         if self._size and self._size + len(data) > self._limit:
             return False
-        (self._behind if self._behind or self._on_disk else self._memory).append(record)
-        self._size += len(record.data)
+        self._hold(record)
         return True
 
     def put_last(self, data: bytes) -> None:
-        """Keep what put() refused, the end of a message that was begun; what follows must be dropped."""
+        """Keep what put() refused, beyond the bound: the end of a message that was begun."""
         if data:
-            self._last = Record(self.heard_at, data)
+            self._hold(Record(self.heard_at, data))
+
+    def _hold(self, record: Record) -> None:
+        (self._behind if self._behind or self._on_disk else self._memory).append(record)
+        self._size += len(record.data)
 
     def drop(self, events: int) -> None:
         """So many events are lost for want of room."""
@@ -347,9 +347,8 @@ class Buffer:
                 run = []
         if run:
             self._spool.insert(run, before=self._spool.unread)
-        last = [] if self._last is None else [self._last]
-        if last or self._behind:
-            self._spool.insert([*self._behind, *last], before=None)
+        if self._behind:
+            self._spool.insert(self._behind, before=None)
         self._spool.close()
 
     def _should_spool(self, record: Record) -> bool:
@@ -369,9 +368,6 @@ class Buffer:
         elif self._spool is not None and (read := self._spool.read()) is not None:
             record = read
             self._keep_sent(self._spool.position)
-        elif self._last is not None:
-            record, self._last = self._last, None
-            self._keep_sent(record)
         elif self._end is not None and not self._ended:
             record = Record(self.heard_at, self._end.encode(), END)
             self._ended = True
