@@ -1,23 +1,14 @@
 """What workers hold: the newest of each state, and of whom not all was read."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.unfinished import MOST_RECEIVED, MOST_STARTED, read_active_tasks
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def fill(store: Store, state: str, most: int) -> list[Worker]:

@@ -1,6 +1,5 @@
 """What is kept of merged sketches is never older than the record, on both databases."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,19 +8,12 @@ from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.series import Percentiles
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.series import read_name_totals, read_series
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id
 
 START = 1_780_000_020.0 // 60 * 60
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def ran(number: int, at: float, runtime: float, name: str = "shop.pay", worker: str = "w1@shop") -> list[Event]:

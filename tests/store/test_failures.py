@@ -1,7 +1,5 @@
 """Failure groups on both databases: windows, trend, and when a resolved one has come back."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from celery_monitor.records.event import Event
@@ -9,7 +7,7 @@ from celery_monitor.records.failure import FailureState
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.failures import (
     read_failure_group,
     read_failure_groups,
@@ -22,13 +20,6 @@ from celery_monitor.store.failures import (
 )
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def failed(number: int, at: float, **more: object) -> list[Event]:

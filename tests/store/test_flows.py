@@ -1,10 +1,6 @@
-from collections.abc import Iterator
-
-import pytest
-
 from celery_monitor.records.queue import Queue
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.schema import TERM_KINDS
 from celery_monitor.store.series import Flow, read_depths, read_flows
@@ -12,13 +8,6 @@ from celery_monitor.store.terms import Terms, cluster_id
 from tests.factories import NOW
 
 MINUTE = NOW // 60 * 60
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def add(store: Store, queue: str | None, worker: str, at: float, **counts: int) -> None:

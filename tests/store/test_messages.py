@@ -1,9 +1,6 @@
 """Captured messages in both databases: once each, bounded, and gone in time."""
 
-from collections.abc import Iterator
-
 import msgspec
-import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, select
@@ -11,7 +8,7 @@ from sqlalchemy import func, select
 from celery_monitor.records.event import Event, Message
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.retention import DAY_SECONDS, Retention
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.messages import read_messages
@@ -23,13 +20,6 @@ from tests.store.test_writer import deliver, one_task
 
 SETTINGS = Settings(max_message_bytes=500, keep_message_days=2.0, keep_failed_days=10.0)
 ID = make_id(1)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    store = open_store(database_url)
-    yield store
-    store.close()
 
 
 def captured(number: int = 1, at: float = 0.0, **fields: object) -> Event:

@@ -1,7 +1,5 @@
 """One task with all its runs, and what is beside the tasks: failures, series, workers, queues, actions."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import insert, select
 
@@ -16,7 +14,7 @@ from celery_monitor.records.task import Link, Outcome, TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.actions import read_actions, record_action
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.failures import read_failure_group, read_failure_groups, set_failure_state
 from celery_monitor.store.queues import read_queue_samples, read_queues, save_queues
 from celery_monitor.store.receivers import (
@@ -39,13 +37,6 @@ from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
 
 OLD, NEW = make_id(1), make_id(2)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def write(store: Store, *events: Event, cluster: str = "shop") -> None:

@@ -1,7 +1,4 @@
-from collections.abc import Iterator
-
 import msgspec
-import pytest
 from sqlalchemy import select
 
 from celery_monitor.records.page import Action
@@ -9,7 +6,7 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store import schema
 from celery_monitor.store.actions import record_action
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.receivers import close_gap, open_gap, read_secret
 from celery_monitor.store.tasks.keys import to_key
@@ -17,13 +14,6 @@ from celery_monitor.store.tasks.rows import link_retry, unlink_retry
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import change_workers, load_workers, save_workers
 from tests.factories import NOW
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    store = open_store(database_url)
-    yield store
-    store.close()
 
 
 def test_an_action_gets_a_number_and_keeps_its_words(store: Store) -> None:

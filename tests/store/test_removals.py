@@ -1,26 +1,15 @@
 """Tasks whose messages were removed here, on both databases: noted by one process, concluded by the receiver's."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.messages import note_removals, read_message
 from celery_monitor.store.writer import UNSEEN_SECONDS, Writer
 from tests.factories import NOW, make_event, make_id, make_message
 
 TEXT = "queue payments purged by ada"
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def send(writer: Writer, *ids: str) -> None:

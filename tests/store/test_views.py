@@ -1,20 +1,11 @@
 """Saved views: one name each, kept for everybody."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.store import views
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.views import delete_view, read_view, read_views, rename_view, save_view
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def save(store: Store, name: str) -> int:

@@ -1,7 +1,6 @@
 """What a task waited is one number everywhere: in Python, in filters and sorts, in rollups, on both databases."""
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import Task
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.series import read_name_totals, read_series, read_waits
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.page import find_tasks
@@ -23,13 +22,6 @@ from tests.factories import NOW, make_event, make_id
 
 MINUTE = NOW // 60 * 60
 SPAN: dict[str, Any] = {"since": MINUTE - 3600, "until": MINUTE + 3600}
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def write(store: Store, *events: Event) -> None:

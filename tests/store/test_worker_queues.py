@@ -1,17 +1,15 @@
 """What workers answer beside what their events say, and the tasks that came before the answer."""
 
-from collections.abc import Iterator
 from threading import Thread
 
 import msgspec
-import pytest
 
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import Worker
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import change_workers, load_workers, read_workers, save_workers
@@ -19,13 +17,6 @@ from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
 
 LATER = "2099-05-06T07:08:09+00:00"
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    store = open_store(database_url)
-    yield store
-    store.close()
 
 
 def received(number: int, **fields: object) -> Event:

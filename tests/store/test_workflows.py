@@ -1,7 +1,5 @@
 """Workflows and schedules as they are stored and read, on both databases."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from celery_monitor.errors import NotFound
@@ -10,7 +8,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.engine import Store
 from celery_monitor.store.schedule import (
     read_entries,
     read_entry_runs,
@@ -21,13 +19,6 @@ from celery_monitor.store.schedule import (
 from celery_monitor.store.workflows import read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = open_store(database_url)
-    yield opened
-    opened.close()
 
 
 def received(number: int, root: int, **more: object) -> Event:

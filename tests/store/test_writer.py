@@ -1,7 +1,7 @@
 """What a batch leaves in the database, on both databases, and that replaying it changes nothing."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -34,13 +34,6 @@ from tests.core.test_lifecycle import STREAMS
 from tests.factories import NOW, make_event, make_id
 
 SETTINGS = Settings(max_text=300)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    store = open_store(database_url)
-    yield store
-    store.close()
 
 
 def deliver(*events: Event, arrived: float = NOW + 100) -> list[Delivery]:
