@@ -22,7 +22,6 @@ from celery_monitor.store.tasks.rows import STATES, cluster_names, read_tasks
 from celery_monitor.store.terms import cluster_id
 
 MOST_TASKS = 1_000_000  # of one job
-MOST_REASONS = 50
 PREVIEW_SECONDS = 3600.0  # for which somebody may think about it
 KEEP_SECONDS = 30 * 86_400.0  # for which each task of a job that has ended is remembered
 _CHUNK = 1000

@@ -49,7 +49,7 @@ from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
 from celery_monitor.web.security.guard import actor_of, middleware, page_token
-from celery_monitor.web.wording import register
+from celery_monitor.web.wording import register_names
 
 PAGES: tuple[Page, ...] = (  # in the order of the navigation
     overview.PAGE,
@@ -91,7 +91,7 @@ def create_app(settings: Settings) -> Starlette:
 
     It can be mounted under any prefix of another application; ``settings.url_prefix`` is one of its own.
     """
-    register()
+    register_names()
     store = open_store(settings.database)
     environment = make_environment()
     presenter = Presenter(PAGES, environment, store, settings)

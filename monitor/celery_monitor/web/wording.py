@@ -30,7 +30,7 @@ class NameConvertor(Convertor[str]):
         return value
 
 
-def register() -> None:
+def register_names() -> None:
     """Lets routes say ``{id:name}``."""
     register_url_convertor("name", NameConvertor())
 

@@ -45,7 +45,6 @@ COUNT_LIMIT = 10_000
 MOST_ROWS = 1000
 CHUNK = 1000  # tasks of an export that are read at once
 NEWEST_FIRST = "-received"
-OLDEST_FIRST = "received"
 Position = tuple[float, int]  # of a row in the list: (seen, id)
 _task = schema.task.c
 _place = tuple_(_task.seen, _task.id)

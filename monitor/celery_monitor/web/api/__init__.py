@@ -24,7 +24,7 @@ from celery_monitor.web.api import (
 )
 from celery_monitor.web.api.openapi import document
 from celery_monitor.web.api.operation import Operation, json_response, route
-from celery_monitor.web.wording import register
+from celery_monitor.web.wording import register_names
 
 OPERATIONS: tuple[Operation, ...] = (
     *tasks.OPERATIONS,
@@ -44,7 +44,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 def routes() -> list[BaseRoute]:
     """``/healthcheck`` and everything below ``/api/v1``, for app.py's table."""
-    register()
+    register_names()
     return [
         Route("/healthcheck", healthcheck, name="healthcheck"),
         Route("/api/v1/openapi.json", openapi, name="openapi"),

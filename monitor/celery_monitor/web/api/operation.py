@@ -249,7 +249,7 @@ _capital = re.compile(r"(?<!^)[A-Z]")
 _bodies: dict[str, type[Struct]] = {Why.__name__: Why}
 
 
-def outcome_of(performed: Performed) -> Told:
+def answer_of(performed: Performed) -> Told:
     """A refusal of every worker is a conflict; of some, it stands beside the answers of the others."""
     answers = [AnswerItem(worker=each.id, outcome=each.outcome, message=each.message) for each in performed.results]
     if performed.outcome == "failed":
@@ -275,7 +275,7 @@ def operation(
     parameters: type[Struct],
     address: Callable[[Call, Any], dict[str, Any]],
     answer: type[Struct] = Told,
-    reply: Callable[[Performed], Struct] = outcome_of,
+    reply: Callable[[Performed], Struct] = answer_of,
     errors: tuple[type[MonitorError], ...] = ERRORS,
 ) -> Operation:
     """The operation that performs a command. ``address`` finds the fields that the address gives, and may raise."""

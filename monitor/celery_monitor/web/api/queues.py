@@ -19,9 +19,9 @@ from celery_monitor.web.api.operation import (
     InCluster,
     Operation,
     Told,
+    answer_of,
     cluster_named,
     operation,
-    outcome_of,
     shape,
 )
 
@@ -157,8 +157,5 @@ OPERATIONS = (
         answer=QueueList,
         parameters=InCluster,
     ),
-    *(
-        operation(command, QueueAddress, _queue, *ANSWERS.get(command, (Told, outcome_of)))
-        for command in QUEUE_COMMANDS
-    ),
+    *(operation(command, QueueAddress, _queue, *ANSWERS.get(command, (Told, answer_of))) for command in QUEUE_COMMANDS),
 )
