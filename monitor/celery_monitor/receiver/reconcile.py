@@ -270,7 +270,7 @@ class Reconciler:
 
     def _lose(self, worker: Worker, key: ProcessKey, evidence: str, now: float) -> bool:
         """Marks what the process has as lost, at most so many; whether that was all."""
-        tasks = self._locations.of_process(key, ON_WORKER_STATES, LOST_AT_ONCE)
+        tasks = tasks_of_process(self._store, self._cluster, key, ON_WORKER_STATES, LOST_AT_ONCE)
         self._conclude_runs("task-lost", tasks, worker, evidence, now)
         self._may_return.add(key)
         if tasks:
@@ -284,7 +284,7 @@ class Reconciler:
             if worker is None or (worker.pid != key.pid and worker.status is WorkerStatus.ONLINE):
                 self._may_return.discard(key)
             elif worker.status is WorkerStatus.ONLINE:
-                lost = self._locations.of_process(key, (TaskState.LOST,), LOST_AT_ONCE)
+                lost = tasks_of_process(self._store, self._cluster, key, (TaskState.LOST,), LOST_AT_ONCE)
                 has = self._locations.still_has(key.hostname, lost, PING_SECONDS)
                 if has is not None:
                     found = [task for task in lost if task.id in has]

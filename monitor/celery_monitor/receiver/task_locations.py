@@ -60,7 +60,7 @@ ROUND_SECONDS = 10.0  # between two rounds of waiting tasks
 
 
 class TaskLocations:
-    """Asks about the tasks of one cluster, of our share, and passes on what is concluded.
+    """Asks about the tasks of one cluster, and passes on what is concluded.
 
     All methods raise Broker- and StoreUnavailable.
     """
@@ -78,12 +78,6 @@ class TaskLocations:
         """Events that were concluded, and the gap that they are concluded from, in one transaction."""
         if events or gap:
             self._conclude(Delivery(events=list(events), arrived=now, gap=gap))
-
-    def of_process(
-        self, process: ProcessKey, states: Iterable[TaskState], most: int, *, started_before: float | None = None
-    ) -> list[UnfinishedTask]:
-        """At most ``most`` tasks in these states that a worker process has, the oldest first."""
-        return tasks_of_process(self.store, self.cluster, process, states, most, started_before=started_before)
 
     def ends_of(self, tasks: Iterable[UnfinishedTask]) -> dict[str, StoredEnd] | None:
         """The ends that the result backend has of these tasks; ``None`` where it does not answer."""
@@ -233,7 +227,8 @@ class StartedCheck:
 
     def _ask(self, worker: Worker, process: ProcessKey, now: float) -> dict[tuple[ProcessKey, str], int]:
         before = now - (worker.skew or 0.0) - STARTED_SECONDS
-        tasks = self._locations.of_process(process, (TaskState.STARTED,), MOST_ASKED, started_before=before)
+        store, cluster = self._locations.store, self._locations.cluster
+        tasks = tasks_of_process(store, cluster, process, (TaskState.STARTED,), MOST_ASKED, started_before=before)
         absent = self._locations.unlisted(process.hostname, tasks)
         counted = {(process, task.id): self._absent.get((process, task.id), 0) + 1 for task in absent}
         ends = self._locations.ends_of(task for task in absent if counted[process, task.id] >= TIMES)
@@ -365,5 +360,5 @@ class WaitingCheck:
         for process in processes:
             worker = by_name.get(process.hostname)
             if worker is not None and process_state(worker, process.pid) == "shutting down":
-                found += self._locations.of_process(process, RESERVED_STATES, CHUNK)
+                found += tasks_of_process(self._store, self._cluster, process, RESERVED_STATES, CHUNK)
         return found

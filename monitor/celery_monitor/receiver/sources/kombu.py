@@ -18,7 +18,7 @@ from celery_monitor.receiver.decode import body_of
 from celery_monitor.receiver.sources.amqp import HEARTBEAT_SECONDS, declare, open_connection, queue_name, remember
 from celery_monitor.receiver.sources.base import ReadSource
 from celery_monitor.receiver.sources.buffer import Buffer, Spool, heed
-from celery_monitor.receiver.sources.reader import Packed, ReaderThread, count_events, pack
+from celery_monitor.receiver.sources.reader import Packed, ReaderThread, events_in, pack
 from celery_monitor.records.receiver import RefusedEvents
 from celery_monitor.settings import Broker, Settings
 
@@ -112,7 +112,7 @@ class KombuReading:
     def arrived(self, message: Message) -> None:
         body = body_of(message)
         if not self._buffer.put(pack([body], self.refused)):
-            self._buffer.drop(count_events(body))
+            self._buffer.drop(events_in(body))
 
     def close(self) -> None:
         """What the receiver has not stored stays on disk."""

@@ -257,7 +257,7 @@ def note_refused(refused: set[RefusedEvents], sender: RefusedEvents) -> None:
         refused.add(sender)
 
 
-def count_events(body: Body) -> int:
+def events_in(body: Body) -> int:
     """How many events a message holds."""
     return count(body) if isinstance(body, bytes) else 1
 
