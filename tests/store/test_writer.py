@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -294,11 +295,14 @@ def test_types_that_are_not_known_are_counted(store: Store) -> None:
     assert written.unknown == 2
 
 
-def test_the_receivers_health_is_stored_with_the_batch(store: Store) -> None:
-    health = ReceiverHealth(cluster="shop", connected=True, events_total=3)
-    Writer(store, "shop", SETTINGS).write(deliver(*one_task(1)), health)
+def test_the_receivers_health_is_stored_with_the_batch_that_it_counts(store: Store) -> None:
+    health = ReceiverHealth(cluster="shop", connected=True, events_total=3, updated_at=NOW)
+    bad = (make_event("task-progress"), make_event("task-received", timestamp=float("nan")))
+    written = Writer(store, "shop", SETTINGS).write(deliver(*one_task(1), *bad), health)
+    counted = msgspec.structs.replace(health, unknown_total=1, malformed_total=1, malformed_at=NOW)
     with store.read() as connection:
-        assert unpack_health(connection.execute(select(schema.receiver.c.record)).scalar_one()) == health
+        stored = unpack_health(connection.execute(select(schema.receiver.c.record)).scalar_one())
+    assert (stored, written.health) == (counted, counted)
 
 
 def test_two_clusters_share_a_database_and_no_numbers(store: Store) -> None:

@@ -296,19 +296,21 @@ class Receiver:
         self._change(dropped_total=self._health.dropped_total + lost)
 
     def _counted(self, deliveries: Sequence[Delivery]) -> ReceiverHealth:
-        """The health as it is when this batch is stored, in whose transaction it goes."""
+        """The health once this batch is stored; it goes in its transaction, which counts what only the writer finds."""
         health, now = self._health, time.time()
         received = [each for each in deliveries if not each.concluded]
         events = sum(len(each.events) for each in received)
         arrived = [each.arrived for each in received if each.events]
         lag = max(now - min(arrived, default=now), self._writer.behind(received, now))
+        malformed = sum(each.malformed for each in deliveries)
         return msgspec.structs.replace(
             health,
             error=None,
             last_event_at=max(arrived, default=health.last_event_at),
             lag_seconds=max(0.0, lag),
             events_total=health.events_total + events,
-            malformed_total=health.malformed_total + sum(each.malformed for each in deliveries),
+            malformed_total=health.malformed_total + malformed,
+            malformed_at=now if malformed else health.malformed_at,
             dropped_total=health.dropped_total + sum(each.dropped for each in deliveries),
             updated_at=now,
             kept_until=self._kept_until(),
@@ -324,12 +326,7 @@ class Receiver:
         return min(moments, default=None)
 
     def _wrote(self, written: Written, deliveries: Sequence[Delivery]) -> None:
-        health = self._counted(deliveries)
-        self._health = msgspec.structs.replace(
-            health,
-            unknown_total=health.unknown_total + written.unknown,
-            malformed_total=health.malformed_total + written.refused,
-        )
+        self._health = health = written.health or self._health
         self._saved_at = time.monotonic()
         if written.new_workers:
             self._on_new_worker()
@@ -341,7 +338,6 @@ class Receiver:
     def _tell_malformed(self, count: int) -> None:
         if not count:
             return
-        self._change(malformed_at=self._health.updated_at)
         self._untold += count
         if time.monotonic() >= self._tell_at:
             log.warning("%d messages were no events; they are counted and not stored", self._untold)

@@ -85,6 +85,7 @@ class Written:
     refused: int = 0  # events without a time or a task id
     unknown: int = 0  # events of types that we do not know
     new_workers: int = 0  # worker processes of which this is the first event
+    health: ReceiverHealth | None = None  # as it was stored, with this batch counted
 
 
 @dataclass
@@ -122,22 +123,29 @@ class Writer:
         self._insert_run = PreparedStatement(store, schema.run.insert(), RUN_COLUMNS)
 
     def write(self, deliveries: Sequence[Delivery], health: ReceiverHealth | None = None) -> Written:
-        """Stores a batch in one transaction, with what the receiver says of itself.
+        """Stores a batch in one transaction, with the receiver's health, to which what is found here is added.
 
         Raises StoreUnavailable; then nothing of the batch is stored, and it can be written again.
         """
         written = Written()
         batch = self._sort(deliveries, written)
+        if health is not None:
+            written.health = msgspec.structs.replace(
+                health,
+                unknown_total=health.unknown_total + written.unknown,
+                malformed_total=health.malformed_total + written.refused,
+                malformed_at=health.updated_at if written.refused else health.malformed_at,
+            )
         with self._forgetting():
             try:
                 # With partitions, a key can be taken in another one without anybody finding out.
-                self._commit(batch, health, written, certain=not self._store.is_sqlite)
+                self._commit(batch, written, certain=not self._store.is_sqlite)
             except KeyTaken:  # a task that was believed to be new is stored already
                 self.forget()
-                self._commit(batch, health, written, certain=True)
+                self._commit(batch, written, certain=True)
         return written
 
-    def _commit(self, batch: Batch, health: ReceiverHealth | None, written: Written, *, certain: bool) -> None:
+    def _commit(self, batch: Batch, written: Written, *, certain: bool) -> None:
         with self._store.begin() as connection:
             number = self._begin(connection)
             written.new_workers = self._write_workers(connection, number, batch.by_worker)
@@ -146,8 +154,8 @@ class Writer:
                 save_messages(self._store, connection, number, batch.captured.values())
             for gap in batch.gaps:
                 put_reconciliation(connection, gap)
-            if health is not None:
-                put_health(self._store, connection, number, health)
+            if written.health is not None:
+                put_health(self._store, connection, number, written.health)
         self._known.remember(tasks)
         written.tasks = len(tasks)
 
