@@ -8,10 +8,11 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -19,10 +20,11 @@ import pytest
 import redis
 
 from celery_monitor.errors import BrokerUnavailable, Unsupported
+from celery_monitor.receiver.sources.buffer import PING_AFTER_SECONDS
 from celery_monitor.receiver.sources.redis import parse_redis_address, unwrap
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.traffic import numbered, publisher, read_all, read_for
-from tests.servers import RedisServer, free_port, make_certificate, proxy, running_redis
+from tests.servers import RedisServer, Tls, free_port, make_certificate, proxy, running_redis
 from tests.workers import wait_for
 
 BOTH = pytest.mark.parametrize("source_name", ["redis", "kombu"])
@@ -131,6 +133,34 @@ def test_tls_burst_of_large_messages(tmp_path: Path, source_of: MakeSource) -> N
             for number in range(200):
                 publish.send("task.received", numbered(number).replace("shop.pay", "x" * 20_000))
         assert [event.clock for event in read_all(source, 200)] == list(range(200))
+
+
+def test_tls_events_that_come_with_the_subscription_are_not_left_until_more_comes(
+    tmp_path: Path, source_of: MakeSource
+) -> None:
+    made = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    envelope = json.dumps({"body": numbered(7), "properties": {}, "content-type": "application/json"})
+    confirmed = b"*3\r\n$10\r\npsubscribe\r\n$1\r\np\r\n:1\r\n"
+    event = f"*4\r\n$8\r\npmessage\r\n$1\r\np\r\n$1\r\nc\r\n${len(envelope)}\r\n{envelope}\r\n".encode()
+
+    def serve(listener: socket.socket) -> None:
+        accepted, _ = listener.accept()
+        with accepted, suppress(OSError):
+            tls = Tls(accepted, context)
+            tls.recv(1000)  # PSUBSCRIBE
+            tls.sendall(confirmed + event)  # one record of TLS
+            while tls.recv(1000):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        source = source_of(f"rediss://localhost:{listener.getsockname()[1]}/2?ssl_cert_reqs=none")
+        assert [event.clock for event in source.read(PING_AFTER_SECONDS - 1).events] == [7]
+        source.close()
+        thread.join(20)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path, source_of: MakeSource) -> None:

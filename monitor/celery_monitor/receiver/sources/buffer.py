@@ -425,6 +425,7 @@ def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
     poll = select.poll()
     last_byte = last_tick = time.monotonic()
     ended = False
+    timeout = 0.0  # TLS may have decrypted the first bytes already, which poll() does not see
     while True:
         paused = stream.keeps_events and buffer.full
         poll.register(out, select.POLLIN | (select.POLLOUT if buffer.waits else 0))
@@ -433,13 +434,13 @@ def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
                 poll.unregister(broker)
         else:
             poll.register(broker, select.POLLIN)
-        ready = dict(poll.poll(stream.tick_seconds * 1000))
+        ready = dict(poll.poll(timeout))
         now = time.monotonic()
         committed = bool(ready.get(out, 0) & ~select.POLLOUT)
         if committed and not heed(out, stream.commit):
             return
         try:
-            if broker.fileno() in ready and (data := broker.read()):
+            if (broker.fileno() in ready or not timeout) and (data := broker.read()):
                 last_byte = now
                 stream.receive(data)
             if not ended and (committed or now - last_tick >= stream.tick_seconds):
@@ -451,6 +452,7 @@ def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
         with suppress(BrokenPipeError):  # which poll() reports next
             buffer.send(out)
         stream.resume()
+        timeout = stream.tick_seconds * 1000
 
 
 def heed(out: int, commit: Callable[[int], None]) -> bool:
