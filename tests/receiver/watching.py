@@ -28,6 +28,7 @@ from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import load_workers, read_workers, save_workers
 from tests.databases import empty_record
+from tests.receiver.sources.conftest import delete_queue
 from tests.workers import wait_for
 
 CLUSTER = "shop"
@@ -107,3 +108,5 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
         for thread in threads:
             thread.join(20)
         store.close()
+        if url.startswith("amqp"):  # or it would store the events of every later test, for a day
+            delete_queue(f"celeryev.{settings.node_id}")
