@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "celery_monitor.brokers",
         "celery_monitor.receiver.decode",
-        "celery_monitor.receiver.helpers",
+        "celery_monitor.receiver.helper_failures",
         "celery_monitor.receiver.sources",
         "celery_monitor.store",
     ),

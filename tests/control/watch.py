@@ -11,7 +11,7 @@ from celery_monitor.control.bulk import BulkCommand
 from celery_monitor.control.commands import Actor, Command, Performed, Role
 from celery_monitor.control.perform import Controller
 from celery_monitor.errors import NotFound
-from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.receiver.sources import make_source
 from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
 from celery_monitor.records.task import Task, TaskState

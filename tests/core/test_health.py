@@ -8,7 +8,7 @@ from pathlib import Path
 from celery_monitor.core.findings import MEANINGS, Finding, FindingLink
 from celery_monitor.core.health import BANNERS, MINOR, HealthFacts, banners, findings
 from celery_monitor.core.workflow import LongTask, SlowWorkflow, StalledWorker, Stalls, stalled_words
-from celery_monitor.receiver import helpers
+from celery_monitor.receiver import helper_failures
 from celery_monitor.records.failure import FailureCounts, FailureGroup, FailureState
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Pause, Queue
@@ -191,7 +191,7 @@ def test_a_helper_that_keeps_failing_is_named_with_what_it_means() -> None:
     assert (banner.kind, banner.tone, banner.since) == ("receiver", "warning", NOW - 70)
     assert banner.text == "The queue sampler keeps failing: NOPERM."
     assert banner.then == "Queue depths are out of date."
-    every = {value for name, value in vars(helpers).items() if name.isupper() and isinstance(value, str)}
+    every = {value for name, value in vars(helper_failures).items() if name.isupper() and isinstance(value, str)}
     assert every == MEANINGS.keys()
     assert "good" not in tones(replace(WELL, receivers=[make_health(helpers=(helper,))]))
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from celery_monitor.receiver.ingest import Receiver
-from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.receiver.sources import make_source
 from celery_monitor.records.receiver import ReceiverHealth
 from celery_monitor.records.task import Task
 from celery_monitor.settings import Broker, Settings

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from celery_monitor.receiver import helpers
-from celery_monitor.receiver.helpers import Helpers
+from celery_monitor.receiver import helper_failures
+from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.receiver.process import start_beside
 from tests.workers import wait_for
 
@@ -14,8 +14,8 @@ from tests.workers import wait_for
 def test_what_runs_beside_the_receiver_starts_again_after_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(helpers, "FIRST_PAUSE_SECONDS", 0.01)
-    failing = Helpers()
+    monkeypatch.setattr(helper_failures, "FIRST_PAUSE_SECONDS", 0.01)
+    failing = HelperFailures()
     began: list[int] = []
 
     def stumble(stop: threading.Event) -> None:

@@ -1,6 +1,8 @@
-"""Queues and workers as they are sampled: on real brokers with real workers."""
+"""Queues and workers as they are sampled: mostly on real brokers with real workers."""
 
 import time
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
@@ -8,16 +10,29 @@ import pytest
 from kombu import Connection
 from msgspec.structs import replace
 
+from celery_monitor.core.waits import Senders
+from celery_monitor.core.workers import fold_worker
+from celery_monitor.receiver.sampler import FIRST_SECONDS, Newcomers, OldestMessages
+from celery_monitor.receiver.task_events import ANSWER_SECONDS
 from celery_monitor.records.application import Application
+from celery_monitor.records.event import Event
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import TaskState
-from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.settings import Settings
 from celery_monitor.store.actions import read_actions
+from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import read_queue_samples
 from celery_monitor.store.receivers import read_receiver_records
 from celery_monitor.store.schedule import read_entries
 from celery_monitor.store.workers import change_workers
+from celery_monitor.store.writer import Writer
+from tests.factories import make_event, make_id
 from tests.receiver.watching import CLUSTER, Watching, watching
 from tests.workers import running_worker, wait_for
+
+NOW = time.time()
 
 
 def test_worker_says_its_queues_and_pool(broker_url: str, tmp_path: Path) -> None:
@@ -172,3 +187,131 @@ def test_queues_of_the_application_are_measured_before_a_worker_answers(broker_u
             queue.queue.delete()
             queue.close()
         assert found.ready == 1
+
+
+LONGEST = 45.0
+
+
+def make_worker(hostname: str, pid: int, queues: tuple[str, ...] | None = None) -> Worker:
+    return Worker(cluster="shop", hostname=hostname, status=WorkerStatus.ONLINE, pid=pid, queues=queues)
+
+
+def test_a_worker_is_asked_until_it_says_its_queues() -> None:
+    newcomers = Newcomers(LONGEST)
+    up = [make_worker("mail@shop", 7)]
+    assert newcomers.due(up, 1000.0) == ["mail@shop"]
+    newcomers.asked(["mail@shop"], 1000.1)
+    assert newcomers.due(up, 1000.2) == []
+    assert newcomers.seconds_left(1000.2) == 1000.1 + FIRST_SECONDS - 1000.2
+    assert newcomers.due(up, 1000.3) == ["mail@shop"]
+    newcomers.answered([("mail@shop", 7)])
+    assert newcomers.due([make_worker("mail@shop", 7, ("mail",))], 1000.4) == []
+    assert newcomers.seconds_left(1000.4) is None
+
+
+def test_a_new_process_of_the_same_name_is_asked() -> None:
+    newcomers = Newcomers(LONGEST)
+    newcomers.answered([("mail@shop", 7)])
+    assert newcomers.due([make_worker("mail@shop", 7, ("mail",))], 1000.0) == []
+    assert newcomers.due([make_worker("mail@shop", 8)], 1001.0) == ["mail@shop"]
+
+
+def test_the_queues_of_a_new_process_are_unknown_until_it_says_them() -> None:
+    worker = make_worker("worker1@shop", 7, ("mail",))
+    assert fold_worker(worker, make_event("worker-heartbeat", pid=7), "shop", NOW).queues == ("mail",)
+    assert fold_worker(worker, make_event("worker-heartbeat", pid=8), "shop", NOW).queues is None
+
+
+def test_a_worker_that_never_answers_is_asked_and_awaited_by_its_age() -> None:
+    newcomers = Newcomers(LONGEST)
+    up = [make_worker("busy@shop", 7)]
+    asked = []
+    for now in range(1000, 2200):
+        if newcomers.due(up, now):
+            newcomers.asked(["busy@shop"], now)
+            asked.append(now)
+    gaps = [later - earlier for earlier, later in pairwise(asked)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] == 1  # the step of this test
+    assert gaps[-1] == LONGEST
+    assert newcomers.patience(["busy@shop"], 2200) == ANSWER_SECONDS
+
+
+def test_who_came_up_just_now_is_not_waited_for() -> None:
+    newcomers = Newcomers(LONGEST)
+    newcomers.due([make_worker("new@shop", 7)], 1000.0)
+    assert newcomers.patience(["new@shop"], 1000.1) == FIRST_SECONDS
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = open_store(database_url)
+    yield opened
+    opened.close()
+
+
+def write(store: Store, *events: Event) -> None:
+    Writer(store, "shop", Settings()).write([Delivery(list(events), NOW)])
+
+
+def sent(number: int, ago: float) -> Event:
+    known = {"uuid": make_id(number), "name": "shop.pay", "queue": "payments", "hostname": "gen7@till"}
+    return make_event("task-sent", timestamp=NOW - ago, **known)
+
+
+def look(store: Store, senders: Senders | None = None, **known: object) -> tuple[float | None, bool]:
+    """Seconds, and whether they are exact."""
+    queue = Queue(cluster="shop", name="payments", **known)  # type: ignore[arg-type]
+    [found] = OldestMessages(store, "shop", senders).of([queue], {"worker1@shop": 0.0}, NOW)
+    return (None if found.oldest is None else round(NOW - found.oldest, 3), found.oldest_exact)
+
+
+def test_head_that_the_broker_shows_is_as_old_as_the_record_says(store: Store) -> None:
+    write(store, sent(1, 60), sent(2, 26))
+    assert look(store, ready=2, heads=(make_id(1),)) == (60.0, True)
+    assert look(store, ready=1, heads=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
+    assert look(store, ready=1, heads=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
+    assert look(store, ready=1, heads=(None,)) == (None, False)
+    assert look(store, ready=0) == (None, False)
+
+
+def test_oldest_of_several_priorities_is_exact_where_all_heads_are_known(store: Store) -> None:
+    write(store, sent(1, 60), sent(2, 26))
+    assert look(store, ready=2, heads=(make_id(2), make_id(1))) == (60.0, True)
+    assert look(store, ready=2, heads=(make_id(2), make_id(9))) == (26.0, False)
+
+
+def test_retry_that_waits_is_as_old_as_the_end_of_the_run_before(store: Store) -> None:
+    known = {"uuid": make_id(1), "hostname": "worker1@shop"}
+    write(
+        store,
+        sent(1, 300),
+        make_event("task-received", timestamp=NOW - 200, name="shop.pay", retries=0, **known),
+        make_event("task-started", timestamp=NOW - 199, **known),
+        make_event("task-retried", timestamp=NOW - 40, exception="E()", traceback="T", **known),
+    )
+    assert look(store, ready=1, heads=(make_id(1),)) == (40.0, True)
+    assert look(store, ready=1) == (40.0, True)
+
+
+def test_broker_that_shows_no_head_is_believed_where_its_messages_are_those_of_the_record(store: Store) -> None:
+    write(store, sent(1, 60), sent(2, 26), sent(3, 5))
+    assert look(store, ready=3) == (60.0, True)
+    assert look(store, ready=2) == (26.0, False)  # one is gone, and at worst it was the first
+    assert look(store, ready=4, oldest=NOW - 9) == (9.0, False)
+
+
+def test_nothing_is_inferred_where_tasks_come_of_whose_sending_nobody_tells(store: Store) -> None:
+    known = {"uuid": make_id(7), "hostname": "worker1@shop"}
+    received = make_event("task-received", timestamp=NOW - 9, name="shop.pay", retries=0, **known)
+    write(store, sent(1, 60), received, make_event("task-started", timestamp=NOW - 8, **known))
+    assert look(store, ready=1) == (None, False)
+    assert look(store, ready=1, heads=(make_id(1),)) == (60.0, True)
+
+
+def test_clock_of_the_client_is_taken_into_account(store: Store) -> None:
+    write(store, sent(1, -600))  # its clock is ahead
+    assert look(store, ready=1, heads=(make_id(1),), oldest=NOW - 2) == (2.0, False)
+    senders = Senders()
+    senders.hear("gen7@till", NOW + 600, NOW - 30)
+    assert look(store, senders, ready=1, heads=(make_id(1),)) == (30.0, True)

@@ -15,7 +15,7 @@ from celery_monitor.errors import NotFound
 from celery_monitor.receiver.ingest import Receiver
 from celery_monitor.receiver.reconcile import Reconciler
 from celery_monitor.receiver.sampler import Sampler
-from celery_monitor.receiver.sources.make import make_source
+from celery_monitor.receiver.sources import make_source
 from celery_monitor.records.event import Event
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import Delivery

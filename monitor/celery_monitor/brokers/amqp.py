@@ -23,17 +23,17 @@ from kombu import Connection
 
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.connection import link, short_error
-from celery_monitor.brokers.oldest_message import QueueHeads
 from celery_monitor.brokers.queues import (
     LONGEST_NAME,
     Declarations,
     GenericProbe,
+    QueueHeads,
     QueueMessage,
+    QueueMessages,
     ReadMessages,
     describe,
     digest_of,
 )
-from celery_monitor.core.sanitize import Redactor
 from celery_monitor.errors import NotFound, Unsupported
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Broker, Settings
@@ -149,14 +149,8 @@ READ_HAZARD = (
 )
 
 
-class AmqpMessages:
+class AmqpMessages(QueueMessages):
     """basic.get without acknowledgement on a channel of its own, whose end puts everything back."""
-
-    def __init__(self, broker: Broker, settings: Settings, queue: str, redactor: Redactor) -> None:
-        self.broker = broker
-        self.settings = settings
-        self.queue = queue
-        self.redactor = redactor
 
     def read(self, limit: int) -> ReadMessages:
         found: list[QueueMessage] = []

@@ -1,17 +1,23 @@
-"""Queues on any transport that kombu reaches: their depths, and a message that waits in one.
+"""Queues on any transport that kombu reaches: depth, age of the oldest message, and a waiting message as it is shown.
 
-The base of the transports that can do more. A message is read without its sender's code: JSON alone is decoded, all
-else stays bytes.
+The base of the transports that can do more. Celery's messages have no send time. A message that was at the head of a
+queue at an earlier sample was sent before that sample: a lower bound of its age. A new head proves nothing by itself,
+but while a message that was the newest at an earlier sample is still in the queue, all before it are at least as old.
+
+Messages are read without the sender's code: only JSON is decoded, everything else stays bytes.
 """
 
 import json
+from abc import ABC, abstractmethod
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
+import msgspec
 from kombu import Connection
 
 from celery_monitor.brokers.connection import app_for, explained
@@ -102,6 +108,86 @@ class Declarations:
             channel.close()
 
 
+MOST_MARKERS = 32
+LARGEST_MARKER = 8192  # bytes
+
+
+class _Head(NamedTuple):
+    identity: object
+    since: float
+    ready: int | None = None
+
+
+class QueueHeads:
+    """Remembers the head of each queue between samples. No I/O, no clock."""
+
+    def __init__(self) -> None:
+        self._heads: dict[str, _Head] = {}
+
+    def see(self, queue: str, identity: object | None, now: float, ready: int | None = None) -> float | None:
+        """The time at or before which the head was sent; ``None``: not known. No identity: no head can be told.
+
+        With ``ready``, its head stays only as long as the queue does not shrink: what is purged or expires there is
+        counted by nobody.
+        """
+        known = self._heads.get(queue)
+        if identity is None:
+            self._heads.pop(queue, None)
+            return None
+        shrank = known is not None and ready is not None and known.ready is not None and ready < known.ready
+        if known is None or known.identity != identity or shrank:
+            self._heads[queue] = _Head(identity, now, ready)
+            return None
+        self._heads[queue] = known._replace(ready=ready)
+        return known.since
+
+    def was_there(self, queue: str, since: float | None) -> float | None:
+        """The head that is new was in the queue by then, as is known from elsewhere."""
+        if since is not None:
+            self._heads[queue] = self._heads[queue]._replace(since=since)
+        return since
+
+
+class Marker(NamedTuple):
+    """A message that was the newest of its queue at that time."""
+
+    since: float
+    payload: bytes
+
+
+class Markers:
+    """The newest messages of one queue at earlier samples, the oldest first, at most MOST_MARKERS. No I/O, no clock."""
+
+    def __init__(self) -> None:
+        self._markers: deque[Marker] = deque()
+
+    def see(self, newest: bytes | None, now: float) -> None:
+        """Another sample. An empty queue has no markers; a message too large to be asked for is none."""
+        if newest is None:
+            self._markers.clear()
+        elif len(newest) <= LARGEST_MARKER and (not self._markers or self._markers[-1].payload != newest):
+            self._markers.append(Marker(now, newest))
+            if len(self._markers) > MOST_MARKERS:  # half of them tell as much, only not as finely
+                self._markers = deque(list(self._markers)[::2])
+
+    def since(self, is_there: Callable[[bytes], bool | None]) -> float | None:
+        """When the oldest marker that is still in the queue was seen: what is at the head was sent before.
+
+        They leave in the order in which they came, so most are not asked for. ``None``: none is there, or it cannot be
+        said of the oldest.
+        """
+        while self._markers:
+            there = is_there(self._markers[0].payload)
+            if there is not False:
+                return self._markers[0].since if there else None
+            self._markers.popleft()
+            middle = len(self._markers) // 2
+            if middle and is_there(self._markers[middle].payload) is False:
+                for _ in range(middle + 1):
+                    self._markers.popleft()
+        return None
+
+
 JSON_TYPES = {"application/json", "application/data"}
 SHOWN = 1000  # characters of arguments, or bytes of what is not JSON
 MOST_BODY = 1_000_000  # bytes decoded; the sender's own text of the arguments is shown beyond
@@ -137,6 +223,31 @@ class ReadMessages:
     messages: tuple[QueueMessage, ...]
     more: bool
     hazard: str | None = None
+
+
+class QueueMessages(ABC):
+    """The messages of one queue. Each call opens its own connection. Raises BrokerUnavailable, NotFound."""
+
+    def __init__(self, broker: Broker, settings: Settings, queue: str) -> None:
+        self.broker = broker
+        self.settings = settings
+        self.queue = queue
+        self.redactor = Redactor(settings.redact)
+
+    @abstractmethod
+    def read(self, limit: int) -> ReadMessages:
+        """The next messages to be delivered; fewer than ``limit`` where they are large."""
+
+    @abstractmethod
+    def delete(self, digest: str) -> Any:
+        """Removes one message and returns it as the transport has it; ``None``: a worker received it meanwhile.
+
+        Raises NotFound where it is not among the messages that are searched.
+        """
+
+    @abstractmethod
+    def purge(self, see: Callable[[Any], bool]) -> int:
+        """Removes every message and returns their number. ``see`` gets each one until it returns False."""
 
 
 def digest_of(*parts: bytes) -> str:
@@ -243,3 +354,23 @@ def _whole(value: object) -> int | None:
 
 def _flag(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
+
+
+class _Headers(msgspec.Struct):
+    id: str | None = None
+
+
+class _Envelope(msgspec.Struct):
+    headers: _Headers | None = None
+
+
+_read_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+def task_id_of(payload: bytes) -> str | None:
+    """The task of a message as virtual transports store it; ``None`` where it is no message of a task."""
+    try:
+        headers = _read_envelope(payload).headers
+    except ValueError:
+        return None
+    return None if headers is None else headers.id

@@ -19,12 +19,19 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from celery_monitor.brokers.connection import link
-from celery_monitor.brokers.oldest_message import Markers, QueueHeads, task_id_of
-from celery_monitor.brokers.queues import GenericProbe, QueueMessage, ReadMessages, describe_payload, digest_of
-from celery_monitor.core.sanitize import Redactor
+from celery_monitor.brokers.queues import (
+    GenericProbe,
+    Markers,
+    QueueHeads,
+    QueueMessage,
+    QueueMessages,
+    ReadMessages,
+    describe_payload,
+    digest_of,
+    task_id_of,
+)
 from celery_monitor.errors import NotFound
 from celery_monitor.records.queue import Queue
-from celery_monitor.settings import Broker, Settings
 
 MOST_BEFORE_MARKER = 20_000  # messages from the head on among which an earlier one is looked for
 TAGS_COUNTED = 10_000  # unacknowledged messages told apart by queue at most; beyond, it is unknown
@@ -159,14 +166,8 @@ ASIDE_SECONDS = 3600  # after which a list that is being purged goes, should we 
 MOST_SEARCHED = 20_000  # messages looked at for the one to throw away
 
 
-class RedisMessages:
+class RedisMessages(QueueMessages):
     """Workers take from the first priority's list that has messages, its end first (kombu/transport/redis.py)."""
-
-    def __init__(self, broker: Broker, settings: Settings, queue: str, redactor: Redactor) -> None:
-        self.broker = broker
-        self.settings = settings
-        self.queue = queue
-        self.redactor = redactor
 
     def read(self, limit: int) -> ReadMessages:
         """In the order of delivery; fewer where they are large."""

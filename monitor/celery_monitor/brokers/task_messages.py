@@ -21,10 +21,9 @@ from redis.exceptions import ResponseError
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.amqp import AmqpMessages
 from celery_monitor.brokers.connection import broker_unavailable, link, short_error
-from celery_monitor.brokers.oldest_message import task_id_of
+from celery_monitor.brokers.queues import task_id_of
 from celery_monitor.brokers.redis import lists_of, walk
 from celery_monitor.core.message import with_links
-from celery_monitor.core.sanitize import Redactor
 from celery_monitor.records.event import READ, REMOVED, UNACKED, WAITING, Message
 from celery_monitor.settings import Broker, Settings
 
@@ -220,7 +219,7 @@ def take(broker: Broker, settings: Settings, task_id: str, queue: str) -> FoundM
 
     Raises BrokerUnavailable, NotFound and Unsupported as ``AmqpMessages`` does.
     """
-    with closing(AmqpMessages(broker, settings, queue, Redactor(settings.redact)).taken(MOST_TAKEN)) as messages:
+    with closing(AmqpMessages(broker, settings, queue).taken(MOST_TAKEN)) as messages:
         for number, message in enumerate(messages, 1):
             headers = message.properties.get("application_headers") or {}
             if headers.get("id") == task_id:

@@ -102,7 +102,7 @@ RENAME = (
 )
 RECEIVER = "receiver"  # among the helpers: its process
 SINCE = "Failing since"
-MEANINGS = {  # of the names in receiver/helpers.py
+MEANINGS = {  # of the names in receiver/helper_failures.py
     "sampler": "Queues, pools and statistics of workers are out of date, and task events are not turned on.",
     "queue sampler": "Queue depths are out of date.",
     "schedules": "The schedule is out of date, and overdue entries are not noticed.",

@@ -18,7 +18,7 @@ import msgspec
 from celery_monitor.core.waits import Senders
 from celery_monitor.core.workers import OwnClock
 from celery_monitor.errors import BrokerUnavailable, LeaseLost, StoreRefused, StoreUnavailable
-from celery_monitor.receiver.helpers import RETENTION, Helpers
+from celery_monitor.receiver.helper_failures import RETENTION, HelperFailures
 from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.standby import Standby
 from celery_monitor.records.receiver import Delivery, ReceiverHealth, RefusedEvents
@@ -56,9 +56,9 @@ class Receiver:
         cluster: str,
         settings: Settings,
         standby: Standby | None = None,
-        helpers: Helpers | None = None,
+        helpers: HelperFailures | None = None,
     ) -> None:
-        self._helpers = helpers or Helpers()
+        self._helpers = helpers or HelperFailures()
         self._store = store
         self._source = source
         self._settings = settings

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import LeaseLost, StoreUnavailable
-from celery_monitor.receiver.helpers import QUEUE_SAMPLER, RECONCILER, SAMPLER, SCHEDULES, Helpers
+from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, RECONCILER, SAMPLER, SCHEDULES, HelperFailures
 from celery_monitor.receiver.ingest import Receiver
 from celery_monitor.receiver.reconcile import Reconciler
 from celery_monitor.receiver.sampler import Sampler
+from celery_monitor.receiver.sources import make_source
 from celery_monitor.receiver.sources.base import Source
-from celery_monitor.receiver.sources.make import make_source
 from celery_monitor.receiver.standby import Standby
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store, open_store
@@ -46,7 +46,7 @@ def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
     if store is None:
         return
     with closing(store):
-        helpers = Helpers()
+        helpers = HelperFailures()
         source = make_source(broker, settings, helpers)
         lease = lease_of(store, broker.cluster)
         standby = Standby(store, source, broker.cluster, lease)
@@ -66,7 +66,7 @@ class Leadership(NamedTuple):
     source: Source
     lease: Lease
     standby: Standby
-    helpers: Helpers
+    helpers: HelperFailures
 
 
 def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.Event) -> None:
@@ -104,7 +104,7 @@ def _open(url: str, stop: threading.Event) -> Store | None:
 
 
 def start_beside(
-    name: str, run: Callable[[threading.Event], None], stop: threading.Event, helpers: Helpers
+    name: str, run: Callable[[threading.Event], None], stop: threading.Event, helpers: HelperFailures
 ) -> threading.Thread:
     """A thread that runs beside the receiver, and starts again after an error that nobody foresaw."""
 

@@ -20,7 +20,7 @@ from celery_monitor.core.lifecycle import IN_QUEUE
 from celery_monitor.core.words import reconciliation_words
 from celery_monitor.core.workers import GRACE_SECONDS, ON_WORKER_STATES, process_state
 from celery_monitor.errors import MonitorError
-from celery_monitor.receiver.helpers import RECONCILER, Helpers
+from celery_monitor.receiver.helper_failures import RECONCILER, HelperFailures
 from celery_monitor.receiver.lost_tasks import (
     AGAIN_SECONDS,
     RESERVED_STATES,
@@ -94,9 +94,9 @@ class Reconciler:
         remote: Remote,
         health: Callable[[], ReceiverHealth],
         conclude: Callable[[Delivery], None],
-        helpers: Helpers | None = None,
+        helpers: HelperFailures | None = None,
     ) -> None:
-        self._helpers = helpers or Helpers()
+        self._helpers = helpers or HelperFailures()
         self._store = store
         self._cluster = cluster
         self._remote = remote

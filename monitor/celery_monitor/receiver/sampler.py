@@ -15,11 +15,10 @@ from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.findings import RecentSamples
-from celery_monitor.core.waits import Senders
+from celery_monitor.core.waits import Senders, moved
 from celery_monitor.core.workers import twin_pids, twins
 from celery_monitor.errors import MonitorError, Unsupported
-from celery_monitor.receiver.helpers import QUEUE_SAMPLER, SAMPLER, SCHEDULES, Helpers
-from celery_monitor.receiver.oldest_message import OldestMessages
+from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, SAMPLER, SCHEDULES, HelperFailures
 from celery_monitor.receiver.schedules import Schedules
 from celery_monitor.receiver.task_events import ANSWER_SECONDS, Process, TaskEventsSwitch, fields_of, whole
 from celery_monitor.records.queue import Queue
@@ -27,7 +26,14 @@ from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_pauses, save_queues
-from celery_monitor.store.tasks.unfinished import queue_names
+from celery_monitor.store.tasks.unfinished import (
+    SendTime,
+    WaitingTasks,
+    queue_names,
+    queues_without_sent_events,
+    sent_messages,
+    waiting_tasks,
+)
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import load_workers, read_workers, save_workers
 
@@ -88,6 +94,69 @@ class Newcomers:
         return min((max(0.0, each.next_at - now) for each in self._open.values()), default=None)
 
 
+LOOK_SECONDS = 15.0
+TOLD_SECONDS = 900.0  # in which no worker may have received a task of which nobody told that it was sent
+
+
+class OldestMessages:
+    """Of the queues of one cluster, from sample to sample. ``senders``: the clients' clock offsets."""
+
+    def __init__(self, store: Store, cluster: str, senders: Senders | None = None) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._senders = senders or Senders()
+        self._untold: set[str | None] = set()
+        self._untold_at = 0.0
+
+    def of(self, queues: Sequence[Queue], skews: Mapping[str, float], now: float) -> list[Queue]:
+        """The queues with the age of their oldest message. ``skews``: our clock minus each worker's."""
+        shown = {each for queue in queues for each in queue.heads if each is not None}
+        sent = sent_messages(self._store, self._cluster, shown) if shown else {}
+        hidden = any(queue.ready and not queue.heads for queue in queues)
+        waiting = self._waiting(now) if hidden else {}
+        found = []
+        for queue in queues:
+            if not queue.ready:
+                found.append(queue)
+            elif queue.heads:
+                times = [None if each is None else self._ours(sent.get(each), skews) for each in queue.heads]
+                found.append(_at_least(queue, times, now, exact=None not in times))
+            else:
+                found.append(self._by_record(queue, waiting.get(queue.name), skews, now))
+        return found
+
+    def _waiting(self, now: float) -> dict[str, WaitingTasks]:
+        """Waiting tasks by queue, of the queues whose received tasks all had a task-sent event."""
+        if not self._untold_at <= now < self._untold_at + LOOK_SECONDS:
+            self._untold = queues_without_sent_events(self._store, self._cluster, now - TOLD_SECONDS)
+            self._untold_at = now
+        if None in self._untold:
+            return {}
+        found = waiting_tasks(self._store, self._cluster)
+        return {name: tasks for name, tasks in found.items() if name not in self._untold}
+
+    def _by_record(self, queue: Queue, tasks: WaitingTasks | None, skews: Mapping[str, float], now: float) -> Queue:
+        gone = -1 if tasks is None else tasks.number - (queue.ready or 0)
+        if tasks is None or not 0 <= gone < len(tasks.sent):
+            return queue
+        return _at_least(queue, [self._ours(tasks.sent[gone], skews)], now, exact=gone == 0)
+
+    def _ours(self, sent: SendTime | None, skews: Mapping[str, float]) -> float | None:
+        if sent is None:
+            return None
+        skew = skews.get(sent.worker) if sent.worker is not None else self._senders.skew(sent.client)
+        return moved(sent.at, skew, 0.0)
+
+
+def _at_least(queue: Queue, times: Sequence[float | None], now: float, *, exact: bool) -> Queue:
+    """Seen at the head before it was sent, or sent in the future: then a clock is off, and what was seen counts."""
+    known = [each for each in times if each is not None]
+    seen = queue.oldest
+    if not known or min(known) > (now if seen is None else seen):
+        return queue
+    return msgspec.structs.replace(queue, oldest=min(known), oldest_exact=exact)
+
+
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 FIRST_LOOK_SECONDS = 0.3  # of silence, after which those are asked who answered the first ping
 WAKE_SECONDS = 0.1  # between two looks whether anybody woke us
@@ -106,10 +175,10 @@ class Sampler:
         remote: Remote,
         settings: Settings,
         notice: Callable[[str], None] = log.info,
-        helpers: Helpers | None = None,
+        helpers: HelperFailures | None = None,
         senders: Senders | None = None,
     ) -> None:
-        self._helpers = helpers or Helpers()
+        self._helpers = helpers or HelperFailures()
         self._store = store
         self._cluster = cluster
         self._probe = probe

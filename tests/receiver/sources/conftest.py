@@ -9,9 +9,9 @@ import pytest
 from amqp import Connection as AmqpConnection
 from kombu.utils.url import parse_url
 
+from celery_monitor.receiver.sources import make_source
 from celery_monitor.receiver.sources.amqp import witness_name
 from celery_monitor.receiver.sources.base import Source
-from celery_monitor.receiver.sources.make import make_source
 from celery_monitor.settings import Broker, Settings
 from tests.conftest import AMQP_URL
 

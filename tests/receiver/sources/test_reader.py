@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from celery_monitor.errors import BrokerUnavailable
-from celery_monitor.receiver.helpers import Helpers
+from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.receiver.sources.buffer import PING, Buffer, pump
 from celery_monitor.receiver.sources.reader import BrokerSocket, Packed, Reader, ReaderThread, SocketProcess, pack
 from celery_monitor.receiver.sources.redis import RedisFormat
@@ -56,7 +56,7 @@ def reading(ends: Ends, tmp_path: Path) -> Iterator[Callable[..., Reader]]:
 
     def make(sock: socket.socket = ends[0], **more: int) -> Reader:
         settings = Settings(batch_seconds=0.05, batch_events=100, **more)  # type: ignore[arg-type]
-        worker = SocketProcess(sock, settings, tmp_path / "shop", Helpers())
+        worker = SocketProcess(sock, settings, tmp_path / "shop", HelperFailures())
         made.append(Reader(URL, worker, RedisFormat(), settings))
         return made[-1]
 
@@ -174,11 +174,11 @@ def test_it_ends_when_it_is_let_go_of(reading: Callable[..., Reader]) -> None:
 PARENT = """
 import socket, sys, time
 from pathlib import Path
-from celery_monitor.receiver.helpers import Helpers
+from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.receiver.sources.reader import SocketProcess
 from celery_monitor.settings import Settings
 ours, theirs = socket.socketpair()
-process = SocketProcess(ours, Settings(), Path(sys.argv[1]), Helpers())
+process = SocketProcess(ours, Settings(), Path(sys.argv[1]), HelperFailures())
 print(process._process.pid, flush=True)
 time.sleep(60)
 """

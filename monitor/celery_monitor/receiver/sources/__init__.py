@@ -1,1 +1,31 @@
-"""Where events come from: one module per way of reading them, all yielding the same Events."""
+"""Where events come from: one module per way of reading a broker, and the choice among them."""
+
+import logging
+
+from celery_monitor.addresses import require_events, without_password
+from celery_monitor.errors import Unsupported
+from celery_monitor.receiver.helper_failures import HelperFailures
+from celery_monitor.receiver.sources.amqp import AmqpSource
+from celery_monitor.receiver.sources.base import Source
+from celery_monitor.receiver.sources.kombu import KombuSource
+from celery_monitor.receiver.sources.redis import RedisSource, serves
+from celery_monitor.settings import Broker, Settings
+
+log = logging.getLogger(__name__)
+
+
+def make_source(broker: Broker, settings: Settings, helpers: HelperFailures | None = None) -> Source:
+    """The fastest source that serves this broker as it is configured, or the one that ``settings.source`` names.
+
+    Raises Unsupported where Celery sends no events, SettingsError where there is no such transport.
+    """
+    transport, source = require_events(broker.url), settings.source
+    if source not in {"auto", "kombu", transport}:
+        raise Unsupported(f"source {source} cannot read from {without_password(broker.url)}; use auto or kombu")
+    if transport == "amqp" and source != "kombu":
+        return AmqpSource(broker, settings)
+    if transport == "redis" and (source == "redis" or (source == "auto" and serves(broker, settings))):
+        return RedisSource(broker, settings, helpers)
+    if source == "auto":
+        log.info("%s is read through kombu", without_password(broker.url))
+    return KombuSource(broker, settings)

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from celery_monitor.brokers.connection import unavailable
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.receiver.decode import count, decode
-from celery_monitor.receiver.helpers import SOCKET_PROCESS, Helpers
+from celery_monitor.receiver.helper_failures import SOCKET_PROCESS, HelperFailures
 from celery_monitor.receiver.sources import buffer
 from celery_monitor.receiver.sources.buffer import COMMITTED, DAMAGED, DATA, END, FRAME
 from celery_monitor.records.event import Event
@@ -160,7 +160,7 @@ class SocketProcess:
     Raises OSError where it cannot be started.
     """
 
-    def __init__(self, sock: socket.socket, settings: Settings, folder: Path, helpers: Helpers) -> None:
+    def __init__(self, sock: socket.socket, settings: Settings, folder: Path, helpers: HelperFailures) -> None:
         self._helpers = helpers
         self._steady_at = time.monotonic() + STEADY_SECONDS if helpers.failures(SOCKET_PROCESS) else None
         self.pipe, theirs = _pipe()

@@ -20,7 +20,7 @@ from kombu.utils.url import url_to_parts
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained, parse_address, transport_options
 from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.decode import JSON, Content, opened
-from celery_monitor.receiver.helpers import FEWEST_FAILURES, SOCKET_PROCESS, Helpers
+from celery_monitor.receiver.helper_failures import FEWEST_FAILURES, SOCKET_PROCESS, HelperFailures
 from celery_monitor.receiver.sources.base import ReadSource
 from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, read_redis
 from celery_monitor.receiver.sources.reader import BrokerSocket, ReaderThread, SocketProcess, closed_by_error
@@ -259,9 +259,9 @@ class RedisSource(ReadSource):
     keeps_events = False
     missed = True
 
-    def __init__(self, broker: Broker, settings: Settings, helpers: Helpers | None = None) -> None:
+    def __init__(self, broker: Broker, settings: Settings, helpers: HelperFailures | None = None) -> None:
         super().__init__(broker, settings)
-        self._helpers = helpers or Helpers()
+        self._helpers = helpers or HelperFailures()
         self._address = parse_redis_address(broker.url)
         self._pattern = channel_pattern(app_for(broker, settings), self._address.db)
         self._socket: BrokerSocket | None = None  # where a thread reads it

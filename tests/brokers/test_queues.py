@@ -14,7 +14,7 @@ import pytest
 from kombu import Connection, Exchange
 from kombu import Queue as Declared
 
-from celery_monitor.brokers.oldest_message import Markers, QueueHeads
+from celery_monitor.brokers.queues import Markers, QueueHeads
 from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.records.queue import Queue

@@ -25,7 +25,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_ERROR = 500
 
 
-class Helpers:
+class HelperFailures:
     """The helpers of one receiver that fail now. Any thread may report and read."""
 
     def __init__(self) -> None:
