@@ -1,4 +1,4 @@
-"""Announces the messages of tasks that fail, so that celery-monitor can retry them exactly. Runs inside your workers.
+"""Sends the messages of failed tasks as events, so that celery-monitor can retry them exactly. Runs in your workers.
 
 One line of your application's configuration::
 
@@ -8,11 +8,11 @@ or ``celery_monitor_capture.install(app)``, which keeps existing annotations. A 
 is revoked then sends one more event, ``capture-message``, with its original message: body, headers, properties and
 route. Tasks that succeed or will be retried cost nothing.
 
-``celery_monitor_capture:RequestOnReceive`` announces each message when it is received instead, so that a task whose
-worker is killed can be retried exactly as well. It costs an event with the whole message for every task.
+``celery_monitor_capture:RequestOnReceive`` sends each message when it is received instead, so that a task whose worker
+is killed can be retried exactly as well. It costs an event with the whole message for every task.
 
-Imports Celery, kombu and the standard library only, runs on Python 3.8, and never raises into the worker: what cannot
-be captured is logged and left out.
+Imports only Celery, kombu and the standard library, runs on Python 3.8, and never raises into the worker: a message
+that cannot be captured is logged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from celery.worker.request import Request as CeleryRequest
 from kombu.utils.json import dumps
 
 EVENT = "capture-message"
-GROUP = "capture"  # not ``task``: other monitors take the type of a task's event for a state
+GROUP = "capture"  # not ``task``: other monitors read the type of a task event as a state
 LIMIT_VARIABLE = "CELERY_CAPTURE_MAX_BYTES"
 DEFAULT_LIMIT = 256 * 1024
 PER_DELIVERY = ("delivery_info", "delivery_tag", "body_encoding", "application_headers")
@@ -39,7 +39,7 @@ PER_DELIVERY = ("delivery_info", "delivery_tag", "body_encoding", "application_h
 _DELAY = re.compile(r"^(?:[01]\.){28}")
 
 log = logging.getLogger(__name__)
-_logged: set[str] = set()  # kinds of errors
+_logged: set[str] = set()  # classes of errors
 
 
 def _limit() -> int:
@@ -48,16 +48,16 @@ def _limit() -> int:
 
 
 class Request(CeleryRequest):  # type: ignore[misc]  # celery has no types
-    """Celery's request, which also announces the message of a task that did not succeed.
+    """Celery's request, which also sends the message of a task that did not succeed.
 
-    ``max_bytes``: a longer body is left out, and only its size announced.
+    ``max_bytes``: of a longer body only the size is sent.
     """
 
     max_bytes = _limit()
     _captured = False
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Before Celery's own: what its result backend raises must not hide the message."""
+        """Before Celery's own handler, in which the result backend may raise."""
         if _is_over(exc_info):
             self._capture("failed")
         return super().on_failure(exc_info, *args, **kwargs)
@@ -77,17 +77,17 @@ class Request(CeleryRequest):  # type: ignore[misc]  # celery has no types
         return super()._announce_revoked(*args, **kwargs)
 
     def _capture(self, why: str) -> None:
-        """Announces the message, once. Never raises into the task."""
+        """Sends the message, once. Never raises into the task."""
         try:
             if not self._captured:
                 self._captured = True
-                _announce(self, why)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the worker goes on
+                _send(self, why)
+        except Exception as error:  # noqa: BLE001 - the worker must go on
             _log_once(error)
 
 
 class RequestOnReceive(Request):
-    """Announces each message when it is received, in case the worker is killed."""
+    """Sends each message when it is received, in case the worker is killed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,9 +95,9 @@ class RequestOnReceive(Request):
 
 
 def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = None) -> None:
-    """Captures for every task of the application and keeps its other annotations.
+    """Captures the messages of all tasks of the application; its other annotations are kept.
 
-    ``max_bytes`` is for this process; the environment's CELERY_CAPTURE_MAX_BYTES is for all.
+    ``max_bytes`` applies to this process; the environment's CELERY_CAPTURE_MAX_BYTES to all.
     """
     if max_bytes is not None:
         Request.max_bytes = max_bytes
@@ -107,7 +107,7 @@ def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = No
 
 
 def _is_over(exc_info: Any) -> bool:
-    """The task will not run again by itself."""
+    """Whether the task will not be retried or requeued."""
     error = exc_info.exception
     if type(error).__name__ == "ExceptionWithTraceback":  # of billiard 4; Celery 5.2 has billiard 3, without it
         error = error.exc
@@ -116,7 +116,7 @@ def _is_over(exc_info: Any) -> bool:
     return not isinstance(error, (Retry, Ignore))
 
 
-def _announce(request: Request, why: str) -> None:
+def _send(request: Request, why: str) -> None:
     eventer = request.eventer
     if not (eventer and eventer.enabled and request.task.send_events):
         return
@@ -167,7 +167,7 @@ def describe(request: Request, why: str) -> dict[str, Any] | None:
 
 
 def wire_body(message: Any) -> tuple[bytes, bool]:
-    """The body as it was on the wire, and whether it is that: elsewhere kombu has decompressed it already."""
+    """The body, and whether it is unchanged: on some transports kombu has already decompressed it."""
     raw = getattr(message, "_raw", None)  # of virtual transports
     if isinstance(raw, Mapping) and isinstance(raw.get("body"), (str, bytes)):
         encoding = (raw.get("properties") or {}).get("body_encoding")
@@ -182,7 +182,7 @@ def _bytes(body: Any) -> bytes:
 
 
 def queue_of(app: Celery, exchange: str | None, routing_key: str | None) -> str | None:
-    """The queue that this worker consumed the message from; ``None`` where its route leaves several."""
+    """The queue that this worker consumed the message from; ``None`` if several match its route."""
     if routing_key is None:
         return None
     if not exchange:
@@ -200,7 +200,7 @@ def queue_of(app: Celery, exchange: str | None, routing_key: str | None) -> str 
 
 
 def _links(request: Request) -> dict[str, Any]:
-    """Callbacks, chain and chord: they stand in the body, which a monitor cannot read where it is pickled."""
+    """Callbacks, chain and chord: they are in the body, which a monitor cannot read if it is pickled."""
     embed = request._payload[2] or {}
     chord = embed.get("chord")
     return {
@@ -212,7 +212,7 @@ def _links(request: Request) -> dict[str, Any]:
 
 
 def _log_once(error: Exception) -> None:
-    """Logs each kind of error once."""
+    """Logs each class of error once."""
     kind = type(error).__name__
     if kind not in _logged:
         _logged.add(kind)

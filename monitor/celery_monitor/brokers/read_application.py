@@ -73,24 +73,24 @@ MISSING = object()
 
 
 class NotCarriedError(Exception):
-    """A value that no document can carry; says what it is."""
+    """A value that the document cannot contain; the text is its type."""
 
 
 class EntryError(Exception):
-    """Something that is no entry of a schedule; says why."""
+    """An invalid entry of a schedule; the text is the reason."""
 
 
 def main(name: str, descriptor: int, seconds: int) -> None:
     """Writes the document of the application, or ``{"error": ...}``."""
-    signal.alarm(seconds)  # the parent's own limit, for when there is no parent any more
+    signal.alarm(seconds)  # in case the parent, which has a time limit, is gone
     sys.path.insert(0, str(os.getcwd()))  # noqa: PTH109 - as celery does for -A
     try:
         document = document_of(found_app(name))
-    except BaseException as error:  # noqa: BLE001 - whatever a user's module raises, SystemExit included
+    except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
         document = {"error": explained(name, error)}
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
         json.dump(document, pipe)
-    os._exit(0)  # threads that the user's modules have started do not hold us
+    os._exit(0)  # despite threads that the user's modules have started
 
 
 def found_app(name: str) -> Celery:
@@ -128,12 +128,12 @@ def document_of(app: Celery) -> dict[str, Any]:
 
 
 def _load_tasks(app: Celery) -> dict[str, str]:
-    """Imports the task modules, as beat does: many an entry of the schedule is added there."""
+    """Imports the task modules, as beat does: they often add entries to the schedule."""
     try:
         app.loader.import_default_modules()
         app.finalize(auto=True)
     except Exception as error:  # noqa: BLE001 - the configuration is read all the same
-        return {"tasks": f"its task modules cannot all be imported: {_words(error)}{_place(error)}"}
+        return {"tasks": f"not all of its task modules can be imported: {_words(error)}{_place(error)}"}
     return {}
 
 
@@ -147,9 +147,9 @@ def _setting(conf: Any, name: str) -> Any:
 
 
 def _address(app: Celery, given: Any) -> str:
-    """As it was given where that is an address, else what kombu makes of host, user and the like."""
+    """The setting if it is an address, else built by kombu from host, user and so on."""
     if isinstance(given, (list, tuple)):
-        return ";".join(str(each) for each in given)
+        return ";".join(map(str, given))
     if isinstance(given, str) and "://" in given:
         return given
     return str(app.connection_for_read(given).as_uri(include_password=True))
@@ -162,7 +162,7 @@ def _queues(conf: Any, unusable: dict[str, str]) -> list[str]:
         return [str(conf.task_default_queue)]
     names = list(given) if isinstance(given, Mapping) else [getattr(each, "name", each) for each in given]
     if not all(isinstance(each, str) for each in names):
-        unusable["task_queues"] = "it holds something that is neither a queue nor a name"
+        unusable["task_queues"] = "it contains something that is neither a queue nor a name"
     return [str(each) for each in names if isinstance(each, str)]
 
 
@@ -170,13 +170,13 @@ def _queues(conf: Any, unusable: dict[str, str]) -> list[str]:
 
 
 def _carry(name: str, value: Any, carried: dict[str, Any], unusable: dict[str, str]) -> None:
-    """Members of a dictionary are carried one by one: one that cannot be does not take the others with it."""
+    """Members of a dictionary are converted one by one, so that a bad one does not make the others unusable."""
     if isinstance(value, Mapping):
         pairs = []
         for key, member in value.items():
-            held: dict[str, Any] = {}
-            _carry(f"{name}.{key}", member, held, unusable)
-            pairs += [[str(key), each] for each in held.values()]
+            one: dict[str, Any] = {}
+            _carry(f"{name}.{key}", member, one, unusable)
+            pairs += [[str(key), each] for each in one.values()]
         carried[name] = {"mapping": pairs}
         return
     try:
@@ -186,8 +186,7 @@ def _carry(name: str, value: Any, carried: dict[str, Any], unusable: dict[str, s
 
 
 def _plain(value: Any) -> Any:
-    """Scalars as they are; the rest as an object with the one key that names its kind (see
-    ``celery_monitor.records.application``)."""
+    """Scalars unchanged; others as an object whose only key is the type (see ``records.application``)."""
     if isinstance(value, enum.Enum):
         if type(value).__module__ == "ssl":
             return {"ssl": value.name}
@@ -203,9 +202,9 @@ def _plain(value: Any) -> Any:
             return {kind: [_plain(each) for each in value]}
     if isinstance(value, Mapping):
         return {"mapping": [[_plain(key), _plain(each)] for key, each in value.items()]}
-    if type(value).__module__.startswith("django.utils.functional"):  # a text that is translated when it is shown
+    if type(value).__module__.startswith("django.utils.functional"):  # a lazily translated text
         return str(value)
-    if hasattr(value, "utcoffset") and hasattr(value, "dst"):  # a time zone, which says its name
+    if hasattr(value, "utcoffset") and hasattr(value, "dst"):  # a time zone, whose text is its name
         return str(value)
     raise NotCarriedError(f"it is {_kind(value)}")
 
@@ -226,7 +225,7 @@ def _kind(value: Any) -> str:
 
 
 def schedule_of(given: Any) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """What can be read of the entries, and of each other one its name and the reason."""
+    """The valid entries, and the name and reason of each invalid one."""
     entries, unread = [], []
     if not isinstance(given, Mapping):
         return [], [{"name": "beat_schedule", "reason": f"it is {_kind(given)}, not a dictionary"}] if given else []
@@ -235,7 +234,7 @@ def schedule_of(given: Any) -> tuple[list[dict[str, Any]], list[dict[str, str]]]
             entries.append(_entry(str(name), entry))
         except EntryError as error:
             unread.append({"name": str(name), "reason": str(error)})
-        except Exception as error:  # noqa: BLE001 - a __repr__ of the user's own may raise anything
+        except Exception as error:  # noqa: BLE001 - the user's __repr__ may raise anything
             unread.append({"name": str(name), "reason": _words(error)})
     return entries, unread
 
@@ -289,7 +288,7 @@ def _json(value: Any) -> str | None:
 
 
 def databases(backend: Any, problems: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Where Django's own result backend and schedule keep their rows."""
+    """The databases of Django's result backend and schedule."""
     found: dict[str, dict[str, str]] = {}
     configured = getattr(sys.modules.get("django.conf"), "settings", None)
     if configured is None or not configured.configured:
@@ -343,7 +342,7 @@ def _database_url(connection: Any) -> str:
 
 
 def explained(name: str, error: BaseException) -> str:
-    """One line: what is wrong with the application, and where."""
+    """What is wrong with the application, and where, in one line."""
     module = name.partition(":")[0]
     if isinstance(error, ModuleNotFoundError) and error.name is None and name in str(error):
         return f"{module} has no {name.partition(':')[2]!r}"
@@ -359,20 +358,20 @@ def explained(name: str, error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """Its class and first words; no password of an address."""
+    """Class and first words of an error, without the password of an address."""
     text = " ".join(str(error).split())
     text = re.sub(r"(\w://)[^\s/'\"]*@", r"\1**@", text)[:400]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _is_ours(error: BaseException) -> bool:
-    """It was raised by Celery's search for the application, not by the user's modules."""
+    """Whether Celery's search for the application raised it, not the user's modules."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.endswith((f"{os.sep}utils.py", f"{os.sep}imports.py"))
 
 
 def _place(error: BaseException) -> str:
-    """The line of the user's code that it came from."""
+    """The line of the user's code that raised it."""
     libraries = (__file__, "<", os.path.dirname(os.__file__))  # noqa: PTH120
     frames = traceback.extract_tb(error.__traceback__)
     own = [each for each in frames if "site-packages" not in each.filename and not each.filename.startswith(libraries)]
