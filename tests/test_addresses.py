@@ -135,9 +135,9 @@ def test_the_environment_is_held_to_the_same() -> None:
     ("arguments", "words"),
     [
         (("serve", "--broker", f"redis://:{SECRET}[@h/0"), "the address cannot be parsed"),
-        (("receive", "--broker", f"redis://:{SECRET}@h/0?pass={SECRET}"), "behind the ? of the address"),
+        (("receive", "--broker", f"redis://:{SECRET}@h/0?pass={SECRET}"), "after the ? of the address"),
         (("serve", "--broker", f"qpid://:{SECRET}@h"), "qpid needs a package that is not installed"),
-        (("web", "--broker", f"sentinel://:{SECRET}@h"), "Sentinel needs the name of its master"),
+        (("web", "--broker", f"sentinel://:{SECRET}@h"), "Sentinel needs the name of the master"),
         (("receive", *GOOD, "--database", "sqlite:////nowhere/x.db"), "check that the folder exists"),
         (("receive", *GOOD, "--database", f"sqlite:///{ROOT}/README.md"), "file is not a database"),
         (("receive", *GOOD, "--database", f"sqlite:///{ROOT}"), "unable to open database file"),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from celery_monitor.addresses import without_password
 from celery_monitor.brokers.application import application_of
-from celery_monitor.brokers.examine import look_at
+from celery_monitor.brokers.examine import examine_broker
 from celery_monitor.brokers.results import result_backend, stored_results
 from celery_monitor.core.checks import (
     BrokerFacts,
@@ -60,7 +60,7 @@ def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
     address = without_password(broker.url)
     failing = list(failing_helpers(record.receiver, time.time())) if record.receiver is not None else []
     try:
-        facts = look_at(broker, settings)
+        facts = examine_broker(broker, settings)
     except BrokerUnavailable as error:
         found = Finding("broker", "bad", error.message, "Check --broker, and that it runs.")
         return Report(broker.cluster, address, [found, *failing])

@@ -186,7 +186,7 @@ def test_brokers_of_the_environment_do_not_go_before_those_that_are_given(monkey
         ("disabled://", "none", ""),
     ],
 )
-def test_result_backend_is_read_or_said_not_to_be(backend: str, kind: str, address: str) -> None:
+def test_result_backend_is_read_or_reported_not_to_be(backend: str, kind: str, address: str) -> None:
     conf: dict[str, object] = {"result_backend": backend}
     application = Application(conf=conf, broker_read_url="redis://h", broker_write_url="redis://h")
     found = result_backend(Broker("default", "redis://h"), Settings(application=application))

@@ -3,7 +3,7 @@
 import pytest
 
 from celery_monitor.addresses import require_events, transport_of, without_password
-from celery_monitor.brokers.connection import AGAIN_SECONDS, app_for, explained, link, transport_options
+from celery_monitor.brokers.connection import RETRY_SECONDS, app_for, explained, link, transport_options
 from celery_monitor.errors import BrokerUnavailable, SettingsError
 from celery_monitor.settings import Broker, Settings
 from tests.servers import free_port
@@ -64,12 +64,12 @@ def test_the_users_configuration_is_taken_over_but_not_its_broker() -> None:
 
 
 @pytest.mark.parametrize("name", ["tests.apps.nowhere", "tests.apps.configured:nothing"])
-def test_an_app_that_cannot_be_loaded_is_said(name: str) -> None:
+def test_an_app_that_cannot_be_loaded_is_reported(name: str) -> None:
     with pytest.raises(SettingsError, match="as for celery -A"):
         app_for(BROKER, Settings(app=name))
 
 
-def test_sentinel_without_the_name_of_its_master_is_said() -> None:
+def test_sentinel_without_the_name_of_its_master_is_reported() -> None:
     broker = Broker("shop", "sentinel://:s3cret@localhost:26399/9")
     with pytest.raises(SettingsError, match=r"--broker-options '\{\"master_name\"") as caught:
         app_for(broker, Settings())
@@ -94,4 +94,4 @@ def test_a_page_does_not_wait_for_a_broker_that_is_down(address: str, monkeypatc
     monkeypatch.setattr("kombu.utils.functional.sleep", slept.append)
     with pytest.raises(BrokerUnavailable), link(Broker("shop", address.format(free_port())), Settings()):
         pass
-    assert sum(slept) == AGAIN_SECONDS
+    assert sum(slept) == RETRY_SECONDS

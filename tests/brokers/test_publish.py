@@ -79,7 +79,7 @@ def test_what_no_queue_takes_comes_back(amqp_url: str, amqp_queue: Any) -> None:
         sender.send(make_call(amqp_queue()))  # and the publisher goes on
 
 
-def test_a_full_queue_is_said(amqp_url: str, amqp_queue: Any) -> None:
+def test_a_full_queue_is_reported(amqp_url: str, amqp_queue: Any) -> None:
     queue = amqp_queue(**{"x-max-length": 1, "x-overflow": "reject-publish"})
     with publisher(*make_settings(amqp_url)) as sender:
         sender.send(make_call(queue))

@@ -109,7 +109,7 @@ def test_redis_transport_options_are_honoured(redis_url: str) -> None:
     assert bare.ready == 0
 
 
-def test_unacknowledged_messages_on_redis_are_told_apart_by_queue(redis_url: str) -> None:
+def test_unacknowledged_messages_on_redis_are_counted_by_queue(redis_url: str) -> None:
     with declared(redis_url) as (connection, queue), declared(redis_url) as (_, other):
         publish(connection, queue, 5)
         held = [queue.get() for _ in range(3)]
@@ -163,7 +163,7 @@ def test_age_of_the_oldest_is_bounded_while_a_backlog_drains_on_redis(redis_url:
     probe.close()
 
 
-def test_unreachable_broker_is_said_and_tried_again(redis_url: str) -> None:
+def test_unreachable_broker_is_reported_and_tried_again(redis_url: str) -> None:
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
         measure("redis://127.0.0.1:1/0", "x")
     with pytest.raises(BrokerUnavailable):
@@ -256,7 +256,7 @@ def test_management_api_that_fails_leaves_unknown(amqp_url: str, caplog: pytest.
 def test_markers_leave_in_order_and_are_asked_for_seldom() -> None:
     markers = Markers()
     for at in range(100):
-        markers.see(b"%d" % at, float(at))
+        markers.observe(b"%d" % at, float(at))
     asked = []
 
     def is_there(payload: bytes) -> bool:
@@ -269,13 +269,13 @@ def test_markers_leave_in_order_and_are_asked_for_seldom() -> None:
     assert len(asked) < 12
     assert markers.since(lambda _: None) is None
     assert markers.since(is_there) == since
-    markers.see(None, 100.0)
+    markers.observe(None, 100.0)
     assert markers.since(lambda _: True) is None
 
 
 def test_head_of_a_queue_without_consumers_is_new_once_it_shrinks() -> None:
     heads = QueueHeads()
-    assert heads.see("mail", "unconsumed", 100.0, 5) is None
-    assert heads.see("mail", "unconsumed", 103.0, 9) == 100.0
-    assert heads.see("mail", "unconsumed", 107.0, 8) is None
-    assert heads.see("mail", "unconsumed", 111.0, 8) == 107.0
+    assert heads.observe("mail", "unconsumed", 100.0, 5) is None
+    assert heads.observe("mail", "unconsumed", 103.0, 9) == 100.0
+    assert heads.observe("mail", "unconsumed", 107.0, 8) is None
+    assert heads.observe("mail", "unconsumed", 111.0, 8) == 107.0

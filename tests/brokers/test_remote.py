@@ -29,13 +29,13 @@ def test_a_targeted_question_ends_with_its_answer(broker_url: str) -> None:
 def test_a_broadcast_ends_with_the_last_expected_answer_or_with_silence(broker_url: str) -> None:
     with running_worker(broker_url) as one, running_worker(broker_url) as two:
         remote = make_remote(broker_url)
-        heard: list[str] = []
+        replied: list[str] = []
         expected = [one.hostname, two.hostname]
         # Waiting for silence would outlast the test's own time limit.
         replies = remote.ask(
-            "ping", timeout=600.0, on_reply=lambda reply: heard.append(reply.worker), expected=expected
+            "ping", timeout=600.0, on_reply=lambda reply: replied.append(reply.worker), expected=expected
         )
-        assert sorted(heard) == sorted(replies) == sorted(expected)
+        assert sorted(replied) == sorted(replies) == sorted(expected)
         assert sorted(remote.ask("ping", timeout=2.0)) == sorted(expected)
 
 
@@ -87,7 +87,7 @@ def test_nobody_asked_is_nobody_answering() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_broker_that_does_not_answer_is_said_without_its_password(scheme: str) -> None:
+def test_a_broker_that_does_not_answer_is_reported_without_its_password(scheme: str) -> None:
     with pytest.raises(BrokerUnavailable, match="nothing was sent") as caught:
         make_remote(f"{scheme}://olga:s3cret@127.0.0.1:1/0").ask("ping")
     assert "s3cret" not in caught.value.message
@@ -100,7 +100,7 @@ def test_a_broker_that_does_not_answer_is_said_without_its_password(scheme: str)
         ("guest:guest", "no-such-host", "Check the virtual host in --broker, and the user's rights on it."),
     ],
 )
-def test_rabbitmq_that_lets_nobody_in_is_said_with_what_to_do(
+def test_rabbitmq_that_lets_nobody_in_is_reported_with_what_to_do(
     amqp_url: str, login: str, host: str, advice: str
 ) -> None:
     there = urlsplit(amqp_url)
@@ -120,7 +120,7 @@ def test_rabbitmq_that_lets_nobody_in_is_said_with_what_to_do(
         ("watcher:w4tch@", 0, "The user lacks a right"),
     ],
 )
-def test_redis_that_lets_nobody_in_is_said_with_what_to_do(
+def test_redis_that_lets_nobody_in_is_reported_with_what_to_do(
     tmp_path: Path, login: str, database: int, advice: str
 ) -> None:
     with running_redis(tmp_path, "--requirepass", "s3cret") as server:
@@ -132,18 +132,18 @@ def test_redis_that_lets_nobody_in_is_said_with_what_to_do(
     assert all(secret not in caught.value.message for secret in ("wr0ng", "s3cret", "w4tch"))
 
 
-def test_what_a_broker_refuses_later_is_not_said_to_be_a_lost_connection(amqp_url: str) -> None:
+def test_what_a_broker_refuses_later_is_not_reported_as_a_lost_connection(amqp_url: str) -> None:
     broker = Broker("shop", amqp_url)
-    with pytest.raises(BrokerUnavailable, match=r"refuses .*NOT_FOUND"), link(broker, Settings()) as connection:
+    with pytest.raises(BrokerUnavailable, match=r"refused .*NOT_FOUND"), link(broker, Settings()) as connection:
         connection.default_channel.queue_declare("never-declared", passive=True)
 
 
-def test_a_transport_without_broadcast_is_said() -> None:
+def test_a_transport_without_broadcast_is_reported() -> None:
     with pytest.raises(Unsupported):
         make_remote("sqla+sqlite:///:memory:").ask("ping")
 
 
-def test_a_connection_that_is_lost_is_not_said_to_have_sent_nothing(redis_url: str) -> None:
+def test_a_connection_that_is_lost_is_not_reported_to_have_sent_nothing(redis_url: str) -> None:
     broker = Broker("shop", redis_url)
     with pytest.raises(BrokerUnavailable, match="may have arrived"), link(broker, Settings(broker=(broker,))):
         raise ConnectionResetError("by the peer")

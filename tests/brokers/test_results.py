@@ -2,7 +2,7 @@
 
 import pytest
 
-from celery_monitor.brokers.results import ResultReader, read_end
+from celery_monitor.brokers.results import ResultReader, read_result
 from celery_monitor.records.application import Application
 from celery_monitor.settings import Broker, Settings
 
@@ -20,8 +20,8 @@ def test_backend_that_is_not_read_is_named_in_the_evidence() -> None:
     )
     ends = ResultReader(broker, Settings(application=application))
     assert ends.of(["a"]) == {}
-    assert ends.absence == "its result backend (rpc://) cannot be read from here, and may know more"
-    assert ResultReader(broker, Settings()).absence == "no result backend tells of it"
+    assert ends.absence == "its result backend (rpc://) cannot be read from here and may have a result"
+    assert ResultReader(broker, Settings()).absence == "no result backend has a result"
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ def test_backend_that_is_not_read_is_named_in_the_evidence() -> None:
     [None, b"\x80\x04}q\x00.", b"[1]", b'{"status": "PENDING"}', b'{"status": ["SUCCESS"]}', b'"SUCCESS"', b"\xff"],
 )
 def test_what_is_no_json_or_no_end_says_nothing(payload: bytes | None) -> None:
-    assert read_end(payload) is None
+    assert read_result(payload) is None
 
 
 def test_an_odd_failure_has_no_exception_rather_than_a_wrong_one() -> None:
-    end = read_end(b'{"status": "FAILURE", "result": "no dict", "traceback": 7, "date_done": "soon"}')
+    end = read_result(b'{"status": "FAILURE", "result": "no dict", "traceback": 7, "date_done": "soon"}')
     assert end is not None
     assert (end.event, end.exception, end.traceback, end.done) == ("task-failed", None, None, None)

@@ -101,7 +101,7 @@ def test_only_one_connection_to_rabbitmq_works_at_a_job(amqp_url: str, sqlite_ur
         broker, settings = shop.settings.broker[0], shop.settings
         with (
             batches(broker, settings, "a job") as first,
-            pytest.raises(Exception, match="still holds its connection"),
+            pytest.raises(Exception, match="still connected to RabbitMQ"),
             batches(broker, settings, "a job"),
         ):
             raise AssertionError

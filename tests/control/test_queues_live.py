@@ -134,7 +134,7 @@ def test_one_message_is_thrown_away_and_no_other(watch: Watch) -> None:
         left = read(watch, queue).reading
         assert left is not None
         assert [message.id for message in left.messages] == [ids[0], ids[2], ids[3]]
-        with pytest.raises(NotFound, match="a worker may have taken it"):
+        with pytest.raises(NotFound, match="a worker may have received it"):
             watch.perform(command, ADMIN)
 
 

@@ -155,7 +155,7 @@ def test_a_worker_that_answers_in_pickle_breaks_nothing(
         assert "application/x-python-serialize, which is not read" in str(replies[pickling.hostname].error)
         heard = remote.ask("ping", {}, None, 0.5)
         assert heard[plain.hostname].ok == "pong"
-        assert "x-python-serialize" in str(heard["unreadable answer 1"].error)
+        assert "x-python-serialize" in str(heard["unreadable reply 1"].error)
 
 
 @pytest.mark.parametrize(

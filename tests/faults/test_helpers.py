@@ -74,7 +74,7 @@ def test_what_keeps_failing_is_named_everywhere_until_it_works_again(tmp_path: P
                 os.kill(pid, signal.SIGKILL)
                 wait_for(lambda pid=pid: pid not in socket_processes(group), 20, "its end")
             wait_for(lambda: "socket process" in helpers(dashboard), 30, "the socket process to be named")
-            assert "ended by itself (SIGKILL)" in helpers(dashboard)["socket process"]["error"]
+            assert "ended unexpectedly (SIGKILL)" in helpers(dashboard)["socket process"]["error"]
             dashboard.says("The socket process keeps failing", "A thread reads")
             with running_worker(f"redis://127.0.0.1:{server.port}/0", pool="solo", concurrency=1) as worker:
                 dashboard.wait_for_state(worker.send("add", 20, 22), "SUCCESS")

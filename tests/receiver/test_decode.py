@@ -2,18 +2,23 @@
 
 import json
 import math
+import pickle
+import zlib
 from typing import Any
 
+import msgpack
 import msgspec
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_monitor.core.sanitize import LATEST_TIME, NAME_LENGTH, Checked, Sanitizer
-from celery_monitor.receiver.decode import READERS, count, decode
+from celery_monitor.receiver.decode import MSGPACK, READERS, YAML, Content, count, decode, read_yaml, to_json
 from celery_monitor.records.event import Event
+from celery_monitor.records.receiver import RefusedEvents
 from tests.factories import NOW, make_event, make_id
-from tests.receiver.traffic import told
+from tests.receiver.traffic import as_dicts
 
 TEXTS = st.none() | st.text(max_size=20)
 INTEGERS = st.none() | st.integers(-(2**63), 2**63 - 1)
@@ -50,13 +55,13 @@ def body(document: object) -> bytes:
 @given(st.lists(EVENTS, max_size=5))
 def test_valid_events_come_back_equal(events: list[Event]) -> None:
     found, malformed = decode(msgspec.json.encode(events))
-    assert (told(found), malformed) == (told(events), 0)
+    assert (as_dicts(found), malformed) == (as_dicts(events), 0)
 
 
 @given(EVENTS)
 def test_a_single_event_needs_no_list(event: Event) -> None:
     found, malformed = decode(msgspec.json.encode(event))
-    assert (told(found), malformed) == (told([event]), 0)
+    assert (as_dicts(found), malformed) == (as_dicts([event]), 0)
 
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\[?\{"type": ?"task-[a-z]*", ?"timestamp": .*\}\]?', fullmatch=True))
@@ -78,7 +83,7 @@ def test_wrong_types_never_raise_and_what_comes_out_can_be_stored(fields: dict[s
     events, malformed = decode(body({**plain(), **fields}))
     assert len(events) + malformed == 1
     for event in events:
-        assert told([msgspec.json.decode(msgspec.json.encode(event), type=Event)]) == told([event])
+        assert as_dicts([msgspec.json.decode(msgspec.json.encode(event), type=Event)]) == as_dicts([event])
 
 
 def test_every_field_of_an_event_has_a_lenient_reader() -> None:
@@ -89,7 +94,7 @@ def test_the_lenient_path_reads_a_good_event_as_the_fast_path_does() -> None:
     good = plain(loadavg=[1, 2.5, 3], signum=15, terminated=True, retries=3)
     (fast,), _ = decode(body(good))
     (fast_again, broken), malformed = decode(body([good, plain(runtime=math.nan)]))
-    assert told([fast]) == told([fast_again])
+    assert as_dicts([fast]) == as_dicts([fast_again])
     assert (broken.runtime, broken.result, malformed) == (None, "'paid'", 0)
 
 
@@ -195,3 +200,82 @@ def test_secrets_and_long_texts_are_found_among_clean_events() -> None:
         "y" * 99 + "…",
         *["'fine'"] * 10,
     ]
+
+
+PICKLE = "application/x-python-serialize"
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+DOCUMENTS = st.lists(st.dictionaries(st.sampled_from(["type", "uuid", "args", "freq", "loadavg"]), VALUES), max_size=3)
+
+
+@given(DOCUMENTS)
+def test_what_yaml_and_msgpack_dump_is_read_as_it_was(events: list[object]) -> None:
+    assert read_yaml(yaml.safe_dump(events).encode()) == yaml.safe_load(yaml.safe_dump(events))
+    packed = to_json(msgpack.packb(json.loads(json.dumps(events)), use_bin_type=True), Content(MSGPACK))
+    assert isinstance(packed, bytes)
+    assert json.loads(packed) == events
+
+
+def test_a_number_that_json_has_not_is_a_word_which_the_decoder_takes_for_unknown() -> None:
+    body = to_json(yaml.safe_dump({"runtime": math.inf, "freq": 2.5e300, "pid": 812}).encode(), Content(YAML))
+    assert isinstance(body, bytes)
+    assert json.loads(body) == {"runtime": ".inf", "freq": 2.5e300, "pid": 812}
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("it was unpickled",)
+
+
+def test_pickle_is_refused_and_never_unpickled() -> None:
+    body = pickle.dumps(Bomb())
+    assert to_json(body, Content(PICKLE, hostname="w7@shop")) == RefusedEvents("w7@shop", PICKLE)
+    assert to_json(zlib.compress(body), Content(PICKLE, "application/x-gzip")) == RefusedEvents("", PICKLE)
+    assert to_json(b"x", Content("a" * 300, hostname="\udc80\0" * 300)) == RefusedEvents("\ufffd" * 200, "a" * 200)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "? " * 100_000])
+def test_nested_yaml_ends_neither_the_process_nor_its_time(text: str) -> None:
+    assert to_json(text.encode(), Content(YAML)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",  # which doubles with each line
+        "base: &base {a: 1}\nmore: {<<: *base}",
+        "!!python/object/apply:os.system [true]\n---\n2",
+        "\x00",
+        "a: 'open",
+        "",
+    ],
+)
+def test_yaml_that_no_event_is_made_of_is_not_read(text: str) -> None:
+    assert to_json(text.encode(), Content(YAML)) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91" * 100_000, b"\x81\x91\x01\x02", b"\xa1\xff"]
+)
+def test_msgpack_that_is_none_is_not_read(body: bytes) -> None:
+    assert to_json(body, Content(MSGPACK)) is None
+
+
+def test_a_tag_of_python_is_a_text() -> None:
+    assert read_yaml(b"!!python/object/apply:os.system ['true']") == ["true"]
+
+
+def test_a_compressed_body_is_read_in_each_form() -> None:
+    for kind, body in (("application/json", b'{"pid": 3}'), (YAML, b"pid: 3"), (MSGPACK, msgpack.packb({"pid": 3}))):
+        found = to_json(zlib.compress(body), Content(kind, "application/x-gzip"))
+        assert isinstance(found, bytes)
+        assert json.loads(found) == {"pid": 3}

@@ -74,7 +74,7 @@ class Recovering:
         self.now += seconds
         self.check.step(read_workers(self.store, "shop"), self.now)
 
-    def look(self, pause: float = AGAIN_SECONDS) -> None:
+    def recheck(self, pause: float = AGAIN_SECONDS) -> None:
         """Both looks, and what is news in them."""
         for seconds in (POLL, pause, ARRIVAL_SECONDS):
             self.step(seconds)
@@ -119,7 +119,7 @@ def test_a_worker_that_is_silent_may_have_what_nobody_else_has(recovering: Recov
         lambda worker: msgspec.structs.replace(worker, status=WorkerStatus.SILENT, pool="solo"),
     )
     recovering.gap()
-    recovering.look(PATIENCE_SECONDS + 1)
+    recovering.recheck(PATIENCE_SECONDS + 1)
     found = recovering.finish()
     assert (found.asked, found.lost, found.unknown, found.complete) == (1, 0, 1, False)
     assert recovering.state(task_id) is TaskState.PENDING
@@ -130,7 +130,7 @@ def test_workers_that_come_back_later_than_we_are_waited_for(recovering: Recover
     recovering.receive("worker-heartbeat", BEGAN, freq=2.0, hostname=hostname)
     task_id = recovering.send()
     recovering.gap()
-    recovering.look()
+    recovering.recheck()
     recovering.step(AGAIN_SECONDS)
     with running_worker(recovering.url, hostname=hostname):
         for _ in range(2):
@@ -145,7 +145,7 @@ def test_a_result_backend_that_does_not_answer_says_nothing_of_an_end(recovering
     recovering.restart(backend=NOWHERE)
     task_id = recovering.send()
     recovering.gap()
-    recovering.look()
+    recovering.recheck()
     for _ in range(5):
         recovering.step(1.0)
     assert recovering.gaps()[-1].reconciliation in (None, Reconciliation(began=NOW + POLL, position=(3, 0.0, 0)))
@@ -159,12 +159,12 @@ def test_a_result_backend_that_answers_late_is_waited_for(recovering: Recovering
     recovering.restart(backend=NOWHERE)
     task_id = recovering.send()
     recovering.gap()
-    recovering.look()
+    recovering.recheck()
     for _ in range(6):
         recovering.step(1.0)
     end_in_backend(recovering.url, task_id, ENDED - 1)
     recovering.restart()  # with its address put right
-    recovering.look()
+    recovering.recheck()
     found = recovering.finish()
     assert (found.asked, found.backend, found.complete) == (1, 1, True)
     assert recovering.state(task_id) is TaskState.SUCCESS
@@ -176,12 +176,12 @@ def test_a_receiver_that_is_killed_in_the_middle_has_concluded_nothing_that_is_n
     tasks = [recovering.send() for _ in range(3)]
     recovering.gap()
     recovering.restart(keeps=False)
-    recovering.look()
+    recovering.recheck()
     for _ in range(10):
         recovering.step(1.0)
     assert [recovering.state(each) for each in tasks] == [TaskState.PENDING] * 3
     recovering.restart()
-    recovering.look()
+    recovering.recheck()
     found = recovering.finish()
     assert (found.asked, found.lost, found.unknown) == (3, 3, 0)
     assert [recovering.state(each) for each in tasks] == [TaskState.LOST] * 3
@@ -194,12 +194,12 @@ def test_a_receiver_that_starts_anew_goes_on_where_the_last_one_was(
     for number in range(5):
         recovering.send(BEGAN - 20 + number)
     recovering.gap()
-    recovering.look()
+    recovering.recheck()
     while (found := recovering.gaps()[-1].reconciliation) is None or found.asked < 2:
         recovering.step(1.0)
     assert found.ended is None
     recovering.restart()
-    recovering.look()
+    recovering.recheck()
     found = recovering.finish()
     assert (found.asked, found.lost, found.unknown) == (5, 5, 0)
 
@@ -210,7 +210,7 @@ def test_what_was_sent_after_the_looks_is_not_missed_in_them(recovering: Recover
     recovering.receive("worker-heartbeat", BEGAN, freq=2.0)
     recovering.receive("worker-offline", BEGAN + 1)
     recovering.send(BEGAN - 50)  # so that the queue is known
-    recovering.look()
+    recovering.recheck()
     task_id = recovering.send(BEGAN - 3600)
     found = recovering.finish()
     assert (found.asked, found.lost) == (1, 1)
@@ -228,8 +228,8 @@ def test_what_was_lost_since_an_earlier_gap_is_asked_for_with_the_later_one(reco
     recovering.gap()
     recovering.restart()
     end_in_backend(recovering.url, task_id, BEGAN - 95)
-    recovering.look()
+    recovering.recheck()
     recovering.restart()
-    recovering.look()
+    recovering.recheck()
     assert recovering.finish().backend == 1
     assert recovering.state(task_id) is TaskState.SUCCESS

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from celery_monitor.brokers.results import StoredEnd
-from celery_monitor.brokers.task_messages import Headers, Seen
+from celery_monitor.brokers.results import StoredResult
+from celery_monitor.brokers.task_messages import Headers, LocatedMessage
 from celery_monitor.receiver.lost_tasks import (
     AFTER_GAP,
     Activity,
@@ -29,7 +29,7 @@ GAP = (NOW - 60.0, NOW - 20.0)
 STARTED, RECEIVED, PENDING, RETRY, LOST = (
     TaskState[name] for name in ("STARTED", "RECEIVED", "PENDING", "RETRY", "LOST")
 )
-WAITING, UNACKED = (Seen(Headers(ID, "shop.pay"), queue) for queue in (QUEUE, None))
+WAITING, UNACKED = (LocatedMessage(Headers(ID, "shop.pay"), queue) for queue in (QUEUE, None))
 OFFLINE = {"status": WorkerStatus.OFFLINE, "last_heartbeat": NOW - 50}
 SILENT = {"answered": frozenset[str](), "silent": frozenset({HOST})}
 
@@ -52,14 +52,14 @@ def snapshot(**fields: Any) -> Snapshot:
     return Snapshot(**{"on_workers": {}, "messages": {}, **given})
 
 
-def has(message: Seen | None = None, listed: str | None = None, hostname: str = HOST) -> Snapshot:
+def has(message: LocatedMessage | None = None, listed: str | None = None, hostname: str = HOST) -> Snapshot:
     on_workers = {ID: OnWorker(listed, hostname, started=NOW - 15)} if listed else {}
     return snapshot(on_workers=on_workers, messages={ID: message} if message else {})
 
 
 def gather(first: Snapshot, second: Snapshot | None = None, *workers: Worker, **fields: Any) -> Evidence:
     by_name = {each.hostname: each for each in (workers or (make_worker(), make_worker(hostname=OTHER, pid=32)))}
-    given = {"ends": {}, "backend": "no result backend tells of it", **fields}
+    given = {"results": {}, "backend": "no result backend has a result", **fields}
     return Evidence(first, second or first, by_name, NOW, **given)
 
 
@@ -109,8 +109,8 @@ def test_started_task_that_its_worker_does_not_have_is_lost_by_the_workers_clock
     [event] = judge(make_unfinished(STARTED), gather(snapshot(), None, make_worker(skew=3600.0))).events
     assert (event.type, event.timestamp, event.hostname, event.pid) == ("task-lost", NOW - 3600, HOST, 31)
     assert event.exception == (
-        "worker7@shop (process 31) is up and no longer knows the task: it was asked twice, 30 s apart, over 60 s after "
-        "the start. Its code ignored it, or its end was missed; no result backend tells of it"
+        "worker7@shop (process 31) is up and no longer has the task: it was asked twice, 30 s apart, over 60 s after "
+        "the start. Its code ignored it, or its end was missed; no result backend has a result"
     )
 
 
@@ -133,10 +133,10 @@ def test_started_task_that_its_worker_does_not_have_is_lost_by_the_workers_clock
 def test_end_in_the_result_backend(
     state: TaskState, fields: dict[str, Any], end: float | None, found: str, done: float
 ) -> None:
-    ends = {ID: StoredEnd("task-succeeded", end, "23", worker=OTHER)}
+    ends = {ID: StoredResult("task-succeeded", end, "23", worker=OTHER)}
     ahead = make_worker(hostname=OTHER, pid=32, skew=-3600.0)
     verdict = judge(
-        make_unfinished(state, **fields), gather(snapshot(), None, make_worker(), ahead, gap=GAP, ends=ends)
+        make_unfinished(state, **fields), gather(snapshot(), None, make_worker(), ahead, gap=GAP, results=ends)
     )
     [event] = verdict.events
     assert (verdict.found, event.timestamp) == (found, done)
@@ -147,7 +147,7 @@ def test_end_in_the_result_backend(
 @pytest.mark.parametrize("gap", [None, GAP])
 @pytest.mark.parametrize("state", [STARTED, PENDING])
 def test_while_the_result_backend_does_not_answer_nothing_is_concluded(state: TaskState, gap: Any) -> None:
-    assert judge(make_unfinished(state), gather(snapshot(), gap=gap, ends=None)).found == "unknown"
+    assert judge(make_unfinished(state), gather(snapshot(), gap=gap, results=None)).found == "unknown"
 
 
 RABBIT = {"reads_queues": False}

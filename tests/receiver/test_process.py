@@ -35,5 +35,5 @@ def test_what_runs_beside_the_receiver_starts_again_after_an_error(
     (found,) = failing.failing
     assert (found.name, found.error, found.failures) == ("queue sampler", "ValueError: a name of 300 bytes", 2)
     assert failing.pause("queue sampler") == 0.02  # ever longer
-    failing.works("queue sampler")
+    failing.succeeded("queue sampler")
     assert failing.failing == ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from celery_monitor.brokers.examine import look_at
+from celery_monitor.brokers.examine import examine_broker
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.workers import process_state, twin_pids
 from celery_monitor.receiver.reconcile import DEAF_SECONDS, Reconciler
@@ -330,7 +330,7 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
         both_queues = {first.queue, second.queue}
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
         wait_for(lambda: all((queue := watch.queue(name)) and queue.consumers for name in both_queues))
-        assert look_at(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
+        assert examine_broker(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
         ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
         assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}
         assert watch.concluded == []

@@ -67,7 +67,7 @@ def test_queue_shows_waiting_unacknowledged_and_consumers(broker_url: str, tmp_p
         assert sample.ready >= found.ready
 
 
-def test_queue_without_consumer_is_told_and_its_oldest_grows_older(broker_url: str, tmp_path: Path) -> None:
+def test_queue_without_consumer_is_reported_and_its_oldest_grows_older(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, concurrency=1) as worker:
         orphan = f"{worker.queue}-orphan"
         try:
@@ -82,7 +82,7 @@ def test_queue_without_consumer_is_told_and_its_oldest_grows_older(broker_url: s
                 connection.default_channel.queue_delete(orphan)
 
 
-def test_task_events_are_turned_on_where_they_are_off_and_it_is_said(broker_url: str, tmp_path: Path) -> None:
+def test_task_events_are_turned_on_where_they_are_off_and_it_is_reported(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url, events=False) as worker:
         wait_for(lambda: watch.notices)
         assert worker.hostname in watch.notices[0]
@@ -117,8 +117,8 @@ def test_task_events_that_are_off_are_seen_long_before_all_workers_are_asked_aga
         running_worker(redis_url, events=False, options=options) as worker,
         watching(redis_url, tmp_path, **quiet) as watch,
     ):
-        heard = "inspected_at" if options else "last_heartbeat"
-        wait_for(lambda: (found := watch.worker(worker.hostname)) and getattr(found, heard) and found.inspected_at)
+        replied = "inspected_at" if options else "last_heartbeat"
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and getattr(found, replied) and found.inspected_at)
         asked = wait_for(lambda: _settled(watch, worker.hostname))
         worker.send("add", 3, 4)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.events_enabled is False)
@@ -135,7 +135,7 @@ def _settled(watch: Watching, hostname: str) -> float | None:
     return after.inspected_at if before and after and before.inspected_at == after.inspected_at else None
 
 
-def test_worker_that_ran_tasks_before_anybody_listened_is_not_said_to_send_no_events(
+def test_worker_that_ran_tasks_before_anybody_listened_is_not_reported_to_send_no_events(
     redis_url: str, tmp_path: Path
 ) -> None:
     with running_worker(redis_url) as worker:
@@ -255,63 +255,63 @@ def write(store: Store, *events: Event) -> None:
 
 
 def sent(number: int, ago: float) -> Event:
-    known = {"uuid": make_id(number), "name": "shop.pay", "queue": "payments", "hostname": "gen7@till"}
-    return make_event("task-sent", timestamp=NOW - ago, **known)
+    fields = {"uuid": make_id(number), "name": "shop.pay", "queue": "payments", "hostname": "gen7@till"}
+    return make_event("task-sent", timestamp=NOW - ago, **fields)
 
 
-def look(store: Store, senders: Senders | None = None, **known: object) -> tuple[float | None, bool]:
+def oldest(store: Store, senders: Senders | None = None, **fields: object) -> tuple[float | None, bool]:
     """Seconds, and whether they are exact."""
-    queue = Queue(cluster="shop", name="payments", **known)  # type: ignore[arg-type]
+    queue = Queue(cluster="shop", name="payments", **fields)  # type: ignore[arg-type]
     [found] = OldestMessages(store, "shop", senders).of([queue], {"worker1@shop": 0.0}, NOW)
     return (None if found.oldest is None else round(NOW - found.oldest, 3), found.oldest_exact)
 
 
 def test_head_that_the_broker_shows_is_as_old_as_the_record_says(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26))
-    assert look(store, ready=2, heads=(make_id(1),)) == (60.0, True)
-    assert look(store, ready=1, heads=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
-    assert look(store, ready=1, heads=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
-    assert look(store, ready=1, heads=(None,)) == (None, False)
-    assert look(store, ready=0) == (None, False)
+    assert oldest(store, ready=2, heads=(make_id(1),)) == (60.0, True)
+    assert oldest(store, ready=1, heads=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
+    assert oldest(store, ready=1, heads=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
+    assert oldest(store, ready=1, heads=(None,)) == (None, False)
+    assert oldest(store, ready=0) == (None, False)
 
 
 def test_oldest_of_several_priorities_is_exact_where_all_heads_are_known(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26))
-    assert look(store, ready=2, heads=(make_id(2), make_id(1))) == (60.0, True)
-    assert look(store, ready=2, heads=(make_id(2), make_id(9))) == (26.0, False)
+    assert oldest(store, ready=2, heads=(make_id(2), make_id(1))) == (60.0, True)
+    assert oldest(store, ready=2, heads=(make_id(2), make_id(9))) == (26.0, False)
 
 
 def test_retry_that_waits_is_as_old_as_the_end_of_the_run_before(store: Store) -> None:
-    known = {"uuid": make_id(1), "hostname": "worker1@shop"}
+    fields = {"uuid": make_id(1), "hostname": "worker1@shop"}
     write(
         store,
         sent(1, 300),
-        make_event("task-received", timestamp=NOW - 200, name="shop.pay", retries=0, **known),
-        make_event("task-started", timestamp=NOW - 199, **known),
-        make_event("task-retried", timestamp=NOW - 40, exception="E()", traceback="T", **known),
+        make_event("task-received", timestamp=NOW - 200, name="shop.pay", retries=0, **fields),
+        make_event("task-started", timestamp=NOW - 199, **fields),
+        make_event("task-retried", timestamp=NOW - 40, exception="E()", traceback="T", **fields),
     )
-    assert look(store, ready=1, heads=(make_id(1),)) == (40.0, True)
-    assert look(store, ready=1) == (40.0, True)
+    assert oldest(store, ready=1, heads=(make_id(1),)) == (40.0, True)
+    assert oldest(store, ready=1) == (40.0, True)
 
 
 def test_broker_that_shows_no_head_is_believed_where_its_messages_are_those_of_the_record(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26), sent(3, 5))
-    assert look(store, ready=3) == (60.0, True)
-    assert look(store, ready=2) == (26.0, False)  # one is gone, and at worst it was the first
-    assert look(store, ready=4, oldest=NOW - 9) == (9.0, False)
+    assert oldest(store, ready=3) == (60.0, True)
+    assert oldest(store, ready=2) == (26.0, False)  # one is gone, and at worst it was the first
+    assert oldest(store, ready=4, oldest=NOW - 9) == (9.0, False)
 
 
 def test_nothing_is_inferred_where_tasks_come_of_whose_sending_nobody_tells(store: Store) -> None:
-    known = {"uuid": make_id(7), "hostname": "worker1@shop"}
-    received = make_event("task-received", timestamp=NOW - 9, name="shop.pay", retries=0, **known)
-    write(store, sent(1, 60), received, make_event("task-started", timestamp=NOW - 8, **known))
-    assert look(store, ready=1) == (None, False)
-    assert look(store, ready=1, heads=(make_id(1),)) == (60.0, True)
+    fields = {"uuid": make_id(7), "hostname": "worker1@shop"}
+    received = make_event("task-received", timestamp=NOW - 9, name="shop.pay", retries=0, **fields)
+    write(store, sent(1, 60), received, make_event("task-started", timestamp=NOW - 8, **fields))
+    assert oldest(store, ready=1) == (None, False)
+    assert oldest(store, ready=1, heads=(make_id(1),)) == (60.0, True)
 
 
 def test_clock_of_the_client_is_taken_into_account(store: Store) -> None:
     write(store, sent(1, -600))  # its clock is ahead
-    assert look(store, ready=1, heads=(make_id(1),), oldest=NOW - 2) == (2.0, False)
+    assert oldest(store, ready=1, heads=(make_id(1),), oldest=NOW - 2) == (2.0, False)
     senders = Senders()
     senders.hear("gen7@till", NOW + 600, NOW - 30)
-    assert look(store, senders, ready=1, heads=(make_id(1),)) == (30.0, True)
+    assert oldest(store, senders, ready=1, heads=(make_id(1),)) == (30.0, True)

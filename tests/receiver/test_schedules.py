@@ -107,7 +107,7 @@ def test_what_is_no_entry_of_redbeat_is_listed_and_hides_no_other(redis_url: str
         assert health.unread == ()
         assert reasons.keys() == {"cut", "list", "nameless", "argued", "half ?", "countless", "gone", "text"}
         assert reasons["cut"].startswith("its definition is not JSON")
-        assert reasons["argued"] == "its args are no list, or its kwargs no object"
+        assert reasons["argued"] == "its args are not a list, or its kwargs not an object"
         assert "lone surrogate" in reasons["half ?"]
         assert "WRONGTYPE" in reasons["text"]
         assert {each.source for each in health.unread_entries} == {"redbeat"}
@@ -193,7 +193,7 @@ def learned(django_url: str, directory: Path) -> dict[str, ScheduleEntry]:
         store.close()
 
 
-def test_schedule_that_cannot_be_read_is_said_and_nothing_is_made(tmp_path: Path) -> None:
+def test_schedule_that_cannot_be_read_is_reported_and_nothing_is_made(tmp_path: Path) -> None:
     gone = f"sqlite:///{tmp_path}/gone.db"
     with pytest.raises(StoreUnavailable, match="django-celery-beat in sqlite:///"):
         read_periodic_tasks(gone)

@@ -33,12 +33,12 @@ def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
         with running_worker(broker_url, pool="solo", concurrency=1, config={"event_serializer": "pickle"}) as worker:
             worker.send("echo", 17)
             wait_until(lambda: worker.hostname in {each.hostname for each in health(store).refused})
-            said = health(store)
-            assert {each.content_type for each in said.refused} == {"application/x-python-serialize"}
-            assert said.malformed_total == 0
+            saved = health(store)
+            assert {each.content_type for each in saved.refused} == {"application/x-python-serialize"}
+            assert saved.malformed_total == 0
             shown = [
                 each
-                for each in banners(HealthFacts(now=said.updated_at or 0.0, receivers=[said]))
+                for each in banners(HealthFacts(now=saved.updated_at or 0.0, receivers=[saved]))
                 if each.kind == "event serializer"
             ]
             assert worker.hostname in shown[0].text

@@ -35,12 +35,12 @@ def test_gap_that_a_dead_receiver_left_open_is_ended_by_the_next(
 
 def test_gap_of_a_dead_receiver_has_nothing_missing_where_another_listened(store: Store) -> None:
     open_gap(store, "shop", NOW, "no connection to the broker")
-    hole = GapTracker(store, "shop", kept_by_broker=False)
-    hole.open(NOW - 20, "the receiver was not running")
-    hole.close(NOW - 10, missed=True)
-    hole.forget(NOW - 5)  # by then the other one had stored everything
-    hole.adopt(NOW + 30, listened=True)
-    hole.store()
+    tracker = GapTracker(store, "shop", kept_by_broker=False)
+    tracker.open(NOW - 20, "the receiver was not running")
+    tracker.close(NOW - 10, missed=True)
+    tracker.forget(NOW - 5)  # by then the other one had stored everything
+    tracker.adopt(NOW + 30, listened=True)
+    tracker.store()
     (gap,) = read_gaps(store, since=0.0)
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 30, 0)
 
@@ -48,28 +48,28 @@ def test_gap_of_a_dead_receiver_has_nothing_missing_where_another_listened(store
 def test_every_open_gap_of_a_dead_receiver_is_closed(store: Store) -> None:
     for seconds in (1, 2, 3):
         open_gap(store, "shop", NOW + seconds, "no connection")
-    hole = GapTracker(store, "shop", kept_by_broker=False)
-    hole.open(NOW + 1.5, "the receiver was not running")
-    hole.adopt(NOW + 30, listened=False)
-    hole.close(NOW + 40, missed=True)
-    hole.store()
+    tracker = GapTracker(store, "shop", kept_by_broker=False)
+    tracker.open(NOW + 1.5, "the receiver was not running")
+    tracker.adopt(NOW + 30, listened=False)
+    tracker.close(NOW + 40, missed=True)
+    tracker.store()
     gaps = [(gap.began, gap.ended, gap.dropped) for gap in read_gaps(store, since=0.0)]
-    # Its own hole began no earlier than the first, and ends when events arrive again.
+    # Its own gap began no earlier than the first, and ends when events arrive again.
     assert gaps == [(NOW + 1, NOW + 40, None), (NOW + 2, NOW + 30, None), (NOW + 3, NOW + 30, None)]
 
 
-def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Store) -> None:
-    hole = GapTracker(store, "shop", kept_by_broker=False)
-    hole.open(NOW, "the receiver was not running")
-    hole.close(NOW + 7, missed=True)
-    hole.forget(NOW + 6)
-    hole.store()
+def test_gap_before_the_standby_listened_is_a_gap_of_unknown_number(store: Store) -> None:
+    tracker = GapTracker(store, "shop", kept_by_broker=False)
+    tracker.open(NOW, "the receiver was not running")
+    tracker.close(NOW + 7, missed=True)
+    tracker.forget(NOW + 6)
+    tracker.store()
     (gap,) = read_gaps(store, since=0.0)
     assert (gap.began, gap.ended, gap.dropped) == (NOW, NOW + 7, None)
 
 
 @pytest.mark.parametrize(
-    ("said", "began"),
+    ("saved", "began"),
     [
         ({"updated_at": NOW}, NOW),
         ({"updated_at": NOW, "lag_seconds": 7.0}, NOW - 7),  # of an earlier version
@@ -78,26 +78,26 @@ def test_hole_before_the_standby_listened_is_a_gap_of_unknown_number(store: Stor
     ],
 )
 def test_gap_begins_with_the_oldest_event_that_died_with_the_receiver(
-    said: dict[str, float], began: float, redis_url: str, receiving: RunReceiver, store: Store
+    saved: dict[str, float], began: float, redis_url: str, receiving: RunReceiver, store: Store
 ) -> None:
-    save_health(store, msgspec.convert({"cluster": "shop", "connected": True} | said, ReceiverHealth))
+    save_health(store, msgspec.convert({"cluster": "shop", "connected": True} | saved, ReceiverHealth))
     with receiving(redis_url):
         wait_until(lambda: read_gaps(store, since=0.0))
     (gap,) = read_gaps(store, since=0.0)
     assert gap.began == began
 
 
-def told_anew(receiver: Receiver, store: Store, said: ReceiverHealth) -> Callable[[], bool]:
-    return lambda: bool(receiver.health.error) and read_receiver_health(store, "shop") != said
+def reports_error(receiver: Receiver, store: Store, saved: ReceiverHealth) -> Callable[[], bool]:
+    return lambda: bool(receiver.health.error) and read_receiver_health(store, "shop") != saved
 
 
 @pytest.mark.usefixtures("amqp_url")  # whose queue of this receiver goes at the end
-def test_while_there_is_a_hole_nothing_is_kept_since_it_began(receiving: RunReceiver, store: Store) -> None:
-    said = ReceiverHealth(cluster="shop", connected=True, updated_at=NOW, lag_seconds=2.0)
+def test_during_a_gap_nothing_is_kept_since_it_began(receiving: RunReceiver, store: Store) -> None:
+    saved = ReceiverHealth(cluster="shop", connected=True, updated_at=NOW, lag_seconds=2.0)
     for broker in (f"redis://127.0.0.1:{free_port()}/0", f"amqp://127.0.0.1:{free_port()}//"):
-        save_health(store, said)
+        save_health(store, saved)
         with receiving(broker) as receiver:
-            wait_until(told_anew(receiver, store, said))
+            wait_until(reports_error(receiver, store, saved))
         health = read_receiver_health(store, "shop")
         assert health is not None
         assert health.kept_until == NOW - 2

@@ -105,7 +105,7 @@ def test_messages_that_are_gone_are_found_out_and_what_waits_is_left_alone(broke
         lost = here.watch.wait_for_state(refused, TaskState.LOST)
         assert lost.exception is not None
         assert f"no worker that consumes {here.worker.queue} has the task: checked twice, 5 s apart" in lost.exception
-        assert "or a worker refused it" in lost.exception
+        assert "or a worker rejected it" in lost.exception
         assert here.watch.wait_for_state(gone, TaskState.LOST).worker is None
         revoked = here.watch.wait_for_state(expired, TaskState.REVOKED)
         assert (revoked.exception or "").startswith("expired before a worker received it; its ")
@@ -143,7 +143,7 @@ def test_task_that_a_stopped_worker_gave_back_waits_again(redis_url: str, tmp_pa
         assert here.look(later=0.0) == [held]
         task = here.watch.wait_for_state(held, TaskState.PENDING)
         assert task.exception == (
-            f"its worker shut down before it began the task; its message waits in {here.worker.queue}"
+            f"its worker shut down before starting the task; its message waits in {here.worker.queue}"
         )
         with running_worker(redis_url, queue=here.worker.queue, hostname="next@shop"):
             assert here.watch.wait_for_state(held, TaskState.SUCCESS).worker == "next@shop"
@@ -189,7 +189,7 @@ def test_task_that_its_worker_no_longer_knows_is_lost_and_one_that_runs_is_not(b
         ask_until_ended(watch, check, ignored)
         lost = watch.wait_for_state(ignored, TaskState.LOST)
         assert lost.exception is not None
-        assert f"{worker.hostname} (process {worker.pid}) is up and no longer knows the task" in lost.exception
+        assert f"{worker.hostname} (process {worker.pid}) is up and no longer has the task" in lost.exception
         ask(watch, check, now + 9000)
         ask(watch, check, now + 9100)
         assert watch.wait_for_state(running, TaskState.STARTED).exception is None

@@ -97,8 +97,8 @@ def publisher(url: str, **transport_options: object) -> Iterator[Publisher]:
     app.close()
 
 
-def told(events: Iterable[Event]) -> list[dict[str, object]]:
-    """What events say, whichever way they were decoded: equal ones may be of two classes."""
+def as_dicts(events: Iterable[Event]) -> list[dict[str, object]]:
+    """The fields of events, as equal events may be of two classes."""
     return [msgspec.structs.asdict(event) for event in events]
 
 

@@ -1,7 +1,6 @@
 """A receiver with its sampler and its reconciler, on a real broker and a database of its own."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from uuid import uuid4
 
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.brokers.transports import make_probe
-from celery_monitor.core.workers import fold_worker
 from celery_monitor.errors import NotFound
 from celery_monitor.receiver.ingest import Receiver
 from celery_monitor.receiver.reconcile import Reconciler
@@ -25,8 +23,7 @@ from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.terms import cluster_id
-from celery_monitor.store.workers import load_workers, read_workers, save_workers
+from celery_monitor.store.workers import read_workers
 from tests.databases import empty_record
 from tests.receiver.sources.conftest import delete_queue
 from tests.workers import wait_for
@@ -44,15 +41,6 @@ class Watching:
     reconciler: Reconciler
     notices: list[str] = field(default_factory=list)
     concluded: list[Event] = field(default_factory=list)  # all that was found out by judging
-
-    def hear(self, kind: str, hostname: str, **fields: object) -> None:
-        """An event of a worker that is not there, stored as if the receiver had received it."""
-        event = Event(type=kind, timestamp=time.time(), hostname=hostname, pid=4711, **fields)  # type: ignore[arg-type]
-        with self.store.begin() as connection:
-            number = cluster_id(self.store, connection, CLUSTER)
-            known = load_workers(connection, number, [hostname]).get(hostname)
-            worker = fold_worker(known, event, CLUSTER, time.time())
-            save_workers(self.store, connection, number, [worker])
 
     def task(self, task_id: str) -> Task | None:
         try:

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from celery_monitor.brokers.results import read_end
+from celery_monitor.brokers.results import read_result
 from celery_monitor.core.arguments import from_result
 from celery_monitor.core.message import Unreadable
 from celery_monitor.errors import StoreUnavailable
@@ -55,7 +55,7 @@ def test_results_are_read_as_celery_stores_them(database_url: str) -> None:
         backend.store_result(bad, ValueError("no such order"), "FAILURE", traceback="Traceback\n  in pay")
         found = read_results(table, [ok, bad, "nobody's"])
     assert found.keys() == {ok, bad}
-    paid, failed = read_end(found[ok]), read_end(found[bad])
+    paid, failed = read_result(found[ok]), read_result(found[bad])
     assert paid is not None
     assert failed is not None
     assert (paid.event, paid.result, paid.worker) == ("task-succeeded", "{'paid': 'ü'}", "till@shop")
@@ -72,7 +72,7 @@ def test_pickle_is_never_opened(tmp_path: Path) -> None:
         backend.store_result("a", Opened(tmp_path / "opened"), "SUCCESS", request=request)
         found = read_results(table, ["a"])["a"]
     assert set(json.loads(found)["unread"]) == {"result", "args", "kwargs"}
-    end = read_end(found)
+    end = read_result(found)
     assert end is not None
     assert (end.event, end.result, end.worker) == ("task-succeeded", None, "till@shop")
     with pytest.raises(Unreadable, match="never opened"):
@@ -85,7 +85,7 @@ def test_table_of_a_plain_backend_has_no_arguments_and_its_times_may_have_no_zon
     with stored(url, result_extended=False) as (backend, table):
         backend.store_result("a", [1, 2], "SUCCESS")
         found = read_results(table._replace(timezone=None), ["a"])["a"]
-    end = read_end(found)
+    end = read_result(found)
     assert end is not None
     assert (end.result, end.done, end.worker) == ("[1, 2]", None, None)
     with pytest.raises(Unreadable, match="needs result_extended"):

@@ -1,4 +1,4 @@
-"""The user's application: read in a process of its own, and what it is configured for."""
+"""The user's Celery application: loaded in a separate process, and what its configuration means for us."""
 
 import json
 import os
@@ -35,15 +35,15 @@ def application_of(settings: Settings) -> Application | None:
 
 
 def loaded(app: Celery, name: str | None) -> Application:
-    """The document of an application that this process has loaded already. Raises SettingsError."""
+    """The Application record of an app that is already imported here. Raises SettingsError."""
     try:
         return _application(reader.document_of(app), name)
-    except Exception as error:  # noqa: BLE001 - its configuration is made by the user's code
+    except Exception as error:  # noqa: BLE001 - user code runs here
         raise _failed(name or "", reader.explained(name or "", error)) from None
 
 
 def broker_of(application: Application) -> Broker:
-    """Where a loaded application reads its tasks. Raises SettingsError for an address that can never work."""
+    """The broker from which the application's workers read. Raises SettingsError for an address that can never work."""
     try:
         check_broker(application.broker_read_url)
     except SettingsError as error:
@@ -53,25 +53,20 @@ def broker_of(application: Application) -> Broker:
 
 
 def applies_to(application: Application, broker: Broker, settings: Settings) -> bool:
-    """Whether a cluster is the application's: one of several is by its address."""
+    """Whether the application belongs to this cluster; with several clusters the broker's address decides."""
     return len(settings.broker) <= 1 or broker.url == application.broker_read_url
 
 
 def configured_queues(broker: Broker, settings: Settings) -> frozenset[str]:
-    """The queues that workers of the application consume, known before the first of them has answered."""
+    """The queues that the application configures, before any worker has answered."""
     application = application_of(settings)
     if application is None or not applies_to(application, broker, settings):
         return frozenset()
     return frozenset(application.queues)
 
 
-@lru_cache(maxsize=8)
-def _read_once(name: str) -> Application:
-    return read_application(name)
-
-
 def read_application(name: str, seconds: int = LIMIT_SECONDS) -> Application:
-    """Imports the user's code in a process that then ends. Raises SettingsError with one line on what is wrong."""
+    """Imports the user's code in a separate process. Raises SettingsError with a one-line reason."""
     with TemporaryFile() as output:
         text = _run(name, seconds, output)
         try:
@@ -83,6 +78,9 @@ def read_application(name: str, seconds: int = LIMIT_SECONDS) -> Application:
     return _application(document, name)
 
 
+_read_once = lru_cache(maxsize=8)(read_application)
+
+
 def _application(document: dict[str, Any], name: str | None) -> Application:
     return msgspec.convert({**document, "name": name}, Application)
 
@@ -92,7 +90,7 @@ def _failed(name: str, why: str) -> SettingsError:
 
 
 def _run(name: str, seconds: int, output: IO[bytes]) -> bytes:
-    """What the process writes; its own prints, and the user's, go to ``output``."""
+    """What the process writes to its pipe. Everything that is printed there goes to ``output``."""
     read, write = os.pipe()
     command = [sys.executable, "-P", str(Path(reader.__file__)), name, str(write), str(seconds + 5)]
     try:
@@ -108,7 +106,7 @@ def _run(name: str, seconds: int, output: IO[bytes]) -> bytes:
         try:
             return _received(process, read, name, seconds)
         finally:
-            with suppress(ProcessLookupError, PermissionError):  # whatever the user's modules have started
+            with suppress(ProcessLookupError, PermissionError):  # and processes that the user's modules started
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     finally:
@@ -116,7 +114,7 @@ def _run(name: str, seconds: int, output: IO[bytes]) -> bytes:
 
 
 def _received(process: "subprocess.Popen[bytes]", pipe: int, name: str, seconds: int) -> bytes:
-    """All that comes until the process ends: what it has started may hold the pipe for longer."""
+    """Everything that the process writes until it exits: its children may keep the pipe open for longer."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN | select.POLLHUP)
     deadline = time.monotonic() + seconds

@@ -1,9 +1,9 @@
-"""Sending many tasks so that it is always known whether the broker has them, even after a crash.
+"""Publishing many tasks so that it is always certain whether the broker has them, even after a crash.
 
-A batch has a token. It goes to the broker together with a mark that bears the token, both or neither: on Redis in one
-MULTI/EXEC, on RabbitMQ in one transaction of the channel. Whoever comes after a crash asks for the mark (``settle``).
-Where it is missing, the batch is made impossible at the same time: on Redis by a mark that says so, on RabbitMQ by an
-exclusive queue that only one connection can hold, so that a process which was only asleep sends nothing late.
+A batch has a token. It is published atomically with a mark that contains the token: on Redis in one MULTI/EXEC, on
+RabbitMQ in one transaction of the channel. After a crash the next process checks the mark (``settle``). Where it is
+missing, publishing the batch later is prevented at the same time: on Redis by a mark that forbids it, on RabbitMQ by an
+exclusive queue that only one connection can own. So a process that was only suspended publishes nothing late.
 """
 
 import logging
@@ -28,32 +28,32 @@ log = logging.getLogger(__name__)
 
 BATCH = 500  # tasks that one batch holds at most
 PREFIX = "celery-monitor.bulk."  # of the names of marks
-MARK_SECONDS = 7 * 86_400  # for which a mark is kept: a crashed job is taken over within seconds
-HEARTBEAT_SECONDS = 60.0  # RabbitMQ frees a job whose machine is gone after two of them
+MARK_SECONDS = 7 * 86_400  # until a mark expires; a crashed job is resumed within seconds
+HEARTBEAT_SECONDS = 60.0  # after two of them RabbitMQ releases the lock of a machine that is gone
 SENT, NEVER = b"sent", b"never"
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """What came of a batch: the calls that were refused, and why; all others were taken, unless ``doubt`` says why
-    even the broker does not know which."""
+    """The result of a batch: the calls that were refused, with the reason; all others were accepted, unless ``doubt``
+    says why that is unknown."""
 
     refused: dict[str, str] = field(default_factory=dict)
     doubt: str | None = None
 
 
 class Batches(Publisher):
-    """On any transport: one task at a time, since nothing tells afterwards whether it arrived."""
+    """On any transport: one task at a time, as nothing shows afterwards whether it arrived."""
 
     size = 1
 
     def __init__(self, app: Celery, connection: Connection, job: str) -> None:
         self.job = job
-        self.known: set[Route] = set()  # where messages certainly arrive
+        self.checked: set[Route] = set()  # routes that lead to a queue
         super().__init__(app, connection)
 
     def send_all(self, token: str, calls: Sequence[TaskCall | Copy]) -> Sending:  # noqa: ARG002
-        """Raises BrokerUnavailable when nothing was sent, and TakenUnknown: then ask ``settle``."""
+        """Raises BrokerUnavailable when nothing was sent, and TakenUnknown: then call ``settle``."""
         (call,) = calls
         try:
             self.send(call)
@@ -62,19 +62,19 @@ class Batches(Publisher):
         return Sending()
 
     def settle(self, token: str) -> bool | None:  # noqa: ARG002
-        """Whether the broker has the batch of this token, from now on for certain; ``None``: nobody can know."""
+        """Whether the broker has the batch of this token, now and for ever; ``None``: that cannot be found out."""
         return None
 
     def beat(self) -> None:
-        """Shows the broker that we live; to be called every few seconds while nothing is sent."""
+        """Keeps the connection alive; to be called every few seconds while nothing is sent."""
 
     def end(self) -> None:
-        """The job has ended: removes what stands for it at the broker."""
+        """Deletes the job's mark at the broker."""
 
     def _announce_all(
         self, calls: Sequence[TaskCall | Copy], events: Sequence[dict[str, object]], channel: Any
     ) -> None:
-        """One message with Celery's own task-sent of each."""
+        """One message with Celery's task-sent event of each call."""
         dispatcher = self.app.events.Dispatcher(
             self.connection,
             channel=channel,
@@ -88,28 +88,29 @@ class Batches(Publisher):
             dispatcher.send("task-sent", **event, **where)
         dispatcher.flush()
 
-    def _why_not(self, call: TaskCall | Copy) -> str | None:
-        """Why this one must not go: a virtual transport drops in silence what no queue is bound for."""
-        if call.route in self.known:
+    def _refusal(self, call: TaskCall | Copy) -> str | None:
+        """Why this call cannot be sent: a virtual transport silently drops messages without a bound queue."""
+        if call.route in self.checked:
             return None
         try:
             self._reachable(call)
         except NotTaken as error:
             return error.message
-        self.known.add(call.route)
+        self.checked.add(call.route)
         return None
 
-    def _put_all(self, calls: Sequence[TaskCall | Copy]) -> list[dict[str, object]]:
+    def _publish_all(self, calls: Sequence[TaskCall | Copy]) -> list[dict[str, object]]:
+        """Returns the task-sent events."""
         events = []
         for call in calls:
-            ready = self._ready(call)
-            self._publish(self._reachable(call), ready)
-            events.append(ready.event)
+            prepared = self._prepare(call)
+            self._publish(self._reachable(call), prepared)
+            events.append(prepared.event)
         return events
 
 
 class _Recorder:
-    """Stands for kombu's Redis client while messages are made: notes what it would write, and reads for real."""
+    """Replaces kombu's Redis client while messages are built: writes are recorded, reads are executed."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
@@ -128,7 +129,7 @@ class _Recorder:
         return nullcontext(self)
 
     def execute(self) -> None:
-        """Nothing yet: everything goes at once."""
+        """Nothing: all recorded commands are executed in one transaction later."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._client, name)
@@ -148,7 +149,7 @@ class RedisBatches(Batches):
         self.last: str | None = None
 
     def send_all(self, token: str, calls: Sequence[TaskCall | Copy]) -> Sending:
-        missing = {call.id: why for call in calls if (why := self._why_not(call))}
+        missing = {call.id: why for call in calls if (why := self._refusal(call))}
         commands = self._commands([call for call in calls if call.id not in missing])
         mark = self._mark(token)
         try:
@@ -159,13 +160,13 @@ class RedisBatches(Batches):
                 pipe.multi()
                 pipe.set(mark, SENT, ex=MARK_SECONDS)
                 if self.last:
-                    pipe.delete(self.last)  # its outcomes are written: nobody will ask for it
+                    pipe.delete(self.last)  # its outcomes are stored: it is never settled again
                 for name, key, value in commands:
                     pipe.execute_command(name, f"{self.prefix}{key}", value)  # type: ignore[no-untyped-call]
                 pipe.execute()
         except WatchError as error:
             raise TakenUnknown(f"The batch {token} was settled by another process meanwhile.") from error
-        except ResponseError as error:  # out of memory, read-only: nothing of it was done
+        except ResponseError as error:  # out of memory, read-only: nothing was executed
             raise BrokerUnavailable(f"Redis refuses messages: {short_error(error)}.") from error
         except self.lost as error:
             raise TakenUnknown(f"The connection was lost while a batch was sent ({short_error(error)}).") from error
@@ -177,7 +178,7 @@ class RedisBatches(Batches):
         recorder = _Recorder(channel.client)
         channel.conn_or_acquire = lambda client=None: nullcontext(client or recorder)
         try:
-            self._announce_all(calls, self._put_all(calls), channel)
+            self._announce_all(calls, self._publish_all(calls), channel)
         finally:
             del channel.conn_or_acquire
         return recorder.commands
@@ -205,16 +206,16 @@ class AmqpBatches(Batches):
         self.refused: dict[str, str] = {}
         self.mark, self.lock = f"{PREFIX}{job}", f"{PREFIX}{job}.lock"
         super().__init__(app, connection, job)
-        self.plain = connection.channel()
-        self._hold()
+        self.plain = connection.channel()  # without transactions
+        self._lock()
 
-    def _hold(self) -> None:
+    def _lock(self) -> None:
         try:
             self.plain.queue_declare(self.lock, exclusive=True, auto_delete=False)
         except ResourceLocked as error:
             raise BrokerUnavailable(
-                "The process that worked at this job before still holds its connection to RabbitMQ; "
-                "the job goes on as soon as that ends."
+                "The previous process of this job is still connected to RabbitMQ; "
+                "the job continues when that connection ends."
             ) from error
         arguments = {"x-max-length": 1, "x-expires": MARK_SECONDS * 1000, "x-queue-type": "classic"}
         self.plain.queue_declare(self.mark, durable=True, auto_delete=False, arguments=arguments)
@@ -228,29 +229,29 @@ class AmqpBatches(Batches):
         self.refused[message.properties["correlation_id"]] = f"The broker has no queue for it: {short_error(error)}"
 
     def send_all(self, token: str, calls: Sequence[TaskCall | Copy]) -> Sending:
-        missing = {call.id: why for call in calls if (why := self._why_not(call))}
-        going = [call for call in calls if call.id not in missing]
+        missing = {call.id: why for call in calls if (why := self._refusal(call))}
+        sendable = [call for call in calls if call.id not in missing]
         self.refused = {}
-        if not going:
+        if not sendable:
             return Sending(missing)
         channel = self.producer.channel
         try:
-            self._announce_all(going, self._put_all(going), channel)
+            self._announce_all(sendable, self._publish_all(sendable), channel)
             self.producer.publish(token, routing_key=self.mark, delivery_mode=2, serializer="json", retry=False)
             channel.tx_commit()
         except PreconditionFailed as error:
-            self.producer = self._producer()  # RabbitMQ closes the channel of one who errs
+            self.producer = self._producer()  # RabbitMQ closes a channel after an error
             return Sending(
-                missing, doubt=f"RabbitMQ took a part of a batch and does not say which: {short_error(error)}"
+                missing, doubt=f"RabbitMQ accepted a part of a batch and does not say which: {short_error(error)}"
             )
-        except (*self.no, *self.lost) as error:
+        except (*self.refusals, *self.lost) as error:
             raise TakenUnknown(f"The connection was lost while a batch was sent ({short_error(error)}).") from error
         return Sending(missing | self.refused)
 
-    def _why_not(self, call: TaskCall | Copy) -> str | None:
-        """A queue or exchange that is missing is seen before anything is sent: it would undo the whole batch."""
+    def _refusal(self, call: TaskCall | Copy) -> str | None:
+        """Checked before anything is sent: a missing queue or exchange would roll back the whole batch."""
         route = call.route
-        if route in self.known:
+        if route in self.checked:
             return None
         channel = self.connection.channel()
         try:
@@ -260,11 +261,11 @@ class AmqpBatches(Batches):
                 channel.exchange_declare(route.exchange, "direct", passive=True)
         except DestinationNotFound:
             return f"The broker has no {route}"
-        except ChannelError as error:  # it is there, and not ours to look at
-            log.debug("cannot look at %s: %s", route, short_error(error))
+        except ChannelError as error:  # it exists, and we have no permission to check it
+            log.debug("cannot check %s: %s", route, short_error(error))
         finally:
             channel.close()
-        self.known.add(route)
+        self.checked.add(route)
         return None
 
     def settle(self, token: str) -> bool:
@@ -286,7 +287,7 @@ KINDS: dict[str, type[Batches]] = {"redis": RedisBatches, "amqp": AmqpBatches}
 
 @contextmanager
 def batches(broker: Broker, settings: Settings, job: str) -> Iterator[Batches]:
-    """A way to send batches of one job on an open connection; BrokerUnavailable when there is none."""
+    """Publishes the batches of one job on an open connection. Raises BrokerUnavailable."""
     with link(broker, settings, heartbeat=HEARTBEAT_SECONDS, confirm_publish=False) as connection:
         kind = KINDS.get(connection.transport.driver_type, Batches)
         yield kind(app_for(broker, settings), connection, job)

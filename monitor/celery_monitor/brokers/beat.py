@@ -4,9 +4,8 @@ Redis.
 A worker reports its schedules as text: ``2.0``, ``0:00:30``, ``<freq: 30.00 seconds>``, ``<crontab: 30 7 * * monday
 (m/h/dM/MY/d)>``; the legend in parentheses gives the order of the fields, which differs between versions.
 
-RedBeat (redbeat/schedulers.py, decoder.py) has a sorted set with the key of every entry and the time at which it is
-due; each entry is a hash of two JSON texts, ``definition`` and ``meta``; the beat that sends holds a lock that
-expires. Nothing is written there.
+RedBeat (redbeat/schedulers.py, decoder.py) has a sorted set of all entries by due time; each entry is a hash
+of two JSON texts, ``definition`` and ``meta``; the running beat has a lock that expires. All of it is only read.
 """
 
 import json
@@ -32,7 +31,7 @@ _FIELD = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\S+")
 _FREQUENCY = re.compile(r"<freq: (.+)>")
 _CLOCK = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
-# The fields of a legend: what they are called here, how many values they have, and the first.
+# The fields of a legend: our name, the number of values, and the first value.
 _FIELDS = {
     "m": ("minutes", 60, 0),
     "h": ("hours", 24, 0),
@@ -42,14 +41,14 @@ _FIELDS = {
 }
 
 
-class Read(NamedTuple):
-    """The entries of one source, and of each that cannot be read its name and the reason."""
+class ReadEntries(NamedTuple):
+    """The entries of one source, and the name and reason of each that cannot be read."""
 
     entries: list[ScheduleEntry]
     unread: list[Unread]
 
 
-def entries_of_app(application: Application, cluster: str, redactor: Redactor, now: float) -> Read:
+def entries_of_app(application: Application, cluster: str, redactor: Redactor, now: float) -> ReadEntries:
     """The entries of the user's application."""
     zone = timezone_of(application.setting)
     unread = list(application.unread)
@@ -70,14 +69,14 @@ def entries_of_app(application: Application, cluster: str, redactor: Redactor, n
         )
         for entry in application.entries
     ]
-    return Read(entries, unread)
+    return ReadEntries(entries, unread)
 
 
-def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float) -> Read:
-    """The entries in a worker's answer to ``conf``."""
+def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float) -> ReadEntries:
+    """The entries in a worker's reply to ``conf``."""
     schedule = conf.get("beat_schedule")
     zone = timezone_of(conf.get)
-    found = Read([], [])
+    found = ReadEntries([], [])
     for name, entry in schedule.items() if isinstance(schedule, Mapping) else ():
         try:
             fields = _fields(entry, redactor)
@@ -91,7 +90,7 @@ def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, n
 
 
 def _fields(entry: object, redactor: Redactor) -> dict[str, Any]:
-    """Fields of ScheduleEntry. Raises TypeError with what is wrong."""
+    """Fields of ScheduleEntry. Raises TypeError with the reason."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("task"), str):
         raise TypeError("it names no task")
     args, kwargs = entry.get("args") or (), entry.get("kwargs") or {}
@@ -112,9 +111,9 @@ def _fields(entry: object, redactor: Redactor) -> dict[str, Any]:
 
 
 def schedule_of_django(kind: str | None, when: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule of django-celery-beat as fields of ScheduleEntry; ``when`` are the columns of its kind.
+    """A schedule of django-celery-beat as fields of ScheduleEntry; ``when`` has the columns of its kind.
 
-    Raises TypeError, ValueError or AttributeError where a column holds what its model does not allow.
+    Raises TypeError, ValueError or AttributeError for values that the model does not allow.
     """
     if kind == "interval":
         number, unit = when["every"], when["period"]
@@ -131,7 +130,7 @@ def schedule_of_django(kind: str | None, when: Mapping[str, Any]) -> dict[str, A
 
 
 def read_schedule(schedule: object) -> dict[str, Any]:
-    """A schedule as fields of ScheduleEntry; one of an unknown kind has its text alone."""
+    """A schedule as fields of ScheduleEntry; only its text where its kind is unknown."""
     if isinstance(schedule, timedelta):
         return {"schedule": str(schedule), "every": schedule.total_seconds()}
     text = str(schedule) if isinstance(schedule, (str, int, float)) else repr(schedule)
@@ -148,13 +147,13 @@ def crontab_fields(fields: Sequence[str]) -> dict[str, Any]:
 
 
 def arguments(args: list[Any], kwargs: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
-    """What a task is to be called with, as fields of ScheduleEntry."""
+    """The arguments of a task as fields of ScheduleEntry."""
     positional = _texts("args", repr(tuple(args)), _json(args), redactor)
     return {**positional, **_texts("kwargs", repr(kwargs), _json(kwargs), redactor)}
 
 
 def arguments_of_json(args: str, kwargs: str, redactor: Redactor) -> dict[str, Any]:
-    """The same from two JSON texts; what is none is shown as it stands, and cannot be sent."""
+    """``arguments`` from two JSON texts; invalid JSON is shown as it is, and cannot be sent."""
     try:
         listed, named = json.loads(args or "[]"), json.loads(kwargs or "{}")
     except ValueError:
@@ -189,7 +188,7 @@ def _seconds(text: str) -> float | None:
 
 
 def timezone_of(setting: Callable[[str], object]) -> str | None:
-    """Celery's own rule: the one that is set, else UTC unless it is told to use local time."""
+    """Celery's rule: the configured one, else UTC unless ``enable_utc`` is off, which means local time."""
     zone = setting("timezone")
     if zone:
         return str(zone)
@@ -205,7 +204,7 @@ def _json(value: object) -> str | None:
 
 
 def _texts(field: str, text: str, whole: str | None, redactor: Redactor) -> dict[str, Any]:
-    """As events show it, and as JSON where that says the same and has no secret."""
+    """Masked as in events, and as JSON where nothing was masked."""
     masked = redactor.text(text)
     return {field: masked, f"{field}_json": whole if masked == text else None}
 
@@ -216,7 +215,7 @@ CRONTAB_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_wee
 
 
 class RedBeat(NamedTuple):
-    """What its keys hold. ``lock_seconds``: for how long beat still holds its lock; ``None``: nobody does."""
+    """The content of RedBeat's keys. ``lock_seconds``: until beat's lock expires; ``None``: there is no lock."""
 
     entries: list[ScheduleEntry]
     lock_seconds: float | None
@@ -224,7 +223,7 @@ class RedBeat(NamedTuple):
 
 
 class RedBeatContext(NamedTuple):
-    """What every entry of one reading has: ``timezone`` is that of the crontabs, ``None`` if not known."""
+    """Common to all entries of one reading. ``timezone``: of the crontabs, ``None`` if unknown."""
 
     cluster: str
     redactor: Redactor
@@ -233,7 +232,7 @@ class RedBeatContext(NamedTuple):
 
 
 def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) -> RedBeat:
-    """Everything of RedBeat in one Redis. Raises BrokerUnavailable."""
+    """All entries of RedBeat in one Redis, and its lock. Raises BrokerUnavailable."""
     prefix = prefix_of(settings)
     with link(broker, settings) as connection:
         client = Redis(connection_pool=connection.channel().pool)  # kombu's own client would prefix the keys
@@ -246,9 +245,9 @@ def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) ->
             pipeline.hmget(key, "definition", "meta")
         texts = pipeline.execute(raise_on_error=False) if due else []  # one key may be of another kind
     found = RedBeat([], lock / 1000 if lock >= 0 else None, [])
-    for two, (key, score) in zip(texts, due, strict=True):
+    for stored, (key, score) in zip(texts, due, strict=True):
         try:
-            found.entries.append(read_entry(two, score, reading))
+            found.entries.append(read_entry(stored, score, reading))
         except (TypeError, ValueError, RecursionError, RedisError) as error:
             name = key.decode("utf-8", "replace").removeprefix(prefix)
             found.unread.append(Unread(name=name, reason=str(error) or type(error).__name__))
@@ -258,7 +257,7 @@ def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) ->
 
 
 def prefix_of(settings: Settings) -> str:
-    """The prefix that is given, else the application's."""
+    """The prefix from the option, else the application's."""
     application = application_of(settings)
     own = application.setting("redbeat_key_prefix") if application is not None else None
     default = SETTINGS["redbeat_key_prefix"].default
@@ -266,18 +265,18 @@ def prefix_of(settings: Settings) -> str:
 
 
 def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntry:
-    """One entry of its two texts. Raises TypeError, ValueError, RecursionError or RedisError where it is none."""
+    """An entry from its two texts. Raises TypeError, ValueError, RecursionError or RedisError where it is invalid."""
     if isinstance(stored, RedisError):
         raise stored
     if stored[0] is None:
         raise ValueError("its key is gone, or has no definition")
-    told, ran = _object("definition", stored[0]), _object("meta", stored[1] or b"{}")
-    name, task = told.get("name"), told.get("task")
+    definition, meta = _object("definition", stored[0]), _object("meta", stored[1] or b"{}")
+    name, task = definition.get("name"), definition.get("task")
     if not isinstance(name, str) or not isinstance(task, str):
         raise TypeError("its definition has no name, or names no task")
-    options = told.get("options")
+    options = definition.get("options")
     queue = options.get("queue") if isinstance(options, dict) else None
-    total = ran.get("total_run_count")
+    total = meta.get("total_run_count")
     return ScheduleEntry(
         cluster=reading.cluster,
         name=name,
@@ -286,22 +285,22 @@ def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntr
         queue=queue if isinstance(queue, str) else None,
         source="redbeat",
         heard_at=reading.now,
-        enabled=told.get("enabled") is not False,
-        told_last=_time(ran.get("last_run_at")) if total else None,  # until it ran, when it was saved
+        enabled=definition.get("enabled") is not False,
+        told_last=_time(meta.get("last_run_at")) if total else None,  # before the first run: when it was saved
         told_next=due if due > 0 else None,  # -1: never again
         total=total if isinstance(total, int) else None,
-        **_arguments(told, reading.redactor),
-        **_schedule(told.get("schedule")),
+        **_arguments(definition, reading.redactor),
+        **_schedule(definition.get("schedule")),
     )
 
 
-def _arguments(told: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
-    args, kwargs = told.get("args"), told.get("kwargs")
-    # What RedBeat marks with __type__ it sends as an object of Python: JSON would not say the same.
+def _arguments(definition: Mapping[str, Any], redactor: Redactor) -> dict[str, Any]:
+    args, kwargs = definition.get("args"), definition.get("kwargs")
+    # RedBeat sends what has a __type__ as a Python object, which JSON cannot express.
     plain = "__type__" not in json.dumps([args, kwargs])
     args, kwargs = [] if args is None else args, {} if kwargs is None else kwargs
     if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise TypeError("its args are no list, or its kwargs no object")
+        raise TypeError("its args are not a list, or its kwargs not an object")
     found = arguments(args, kwargs, redactor)
     return found if plain else {**found, "args_json": None, "kwargs_json": None}
 
@@ -315,8 +314,8 @@ def _schedule(schedule: object) -> dict[str, Any]:
         return {"schedule": f"{every:g}", "every": float(every)}
     if kind == "crontab":
         return crontab_fields([_field(schedule.get(name, "*")) for name in CRONTAB_FIELDS])
-    known = [f"{name}={value}" for name, value in schedule.items() if value is not None and name != "__type__"]
-    return {"schedule": f"{kind or 'unknown'}: {' '.join(known)}"}
+    fields = [f"{name}={value}" for name, value in schedule.items() if value is not None and name != "__type__"]
+    return {"schedule": f"{kind or 'unknown'}: {' '.join(fields)}"}
 
 
 def _field(value: object) -> str:
@@ -329,12 +328,12 @@ def _object(field: str, text: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"its {field} is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise TypeError(f"its {field} is JSON, and not an object")
+        raise TypeError(f"its {field} is not a JSON object")
     return found
 
 
 def _time(value: object) -> float | None:
-    """RedBeat's own form: the fields of a datetime, with a zone's name or its offset in seconds."""
+    """From RedBeat's form: the fields of a datetime, with a zone's name or its offset in seconds."""
     if not isinstance(value, dict) or value.pop("__type__", None) != "datetime":
         return None
     zone = value.pop("timezone", "UTC")

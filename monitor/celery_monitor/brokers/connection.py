@@ -1,7 +1,6 @@
-"""How to reach a broker: a bare Celery application per broker, what a transport can do, and connections for one
-errand.
+"""Connections to a broker: a bare Celery application per broker, and connections that are opened for one operation.
 
-A connection has a limit for each step, is closed in every case, and raises BrokerUnavailable with what to do.
+Every step of a connection has a time limit, it is always closed, and its errors become BrokerUnavailable with advice.
 """
 
 import json
@@ -26,9 +25,9 @@ CONNECT_SECONDS = 5.0
 
 
 def check_brokers(settings: Settings) -> None:
-    """Raises SettingsError or Unsupported where a broker can never be used as it is given, and names no secret.
+    """Raises SettingsError or Unsupported where a broker can never be used as configured. Errors contain no secret.
 
-    What may come right by itself, such as a broker that is down, is not looked at.
+    Whatever may recover by itself, such as a broker that is down, is not checked.
     """
     for broker in settings.broker:
         try:
@@ -46,13 +45,11 @@ def _check_transport(url: str) -> None:
     except (ImportError, RuntimeError) as error:  # qpid's raises the latter
         raise lacks_package(transport, error) from None
     except (TypeError, ValueError, KeyError):  # their texts may repeat the address
-        raise SettingsError(
-            f"{transport} has no option as it is written behind the ? of the address, or the value of one is wrong"
-        ) from None
+        raise SettingsError(f"{transport}: an option after the ? of the address is unknown or invalid") from None
 
 
 def lacks_package(transport: str, error: Exception) -> Unsupported:
-    """A transport whose library is not installed; each has an extra of kombu by its name."""
+    """A transport whose library is not installed; kombu has an extra of the same name."""
     return Unsupported(
         f"{transport} needs a package that is not installed ({error}); run pip install 'kombu[{transport}]'",
         transport=transport,
@@ -60,16 +57,16 @@ def lacks_package(transport: str, error: Exception) -> Unsupported:
 
 
 def app_for(broker: Broker, settings: Settings) -> Celery:
-    """A Celery application for this broker, with the configuration of the user's if there is one.
+    """A Celery application for this broker, configured like the user's if there is one, without the user's tasks.
 
-    Cached. It has none of the user's tasks. Raises SettingsError.
+    Cached. Raises SettingsError.
     """
     options = json.dumps(settings.broker_options, sort_keys=True, default=str)
     return _app(broker.url, application_of(settings), options)
 
 
 class _App(Celery):  # type: ignore[misc]  # Celery has no types
-    """Connects to the addresses that it is given, whatever ``CELERY_BROKER_URL`` says in the environment."""
+    """Connects to the given addresses even if ``CELERY_BROKER_URL`` is set in the environment."""
 
     read_url = ""
     write_url = ""
@@ -93,8 +90,8 @@ def _app(url: str, application: Application | None, options: str) -> Celery:
     app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **json.loads(options)}
     if transport_of(url) == "sentinel" and not app.conf.broker_transport_options.get("master_name"):
         raise SettingsError(
-            f"{without_password(url)}: Sentinel needs the name of its master; "
-            'give it as --broker-options \'{"master_name": "mymaster"}\''
+            f"{without_password(url)}: Sentinel needs the name of the master; "
+            'set it with --broker-options \'{"master_name": "mymaster"}\''
         )
     return app
 
@@ -112,13 +109,13 @@ def _configure(app: _App, application: Application, url: str) -> None:
 
 
 def transport_options(app: Celery) -> Mapping[str, Any]:
-    """kombu's transport options in force."""
+    """kombu's transport options for this application."""
     options: Mapping[str, Any] = app.conf.broker_transport_options
     return options
 
 
 def parse_address(url: str) -> dict[str, Any]:
-    """kombu's own reading of a URL: hostname, port, userid, password, virtual_host, ssl and further options."""
+    """A URL as kombu parses it: hostname, port, userid, password, virtual_host, ssl and further options."""
     try:
         parts: dict[str, Any] = parse_url(url)
     except (ValueError, KeyError):  # their texts may repeat the password
@@ -128,7 +125,7 @@ def parse_address(url: str) -> dict[str, Any]:
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turn whatever a broker's library raises inside into BrokerUnavailable, with an address and an advice."""
+    """Turns whatever a broker's library raises inside into BrokerUnavailable, with the address and advice."""
     try:
         yield
     except _errors_at(url) as error:
@@ -136,10 +133,10 @@ def explained(url: str) -> Iterator[None]:
 
 
 def broker_errors(transport: Transport) -> tuple[type[BaseException], ...]:
-    """All that means that a broker cannot be used: it is not there, it was lost, or it refuses.
+    """Every exception that means that a broker cannot be used: unreachable, lost, or refusing.
 
-    Each transport has exceptions of its own, and a refusal is an error of the channel in some: a wrong password in
-    py-amqp, a database that does not exist or a right that is missing in redis.
+    Each transport has its own. Some refusals are channel errors: a wrong password in py-amqp, a missing database or
+    permission in redis.
     """
     return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors)
 
@@ -153,18 +150,18 @@ def _errors_at(url: str) -> tuple[type[BaseException], ...]:
 
 
 def unavailable(url: str, error: BaseException) -> BrokerUnavailable:
-    """What a person reads when a broker does not answer: where, what, and what to do."""
+    """The error that users see when a broker does not answer: address, cause, advice."""
     text = masked(" ".join(str(error).split()).rstrip(".")) or type(error).__name__
     return BrokerUnavailable(f"{without_password(url)}: {text}. {advice_on(text, GO_ON_TRYING)}")
 
 
 def advice_on(text: str, otherwise: str) -> str:
-    """What to do about an error that says this; ``otherwise`` where its words are not known."""
+    """What to do about an error with this text; ``otherwise`` where no advice fits."""
     lowered = text.lower()
     return next((advice for words, advice in ADVICE if any(word in lowered for word in words)), otherwise)
 
 
-GO_ON_TRYING = "Check that the broker runs and that the address in --broker is right; we go on trying."
+GO_ON_TRYING = "Check that the broker runs and that the address in --broker is right; connecting is retried."
 
 
 CHECK_HOST = "Check the virtual host in --broker, and the user's rights on it."
@@ -195,11 +192,11 @@ ADVICE = (
     (("name or service", "getaddrinfo", "name resolution"), "Check the host name in --broker."),
 )
 
-AGAIN_SECONDS = 0.1  # after which a connection that could not be opened is tried once more
+RETRY_SECONDS = 0.1  # before the one retry of a connection that could not be opened
 ANSWER_SECONDS = 15.0  # for one command of the transport; kombu polls Redis in shorter ones
-LOOK = "Look whether it runs and can be reached from here."
-CONFIRM_SECONDS = 10.0  # for RabbitMQ to say that it has a message; it is silent while its disk or memory is full
-# Without these a broker that swallows packets would hold a click for minutes.
+CHECK_BROKER = "Check that it runs and can be reached from here."
+CONFIRM_SECONDS = 10.0  # for RabbitMQ to confirm a message; it does not while its disk or memory is full
+# Without these, a broker behind a firewall that drops packets would block a click for minutes.
 OPTIONS: dict[str, dict[str, object]] = {
     "redis": {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS},
     "amqp": {"confirm_publish": True, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS},
@@ -208,58 +205,57 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 @contextmanager
 def link(broker: Broker, settings: Settings, *, heartbeat: float = 0, **options: object) -> Iterator[Connection]:
-    """A connection that is open. Raises BrokerUnavailable when it cannot be opened, is lost, or refuses what is asked.
+    """An open connection. Raises BrokerUnavailable when it cannot be opened, is lost, or the broker refuses.
 
-    ``options`` are the transport's, beside those that every errand has.
+    ``options`` are added to the transport options that every connection has.
     """
     connection = _connection(broker, settings, heartbeat, options)
     errors = broker_errors(connection.transport)
     try:
         try:
-            # connect() would wait 2 s before it tries again, and the page of a task with it.
-            connection.ensure_connection(max_retries=1, interval_start=AGAIN_SECONDS, reraise_as_library_errors=False)
+            # connect() would wait 2 s before it retries, and a task's page with it.
+            connection.ensure_connection(max_retries=1, interval_start=RETRY_SECONDS, reraise_as_library_errors=False)
         except errors as error:
             raise broker_unavailable(broker, f"cannot be used ({short_error(error)}); nothing was sent") from error
         try:
             yield connection
         except lost(connection) as error:
-            raise broker_unavailable(
-                broker, f"was lost ({short_error(error)}); what was under way may have arrived"
-            ) from error
+            text = f"was lost ({short_error(error)}); what was being sent may have arrived"
+            raise broker_unavailable(broker, text) from error
         except errors as error:
-            raise broker_unavailable(broker, f"refuses what was asked ({short_error(error)})") from error
+            raise broker_unavailable(broker, f"refused the request ({short_error(error)})") from error
     finally:
         _close(connection, errors)
 
 
 def lost(connection: Connection) -> tuple[type[BaseException], ...]:
-    """The errors that mean that a connection is no more."""
+    """The exceptions that mean that a connection was lost."""
     return (*connection.connection_errors, OSError, KombuError)
 
 
 def short_error(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing, as a time-out does."""
+    """The text of an error, or its class where it has none, as a timeout has."""
     return " ".join(str(error).split()).removeprefix("(0, 0): ").rstrip(".") or type(error).__name__
 
 
 def broker_unavailable(broker: Broker, what: str) -> BrokerUnavailable:
-    """The address is shown without its password; what to do depends on what it says."""
+    """With the address, without its password, and advice that fits the text."""
     return BrokerUnavailable(
-        f"The broker of {broker.cluster} at {without_password(broker.url)} {what}. {advice_on(what, LOOK)}",
+        f"The broker of {broker.cluster} at {without_password(broker.url)} {what}. {advice_on(what, CHECK_BROKER)}",
         cluster=broker.cluster,
     )
 
 
 def _connection(broker: Broker, settings: Settings, heartbeat: float, options: dict[str, object]) -> Connection:
     app = app_for(broker, settings)
-    bare: Connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
-    defaults = OPTIONS.get(bare.transport.driver_type, {})
-    bare.transport_options = {**defaults, **(bare.transport_options or {}), **options}
-    return bare
+    connection: Connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
+    defaults = OPTIONS.get(connection.transport.driver_type, {})
+    connection.transport_options = {**defaults, **(connection.transport_options or {}), **options}
+    return connection
 
 
 def _close(connection: Connection, errors: tuple[type[BaseException], ...]) -> None:
     try:
         connection.release()
     except errors:
-        connection.collect()  # the far side is gone: free what is ours
+        connection.collect()  # the peer is gone: free our side

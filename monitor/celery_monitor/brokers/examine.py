@@ -1,4 +1,4 @@
-"""Looks at a broker and its workers for doctor. Changes nothing: what it declares is its own, and goes with it."""
+"""Examines a broker and its workers for doctor. The queue that it declares for that is deleted with the connection."""
 
 import time
 from collections import Counter
@@ -13,13 +13,13 @@ from kombu.message import Message
 from redis.exceptions import RedisError
 
 from celery_monitor.addresses import require_events
-from celery_monitor.brokers.amqp import ask_management
+from celery_monitor.brokers.amqp import read_management_api
 from celery_monitor.brokers.connection import app_for, link
-from celery_monitor.brokers.queues import Declarations
+from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.checks import BrokerFacts, EventQueue, Sender
 from celery_monitor.errors import BrokerUnavailable
-from celery_monitor.receiver.decode import body_of, decode
+from celery_monitor.receiver.decode import decode, json_of
 from celery_monitor.records.receiver import RefusedEvents
 from celery_monitor.settings import Broker, Settings
 
@@ -27,8 +27,8 @@ LISTEN_SECONDS = 3.0  # a worker beats every 2 s
 ANSWER_SECONDS = 1.0
 
 
-def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS) -> BrokerFacts:
-    """Raises BrokerUnavailable, and Unsupported where Celery sends no events."""
+def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS) -> BrokerFacts:
+    """Listens to events for up to ``seconds``. Raises BrokerUnavailable, and Unsupported where Celery sends none."""
     transport = require_events(broker.url)
     remote = Remote(broker, settings)
     answers: Counter[str] = Counter()
@@ -55,19 +55,20 @@ def look_at(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS)
 
 def _redis(connection: Connection) -> Mapping[str, object]:
     channel: Any = connection.default_channel
-    told: dict[str, object] = {}
-    with suppress(RedisError):  # a managed Redis refuses some of it
-        told |= channel.client.info("memory")
+    found: dict[str, object] = {}
+    with suppress(RedisError):  # a managed Redis refuses some of these commands
+        found |= channel.client.info("memory")
     with suppress(RedisError):
-        told["pubsub_limit"] = channel.client.config_get("client-output-buffer-limit").get("client-output-buffer-limit")
-    return told
+        name = "client-output-buffer-limit"
+        found["pubsub_limit"] = channel.client.config_get(name).get(name)
+    return found
 
 
 def _queues(connection: Connection, own: str, settings: Settings) -> list[EventQueue]:
-    """Ours; with the management API those of other monitors, too."""
+    """Our event queue; with the management API also those of other monitors."""
     if settings.broker_api is not None:
         try:
-            rows = ask_management(settings.broker_api, connection.virtual_host or "/")
+            rows = read_management_api(settings.broker_api, connection.virtual_host or "/")
         except (OSError, ValueError) as error:
             raise BrokerUnavailable(f"the management API does not answer: {error}. Check --broker-api.") from error
         named = [row for row in rows if isinstance(row, dict) and str(row.get("name")).startswith("celeryev.")]
@@ -75,13 +76,13 @@ def _queues(connection: Connection, own: str, settings: Settings) -> list[EventQ
             EventQueue(str(row["name"]), int(row.get("messages", 0)), int(row.get("consumers", 0))) for row in named
         ]
         return [queue for queue in found if not queue.name.endswith(".witness")]
-    with Declarations(connection) as declarations:
-        declared = declarations.ask(own)
+    with PassiveDeclarations(connection) as declarations:
+        declared = declarations.declare(own)
     return [EventQueue(own, declared.message_count, declared.consumer_count)] if declared else []
 
 
-class Listened(NamedTuple):
-    """Who sent events, and the content type of those that are not read."""
+class _Listened(NamedTuple):
+    """Senders of events, and by hostname the content type of events that cannot be read."""
 
     senders: dict[str, Sender]
     refused: dict[str, str]
@@ -89,17 +90,17 @@ class Listened(NamedTuple):
 
 def _listen(
     connection: Connection, exchange_name: str, transport: str, workers: Sequence[str], seconds: float
-) -> Listened | None:
-    """Who sends events; ends early when all have been heard. ``None`` where no exchange of events exists yet."""
+) -> _Listened | None:
+    """Ends early when every worker has sent an event. ``None`` where the exchange of events does not exist yet."""
     exchange = get_exchange(connection, name=exchange_name)
-    exchange.no_declare = transport == "amqp"  # there it stays, and a worker makes it
+    exchange.no_declare = transport == "amqp"  # where it is durable, and declared by the first worker
     name = f"celeryev.doctor-{uuid4()}"
     queue = Queue(name, exchange, routing_key="#", auto_delete=True, durable=False, exclusive=True, expires=60)
-    listened = Listened({}, {})
+    listened = _Listened({}, {})
 
     def receive(message: Message) -> None:
         now = time.time()
-        body = body_of(message)
+        body = json_of(message)
         if isinstance(body, RefusedEvents):
             listened.refused[body.hostname] = body.content_type
         for event in decode(body)[0] if isinstance(body, bytes) else ():

@@ -1,4 +1,4 @@
-"""Sending a task by name, without its code, and knowing whether the broker took it."""
+"""Publishing a task by name, without its code, and with certainty whether the broker accepted it."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a message goes. The empty exchange takes a queue's name as its routing key."""
+    """Where a message is published. With the empty exchange the routing key is the queue's name."""
 
     exchange: str
     routing_key: str
@@ -35,7 +35,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCall:
-    """A task to be run: protocol 2 with JSON, no retries yet, no expiry, no links."""
+    """A new task: protocol 2 with JSON, without retries, expiry or callbacks."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class TaskCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
-    """A message to be sent as it is. ``queue`` is where it goes if its route leads nowhere from here."""
+    """A message to be published unchanged. ``queue`` is used if its route leads to no queue."""
 
     id: str
     route: Route
@@ -61,52 +61,55 @@ class Copy:
     properties: dict[str, Any]
 
 
-class _Ready(NamedTuple):
-    """What a producer is given, and the task-sent event that tells of it."""
+class _Prepared(NamedTuple):
+    """The arguments of a producer, and the task-sent event."""
 
     body: object
-    how: dict[str, Any]  # kombu does not serialise what has a content type
+    encoding: dict[str, Any]  # kombu does not serialize a body that has a content type
     headers: dict[str, Any]
     properties: dict[str, Any]
     event: dict[str, object]
 
 
 class Publisher:
-    """Sends calls over one open connection."""
+    """Publishes tasks over one open connection."""
 
     def __init__(self, app: Celery, connection: Connection) -> None:
         self.app = app
         self.connection = connection
         self.returned: list[str] = []
-        self.no = (*connection.channel_errors, MessageNacked, SerializationError)
+        self.refusals = (*connection.channel_errors, MessageNacked, SerializationError)
         self.lost = lost(connection)
         self.producer = self._producer()
 
     def send(self, call: TaskCall | Copy) -> None:
-        """Returns when the broker has the message; raises NotTaken, or TakenUnknown when it did not answer."""
-        ready = self._ready(call)
+        """Returns when the broker has the message. Raises NotTaken, and TakenUnknown when it did not confirm."""
+        prepared = self._prepare(call)
         self.returned.clear()
         route = call.route
         try:
             route = self._reachable(call)
-            self._publish(route, ready)
-        except self.no as error:
-            self.producer = self._producer()  # RabbitMQ closes the channel of one who errs
+            self._publish(route, prepared)
+        except self.refusals as error:
+            self.producer = self._producer()  # RabbitMQ closes a channel after an error
             raise NotTaken(f"The broker refused the message for {route}: {short_error(error)}") from error
         except self.lost as error:
             raise TakenUnknown(
-                f"The connection was lost while the message went to {route} ({short_error(error)}): "
+                f"The connection was lost while the message was sent to {route} ({short_error(error)}): "
                 "it may have arrived. Look for the new task before sending it again"
             ) from error
         if self.returned:
             raise NotTaken(f"The broker has no {route}: {self.returned[0]}. Name a queue that exists")
-        self._announce(route, ready.event)
+        self._announce(route, prepared.event)
 
-    def _ready(self, call: TaskCall | Copy) -> _Ready:
+    def _prepare(self, call: TaskCall | Copy) -> _Prepared:
         return self._copy(call) if isinstance(call, Copy) else self._message(call)
 
     def _reachable(self, call: TaskCall | Copy) -> Route:
-        """A virtual transport drops in silence what its table of bindings has no queue for."""
+        """The route, or the queue of a Copy: a virtual transport silently drops messages without a bound queue.
+
+        Raises NotTaken.
+        """
         route, channel = call.route, self.producer.channel
         if not route.exchange or not hasattr(channel, "get_table"):
             return route
@@ -121,7 +124,7 @@ class Publisher:
             return Route("", call.queue)
         raise NotTaken(f"The broker has no queue bound to {route}. Name a queue that exists")
 
-    def _copy(self, copy: Copy) -> _Ready:
+    def _copy(self, copy: Copy) -> _Prepared:
         headers = copy.headers
         event = {
             "uuid": copy.id,
@@ -134,10 +137,10 @@ class Publisher:
             "eta": headers.get("eta"),
             "expires": headers.get("expires"),
         }
-        how = {"content_type": copy.content_type, "content_encoding": copy.content_encoding}
-        return _Ready(copy.body, how, headers, {"delivery_mode": 2, **copy.properties}, event)
+        encoding = {"content_type": copy.content_type, "content_encoding": copy.content_encoding}
+        return _Prepared(copy.body, encoding, headers, {"delivery_mode": 2, **copy.properties}, event)
 
-    def _message(self, call: TaskCall) -> _Ready:
+    def _message(self, call: TaskCall) -> _Prepared:
         message = self.app.amqp.as_task_v2(
             call.id,
             call.name,
@@ -149,41 +152,41 @@ class Publisher:
             create_sent_event=True,
         )
         properties = {"delivery_mode": 2, **message.properties}
-        return _Ready(message.body, {"serializer": "json"}, message.headers, properties, message.sent_event)
+        return _Prepared(message.body, {"serializer": "json"}, message.headers, properties, message.sent_event)
 
-    def _publish(self, route: Route, ready: _Ready) -> None:
+    def _publish(self, route: Route, prepared: _Prepared) -> None:
         self.producer.publish(
-            ready.body,
+            prepared.body,
             exchange=route.exchange,
             routing_key=route.routing_key,
-            headers=ready.headers,
-            **ready.how,
-            mandatory=True,  # RabbitMQ drops what no queue takes, unless told to give it back
+            headers=prepared.headers,
+            **prepared.encoding,
+            mandatory=True,  # else RabbitMQ drops a message without a bound queue
             confirm_timeout=CONFIRM_SECONDS,
             retry=False,
-            **ready.properties,
+            **prepared.properties,
         )
 
     def _producer(self) -> Producer:
         channel = self.connection.channel()
-        has_returns = hasattr(channel, "events")  # py-amqp's; virtual transports take whatever they are given
+        has_returns = hasattr(channel, "events")  # py-amqp's; virtual transports return nothing
         return Producer(channel, auto_declare=False, on_return=self._on_return if has_returns else None)
 
     def _on_return(self, error: Exception, *_message: object) -> None:
         self.returned.append(short_error(error))
 
     def _announce(self, route: Route, event: dict[str, object]) -> None:
-        """Celery's own task-sent, for us and every other monitor: the new task is seen before a worker takes it."""
+        """Celery's task-sent event, for us and other monitors: the task shows up before a worker receives it."""
         where = {"queue": route.queue, "exchange": route.exchange, "routing_key": route.routing_key}
         dispatcher = self.app.events.Dispatcher(enabled=False, buffer_while_offline=False)
         try:
             dispatcher.publish("task-sent", {**event, **where}, self.producer)
-        except (*self.lost, *self.no, KombuError) as error:
+        except (*self.lost, *self.refusals, KombuError) as error:
             log.warning("task %s was sent, its task-sent event was not: %s", event["uuid"], short_error(error))
 
 
 @contextmanager
 def publisher(broker: Broker, settings: Settings) -> Iterator[Publisher]:
-    """A publisher on an open connection; BrokerUnavailable before anything is sent when there is none."""
+    """A publisher on an open connection. Raises BrokerUnavailable before anything is sent."""
     with link(broker, settings) as connection:
         yield Publisher(app_for(broker, settings), connection)

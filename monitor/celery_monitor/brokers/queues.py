@@ -22,7 +22,7 @@ from kombu import Connection
 
 from celery_monitor.brokers.connection import app_for, explained
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.errors import BrokerUnavailable, NotFound
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Broker, Settings
 
@@ -40,11 +40,12 @@ class Probe(Protocol):
 
 
 class GenericProbe:
-    """What a passive declaration tells: the messages that wait. Virtual transports know no consumers."""
+    """The number of waiting messages from a passive declaration. Virtual transports don't count consumers."""
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         self.broker = broker
         self.settings = settings
+        self.heads = QueueHeads()
         self._connection: Connection | None = None
 
     def sample(self, queue_names: Sequence[str]) -> list[Queue]:
@@ -56,19 +57,19 @@ class GenericProbe:
             raise
 
     def measure(self, connection: Connection, queue_names: Sequence[str]) -> list[Queue]:
-        """The same over an open connection; may raise whatever the broker's library raises."""
-        with Declarations(connection) as declarations:
-            return [self._measure(declarations, name) for name in queue_names]
+        """``sample`` over an open connection; may raise whatever the broker's library raises."""
+        with PassiveDeclarations(connection) as declarations:
+            found = [declarations.declare(name) for name in queue_names]
+        return [
+            Queue(cluster=self.broker.cluster, name=name, ready=declared.message_count if declared else None)
+            for name, declared in zip(queue_names, found, strict=True)
+        ]
 
     def close(self) -> None:
-        """Ends the connection, which may be lost already."""
+        """Closes the connection, which may be lost already."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.collect()
-
-    def _measure(self, declarations: "Declarations", name: str) -> Queue:
-        declared = declarations.ask(name)
-        return Queue(cluster=self.broker.cluster, name=name, ready=declared.message_count if declared else None)
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -77,8 +78,8 @@ class GenericProbe:
         return self._connection
 
 
-class Declarations:
-    """Asks the broker about queues without making them, on a channel of its own for as long as that lasts."""
+class PassiveDeclarations:
+    """Passive declarations on one channel, which is replaced when a refusal closes it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -90,8 +91,8 @@ class Declarations:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def ask(self, name: str) -> Any:
-        """What is said of one queue; ``None`` where it does not exist or cannot be seen. A refusal ends the channel."""
+    def declare(self, name: str) -> Any:
+        """The broker's answer for one queue; ``None`` where it does not exist or access is refused."""
         if len(name.encode()) > LONGEST_NAME:
             return None
         if self._channel is None:
@@ -124,25 +125,24 @@ class QueueHeads:
     def __init__(self) -> None:
         self._heads: dict[str, _Head] = {}
 
-    def see(self, queue: str, identity: object | None, now: float, ready: int | None = None) -> float | None:
-        """The time at or before which the head was sent; ``None``: not known. No identity: no head can be told.
+    def observe(self, queue: str, identity: object | None, now: float, ready: int | None = None) -> float | None:
+        """The time at or before which the head was sent; ``None``: unknown. Without identity no head is visible.
 
-        With ``ready``, its head stays only as long as the queue does not shrink: what is purged or expires there is
-        counted by nobody.
+        With ``ready``, a queue that shrinks has a new head: no counter shows what is purged or expires.
         """
-        known = self._heads.get(queue)
+        last = self._heads.get(queue)
         if identity is None:
             self._heads.pop(queue, None)
             return None
-        shrank = known is not None and ready is not None and known.ready is not None and ready < known.ready
-        if known is None or known.identity != identity or shrank:
+        shrank = last is not None and ready is not None and last.ready is not None and ready < last.ready
+        if last is None or last.identity != identity or shrank:
             self._heads[queue] = _Head(identity, now, ready)
             return None
-        self._heads[queue] = known._replace(ready=ready)
-        return known.since
+        self._heads[queue] = last._replace(ready=ready)
+        return last.since
 
-    def was_there(self, queue: str, since: float | None) -> float | None:
-        """The head that is new was in the queue by then, as is known from elsewhere."""
+    def backdate(self, queue: str, since: float | None) -> float | None:
+        """Other evidence shows that the new head was in the queue at this time."""
         if since is not None:
             self._heads[queue] = self._heads[queue]._replace(since=since)
         return since
@@ -161,28 +161,28 @@ class Markers:
     def __init__(self) -> None:
         self._markers: deque[Marker] = deque()
 
-    def see(self, newest: bytes | None, now: float) -> None:
-        """Another sample. An empty queue has no markers; a message too large to be asked for is none."""
+    def observe(self, newest: bytes | None, now: float) -> None:
+        """Adds a sample. An empty queue has no markers; large messages are skipped, as each is sent back to search."""
         if newest is None:
             self._markers.clear()
         elif len(newest) <= LARGEST_MARKER and (not self._markers or self._markers[-1].payload != newest):
             self._markers.append(Marker(now, newest))
-            if len(self._markers) > MOST_MARKERS:  # half of them tell as much, only not as finely
+            if len(self._markers) > MOST_MARKERS:  # half of them give the same bound, only less precisely
                 self._markers = deque(list(self._markers)[::2])
 
-    def since(self, is_there: Callable[[bytes], bool | None]) -> float | None:
-        """When the oldest marker that is still in the queue was seen: what is at the head was sent before.
+    def since(self, is_queued: Callable[[bytes], bool | None]) -> float | None:
+        """When the oldest marker that is still in the queue was observed: the head was sent before.
 
-        They leave in the order in which they came, so most are not asked for. ``None``: none is there, or it cannot be
-        said of the oldest.
+        Markers leave the queue in their order, so half of them are skipped at once. ``None``: none is in the queue, or
+        that is unknown of the oldest.
         """
         while self._markers:
-            there = is_there(self._markers[0].payload)
-            if there is not False:
-                return self._markers[0].since if there else None
+            queued = is_queued(self._markers[0].payload)
+            if queued is not False:
+                return self._markers[0].since if queued else None
             self._markers.popleft()
             middle = len(self._markers) // 2
-            if middle and is_there(self._markers[middle].payload) is False:
+            if middle and is_queued(self._markers[middle].payload) is False:
                 for _ in range(middle + 1):
                     self._markers.popleft()
         return None
@@ -195,9 +195,9 @@ MOST_BODY = 1_000_000  # bytes decoded; the sender's own text of the arguments i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueMessage:
-    """What can be told of it. ``digest`` names exactly this message; ``body`` is bytes as text, where not JSON.
+    """``digest`` identifies exactly this message; ``body`` is bytes as text, where it is not JSON.
 
-    ``sent`` is epoch seconds and known only where a broker stamps messages, or the record has the task.
+    ``sent`` (epoch seconds) is set only where the broker stamps messages, or the record has the task.
     """
 
     digest: str
@@ -218,7 +218,7 @@ class QueueMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadMessages:
-    """Messages, the next to be delivered first. ``more``: others wait behind. ``hazard``: what reading has done."""
+    """Messages in the order of delivery. ``more``: others wait behind. ``hazard``: a side effect of reading."""
 
     messages: tuple[QueueMessage, ...]
     more: bool
@@ -249,9 +249,12 @@ class QueueMessages(ABC):
     def purge(self, see: Callable[[Any], bool]) -> int:
         """Removes every message and returns their number. ``see`` gets each one until it returns False."""
 
+    def not_found(self, searched: int) -> NotFound:
+        return NotFound(f"Not among the next {searched} messages of {self.queue}: a worker may have received it.")
+
 
 def digest_of(*parts: bytes) -> str:
-    """A name for exactly this content."""
+    """Identifies exactly this content."""
     whole = blake2b(digest_size=16)
     for part in parts:
         whole.update(len(part).to_bytes(8, "big") + part)
@@ -263,7 +266,7 @@ def describe_payload(payload: bytes, redactor: Redactor) -> QueueMessage:
     digest = digest_of(payload)
     try:
         stored = json.loads(payload)
-        properties = _table(stored.get("properties"))
+        properties = _mapping(stored.get("properties"))
         body = stored.get("body") or ""
         raw = b64decode(body) if properties.get("body_encoding") == "base64" else str(body).encode()
         envelope = {**properties, "content_type": stored.get("content-type"), "headers": stored.get("headers")}
@@ -274,48 +277,49 @@ def describe_payload(payload: bytes, redactor: Redactor) -> QueueMessage:
 
 def describe(raw: bytes, envelope: Mapping[str, object], digest: str, redactor: Redactor) -> QueueMessage:
     """A message by its body and its properties, the headers among them. Its secrets are masked."""
-    headers = _table(envelope.get("headers"))
+    headers = _mapping(envelope.get("headers"))
     kind = _text(envelope.get("content_type"))
-    delivery = _table(envelope.get("delivery_info"))
-    told = _told(raw, kind, headers)
+    delivery = _mapping(envelope.get("delivery_info"))
+    fields = _body_fields(raw, kind, headers)
+    redelivered = envelope.get("redelivered")
     return QueueMessage(
         digest=digest,
         size=len(raw),
-        id=_text(headers.get("id")) or _text(told.get("id")) or _text(envelope.get("correlation_id")),
-        task=_text(headers.get("task")) or _text(told.get("task")),
-        args=_masked(told.get("args"), redactor),
-        kwargs=_masked(told.get("kwargs"), redactor),
-        body=None if is_plain_json(raw, kind, headers) and "args" in told else _bytes(raw, redactor),
+        id=_text(headers.get("id")) or _text(fields.get("id")) or _text(envelope.get("correlation_id")),
+        task=_text(headers.get("task")) or _text(fields.get("task")),
+        args=_masked(fields.get("args"), redactor),
+        kwargs=_masked(fields.get("kwargs"), redactor),
+        body=None if _is_plain_json(raw, kind, headers) and "args" in fields else _bytes(raw, redactor),
         content_type=kind,
-        priority=_whole(envelope.get("priority", delivery.get("priority"))),
-        eta=_text(headers.get("eta")) or _text(told.get("eta")),
-        expires=_text(headers.get("expires")) or _text(told.get("expires")),
-        retries=_whole(headers.get("retries", told.get("retries"))),
-        redelivered=_flag(envelope.get("redelivered")),
-        sent=_stamp(headers, envelope),
+        priority=_integer(envelope.get("priority", delivery.get("priority"))),
+        eta=_text(headers.get("eta")) or _text(fields.get("eta")),
+        expires=_text(headers.get("expires")) or _text(fields.get("expires")),
+        retries=_integer(headers.get("retries", fields.get("retries"))),
+        redelivered=redelivered if isinstance(redelivered, bool) else None,
+        sent=_sent_at(headers, envelope),
     )
 
 
-def _told(raw: bytes, kind: str | None, headers: Mapping[str, object]) -> Mapping[str, object]:
-    """args and kwargs as text; in Celery's first protocol everything else too.
+def _body_fields(raw: bytes, kind: str | None, headers: Mapping[str, object]) -> Mapping[str, object]:
+    """args and kwargs as text; in Celery's protocol 1 every other field too.
 
-    A body that is not plain JSON stays shut: then its sender's own text of the arguments, where there is one.
+    A body that is not plain JSON is not decoded: the sender's text of the arguments is used, if there is one.
     """
-    said = {name: headers[f"{name}repr"] for name in ("args", "kwargs") if headers.get(f"{name}repr")}
-    if not is_plain_json(raw, kind, headers):
-        return said
+    from_headers = {name: headers[f"{name}repr"] for name in ("args", "kwargs") if headers.get(f"{name}repr")}
+    if not _is_plain_json(raw, kind, headers):
+        return from_headers
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
-        return said
+        return from_headers
     if isinstance(value, list) and len(value) == 3:
         return {"args": repr(value[0]), "kwargs": repr(value[1])}
     if isinstance(value, dict) and "task" in value:
         return {**value, "args": repr(value.get("args")), "kwargs": repr(value.get("kwargs"))}
-    return said
+    return from_headers
 
 
-def is_plain_json(raw: bytes, kind: str | None, headers: Mapping[str, object]) -> bool:
+def _is_plain_json(raw: bytes, kind: str | None, headers: Mapping[str, object]) -> bool:
     return kind in JSON_TYPES and len(raw) <= MOST_BODY and not headers.get("compression")
 
 
@@ -327,12 +331,12 @@ def _masked(text: object, redactor: Redactor) -> str | None:
 
 
 def _bytes(raw: bytes, redactor: Redactor) -> str:
-    """The beginning, as Python writes bytes. Where a secret ends in them cannot be known."""
+    """The beginning, as Python writes bytes. The end of a secret in it cannot be found, so it is cut there."""
     return redactor.cut(repr(raw[:SHOWN])[2:-1])
 
 
-def _stamp(headers: Mapping[str, object], envelope: Mapping[str, object]) -> float | None:
-    """RabbitMQ's plug-in that stamps messages, in milliseconds; else the property, in seconds."""
+def _sent_at(headers: Mapping[str, object], envelope: Mapping[str, object]) -> float | None:
+    """From RabbitMQ's message timestamp plug-in, in milliseconds; else from the property, in seconds."""
     exact = headers.get("timestamp_in_ms")
     if isinstance(exact, int):
         return exact / 1000
@@ -340,7 +344,7 @@ def _stamp(headers: Mapping[str, object], envelope: Mapping[str, object]) -> flo
     return given.timestamp() if isinstance(given, datetime) else None
 
 
-def _table(value: object) -> Mapping[str, object]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
 
@@ -348,12 +352,8 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _whole(value: object) -> int | None:
+def _integer(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
 
 
 class _Headers(msgspec.Struct):
@@ -368,7 +368,7 @@ _read_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
 def task_id_of(payload: bytes) -> str | None:
-    """The task of a message as virtual transports store it; ``None`` where it is no message of a task."""
+    """The task of a message as virtual transports store it; ``None`` where it is not a task's message."""
     try:
         headers = _read_envelope(payload).headers
     except ValueError:

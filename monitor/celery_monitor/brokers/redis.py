@@ -1,8 +1,8 @@
 """Redis and Sentinel: queue depths and the messages of a queue, without removing any.
 
-A queue is a list per priority step, the newest message first; a list without messages does not exist, which is zero,
-not unknown. Delivered and unacknowledged messages of all queues are together in one hash, by delivery tag
-(kombu/transport/redis.py). Depths of all queues are read in one pipeline.
+A queue is a list per priority step, the newest message first; an empty list does not exist, which is zero, not unknown.
+The delivered, unacknowledged messages of all queues are in one hash, by delivery tag (kombu/transport/redis.py). Depths
+of all queues are read in one pipeline.
 """
 
 import json
@@ -22,7 +22,6 @@ from celery_monitor.brokers.connection import link
 from celery_monitor.brokers.queues import (
     GenericProbe,
     Markers,
-    QueueHeads,
     QueueMessage,
     QueueMessages,
     ReadMessages,
@@ -30,19 +29,17 @@ from celery_monitor.brokers.queues import (
     digest_of,
     task_id_of,
 )
-from celery_monitor.errors import NotFound
 from celery_monitor.records.queue import Queue
 
-MOST_BEFORE_MARKER = 20_000  # messages from the head on among which an earlier one is looked for
-TAGS_COUNTED = 10_000  # unacknowledged messages told apart by queue at most; beyond, it is unknown
-TAGS_READ = 500  # of them, how many new ones are read per sample
+MOST_BEFORE_MARKER = 20_000  # messages from the head on that are searched for a marker
+TAGS_COUNTED = 10_000  # more unacknowledged messages are not counted by queue
+TAGS_READ = 500  # new ones that are read per sample
 
 
 class RedisProbe(GenericProbe):
-    """Ready by priorities, unacknowledged by queue, and since when the oldest has been at the head."""
+    """Ready over all priorities, unacknowledged by queue, and since when the oldest message has been at the head."""
 
     _channel: Any = None
-    _heads: QueueHeads | None = None
     _markers: dict[str, Markers]
     _queue_of_tag: dict[bytes, str | None]
 
@@ -51,7 +48,6 @@ class RedisProbe(GenericProbe):
             self._channel = connection.channel()
             self._queue_of_tag = {}
             self._markers = {}
-        self._heads = self._heads or QueueHeads()
         # kombu's own client prefixes some commands and not others; this one prefixes none.
         client = Redis(connection_pool=self._channel.pool)
         lists = {name: self._lists(name) for name in queue_names}
@@ -79,56 +75,52 @@ class RedisProbe(GenericProbe):
     def _queue(
         self, client: Any, name: str, keys: list[str], answers: list[Any], unacked: Counter[str] | None
     ) -> Queue:
-        """Takes this queue's share from the front of ``answers``: length, head and newest message of each list."""
-        taken, answers[: 3 * len(keys)] = answers[: 3 * len(keys)], []
-        messages: list[bytes | None] = taken[1::3]
+        """Removes the answers for this queue from the front: length, head and newest message of each list."""
+        own, answers[: 3 * len(keys)] = answers[: 3 * len(keys)], []
+        lengths, heads, newest = own[::3], own[1::3], own[2::3]
         now = time()
-        since = [
-            self._since(client, key, length, head, newest, now)
-            for key, length, head, newest in zip(keys, taken[::3], messages, taken[2::3], strict=True)
-        ]
+        bounds = [self._head_sent_before(client, *each, now) for each in zip(keys, lengths, heads, newest, strict=True)]
         return Queue(
             cluster=self.broker.cluster,
             name=name,
-            ready=sum(taken[::3]),
+            ready=sum(lengths),
             unacked=None if unacked is None else unacked[name],
-            oldest=min((each for each in since if each is not None), default=None),
-            heads=tuple(task_id_of(head) for head in messages if head),
+            oldest=min((each for each in bounds if each is not None), default=None),
+            heads=tuple(task_id_of(head) for head in heads if head),
         )
 
-    def _since(
+    def _head_sent_before(
         self, client: Any, key: str, length: int, head: bytes | None, newest: bytes | None, now: float
     ) -> float | None:
-        """The time at or before which the head of a list was sent; ``None``: not known."""
-        heads = self._heads or QueueHeads()
-        seen = heads.see(key, blake2b(head).digest() if head else None, now)
+        """The time at or before which the head of a list was sent; ``None``: unknown."""
+        since = self.heads.observe(key, blake2b(head).digest() if head else None, now)
         if head is None:
             self._markers.pop(key, None)
             return None
         markers = self._markers.setdefault(key, Markers())
-        if seen is None:
-            seen = heads.was_there(key, markers.since(lambda payload: _is_there(client, key, length, payload)))
-        markers.see(newest, now)
-        return seen
+        if since is None:
+            marked = markers.since(lambda payload: _is_queued(client, key, length, payload))
+            since = self.heads.backdate(key, marked)
+        markers.observe(newest, now)
+        return since
 
     def _unacked_by_queue(self, client: Any, count: int) -> Counter[str] | None:
-        """How many messages of each queue are delivered and unacknowledged; ``None``: cannot be told apart."""
+        """How many messages of each queue are delivered and unacknowledged; ``None``: unknown."""
         if count > TAGS_COUNTED:
             return None
         key = self._key(self._channel.unacked_key)
         tags: list[bytes] = list(client.hkeys(key)) if count else []
-        known = self._queue_of_tag
-        self._queue_of_tag = {tag: known[tag] for tag in tags if tag in known}
-        new = [tag for tag in tags if tag not in known]
+        before = self._queue_of_tag
+        self._queue_of_tag = {tag: before[tag] for tag in tags if tag in before}
+        new = [tag for tag in tags if tag not in before]
+        self._read_queues_of(client, key, new[:TAGS_READ])
         if len(new) > TAGS_READ:
-            self._learn(client, key, new[:TAGS_READ])
             return None
-        self._learn(client, key, new)
         queues = [self._queue_of_tag[tag] for tag in tags if tag in self._queue_of_tag]
         return None if None in queues else Counter(name for name in queues if name is not None)
 
-    def _learn(self, client: Any, key: str, tags: list[bytes]) -> None:
-        """Reads of which queue these messages are. One that was acknowledged meanwhile is left out."""
+    def _read_queues_of(self, client: Any, key: str, tags: list[bytes]) -> None:
+        """Reads the queues of these messages. One that was acknowledged meanwhile is left out."""
         values: Any = client.hmget(key, tags) if tags else []
         tables: dict[str, list[tuple[str, ...]]] = {}
         for tag, value in zip(tags, values, strict=True):
@@ -150,8 +142,8 @@ class RedisProbe(GenericProbe):
         return queues.pop() if len(queues) == 1 else None
 
 
-def _is_there(client: Any, key: str, length: int, payload: bytes) -> bool | None:
-    """Looks from the head on, and not beyond so many: Redis serves nobody else meanwhile. ``None``: not known."""
+def _is_queued(client: Any, key: str, length: int, payload: bytes) -> bool | None:
+    """Searches from the head on, up to a bound, as Redis serves nobody else meanwhile. ``None``: unknown."""
     try:
         if client.lpos(key, payload, rank=-1, maxlen=MOST_BEFORE_MARKER) is not None:
             return True
@@ -162,15 +154,14 @@ def _is_there(client: Any, key: str, length: int, payload: bytes) -> bool | None
 
 CHUNK = 20  # payloads fetched at once: each may be megabytes
 MOST_BYTES = 32_000_000  # fetched for one reading
-ASIDE_SECONDS = 3600  # after which a list that is being purged goes, should we be killed meanwhile
-MOST_SEARCHED = 20_000  # messages looked at for the one to throw away
+ASIDE_SECONDS = 3600  # after which Redis deletes a list that is being purged, in case we are killed meanwhile
+MOST_SEARCHED = 20_000
 
 
 class RedisMessages(QueueMessages):
-    """Workers take from the first priority's list that has messages, its end first (kombu/transport/redis.py)."""
+    """Workers receive from the end of the first priority's list that has messages (kombu/transport/redis.py)."""
 
     def read(self, limit: int) -> ReadMessages:
-        """In the order of delivery; fewer where they are large."""
         found: list[QueueMessage] = []
         size = 0
         with self._lists() as (client, keys):
@@ -183,22 +174,16 @@ class RedisMessages(QueueMessages):
         return ReadMessages(messages=tuple(found), more=waiting > len(found))
 
     def delete(self, digest: str) -> bytes | None:
-        """Removes that payload, and gives it; ``None`` when a worker received it while we looked."""
         with self._lists() as (client, keys):
             for number, (key, payload) in enumerate(walk(client, keys)):
                 if digest_of(payload) == digest:
                     return payload if client.lrem(key, -1, payload) else None
                 if number == MOST_SEARCHED:
                     break
-        raise NotFound(
-            f"It is not among the next {MOST_SEARCHED} messages of {self.queue}: a worker may have taken it."
-        )
+        raise self.not_found(MOST_SEARCHED)
 
     def purge(self, see: Callable[[bytes], bool]) -> int:
-        """Removes every message, and gives their number. ``see`` gets each payload until it has seen enough.
-
-        Each list is renamed first: what is removed is exactly what is seen, whatever is sent or received meanwhile.
-        """
+        """Each list is renamed first: exactly what was seen is removed, whatever is sent or received meanwhile."""
         number = 0
         with self._lists() as (client, keys):
             for key in keys:
@@ -230,7 +215,7 @@ def lists_of(channel: Any, queue: str) -> list[str]:
 
 
 def walk(client: Any, keys: list[str]) -> Iterator[tuple[str, bytes]]:
-    """The oldest first. What comes in meanwhile does so at the other end; what is taken makes us skip a few."""
+    """The oldest first. Messages that are received meanwhile make us skip a few; new ones go to the other end."""
     for key in keys:
         start = -1
         while chunk := client.lrange(key, start - CHUNK + 1, start):

@@ -1,8 +1,8 @@
 """Remote control with our own collection of replies (the wire protocol of kombu/pidbox.py).
 
-kombu's own collects as many replies as there are destinations or waits for silence, and raises for all when one
-worker answers in pickle. Here a question ends when everybody who is expected has answered, JSON alone is read,
-and an answer that cannot be read is told as one.
+kombu's own collects as many replies as there are destinations or waits for silence, and fails for all when one worker
+replies in pickle. Here a command ends when all expected workers have replied, only JSON is read, and a reply that
+cannot be read is reported as an error of its worker.
 """
 
 import time
@@ -19,12 +19,12 @@ from celery_monitor.errors import InvalidInput, Unsupported
 from celery_monitor.settings import Broker, Settings
 
 FORBIDDEN = "election"  # of Celery's commands (celery/worker/control.py) the one that kills a lone worker
-REPLY_QUEUE_SECONDS = 60.0  # after which RabbitMQ removes the queue of an asker that died
+REPLY_QUEUE_SECONDS = 60.0  # after which RabbitMQ deletes the reply queue of a process that died
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one worker answered: ``ok`` is the value (out of Celery's ``{"ok": ...}`` where it is wrapped in one)."""
+    """What one worker replied: ``ok`` is the value, without Celery's ``{"ok": ...}`` around it."""
 
     worker: str
     ok: object | None = None
@@ -35,7 +35,7 @@ OnReply = Callable[[Reply], None]
 
 
 class Remote:
-    """Asks the workers of one cluster. Each question has a connection of its own, so threads may share this."""
+    """Sends commands to the workers of one cluster. Each has its own connection, so threads may share this."""
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         self.broker = broker
@@ -51,11 +51,11 @@ class Remote:
         *,
         expected: Sequence[str] | None = None,
     ) -> dict[str, Reply]:
-        """The replies by worker; who is missing did not answer within ``timeout`` seconds of silence.
+        """The replies by worker; waits until nobody has replied for ``timeout`` seconds.
 
-        Without ``destination`` everybody is asked; ``expected`` then names workers after whose answers nobody else is
-        waited for. Raises BrokerUnavailable, Unsupported, and InvalidInput for FORBIDDEN; others that do
-        not exist are refused by the workers.
+        Without ``destination`` all workers are asked; once those in ``expected`` have replied, others are not waited
+        for. Raises BrokerUnavailable, Unsupported, and InvalidInput for FORBIDDEN; workers refuse commands that do not
+        exist.
         """
         if command == FORBIDDEN:
             raise InvalidInput(f"the remote command {command} is not sent: it ends a lone worker")
@@ -75,7 +75,7 @@ class Remote:
     def _require_fanout(self, connection: Connection) -> None:
         if not connection.supports_exchange_type("fanout"):
             kind = connection.transport.driver_type
-            raise Unsupported(f"workers on {kind} cannot be asked or told anything: it has no broadcast")
+            raise Unsupported(f"workers on {kind} cannot be controlled: it has no broadcast")
 
 
 class _Question:
@@ -132,14 +132,14 @@ class _Question:
 
     def _collect(self, timeout: float) -> None:
         silent_since = time.monotonic()
-        heard = 0
+        received = 0
         while not self._complete() and (left := silent_since + timeout - time.monotonic()) > 0:
             try:
                 self.connection.drain_events(timeout=left)
             except TimeoutError:
                 return
-            if heard != len(self.replies) + len(self.unreadable):
-                heard = len(self.replies) + len(self.unreadable)
+            if received != len(self.replies) + len(self.unreadable):
+                received = len(self.replies) + len(self.unreadable)
                 silent_since = time.monotonic()
 
     def _complete(self) -> bool:
@@ -154,10 +154,10 @@ class _Question:
         try:
             body = message.decode()
         except (KombuError, ValueError) as error:
-            self.unreadable.append(f"its answer is {message.content_type}, which is not read: {error}")
+            self.unreadable.append(f"the reply is {message.content_type}, which is not read: {error}")
             return
         if not isinstance(body, dict):
-            self.unreadable.append(f"its answer is a {type(body).__name__}, not a dictionary")
+            self.unreadable.append(f"the reply is a {type(body).__name__}, not a dictionary")
             return
         for worker, value in body.items():
             reply = _reply(str(worker), value)
@@ -166,7 +166,7 @@ class _Question:
                 self.on_reply(reply)
 
     def _answered(self) -> dict[str, Reply]:
-        """An unreadable answer does not say whose it is: it is theirs who are missing when the numbers agree."""
+        """An unreadable reply has no worker: if as many workers are missing, it is attributed to them."""
         missing = self._missing()
         names = missing if len(missing) == len(self.unreadable) else self._numbered()
         unreadable = {name: Reply(name, error=why) for name, why in zip(names, self.unreadable, strict=True)}
@@ -176,7 +176,7 @@ class _Question:
         return self.replies | unreadable
 
     def _numbered(self) -> list[str]:
-        return [f"unreadable answer {number}" for number in range(1, len(self.unreadable) + 1)]
+        return [f"unreadable reply {number}" for number in range(1, len(self.unreadable) + 1)]
 
 
 def _reply(worker: str, value: object) -> Reply:

@@ -1,7 +1,7 @@
-"""What a result backend stores of tasks. Redis and SQL databases are read; JSON alone is decoded, never a pickle.
+"""Task results in a result backend. Redis and SQL databases are read; only JSON is decoded, never a pickle.
 
-Of other backends, and of results in another serializer, only the reason why they cannot be read is given. The end of
-a task that no event reported is read here, too.
+For other backends the reason why they cannot be read is given. The end of a task whose last event was missed is read
+from here, too.
 """
 
 import json
@@ -31,21 +31,17 @@ from celery_monitor.store.foreign import CELERY, DJANGO, ResultTable, read_resul
 
 CONNECT_SECONDS = ANSWER_SECONDS = 2.0
 READ = "Redis, the database backend (db+...) and django-db are read"
-# Why not, of those that people use most.
-REASONS = {
-    "rpc": "its results are messages to the process that sent the task, and nobody else can read them",
-    "amqp": "its results are messages to the process that sent the task, and nobody else can read them",
-    "cache": "what it keeps is not shared, or cannot be read safely",
-    "django-cache": "what it keeps is not shared, or cannot be read safely",
-}
+_TO_SENDER = "its results are messages to the process that sent the task, and nobody else can read them"
+_CACHE = "a cache is not shared, or cannot be read safely"
+REASONS = {"rpc": _TO_SENDER, "amqp": _TO_SENDER, "cache": _CACHE, "django-cache": _CACHE}
 
 ResultKind = Literal["none", "redis", "sql", "unreadable"]
 
 
 class ResultBackend(NamedTuple):
-    """Where a cluster's results are, and whether they can be read here; ``reason`` is why not.
+    """Where a cluster's results are stored, and whether they can be read here; ``reason`` is why not.
 
-    ``address`` has no password. ``source``: who says so.
+    ``address`` has no password. ``source`` is where the address was configured.
     """
 
     kind: ResultKind
@@ -61,20 +57,20 @@ class ResultBackend(NamedTuple):
 
 
 def result_backend(broker: Broker, settings: Settings) -> ResultBackend:
-    """The result backend that is given for a cluster, else the application's."""
+    """The result backend from the option for this cluster, else the application's."""
     application = application_of(settings)
     given = settings.address_of("result_backend", broker.cluster)
     if given is not None:
-        return _found(given.url, application)._replace(source="option")
+        return _backend_at(given.url, application)._replace(source="option")
     if application is None:
         return ResultBackend("none", "")
     if (why := application.unusable.get("result_backend")) is not None:
         return ResultBackend("unreadable", "(an object)", f"{why}; {READ}", "application")
-    return _found(application.setting("result_backend"), application)._replace(source="application")
+    return _backend_at(application.setting("result_backend"), application)._replace(source="application")
 
 
 def stored_results(broker: Broker, settings: Settings, ids: Sequence[str]) -> dict[str, bytes]:
-    """What is stored of these tasks, by their ids. Raises BrokerUnavailable."""
+    """The stored results of these tasks by id, not decoded. Raises BrokerUnavailable."""
     backend = result_backend(broker, settings)
     if not backend.is_read or not ids:
         return {}
@@ -88,27 +84,23 @@ def stored_results(broker: Broker, settings: Settings, ids: Sequence[str]) -> di
         ) from error
 
 
-def _found(given: object, application: Application | None) -> ResultBackend:
+def _backend_at(given: object, application: Application | None) -> ResultBackend:
     if not isinstance(given, str) or given in {"", "disabled", "disabled://"}:
         return ResultBackend("none", "")
     url = _database_url(given, application)
     if url is not None and url.startswith(SQL_SCHEMES):
         return ResultBackend("sql", without_password(url), url=url, table=_celery_table(url, application))
-    if given.startswith(REDIS_SCHEMES) or given in {"redis", "rediss"}:  # redis_host and the like say where
-        return ResultBackend("redis", _shown(given), url=given)
+    address = without_password(given) if given.partition("://")[2] else given  # a bare scheme
+    if given.startswith(REDIS_SCHEMES) or given in {"redis", "rediss"}:  # then redis_host and the like have the rest
+        return ResultBackend("redis", address, url=given)
     if given.partition("://")[0] in DJANGO_RESULTS:
         return _django(application)
     name = given.partition("://")[0].partition("+")[0]
-    return ResultBackend("unreadable", _shown(given), f"{REASONS.get(name, f'{name} is not read')}; {READ}")
-
-
-def _shown(given: str) -> str:
-    """Without a password; a bare scheme as it is."""
-    return without_password(given) if given.partition("://")[2] else given
+    return ResultBackend("unreadable", address, f"{REASONS.get(name, f'{name} is not read')}; {READ}")
 
 
 def _database_url(given: str, application: Application | None) -> str | None:
-    """The address of Celery's database backend, which may stand in a setting of its own."""
+    """The address of Celery's database backend, which may be in the setting ``database_url``."""
     if given.rstrip(":/") in {"db", "database"} and application is not None:
         own = application.setting("database_url")
         return f"db+{own}" if isinstance(own, str) else None
@@ -131,7 +123,8 @@ def _django(application: Application | None) -> ResultBackend:
     database = application.databases.get("results") if application is not None else None
     if database is None:
         why = application.problems.get("results database") if application is not None else None
-        return ResultBackend("unreadable", "django-db", why or "only the application names its database: start with -A")
+        why = why or "its database is only in the application's settings: start with -A"
+        return ResultBackend("unreadable", "django-db", why)
     table = ResultTable(url=database.url, name=database.table, columns=DJANGO, timezone=database.timezone)
     return ResultBackend("sql", f"django-db in {without_password(database.url)}", url=database.url, table=table)
 
@@ -144,7 +137,7 @@ def _from_redis(app: Celery, url: str, ids: Sequence[str]) -> dict[str, bytes]:
 
 @lru_cache(maxsize=64)
 def _backend(app: Celery, url: str) -> RedisBackend:
-    """Its client is made at the first question, with limits that a page can wait for."""
+    """Its client is created by the first request, with timeouts that a page can wait for."""
     kind, address = by_url(url, app.loader)
     backend: RedisBackend = kind(app=app, url=address)
     limits = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
@@ -152,84 +145,84 @@ def _backend(app: Celery, url: str) -> RedisBackend:
     return backend
 
 
-EARLY_SECONDS = 5.0  # a short task can have stored its result before its worker says that it was started
+EARLY_SECONDS = 5.0  # the result of a short task can be stored before its task-started event is sent
 LONGEST_REPR = 1024  # as Celery cuts the result in an event
-ENDS = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "REVOKED": "task-revoked"}
+EVENTS = {"SUCCESS": "task-succeeded", "FAILURE": "task-failed", "REVOKED": "task-revoked"}
 
 log = logging.getLogger(__name__)
 
 
-class StoredEnd(NamedTuple):
-    """How a task ended: the type of the event that would have told it. ``done`` by the worker's clock."""
+class StoredResult(NamedTuple):
+    """How a task ended: the type of the event that was missed. ``done`` by the worker's clock."""
 
     event: str
     done: float | None
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
-    worker: str | None = None  # only an extended backend says it
+    worker: str | None = None  # only with result_extended
 
-    def since(self, begun: float, now: float) -> float | None:
-        """When a run that began then ended, at the latest now; ``None`` where this is an older end of the same id."""
+    def ended_at(self, begun: float, now: float) -> float | None:
+        """When a run that began at ``begun`` ended, at the latest now; ``None``: an older result of the same id."""
         done = self.done if self.done is not None else now
         return min(max(done, begun), now) if done >= begun - EARLY_SECONDS else None
 
 
 class ResultReader:
-    """What the result backend of one cluster tells of ends."""
+    """Reads results from the result backend of one cluster."""
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         self._broker = broker
         self._settings = settings
-        self._complained = False
+        self._logged = False
 
     @property
     def absence(self) -> str:
-        """What it means that no end is known here: a backend that is not read may know one."""
+        """What a missing result means: a backend that cannot be read may have one."""
         backend = result_backend(self._broker, self._settings)
         if backend.kind == "unreadable":
-            return f"its result backend ({backend.address}) cannot be read from here, and may know more"
-        return "no result backend tells of it"
+            return f"its result backend ({backend.address}) cannot be read from here and may have a result"
+        return "no result backend has a result"
 
-    def of(self, ids: Sequence[str]) -> dict[str, StoredEnd] | None:
-        """Those of these tasks whose end is known; ``None`` where the backend does not answer (logged once).
+    def of(self, ids: Sequence[str]) -> dict[str, StoredResult] | None:
+        """The results of those of these tasks that have one; ``None`` where the backend does not answer (logged once).
 
-        Where there is no backend that can be read, no end is known.
+        Empty where no backend can be read.
         """
         try:
             stored = stored_results(self._broker, self._settings, ids)
         except BrokerUnavailable as error:
-            if not self._complained:
+            if not self._logged:
                 log.warning("%s", error)
-            self._complained = True
+            self._logged = True
             return None
-        self._complained = False
-        found = {task_id: read_end(payload) for task_id, payload in stored.items()}
-        return {task_id: end for task_id, end in found.items() if end is not None}
+        self._logged = False
+        found = {task_id: read_result(payload) for task_id, payload in stored.items()}
+        return {task_id: result for task_id, result in found.items() if result is not None}
 
 
-def read_end(payload: bytes | str | None) -> StoredEnd | None:
-    """What Celery stored under a task's key; ``None`` where it is no JSON, or no end."""
+def read_result(payload: bytes | str | None) -> StoredResult | None:
+    """What Celery stored under a task's key; ``None`` where it is not JSON, or the task has not ended."""
     if payload is None:
         return None
     try:
         meta = json.loads(payload)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or meta["status"] not in ENDS:
+    if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or meta["status"] not in EVENTS:
         return None
     done = parse_time(meta["date_done"]) if isinstance(meta.get("date_done"), str) else None
     worker = meta["worker"] if isinstance(meta.get("worker"), str) else None
-    event, result, traceback = ENDS[meta["status"]], meta.get("result"), meta.get("traceback")
+    event, result, traceback = EVENTS[meta["status"]], meta.get("result"), meta.get("traceback")
     if event == "task-succeeded":
-        kept = str(saferepr(result, LONGEST_REPR)) if "result" in meta else None  # pickled: not opened
-        return StoredEnd(event, done, result=kept, worker=worker)
+        text = str(saferepr(result, LONGEST_REPR)) if "result" in meta else None  # None: pickled in an SQL backend
+        return StoredResult(event, done, result=text, worker=worker)
     text = traceback if isinstance(traceback, str) else None
-    return StoredEnd(event, done, exception=_exception(result), traceback=text, worker=worker)
+    return StoredResult(event, done, exception=_exception(result), traceback=text, worker=worker)
 
 
 def _exception(stored: object) -> str | None:
-    """``ValueError('no such order')`` of what Celery's JSON keeps of an exception."""
+    """``ValueError('no such order')`` from the exception in Celery's JSON."""
     if not isinstance(stored, dict) or not isinstance(stored.get("exc_type"), str):
         return None
     message = stored.get("exc_message")

@@ -1,8 +1,8 @@
 """The message of a task that the broker still has: in its queue, or delivered and not acknowledged.
 
-On Redis both can be read without taking anything: a queue is a list, and what was delivered is kept in a hash until
-it is acknowledged (kombu/transport/redis.py). RabbitMQ shows no message without delivering it, and never shows one
-that a worker has: there a queue is read only when somebody asks for it.
+On Redis both can be read in place: a queue is a list, and delivered messages stay in a hash until they are acknowledged
+(kombu/transport/redis.py). RabbitMQ shows a message only by delivering it, and never one that a worker has: there a
+queue is read only when a user asks for it.
 """
 
 import json
@@ -27,14 +27,23 @@ from celery_monitor.core.message import with_links
 from celery_monitor.records.event import READ, REMOVED, UNACKED, WAITING, Message
 from celery_monitor.settings import Broker, Settings
 
-MOST_READ = 20_000  # messages looked at for one answer
+MOST_READ = 20_000  # messages in one search
 MOST_BYTES = 64_000_000
 MOST_SECONDS = 1.0
-MOST_TAKEN = 500  # messages of RabbitMQ held while one is looked for
-SCANNED = 200  # entries of the hash fetched at once
-# Of one delivery, not of the message.
-PER_DELIVERY = frozenset({"delivery_info", "delivery_tag", "body_encoding", "application_headers"})
-NAMED_APART = frozenset({"content_type", "content_encoding", "headers"})
+MOST_DELIVERED = 500  # messages that RabbitMQ delivers in one search
+SCANNED = 200  # entries of the hash per request
+# Properties of a delivery, and those that have a field of their own.
+LEFT_OUT = frozenset(
+    {
+        "delivery_info",
+        "delivery_tag",
+        "body_encoding",
+        "application_headers",
+        "content_type",
+        "content_encoding",
+        "headers",
+    }
+)
 
 
 class FoundMessages(NamedTuple):
@@ -44,88 +53,85 @@ class FoundMessages(NamedTuple):
     whole: bool
 
 
-class Place(NamedTuple):
-    """A message as Redis has it; ``queue`` is None in the hash of what was delivered."""
+class StoredMessage(NamedTuple):
+    """A message as Redis has it; ``queue`` is None in the hash of delivered messages."""
 
     payload: bytes
     queue: str | None
 
-    def opened(self) -> tuple[bytes, str | None, str | None]:
-        """The message itself, its exchange and key; both are unknown in a queue. Raises ValueError."""
+    def unwrap(self) -> tuple[bytes, str | None, str | None]:
+        """The message itself, its exchange and routing key; both are unknown in a queue. Raises ValueError."""
         if self.queue is not None:
             return self.payload, None, None
         raw, exchange, key = _read_entry(self.payload)
         return bytes(raw), exchange, key
 
 
-class Places:
-    """Messages one after the other, those first that are delivered next, as far as the bounds let."""
+class StoredMessages:
+    """Messages in the order of delivery, until a limit of the search is reached."""
 
-    def __init__(self, found: Iterator[Place]) -> None:
+    def __init__(self, found: Iterator[StoredMessage]) -> None:
         self._found = found
-        self.whole = True  # no bound was reached
+        self.whole = True  # no limit was reached
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[StoredMessage]:
         until, size = time.monotonic() + MOST_SECONDS, 0
-        for number, place in enumerate(self._found):
-            size += len(place.payload)
+        for number, stored in enumerate(self._found):
+            size += len(stored.payload)
             if number == MOST_READ or size > MOST_BYTES or time.monotonic() > until:
                 self.whole = False
                 return
-            yield place
+            yield stored
 
 
 def can_read_messages(broker: Broker) -> bool:
-    """Whether messages can be looked for without touching them."""
+    """Whether messages can be searched in place."""
     return transport_of(broker.url) in {"redis", "sentinel"}
 
 
-def can_take_messages(broker: Broker) -> bool:
-    """Whether they can be looked for at the price of a delivery."""
+def can_read_by_delivery(broker: Broker) -> bool:
+    """Whether messages can be searched by having them delivered and requeued."""
     return transport_of(broker.url) == "amqp"
 
 
 def find_task_messages(
     broker: Broker, settings: Settings, ids: Collection[str], queues: Sequence[str]
 ) -> FoundMessages:
-    """The messages of these tasks in these queues, or unacknowledged, as far as ``can_read_messages``.
+    """The messages of these tasks in these queues, or unacknowledged; only where ``can_read_messages``.
 
-    At most MOST_READ messages are looked at, those first that are delivered next. Raises BrokerUnavailable.
+    At most MOST_READ messages are searched, in the order of delivery. Raises BrokerUnavailable.
     """
     found: dict[str, Message] = {}
-    with places(broker, settings, queues) as there:
-        for place in there:
-            message = _message_of(place, ids)
+    with stored_messages(broker, settings, queues) as messages:
+        for stored in messages:
+            message = _message_of(stored, ids)
             if message is not None:
                 found.setdefault(*message)
                 if len(found) == len(ids):
                     break
-    return FoundMessages(found, there.whole)
+    return FoundMessages(found, messages.whole)
 
 
 @contextmanager
-def places(broker: Broker, settings: Settings, queues: Sequence[str]) -> Iterator[Places]:
-    """The messages of these queues and the unacknowledged ones, where they can be read. Raises BrokerUnavailable."""
+def stored_messages(broker: Broker, settings: Settings, queues: Sequence[str]) -> Iterator[StoredMessages]:
+    """The unacknowledged messages and those in these queues. Raises BrokerUnavailable."""
     with link(broker, settings) as connection:
         channel: Any = connection.default_channel
+        client: Any = Redis(connection_pool=channel.pool)
+        unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
+        delivered = (StoredMessage(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
+        lists = (StoredMessage(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
         try:
-            yield Places(_walk_all(Redis(connection_pool=channel.pool), channel, queues))
-        except ResponseError as error:  # a key of another type, or one that we may not read
-            raise broker_unavailable(broker, f"does not let its messages be read ({short_error(error)})") from error
-
-
-def _walk_all(client: Any, channel: Any, queues: Sequence[str]) -> Iterator[Place]:
-    unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
-    delivered = (Place(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
-    lists = (Place(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
-    return chain(delivered, lists)
+            yield StoredMessages(chain(delivered, lists))
+        except ResponseError as error:  # a key of another type, or one without permission
+            raise broker_unavailable(broker, f"does not let messages be read ({short_error(error)})") from error
 
 
 _CELERY_NAMES = {"uuid": "id", "name": "task", "args": "argsrepr", "kwargs": "kwargsrepr"}
 
 
 class Headers(msgspec.Struct, frozen=True, rename=_CELERY_NAMES):
-    """What Celery writes above a task's message (protocol 2), by the names that its events have for the same."""
+    """The headers of a task's message (protocol 2), under the names of the same fields in Celery's events."""
 
     uuid: str
     name: str
@@ -138,8 +144,8 @@ class Headers(msgspec.Struct, frozen=True, rename=_CELERY_NAMES):
     expires: str | None = None
 
 
-class Seen(NamedTuple):
-    """A message; ``queue`` is None where it is delivered and not acknowledged."""
+class LocatedMessage(NamedTuple):
+    """A task's message; ``queue`` is None where it is delivered and not acknowledged."""
 
     headers: Headers
     queue: str | None
@@ -148,49 +154,55 @@ class Seen(NamedTuple):
 class Survey(NamedTuple):
     """Messages by the ids of their tasks. ``whole``: nothing was left out of the search."""
 
-    messages: dict[str, Seen]
+    messages: dict[str, LocatedMessage]
     whole: bool
 
 
-class _Described(msgspec.Struct):
+class _WithHeaders(msgspec.Struct):
     headers: Headers
 
 
-_read_described = msgspec.json.Decoder(_Described).decode
+_read_headers = msgspec.json.Decoder(_WithHeaders).decode
 
 
 def survey(broker: Broker, settings: Settings, queues: Collection[str]) -> Survey:
-    """All messages of these queues and the unacknowledged ones, where they can be read. Raises BrokerUnavailable."""
+    """All messages of these queues and the unacknowledged ones, where they can be read in place.
+
+    Raises BrokerUnavailable.
+    """
     if not can_read_messages(broker):
         return Survey({}, whole=False)
-    messages: dict[str, Seen] = {}
-    with places(broker, settings, sorted(queues)) as there:
-        for place in there:
+    located: dict[str, LocatedMessage] = {}
+    with stored_messages(broker, settings, sorted(queues)) as messages:
+        for stored in messages:
             try:
-                headers = _read_described(place.opened()[0]).headers
-            except (ValueError, TypeError):  # no message of a task
+                headers = _read_headers(stored.unwrap()[0]).headers
+            except (ValueError, TypeError):  # not a task's message
                 continue
-            messages[headers.uuid] = Seen(headers, place.queue)
-    return Survey(messages, there.whole)
+            located[headers.uuid] = LocatedMessage(headers, stored.queue)
+    return Survey(located, messages.whole)
 
 
 _read_entry = msgspec.json.Decoder(tuple[msgspec.Raw, str | None, str | None]).decode
 
 
-def _message_of(place: Place, ids: Collection[str]) -> tuple[str, Message] | None:
-    """The task's id and its message, where it is one of these; what is no message of a task is passed over."""
+def _message_of(stored: StoredMessage, ids: Collection[str]) -> tuple[str, Message] | None:
+    """The task's id and message, where it is one of these; ``None`` also where it is not a task's message."""
     try:
-        payload, exchange, key = place.opened()
+        payload, exchange, key = stored.unwrap()
         task_id = task_id_of(payload)
         if task_id is None or task_id not in ids:
             return None
-        return task_id, of_payload(payload, place.queue, exchange, key)
+        return task_id, of_payload(payload, stored.queue, exchange, key)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
 def of_payload(payload: bytes, queue: str | None, exchange: str | None = None, key: str | None = None) -> Message:
-    """A message as virtual transports store it: JSON around a body in base64. Raises ValueError and its kin."""
+    """A message as virtual transports store it: JSON around a body in base64.
+
+    Raises ValueError, LookupError, TypeError or AttributeError where it is none.
+    """
     stored = json.loads(payload)
     properties = stored["properties"]
     encoded = properties.get("body_encoding") == "base64"
@@ -214,17 +226,17 @@ def of_payload(payload: bytes, queue: str | None, exchange: str | None = None, k
     return with_links(message)
 
 
-def take(broker: Broker, settings: Settings, task_id: str, queue: str) -> FoundMessages:
-    """The same on RabbitMQ: messages of the queue are taken until it is found, and put back at once.
+def find_by_delivery(broker: Broker, settings: Settings, task_id: str, queue: str) -> FoundMessages:
+    """One task's message on RabbitMQ: messages of the queue are delivered until it is found, and requeued.
 
     Raises BrokerUnavailable, NotFound and Unsupported as ``AmqpMessages`` does.
     """
-    with closing(AmqpMessages(broker, settings, queue).taken(MOST_TAKEN)) as messages:
+    with closing(AmqpMessages(broker, settings, queue).deliveries(MOST_DELIVERED)) as messages:
         for number, message in enumerate(messages, 1):
             headers = message.properties.get("application_headers") or {}
             if headers.get("id") == task_id:
                 return FoundMessages({task_id: _of_amqp(message, queue)}, whole=True)
-            if number == MOST_TAKEN:
+            if number == MOST_DELIVERED:
                 return FoundMessages({}, whole=not message.delivery_info["message_count"])
     return FoundMessages({}, whole=True)
 
@@ -248,7 +260,7 @@ def _of_amqp(message: Any, queue: str) -> Message:
 
 
 def of_removed(removed: Any, queue: str) -> tuple[str, Message] | None:
-    """The task's id and the message that ``MessageFormat`` has removed; ``None`` where it is no message of a task."""
+    """The task's id and message, from what ``QueueMessages`` has removed; ``None`` where it is not a task's message."""
     try:
         found = of_payload(removed, queue) if isinstance(removed, bytes) else _of_amqp(removed, queue)
         task_id = json.loads(found.headers).get("id")
@@ -258,5 +270,4 @@ def of_removed(removed: Any, queue: str) -> tuple[str, Message] | None:
 
 
 def _properties(given: Mapping[str, Any]) -> str:
-    kept = {name: value for name, value in given.items() if name not in PER_DELIVERY | NAMED_APART}
-    return str(dumps(kept))
+    return str(dumps({name: value for name, value in given.items() if name not in LEFT_OUT}))

@@ -12,7 +12,7 @@ from threading import Lock
 
 from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.results import result_backend, stored_results
-from celery_monitor.brokers.task_messages import can_read_messages, can_take_messages, find_task_messages
+from celery_monitor.brokers.task_messages import can_read_by_delivery, can_read_messages, find_task_messages
 from celery_monitor.control.target import Target, find_broker
 from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge
 from celery_monitor.core.message import Unreadable, why_not_exact
@@ -120,7 +120,7 @@ def _place(task: Task, message: Message | None, *, whole: bool) -> str:
 
 def _unchecked(target: Target, task: Task) -> str:
     """Where no message can be looked at without delivering it."""
-    if not can_take_messages(target.broker):
+    if not can_read_by_delivery(target.broker):
         return "its message was not looked for"
     sampled = [each for each in read_queues(target.store, target.cluster) if each.name == task.queue]
     if not sampled or sampled[0].ready is None or sampled[0].sampled_at is None:

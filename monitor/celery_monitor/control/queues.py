@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.queues import QueueMessage, ReadMessages
-from celery_monitor.brokers.task_messages import can_take_messages, of_removed, take
+from celery_monitor.brokers.task_messages import can_read_by_delivery, find_by_delivery, of_removed
 from celery_monitor.brokers.transports import messages_of
 from celery_monitor.control.answers import done
 from celery_monitor.control.arguments import IN_BROKER
@@ -289,15 +289,15 @@ def _dated(target: Target, message: QueueMessage) -> QueueMessage:
 
 
 HAZARD = (
-    f"RabbitMQ shows no message without delivering it. Up to {task_messages.MOST_TAKEN} are taken out of the queue and "
-    "put back at once: they are marked as redelivered from then on, may stand in another order if workers take "
+    f"RabbitMQ shows no message without delivering it. Up to {task_messages.MOST_DELIVERED} are taken out of the queue "
+    "and put back at once: they are marked as redelivered from then on, may stand in another order if workers take "
     "messages meanwhile, and a quorum queue counts it as a delivery."
 )
 
 
 def why_not_find(target: Target, task: Task) -> str | None:
     """Why its message is not looked for in this way; ``None`` where it may be."""
-    if not can_take_messages(target.broker):
+    if not can_read_by_delivery(target.broker):
         return "Only a queue of RabbitMQ is looked into in this way; where reading is free, it is done by itself."
     if task.state not in IN_BROKER:
         return f"Task {task.id} is {task.state.word}: its message has been acknowledged."
@@ -332,10 +332,10 @@ class FindMessage(ClusterCommand, frozen=True, kw_only=True):
         if why := why_not_find(target, task):
             raise Conflict(why)
         queue = str(task.queue)
-        found = take(target.broker, target.settings, task.id, queue)
+        found = find_by_delivery(target.broker, target.settings, task.id, queue)
         message = found.messages.get(task.id)
         if message is None:
-            looked = "the queue" if found.whole else f"the first {task_messages.MOST_TAKEN} messages of the queue"
+            looked = "the queue" if found.whole else f"the first {task_messages.MOST_DELIVERED} messages of the queue"
             raise Conflict(f"Its message is not in {looked} {queue}. One that a worker has cannot be seen on RabbitMQ.")
         if why := why_not_exact(message, task):
             raise Conflict(f"It was found in the queue {queue}, and cannot be used: {why}.")

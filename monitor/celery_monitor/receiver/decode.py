@@ -1,7 +1,7 @@
-"""A message's body to Events. Fast for what Celery sends, patient with everything else; decode() never raises.
+"""Decodes a message's body to Events. Fast for what Celery sends, lenient with everything else; decode() never raises.
 
-Celery's ``event_serializer`` says in which form a worker sends events: other forms are made JSON first. Pickle is
-refused and never unpickled: who may publish an event could run code here.
+Celery's ``event_serializer`` sets the format of a worker's events: msgpack and YAML are converted to JSON first. Pickle
+is refused and never unpickled, as it would let anybody who can publish an event run code here.
 """
 
 import json
@@ -40,7 +40,7 @@ JSON = frozenset({None, "application/json"})
 MSGPACK = "application/x-msgpack"
 YAML = "application/x-yaml"
 LONGEST_TEXT = 200
-DEEPEST = 32  # of YAML; an event holds lists of numbers, and no more
+DEEPEST = 32  # nesting of YAML; events contain only lists of numbers
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,5})?")
@@ -54,11 +54,11 @@ _count_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def decode(body: bytes) -> tuple[Sequence[Event], int]:
-    """The events of one message body, and how many things in it are no events.
+    """The events of one message body, and how many malformed items it has.
 
-    A worker with an event loop sends lists of up to 24, others send single events.
-    A field of a wrong type becomes unknown; an event without type, timestamp, hostname or (for a task's own
-    events) uuid counts as malformed.
+    A worker with an event loop sends lists of up to 24 events, others send single events.
+    A field of a wrong type becomes None; an event without type, timestamp, hostname or (for task events) uuid counts
+    as malformed.
     """
     events = _decode_checked(body)
     if events is None:
@@ -76,7 +76,7 @@ def _decode_checked(body: bytes) -> Sequence[Event] | None:
         try:
             return _decode_many_checked(body) if many else [_decode_one_checked(body)]
         except (ValueError, RecursionError):
-            pass  # a name that is too long, a number that is none, a captured message
+            pass  # a name that is too long, an invalid number, a captured message
     try:
         return _decode_many(body) if many else [_decode_one(body)]
     except (ValueError, RecursionError):
@@ -84,7 +84,7 @@ def _decode_checked(body: bytes) -> Sequence[Event] | None:
 
 
 def count(body: bytes) -> int:
-    """How many events a body holds, without decoding them: for counting what must be dropped."""
+    """How many events a body contains, without decoding them: counts what must be dropped."""
     if body[:1] != b"[":
         return 1
     try:
@@ -95,7 +95,7 @@ def count(body: bytes) -> int:
 
 def _decode_leniently(body: bytes) -> tuple[list[Event], int]:
     try:
-        # The standard library takes NaN and lone surrogates, which older workers do send.
+        # The standard library accepts NaN and lone surrogates, which older workers send.
         document = json.loads(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return [], 1
@@ -107,12 +107,12 @@ def _decode_leniently(body: bytes) -> tuple[list[Event], int]:
 def _event(item: object) -> Event | None:
     if not isinstance(item, dict):
         return None
-    known = {name: READERS[name](value) for name, value in item.items() if name in READERS}
-    if any(known.get(name) is None for name in ("type", "timestamp", "hostname")):
+    fields = {name: READERS[name](value) for name, value in item.items() if name in READERS}
+    if any(fields.get(name) is None for name in ("type", "timestamp", "hostname")):
         return None
-    if known["type"] in TASK_EVENTS and known.get("uuid") is None:
+    if fields["type"] in TASK_EVENTS and fields.get("uuid") is None:
         return None
-    return Event(**known)
+    return Event(**fields)
 
 
 def _text(value: object) -> str | None:
@@ -179,7 +179,7 @@ READERS: dict[str, Callable[[object], Any]] = {
 
 
 class Content(NamedTuple):
-    """What the headers of a message say of its body."""
+    """The format of a message's body, and its sender, from the headers."""
 
     content_type: str | None = None
     compression: str | None = None
@@ -187,18 +187,18 @@ class Content(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """JSON as it stands."""
+        """Uncompressed JSON."""
         return self.content_type in JSON and self.compression is None
 
 
-def opened(body: bytes, content: Content) -> bytes | RefusedEvents | None:
-    """The JSON within; what is refused where it is in no form that we read; ``None`` where it is not what it says."""
+def to_json(body: bytes, content: Content) -> bytes | RefusedEvents | None:
+    """The body as JSON; RefusedEvents for a format that is not read; ``None`` if it is not in its stated format."""
     if content.content_type not in JSON and content.content_type not in {MSGPACK, YAML}:
         return RefusedEvents(_short(content.hostname or ""), _short(str(content.content_type)))
     if content.compression is not None:
         try:
             body = bytes(decompress(body, content.compression))
-        except Exception:  # noqa: BLE001  each compressor has its own errors
+        except Exception:  # noqa: BLE001 - each compressor has its own errors
             return None
     if content.content_type in JSON:
         return body
@@ -209,14 +209,14 @@ def opened(body: bytes, content: Content) -> bytes | RefusedEvents | None:
         return None
 
 
-def body_of(message: KombuMessage) -> bytes | RefusedEvents | None:
-    """The JSON in a message of kombu's, which has decompressed it, or could not."""
+def json_of(message: KombuMessage) -> bytes | RefusedEvents | None:
+    """The body of a kombu message as JSON; kombu has decompressed it, or noted an error."""
     if message.errors:
         return None
     body = message.body
     sender = (message.headers or {}).get("hostname")
     content = Content(message.content_type, None, None if sender is None else str(sender))
-    return opened(body.encode() if isinstance(body, str) else bytes(body), content)
+    return to_json(body.encode() if isinstance(body, str) else bytes(body), content)
 
 
 def _short(text: str) -> str:
@@ -224,10 +224,10 @@ def _short(text: str) -> str:
 
 
 def read_yaml(body: bytes) -> object:
-    """The one document of lists, mappings and plain values in it. Raises ValueError and YAMLError.
+    """The one document in it, of lists, mappings and plain values. Raises ValueError and YAMLError.
 
-    PyYAML's loaders recurse in C until the process dies, and expand aliases until memory is full: so its events are
-    put together here, to a bounded depth and without aliases. Celery's events have no use for either.
+    PyYAML's loaders recurse in C until the process dies, and expand aliases until memory is full. So its parser events
+    are assembled here, to a limited depth and without aliases, which Celery's events don't need.
     """
     results: list[object] = []
     stack: list[list[object]] = [results]
@@ -254,7 +254,7 @@ def _mapping(items: list[object]) -> dict[str, object]:
 
 
 def _plain(text: str) -> object:
-    """What an unquoted word stands for, as yaml.safe_dump writes it."""
+    """The value of an unquoted word, as yaml.safe_dump writes it."""
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):

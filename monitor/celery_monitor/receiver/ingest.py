@@ -1,8 +1,7 @@
-"""The receiver: reads a source, stores what it says, and says how it fares.
+"""The receiver: reads events from a source, stores them, and reports its health.
 
-One thread reads, folds and stores, so the order of events is kept and a batch is acknowledged only when it is
-committed. While the database is away the source holds events back, within its bound; while the broker is away the
-hole is noted as a Gap.
+One thread reads, folds and stores, so events keep their order and a batch is acknowledged only after its commit. While
+the database is away, the source keeps events within its limit; while the broker is away, a Gap is recorded.
 """
 
 import logging
@@ -31,12 +30,12 @@ from celery_monitor.store.writer import Writer, Written
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
-RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # then for ever the last
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last is repeated
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
-PAUSES = 5  # while events gather
-RETENTION_SECONDS = 5.0  # between two looks when there was nothing more to delete
-# Between two steps of deleting, in times what the last one took. To delete a task takes about a quarter of the CPU that
-# storing it took (docs/scaling.md).
+PAUSES = 5  # while a batch fills
+RETENTION_SECONDS = 5.0  # between two checks when there was nothing more to delete
+# The pause between two deletions, as a multiple of the last one's duration. Deleting a task takes about a quarter of
+# the CPU time that storing it took (docs/scaling.md).
 REST, REST_BEHIND = 1.0, 2.0
 BEHIND_SECONDS = 0.3
 MALFORMED_SECONDS = 10.0  # between two log lines
@@ -65,23 +64,23 @@ class Receiver:
         self._writer = Writer(store, cluster, settings)
         self._retention = Retention(store, cluster, settings)
         self._retention_at = 0.0
-        self._tidied_at = 0.0
+        self._housekeeping_at = 0.0
         self._conclusions: SimpleQueue[Delivery] = SimpleQueue()
         self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name, host=HOST, pid=os.getpid())
-        self._refused: dict[RefusedEvents, float] = {}  # when each last sent such
+        self._refused: dict[RefusedEvents, float] = {}  # senders, and when each last sent refused events
         self._saved_at = 0.0
-        self._gather_until = 0.0
+        self._fill_until = 0.0
         self._clock = OwnClock(time.time(), _steady())
-        self._set_seconds = 0.0  # by which our clock was set, and the record does not know yet
-        self._untold = 0  # malformed messages that the log does not tell of yet
-        self._tell_at = 0.0
+        self._clock_change = 0.0  # seconds by which our clock was set, not yet applied to the record
+        self._unlogged = 0  # malformed messages that are not logged yet
+        self._log_at = 0.0
         self._standby = standby or Standby(store, source, cluster)
-        self._hole = self._standby.hole
+        self._gaps = self._standby.gaps
         self._on_new_worker: Callable[[], None] = lambda: None
 
     @property
     def health(self) -> ReceiverHealth:
-        """What was last said of the receiver; replaced as a whole, so any thread may read it."""
+        """The current health; replaced as a whole, so any thread may read it."""
         return self._health
 
     @property
@@ -90,19 +89,19 @@ class Receiver:
         return self._writer.senders
 
     def conclude(self, delivery: Delivery) -> None:
-        """Stores events that were concluded, not received (``task-lost``), with the next batch; from any thread."""
+        """Stores concluded events (``task-lost``) with the next batch. Thread-safe."""
         self._conclusions.put(msgspec.structs.replace(delivery, concluded=True))
 
     def notice(self, text: str) -> None:
-        """Says something that the receiver did by itself; the newest few are kept."""
+        """Adds a text about something that the receiver did on its own; the newest few are kept."""
         self._change(notices=(*self._health.notices, text)[-NOTICES:])
 
     def on_new_worker(self, call: Callable[[], None]) -> None:
-        """Calls this once a worker process is recorded of which no event came before."""
+        """Sets what is called after the first event of a worker process is stored."""
         self._on_new_worker = call
 
     def run(self, stop: threading.Event) -> None:
-        """Receives until told to stop. Broker and database may come and go. Raises LeaseLost."""
+        """Receives until ``stop`` is set. Outages of broker and database are waited out. Raises LeaseLost."""
         self._resume(stop)
         attempt = 0
         while not stop.is_set():
@@ -126,14 +125,14 @@ class Receiver:
             log.error("%s", unsaved)
 
     def _resume(self, stop: threading.Event) -> None:
-        """Takes up what the last receiver of this cluster left; waits for the database."""
+        """Continues from the health and gaps of the last receiver of this cluster; waits for the database."""
         cluster = self._health.cluster
         attempt = 0
         while not stop.is_set():
             try:
                 last = read_receiver_health(self._store, cluster)
                 self._standby.begin(last)
-                self._hole.adopt(time.time(), listened=self._standby.listens)
+                self._gaps.adopt(time.time(), listened=self._standby.listens)
             except StoreUnavailable as error:
                 log.error("%s", error)
                 _pause(stop, attempt)
@@ -167,54 +166,54 @@ class Receiver:
             self._source.connect()
         self._standby.listens = False
         now = time.time()
-        expired = self._hole.seconds(now) > self._settings.event_queue_ttl
-        self._hole.close(now, missed=self._source.missed or expired)
+        expired = self._gaps.seconds(now) > self._settings.event_queue_ttl
+        self._gaps.close(now, missed=self._source.missed or expired)
         self._change(connected=True, error=None, lag_seconds=0.0)
         log.info("receiving events of %s through %s", self._health.cluster, self._source.name)
 
     def _disconnected(self, error: BrokerUnavailable) -> None:
         if self._health.connected or self._health.error != error.message:
             log.warning("%s", error)
-        began = self._source.heard_at if self._health.connected else time.time()
-        self._hole.open(began, f"no connection to the broker: {error.message}")
+        began = self._source.last_received_at if self._health.connected else time.time()
+        self._gaps.open(began, f"no connection to the broker: {error.message}")
         self._change(connected=False, error=error.message, lag_seconds=None)
-        self._keep_house(time.time())
+        self._do_housekeeping(time.time())
 
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            self._heed_lease()
-            deliveries = self._by_own_clock(self._collect())
+            self._check_lease()
+            deliveries = self._correct_arrivals(self._collect())
             if any(each.events or each.malformed or each.dropped or each.gap for each in deliveries):
                 self._store_batch(deliveries, stop)
             for refused in {sender for each in deliveries for sender in each.refused}:
-                self._refuse(refused)
+                self._note_refused(refused)
             self._source.acknowledge()
-            self._keep_house(time.time())
+            self._do_housekeeping(time.time())
 
-    def _refuse(self, sender: RefusedEvents) -> None:
+    def _note_refused(self, sender: RefusedEvents) -> None:
         if sender not in self._refused:
             who = sender.hostname or "a sender without a name"
             log.warning('events of %s are %s and are not read; set event_serializer = "json"', who, sender.content_type)
         self._refused[sender] = time.monotonic()
 
     def _refused_lately(self) -> tuple[RefusedEvents, ...]:
-        """Who has not changed it since, and may have."""
+        """Senders that sent refused events within the last minute."""
         if self._refused:
             since = time.monotonic() - REFUSED_SECONDS
             self._refused = {each: at for each, at in self._refused.items() if at > since}
         return tuple(sorted(self._refused, key=lambda each: (each.hostname, each.content_type)))[:MOST_REFUSED]
 
-    def _heed_lease(self) -> None:
-        """A queue that keeps events for us is left to the receiver that may write them."""
+    def _check_lease(self) -> None:
+        """A queue that the broker keeps for us is released to the receiver that may write its events."""
         if self._source.keeps_events and not self._store.held:
             self._source.close()
             raise BrokerUnavailable("the queue is left to another receiver until the database answers")
 
-    def _by_own_clock(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """These, arrived by our clock as it is now: somebody may have set it since."""
+    def _correct_arrivals(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Arrival times by our present clock, which may have been set since."""
         now = time.time()
         if seconds := self._clock.set_by(now, _steady()):
-            self._set_seconds += seconds
+            self._clock_change += seconds
             log.warning("our own clock was set by %+.1f s", seconds)
         moved = []
         for each in deliveries:
@@ -223,10 +222,10 @@ class Receiver:
         return moved
 
     def _collect(self) -> list[Delivery]:
-        """What there is to store: at once what has arrived, else what comes within the batch's time.
+        """The deliveries of the next batch: what has arrived, or else arrives within ``batch_seconds``.
 
-        After events the next ones gather for that time, as a transaction costs as much as some hundreds of them. One
-        delivery is of one moment; who is behind takes several at once, and lets nothing gather.
+        After a batch with events the next one fills for that time, as a transaction costs as much as some hundreds of
+        events. A delivery has one time of arrival: a receiver that is behind collects several, without waiting.
         """
         deliveries = []
         while True:
@@ -237,8 +236,8 @@ class Receiver:
         deliveries.append(self._source.read(self._settings.batch_seconds))
         events = len(deliveries[-1].events)
         while events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
-            rest = self._gather_until - time.monotonic()
-            if rest > 0:  # in short pauses, or what a burst brings meanwhile would have to wait on disk
+            rest = self._fill_until - time.monotonic()
+            if rest > 0:  # in short pauses, else a burst would have to be spooled to disk
                 time.sleep(min(rest, self._settings.batch_seconds / PAUSES))
             if self._source.waits:
                 deliveries.append(self._source.read(0.0))
@@ -246,28 +245,27 @@ class Receiver:
             elif rest <= 0:
                 break
         behind = events >= self._settings.batch_events or len(deliveries) >= MOST_DELIVERIES
-        gathering = events and not behind
-        self._gather_until = time.monotonic() + self._settings.batch_seconds if gathering else 0.0
+        self._fill_until = time.monotonic() + self._settings.batch_seconds if events and not behind else 0.0
         return deliveries
 
     # The database
 
     def _store_batch(self, deliveries: Sequence[Delivery], stop: threading.Event) -> None:
-        """Stores a batch, however long the database is away. Only what it refuses for itself is dropped."""
+        """Stores a batch, however long the database is away. Only events that the database refuses are dropped."""
         attempt = 0
         while not stop.is_set():
             try:
-                if self._set_seconds:  # before anything is stored by the new time
-                    self._writer.own_clock_set(self._set_seconds)
-                    self._set_seconds = 0.0
-                self._wrote(self._writer.write(deliveries, self._counted(deliveries)), deliveries)
+                if self._clock_change:  # before anything is stored by the new time
+                    self._writer.own_clock_set(self._clock_change)
+                    self._clock_change = 0.0
+                self._after_write(self._writer.write(deliveries, self._health_after(deliveries)), deliveries)
             except StoreUnavailable as error:
-                unsaved = self._save_health(unwritten=error.message, in_hand=deliveries)
-                if isinstance(error, StoreRefused) and not unsaved:  # it answers: it is the batch that it refuses
+                unsaved = self._save_health(unwritten=error.message, unstored=deliveries)
+                if isinstance(error, StoreRefused) and not unsaved:  # the database answers: it refuses this batch
                     self._store_apart(deliveries, error, stop)
                     return
                 log.error("%s; events wait", error)
-                self._heed_lease()
+                self._check_lease()
                 _pause(stop, attempt)
                 attempt += 1
             else:
@@ -275,7 +273,7 @@ class Receiver:
         raise BrokerUnavailable("stopped before the last batch was stored; the broker still has it if it keeps events")
 
     def _store_apart(self, deliveries: Sequence[Delivery], error: StoreRefused, stop: threading.Event) -> None:
-        """Halves a batch that is refused until the events that cannot be stored stand alone."""
+        """Halves a refused batch until only the events that cannot be stored are left."""
         if len(deliveries) > 1:
             for delivery in deliveries:
                 self._store_batch([delivery], stop)
@@ -292,11 +290,11 @@ class Receiver:
     def _drop(self, delivery: Delivery, error: StoreRefused) -> None:
         log.error("an event is dropped, since it cannot be stored (%s): %.500r", error, delivery.events)
         lost = delivery.dropped + len(delivery.events)
-        self._hole.dropped(delivery.arrived, time.time(), lost)
+        self._gaps.dropped(delivery.arrived, time.time(), lost)
         self._change(dropped_total=self._health.dropped_total + lost)
 
-    def _counted(self, deliveries: Sequence[Delivery]) -> ReceiverHealth:
-        """The health once this batch is stored; it goes in its transaction, which counts what only the writer finds."""
+    def _health_after(self, deliveries: Sequence[Delivery]) -> ReceiverHealth:
+        """The health after this batch, stored in its transaction; the writer adds the counts that only it has."""
         health, now = self._health, time.time()
         received = [each for each in deliveries if not each.concluded]
         events = sum(len(each.events) for each in received)
@@ -318,51 +316,49 @@ class Receiver:
             refused=self._refused_lately(),
         )
 
-    def _kept_until(self, in_hand: Sequence[Delivery] = ()) -> float | None:
-        """See ReceiverHealth. While there is a hole, nothing was kept since it began."""
-        moments = [each.arrived for each in in_hand if not each.concluded and not self._source.keeps_events]
-        for at in (self._source.kept_until, self._hole.began):
+    def _kept_until(self, unstored: Sequence[Delivery] = ()) -> float | None:
+        """See ReceiverHealth. During a gap nothing is kept since it began."""
+        moments = [each.arrived for each in unstored if not each.concluded and not self._source.keeps_events]
+        for at in (self._source.kept_until, self._gaps.began):
             moments += () if at is None else (at,)
         return min(moments, default=None)
 
-    def _wrote(self, written: Written, deliveries: Sequence[Delivery]) -> None:
+    def _after_write(self, written: Written, deliveries: Sequence[Delivery]) -> None:
         self._health = health = written.health or self._health
         self._saved_at = time.monotonic()
         if written.new_workers:
             self._on_new_worker()
-        self._tell_malformed(sum(each.malformed for each in deliveries) + written.refused)
+        self._log_malformed(sum(each.malformed for each in deliveries) + written.refused)
         for each in deliveries:
             if each.dropped:
-                self._hole.dropped(each.arrived, health.updated_at or each.arrived, each.dropped)
+                self._gaps.dropped(each.arrived, health.updated_at or each.arrived, each.dropped)
 
-    def _tell_malformed(self, count: int) -> None:
-        if not count:
-            return
-        self._untold += count
-        if time.monotonic() >= self._tell_at:
-            log.warning("%d messages were no events; they are counted and not stored", self._untold)
-            self._untold, self._tell_at = 0, time.monotonic() + MALFORMED_SECONDS
+    def _log_malformed(self, count: int) -> None:
+        self._unlogged += count
+        if count and time.monotonic() >= self._log_at:
+            log.warning("%d messages were not events; they are counted and not stored", self._unlogged)
+            self._unlogged, self._log_at = 0, time.monotonic() + MALFORMED_SECONDS
 
-    def _keep_house(self, now: float) -> None:
-        """What is due beside the events: the health, ETAs that have come, old tasks, gaps that wait to be noted."""
+    def _do_housekeeping(self, now: float) -> None:
+        """Whatever is due beside the events: health, gaps, ETAs, removals, names of queues, retention."""
         try:
-            self._tell_health()
-            if time.monotonic() - self._tidied_at >= HEALTH_SECONDS:
-                self._tidied_at = time.monotonic()
-                self._hole.store()
+            self._report_health()
+            if time.monotonic() - self._housekeeping_at >= HEALTH_SECONDS:
+                self._housekeeping_at = time.monotonic()
+                self._gaps.store()
                 self._writer.mark_due(now)
                 self._writer.conclude_removals(now)
                 self._writer.name_queues(now)
         except StoreUnavailable as error:
             log.error("%s", error)
         if time.monotonic() >= self._retention_at:
-            self._keep_deleting(now)
+            self._run_retention(now)
 
-    def _keep_deleting(self, now: float) -> None:
-        """Old tasks go; where that fails, events are stored all the same. Raises LeaseLost."""
+    def _run_retention(self, now: float) -> None:
+        """Deletes old tasks; a failure does not stop the storing of events. Raises LeaseLost."""
         try:
             self._delete_old(now)
-            self._helpers.works(RETENTION)
+            self._helpers.succeeded(RETENTION)
         except LeaseLost:
             raise
         except StoreUnavailable as error:
@@ -376,11 +372,11 @@ class Receiver:
         self._helpers.failed(RETENTION, error)
         self._retention_at = time.monotonic() + self._helpers.pause(RETENTION)
 
-    def _tell_health(self) -> None:
-        """Unless a batch has just done so. Raises StoreUnavailable."""
+    def _report_health(self) -> None:
+        """Saves the health, unless a batch has just done so. Raises StoreUnavailable."""
         if time.monotonic() - self._saved_at < HEALTH_SECONDS:
             return
-        if self._health.connected:  # a second without a batch: there was nothing to be behind of
+        if self._health.connected:  # a second without a batch: we are not behind
             self._change(lag_seconds=0.0)
         if unsaved := self._save_health():
             raise unsaved
@@ -398,15 +394,12 @@ class Receiver:
     def _change(self, **fields: object) -> None:
         self._health = msgspec.structs.replace(self._health, **fields)
 
-    def _save_health(self, unwritten: str | None = None, in_hand: Sequence[Delivery] = ()) -> StoreUnavailable | None:
-        """Says how the receiver fares; gives the reason where even that cannot be stored.
-
-        What is ``in_hand`` was read and is not stored.
-        """
+    def _save_health(self, unwritten: str | None = None, unstored: Sequence[Delivery] = ()) -> StoreUnavailable | None:
+        """Returns the error where the health cannot be stored. ``unstored``: the batch that was read."""
         self._saved_at = time.monotonic()
         self._change(
             updated_at=time.time(),
-            kept_until=self._kept_until(in_hand),
+            kept_until=self._kept_until(unstored),
             helpers=self._helpers.failing,
             refused=self._refused_lately(),
         )
@@ -418,10 +411,10 @@ class Receiver:
 
 
 def _steady() -> float:
-    """A clock that nobody sets. On Linux it also counts while the machine sleeps, as the one on the wall does."""
+    """A clock that cannot be set. On Linux it also runs while the machine sleeps, like the wall clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _pause(stop: threading.Event, attempt: int) -> None:
-    """Waits longer the more often it failed, and not too long to notice that it is well again."""
+    """Waits longer after each failed attempt, up to a limit that keeps recovery quick."""
     stop.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])

@@ -1,4 +1,4 @@
-"""The receiver's process: one broker's events, beside them its queues and workers sampled and its dead noticed."""
+"""The receiver's process: receives one broker's events, samples its queues and workers, and finds lost tasks."""
 
 import gc
 import logging
@@ -26,18 +26,16 @@ log = logging.getLogger(__name__)
 
 OPEN_AGAIN_SECONDS = 2.0
 END_SECONDS = 10.0
-SWITCH_SECONDS = (
-    0.001  # how long the thread that empties the socket waits for the one that stores; Python's own is 0.005
-)
-# A batch makes many small objects and drops them, none in a circle: to look for circles every 700 objects costs a
-# sixth of all the time.
+SWITCH_SECONDS = 0.001  # until the thread that stores yields to the one that reads the socket; Python's default: 0.005
+# A batch creates and drops many small objects without reference cycles: a collection every 700 objects, Python's
+# default, costs a sixth of the time.
 COLLECT_AFTER = (50_000, 20, 20)
 
 
 def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
-    """Receives, samples and reconciles until told to stop, or stands by while another receiver does.
+    """Receives, samples and reconciles until ``stop`` is set, or stands by while another receiver does.
 
-    Waits for a database that cannot be opened yet.
+    Waits until the database can be opened.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()
@@ -60,7 +58,7 @@ def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
 
 
 class Leadership(NamedTuple):
-    """What a receiver has while it leads."""
+    """The resources of a receiver while it leads."""
 
     store: Store
     source: Source
@@ -70,7 +68,7 @@ class Leadership(NamedTuple):
 
 
 def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.Event) -> None:
-    """Receives, samples and judges until told to stop. Raises LeaseLost."""
+    """Receives, samples and reconciles until ``stop`` is set. Raises LeaseLost."""
     store, helpers = term.store, term.helpers
     over = threading.Event()
     with ExitStack() as ending:
@@ -89,7 +87,7 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
-        ending.callback(over.set)  # also when the receiver itself ends by an error
+        ending.callback(over.set)  # also when an error ends the receiver
         receiver.run(stop)
 
 
@@ -106,7 +104,7 @@ def _open(url: str, stop: threading.Event) -> Store | None:
 def start_beside(
     name: str, run: Callable[[threading.Event], None], stop: threading.Event, helpers: HelperFailures
 ) -> threading.Thread:
-    """A thread that runs beside the receiver, and starts again after an error that nobody foresaw."""
+    """A thread that runs beside the receiver, and is restarted after an unexpected error."""
 
     def keep_running() -> None:
         while not stop.is_set():

@@ -1,8 +1,7 @@
-"""When silence is judged: of workers, of processes that have tasks, of tasks, and after gaps.
+"""Decides when silence is checked: of workers, of processes that have tasks, of tasks, and after gaps.
 
-Nobody is accused while the receiver itself may be deaf. Silence counts only while we have listened: from the last
-heartbeat, or from when the receiver last connected, caught up, or woke. What is asked and concluded, and why, stands in
-lost_tasks.py.
+Nothing is concluded while the receiver itself may miss events. Silence counts only from the last heartbeat, or from
+when the receiver last connected, caught up or resumed. lost_tasks.py has the evidence and the conclusions.
 """
 
 import logging
@@ -61,30 +60,30 @@ from celery_monitor.store.workers import change_workers, read_workers
 
 STEP_SECONDS = 0.5
 COUNT_SECONDS = 1.0  # between two counts of the tasks that processes have
-LONG_SECONDS, REST = 0.1, 10.0  # where to count them takes longer, it is done once in so many times what it took
+LONG_SECONDS, REST = 0.1, 10.0  # if counting takes longer, it is repeated after this multiple of its duration
 DEAF_SECONDS = 5.0  # without a step: we were suspended, or the clock was set
-UNSAID_SECONDS = 2.0  # without a sign of the receiver: it waits for the database, or stores something large
-LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is asked whether it hears us
-UNHEARD_SECONDS = 30.0  # silence of a worker that sends no heartbeats, after which it is asked
+HEALTH_SECONDS = 2.0  # without an update of the receiver: it waits for the database, or stores something large
+LATE_INTERVALS = 1.25  # of a heartbeat, after which the worker is pinged
+NO_EVENT_SECONDS = 30.0  # of silence, after which a worker without heartbeats is pinged
 PING_SECONDS = 1.0
-PINGS = 2  # unanswered in a row before a worker counts as gone
-ASK_AGAIN_SECONDS = 30.0  # between pings beyond those
+PINGS = 2  # without a reply in a row before a worker counts as gone
+PING_AGAIN_SECONDS = 30.0  # between later pings
 LOST_AT_ONCE = 1000
-USUAL_TIMES, MOST_TIMED = 2.0, 100  # a process in warm shutdown has this many times what its tasks usually take
-POLL_SECONDS = 2.0  # how often gaps are looked for
-BACK_SECONDS = 86_400.0  # a gap that ended longer ago is left as it is
+USUAL_TIMES, MOST_TIMED = 2.0, 100  # a process in warm shutdown gets this multiple of its tasks' usual run times
+POLL_SECONDS = 2.0  # between two searches for gaps
+BACK_SECONDS = 86_400.0  # a gap that ended earlier is not reconciled
 ARRIVAL_SECONDS = 3.0  # for events to arrive: after a gap, and before a snapshot is judged
-PATIENCE_SECONDS = 60.0  # for workers to come back after a broker that was away, and for a result backend to answer
-# In this order: how far a gap's check is, is stored with the gap as a number of these.
+PATIENCE_SECONDS = 60.0  # for workers to reconnect after a broker's outage, and for a result backend to answer
+# The order is stored: the progress of a gap's check is an index into it.
 STATES = (TaskState.STARTED, *RESERVED_STATES, *WAITING_STATES, TaskState.LOST)
 
 log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Judges the workers of one cluster twice a second, in a thread of its own.
+    """Checks the workers of one cluster twice a second, in a thread of its own.
 
-    ``health`` gives what the receiver reports of itself; ``conclude`` stores events that were concluded.
+    ``health`` returns the receiver's health; ``conclude`` stores concluded events.
     """
 
     def __init__(
@@ -111,32 +110,32 @@ class Reconciler:
         self._count_at = 0.0
         self._listening_since = 0.0
         self._unanswered: dict[str, tuple[int, float]] = {}  # pings in a row, and when the last was sent
-        self._gone: dict[str, str] = {}  # the evidence against workers that count as gone
-        self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}
+        self._gone: dict[str, str] = {}  # workers that count as gone, with the evidence
+        self._settled: dict[str, tuple[int | None, WorkerStatus, float]] = {}  # process, status, since when
         self._activity: dict[ProcessKey, Activity] = {}
-        self._may_return: set[ProcessKey] = set()  # whose tasks we called lost
+        self._may_return: set[ProcessKey] = set()  # whose tasks were marked lost
         self._logged = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Judges until ``stop`` is set; broker and database may come and go."""
+        """Runs until ``stop`` is set; outages of broker and database are waited out."""
         while not stop.wait(STEP_SECONDS):
             try:
                 self.step(time.time())
-                self._helpers.works(RECONCILER)
+                self._helpers.succeeded(RECONCILER)
                 self._logged = ""
             except MonitorError as error:
                 self._helpers.failed(RECONCILER, error)
                 if error.message != self._logged:
-                    log.warning("workers cannot be judged: %s", error)
+                    log.warning("workers cannot be checked: %s", error)
                 self._logged = error.message
         self._locations.probe.close()
 
     def step(self, now: float) -> None:
-        """One look at all workers. Raises StoreUnavailable, and BrokerUnavailable when nobody can be asked."""
+        """One check of all workers. Raises StoreUnavailable, and BrokerUnavailable when none can be asked."""
         began = time.monotonic()
         if self._listening(now):
             self._judge(now)
-        self._stepped_at = now + time.monotonic() - began  # to wait for answers is not to be suspended
+        self._stepped_at = now + time.monotonic() - began  # waiting for replies is not being suspended
 
     def _judge(self, now: float) -> None:
         workers = read_workers(self._store, self._cluster)
@@ -147,7 +146,7 @@ class Reconciler:
             self._judge_processes(workers, now)
 
     def _judge_processes(self, workers: Sequence[Worker], now: float) -> None:
-        """What became of the tasks that processes have, and then of all others."""
+        """Judges the tasks that processes have, and then all others."""
         counts = self._count()
         self._activity = {
             key: self._activity.get(key, Activity(count, now)).after(count, now) for key, count in counts.items()
@@ -158,13 +157,13 @@ class Reconciler:
             evidence = self._why_gone(worker, key, now) if worker else None
             if worker and evidence and self._lose(worker, key, evidence, now):
                 del counts[key]
-        self._find_again(by_name, now)
+        self._recover_lost(by_name, now)
         self._started.step(workers, counts, now)
         self._gaps.step(workers, now)
         self._waiting.step(workers, counts, now)
 
     def _count(self) -> dict[ProcessKey, int]:
-        """Tasks by process; where there are a million, to count them takes seconds: then it was done a while ago."""
+        """Tasks by process. Counting a million takes seconds: then the last count is used for a while."""
         began = time.monotonic()
         if began >= self._count_at:
             self._counts = tasks_by_process(self._store, self._cluster)
@@ -173,8 +172,8 @@ class Reconciler:
         return self._counts
 
     def _listening(self, now: float) -> bool:
-        """Whether silence means anything now; if not, listening begins anew."""
-        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_level(now, UNSAID_SECONDS)
+        """Whether silence is evidence now; if not, all checks start again."""
+        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_level(now, HEALTH_SECONDS)
         if not listening:
             self._listening_since = now
             self._unanswered.clear()
@@ -184,7 +183,7 @@ class Reconciler:
         return listening
 
     def _settle(self, workers: Iterable[Worker], now: float) -> None:
-        """Notes since when each worker has had this process and status."""
+        """Notes since when each worker has had its current process and status."""
         for worker in workers:
             pid, status, _ = self._settled.get(worker.hostname, (None, None, now))
             if (pid, status) != (worker.pid, worker.status):
@@ -199,16 +198,16 @@ class Reconciler:
                 self._unanswered.pop(worker.hostname, None)
             if worker.status is WorkerStatus.ONLINE:
                 self._gone.pop(worker.hostname, None)
-        names = [name for name, worker in silent.items() if self._to_be_asked(worker, now)]
+        names = [name for name, worker in silent.items() if self._ping_is_due(worker, now)]
         answered = self._remote.ask("ping", destination=names, timeout=PING_SECONDS) if names else {}
         for name in names:
             self._after_ping(silent[name], name in answered, now)
 
-    def _to_be_asked(self, worker: Worker, now: float) -> bool:
-        """A worker that works and cannot answer finds all our pings when it is done: few, then."""
+    def _ping_is_due(self, worker: Worker, now: float) -> bool:
+        """Pings are few, as a worker that is busy gets all of them when it is done."""
         count, asked_at = self._unanswered.get(worker.hostname, (0, 0.0))
         again = count < PINGS and self._silence(worker, now) > _overdue(worker)
-        return count == 0 or again or now - asked_at >= ASK_AGAIN_SECONDS
+        return count == 0 or again or now - asked_at >= PING_AGAIN_SECONDS
 
     def _after_ping(self, worker: Worker, answered: bool, now: float) -> None:
         if answered:
@@ -227,8 +226,8 @@ class Reconciler:
         self._mark(worker, WorkerStatus.OFFLINE, now)
 
     def _is_silent(self, worker: Worker, now: float) -> bool:
-        """No event came for long enough to ask; a worker that then does not answer is silent."""
-        limit = LATE_INTERVALS * worker.freq if worker.freq else UNHEARD_SECONDS
+        """Whether nothing came for long enough to ping; a worker that does not reply then is SILENT."""
+        limit = LATE_INTERVALS * worker.freq if worker.freq else NO_EVENT_SECONDS
         return worker.status is not WorkerStatus.OFFLINE and self._silence(worker, now) > limit
 
     def _silence(self, worker: Worker, now: float) -> float:
@@ -237,7 +236,7 @@ class Reconciler:
         return now - max(last, self._listening_since)
 
     def _mark(self, judged: Worker, status: WorkerStatus, now: float) -> None:
-        """Stores the verdict, unless an event of the worker came meanwhile."""
+        """Stores the status, unless an event of the worker was stored meanwhile."""
         if judged.status is status:
             return
 
@@ -261,7 +260,7 @@ class Reconciler:
         return None if leaving and self._usual_end(key, now) > now else evidence
 
     def _usual_end(self, key: ProcessKey, now: float) -> float:
-        """When its started tasks have had USUAL_TIMES what runs of their names usually take."""
+        """When all its started tasks have run for USUAL_TIMES the usual run time of their names."""
         tasks = tasks_of_process(self._store, self._cluster, key, (TaskState.STARTED,), MOST_TIMED)
         names = {task.name for task in tasks if task.name is not None}
         usual = read_usual_runs(self._store, names, now, self._cluster) if names else {}
@@ -269,7 +268,7 @@ class Reconciler:
         return max(ends, default=0.0)
 
     def _lose(self, worker: Worker, key: ProcessKey, evidence: str, now: float) -> bool:
-        """Marks what the process has as lost, at most so many; whether that was all."""
+        """Marks the process's tasks as lost, up to LOST_AT_ONCE; returns whether those were all."""
         tasks = tasks_of_process(self._store, self._cluster, key, ON_WORKER_STATES, LOST_AT_ONCE)
         self._conclude_runs("task-lost", tasks, worker, evidence, now)
         self._may_return.add(key)
@@ -277,8 +276,8 @@ class Reconciler:
             log.warning("%d tasks are lost: %s", len(tasks), evidence)
         return len(tasks) < LOST_AT_ONCE
 
-    def _find_again(self, workers: Mapping[str, Worker], now: float) -> None:
-        """A process that came back is asked which of its lost tasks it still has."""
+    def _recover_lost(self, workers: Mapping[str, Worker], now: float) -> None:
+        """Asks processes that came back which of their lost tasks they still have."""
         for key in list(self._may_return):
             worker = workers.get(key.hostname)
             if worker is None or (worker.pid != key.pid and worker.status is WorkerStatus.ONLINE):
@@ -294,41 +293,42 @@ class Reconciler:
     def _conclude_runs(
         self, kind: str, tasks: Iterable[UnfinishedTask], worker: Worker, text: str | None, now: float
     ) -> None:
-        at = now - (worker.skew or 0.0)  # stamped by the worker's clock, as the run's other times are
+        at = now - (worker.skew or 0.0)  # by the worker's clock, like the run's other times
         self._locations.conclude([run_event(kind, task, at, text) for task in tasks], now)
 
 
 def _overdue(worker: Worker) -> float:
-    """Seconds of silence that no heartbeat on its way explains."""
-    return 2 * worker.freq + GRACE_SECONDS if worker.freq else UNHEARD_SECONDS
+    """Seconds of silence that a delayed heartbeat does not explain."""
+    return 2 * worker.freq + GRACE_SECONDS if worker.freq else NO_EVENT_SECONDS
 
 
 def _last_event(worker: Worker, now: float) -> str:
     ago = seconds_ago(worker.last_heartbeat, now)
-    return f"its last heartbeat came {ago} (one is due every {worker.freq:g} s)" if worker.freq else f"heard {ago}"
+    due = f"its last heartbeat came {ago} (one is due every {worker.freq:g} s)"
+    return due if worker.freq else f"its last event came {ago}"
 
 
 class GapWork(NamedTuple):
-    """The gap that is being reconciled, and what was gathered so far."""
+    """The gap that is being reconciled, and the progress."""
 
     gap: Gap
-    began: float  # from when on events may be missing: of earlier gaps, too, that are reconciled with it
+    began: float  # from when on events may be missing, including earlier gaps that are reconciled with this one
     found: Reconciliation
     first: Snapshot | None = None
     second: Snapshot | None = None
     newest: int = 0  # the number of the last task that was stored before the first snapshot
     asked_at: float = 0.0
-    until: float = 0.0  # so long workers are waited for
+    until: float = 0.0  # until when silent workers are waited for
     silent_since: float | None = None  # the result backend
-    news: tuple[Event, ...] | None = None  # of tasks that the record may not have; None: not gathered yet
+    unrecorded: tuple[Event, ...] | None = None  # of tasks that the record may not have; None: not gathered yet
 
 
 class GapCheck:
-    """After a gap: what became of the tasks that had not ended when it began, and which came while nobody listened.
+    """Reconciles after a gap: tasks that had not ended when it began, and tasks that are not in the record.
 
     Two snapshots are made after the receiver has caught up. Then the record's unfinished tasks are judged in chunks,
-    one a second: a million of them must not flood a result backend. The progress is stored with the gap, in the
-    transaction of what was concluded: a receiver that starts anew goes on there.
+    one a second, as a million of them must not flood a result backend. The progress is stored with the gap, in the
+    transaction of the conclusions: a receiver that is restarted continues there.
     """
 
     def __init__(self, locations: TaskLocations) -> None:
@@ -338,11 +338,11 @@ class GapCheck:
         self._polled_at = 0.0
 
     def reset(self) -> None:
-        """The receiver was deaf, or is behind: what was gathered before means nothing any more."""
+        """Events may have been missed, or are late: what was gathered is invalid."""
         self._work = None
 
     def step(self, workers: Sequence[Worker], now: float) -> None:
-        """Does what is due, at most one chunk. Raises Broker- and StoreUnavailable."""
+        """Does what is due, at most one chunk. Raises BrokerUnavailable and StoreUnavailable."""
         self._work = work = self._work or self._next(now)
         if work is None:
             return
@@ -352,17 +352,16 @@ class GapCheck:
         elif now - work.asked_at >= ARRIVAL_SECONDS:
             gap = work.began, work.gap.ended or now
             evidence = self._locations.evidence(work.first, work.second, workers, {}, now, gap)
-            if work.news is None:
-                queues_too = has_sent_events(self._store, self._cluster)
-                news = unrecorded(evidence, queues_too=queues_too)
-                self._work = work._replace(news=tuple(news))
-            elif work.news:
-                self._conclude_news(work, work.news, now)
+            if work.unrecorded is None:
+                events = unrecorded(evidence, queues_too=has_sent_events(self._store, self._cluster))
+                self._work = work._replace(unrecorded=tuple(events))
+            elif work.unrecorded:
+                self._store_unrecorded(work, work.unrecorded, now)
             else:
                 self._judge_chunk(work, evidence)
 
     def _next(self, now: float) -> GapWork | None:
-        """The latest gap that is not reconciled; what is found out counts for the earlier ones, too."""
+        """The latest gap that is not reconciled; its result counts for the earlier ones, too."""
         if abs(now - self._polled_at) < POLL_SECONDS:
             return None
         self._polled_at = now
@@ -378,7 +377,7 @@ class GapCheck:
         return GapWork(last, began, last.reconciliation or Reconciliation(began=now))
 
     def _gather(self, work: GapWork, workers: Sequence[Worker], now: float) -> GapWork:
-        """The next snapshot; in the second all workers must have answered, as long as there is patience."""
+        """Makes the next snapshot; the first is repeated while workers are silent, for PATIENCE_SECONDS."""
         newest = last_number(self._store, self._cluster)
         consumed = {queue for worker in workers for queue in worker.queues or ()}
         queues = consumed | queue_names(self._store, self._cluster)
@@ -388,22 +387,22 @@ class GapCheck:
             return work._replace(first=snapshot, newest=newest)
         return work._replace(second=snapshot)
 
-    def _conclude_news(self, work: GapWork, news: tuple[Event, ...], now: float) -> None:
-        """Of tasks that the record does not have."""
-        chunk, rest = news[:CHUNK], news[CHUNK:]
+    def _store_unrecorded(self, work: GapWork, events: tuple[Event, ...], now: float) -> None:
+        """Stores the next chunk of the tasks that are not in the record."""
+        chunk, rest = events[:CHUNK], events[CHUNK:]
         recorded = recorded_ids(self._store, self._cluster, [str(event.uuid) for event in chunk])
-        fresh = [event for event in chunk if event.uuid not in recorded]
-        queued = sum(event.type == IN_QUEUE for event in fresh)
+        new = [event for event in chunk if event.uuid not in recorded]
+        queued = sum(event.type == IN_QUEUE for event in new)
         found = msgspec.structs.replace(
             work.found,
-            learnt_from_workers=work.found.learnt_from_workers + len(fresh) - queued,
+            learnt_from_workers=work.found.learnt_from_workers + len(new) - queued,
             learnt_from_queues=work.found.learnt_from_queues + queued,
         )
-        self._store_progress(work.gap, found, now, fresh)
-        self._work = work._replace(news=rest, found=found)
+        self._store_progress(work.gap, found, now, new)
+        self._work = work._replace(unrecorded=rest, found=found)
 
     def _judge_chunk(self, work: GapWork, evidence: Evidence) -> None:
-        """Judges the next tasks that the record has. While the result backend is silent, the chunk waits."""
+        """Judges the next unfinished tasks of the record. While the result backend is silent, the chunk waits."""
         number, *position = work.found.position
         if number == len(STATES):
             self._finish(work, evidence)
@@ -411,19 +410,19 @@ class GapCheck:
         after = (float(position[0]), int(position[1]))
         rows = unfinished_tasks(self._store, self._cluster, STATES[number], work.newest, after, CHUNK)
         asked = [task for task in rows if may_have_ended(task, evidence)]
-        ends = self._locations.ends_of(task for task in asked if not evidence.has(task.id))
+        results = self._locations.results_of(task for task in asked if not evidence.has(task.id))
         if rows:
-            silent_since = (work.silent_since or evidence.now) if ends is None else None
+            silent_since = (work.silent_since or evidence.now) if results is None else None
             self._work = work = work._replace(silent_since=silent_since)
-        if ends is None and evidence.now - (work.silent_since or 0.0) < PATIENCE_SECONDS:
+        if results is None and evidence.now - (work.silent_since or 0.0) < PATIENCE_SECONDS:
             return
-        verdicts = [judge(task, evidence._replace(ends=ends)) for task in asked]
+        verdicts = [judge(task, evidence._replace(results=results)) for task in asked]
         counts = Counter(verdict.found for verdict in verdicts)
         found = msgspec.structs.replace(
             work.found,
             position=(number, *rows[-1].position) if rows else (number + 1, 0.0, 0),
             asked=work.found.asked + len(asked),
-            complete=work.found.complete and ends is not None,
+            complete=work.found.complete and results is not None,
             **{name: getattr(work.found, name) + count for name, count in counts.items()},
         )
         events = [event for verdict in verdicts for event in verdict.events]
@@ -438,11 +437,11 @@ class GapCheck:
         self._work = None
 
     def _store_progress(self, gap: Gap, found: Reconciliation, now: float, events: Sequence[Event] = ()) -> None:
-        """In one transaction: a receiver that is killed has stored both, what it concluded and how far it was."""
+        """Stores the conclusions and the progress in one transaction."""
         self._locations.conclude(events, now, msgspec.structs.replace(gap, reconciliation=found))
 
 
 def _beginning(gap: Gap, gaps: Iterable[Gap]) -> float:
-    """When the first gap began that is reconciled together with this one."""
+    """When the first of the gaps began that are reconciled together with this one."""
     together = [each for each in gaps if each.reconciliation and each.reconciliation.together_with == gap.began]
     return min([gap.began, *(_beginning(each, gaps) for each in together)])

@@ -1,6 +1,16 @@
-"""Measures queues and asks workers about themselves, beside the stream of events.
+"""Samples queues, inspects workers and keeps the schedule, beside the stream of events.
 
-A worker process that is new is asked at its first event, and again until it answers.
+A new worker process is inspected at its first event, and again until it replies.
+
+How long the oldest message of a queue has waited: Celery's messages have no send time, but task-sent events do. The age
+is exact
+
+- where the broker shows the next message (Redis), and the record has its send time;
+- where it does not (RabbitMQ), all tasks of the queue had task-sent events, and the record has as many of them in the
+  queue as the broker has messages: then the task that was sent first is the oldest.
+
+Else it is a lower bound: when the message was first seen at the head; or, if the record has more tasks in the queue
+than there are messages, the send time of the first task that must still be there. Without even that it is unknown.
 """
 
 import logging
@@ -20,7 +30,7 @@ from celery_monitor.core.workers import twin_pids, twins
 from celery_monitor.errors import MonitorError, Unsupported
 from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, SAMPLER, SCHEDULES, HelperFailures
 from celery_monitor.receiver.schedules import Schedules
-from celery_monitor.receiver.task_events import ANSWER_SECONDS, Process, TaskEventsSwitch, fields_of, whole
+from celery_monitor.receiver.task_events import ANSWER_SECONDS, Process, TaskEventsSwitch, fields_of, integer
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
@@ -38,22 +48,22 @@ from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import load_workers, read_workers, save_workers
 
 FIRST_SECONDS = 0.15  # between the first questions to a worker that just came up
-GROWTH = 0.25  # of the time since the first question: a worker that is busy, or answers nobody, is asked ever less
+GROWTH = 0.25  # of the time since the first question: a worker that does not reply is asked less and less often
 
 
 @dataclass(slots=True)
 class _Questions:
-    """What one process was asked so far."""
+    """When one process was first asked, and is asked next."""
 
     since: float
     next_at: float
 
 
 class Newcomers:
-    """The worker processes of one cluster that are up and did not answer yet.
+    """The worker processes of one cluster that are up and have not replied yet.
 
     A worker sends its first heartbeat before it listens to remote control (celery/worker/consumer: Heart starts
-    before Control), so the first question of all may go to nobody.
+    before Control), so the first question may be lost.
     """
 
     def __init__(self, longest: float) -> None:
@@ -62,7 +72,7 @@ class Newcomers:
         self._answered: set[Process] = set()
 
     def due(self, workers: Sequence[Worker], now: float) -> list[str]:
-        """The names of those to be asked now. ``workers`` are all that are up."""
+        """The names of the workers to ask now. ``workers`` are all that are up."""
         processes = {(worker.hostname, worker.pid): worker for worker in workers}
         self._answered &= processes.keys()
         self._open = {
@@ -73,45 +83,45 @@ class Newcomers:
         return sorted({name for (name, _), questions in self._open.items() if questions.next_at <= now})
 
     def patience(self, names: Iterable[str], now: float) -> float:
-        """Seconds to wait for the answers of these: short for those that come up just now."""
+        """Seconds to wait for the replies of these workers: short for those that just came up."""
         wanted = set(names)
         ages = [now - each.since for (name, _), each in self._open.items() if name in wanted]
         return min(ANSWER_SECONDS, max(FIRST_SECONDS, GROWTH * max(ages, default=0.0)))
 
     def asked(self, names: Iterable[str], now: float) -> None:
-        """These were asked; those that did not answer are asked again later."""
+        """These workers were asked; those that did not reply are asked again later."""
         wanted = set(names)
         for (name, _), each in self._open.items():
             if name in wanted:
                 each.next_at = now + min(self._longest, max(FIRST_SECONDS, GROWTH * (now - each.since)))
 
     def answered(self, processes: Iterable[Process]) -> None:
-        """These said which queues they consume."""
+        """These processes reported their queues."""
         self._answered.update(processes)
 
     def seconds_left(self, now: float) -> float | None:
-        """Until the next question is due; ``None``: nobody is new."""
+        """Until the next question is due; ``None``: no worker is new."""
         return min((max(0.0, each.next_at - now) for each in self._open.values()), default=None)
 
 
-LOOK_SECONDS = 15.0
-TOLD_SECONDS = 900.0  # in which no worker may have received a task of which nobody told that it was sent
+CHECK_SECONDS = 15.0
+SENT_EVENT_SECONDS = 900.0  # in which every task that a worker received must have had a task-sent event
 
 
 class OldestMessages:
-    """Of the queues of one cluster, from sample to sample. ``senders``: the clients' clock offsets."""
+    """The oldest messages of one cluster's queues. ``senders``: the clients' clock offsets."""
 
     def __init__(self, store: Store, cluster: str, senders: Senders | None = None) -> None:
         self._store = store
         self._cluster = cluster
         self._senders = senders or Senders()
-        self._untold: set[str | None] = set()
-        self._untold_at = 0.0
+        self._without_sent_events: set[str | None] = set()
+        self._checked_at = 0.0
 
     def of(self, queues: Sequence[Queue], skews: Mapping[str, float], now: float) -> list[Queue]:
         """The queues with the age of their oldest message. ``skews``: our clock minus each worker's."""
-        shown = {each for queue in queues for each in queue.heads if each is not None}
-        sent = sent_messages(self._store, self._cluster, shown) if shown else {}
+        heads = {each for queue in queues for each in queue.heads if each is not None}
+        sent = sent_messages(self._store, self._cluster, heads) if heads else {}
         hidden = any(queue.ready and not queue.heads for queue in queues)
         waiting = self._waiting(now) if hidden else {}
         found = []
@@ -127,16 +137,17 @@ class OldestMessages:
 
     def _waiting(self, now: float) -> dict[str, WaitingTasks]:
         """Waiting tasks by queue, of the queues whose received tasks all had a task-sent event."""
-        if not self._untold_at <= now < self._untold_at + LOOK_SECONDS:
-            self._untold = queues_without_sent_events(self._store, self._cluster, now - TOLD_SECONDS)
-            self._untold_at = now
-        if None in self._untold:
+        if not self._checked_at <= now < self._checked_at + CHECK_SECONDS:
+            since = now - SENT_EVENT_SECONDS
+            self._without_sent_events = queues_without_sent_events(self._store, self._cluster, since)
+            self._checked_at = now
+        if None in self._without_sent_events:
             return {}
         found = waiting_tasks(self._store, self._cluster)
-        return {name: tasks for name, tasks in found.items() if name not in self._untold}
+        return {name: tasks for name, tasks in found.items() if name not in self._without_sent_events}
 
     def _by_record(self, queue: Queue, tasks: WaitingTasks | None, skews: Mapping[str, float], now: float) -> Queue:
-        gone = -1 if tasks is None else tasks.number - (queue.ready or 0)
+        gone = -1 if tasks is None else tasks.number - (queue.ready or 0)  # the first of them, in the worst case
         if tasks is None or not 0 <= gone < len(tasks.sent):
             return queue
         return _at_least(queue, [self._ours(tasks.sent[gone], skews)], now, exact=gone == 0)
@@ -149,23 +160,22 @@ class OldestMessages:
 
 
 def _at_least(queue: Queue, times: Sequence[float | None], now: float, *, exact: bool) -> Queue:
-    """Seen at the head before it was sent, or sent in the future: then a clock is off, and what was seen counts."""
-    known = [each for each in times if each is not None]
-    seen = queue.oldest
-    if not known or min(known) > (now if seen is None else seen):
+    """If it was at the head before it was sent, or in the future, a clock is off: the bound of the samples stays."""
+    sent = min((each for each in times if each is not None), default=None)
+    if sent is None or sent > (now if queue.oldest is None else queue.oldest):
         return queue
-    return msgspec.structs.replace(queue, oldest=min(known), oldest_exact=exact)
+    return msgspec.structs.replace(queue, oldest=sent, oldest_exact=exact)
 
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
-FIRST_LOOK_SECONDS = 0.3  # of silence, after which those are asked who answered the first ping
-WAKE_SECONDS = 0.1  # between two looks whether anybody woke us
+FIRST_PING_SECONDS = 0.3  # of silence, after which the workers that replied to the first ping are inspected
+WAKE_SECONDS = 0.1  # between two checks of the wake event
 
 log = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Samples one cluster, in three threads: each ``run`` has its own. ``notice`` is told what was done unasked."""
+    """Samples one cluster, in one thread for each ``run``. ``notice`` gets a text when task events were turned on."""
 
     def __init__(
         self,
@@ -184,7 +194,7 @@ class Sampler:
         self._probe = probe
         self._remote: Remote | None = remote
         self._settings = settings
-        self._looked = False  # who is there
+        self._pinged = False
         self._inspected_at = 0.0
         self._newcomers = Newcomers(settings.inspect_seconds)
         self._twins_asked: set[Process] = set()  # processes that share a node name, when all were last asked
@@ -195,29 +205,30 @@ class Sampler:
         self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
         self._configured = configured_queues(remote.broker, settings)
-        self._configured_at = 0.0  # when those that nobody has declared are looked for again
+        self._configured_at = 0.0  # when configured queues that do not exist are checked again
 
     def run(self, stop: threading.Event) -> None:
-        """Asks workers until told to stop; broker and database may come and go."""
-        self._keep(stop, SAMPLER, self.ask, "workers cannot be asked", self._worker_is_new)
+        """Inspects workers until ``stop`` is set; outages of broker and database are waited out."""
+        self._repeat(stop, SAMPLER, self.ask, "workers cannot be inspected", self._worker_is_new)
 
     def wake(self) -> None:
-        """Asks at once, since a worker process was seen for the first time. From any thread."""
+        """Inspects at once, as a worker process is new. Thread-safe."""
         self._worker_is_new.set()
 
     def run_queues(self, stop: threading.Event) -> None:
-        """Measures queues until told to stop. Apart from the workers, of whom some may let us wait for answers."""
-        self._keep(stop, QUEUE_SAMPLER, self.measure, "queues cannot be measured", self._queues_are_new)
+        """Samples queues until ``stop`` is set; in a thread of its own, as replies of workers may be slow."""
+        self._repeat(stop, QUEUE_SAMPLER, self.measure, "queues cannot be measured", self._queues_are_new)
         self._probe.close()
 
     def run_schedules(self, stop: threading.Event) -> None:
-        """Looks after the schedule until told to stop."""
-        self._keep(stop, SCHEDULES, self._step_schedules, "the schedule is not judged")
+        """Reads and judges the schedule until ``stop`` is set."""
 
-    def _step_schedules(self, now: float) -> float:
-        return self._schedules.step(self._up(), self._remote, now)
+        def step(now: float) -> float:
+            return self._schedules.step(self._workers_up(), self._remote, now)
 
-    def _keep(
+        self._repeat(stop, SCHEDULES, step, "the schedule cannot be judged")
+
+    def _repeat(
         self,
         stop: threading.Event,
         name: str,
@@ -225,34 +236,31 @@ class Sampler:
         trouble: str,
         wake: threading.Event | None = None,
     ) -> None:
-        """A step every ``sample_seconds``, begin to begin, or after as many as it says where those are fewer.
-
-        ``wake`` starts the next step at once.
-        """
-        said = ""
+        """Runs ``step`` every ``sample_seconds``, or sooner if it returns fewer seconds, or when ``wake`` is set."""
+        last_error = ""
         while not stop.is_set():
             began, sooner = time.monotonic(), None
             try:
                 sooner = step(time.time())
-                self._helpers.works(name)
-                said = ""
+                self._helpers.succeeded(name)
+                last_error = ""
             except MonitorError as error:
                 self._helpers.failed(name, error)
-                if error.message != said:
+                if error.message != last_error:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
-                said = error.message
+                last_error = error.message
             _wait(stop, wake, self._rest(sooner, time.monotonic() - began))
 
     def _rest(self, sooner: float | None, spent: float) -> float:
-        """Half of the time at least, where a step takes long: the broker, or the database, is slow already."""
+        """At least half of the period, as a step takes long when the broker or the database is slow already."""
         period = self._settings.sample_seconds
         rest = max(period / 2, period - spent)
         return rest if sooner is None else min(rest, max(0.0, sooner - spent))
 
     def ask(self, now: float) -> float | None:
-        """Asks the workers where it is time or one is new, else those whose task events may turn out to be off.
+        """Inspects all workers when it is time, or the new ones, else those whose task events may be off.
 
-        Gives the seconds until a new one is to be asked again. Raises Broker- and StoreUnavailable.
+        Returns the seconds until a new worker is to be asked again. Raises BrokerUnavailable and StoreUnavailable.
         """
         if self._remote is None:
             return None
@@ -264,31 +272,31 @@ class Sampler:
             return None
 
     def _ask(self, remote: Remote, now: float) -> float | None:
-        if not self._looked:  # those that are quick; the step behind it asks all and waits for them
-            self._greet(remote, list(remote.ask("ping", timeout=FIRST_LOOK_SECONDS)), ANSWER_SECONDS)
-            self._looked = True
+        if not self._pinged:  # the quick ones first; the next step asks all and waits for them
+            self._inspect_new(remote, list(remote.ask("ping", timeout=FIRST_PING_SECONDS)), ANSWER_SECONDS)
+            self._pinged = True
             return None
-        workers = self._up()
+        workers = self._workers_up()
         twin_processes = _twin_processes(workers)
         if twin_processes - self._twins_asked or now - self._inspected_at >= self._settings.inspect_seconds:
             self._twins_asked = twin_processes
             self._inspect(remote, workers, now)
         elif new := self._newcomers.due(workers, now):
             alone = sorted(set(new) - {hostname for hostname, _ in twin_processes})
-            self._greet(remote, alone, self._newcomers.patience(alone, now))
+            self._inspect_new(remote, alone, self._newcomers.patience(alone, now))
             self._newcomers.asked(new, time.time())
         else:
             self._switches.ask_again(workers, now)
         return self._newcomers.seconds_left(time.time())
 
-    def _up(self) -> list[Worker]:
+    def _workers_up(self) -> list[Worker]:
         return [w for w in read_workers(self._store, self._cluster) if w.status is not WorkerStatus.OFFLINE]
 
     # Queues
 
     def measure(self, now: float) -> None:
-        """One sample of every queue. Raises Broker- and StoreUnavailable."""
-        workers = self._up()
+        """One sample of every queue. Raises BrokerUnavailable and StoreUnavailable."""
+        workers = self._workers_up()
         consumers: dict[str, list[str]] = {}
         for worker in workers:
             for queue in worker.queues or ():
@@ -309,8 +317,8 @@ class Sampler:
 
     # Workers
 
-    def _greet(self, remote: Remote, names: Sequence[str], patience: float) -> None:
-        """Asks these alone: an answer takes milliseconds then. Task events are on before anything else is asked."""
+    def _inspect_new(self, remote: Remote, names: Sequence[str], patience: float) -> None:
+        """Asks only these, which takes milliseconds. Task events are turned on before the second question."""
         stats = remote.ask("stats", destination=names, timeout=patience) if names else {}
         if not stats:
             return
@@ -320,7 +328,7 @@ class Sampler:
         self._store_answers({name: (reply,) for name, reply in queues.items()}, stats)
 
     def _inspect(self, remote: Remote, workers: Sequence[Worker], now: float) -> None:
-        """Asks everybody who is up."""
+        """Asks all workers that are up."""
         self._inspected_at = now
         expected = [worker.hostname for worker in workers]
         doubled = any(twins(worker) for worker in workers)
@@ -336,27 +344,27 @@ class Sampler:
 
     def _store_answers(self, queues: Mapping[str, Sequence[Reply]], stats: Mapping[str, Reply]) -> None:
         answers = {name: _answer(queues.get(name, ()), stats.get(name)) for name in {*queues, *stats}}
-        told = {name: answer for name, answer in answers.items() if answer}
-        if not told:
+        answers = {name: answer for name, answer in answers.items() if answer}
+        if not answers:
             return
-        merged = self._merge(told, time.time())
-        with_queues = [each for each in merged if "queues" in told[each.hostname]]
+        merged = self._merge(answers, time.time())
+        with_queues = [each for each in merged if "queues" in answers[each.hostname]]
         self._newcomers.answered((each.hostname, each.pid) for each in with_queues)
         if with_queues:
             self._queues_are_new.set()
 
     def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> list[Worker]:
-        """Adds what workers answered to what events told of them. Who was never heard of is new."""
+        """Adds the answers to what the record has from events. Workers without a record are new."""
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
-            known = load_workers(connection, number, list(answers))
+            recorded = load_workers(connection, number, list(answers))
             merged = []
             for hostname, answer in answers.items():
-                worker = known.get(hostname) or Worker(
+                worker = recorded.get(hostname) or Worker(
                     cluster=self._cluster, hostname=hostname, status=WorkerStatus.ONLINE, first_seen=now
                 )
                 pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
-                # Asked after it left; one that said goodbye answers nothing, so that was another process.
+                # A worker that went silent is back. One that shut down replies no more: that was another process.
                 left = worker.status is WorkerStatus.OFFLINE and not worker.said_goodbye
                 if left and (worker.offline_at or 0.0) < now:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
@@ -366,7 +374,7 @@ class Sampler:
 
 
 def _wait(stop: threading.Event, wake: threading.Event | None, seconds: float) -> None:
-    """Until so many seconds are over, or until somebody wakes or stops us."""
+    """Waits for so many seconds, or until ``wake`` or ``stop`` is set."""
     if wake is None:
         stop.wait(seconds)
         return
@@ -377,7 +385,7 @@ def _wait(stop: threading.Event, wake: threading.Event | None, seconds: float) -
 
 
 def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:
-    """Adds who consumes. Where the broker counts no consumers, workers that all said what they consume are counted."""
+    """Adds the consumers. If the broker doesn't count them, workers are counted, provided all reported their queues."""
     workers = tuple(sorted(consumers.get(queue.name, ())))
     counted = len(workers) if queue.consumers is None and complete else queue.consumers
     return msgspec.structs.replace(queue, workers=workers, consumers=counted)
@@ -388,7 +396,7 @@ def _twin_processes(workers: Sequence[Worker]) -> set[Process]:
 
 
 def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: bool) -> dict[str, list[Reply]]:
-    """All answers by node name. Where one is of several processes, everybody is waited for."""
+    """All replies by node name. If several processes share a name, the full time is waited."""
     replies: dict[str, list[Reply]] = {}
     remote.ask(
         question,
@@ -400,12 +408,12 @@ def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: boo
 
 
 def _of_process(replies: Sequence[Reply], pid: int | None) -> Reply:
-    """The answer of this process, where several have answered under one name."""
-    return next((each for each in replies if whole(fields_of(each).get("pid")) == pid), replies[0])
+    """The reply of this process, if several have replied under one name."""
+    return next((each for each in replies if integer(fields_of(each).get("pid")) == pid), replies[0])
 
 
 def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
-    """What the answers of one worker say, as fields of Worker; only what was answered."""
+    """The replies of one worker as fields of Worker; only fields that were in a reply."""
     answer: dict[str, object] = {}
     listed = [reply.ok for reply in queues if isinstance(reply.ok, list)]
     if listed:
@@ -415,8 +423,8 @@ def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
     if fields:
         pool = fields.get("pool")
         pool = pool if isinstance(pool, dict) else {}
-        answer["pid"] = whole(fields.get("pid"))
-        answer["prefetch"] = whole(fields.get("prefetch_count"))
+        answer["pid"] = integer(fields.get("pid"))
+        answer["prefetch"] = integer(fields.get("prefetch_count"))
         answer["pool"] = _pool_name(pool.get("implementation"))
         answer["pool_size"] = _pool_size(pool)
         answer["rusage"] = _rusage(fields.get("rusage"))
@@ -424,13 +432,13 @@ def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
 
 
 def _pool_size(pool: Mapping[str, object]) -> int | None:
-    """prefork says the size that it began with for ever; the processes that live stand beside it."""
+    """prefork's ``max-concurrency`` is the initial size; its living processes are in ``processes``."""
     processes = pool.get("processes")
-    return len(processes) if isinstance(processes, list) else whole(pool.get("max-concurrency"))
+    return len(processes) if isinstance(processes, list) else integer(pool.get("max-concurrency"))
 
 
 def _pool_name(implementation: object) -> str | None:
-    """``prefork`` of ``celery.concurrency.prefork:TaskPool``."""
+    """``prefork`` from ``celery.concurrency.prefork:TaskPool``."""
     if not isinstance(implementation, str):
         return None
     return implementation.partition(":")[0].rpartition(".")[2] or None

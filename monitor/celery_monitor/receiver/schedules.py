@@ -1,8 +1,8 @@
-"""Learns what beat sends from everybody who tells it, and looks for signs that beat lives."""
+"""Reads beat's schedule from application, workers, RedBeat and Django, and finds entries that are overdue."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.application import application_of, applies_to
 from celery_monitor.brokers.beat import (
     TRANSPORTS,
-    Read,
+    ReadEntries,
     RedBeatContext,
     arguments_of_json,
     entries_of_app,
@@ -45,11 +45,11 @@ from celery_monitor.store.schedule import (
 ANSWER_SECONDS = 1.0
 CONF_SECONDS = 300.0  # how often the application or the workers are asked
 READ_SECONDS = 2.0  # how often RedBeat and django-celery-beat are read
-JUDGE_SECONDS = 0.9  # between two looks whether an entry is overdue, at most
-LEAST_REST, LEAST_IDLE = 3.0, 20.0  # times what a look took, and what it worked, until the next
-AGAIN_SECONDS = 30.0  # after they could not be
-RENEWED_SECONDS = 30.0
-RUNS = 100  # of each entry, to see whether it is overdue
+JUDGE_SECONDS = 0.9  # at most, between two checks for overdue entries
+LEAST_REST, LEAST_IDLE = 3.0, 20.0  # until the next check: times the duration of the last, and times its CPU time
+AGAIN_SECONDS = 30.0  # after RedBeat or django-celery-beat could not be read
+RENEWED_SECONDS = 30.0  # between two writes of what is only renewed
+RUNS = 100  # of each entry that are read to judge it
 
 log = logging.getLogger(__name__)
 
@@ -67,26 +67,26 @@ class Schedules:
         self._django = self._own_django()
         if (given := settings.address_of("beat_database", broker.cluster)) is not None:
             self._django = given.url, "UTC"
-        self._told: set[tuple[str, int | None]] = set()  # processes that told their configuration
+        self._asked: set[tuple[str, int | None]] = set()  # processes that were asked for their configuration
         self._asked_at = 0.0
         self._read_at: dict[str, float] = {}  # when a source is to be read again
-        self._found: dict[str, list[ScheduleEntry]] = {}  # what each source told, the later ones rule
-        self._unread: dict[str, str] = self._cannot_be_found()  # sources, with the reason
+        self._found: dict[str, list[ScheduleEntry]] = {}  # by source; a later source has precedence
+        self._unread: dict[str, str] = self._missing_django()  # sources that cannot be read, with the reason
         self._unread_entries: dict[str, tuple[UnreadEntry, ...]] = {}  # by source; "" are those that cannot be stored
         self._timezone: str | None = None
-        self._pings = False  # whether beat may answer
+        self._pings = False  # whether beat may reply
         self._saved: list[ScheduleEntry] | None = None
         self._stored: BeatHealth | None = None
         self._health = BeatHealth(cluster=broker.cluster)
         self._judge_at = 0.0
 
     def step(self, workers: Sequence[Worker], remote: Remote | None, now: float) -> float:
-        """One round; in how many seconds it is to be judged again.
+        """One round; returns the seconds until the next check.
 
-        What cannot be read is said on the page, and its last answer stands. Raises StoreUnavailable.
+        The page shows what cannot be read, and its last entries stay. Raises StoreUnavailable.
         """
         if self._stored is None:
-            self._remember()
+            self._restore()
         self._configuration(workers, remote, now)
         if transport_of(self._redbeat.url) in TRANSPORTS:
             self._read("RedBeat", self._read_redbeat, now)
@@ -97,13 +97,13 @@ class Schedules:
             self._judge_at = self._judge(now)
         return self._judge_at - now
 
-    def _cannot_be_found(self) -> dict[str, str]:
-        """Django's schedule where the application has one and cannot say where."""
+    def _missing_django(self) -> dict[str, str]:
+        """The reason why the database of the application's django-celery-beat is unknown, if it is."""
         problem = self._application.problems.get("beat database") if self._application is not None else None
         return {"django-celery-beat": f"django-celery-beat: {problem}"} if problem and self._django is None else {}
 
     def _own_redbeat(self) -> Broker | None:
-        """Where the application says that RedBeat keeps its entries."""
+        """The Redis of RedBeat from the application's configuration."""
         url = self._application.setting("redbeat_redis_url") if self._application is not None else None
         return Broker(self._cluster, url) if isinstance(url, str) and "://" in url else None
 
@@ -112,46 +112,48 @@ class Schedules:
         database = self._application.databases.get("beat") if self._application is not None else None
         return (database.url, database.timezone) if database is not None else None
 
-    def _remember(self) -> None:
-        """What was known before this process began."""
+    def _restore(self) -> None:
+        """Reads what an earlier process has stored."""
         self._stored = self._health = read_beat_health(self._store, self._cluster)
-        told = [entry for entry in read_entries(self._store, self._cluster) if entry.source in {"workers", "app"}]
-        if told:
-            self._found["configuration"] = told
+        stored = [entry for entry in read_entries(self._store, self._cluster) if entry.source in {"workers", "app"}]
+        if stored:
+            self._found["configuration"] = stored
 
     # The application's own
 
     def _configuration(self, workers: Sequence[Worker], remote: Remote | None, now: float) -> None:
         processes = {(worker.hostname, worker.pid) for worker in workers}
-        if processes <= self._told and now - self._asked_at < CONF_SECONDS:
+        if processes <= self._asked and now - self._asked_at < CONF_SECONDS:
             return
-        self._told, self._asked_at = processes, now
+        self._asked, self._asked_at = processes, now
         if self._application is not None:
             read = entries_of_app(self._application, self._cluster, self._redactor, now)
-            self._learn([self._application.configuration], [read], "app")
+            self._use_configuration([self._application.configuration], [read], "app")
         elif remote is not None and workers:
             names = [worker.hostname for worker in workers]
             replies = remote.ask("conf", timeout=ANSWER_SECONDS, expected=names)
             confs = [reply.ok for _, reply in sorted(replies.items()) if isinstance(reply.ok, dict)]
-            if confs:  # nobody answered: what was told before still stands
-                told = [entries_of_conf(conf, self._cluster, self._redactor, now) for conf in confs]
-                self._learn(confs, told, "workers")
+            if confs:  # else the entries of earlier replies stay
+                found = [entries_of_conf(conf, self._cluster, self._redactor, now) for conf in confs]
+                self._use_configuration(confs, found, "workers")
         if self._pings and remote is not None:
             self._ping(remote, now)
 
-    def _learn(self, confs: Sequence[Mapping[str, Any]], told: Sequence[Read], source: BeatSource) -> None:
-        self._found["configuration"] = [entry for read in told for entry in read.entries]
-        self._cannot("configuration", source, {each.name: each for read in told for each in read.unread}.values())
+    def _use_configuration(
+        self, confs: Sequence[Mapping[str, Any]], found: Sequence[ReadEntries], source: BeatSource
+    ) -> None:
+        self._found["configuration"] = [entry for read in found for entry in read.entries]
+        unread = {each.name: each for read in found for each in read.unread}
+        self._keep_unread("configuration", source, unread.values())
         self._timezone = timezone_of(confs[0].get)
         self._pings = any(conf.get("beat_enable_remote_control") for conf in confs)
 
-    def _cannot(self, name: str, source: BeatSource, unread: Iterable[Unread]) -> None:
-        """Keeps which entries of a source could not be read."""
-        told = (
+    def _keep_unread(self, name: str, source: BeatSource, unread: Iterable[Unread]) -> None:
+        """Notes which entries of a source could not be read."""
+        self._unread_entries[name] = tuple(
             UnreadEntry(source=source, name=_storable(each.name), reason=_storable(self._redactor.text(each.reason)))
             for each in unread
         )
-        self._unread_entries[name] = tuple(told)
 
     def _ping(self, remote: Remote, now: float) -> None:
         replies = remote.ask("ping", timeout=ANSWER_SECONDS)
@@ -159,7 +161,7 @@ class Schedules:
         if beats:
             self._health = replace(self._health, answered=beats, answered_at=now)
 
-    # What keeps entries of its own
+    # RedBeat and django-celery-beat
 
     def _read(self, name: str, read: Callable[[float], None], now: float) -> None:
         if now < self._read_at.get(name, 0.0):
@@ -180,7 +182,7 @@ class Schedules:
             self._redbeat, self._settings, RedBeatContext(self._cluster, self._redactor, self._timezone, now)
         )
         self._found["redbeat"] = found.entries
-        self._cannot("redbeat", "redbeat", found.unread)
+        self._keep_unread("redbeat", "redbeat", found.unread)
         if found.lock_seconds is not None:
             self._health = replace(self._health, lock_until=now + found.lock_seconds, lock_free_since=None)
         elif self._health.lock_until is not None:
@@ -194,9 +196,9 @@ class Schedules:
             try:
                 entries.append(self._of_django(row, now))
             except (TypeError, ValueError, AttributeError) as error:
-                unread.append(Unread(name=str(row.name), reason=f"a column that its model does not allow: {error}"))
+                unread.append(Unread(name=str(row.name), reason=f"a value that the model does not allow: {error}"))
         self._found["django"] = entries
-        self._cannot("django", "django", unread)
+        self._keep_unread("django", "django", unread)
 
     def _of_django(self, row: PeriodicTask, now: float) -> ScheduleEntry:
         return ScheduleEntry(
@@ -214,12 +216,14 @@ class Schedules:
             **schedule_of_django(row.kind, row.when),
         )
 
-    # What came of it
+    # Storing and judging
 
     def _save(self, now: float) -> None:
         if not self._found:
             return
-        entries = list({entry.name: entry for source in self._sources() for entry in source}.values())
+        # RedBeat and django-celery-beat copy the configuration when they start, and have more of each entry.
+        sources = (self._found.get(name, ()) for name in ("configuration", "redbeat", "django"))
+        entries = list({entry.name: entry for source in sources for entry in source}.values())
         timeless = [replace(entry, heard_at=0.0) for entry in entries]
         if timeless != self._saved and (entries or self._saved or "configuration" in self._found):
             stored, refused = _fitting(entries)
@@ -227,22 +231,13 @@ class Schedules:
             self._unread_entries[""] = tuple(refused)
             self._saved = timeless
 
-    def _sources(self) -> Iterator[list[ScheduleEntry]]:
-        """RedBeat and django-celery-beat copy the configuration at their start, and know more of it."""
-        for name in ("configuration", "redbeat", "django"):
-            yield self._found.get(name, [])
-
-    def _level(self, now: float) -> bool:
-        """What was sent is known: the receiver hears its broker and is not behind."""
-        return is_level(self._store, self._cluster, now)
-
     def _judge(self, now: float) -> float:
-        """Writes down what is overdue; gives the moment of the next look: when an entry would be said to be so."""
+        """Stores what is overdue; returns when to check again: when the next entry would be overdue."""
         began, worked = time.perf_counter(), time.thread_time()
         entries = tuple(entry for unread in self._unread_entries.values() for entry in unread)
         judged = replace(self._health, unread=tuple(self._unread.values()), unread_entries=entries)
         soonest = now + JUDGE_SECONDS
-        if self._level(now):
+        if is_level(self._store, self._cluster, now):  # else what was sent is not stored yet
             rows = read_schedule(self._store, self._cluster, now, {}, RUNS)
             judged = replace(judged, overdue=_overdue(rows), stopped=all_overdue(rows))
             soonest = min(soonest, next_look([row.standing for row in rows], now))
@@ -250,7 +245,7 @@ class Schedules:
             self._stored = replace(judged, at=now)
             save_beat_health(self._store, self._stored)
         self._health = judged
-        # The clock alone would let a busy machine put off what is late already.
+        # Elapsed time alone would delay the next check too much on a busy machine.
         spent, took = time.thread_time() - worked, time.perf_counter() - began
         return max(soonest, now + LEAST_REST * took, now + LEAST_IDLE * spent)
 
@@ -261,14 +256,14 @@ def _application(broker: Broker, settings: Settings) -> Application | None:
 
 
 def _fitting(entries: Sequence[ScheduleEntry]) -> tuple[list[ScheduleEntry], list[UnreadEntry]]:
-    """Those that can be stored and read again, and the others, of which one would hide all."""
+    """The entries that can be stored and read again, and the others, of which one would make all unreadable."""
     stored, refused = [], []
     for entry in entries:
         try:
             msgspec.msgpack.decode(msgspec.msgpack.encode(entry), type=ScheduleEntry)
         except (UnicodeEncodeError, OverflowError, TypeError, msgspec.ValidationError) as error:
             surrogate = isinstance(error, UnicodeEncodeError)
-            reason = "it holds half a character (a lone surrogate), which is no text" if surrogate else str(error)
+            reason = "its text has a lone surrogate (half a character)" if surrogate else str(error)
             refused.append(UnreadEntry(source=entry.source, name=_storable(str(entry.name)), reason=_storable(reason)))
         else:
             stored.append(entry)
@@ -289,7 +284,7 @@ def _overdue(rows: Sequence[Scheduled]) -> tuple[OverdueEntry, ...]:
 
 
 def _differs(health: BeatHealth, stored: BeatHealth) -> bool:
-    """Worth a write: a lock or an answer that was only renewed is so now and then."""
+    """Whether to write it: a lock or a reply that was only renewed is written every RENEWED_SECONDS."""
     timeless = {"at": 0.0, "lock_until": None, "answered_at": None}
     if replace(health, **timeless) != replace(stored, **timeless):
         return True

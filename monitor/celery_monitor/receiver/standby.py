@@ -1,9 +1,8 @@
 """Standing by while another receiver writes the record of the same cluster, and taking over when that one ends.
 
-Where the broker keeps events for us, there is nothing else to do. Where it keeps none (Redis), this receiver listens
-too, and keeps what arrives until the other one reports that it is stored: so nothing is missing after a takeover.
-What both have stored changes nothing the second time. The gap tracker stores from when to when events may be missing,
-and why.
+Where the broker keeps events for us, there is nothing else to do. Where it keeps none (Redis), this receiver subscribes
+too, and keeps what arrives until the other one reports that it is stored, so that nothing is missing after a takeover.
+Storing an event twice changes nothing. The gap tracker stores when events may be missing, and why.
 """
 
 import logging
@@ -33,7 +32,7 @@ OVERFLOW = "more events came than could be stored"
 
 
 class EndedGap(NamedTuple):
-    """A hole that is over and not yet stored. ``gap`` is its number where its beginning was stored."""
+    """A gap whose end is not stored yet. ``gap`` is its id if its beginning is stored."""
 
     began: float
     ended: float
@@ -43,21 +42,21 @@ class EndedGap(NamedTuple):
 
 
 class GapTracker:
-    """Notes holes as they open and close; ``store`` writes them down, later if the database is away."""
+    """Tracks the gaps of one receiver; ``store`` writes them, later if the database is away."""
 
     def __init__(self, store: Store, cluster: str, *, kept_by_broker: bool) -> None:
         self._store = store
         self._cluster = cluster
-        self._kept_by_broker = kept_by_broker  # then only the next connection tells whether anything is missing
+        self._kept_by_broker = kept_by_broker  # then only the next connection shows whether anything is missing
         self._began: float | None = None
         self._cause = ""
         self._gap: int | None = None
-        self._adopted = False  # its beginning was noted by another process, of which we know no more
+        self._adopted = False  # another process stored its beginning
         self._ended: list[EndedGap] = []
 
     @property
     def began(self) -> float | None:
-        """Since when it is open."""
+        """When the open gap began."""
         return self._began
 
     @property
@@ -65,16 +64,16 @@ class GapTracker:
         return self._began is not None
 
     def open(self, began: float, cause: str) -> None:
-        """From this time on events may be missed; the cause that came first stays."""
+        """Events may be missed from this time on. A gap that is already open keeps its cause."""
         if self._began is None:
             self._began, self._cause = began, cause
 
     def seconds(self, now: float) -> float:
-        """How long it has been open."""
+        """How long the gap has been open."""
         return 0.0 if self._began is None else now - self._began
 
     def close(self, ended: float, *, missed: bool) -> None:
-        """Events come again; ``missed`` is False if the broker kept them all meanwhile."""
+        """Events arrive again; ``missed`` is False if the broker kept all of them."""
         if self._began is not None and (missed or self._gap is not None):
             dropped = None if missed or self._adopted else 0
             self._ended.append(EndedGap(self._began, ended, self._cause, dropped, self._gap))
@@ -82,15 +81,15 @@ class GapTracker:
         self._adopted = False
 
     def forget(self, before: float) -> None:
-        """Everything that came before is stored, by another receiver: no hole reaches further back."""
-        self._ended = [hole for hole in self._ended if hole.ended > before]
+        """Another receiver has stored everything before: no gap begins earlier."""
+        self._ended = [gap for gap in self._ended if gap.ended > before]
         if self._began is not None:
             self._began = max(self._began, before)
 
     def adopt(self, now: float, *, listened: bool) -> None:
-        """Takes over the gaps that a receiver noted and, being dead, cannot close. Raises StoreUnavailable.
+        """Takes over the gaps that a dead receiver left open. Raises StoreUnavailable.
 
-        Where we have ``listened`` all the time, nothing is missing.
+        If we have ``listened`` all the time, nothing is missing.
         """
         dropped = 0 if listened and not self._ended and not self.is_open else None
         for gap in read_open_gaps(self._store, self._cluster):
@@ -102,13 +101,13 @@ class GapTracker:
             else:
                 self._ended.append(EndedGap(gap.began, now, gap.cause, dropped, gap.id))
 
-    def let_go(self) -> None:
-        """Another receiver writes from now on, and has adopted what we noted."""
+    def release(self) -> None:
+        """Another receiver writes from now on, and has adopted our gaps."""
         self._gap = None
         self._ended.clear()
 
     def dropped(self, began: float, ended: float, count: int) -> None:
-        """So many events of this span were thrown away by us."""
+        """We dropped ``count`` events in this interval."""
         last = self._ended[-1] if self._ended else None
         if last is not None and last.cause == OVERFLOW:
             self._ended[-1] = last._replace(ended=ended, dropped=(last.dropped or 0) + count)
@@ -116,23 +115,23 @@ class GapTracker:
             self._ended.append(EndedGap(began, ended, OVERFLOW, count))
 
     def store(self) -> None:
-        """Writes down what is not stored yet. Raises StoreUnavailable; then it can be called again."""
+        """Writes what is not stored yet. Raises StoreUnavailable, and can then be called again."""
         if self._began is not None and self._gap is None and not self._kept_by_broker:
             self._gap = open_gap(self._store, self._cluster, self._began, self._cause)
         while self._ended:
-            hole = self._ended[0]
-            gap = hole.gap
+            ended = self._ended[0]
+            gap = ended.gap
             if gap is None:
-                gap = open_gap(self._store, self._cluster, hole.began, hole.cause)
-                self._ended[0] = hole._replace(gap=gap)
-            close_gap(self._store, gap, hole.ended, hole.dropped)
+                gap = open_gap(self._store, self._cluster, ended.began, ended.cause)
+                self._ended[0] = ended._replace(gap=gap)
+            close_gap(self._store, gap, ended.ended, ended.dropped)
             del self._ended[0]
 
 
 POLL_SECONDS = 0.5  # how soon a death is noticed
-SAY_SECONDS = 2.0  # how often the record hears that we stand by
-TRY_SECONDS = 2.0  # between two connections to the broker
-# The same event reaches two receivers at two times, and is stored a little after it arrived.
+REPORT_SECONDS = 2.0  # how often the record is updated that we stand by
+RECONNECT_SECONDS = 2.0
+# An event reaches two receivers at different times, and is stored a little after it arrived.
 MARGIN_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -146,51 +145,51 @@ class Standby:
         self._source = source
         self._cluster = cluster
         self._lease = lease
-        self.hole = GapTracker(lease.store if lease else store, cluster, kept_by_broker=source.keeps_events)
-        self.listens = False  # the source is connected, and holds what arrives
+        self.gaps = GapTracker(lease.store if lease else store, cluster, kept_by_broker=source.keeps_events)
+        self.listens = False  # the source is connected, and keeps what arrives
         self.waited = False  # another receiver led while we stood by
         self._begun = False
-        self._said: StandbyReceiver | None = None
-        self._tried_at = self._looked_at = 0.0
-        self._seen: float | None = None
+        self._reported: StandbyReceiver | None = None
+        self._connected_at = self._checked_at = 0.0
+        self._last_update: float | None = None  # of the other receiver's health
 
     def wait(self, stop: threading.Event) -> bool:
-        """True as soon as this receiver may write; False when it was told to stop before."""
-        complaint = ""
+        """True as soon as this receiver may write; False when ``stop`` was set before."""
+        last_error = ""
         while not stop.is_set():
             try:
                 if self._lease is None or self._lease.take():
                     self._end()
                     return True
                 self._stand_by(time.time())
-                complaint = ""
+                last_error = ""
             except StoreUnavailable as error:
-                if error.message != complaint:
+                if error.message != last_error:
                     log.error("%s", error)
-                complaint = error.message
+                last_error = error.message
             stop.wait(POLL_SECONDS)
         return False
 
     def begin(self, last: ReceiverHealth | None) -> None:
-        """From when on events may be missing: from the oldest on that the last receiver had not stored."""
+        """Opens a gap from the oldest event on that the last receiver had not stored."""
         if not self._begun:
             self._begun = True
             if last is not None:
-                self.hole.open(_kept_until(last) or time.time(), "the receiver was not running")
+                self.gaps.open(_kept_until(last) or time.time(), "the receiver was not running")
 
     def step_down(self) -> None:
         """Another receiver leads now."""
-        self.hole.let_go()
+        self.gaps.release()
         if self._source.keeps_events:
             self._source.close()
         else:
-            self.listens = not self.hole.is_open
-        if not self.hole.is_open and not self.listens:
-            self.hole.open(time.time(), "the receiver was not running")
-        self._seen = None
+            self.listens = not self.gaps.is_open
+        if not self.gaps.is_open and not self.listens:
+            self.gaps.open(time.time(), "the receiver was not running")
+        self._last_update = None
 
     def close(self) -> None:
-        """Lets go of the broker, and says that nobody stands by any more."""
+        """Disconnects from the broker, and removes this standby from the record."""
         self._source.close()
         with suppress(StoreUnavailable):
             self._end()
@@ -206,57 +205,57 @@ class Standby:
             self._listen()
         if last is not None:
             self._follow(last)
-        self._looked_at = now
-        self._say(now)
+        self._checked_at = now
+        self._report(now)
 
     def _listen(self) -> None:
-        if self.listens or time.monotonic() - self._tried_at < TRY_SECONDS:
+        if self.listens or time.monotonic() - self._connected_at < RECONNECT_SECONDS:
             return
-        self._tried_at = time.monotonic()
+        self._connected_at = time.monotonic()
         try:
             self._source.connect()
         except BrokerUnavailable as error:
             log.warning("%s", error)
             return
         self.listens = True
-        self.hole.close(time.time(), missed=True)
+        self.gaps.close(time.time(), missed=True)
 
     def _follow(self, last: ReceiverHealth) -> None:
-        """Lets go of what the other receiver has stored; all by our own clock."""
+        """Discards what the other receiver has stored; all by our own clock."""
         stored = None
-        if last.updated_at != self._seen and last.connected and self._looked_at:
-            stored = self._looked_at - (last.lag_seconds or 0.0) - MARGIN_SECONDS
-            self.hole.forget(stored)
-        self._seen = last.updated_at
+        if last.updated_at != self._last_update and last.connected and self._checked_at:
+            stored = self._checked_at - (last.lag_seconds or 0.0) - MARGIN_SECONDS
+            self.gaps.forget(stored)
+        self._last_update = last.updated_at
         if self.listens:
             try:
                 self._source.discard(stored or 0.0)
             except BrokerUnavailable as error:
                 log.warning("%s", error)
                 self.listens = False
-                self.hole.open(self._source.heard_at, f"no connection to the broker: {error.message}")
+                self.gaps.open(self._source.last_received_at, f"no connection to the broker: {error.message}")
 
-    def _say(self, now: float) -> None:
-        if self._said is not None and now - self._said.updated_at < SAY_SECONDS:
+    def _report(self, now: float) -> None:
+        if self._reported is not None and now - self._reported.updated_at < REPORT_SECONDS:
             return
-        self._said = StandbyReceiver(
+        self._reported = StandbyReceiver(
             cluster=self._cluster,
             host=socket.gethostname(),
             pid=os.getpid(),
-            since=self._said.since if self._said else now,
+            since=self._reported.since if self._reported else now,
             updated_at=now,
             listening=self.listens or self._source.keeps_events,
         )
-        save_standby(self._store, self._said)
+        save_standby(self._store, self._reported)
 
     def _end(self) -> None:
-        said, self._said = self._said, None
-        if said is not None:
-            end_standby(self._store, said)
+        reported, self._reported = self._reported, None
+        if reported is not None:
+            end_standby(self._store, reported)
 
 
 def _kept_until(last: ReceiverHealth) -> float | None:
-    """Whatever came later may have died with the receiver that said this last."""
+    """Whatever arrived later may have been lost with the receiver that reported this health."""
     if last.kept_until is not None or last.updated_at is None:
         return last.kept_until
     return last.updated_at - (last.lag_seconds or 0.0)

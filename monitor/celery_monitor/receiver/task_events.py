@@ -1,4 +1,4 @@
-"""Whether each worker sends task events: found out by asking, and turned on where that is wanted."""
+"""Whether each worker sends task events, found out from its stats; turned on if ``enable_events`` is set."""
 
 import time
 from collections import Counter
@@ -19,16 +19,16 @@ from celery_monitor.store.workers import change_workers
 ACTOR = "celery-monitor"
 ANSWER_SECONDS = 1.0
 EVENTS_WERE_OFF = "task events enabled"  # celery/worker/control.py; else "task events already enabled"
-AGAIN_SECONDS = 2.0  # between two questions to those of whom it is not known
-TOLD_SECONDS = 1.0  # after which a task event that was sent beside a heartbeat has come
-MOST_AGAIN = 20  # that are asked at once
-MOST_TIMES = 30  # that one is asked, beside the questions that go to all
+AGAIN_SECONDS = 2.0  # between two questions to workers of unknown state
+ARRIVAL_SECONDS = 1.0  # after which a task event that was sent together with a heartbeat has arrived
+MOST_AGAIN = 20  # workers that are asked at once
+MOST_TIMES = 30  # questions to one process, beside those that go to all
 
 Process = tuple[str, int | None]  # a worker and its process id
 
 
 class TaskEventsSwitch:
-    """Knows of each process of one cluster whether its task events are on. ``notice`` is told what was done unasked."""
+    """Tracks whether task events are on, by process of one cluster. ``notice`` gets a text when they were turned on."""
 
     def __init__(
         self, store: Store, cluster: str, remote: Remote, settings: Settings, notice: Callable[[str], None]
@@ -39,14 +39,14 @@ class TaskEventsSwitch:
         self._turns_on = settings.enable_events and not settings.read_only
         self._notice = notice
         self._on: dict[Process, bool] = {}
-        self._processed: dict[Process, int] = {}  # tasks that it had taken when we first asked
-        self._told: dict[Process, float] = {}  # when its heartbeat first told of more
+        self._processed: dict[Process, int] = {}  # tasks that it had received when we first asked
+        self._grew_at: dict[Process, float] = {}  # when a heartbeat first counted more
         self._times: Counter[Process] = Counter()  # that it was asked again
         self._asked_at = 0.0
         self._began = time.time()
 
     def judge(self, stats: Mapping[str, Reply], now: float) -> None:
-        """Finds out of each process of which it is not known; ``stats`` are answers to that command."""
+        """Decides for each process whose state is unknown; ``stats`` are the replies to that command."""
         asked = _processes(stats)
         before = dict(self._on)
         unknown = {name: process for name, process in asked.items() if not before.get(process)}
@@ -59,7 +59,7 @@ class TaskEventsSwitch:
                     self._on[process] = True
                 elif self._ran_unseen(process, fields_of(stats[name]), now):
                     self._on[process] = False
-        # Only what is new: a worker whose events somebody turned off since then is not said to send them.
+        # Only what is new: somebody may have turned a worker's events off since it was judged.
         judged = {name: self._on[process] for name, process in unknown.items() if process in self._on}
         found = {name: on for name, on in judged.items() if before.get(unknown[name]) is not on}
         change_workers(
@@ -70,15 +70,14 @@ class TaskEventsSwitch:
         )
 
     def keep_only(self, stats: Mapping[str, Reply]) -> None:
-        """Forgets the processes that did not answer when everybody was asked."""
+        """Forgets the processes that did not reply when all were asked."""
         asked = set(_processes(stats).values())
-        self._on = {each: on for each, on in self._on.items() if each in asked}
-        self._processed = {each: taken for each, taken in self._processed.items() if each in asked}
-        self._told = {each: at for each, at in self._told.items() if each in asked}
-        self._times = Counter({each: times for each, times in self._times.items() if each in asked})
+        for table in (self._on, self._processed, self._grew_at, self._times):
+            for gone in table.keys() - asked:
+                del table[gone]
 
     def ask_again(self, workers: Sequence[Worker], now: float) -> None:
-        """Asks those that have run tasks of which no event came, or do not say; a banner is not to wait for long."""
+        """Asks workers that have run tasks without an event, or don't report that, so that the banner appears soon."""
         doubtful = [each for each in workers if self._is_doubtful(each, now)][:MOST_AGAIN]
         if not doubtful or now - self._asked_at < AGAIN_SECONDS:
             return
@@ -88,18 +87,18 @@ class TaskEventsSwitch:
         self.judge(self._remote.ask("stats", destination=names, timeout=ANSWER_SECONDS), now)
 
     def _is_doubtful(self, worker: Worker, now: float) -> bool:
-        """It costs nothing to wait for the heartbeat of a worker that has one: it counts the tasks."""
+        """Heartbeats count tasks: a worker that sends them is asked only after the count has grown."""
         process = (worker.hostname, worker.pid)
-        taken = self._processed.get(process)
-        if process in self._on or taken is None or self._times[process] >= MOST_TIMES:
+        before = self._processed.get(process)
+        if process in self._on or before is None or self._times[process] >= MOST_TIMES:
             return False
         if worker.last_heartbeat is None:
             return True
-        return (worker.processed or 0) > taken and now - self._told.setdefault(process, now) >= TOLD_SECONDS
+        return (worker.processed or 0) > before and now - self._grew_at.setdefault(process, now) >= ARRIVAL_SECONDS
 
     def _ran_unseen(self, process: Process, stats: Mapping[str, object], now: float) -> bool:
-        """The worker has taken tasks while we listened. What it took before we began, nobody could have told us."""
-        total, uptime = _taken(stats), whole(stats.get("uptime"))
+        """Whether the worker received tasks while we listened; events from before we began were never received."""
+        total, uptime = _received(stats), integer(stats.get("uptime"))
         ours = uptime is not None and now - uptime - 1.0 >= self._began
         before = self._processed.setdefault(process, 0 if ours else total)
         return total > before and is_level(self._store, self._cluster, now)
@@ -132,20 +131,20 @@ class TaskEventsSwitch:
 
 
 def _processes(stats: Mapping[str, Reply]) -> dict[str, Process]:
-    return {name: (name, whole(fields_of(reply).get("pid"))) for name, reply in stats.items() if reply.ok}
+    return {name: (name, integer(fields_of(reply).get("pid"))) for name, reply in stats.items() if reply.ok}
 
 
-def _taken(fields: Mapping[str, object]) -> int:
-    """How many tasks the worker process has taken."""
+def _received(fields: Mapping[str, object]) -> int:
+    """How many tasks the worker process has received."""
     total = fields.get("total")
-    return sum(whole(each) or 0 for each in total.values()) if isinstance(total, dict) else 0
+    return sum(integer(each) or 0 for each in total.values()) if isinstance(total, dict) else 0
 
 
 def fields_of(reply: Reply | None) -> dict[str, object]:
-    """An answer that is a table."""
+    """A reply that is a dictionary; empty for any other."""
     return reply.ok if reply is not None and isinstance(reply.ok, dict) else {}
 
 
-def whole(value: object) -> int | None:
-    """A whole number; ``None`` for whatever else."""
+def integer(value: object) -> int | None:
+    """An integer; ``None`` for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,7 +1,7 @@
-"""Asks workers, broker and result backend where tasks are, and picks the waiting tasks that are worth asking for.
+"""Asks workers, broker and result backend where tasks are; checks tasks that run or wait for long.
 
-The broker is read first. A task that goes from its queue to a worker meanwhile is then seen twice, not never; one
-that goes the other way is missed at most once, so nothing is concluded from one snapshot.
+The broker is read first. A task that moves from its queue to a worker meanwhile is then seen twice, not missed. One
+that moves back to its queue can be missed once, so nothing is concluded from a single snapshot.
 """
 
 import time
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from celery_monitor.brokers.amqp import queue_is_missing
 from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
-from celery_monitor.brokers.results import ResultReader, StoredEnd
-from celery_monitor.brokers.task_messages import can_read_messages, can_take_messages, survey
+from celery_monitor.brokers.results import ResultReader, StoredResult
+from celery_monitor.brokers.task_messages import can_read_by_delivery, can_read_messages, survey
 from celery_monitor.core.workers import process_state, twins
 from celery_monitor.receiver.lost_tasks import (
     AGAIN_SECONDS,
@@ -47,22 +47,22 @@ from celery_monitor.store.tasks.unfinished import (
 ANSWER_SECONDS = 2.0
 QUESTIONS: tuple[tuple[str, dict[str, object]], ...] = (("active", {"safe": True}), ("reserved", {}), ("scheduled", {}))
 DELAYED = tuple(f"celery_delayed_{level}" for level in range(28))  # kombu/transport/native_delayed_delivery.py
-WAITING_SECONDS = 45.0  # a task that waits shorter is not asked for
-REST_SECONDS, LONGEST_REST = 30.0, 240.0  # of a queue in which nothing was missing; doubled each time
-MOST_WAITING = 5000  # messages in a queue of Redis that is read for this
+WAITING_SECONDS = 45.0  # before a waiting task is checked
+REST_SECONDS, LONGEST_REST = 30.0, 240.0  # between checks of a queue in which nothing was missing; doubled each time
+MOST_WAITING = 5000  # messages in a queue of Redis; longer ones are not searched
 MOST_QUEUES = 100  # in one round
-CHUNK = 500  # tasks asked for at once
-WALK_SECONDS, WALK_ROWS = 0.2, 1000  # of one round, in the record
+CHUNK = 500  # tasks checked at once
+WALK_SECONDS, WALK_ROWS = 0.2, 1000  # of one round in the record
 _START = (-inf, -1)
 MOST_ASKED = 500  # started tasks of a process
-TIMES, TIMES_SILENT = 2, 20  # a worker is asked before a task is lost; so often while the result backend is silent
+TIMES, TIMES_SILENT = 2, 20  # questions to a worker before a task is lost; the latter while the result backend is away
 ROUND_SECONDS = 10.0  # between two rounds of waiting tasks
 
 
 class TaskLocations:
-    """Asks about the tasks of one cluster, and passes on what is concluded.
+    """Finds out where the tasks of one cluster are, and passes conclusions on.
 
-    All methods raise Broker- and StoreUnavailable.
+    All methods raise BrokerUnavailable and StoreUnavailable.
     """
 
     def __init__(self, store: Store, remote: Remote, probe: Probe, conclude: Callable[[Delivery], None]) -> None:
@@ -70,40 +70,39 @@ class TaskLocations:
         self.cluster = remote.broker.cluster
         self.remote = remote
         self.probe = probe
-        self.reads_queues = can_read_messages(remote.broker)  # messages can be read in place
-        self._ends = ResultReader(remote.broker, remote.settings)
+        self.reads_queues = can_read_messages(remote.broker)
+        self._results = ResultReader(remote.broker, remote.settings)
         self._conclude = conclude
 
     def conclude(self, events: Sequence[Event], now: float, gap: Gap | None = None) -> None:
-        """Events that were concluded, and the gap that they are concluded from, in one transaction."""
+        """Stores concluded events, and the gap that they result from, in one transaction."""
         if events or gap:
             self._conclude(Delivery(events=list(events), arrived=now, gap=gap))
 
-    def ends_of(self, tasks: Iterable[UnfinishedTask]) -> dict[str, StoredEnd] | None:
-        """The ends that the result backend has of these tasks; ``None`` where it does not answer."""
+    def results_of(self, tasks: Iterable[UnfinishedTask]) -> dict[str, StoredResult] | None:
+        """The results of these tasks in the result backend; ``None`` where it does not answer."""
         ids = [task.id for task in tasks]
-        return self._ends.of(ids) if ids else {}
+        return self._results.of(ids) if ids else {}
 
     def evidence(
         self,
         first: Snapshot,
         second: Snapshot,
         workers: Iterable[Worker],
-        ends: Mapping[str, StoredEnd] | None,
+        results: Mapping[str, StoredResult] | None,
         now: float,
         gap: tuple[float, float] | None = None,
     ) -> Evidence:
-        """Two snapshots with what goes beside them."""
         by_name = {worker.hostname: worker for worker in workers}
-        backend = self._ends.absence if ends is not None else "the result backend does not answer"
-        return Evidence(first, second, by_name, now, ends, backend, gap, reads_queues=self.reads_queues)
+        backend = self._results.absence if results is not None else "the result backend does not answer"
+        return Evidence(first, second, by_name, now, results, backend, gap, reads_queues=self.reads_queues)
 
     def snapshot(self, workers: Iterable[Worker], queues: Collection[str], *, measure: bool = False) -> Snapshot:
-        """Reads these queues where that removes nothing, and asks all workers that may be up.
+        """Reads these queues where that is possible in place, and asks all workers that may be up.
 
-        ``measure``: where queues cannot be read, finds out which are empty. A silent worker is asked too, for it may
-        be busy: a solo pool neither beats nor answers. Of several processes with one name one answers for all, so
-        their name never counts as answered.
+        ``measure``: where queues cannot be read, finds out which are empty. Silent workers are asked too: a busy solo
+        pool sends no heartbeats. If several processes have one name, only one replies, so that name never counts as
+        answered.
         """
         measured = self._measured(queues) if measure and not self.reads_queues else Snapshot({}, {})
         found = survey(self.remote.broker, self.remote.settings, queues)
@@ -119,8 +118,8 @@ class TaskLocations:
             whole=found.whole,
         )
 
-    def unlisted(self, hostname: str, tasks: Sequence[UnfinishedTask]) -> list[UnfinishedTask]:
-        """Those that the worker surely does not have; none where it does not answer every question."""
+    def missing_on(self, hostname: str, tasks: Sequence[UnfinishedTask]) -> list[UnfinishedTask]:
+        """The tasks that the worker certainly does not have; none if it does not reply to every question."""
         has = self.still_has(hostname, tasks)
         if has is None or all(task.id in has for task in tasks):
             return []
@@ -130,7 +129,7 @@ class TaskLocations:
     def still_has(
         self, hostname: str, tasks: Iterable[UnfinishedTask], seconds: float = ANSWER_SECONDS
     ) -> Collection[str] | None:
-        """The ids of those of these tasks that the worker finds; ``None`` where it does not answer in time."""
+        """The ids of those of these tasks that the worker has; ``None`` if it does not reply in time."""
         ids = [task.id for task in tasks]
         if not ids:
             return ()
@@ -138,20 +137,20 @@ class TaskLocations:
         return reply.ok if reply is not None and isinstance(reply.ok, dict) else None
 
     def _ask(self, hostnames: Collection[str]) -> tuple[dict[str, OnWorker], frozenset[str]]:
-        """The tasks that these workers list, and who answered every question."""
+        """The tasks that these workers list, and the workers that replied to every question."""
         found: dict[str, OnWorker] = {}
         answered = frozenset(hostnames)
-        for question, arguments in QUESTIONS:  # who does not answer one is not asked the next: each costs a wait
+        for question, arguments in QUESTIONS:  # only of workers that replied before: each silent one costs a wait
             replies = self.remote.ask(question, arguments, sorted(answered), ANSWER_SECONDS) if answered else {}
             listed = {hostname: _listed(question, replies.get(hostname)) for hostname in answered}
             for tasks in listed.values():
-                found = (tasks or {}) | found  # what is active is asked for first, and more than reserved
+                found = (tasks or {}) | found  # active, which is asked first, has precedence over reserved
             answered = frozenset(hostname for hostname, tasks in listed.items() if tasks is not None)
         return found, answered
 
     def _measured(self, queues: Collection[str]) -> Snapshot:
         broker, settings = self.remote.broker, self.remote.settings
-        sampled = self.probe.sample([*sorted(queues), *(DELAYED if can_take_messages(broker) else ())])
+        sampled = self.probe.sample([*sorted(queues), *(DELAYED if can_read_by_delivery(broker) else ())])
         own = [queue for queue in sampled if queue.name in queues]
         absent = frozenset(
             queue.name for queue in own if queue.ready is None and queue_is_missing(broker, settings, queue.name)
@@ -162,17 +161,17 @@ class TaskLocations:
 
 
 def _listed(question: str, reply: Reply | None) -> dict[str, OnWorker] | None:
-    """``None`` where the worker did not answer, or not with a list."""
+    """``None`` if the worker did not reply with a list."""
     if reply is None or not isinstance(reply.ok, list):
         return None
     return dict(each for item in reply.ok if (each := _on_worker(question, reply.worker, item)) is not None)
 
 
 def _on_worker(question: str, hostname: str, item: object) -> tuple[str, OnWorker] | None:
-    """One task of a worker's answer.
+    """One task of a worker's reply.
 
-    Arguments are read from ``active`` alone, where they are the publisher's repr: who sends a task may have hidden
-    them from monitors, and the others show them as they are.
+    Arguments are read only from ``active``, which has the publisher's argsrepr: the publisher may have hidden secrets
+    there, and the other commands show the real arguments.
     """
     request = item.get("request", item) if isinstance(item, dict) else None  # ``scheduled`` wraps it
     if not isinstance(request, dict) or not isinstance(request.get("id"), str):
@@ -200,7 +199,7 @@ def _text(value: object) -> str | None:
 
 
 class StartedCheck:
-    """Asks workers that are up for the tasks that they started long ago, several times before one is lost."""
+    """Asks workers that are up whether they still have tasks that were started long ago, twice before one is lost."""
 
     def __init__(self, locations: TaskLocations) -> None:
         self._locations = locations
@@ -208,11 +207,11 @@ class StartedCheck:
         self._absent: dict[tuple[ProcessKey, str], int] = {}  # how often the worker did not have the task
 
     def reset(self) -> None:
-        """Silence means nothing any more: all questions begin anew."""
+        """Events may have been missed: all questions start again."""
         self._absent.clear()
 
     def step(self, workers: Iterable[Worker], processes: Iterable[ProcessKey], now: float) -> None:
-        """One round of questions, where it is time. Raises Broker- and StoreUnavailable."""
+        """One round of questions, if it is due. Raises BrokerUnavailable and StoreUnavailable."""
         if abs(now - self._asked_at) < STARTED_AGAIN_SECONDS:  # the clock may have been set back
             return
         self._asked_at = now
@@ -220,7 +219,7 @@ class StartedCheck:
         counted: dict[tuple[ProcessKey, str], int] = {}
         for process in processes:
             worker = by_name.get(process.hostname)
-            # Of two processes of one name nobody knows which one answered.
+            # With two processes of one name it is unknown which one replied.
             if worker is not None and worker.pid == process.pid and not twins(worker):
                 counted |= self._ask(worker, process, now)
         self._absent = counted
@@ -229,13 +228,13 @@ class StartedCheck:
         before = now - (worker.skew or 0.0) - STARTED_SECONDS
         store, cluster = self._locations.store, self._locations.cluster
         tasks = tasks_of_process(store, cluster, process, (TaskState.STARTED,), MOST_ASKED, started_before=before)
-        absent = self._locations.unlisted(process.hostname, tasks)
+        absent = self._locations.missing_on(process.hostname, tasks)
         counted = {(process, task.id): self._absent.get((process, task.id), 0) + 1 for task in absent}
-        ends = self._locations.ends_of(task for task in absent if counted[process, task.id] >= TIMES)
-        enough = TIMES if ends is not None else TIMES_SILENT
+        results = self._locations.results_of(task for task in absent if counted[process, task.id] >= TIMES)
+        enough = TIMES if results is not None else TIMES_SILENT
         due = [task for task in absent if counted[process, task.id] >= enough]
         answered = Snapshot({}, {}, answered=frozenset({worker.hostname}))
-        evidence = self._locations.evidence(answered, answered, [worker], ends, now)._replace(ends=ends or {})
+        evidence = self._locations.evidence(answered, answered, [worker], results, now)._replace(results=results or {})
         self._locations.conclude([event for task in due for event in judge(task, evidence).events], now)
         for task in due:
             del counted[process, task.id]
@@ -243,7 +242,7 @@ class StartedCheck:
 
 
 class Round(NamedTuple):
-    """Waiting tasks that are looked for, by their queues."""
+    """Waiting tasks whose messages are searched, and the first snapshot."""
 
     tasks: Sequence[UnfinishedTask]
     queues: frozenset[str]
@@ -252,9 +251,9 @@ class Round(NamedTuple):
 
 
 class WaitingCheck:
-    """Looks for the messages of tasks that have waited long, and of those that a stopped worker had not started.
+    """Searches the messages of tasks that have waited long, and of those that a stopped worker had not started.
 
-    Only in queues that are empty, or that can be read; a queue in which nothing was missing rests longer each time.
+    Only in queues that are empty or can be read. A queue in which nothing was missing is checked less and less often.
     """
 
     def __init__(self, locations: TaskLocations) -> None:
@@ -262,16 +261,16 @@ class WaitingCheck:
         self._store, self._cluster = locations.store, locations.cluster
         self._round: Round | None = None
         self._round_at = 0.0
-        self._last_name = ""  # of the queues that had their turn
-        self._positions: dict[TaskState, tuple[float, int]] = {}  # how far the record was gone through
+        self._last_name = ""  # of the queues of the last round
+        self._positions: dict[TaskState, tuple[float, int]] = {}  # how far the record was read
         self._rests: dict[str, tuple[float, float]] = {}  # of queues: until when, and for how long
 
     def reset(self) -> None:
-        """The receiver was deaf, or is behind: the first snapshot means nothing any more."""
+        """Events may have been missed, or are late: the first snapshot is invalid."""
         self._round = None
 
     def step(self, workers: Sequence[Worker], processes: Iterable[ProcessKey], now: float) -> None:
-        """Does what is due; ``processes``: those that have tasks. Raises Broker- and StoreUnavailable."""
+        """Does what is due; ``processes`` have tasks. Raises BrokerUnavailable and StoreUnavailable."""
         if self._round is None:
             if abs(now - self._round_at) >= ROUND_SECONDS:
                 self._round_at = now
@@ -285,15 +284,16 @@ class WaitingCheck:
         waiting = waiting_by_queue(self._store, self._cluster)
         names = sorted(waiting.keys() | {task.queue for task in returned if task.queue is not None})
         due = [name for name in names if not now < self._rests.get(name, (0.0, 0.0))[0] <= now + LONGEST_REST]
-        short = self._short(self._next_few(due))
-        tasks = [*(task for task in returned if task.queue in short), *self._old(short, workers, now)][:CHUNK]
+        searched = self._searchable(self._next_few(due))
+        tasks = [*(each for each in returned if each.queue in searched), *self._long_waiting(searched, workers, now)]
+        tasks = tasks[:CHUNK]
         queues = frozenset(task.queue for task in tasks if task.queue is not None)
         if tasks:
             first = self._locations.snapshot(workers, queues, measure=True)
             self._round = Round(tasks, queues, first, now)
 
     def _judge(self, begun: Round, workers: Sequence[Worker], now: float) -> None:
-        """What both snapshots mean; of absent tasks only where nothing changed meanwhile."""
+        """Judges by both snapshots; absent tasks only if the record of them did not change meanwhile."""
         second = self._locations.snapshot(workers, begun.queues, measure=True)
         evidence = self._locations.evidence(begun.first, second, workers, {}, now)
         absent = [task for task in begun.tasks if task.state in WAITING_STATES and not evidence.has(task.id)]
@@ -302,7 +302,7 @@ class WaitingCheck:
             absent = [task for task in absent if task in stored]
             since = min((waits_since(task, evidence.workers) for task in absent), default=now)
             evidence = evidence._replace(
-                ends=self._locations.ends_of(absent),
+                results=self._locations.results_of(absent),
                 reporting=workers_with_tasks(self._store, self._cluster),
                 missed_until=self._missed_until(since),
             )
@@ -312,12 +312,12 @@ class WaitingCheck:
         self._locations.conclude([event for found in verdicts.values() for event in found], now)
 
     def _missed_until(self, since: float) -> float:
-        """The end of the last gap after ``since``, infinite while one lasts; 0 where there is none."""
+        """The end of the last gap after ``since``, infinite while one is open; 0 without a gap."""
         gaps = [gap for gap in read_gaps(self._store, since, self._cluster) if gap.dropped != 0]
         return max((inf if gap.ended is None else gap.ended for gap in gaps), default=0.0)
 
     def _rest(self, queues: Collection[str], missing: Collection[str | None], now: float) -> None:
-        """Lets queues rest in which nothing was ``missing``, longer each time."""
+        """Queues in which nothing was ``missing`` are left alone for a while, longer each time."""
         for name in queues:
             before = self._rests.get(name, (0.0, 0.0))[1]
             rest = 0.0 if name in missing else min(LONGEST_REST, max(REST_SECONDS, 2 * before))
@@ -329,14 +329,14 @@ class WaitingCheck:
         self._last_name = few[-1] if few else ""
         return few
 
-    def _short(self, names: Sequence[str]) -> set[str]:
-        """The queues that are empty, or where all messages can be read."""
+    def _searchable(self, names: Sequence[str]) -> set[str]:
+        """The queues that are empty, or whose messages can all be read."""
         ready = {queue.name: queue.ready or 0 for queue in self._locations.probe.sample(names)} if names else {}
         limit = MOST_WAITING if self._locations.reads_queues else 0
         return {name for name, waiting in ready.items() if waiting <= limit}
 
-    def _old(self, queues: Collection[str], workers: Iterable[Worker], now: float) -> list[UnfinishedTask]:
-        """Tasks that have waited in these queues for long, from where the last round ended."""
+    def _long_waiting(self, queues: Collection[str], workers: Iterable[Worker], now: float) -> list[UnfinishedTask]:
+        """Tasks that have waited for long in these queues; continues where the last round ended."""
         by_name = {worker.hostname: worker for worker in workers}
         until, found = time.monotonic() + WALK_SECONDS, list[UnfinishedTask]()
         newest = last_number(self._store, self._cluster) if queues else 0
@@ -352,7 +352,7 @@ class WaitingCheck:
         return found
 
     def _returned(self, workers: Iterable[Worker], processes: Iterable[ProcessKey]) -> list[UnfinishedTask]:
-        """What processes had received that shut down since: not started, it goes back to its queue."""
+        """Tasks that a process in shutdown had received and not started: they go back to their queues."""
         if not self._locations.reads_queues:
             return []
         by_name = {worker.hostname: worker for worker in workers}

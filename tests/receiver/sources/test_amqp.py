@@ -148,7 +148,7 @@ def test_a_second_receiver_under_the_same_name_is_refused(amqp_url: str, source_
     assert first.read(0.2).events == []
 
 
-def test_a_queue_with_other_limits_is_used_as_it_is_and_said(
+def test_a_queue_with_other_limits_is_used_as_it_is_and_reported(
     amqp_url: str, source_of: MakeSource, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = source_of(amqp_url, node_id="test-limits", event_queue_ttl=600)
@@ -199,7 +199,7 @@ def test_a_deleted_queue_is_noticed_and_made_again(amqp_url: str, source_of: Mak
         (("guest:guest", "/no-such-vhost"), "virtual host"),
     ],
 )
-def test_why_we_are_not_let_in_is_said_and_no_password_shown(
+def test_why_we_are_not_let_in_is_reported_and_no_password_shown(
     amqp_url: str, source_of: MakeSource, source_name: str, change: tuple[str, str], advice: str
 ) -> None:
     parts = urlsplit(amqp_url)
@@ -210,7 +210,7 @@ def test_why_we_are_not_let_in_is_said_and_no_password_shown(
     assert "wr0ng" not in caught.value.message
 
 
-def test_nobody_there_is_said(source_of: MakeSource) -> None:
+def test_nobody_there_is_reported(source_of: MakeSource) -> None:
     with pytest.raises(BrokerUnavailable, match="Check that the broker runs"):
         source_of(f"amqp://guest:guest@127.0.0.1:{free_port()}//")
 

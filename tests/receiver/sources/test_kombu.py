@@ -59,6 +59,6 @@ def test_several_addresses_of_redis_are_tried_in_turn(redis_url: str, source_of:
     assert [event.clock for event in read_all(source, 1)] == [31]
 
 
-def test_no_broker_is_said(source_of: MakeSource) -> None:
+def test_no_broker_is_reported(source_of: MakeSource) -> None:
     with pytest.raises(BrokerUnavailable, match="Check that the broker runs"):
         source_of(f"redis://127.0.0.1:{free_port()}/1", source="kombu")

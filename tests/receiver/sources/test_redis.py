@@ -52,7 +52,7 @@ def test_password(server: RedisServer, source_of: MakeSource, source_name: str) 
 
 @BOTH
 @pytest.mark.parametrize("login", [":wr0ng-one@", ""])
-def test_wrong_or_no_password_is_said_and_not_shown(
+def test_wrong_or_no_password_is_reported_and_not_shown(
     server: RedisServer, source_of: MakeSource, source_name: str, login: str
 ) -> None:
     with pytest.raises(BrokerUnavailable) as caught:
@@ -180,15 +180,15 @@ def test_nobody_there(source_of: MakeSource) -> None:
 
 @BOTH
 def test_it_is_subscribed_when_it_is_connected(tmp_path: Path, source_of: MakeSource, source_name: str) -> None:
-    """Whatever is sent from then on is heard: kombu alone subscribes some time later."""
+    """Whatever is sent from then on is received: kombu alone subscribes some time later."""
     with running_redis(tmp_path) as server, closing(redis.Redis(port=server.port)) as client:
-        heard = []
+        received = []
         for _ in range(30):
             source = source_of(f"redis://127.0.0.1:{server.port}/2", source=source_name)
-            heard.append(client.publish("/2.celeryev/task.received", "{}"))
+            received.append(client.publish("/2.celeryev/task.received", "{}"))
             source.close()
             wait_for(lambda: client.pubsub_numpat() == 0, what="the end of the subscription")
-        assert heard == [1] * 30
+        assert received == [1] * 30
 
 
 @BOTH
@@ -291,12 +291,12 @@ def test_unusual_addresses_are_left_to_kombu(url: str) -> None:
 
 def left_open(connect: Callable[[], object], match: str) -> list[str]:
     """What is found unclosed after a connection that failed."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pytest.raises(BrokerUnavailable, match=match):
             connect()
         gc.collect()
-    return [str(each.message) for each in told if each.category is ResourceWarning]
+    return [str(each.message) for each in caught if each.category is ResourceWarning]
 
 
 def test_a_unix_socket_that_is_not_there_leaves_none_of_ours_open(tmp_path: Path, source_of: MakeSource) -> None:

@@ -13,7 +13,7 @@ from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import RefusedEvents
 from celery_monitor.settings import Broker, Settings
 from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.traffic import make_traffic, numbered, publisher, read_all, read_until_quiet, recorded, told
+from tests.receiver.traffic import as_dicts, make_traffic, numbered, publisher, read_all, read_until_quiet, recorded
 from tests.workers import running_worker, wait_for
 
 
@@ -28,10 +28,10 @@ def expected_events(name: str) -> list[Event]:
     for _, body in recorded(name):
         items = json.loads(body)
         for item in items if isinstance(items, list) else [items]:
-            known = {key: value for key, value in item.items() if key in Event.__struct_fields__}
-            if isinstance(known.get("loadavg"), list):
-                known["loadavg"] = tuple(known["loadavg"])
-            events.append(Event(**known))
+            fields = {key: value for key, value in item.items() if key in Event.__struct_fields__}
+            if isinstance(fields.get("loadavg"), list):
+                fields["loadavg"] = tuple(fields["loadavg"])
+            events.append(Event(**fields))
     return events
 
 
@@ -42,7 +42,7 @@ def test_recorded_traffic_arrives_whole_and_in_order(source: Source, broker_url:
             publish.send(routing_key, body)
     expected = expected_events(recording)
     assert len(expected) > 40
-    assert told(read_all(source, len(expected))) == told(expected)
+    assert as_dicts(read_all(source, len(expected))) == as_dicts(expected)
 
 
 def test_a_real_workers_events_are_equal_through_both_paths(broker_url: str, source_of: MakeSource) -> None:

@@ -1,12 +1,12 @@
 """Events from RabbitMQ, through a queue of the receiver's own that keeps them while no receiver runs.
 
-py-amqp opens the connection and the queue. It builds a Message with several calls for each delivery; so the frames
-that follow basic.consume are split here, by three numbers each, and every other frame is handed back to it.
+py-amqp opens the connection and the queue. It needs several calls for each delivery to build a Message, so the frames
+after basic.consume are parsed here, and only frames other than deliveries are passed to py-amqp.
 
 Workers publish events as transient messages, which a classic queue, durable or not, loses when its broker restarts; a
-quorum queue keeps them. What was on its way between worker and broker at that moment is lost in any case. So beside
-the queue there is a witness: a classic queue with one transient message, which is gone after a restart. The queue is
-bounded, and its only consumer holds the name: a second receiver is refused.
+quorum queue keeps them. Events that were on their way to the broker at that moment are lost in any case. So beside the
+queue there is a witness: a classic queue with one transient message, which is gone after a restart. Its exclusive
+consumer also makes sure that no second receiver uses the same name. The event queue is bounded.
 """
 
 import logging
@@ -22,7 +22,7 @@ from celery import Celery
 from kombu import Connection as KombuConnection
 
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained
-from celery_monitor.receiver.decode import Content, opened
+from celery_monitor.receiver.decode import Content, to_json
 from celery_monitor.receiver.sources.base import ReadSource
 from celery_monitor.receiver.sources.buffer import Buffer, pump
 from celery_monitor.receiver.sources.reader import SEND_SECONDS, Body, BrokerSocket, Packed, ReaderThread, pack
@@ -31,8 +31,8 @@ from celery_monitor.settings import Broker, Settings
 
 log = logging.getLogger(__name__)
 
-LONGEST_MILLISECONDS = 2**32 - 1  # RabbitMQ takes no more
-EXPIRES_AFTER_TTLS = 2  # an abandoned queue goes when its last event has long expired
+LONGEST_MILLISECONDS = 2**32 - 1  # RabbitMQ's limit
+EXPIRES_AFTER_TTLS = 2  # an abandoned queue is deleted long after its last event has expired
 PREFETCH_BATCHES = 2  # one batch is stored while the next arrives
 MOST_PREFETCH = 65_535
 TRANSIENT = 1
@@ -53,12 +53,12 @@ def queue_name(app: Celery, settings: Settings) -> str:
 
 
 def witness_name(queue: str) -> str:
-    """Of the queue beside it, which forgets when the broker restarts."""
+    """The classic queue beside the event queue, which loses its message when the broker restarts."""
     return f"{queue}.witness"
 
 
 def queue_arguments(settings: Settings) -> dict[str, Any]:
-    """Its bounds in time, number and bytes. The oldest events go first."""
+    """The limits of the queue in time, number and bytes. The oldest events are dropped first."""
     ttl = int(settings.event_queue_ttl * 1000)
     return {
         "x-message-ttl": min(ttl, LONGEST_MILLISECONDS),
@@ -69,19 +69,19 @@ def queue_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def prefetch(settings: Settings) -> int:
-    """Messages that may be with us and not committed."""
+    """Messages that may be delivered and not committed."""
     return min(settings.batch_events * PREFETCH_BATCHES, MOST_PREFETCH)
 
 
 def declare(connection: Connection, app: Celery, settings: Settings) -> Declared:
-    """The queue, declared and bound, and its name held for this connection.
+    """Declares and binds the queue, and reserves its name for this connection.
 
-    A queue or an exchange that exists with other arguments is used as it is: to delete it could lose events.
+    A queue or an exchange that exists with other arguments is used as it is: deleting it could lose events.
     """
     exchange = app.conf.event_exchange
     name = queue_name(app, settings)
     before = _length(connection, name)
-    remembered = _take_witness(connection, name, settings)
+    remembered = _consume_witness(connection, name, settings)
     # As workers declare it: kombu's Exchange("celeryev", type="topic") is durable.
     channel = _or_as_it_is(
         connection,
@@ -97,27 +97,27 @@ def declare(connection: Connection, app: Celery, settings: Settings) -> Declared
 
 
 def remember(declared: Declared) -> None:
-    """From now on the witness knows that we consume. Not earlier: an attempt that failed must not count."""
+    """Publishes the witness's message, now that we consume: a failed attempt must not count."""
     if not declared.remembered:
-        message = Message(b"here since the broker started", delivery_mode=TRANSIENT)
-        # Not basic_publish: it first reads, and would take events that have begun to arrive for its own.
-        where = (0, "", witness_name(declared.name), False, False)
-        declared.channel.send_method(Basic.Publish, "Bssbb", where, message)
+        message = Message(b"consumed since the broker started", delivery_mode=TRANSIENT)
+        # Not basic_publish: it reads first, and would consume events that have begun to arrive.
+        arguments = (0, "", witness_name(declared.name), False, False)
+        declared.channel.send_method(Basic.Publish, "Bssbb", arguments, message)
 
 
 def _length(connection: Connection, name: str) -> int | None:
-    """How many events the queue has kept; ``None`` where there is no such queue."""
+    """How many events wait in the queue; ``None`` where it does not exist."""
     channel = connection.channel()
     try:
         length: int = channel.queue_declare(queue=name, passive=True).message_count
-    except NotFound:  # the broker has closed the channel
+    except NotFound:  # which closes the channel
         return None
     channel.close()
     return length
 
 
-def _take_witness(connection: Connection, name: str, settings: Settings) -> bool:
-    """Holds the witness as long as the connection lasts; says whether the broker has run since it was last held."""
+def _consume_witness(connection: Connection, name: str, settings: Settings) -> bool:
+    """Consumes the witness until the connection ends; returns whether the broker has run since it was last consumed."""
     name = witness_name(name)
     arguments = {"x-expires": queue_arguments(settings)["x-expires"], "x-queue-type": "classic"}
     channel = _or_as_it_is(
@@ -127,28 +127,24 @@ def _take_witness(connection: Connection, name: str, settings: Settings) -> bool
         {"queue": name, "durable": True, "auto_delete": False, "arguments": arguments},
     )
     length = channel.queue_declare(queue=name, passive=True).message_count
-    # A queue with a consumer does not expire. What it delivers stays unacknowledged, and so in the queue.
-    channel.basic_consume(name, exclusive=True, callback=_keep)
+    # A queue with a consumer does not expire. The message is never acknowledged, so it stays in the queue.
+    channel.basic_consume(name, exclusive=True, callback=lambda _: None)
     return bool(length)
-
-
-def _keep(_: Message) -> None:
-    """The witness's message, which goes back to it when the connection ends."""
 
 
 def _declare_queue(connection: Connection, channel: Channel, name: str, settings: Settings) -> Channel:
     wanted = {"queue": name, "durable": True, "auto_delete": False}
-    bounds = queue_arguments(settings)
-    kept = {"x-queue-type": "quorum", **bounds}
-    if _major_version(connection) >= 4:  # there a message that was delivered 20 times is thrown away unless told not to
-        kept["x-delivery-limit"] = -1
+    limits = queue_arguments(settings)
+    quorum = {"x-queue-type": "quorum", **limits}
+    if _major_version(connection) >= 4:  # where the default drops a message after 20 deliveries
+        quorum["x-delivery-limit"] = -1
     try:
-        channel.queue_declare(**wanted, arguments=kept)
+        channel.queue_declare(**wanted, arguments=quorum)
     except PreconditionFailed as error:
         channel = connection.channel()
         if _length(connection, name) is None:
             log.warning("%s; events that wait in the queue are lost when the broker restarts.", error.reply_text)
-            channel.queue_declare(**wanted, arguments=bounds)
+            channel.queue_declare(**wanted, arguments=limits)
         else:
             _warn_of_other_arguments(error)
     return channel
@@ -171,22 +167,21 @@ def _or_as_it_is(connection: Connection, channel: Channel, method: str, argument
 
 def _warn_of_other_arguments(error: PreconditionFailed) -> None:
     log.warning(
-        "%s; it is used as it is. To give it the present settings, delete it, or choose another node_id.",
+        "%s; it is used as it is. To apply the current settings, delete it, or choose another node_id.",
         error.reply_text,
     )
 
 
-HEARTBEAT_SECONDS = 5  # two of them missed: the peer is dead
+HEARTBEAT_SECONDS = 5  # the peer is dead after two without data
 METHOD, HEADER, BODY = 1, 2, 3
-FRAME_OVERHEAD = 8  # type, channel and size before, the end mark behind
+FRAME_OVERHEAD = 8  # type, channel and size before the payload, the end mark behind it
 FRAME_END = 0xCE
 DELIVER = struct.pack(">HH", 60, 60)
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 _frame = struct.Struct(">BHI").unpack_from
 _body_size = struct.Struct(">Q").unpack_from
 _ack = struct.Struct(">BHIHHQBB").pack
-NO_EVENTS = b"[]"  # instead of a body that is refused
-KNOWN_PROPERTIES = 1000  # senders whose message properties are remembered; each worker's are constant
+MOST_PROPERTIES = 1000  # cached message properties; those of a worker are constant
 
 
 class AmqpSource(ReadSource):
@@ -235,7 +230,7 @@ def open_connection(connection: KombuConnection) -> KombuConnection:
     """Connect, trying each address of a failover list once."""
     connection.connect_timeout = int(CONNECT_SECONDS)
     if connection.transport.driver_type == "amqp" and isinstance(connection.ssl, dict):
-        # kombu reads ssl_ca_certs=... from a URL and py-amqp knows it as ca_certs.
+        # kombu reads ssl_ca_certs=... from a URL, and py-amqp expects ca_certs.
         connection.ssl = {name.removeprefix("ssl_"): value for name, value in connection.ssl.items()}
         if connection.ssl.pop("check_hostname", True) and connection.ssl.get("cert_reqs"):
             connection.ssl.setdefault("server_hostname", connection.hostname)
@@ -252,15 +247,15 @@ class AmqpStream:
     keeps_events = True
 
     def __init__(self, kombu: KombuConnection, channel: Channel, buffer: Buffer) -> None:
-        self._kombu = kombu  # which closes the connection when it goes
+        self._kombu = kombu  # keeps the connection open
         self._connection: Connection = kombu.connection
         self._buffer = buffer
-        self.refused: set[RefusedEvents] = set()  # who sends what is not read
+        self.refused: set[RefusedEvents] = set()
         self._channel_id: int = channel.channel_id
         self._rest = b""
-        self._awaited = 0  # bytes of the present body that are still to come
+        self._awaited = 0  # bytes of the current body that have not arrived
         self._chunks: list[bytes] = []
-        self._content: Content | None = None  # None: JSON as it stands
+        self._content: Content | None = None  # None: uncompressed JSON
         self._contents: dict[bytes, Content | None] = {}
         self._committed = 0
         self._acknowledged = 0
@@ -274,12 +269,12 @@ class AmqpStream:
         if bodies := self.split(data):
             self._buffer.put(pack(bodies, self.refused))
         else:
-            self._buffer.heard_at = time.time()
+            self._buffer.last_received_at = time.time()
 
     def resume(self) -> None: ...
 
     def split(self, data: bytes) -> list[Body]:
-        """The bodies that are complete now; raises ConnectionError where it is no AMQP."""
+        """The bodies that are complete now; raises ConnectionError if it is not AMQP."""
         data = self._rest + data if self._rest else data
         bodies: list[Body] = []
         start, length = 0, len(data)
@@ -307,18 +302,18 @@ class AmqpStream:
         try:
             self._content = self._contents[properties]
         except KeyError:
-            self._content = self._learn(properties, data[start:end])
+            self._content = self._read_properties(properties, data[start:end])
         if not self._awaited:
             bodies.append(b"")
 
-    def _learn(self, properties: bytes, header: bytes) -> Content | None:
+    def _read_properties(self, properties: bytes, header: bytes) -> Content | None:
         message = basic_message.Message()
         message.inbound_header(header)
         headers = message.properties.get("application_headers") or {}
         given = (message.properties.get("content_type"), headers.get("compression"), headers.get("hostname"))
         found = Content(*(None if each is None else str(each) for each in given))
         content = None if found.is_plain else found
-        if len(self._contents) < KNOWN_PROPERTIES:
+        if len(self._contents) < MOST_PROPERTIES:
             self._contents[properties] = content
         return content
 
@@ -330,10 +325,10 @@ class AmqpStream:
         if self._chunks:
             chunk = b"".join((*self._chunks, chunk))
             self._chunks = []
-        bodies.append(chunk if self._content is None else opened(chunk, self._content))
+        bodies.append(chunk if self._content is None else to_json(chunk, self._content))
 
     def _other(self, kind: int, channel: int, payload: bytes) -> None:
-        # py-amqp answers what must be answered, and raises what ends the channel or the connection.
+        # py-amqp sends the replies, and raises what ends the channel or the connection.
         self._connection.transport.sock.settimeout(SEND_SECONDS)
         self._connection.on_inbound_frame((kind, channel, payload))
 

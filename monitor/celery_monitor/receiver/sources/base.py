@@ -1,4 +1,4 @@
-"""What a source of events is, and what all sources do alike."""
+"""The interface of a source of events, and the base class of all sources."""
 
 import time
 from collections.abc import Callable
@@ -11,29 +11,29 @@ from celery_monitor.settings import Broker, Settings
 
 
 class Source(Protocol):
-    """Where events come from. One connection; connect() may be called again after it was lost."""
+    """A source of events with one connection; connect() may be called again after it was lost."""
 
     name: str  # "redis", "amqp" or "kombu"
     keeps_events: bool  # the broker keeps events while we are away
     missed: bool  # after connect(): events may be missing that were sent since the last connection
 
     @property
-    def heard_at(self) -> float:
-        """When anything last came from the broker: until then the connection was good."""
+    def last_received_at(self) -> float:
+        """When data last came from the broker: until then the connection was good."""
 
     @property
     def kept_until(self) -> float | None:
-        """What arrived before outlives this process once what read() gave is stored; ``None``: the broker keeps it."""
+        """Unless read() returned it, what arrived before survives this process; ``None``: the broker keeps it."""
 
     @property
     def waits(self) -> bool:
-        """Whether read() would give something at once, without an error."""
+        """Whether read() would return something at once, without an error."""
 
     def connect(self) -> None:
-        """Connect and subscribe, or raise BrokerUnavailable within a few seconds."""
+        """Connects and subscribes, or raises BrokerUnavailable within a few seconds."""
 
     def read(self, timeout: float) -> Delivery:
-        """What has arrived, at once if anything has, else after ``timeout`` seconds nothing.
+        """What has arrived, at once if anything has, else an empty delivery after ``timeout`` seconds.
 
         Raises BrokerUnavailable when the connection is lost.
         """
@@ -42,36 +42,36 @@ class Source(Protocol):
         """Everything returned by read() so far is committed."""
 
     def discard(self, before: float) -> None:
-        """Another receiver has stored everything that arrived before; raises as read() does.
+        """Drops what arrived before, as another receiver has stored it; raises as read() does.
 
-        Only for a source whose broker keeps nothing: it holds what arrives until then.
+        Does nothing where the broker keeps events.
         """
 
     def close(self) -> None:
-        """Let go of the connection. May be called at any time, also twice."""
+        """Closes the connection. May be called at any time, also twice."""
 
 
 class ReadSource:
-    """A source whose broker is read by a worker of its own."""
+    """A source whose broker is read by a thread or process of its own."""
 
     keeps_events: bool
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         self._url = broker.url
         self._settings = settings
-        self._folder = settings.spool_directory / broker.cluster  # where events wait on disk
+        self._folder = settings.spool_directory / broker.cluster
         self._reader: Reader | None = None
-        self._heard_at = time.time()
+        self._last_received_at = time.time()
 
     @property
-    def heard_at(self) -> float:
-        return self._reader.heard_at if self._reader else self._heard_at
+    def last_received_at(self) -> float:
+        return self._reader.last_received_at if self._reader else self._last_received_at
 
     @property
     def kept_until(self) -> float | None:
         if self.keeps_events:
             return None
-        return self._reader.kept_until if self._reader else self._heard_at
+        return self._reader.kept_until if self._reader else self._last_received_at
 
     @property
     def waits(self) -> bool:
@@ -90,22 +90,21 @@ class ReadSource:
         if self._reader is None:
             raise BrokerUnavailable("not connected")
         try:
-            return self._reader.take(timeout)
+            return self._reader.read(timeout)
         except BrokerUnavailable:
             self.close()
             raise
 
     def acknowledge(self) -> None:
         if self._reader is not None:
-            self._reader.commit(self._reader.messages_taken if self.keeps_events else self._reader.complete_records)
+            self._reader.commit(self._reader.messages_read if self.keeps_events else self._reader.complete_records)
 
     def discard(self, before: float) -> None:
-        """Nothing is held here where the broker keeps everything."""
         if self._reader is not None and not self.keeps_events:
             self._reader.discard(before)
 
     def close(self) -> None:
         reader, self._reader = self._reader, None
         if reader is not None:
-            self._heard_at = reader.heard_at
+            self._last_received_at = reader.last_received_at
             reader.close()

@@ -1,11 +1,11 @@
-"""What has arrived from a broker and is not stored yet: in memory, then in files, in one order and within one bound.
+"""Buffers data that has arrived from a broker and is not stored yet: in memory, then in files, in order, with a limit.
 
-A reader (a process for Redis, a thread elsewhere) empties the broker's socket into its Buffer and passes it on through
-a pipe; the receiver says through the same pipe what it has stored.
+A reader (a process for Redis, a thread elsewhere) reads the broker's socket into its Buffer and passes the data on
+through a pipe; the receiver reports through the same pipe what it has stored.
 
-Run as a script, this file is the process that reads the socket of a Redis. A thread that is to empty it waits for the
-interpreter whenever another thread stores, a tenth of a second and more where the machine is busy: long enough for
-Redis to close the connection at its 32 MB. The process shares no interpreter, so it imports nothing of ours.
+Run as a script, this file is the process that reads the socket of a Redis. A thread would wait for the interpreter
+whenever another thread stores, a tenth of a second or more on a busy machine: long enough for Redis to close the
+connection at 32 MB of unread data. The process is started with ``-I -S`` and imports nothing of ours.
 """
 
 import fcntl
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 1024 * 1024
 SEGMENT_BYTES = 16 * 1024 * 1024  # a file is deleted once all of it is committed
-MOST_RECORD_BYTES = 1 << 30  # a length beyond it is damage
-AWAY_SECONDS = 1.0  # what waits longer than this in memory: the database is away
+MOST_RECORD_BYTES = 1 << 30  # a greater length means damage
+AWAY_SECONDS = 1.0  # the database is away if records wait longer in memory
 PING_AFTER_SECONDS = 3.0
 DEAD_AFTER_SECONDS = 9.0
 PING = b"*1\r\n$4\r\nPING\r\n"
-MESSAGE = b"*4\r\n$8\r\npmessage\r\n"  # how each message of a subscription begins; JSON has no line ends in it
+MESSAGE = b"*4\r\n$8\r\npmessage\r\n"  # the beginning of each message of a subscription; JSON contains no line ends
 CLOSED = "the broker closed the connection"
-NICER = -10  # where we may
-# Of a record, and of a frame in the pipe.
+NICENESS = -10  # if permitted
+# Kinds of records, and of frames in the pipe.
 DATA, RESTART, DAMAGED, END = range(4)
-FRAME = struct.Struct("=BIddI")  # kind, bytes behind it, time of arrival, kept until, events dropped before it
-COMMITTED = struct.Struct("=Q")  # from the receiver: the number of all that is stored
-_HEAD = struct.Struct(">BIId")  # kind, bytes behind it, their checksum, time of arrival
+FRAME = struct.Struct("=BIddI")  # kind, length of the data, time of arrival, kept until, events dropped before it
+COMMITTED = struct.Struct("=Q")  # from the receiver: how many records are stored
+_HEAD = struct.Struct(">BIId")  # kind, length of the data, checksum, time of arrival
 _POSITION = struct.Struct(">QQI")  # segment, offset, checksum of both
 _SUFFIX = ".segment"
 
@@ -51,7 +51,7 @@ Position = tuple[int, int]  # segment and offset
 class Record(NamedTuple):
     """Bytes that arrived together.
 
-    RESTART instead of bytes: what comes next does not continue what came before. DAMAGED: a crash left none to read.
+    RESTART, without bytes: the next record does not continue the last one. DAMAGED: a crash left no readable bytes.
     """
 
     arrived: float
@@ -60,11 +60,11 @@ class Record(NamedTuple):
 
 
 class Spool:
-    """Records in segments, append-only files in a folder of its own, at most ``limit`` bytes. For one thread.
+    """Records in segments, which are append-only files in one folder, at most ``limit`` bytes. For one thread.
 
-    What was appended survives the death of this process (not that of the machine: nothing is synced); what was read and
-    not committed comes again in the next one. The folder belongs to one process at a time: where another has it,
-    ``<folder>.2`` is used, and so on, since others stand by beside a receiver that writes.
+    Appended records survive the death of this process (not of the machine: nothing is synced); records that were read
+    and not committed are read again by the next process. A folder belongs to one process at a time: if another has it,
+    ``<folder>.2`` is used, and so on, as other receivers may stand by.
     """
 
     def __init__(self, directory: Path, limit: int) -> None:
@@ -87,26 +87,26 @@ class Spool:
 
     @property
     def empty(self) -> bool:
-        """Everything was read."""
+        """Whether everything was read."""
         return self.unread is None
 
     def append(self, record: Record) -> bool:
-        """Keep a record; False where the bound is reached or the disk refuses."""
+        """Keeps a record; False where the limit is reached or writing fails."""
         if record.data and self.size + _HEAD.size + len(record.data) > self._limit:
             return False
-        # Never behind the rest of an earlier process: its last record may be half a one. Nor behind what was read: what
-        # came since then may wait in memory, and insert() needs a free number for it.
+        # Not to a segment of an earlier process, whose last record may be incomplete. Nor to one that was read to its
+        # end: later records may wait in memory, and insert() needs a free number for them.
         if self._writing not in self._sizes or self.empty or self._sizes[self._writing] >= SEGMENT_BYTES:
             self._writing = self._next_number()
         return self._write(self._writing, _packed(record))
 
     def insert(self, records: Iterable[Record], before: int | None) -> None:
-        """Keep records in front of the run of segments that begins with ``before``; ``None``: behind all of them."""
+        """Keeps records in front of the run of segments that begins with ``before``; ``None``: behind all of them."""
         self._write(self._next_number() if before is None else before - 1, b"".join(map(_packed, records)))
 
     @property
     def unread(self) -> int | None:
-        """The first segment of which not everything was read."""
+        """The first segment that was not read to its end."""
         segment, offset = self.position
         if self._sizes.get(segment, 0) > offset:
             return segment
@@ -114,7 +114,7 @@ class Spool:
         return min((each for each, size in self._sizes.items() if each > segment and size), default=None)
 
     def read(self) -> Record | None:
-        """The next record; ``None`` where all were read."""
+        """The next record; ``None`` if all were read."""
         number = self.unread
         if number is None:
             return None
@@ -124,12 +124,12 @@ class Spool:
         return record
 
     def commit(self, position: Position) -> None:
-        """Everything before ``position`` is stored elsewhere: it need not come again."""
+        """Everything before ``position`` is stored in the database, and need not be read again."""
         if self._committed == position:
             return
         segment, offset = self._committed = position
         place = _POSITION.pack(segment, offset, zlib.crc32(f"{segment} {offset}".encode()))
-        # Where it fails, the records come again, which changes nothing.
+        # If this fails, records are read and stored again, which changes nothing.
         with suppress(OSError):
             self._position_file.write_bytes(place)
         all_read = self.empty and position == self.position
@@ -138,7 +138,7 @@ class Spool:
             self._delete(number)
 
     def close(self) -> None:
-        """Close the files and leave the folder to the next process."""
+        """Closes the files and releases the folder to the next process."""
         for number in list(self._handles):
             os.close(self._handles.pop(number))
         if self._claimed is not None:
@@ -153,11 +153,11 @@ class Spool:
         return self._directory / f"{number:012d}{_SUFFIX}"
 
     def _find(self) -> None:
-        """What an earlier process has left."""
+        """Finds what an earlier process has left."""
         if self._claimed is None:
             return
         self._sizes = {int(path.stem): path.stat().st_size for path in self._directory.glob(f"*{_SUFFIX}")}
-        # Without a position everything comes again. Numbers go on behind it, also where no segment is left.
+        # Without a position everything is read again. Numbers continue behind it even if no segment is left.
         with suppress(OSError, struct.error):
             segment, offset, checksum = _POSITION.unpack(self._position_file.read_bytes())
             if checksum == zlib.crc32(f"{segment} {offset}".encode()):
@@ -166,7 +166,7 @@ class Spool:
             log.info("events wait in %s: %d bytes", self._directory, self.size)
 
     def _claim(self) -> None:
-        """Lock the first folder that no other process has; one that does not exist yet is locked once it is made."""
+        """Locks the first folder that no other process has; one that does not exist is locked when it is created."""
         number = 1
         while self._claimed is None and self._directory.is_dir():
             handle = os.open(self._directory, os.O_RDONLY)
@@ -213,7 +213,7 @@ class Spool:
             while rest:
                 rest = rest[os.pwrite(handle, rest, size + len(data) - len(rest)) :]
         except OSError:
-            with suppress(OSError):  # what is torn is written over, or found damaged by the next process
+            with suppress(OSError):  # else an incomplete record is overwritten, or found damaged by the next process
                 os.ftruncate(handle, size)
             raise
 
@@ -229,7 +229,7 @@ class Spool:
                 return Record(arrived, data, kind), start + length
         except (OSError, struct.error) as error:
             log.warning("%s: %s", path, error)
-        log.warning("%s is damaged from byte %d on; %d bytes are passed over", path, offset, end - offset)
+        log.warning("%s is damaged from byte %d on; %d bytes are skipped", path, offset, end - offset)
         return Record(path.stat().st_mtime, b"", DAMAGED), end
 
     def _delete(self, number: int) -> None:
@@ -247,7 +247,7 @@ def _packed(record: Record) -> bytes:
 class Buffer:
     """Records on their way to the receiver: ``limit`` bytes in memory, or half of it and then the spool.
 
-    They leave in the order in which they came. With a spool, one that has left is kept until it is committed.
+    They are sent in their order of arrival. With a spool, a sent record is kept until it is committed.
     """
 
     def __init__(self, limit: int, spool: Spool | None = None) -> None:
@@ -255,28 +255,28 @@ class Buffer:
         self._spool = spool
         self._memory: deque[Record] = deque()
         self._size = 0  # bytes in memory that wait
-        self._behind: deque[Record] = deque()  # in memory, behind what waits on a disk that is full
+        self._behind: deque[Record] = deque()  # in memory, after what waits on a full disk
         self._sent: deque[Record | Position] = deque()  # not committed: from memory, or how far the spool was read
         self._committed = 0
         self._out = memoryview(b"")
         self._end: str | None = None
         self._dropped = 0
-        self.heard_at = time.time()
+        self.last_received_at = time.time()
         self._ended = False
         if spool is not None and not spool.empty:
-            # An earlier process stored some of it, and ended somewhere.
-            self._frame(Record(self.heard_at, b"", RESTART))
+            # Some of it may be stored already, and its last message may be incomplete.
+            self._frame(Record(self.last_received_at, b"", RESTART))
             self._sent.append(spool.position)
-            spool.append(Record(self.heard_at, b"", RESTART))
+            spool.append(Record(self.last_received_at, b"", RESTART))
 
     @property
     def full(self) -> bool:
-        """No more should be read from a broker that keeps the rest."""
+        """Whether to stop reading from a broker that keeps the rest."""
         return self._size >= self._limit
 
     @property
     def waits(self) -> bool:
-        """There is something to pass on."""
+        """Whether there is something to send."""
         ending = self._end is not None and not self._ended
         return bool(self._out or self._memory or self._behind or self._on_disk or ending)
 
@@ -285,37 +285,37 @@ class Buffer:
         return self._spool is not None and not self._spool.empty
 
     def put(self, data: bytes, arrived: float | None = None) -> bool:
-        """Keep what has just arrived; False where there is no room for it."""
-        self.heard_at = time.time() if arrived is None else arrived
+        """Keeps what has just arrived; False where there is no room."""
+        self.last_received_at = time.time() if arrived is None else arrived
         if not data:
             return True
-        record = Record(self.heard_at, data)
+        record = Record(self.last_received_at, data)
         if self._spool is not None and not self._behind and self._should_spool(record) and self._spool.append(record):
             return True
         if self._size and self._size + len(data) > self._limit:
             return False
-        self._hold(record)
+        self._keep_in_memory(record)
         return True
 
     def put_last(self, data: bytes) -> None:
-        """Keep what put() refused, beyond the bound: the end of a message that was begun."""
+        """Keeps what put() refused, beyond the limit: the end of a message that has begun."""
         if data:
-            self._hold(Record(self.heard_at, data))
+            self._keep_in_memory(Record(self.last_received_at, data))
 
-    def _hold(self, record: Record) -> None:
+    def _keep_in_memory(self, record: Record) -> None:
         (self._behind if self._behind or self._on_disk else self._memory).append(record)
         self._size += len(record.data)
 
     def drop(self, events: int) -> None:
-        """So many events are lost for want of room."""
+        """Counts events that are lost for lack of room."""
         self._dropped += events
 
     def end(self, reason: str) -> None:
-        """Nothing more comes: the receiver reads why once it has everything."""
+        """No more data will come; the receiver gets the reason after all records."""
         self._end = reason
 
     def send(self, out: int) -> None:
-        """Pass on what ``out`` accepts without waiting; raises OSError where nobody reads it any more."""
+        """Sends what ``out`` accepts without waiting; raises OSError if nobody reads it."""
         while self._out or self._next():
             try:
                 done = os.write(out, self._out)
@@ -324,7 +324,7 @@ class Buffer:
             self._out = self._out[done:]
 
     def commit(self, number: int) -> None:
-        """So many of the records that were passed on are stored."""
+        """The first ``number`` records that were sent are stored."""
         position = None
         for _ in range(min(number - self._committed, len(self._sent))):
             sent = self._sent.popleft()
@@ -335,10 +335,10 @@ class Buffer:
             self._spool.commit(position)
 
     def close(self) -> None:
-        """Leave all that is not stored in the spool, for the next process."""
+        """Writes all that is not stored to the spool, for the next process."""
         if self._spool is None:
             return
-        run: list[Record] = []  # from memory, between what stands in segments
+        run: list[Record] = []  # from memory, between records in segments
         for each in (*self._sent, *self._memory):
             if isinstance(each, Record):
                 run.append(each)
@@ -353,12 +353,12 @@ class Buffer:
 
     def _should_spool(self, record: Record) -> bool:
         if self._on_disk:
-            return True  # behind what waits there already
+            return True  # to keep the order
         away = bool(self._memory) and record.arrived - self._memory[0].arrived > AWAY_SECONDS
         return away or self._size + len(record.data) > self._limit // 2
 
     def _next(self) -> bool:
-        """Make the next record the one that is sent."""
+        """Frames the next record; False if there is none."""
         if not self._memory and not self._on_disk:
             self._memory, self._behind = self._behind, self._memory
         if self._memory:
@@ -369,7 +369,7 @@ class Buffer:
             record = read
             self._keep_sent(self._spool.position)
         elif self._end is not None and not self._ended:
-            record = Record(self.heard_at, self._end.encode(), END)
+            record = Record(self.last_received_at, self._end.encode(), END)
             self._ended = True
         else:
             return False
@@ -381,9 +381,9 @@ class Buffer:
             self._sent.append(sent)
 
     def _frame(self, record: Record) -> None:
-        # What arrived earlier is on disk, or with the receiver.
+        # Everything that arrived earlier is on disk, or was sent.
         in_memory = self._memory or self._behind
-        kept = in_memory[0].arrived if in_memory else self.heard_at
+        kept = in_memory[0].arrived if in_memory else self.last_received_at
         head = FRAME.pack(record.kind, len(record.data), record.arrived, kept, self._dropped)
         self._dropped = 0
         self._out = memoryview(head + record.data)
@@ -395,23 +395,23 @@ class Socket(Protocol):
     def fileno(self) -> int: ...
 
     def read(self) -> bytes:
-        """What has come, without waiting; b"" for nothing. Raises OSError when there is no more."""
+        """What has arrived, without waiting; b"" for nothing. Raises OSError at the end."""
 
     def send(self, data: bytes) -> None: ...
 
 
 class Stream(Protocol):
-    """What is done with the bytes of a broker."""
+    """The protocol of a broker's connection."""
 
     errors: tuple[type[Exception], ...]  # that end the connection
     tick_seconds: float
     keeps_events: bool  # the broker keeps what is not read
 
     def receive(self, data: bytes) -> None:
-        """Put what has come into the buffer."""
+        """Puts received data into the buffer."""
 
     def tick(self, idle: float) -> bytes:
-        """What to send now, ``idle`` seconds after the last byte came; raises OSError if the peer is dead."""
+        """What to send now, ``idle`` seconds after the last data; raises OSError if the peer is dead."""
 
     def commit(self, number: int) -> None:
         """The receiver has stored everything up to this number."""
@@ -421,7 +421,7 @@ class Stream(Protocol):
 
 
 def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
-    """Read ``broker`` to its end and pass everything on until the receiver closes its end of ``out``."""
+    """Reads ``broker`` to its end and passes everything on until the receiver closes ``out``."""
     poll = select.poll()
     last_byte = last_tick = time.monotonic()
     ended = False
@@ -437,7 +437,7 @@ def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
         ready = dict(poll.poll(timeout))
         now = time.monotonic()
         committed = bool(ready.get(out, 0) & ~select.POLLOUT)
-        if committed and not heed(out, stream.commit):
+        if committed and not read_commits(out, stream.commit):
             return
         try:
             if (broker.fileno() in ready or not timeout) and (data := broker.read()):
@@ -455,8 +455,8 @@ def pump(broker: Socket, out: int, stream: Stream, buffer: Buffer) -> None:
         timeout = stream.tick_seconds * 1000
 
 
-def heed(out: int, commit: Callable[[int], None]) -> bool:
-    """Note what the receiver has stored; False where it has closed its end."""
+def read_commits(out: int, commit: Callable[[int], None]) -> bool:
+    """Passes on what the receiver reports as stored; False if it has closed the pipe."""
     size = COMMITTED.size
     try:
         data = os.read(out, 4096 // size * size)
@@ -470,7 +470,7 @@ def heed(out: int, commit: Callable[[int], None]) -> bool:
 
 
 class RedisStream:
-    """What a Redis sends, as it comes. For want of room, whole messages are dropped and their events counted."""
+    """The stream of a Redis subscription. For lack of room, whole messages are dropped and their events counted."""
 
     errors: tuple[type[Exception], ...] = (OSError,)
     tick_seconds = 1.0
@@ -478,7 +478,7 @@ class RedisStream:
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
-        self._refused = b""  # by the buffer: the end of a message, or while dropping the beginning of one
+        self._refused = b""  # by the buffer: the end of a message, or the beginning of one while dropping
         self._dropping = False
 
     def receive(self, data: bytes) -> None:
@@ -487,7 +487,7 @@ class RedisStream:
         self._refused += data
         if not self._dropping:
             rest, begin, following = self._refused.partition(MESSAGE)
-            if begin:  # what the buffer holds is completed
+            if begin:  # the last message in the buffer is completed
                 self._dropping = True
                 self._buffer.put_last(rest)
                 self._refused = begin + following
@@ -511,7 +511,7 @@ class RedisStream:
 
 
 def count_events(message: bytes) -> int:
-    """The events in a message, given from behind MESSAGE on; a message in another form than JSON counts as one."""
+    """How many events a message has, without its MESSAGE prefix; one in another format than JSON counts as one."""
     try:
         *_, length, payload = message.split(b"\r\n", 5)
         envelope = json.loads(payload[: int(length[1:])])
@@ -523,7 +523,7 @@ def count_events(message: bytes) -> int:
 
 
 class _Descriptor:
-    """The socket as the process has inherited it."""
+    """The inherited socket."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -541,17 +541,17 @@ class _Descriptor:
         return data
 
     def send(self, data: bytes) -> None:
-        with suppress(BlockingIOError):  # a ping that the broker does not read
+        with suppress(BlockingIOError):  # the broker does not read
             os.write(self._number, data)
 
 
 def read_redis(broker: Socket, out: int, limit: int, directory: Path, room: int) -> None:
-    """Read a Redis until it ends, or the receiver; what the receiver has not stored then stays in ``directory``."""
+    """Reads a Redis until it or the receiver ends; leaves in ``directory`` what the receiver has not stored."""
     buffer = Buffer(limit, Spool(directory, room) if room else None)
     stream = RedisStream(buffer)
     try:
         pump(broker, out, stream, buffer)
-        with suppress(OSError):  # what has come until now
+        with suppress(OSError):  # what has arrived until now
             stream.receive(broker.read())
     finally:
         buffer.close()
@@ -559,11 +559,11 @@ def read_redis(broker: Socket, out: int, limit: int, directory: Path, room: int)
 
 def main(broker: int, out: int, limit: int, directory: Path, room: int) -> None:
     """The process that reads a Redis."""
-    # Who stops the receiver stops its whole group: what has arrived is passed on until the receiver lets go.
+    # Signals go to the receiver's whole process group: pass on what has arrived until the receiver closes the pipe.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
-        os.nice(NICER)
+        os.nice(NICENESS)
     os.set_blocking(out, False)
     read_redis(_Descriptor(broker), out, limit, directory, room)
 

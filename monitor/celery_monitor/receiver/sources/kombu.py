@@ -14,10 +14,10 @@ from kombu.message import Message
 
 from celery_monitor.addresses import require_events
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained
-from celery_monitor.receiver.decode import body_of
+from celery_monitor.receiver.decode import json_of
 from celery_monitor.receiver.sources.amqp import HEARTBEAT_SECONDS, declare, open_connection, queue_name, remember
 from celery_monitor.receiver.sources.base import ReadSource
-from celery_monitor.receiver.sources.buffer import Buffer, Spool, heed
+from celery_monitor.receiver.sources.buffer import Buffer, Spool, read_commits
 from celery_monitor.receiver.sources.reader import Packed, ReaderThread, events_in, pack
 from celery_monitor.records.receiver import RefusedEvents
 from celery_monitor.settings import Broker, Settings
@@ -27,7 +27,7 @@ FANOUT_TRANSPORTS = frozenset({"redis", "gcpubsub"})  # celery/events/event.py, 
 
 
 class KombuSource(ReadSource):
-    """Any transport that carries events. Bodies are decoded by us: kombu's receiver would adjust timestamps."""
+    """Any transport that carries events. We decode the bodies, as kombu's receiver would adjust timestamps."""
 
     name = "kombu"
 
@@ -77,7 +77,7 @@ class KombuSource(ReadSource):
 
 
 def event_queue(connection: Connection, app: Celery, settings: Settings) -> Queue:
-    """The receiver's queue on a transport that kombu emulates, declared as celery.events declares its own."""
+    """The receiver's queue on a virtual transport, declared as celery.events declares its own."""
     kind = "fanout" if connection.transport.driver_type in FANOUT_TRANSPORTS else "topic"
     return Queue(
         queue_name(app, settings),
@@ -89,10 +89,10 @@ def event_queue(connection: Connection, app: Celery, settings: Settings) -> Queu
 
 
 def subscribe(channel: Any) -> None:
-    """Subscribes at Redis and waits until it says so; TimeoutError if it does not.
+    """Subscribes at Redis and waits for the confirmation. Raises TimeoutError.
 
-    kombu does that when it first waits for messages, in our thread: what workers send until then would be missed by a
-    source that calls itself connected.
+    kombu subscribes only when it first waits for messages, in our thread: events that workers send before would be
+    missed although the source is connected.
     """
     channel.connection.cycle.on_poll_start()  # kombu/transport/redis.py
     for _ in channel.subclient.patterns:
@@ -101,21 +101,21 @@ def subscribe(channel: Any) -> None:
 
 
 class KombuReading:
-    """Reads what kombu gives into the buffer, acknowledges, keeps heartbeats going. For a thread of its own."""
+    """Puts kombu's messages into the buffer, acknowledges, sends heartbeats. For a thread of its own."""
 
     def __init__(self, keeps_events: bool, buffer: Buffer) -> None:
         self._keeps_events = keeps_events
         self._buffer = buffer
         self._channel: Any = None
-        self.refused: set[RefusedEvents] = set()  # who sends what is not read
+        self.refused: set[RefusedEvents] = set()
 
     def arrived(self, message: Message) -> None:
-        body = body_of(message)
+        body = json_of(message)
         if not self._buffer.put(pack([body], self.refused)):
             self._buffer.drop(events_in(body))
 
     def close(self) -> None:
-        """What the receiver has not stored stays on disk."""
+        """Leaves what the receiver has not stored on disk."""
         self._buffer.close()
 
     def run(self, out: int, connection: Connection, consumer: Consumer) -> None:
@@ -124,7 +124,7 @@ class KombuReading:
         try:
             self._loop(out, connection, errors)
         finally:
-            with suppress(*errors):  # a broken connection cannot say goodbye
+            with suppress(*errors):  # the connection may be broken
                 consumer.cancel()
             with suppress(*errors):
                 connection.release()
@@ -137,15 +137,15 @@ class KombuReading:
         poll = select.poll()
         ended = False
         while True:
-            resting = ended or (self._keeps_events and self._buffer.full)
+            paused = ended or (self._keeps_events and self._buffer.full)
             poll.register(out, select.POLLIN | (select.POLLOUT if self._buffer.waits else 0))
-            ready = dict(poll.poll(DRAIN_SECONDS * 1000 if resting else 0))
+            ready = dict(poll.poll(DRAIN_SECONDS * 1000 if paused else 0))
             try:
-                if ready.get(out, 0) & ~select.POLLOUT and not heed(out, self.commit):
+                if ready.get(out, 0) & ~select.POLLOUT and not read_commits(out, self.commit):
                     return
                 if heartbeats and not ended:
                     connection.heartbeat_check()
-                if not resting:
+                if not paused:
                     self._drain(connection)
             except errors as error:
                 ended = True
@@ -156,10 +156,10 @@ class KombuReading:
     def _drain(self, connection: Connection) -> None:
         with suppress(socket.timeout):
             connection.drain_events(timeout=DRAIN_SECONDS)
-            self._buffer.heard_at = time.time()
+            self._buffer.last_received_at = time.time()
 
     def commit(self, number: int) -> None:
-        """The receiver has stored so many messages, or records of the buffer where the broker keeps none."""
+        """The receiver has stored so many messages, or records of the buffer where the broker keeps no events."""
         if self._keeps_events:
             self._channel.basic_ack(number, multiple=True)
         else:

@@ -1,8 +1,7 @@
-"""The receiver's end of what reads a broker's socket: a process or a thread, whatever the store does meanwhile.
+"""The receiver's side of the process or thread that reads a broker's socket, whatever the store does meanwhile.
 
-Redis closes the connection of a subscriber that lets 32 MB pile up, RabbitMQ that of one that sends no heartbeat. So
-the socket is read, split where necessary, and answered elsewhere (buffer.py); what comes through the pipe is decoded
-here.
+Redis closes the connection of a subscriber with 32 MB of unread data, RabbitMQ that of one that sends no heartbeats. So
+the socket is read and heartbeats are sent elsewhere (buffer.py); the data from the pipe is decoded here.
 """
 
 import logging
@@ -32,28 +31,28 @@ from celery_monitor.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEAVE_SECONDS = 1.0  # for what the broker still says after we said goodbye
-END_SECONDS = 10.0  # for a reader to leave on disk what is not stored
-STEADY_SECONDS = 60.0  # after which a process that was started again counts as working
+LEAVE_SECONDS = 1.0  # for the broker to close the connection after us
+END_SECONDS = 10.0  # for a reader to write to disk what is not stored
+STEADY_SECONDS = 60.0  # after which a restarted process counts as working
 SEND_SECONDS = 5.0
-DISCARD_SECONDS = 0.05  # until the next record has come through the pipe
-# So much in one read of the socket is a burst. The reading thread then gets the interpreter for itself for a while.
+DISCARD_SECONDS = 0.05  # for the next record to come through the pipe
+# So much in one read of the socket is a burst. The reading thread then gets the interpreter to itself for a while.
 BURST_BYTES = 256 * 1024
 BURST_SECONDS = 0.02
 YIELD_SECONDS = 0.3  # at most, before each batch
-MOST_REFUSED = 20  # senders that are named
-BATCH_BYTES = 16 * 1024 * 1024  # decoded and stored at once; a traceback has no bound of its own
-NO_EVENTS = b"[]"  # instead of a body that is refused
-NO_JSON = b""  # instead of one that could not be unwrapped, and malformed as it
+MOST_REFUSED = 20  # senders that are reported
+BATCH_BYTES = 16 * 1024 * 1024  # decoded and stored at once, as a traceback has no limit of its own
+NO_EVENTS = b"[]"  # in place of a refused body
+NO_JSON = b""  # in place of a body that could not be unwrapped; counts as malformed
 _LENGTH = struct.Struct(">I")
 
-# JSON, or an envelope around it; what is refused; None: it could not be unwrapped.
+# JSON, or an envelope around it; refused; None: could not be unwrapped.
 Body = bytes | RefusedEvents | None
 
 
 @contextmanager
 def closed_by_error(opened: socket.socket) -> Iterator[socket.socket]:
-    """Whatever goes wrong inside, what was opened is not left to the garbage collector."""
+    """Closes the socket if an exception is raised inside."""
     try:
         yield opened
     except BaseException:
@@ -79,7 +78,7 @@ class BrokerSocket:
             while chunk := self._sock.recv(buffer.READ_BYTES):
                 chunks.append(chunk)
                 size += len(chunk)
-                # TLS holds decrypted bytes that poll() does not see: ask again until it has no more.
+                # poll() does not see bytes that TLS has decrypted: read until there are none.
                 if not isinstance(self._sock, ssl.SSLSocket) or size >= buffer.READ_BYTES:
                     break
             if not chunk and not chunks:
@@ -94,13 +93,13 @@ class BrokerSocket:
             self._sock.sendall(data)
 
     def yield_to_reader(self) -> None:
-        """Called by the thread that stores: wait while a burst is read."""
+        """Called by the thread that stores: waits while a burst is read."""
         latest = time.monotonic() + YIELD_SECONDS
         while self._burst_at + BURST_SECONDS > time.monotonic() < latest:
             time.sleep(BURST_SECONDS / 2)
 
     def close(self) -> None:
-        """Say goodbye and wait for the broker's: to close a socket with unread bytes resets it."""
+        """Waits for the broker to close, too: closing a socket with unread data would reset the connection."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
             self._sock.settimeout(LEAVE_SECONDS)
@@ -111,18 +110,18 @@ class BrokerSocket:
 
 
 class ReadingWorker(Protocol):
-    """What reads the broker for us."""
+    """The thread or process that reads the broker."""
 
     pipe: socket.socket
 
-    def works(self) -> None:
-        """Something came from it."""
+    def made_progress(self) -> None:
+        """Data came from it."""
 
     def failure(self) -> BrokerUnavailable:
-        """Why it has ended without saying so."""
+        """Why it ended without an END frame."""
 
     def stop(self) -> None:
-        """Wait for its end; the pipe is closed."""
+        """Waits for its end; the pipe is closed already."""
 
 
 class ReaderThread(threading.Thread):
@@ -139,13 +138,13 @@ class ReaderThread(threading.Thread):
         try:
             self._read(self._theirs.fileno())
         except Exception as error:
-            # A thread that died in silence would look like a quiet broker.
+            # A thread that died unnoticed would look like a broker without events.
             log.exception("reading from the broker failed")
             self._error = error
         finally:
             self._theirs.close()
 
-    def works(self) -> None: ...
+    def made_progress(self) -> None: ...
 
     def failure(self) -> BrokerUnavailable:
         return unavailable(self._url, self._error or ConnectionError(buffer.CLOSED))
@@ -155,10 +154,7 @@ class ReaderThread(threading.Thread):
 
 
 class SocketProcess:
-    """A process that reads the socket of a Redis (buffer.py), which nobody else may read then.
-
-    Raises OSError where it cannot be started.
-    """
+    """A process that reads the socket of a Redis (buffer.py). Raises OSError where it cannot be started."""
 
     def __init__(self, sock: socket.socket, settings: Settings, folder: Path, helpers: HelperFailures) -> None:
         self._helpers = helpers
@@ -173,21 +169,21 @@ class SocketProcess:
                 command, stdin=subprocess.DEVNULL, pass_fds=handles
             )
 
-    def works(self) -> None:
+    def made_progress(self) -> None:
         if self._steady_at is not None and time.monotonic() > self._steady_at:
             self._steady_at = None
-            self._helpers.works(SOCKET_PROCESS)
+            self._helpers.succeeded(SOCKET_PROCESS)
 
     def failure(self) -> BrokerUnavailable:
-        text = f"the process that reads the broker's socket ended by itself ({self._ending()})"
+        text = f"the process that reads the broker's socket ended unexpectedly ({self._exit()})"
         self._helpers.failed(SOCKET_PROCESS, text)
         return BrokerUnavailable(f"{text}; a new connection is opened")
 
-    def _ending(self) -> str:
+    def _exit(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             code = self._process.wait(LEAVE_SECONDS)
             return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return "it has closed its end"
+        return "it has closed the pipe"
 
     def stop(self) -> None:
         try:
@@ -205,21 +201,21 @@ def _pipe() -> tuple[socket.socket, socket.socket]:
 
 
 class MessageFormat(Protocol):
-    """Bytes of records, in their order, to messages."""
+    """Parses the bytes of records into messages."""
 
     @property
     def pending(self) -> bool:
         """A message has begun that is not complete."""
 
     def feed(self, data: bytes) -> Sequence[bytes]:
-        """The messages that are complete now; raises OSError where the broker refuses something."""
+        """The messages that are complete now; raises OSError for an error reply of the broker."""
 
     def restart(self) -> None:
-        """What comes next does not continue what came before: skip to the first message."""
+        """The next bytes do not continue the last ones: skip to the first message."""
 
 
 class Packed:
-    """Whole messages, as pack() makes a record of them."""
+    """Complete messages in records that pack() made."""
 
     @property
     def pending(self) -> bool:
@@ -238,7 +234,7 @@ class Packed:
 
 
 def pack(bodies: Iterable[Body], refused: set[RefusedEvents]) -> bytes:
-    """Messages as the bytes of one record; who sent what is refused is added to ``refused``."""
+    """Messages as the bytes of one record; the senders of refused ones are added to ``refused``."""
     parts: list[bytes] = []
     for each in bodies:
         body = each
@@ -252,18 +248,18 @@ def pack(bodies: Iterable[Body], refused: set[RefusedEvents]) -> bytes:
 
 
 def note_refused(refused: set[RefusedEvents], sender: RefusedEvents) -> None:
-    """Up to MOST_REFUSED of them."""
+    """Adds up to MOST_REFUSED senders."""
     if len(refused) < MOST_REFUSED:
         refused.add(sender)
 
 
 def events_in(body: Body) -> int:
-    """How many events a message holds."""
+    """How many events a message contains."""
     return count(body) if isinstance(body, bytes) else 1
 
 
 class Frame(NamedTuple):
-    """A record as it came through the pipe; ``data`` is still there."""
+    """The head of a record in the pipe; its data follows."""
 
     kind: int
     length: int
@@ -273,7 +269,7 @@ class Frame(NamedTuple):
 
 
 class Reader:
-    """Gives Deliveries of what a worker reads."""
+    """Decodes what a ReadingWorker has read into Deliveries."""
 
     def __init__(
         self,
@@ -297,25 +293,25 @@ class Reader:
         self._records = self._dropped = 0
         self._end: BrokerUnavailable | None = None
         self._refused = set() if refused is None else refused  # the worker adds to it
-        self.complete_records = 0  # of which all messages were taken that begin in them
-        self.messages_taken = 0
-        self.heard_at = self.kept_until = time.time()
+        self.complete_records = 0  # whose messages were all read
+        self.messages_read = 0
+        self.last_received_at = self.kept_until = time.time()
 
     @property
     def waits(self) -> bool:
-        """Something can be taken at once."""
+        """Something can be read at once."""
         return self._next_arrived(0.0) is not None
 
-    def take(self, timeout: float) -> Delivery:
-        """Decode what is there, up to about ``batch_events`` or BATCH_BYTES that came within ``batch_seconds``.
+    def read(self, timeout: float) -> Delivery:
+        """Decodes up to about ``batch_events`` events or BATCH_BYTES that arrived within ``batch_seconds``.
 
-        Waits up to ``timeout`` seconds for the first. Raises BrokerUnavailable once everything was taken.
+        Waits up to ``timeout`` seconds for the first. Raises BrokerUnavailable once everything was read.
         """
         deadline = time.monotonic() + timeout
         while (first := self._next_arrived(max(0.0, deadline - time.monotonic()))) is not None:
             delivery = self._batch(first)
             if delivery.events or delivery.malformed or delivery.dropped or delivery.refused:
-                return delivery  # the answer to a ping, or a part of a message, is none
+                return delivery  # else it was the reply to a ping, or a part of a message
         if self._end is not None:
             raise self._end
         return Delivery([], time.time(), 0)
@@ -324,7 +320,7 @@ class Reader:
         events: list[Event] = []
         malformed = size = 0
         arrived: float | None = first
-        # One Delivery has one time of arrival: what came much later goes into the next.
+        # A Delivery has one time of arrival: what arrived much later goes into the next.
         while arrived is not None and arrived <= first + self._settings.batch_seconds:
             frame, bodies = self._pop()
             malformed += self._decode(bodies, events) + (frame.kind == DAMAGED)
@@ -335,15 +331,15 @@ class Reader:
         return Delivery(events, first, malformed, dropped, refused=self._take_refused())
 
     def discard(self, before: float) -> None:
-        """Drop what arrived before; raises BrokerUnavailable as take() does."""
+        """Drops what arrived before; raises BrokerUnavailable as read() does."""
         while (arrived := self._next_arrived(DISCARD_SECONDS)) is not None and arrived < before:
             self._pop()
         if self._end is not None:
             raise self._end
 
     def commit(self, number: int) -> None:
-        """Tell the worker that so many records, or messages where it counts these, are stored."""
-        with suppress(OSError):  # full of earlier ones, so that a later one will do; or the worker has ended
+        """Reports to the worker how many records (or messages, if it counts these) are stored."""
+        with suppress(OSError):  # the pipe is full, and a later commit includes this one; or the worker has ended
             self._pipe.send(COMMITTED.pack(number))
 
     def close(self) -> None:
@@ -351,7 +347,7 @@ class Reader:
         self._worker.stop()
 
     def _next_arrived(self, timeout: float) -> float | None:
-        """When the next record arrived; ``None`` where none comes within ``timeout`` seconds, or none any more."""
+        """When the next record arrived; ``None`` if none comes within ``timeout`` seconds, or the worker has ended."""
         deadline = time.monotonic() + timeout
         while self._end is None:
             if (frame := self._complete()) is not None:
@@ -363,7 +359,7 @@ class Reader:
         return None
 
     def _complete(self) -> Frame | None:
-        """The next record, if all of it is here."""
+        """The next record, if it is complete."""
         if self._head is None:
             if len(self._rest) < FRAME.size:
                 return None
@@ -371,7 +367,7 @@ class Reader:
         if len(self._rest) < FRAME.size + self._head.length:
             return None
         if self._head.kind == END:
-            self.heard_at = max(self.heard_at, self._head.arrived)
+            self.last_received_at = max(self.last_received_at, self._head.arrived)
             text = self._rest[FRAME.size :].decode()
             self._end = unavailable(self._url, ConnectionError(text))
             return None
@@ -386,7 +382,7 @@ class Reader:
             data = b""
         if data:
             self._rest += data
-            self._worker.works()
+            self._worker.made_progress()
         else:
             self._end = self._worker.failure()
 
@@ -396,7 +392,7 @@ class Reader:
         end = FRAME.size + frame.length
         data = bytes(memoryview(self._rest)[FRAME.size : end])
         del self._rest[:end]
-        self.heard_at = max(self.heard_at, frame.arrived)
+        self.last_received_at = max(self.last_received_at, frame.arrived)
         self.kept_until = frame.kept_until
         self._dropped += frame.dropped
         self._records += 1
@@ -405,7 +401,7 @@ class Reader:
         bodies = self._feed(data)
         if not self._messages.pending:
             self.complete_records = self._records
-        elif bodies:  # the one that is not complete begins in this record
+        elif bodies:  # the incomplete one begins in this record
             self.complete_records = self._records - 1
         return frame, bodies
 
@@ -418,7 +414,7 @@ class Reader:
 
     def _decode(self, bodies: Sequence[bytes], events: list[Event]) -> int:
         malformed = 0
-        self.messages_taken += len(bodies)
+        self.messages_read += len(bodies)
         for wrapped in bodies:
             body = self._unwrap(wrapped)
             if body is None:

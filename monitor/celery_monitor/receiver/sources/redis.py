@@ -19,7 +19,7 @@ from kombu.utils.url import url_to_parts
 
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained, parse_address, transport_options
 from celery_monitor.errors import Unsupported
-from celery_monitor.receiver.decode import JSON, Content, opened
+from celery_monitor.receiver.decode import JSON, Content, to_json
 from celery_monitor.receiver.helper_failures import FEWEST_FAILURES, SOCKET_PROCESS, HelperFailures
 from celery_monitor.receiver.sources.base import ReadSource
 from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, read_redis
@@ -34,9 +34,9 @@ DEFAULT_PORT = 6379
 KNOWN_PARTS = {"transport", "hostname", "port", "userid", "password", "virtual_host", "ssl"}
 KNOWN_TLS = {"ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
 
-# hiredis moves all that it still holds each time it gives a reply: of a megabyte at once, ten times the work.
+# hiredis moves its whole buffer for each reply: a megabyte at once would be ten times the work.
 PARSED_BYTES = 16 * 1024
-# Transport options that do not change where and how events are published, or that channel_pattern() heeds.
+# Transport options that do not change where and how events are published, or that channel_pattern() uses.
 KNOWN_OPTIONS = frozenset(
     {
         "global_keyprefix",
@@ -73,40 +73,39 @@ KNOWN_OPTIONS = frozenset(
 
 
 class Envelope(msgspec.Struct, gc=False, kw_only=True):
-    """The part of kombu's virtual message that matters; a worker's headers hold its hostname, rarely more."""
+    """The parts of kombu's virtual message that are needed; a worker's headers have its hostname, rarely more."""
 
     properties: dict[str, msgspec.Raw]
     headers: dict[str, msgspec.Raw] = {}
     content_type: str | None = msgspec.field(name="content-type", default=None)
 
     def header(self, name: str) -> str | None:
-        """A header that is a text; ValueError for any other."""
+        """A text header; raises ValueError for any other."""
         found = self.headers.get(name)
         return None if found is None else msgspec.json.decode(found, type=str | None)
 
     @property
     def is_base64(self) -> bool:
-        """So it says of its body."""
+        """Whether its body is in base64."""
         return bytes(self.properties.get("body_encoding", b"null")) == b'"base64"'
 
 
 class TextEnvelope(Envelope, gc=False, kw_only=True):
-    """Whatever its body is."""
+    """With any body."""
 
     body: str
 
-    def opened(self) -> bytes:
-        """Raises ValueError where the body is not what is said of it."""
+    def unwrap(self) -> bytes:
+        """Raises ValueError where the body is not in its stated encoding."""
         return a2b_base64(self.body) if self.is_base64 else self.body.encode()
 
 
 class Base64Envelope(Envelope, gc=False, kw_only=True):
-    """With base64 without a flaw, which the JSON decoder reads six times as fast as binascii."""
+    """With strict base64, which the JSON decoder reads six times as fast as binascii."""
 
     body: bytes
 
-    def opened(self) -> bytes:
-        """The bytes that were wrapped."""
+    def unwrap(self) -> bytes:
         return self.body
 
 
@@ -115,13 +114,15 @@ _decode_base64_envelope = msgspec.json.Decoder(Base64Envelope).decode
 
 
 def unwrap(message: bytes) -> bytes | RefusedEvents | None:
-    """The JSON inside an envelope; what is refused where it is in another form; ``None`` in no message of kombu's."""
+    """The JSON inside an envelope; RefusedEvents for another format; ``None`` if it is not a message of kombu's."""
     try:
         envelope = _envelope(message)
-        body = envelope.opened()
+        body = envelope.unwrap()
         if envelope.content_type in JSON and "compression" not in envelope.headers:
             return body
-        return opened(body, Content(envelope.content_type, envelope.header("compression"), envelope.header("hostname")))
+        return to_json(
+            body, Content(envelope.content_type, envelope.header("compression"), envelope.header("hostname"))
+        )
     except (ValueError, Base64Error, RecursionError):
         return None
 
@@ -135,7 +136,7 @@ def _envelope(message: bytes) -> TextEnvelope | Base64Envelope:
 
 
 def channel_pattern(app: Celery, db: int) -> str:
-    """What to PSUBSCRIBE to."""
+    """The pattern to PSUBSCRIBE to."""
     options = transport_options(app)
     prefix = options.get("fanout_prefix", True)
     prefix = "/{db}." if prefix is True else prefix or ""
@@ -144,7 +145,7 @@ def channel_pattern(app: Celery, db: int) -> str:
 
 
 def serves(broker: Broker, settings: Settings) -> bool:
-    """Nothing in the address or options of this Redis needs kombu."""
+    """Whether nothing in the address or options of this Redis needs kombu."""
     app = app_for(broker, settings)
     if app.conf.broker_use_ssl or not transport_options(app).keys() <= KNOWN_OPTIONS:
         return False
@@ -156,7 +157,7 @@ def serves(broker: Broker, settings: Settings) -> bool:
 
 
 class Address(NamedTuple):
-    """Where a Redis is and how to be let in."""
+    """The address of a Redis, with credentials."""
 
     host: str
     port: int
@@ -168,7 +169,7 @@ class Address(NamedTuple):
 
 
 def parse_redis_address(url: str) -> Address:
-    """Read a redis, rediss or redis+socket URL as kombu does; Unsupported for what only kombu serves."""
+    """Parses a redis, rediss or redis+socket URL as kombu does. Raises Unsupported for what only kombu serves."""
     if ";" in url:
         raise Unsupported("several Redis addresses are served by kombu")
     if url.partition("://")[0].endswith("+socket"):
@@ -206,7 +207,7 @@ def _database(virtual_host: str | None) -> int:
 
 
 def open_socket(address: Address) -> socket.socket:
-    """A connected socket with a bounded wait, TLS as kombu and redis-py would do it."""
+    """A connected socket, after at most CONNECT_SECONDS a step, with TLS as kombu and redis-py would do it."""
     if address.path is not None:
         return _connected(socket.AF_UNIX, address.path)
     tls = None if address.tls is None else _tls_context(address.tls)
@@ -226,10 +227,10 @@ def open_socket(address: Address) -> socket.socket:
 
 
 def _connected(family: int, endpoint: Any, tls: ssl.SSLContext | None = None, host: str = "") -> socket.socket:
-    """A socket that has reached ``endpoint``, with the TLS handshake still to come.
+    """A socket connected to ``endpoint``, before the TLS handshake.
 
-    TLS is put around the socket before the connection: around one that the server resets meanwhile, Python makes a
-    second object, raises and leaves that object open, where nobody can close it.
+    The socket is wrapped in TLS before it connects: if the server resets the connection while a connected socket is
+    wrapped, Python creates a second object, raises, and leaves that object open.
     """
     sock = socket.socket(family, socket.SOCK_STREAM)
     with closed_by_error(sock):
@@ -243,7 +244,7 @@ def _connected(family: int, endpoint: Any, tls: ssl.SSLContext | None = None, ho
 
 def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-    # kombu takes a rediss URL without ssl_cert_reqs as "none", and warns; so many set-ups depend on it.
+    # kombu reads a rediss URL without ssl_cert_reqs as "none", with a warning, and many users depend on it.
     requirement = options.get("ssl_cert_reqs", ssl.CERT_REQUIRED if options else ssl.CERT_NONE)
     context.check_hostname = requirement != ssl.CERT_NONE and options.get("ssl_check_hostname", True)
     context.verify_mode = requirement
@@ -264,7 +265,7 @@ class RedisSource(ReadSource):
         self._helpers = helpers or HelperFailures()
         self._address = parse_redis_address(broker.url)
         self._pattern = channel_pattern(app_for(broker, settings), self._address.db)
-        self._socket: BrokerSocket | None = None  # where a thread reads it
+        self._socket: BrokerSocket | None = None  # if a thread reads it
 
     def connect(self) -> None:
         self.close()
@@ -279,18 +280,20 @@ class RedisSource(ReadSource):
         return super().read(timeout)
 
     def _start_process(self, sock: socket.socket) -> SocketProcess | None:
-        """The process, which loses least; ``None`` for what TLS has decrypted, and where no process works."""
+        """The process, which loses least; ``None`` with TLS, whose state is in this process, or after failures."""
         if isinstance(sock, ssl.SSLSocket):
             return None
         if self._helpers.failures(SOCKET_PROCESS) >= FEWEST_FAILURES:
-            log.warning("the broker's socket is read by a thread, since the process for it ended by itself repeatedly")
+            log.warning(
+                "the broker's socket is read by a thread, as the process for it ended unexpectedly several times"
+            )
             return None
         try:
             process = SocketProcess(sock, self._settings, self._folder, self._helpers)
         except OSError as error:
             for _ in range(FEWEST_FAILURES):  # there will be no second attempt on this connection
                 self._helpers.failed(SOCKET_PROCESS, error)
-            log.warning("the broker's socket is read by a thread, since no process can be started for it: %s", error)
+            log.warning("the broker's socket is read by a thread, as no process can be started for it: %s", error)
             return None
         sock.close()
         self._socket = None
@@ -309,7 +312,7 @@ class RedisSource(ReadSource):
 
 
 def subscribe(sock: socket.socket, address: Address, pattern: str) -> None:
-    """Log in and subscribe. Raises ConnectionError where Redis refuses."""
+    """Logs in and subscribes. Raises ConnectionError where Redis refuses."""
     if address.password is not None:
         user = [address.username] if address.username else []
         _ask(sock, "AUTH", *user, address.password)
@@ -320,7 +323,7 @@ def _ask(sock: socket.socket, *command: Any) -> None:
     sock.sendall(hiredis.pack_command(command))
     reader = hiredis.Reader()
     while (reply := reader.gets()) is False:
-        data = sock.recv(1)  # events that come behind the reply are left to whoever reads the socket next
+        data = sock.recv(1)  # events behind the reply are left to the reader
         if not data:
             raise ConnectionError(CLOSED)
         reader.feed(data)
@@ -329,7 +332,7 @@ def _ask(sock: socket.socket, *command: Any) -> None:
 
 
 class RedisFormat:
-    """RESP2 in subscriber mode."""
+    """Parses RESP2 in subscriber mode."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader()
