@@ -50,7 +50,7 @@ class RedisProbe(GenericProbe):
             self._markers = {}
         # kombu's own client prefixes some commands and not others; this one prefixes none.
         client = Redis(connection_pool=self._channel.pool)
-        lists = {name: self._lists(name) for name in queue_names}
+        lists = {name: lists_of(self._channel, name) for name in queue_names}
         pipeline = client.pipeline(transaction=False)
         for key in (key for keys in lists.values() for key in keys):
             pipeline.llen(key)
@@ -67,10 +67,6 @@ class RedisProbe(GenericProbe):
 
     def _key(self, key: str) -> str:
         return f"{self._channel.global_keyprefix}{key}"
-
-    def _lists(self, name: str) -> list[str]:
-        steps = self._channel.priority_steps
-        return [self._key(f"{name}{self._channel.sep}{step}" if step else name) for step in steps]
 
     def _queue(
         self, client: Any, name: str, keys: list[str], answers: list[Any], unacked: Counter[str] | None

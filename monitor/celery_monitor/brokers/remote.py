@@ -63,23 +63,17 @@ class Remote:
         if destination is not None and not awaited:
             return {}
         with link(self.broker, self.settings) as connection:
-            self._require_fanout(connection)
-            question = _Question(connection, self._mailbox_exchanges(), awaited, on_reply)
+            if not connection.supports_exchange_type("fanout"):
+                kind = connection.transport.driver_type
+                raise Unsupported(f"workers on {kind} cannot be controlled: it has no broadcast")
+            mailbox = app_for(self.broker, self.settings).control.mailbox
+            question = _Question(connection, (mailbox.exchange, mailbox.reply_exchange), awaited, on_reply)
             addressed = None if destination is None else list(awaited)
             return question.put({"method": command, "arguments": arguments or {}, "destination": addressed}, timeout)
 
-    def _mailbox_exchanges(self) -> tuple[Exchange, Exchange]:
-        mailbox = app_for(self.broker, self.settings).control.mailbox
-        return mailbox.exchange, mailbox.reply_exchange
-
-    def _require_fanout(self, connection: Connection) -> None:
-        if not connection.supports_exchange_type("fanout"):
-            kind = connection.transport.driver_type
-            raise Unsupported(f"workers on {kind} cannot be controlled: it has no broadcast")
-
 
 class _Question:
-    """One question and its answers, over one open connection."""
+    """One command and its replies, over one open connection."""
 
     def __init__(
         self,
@@ -167,16 +161,14 @@ class _Question:
 
     def _answered(self) -> dict[str, Reply]:
         """An unreadable reply has no worker: if as many workers are missing, it is attributed to them."""
-        missing = self._missing()
-        names = missing if len(missing) == len(self.unreadable) else self._numbered()
+        names = self._missing()
+        if len(names) != len(self.unreadable):
+            names = [f"unreadable reply {number}" for number, _ in enumerate(self.unreadable, 1)]
         unreadable = {name: Reply(name, error=why) for name, why in zip(names, self.unreadable, strict=True)}
         for reply in unreadable.values():
             if self.on_reply:
                 self.on_reply(reply)
         return self.replies | unreadable
-
-    def _numbered(self) -> list[str]:
-        return [f"unreadable reply {number}" for number in range(1, len(self.unreadable) + 1)]
 
 
 def _reply(worker: str, value: object) -> Reply:

@@ -23,7 +23,7 @@ from kombu import Connection as KombuConnection
 
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained
 from celery_monitor.receiver.decode import Content, to_json
-from celery_monitor.receiver.sources.base import ReadSource
+from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.buffer import Buffer, pump
 from celery_monitor.receiver.sources.reader import SEND_SECONDS, Body, BrokerSocket, Packed, ReaderThread, pack
 from celery_monitor.records.receiver import RefusedEvents
@@ -184,12 +184,11 @@ _ack = struct.Struct(">BHIHHQBB").pack
 MOST_PROPERTIES = 1000  # cached message properties; those of a worker are constant
 
 
-class AmqpSource(ReadSource):
+class AmqpSource(Source):
     """The fast path for RabbitMQ: a durable queue, acknowledged after the commit."""
 
     name = "amqp"
     keeps_events = True
-    missed = True
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         super().__init__(broker, settings)

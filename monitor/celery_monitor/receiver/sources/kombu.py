@@ -16,7 +16,7 @@ from celery_monitor.addresses import require_events
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained
 from celery_monitor.receiver.decode import json_of
 from celery_monitor.receiver.sources.amqp import HEARTBEAT_SECONDS, declare, open_connection, queue_name, remember
-from celery_monitor.receiver.sources.base import ReadSource
+from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.buffer import Buffer, Spool, read_commits
 from celery_monitor.receiver.sources.reader import Packed, ReaderThread, events_in, pack
 from celery_monitor.records.receiver import RefusedEvents
@@ -26,7 +26,7 @@ DRAIN_SECONDS = 0.1
 FANOUT_TRANSPORTS = frozenset({"redis", "gcpubsub"})  # celery/events/event.py, get_exchange
 
 
-class KombuSource(ReadSource):
+class KombuSource(Source):
     """Any transport that carries events. We decode the bodies, as kombu's receiver would adjust timestamps."""
 
     name = "kombu"
@@ -34,7 +34,6 @@ class KombuSource(ReadSource):
     def __init__(self, broker: Broker, settings: Settings) -> None:
         super().__init__(broker, settings)
         self.keeps_events = require_events(broker.url) == "amqp"
-        self.missed = True
         self._app = app_for(broker, settings)
 
     def connect(self) -> None:

@@ -21,7 +21,7 @@ from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explaine
 from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.decode import JSON, Content, to_json
 from celery_monitor.receiver.helper_failures import FEWEST_FAILURES, SOCKET_PROCESS, HelperFailures
-from celery_monitor.receiver.sources.base import ReadSource
+from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, read_redis
 from celery_monitor.receiver.sources.reader import BrokerSocket, ReaderThread, SocketProcess, closed_by_error
 from celery_monitor.records.receiver import Delivery, RefusedEvents
@@ -253,12 +253,11 @@ def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     return context
 
 
-class RedisSource(ReadSource):
+class RedisSource(Source):
     """The fast path for Redis."""
 
     name = "redis"
     keeps_events = False
-    missed = True
 
     def __init__(self, broker: Broker, settings: Settings, helpers: HelperFailures | None = None) -> None:
         super().__init__(broker, settings)
