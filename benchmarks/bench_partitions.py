@@ -124,7 +124,7 @@ def pages(store: Store, work: Callable[[], object]) -> int:
 def some_ids(store: Store, number: int) -> list[str]:
     table = schema.task.c
     with store.read() as connection:
-        rows = connection.execute(sa.select(table.key).order_by(table.seen).limit(number)).scalars()
+        rows = connection.execute(sa.select(table.key).order_by(table.sort_time).limit(number)).scalars()
         return [from_key(each) for each in rows]
 
 

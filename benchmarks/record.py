@@ -22,7 +22,7 @@ CLUSTER = "default"
 WRITTEN = 100_000  # tasks that go through the writer
 EVENTS_A_SECOND = 5000
 BATCH = 500  # messages
-_TIMES = ("seen", "received", "started", "ended", "eta", "sent", "expires")
+_TIMES = ("sort_time", "received", "started", "ended", "eta", "sent", "expires")
 
 
 def write(store: Store, tasks: int, later: float, settings: Settings) -> None:

@@ -225,7 +225,7 @@ def test_received_task_of_a_worker_that_shut_down_waits_again_from_its_goodbye_o
     [
         (STARTED, {}, True),
         (STARTED, {"started": NOW - 10}, False),  # an event of it came after the gap
-        (PENDING, {"learnt": NOW - 30}, False),  # it was not in the record when the gap began
+        (PENDING, {"discovered_at": NOW - 30}, False),  # it was not in the record when the gap began
         (LOST, {"exception": "worker7@shop is gone"}, True),
         (LOST, {"exception": f"asked {AFTER_GAP}"}, False),  # by us
         (LOST, {"ended": NOW - 70, "exception": "worker7@shop is gone"}, False),

@@ -87,7 +87,7 @@ def test_a_task_is_stored_as_it_ran(store: Store) -> None:
     write(store, *one_task(1, result="'ok'", runtime=1.75))
     with store.read() as connection:
         row = connection.execute(select(schema.task)).one()
-    assert (row.key, row.seen, row.received, row.started, row.ended) == (
+    assert (row.key, row.sort_time, row.received, row.started, row.ended) == (
         to_key(make_id(1)),
         NOW,
         NOW,

@@ -141,7 +141,7 @@ def may_have_ended(task: UnfinishedTask, evidence: Evidence) -> bool:
     if task.state is TaskState.LOST:
         ours = task.exception is not None and AFTER_GAP in task.exception
         return not ours and task.ended is not None and task.ended + skew >= began
-    if task.learnt is not None and task.learnt >= began:
+    if task.discovered_at is not None and task.discovered_at >= began:
         return False  # it was not in the record when the gap began
     moments = [at for at in (task.received, task.started, task.ended) if at is not None]
     return max(moments, default=0.0) + skew <= ended
@@ -151,7 +151,7 @@ def waits_since(task: UnfinishedTask, workers: Mapping[str, Worker]) -> float:
     """Since when it waits, by our clock as far as the offsets are known."""
     skew = skew_of(task, workers)
     moments = [at + skew for at in (task.received, task.started, task.ended) if at is not None]
-    return max([*moments, *(at for at in (task.sent, task.learnt) if at is not None)], default=0.0)
+    return max([*moments, *(at for at in (task.sent, task.discovered_at) if at is not None)], default=0.0)
 
 
 def skew_of(task: UnfinishedTask, workers: Mapping[str, Worker]) -> float:
@@ -423,11 +423,11 @@ def _found_on_worker(task_id: str, found: OnWorker, message: Seen | None, worker
         queue=found.routing_key if found.exchange == "" else None,
         exchange=found.exchange,
         routing_key=found.routing_key,
-        learnt_at=now,
+        discovered_at=now,
         **{field: text for field, text in described.items() if text is not None},
     )
 
 
 def _found_in_queue(seen: Seen, now: float) -> Event:
     described = msgspec.structs.asdict(seen.headers)
-    return Event(type=IN_QUEUE, timestamp=now, hostname="", queue=seen.queue, learnt_at=now, **described)
+    return Event(type=IN_QUEUE, timestamp=now, hostname="", queue=seen.queue, discovered_at=now, **described)

@@ -396,8 +396,8 @@ class GapCheck:
         queued = sum(event.type == IN_QUEUE for event in fresh)
         found = msgspec.structs.replace(
             work.found,
-            learnt_from_workers=work.found.learnt_from_workers + len(fresh) - queued,
-            learnt_from_queues=work.found.learnt_from_queues + queued,
+            discovered_on_workers=work.found.discovered_on_workers + len(fresh) - queued,
+            discovered_in_queues=work.found.discovered_in_queues + queued,
         )
         self._store_progress(work.gap, found, now, fresh)
         self._work = work._replace(news=rest, found=found)

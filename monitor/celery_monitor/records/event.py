@@ -75,7 +75,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     # capture-message
     message: Message | None = None
     # concluded after a gap
-    learnt_at: Timestamp | None = None
+    discovered_at: Timestamp | None = None
     # worker-*
     freq: float | None = None
     active: Integer | None = None

@@ -42,8 +42,9 @@ class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
     queue: int = 0  # its message waits, or is delivered and not acknowledged
     lost: int = 0  # nobody has it, and nobody knows how it ended: marked as lost, with the evidence
     unknown: int = 0  # nothing could be found out
-    learnt_from_workers: int = 0  # tasks that the record did not have
-    learnt_from_queues: int = 0
+    # Tasks that were not in the record, under the names that stored gaps have for them.
+    discovered_on_workers: int = msgspec.field(default=0, name="learnt_from_workers")
+    discovered_in_queues: int = msgspec.field(default=0, name="learnt_from_queues")
     complete: bool = True  # False: some worker did not answer, or not every message could be looked at
     together_with: float | None = None  # when the later gap began whose numbers stand for both
     position: tuple[int, float, int] = (0, 0.0, 0)  # up to where tasks were asked for

@@ -160,7 +160,7 @@ class Task(msgspec.Struct):
     root_id: str | None = None  # its own id when it is a root
     parent_id: str | None = None
     failure_group: int | None = None
-    learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
+    discovered_at: float | None = None  # our clock: found on a worker or in a queue, before any event of its sending
     runs: list[Run] = []
     retried: "Link | None" = None  # the newest task as which a person retried this one
     pk: int | None = None  # the row, once stored

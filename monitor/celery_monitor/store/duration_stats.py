@@ -31,7 +31,7 @@ class Durations(NamedTuple):
     run: Sketch
 
 
-# Before 0013 every wait was counted from receipt.
+# Before migration 0010 every wait was counted from receipt.
 SINCE_RECEIPT = func.sum(func.coalesce(_rollup.since_receipt, _rollup.started))
 
 

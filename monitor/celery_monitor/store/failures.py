@@ -170,7 +170,7 @@ def read_failure_trend(store: Store, id: int, *, since: float, until: float) -> 
 def read_latest_failure(store: Store, id: int, limit: int) -> list[Task]:  # noqa: A002
     """The latest tasks that ended with this failure and are still kept, without tracebacks."""
     with store.read() as connection:
-        newest = select(_task.id).where(_task.failure_group_id == id).order_by(_task.seen.desc(), _task.id.desc())
+        newest = select(_task.id).where(_task.failure_group_id == id).order_by(_task.sort_time.desc(), _task.id.desc())
         return load_tasks(connection, list(connection.execute(newest.limit(limit)).scalars()))
 
 

@@ -110,12 +110,14 @@ def _matching(store: Store, wanted: Filter) -> Iterator[Sequence[Any]]:
         place = _BEGINNING
         while True:
             found = selection.positions(_CHUNK, before=place).subquery()
-            statement = select(table.key, table.state, found.c.seen, found.c.id).join(found, table.id == found.c.id)
-            rows = connection.execute(statement.order_by(found.c.seen, found.c.id)).all()
+            statement = select(table.key, table.state, found.c.sort_time, found.c.id).join(
+                found, table.id == found.c.id
+            )
+            rows = connection.execute(statement.order_by(found.c.sort_time, found.c.id)).all()
             if not rows:
                 return
             yield rows
-            place = (rows[-1].seen, rows[-1].id)
+            place = (rows[-1].sort_time, rows[-1].id)
 
 
 def delete_job(store: Store, number: int) -> None:

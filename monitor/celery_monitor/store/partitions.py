@@ -247,7 +247,7 @@ def _full(connection: Connection, cluster: int, partition: Partition) -> FullPar
     later = text("SELECT 1 FROM task WHERE id >= :high AND id < :end LIMIT 1")
     if connection.execute(later, {"high": partition.high, "end": first_id(cluster + 1)}).first() is None:
         return None
-    span = text(f"SELECT min(seen), max(seen) FROM task{partition.suffix}")  # noqa: S608
+    span = text(f"SELECT min(sort_time), max(sort_time) FROM task{partition.suffix}")  # noqa: S608
     first, last = connection.execute(span).one()
     if first is None:
         return FullPartition(partition, float("-inf"), float("-inf"))

@@ -74,7 +74,7 @@ class ExpiredTask(NamedTuple):
     """A task that may be deleted."""
 
     id: int
-    seen: float
+    sort_time: float
     cluster_id: int
     key: bytes
     earlier_runs: int
@@ -231,7 +231,7 @@ _COLUMNS = [_COUNTED.label(name) if name == "counted" else _task[name] for name 
 
 
 class Scan:
-    """Reads the tasks of one cluster in the order (seen, id) once, until it is restarted.
+    """Reads the tasks of one cluster in the order (sort_time, id) once, until it is restarted.
 
     Succeeded tasks are read along the index of all tasks, the others along the index of states.
     """
@@ -250,19 +250,19 @@ class Scan:
     def next(
         self, connection: Connection, cluster: int, before: float, most: int, wanted: int
     ) -> tuple[list[ExpiredTask], bool]:
-        """At most ``wanted`` of the next ``most`` tasks that were seen earlier than ``before``; whether to go on."""
+        """At most ``wanted`` of the next ``most`` tasks older than ``before``; whether to go on."""
         if time.monotonic() - self._began_at > RESTART_SECONDS:
             self.restart()
         if not wanted:
             return [], True
         if before < self._empty_before + AGE_SECONDS:
             return [], False
-        seen, number = self._position
-        values = {"seen_after": seen, "after": number, "before": before, "most": most}
+        sort_time, number = self._position
+        values = {"time_after": sort_time, "after": number, "before": before, "most": most}
         rows = [ExpiredTask(*row) for row in connection.execute(self._statement, values)]
         found = []
         for row in rows:
-            self._position = (row.seen, row.id)
+            self._position = (row.sort_time, row.id)
             if row.cluster_id == cluster and (row.state == _SUCCESS) is self._succeeded:
                 found.append(row)
                 if len(found) == wanted:
@@ -279,19 +279,19 @@ def _branches_of_others() -> list[ColumnElement[bool]]:
 
 
 def _oldest(branches: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    place, most = tuple_(_task.seen, _task.id), bindparam("most", type_=Integer)
-    start = tuple_(bindparam("seen_after", type_=Double), bindparam("after", type_=BigInteger))
+    place, most = tuple_(_task.sort_time, _task.id), bindparam("most", type_=Integer)
+    start = tuple_(bindparam("time_after", type_=Double), bindparam("after", type_=BigInteger))
     parts = [
         select(*_COLUMNS)
-        .where(branch, place > start, _task.seen < bindparam("before", type_=Double))
-        .order_by(_task.seen, _task.id)
+        .where(branch, place > start, _task.sort_time < bindparam("before", type_=Double))
+        .order_by(_task.sort_time, _task.id)
         .limit(most)
         for branch in branches
     ]
     if len(parts) == 1:
         return parts[0]
     rows = union_all(*(select(each.subquery()) for each in parts)).subquery()
-    return select(rows).order_by(rows.c.seen, rows.c.id).limit(most)
+    return select(rows).order_by(rows.c.sort_time, rows.c.id).limit(most)
 
 
 class OldCounters:

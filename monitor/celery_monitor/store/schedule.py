@@ -138,23 +138,23 @@ def _statement() -> Any:
     """Built once: to build it costs more than to run it."""
     newest = (
         select(
-            *(_task.key, _task.sent, _task.seen, _task.state, _task.client_id, _task.queue_id),
+            *(_task.key, _task.sent, _task.sort_time, _task.state, _task.client_id, _task.queue_id),
             *(_task.args, _task.kwargs, _task.id, _task.retries),
         )
-        .where(_task.name_id == bindparam("name"), _task.seen >= bindparam("since"))
+        .where(_task.name_id == bindparam("name"), _task.sort_time >= bindparam("since"))
         .where(_task.cluster_id.in_(bindparam("clusters", expanding=True)))
-        .order_by(_task.seen.desc(), _task.id.desc())
+        .order_by(_task.sort_time.desc(), _task.id.desc())
         .limit(bindparam("most"))
         .cte("newest")
     )
     told = newest.c
-    edge = select(func.count().label("looked_at"), func.min(told.seen).label("oldest")).subquery("edge")
+    edge = select(func.count().label("looked_at"), func.min(told.sort_time).label("oldest")).subquery("edge")
     mine = and_(
         or_(told.args.is_(None), told.args.in_(bindparam("wanted_args", expanding=True))),
         or_(told.kwargs.is_(None), told.kwargs.in_(bindparam("wanted_kwargs", expanding=True))),
     )
     both = edge.outerjoin(newest, mine)
-    return select(newest, edge.c.looked_at, edge.c.oldest).select_from(both).order_by(told.seen.desc())
+    return select(newest, edge.c.looked_at, edge.c.oldest).select_from(both).order_by(told.sort_time.desc())
 
 
 _mine = _statement()
@@ -176,7 +176,7 @@ def _run(row: Any, told: dict[int, str], first: Invocation | None) -> ScheduledR
     sent = row.sent if first is None else first.sent
     return ScheduledRun(
         id=from_key(row.key),
-        at=sent if sent is not None else row.seen,
+        at=sent if sent is not None else row.sort_time,
         by_receipt=sent is None,
         state=STATES[row.state],
         client=told.get(row.client_id) if first is None else first.client,

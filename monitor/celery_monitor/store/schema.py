@@ -110,7 +110,7 @@ task = Table(
     Column("cluster_id", SmallInteger, nullable=False),
     Column("key", LargeBinary, nullable=False),
     Column("state", SmallInteger, nullable=False),
-    Column("seen", Double, nullable=False),  # received, else sent, else the first event: the order of lists
+    Column("sort_time", Double, nullable=False),  # received, else sent, else the first event: the order of lists
     Column("name_id", Integer, nullable=False, server_default="0"),
     Column("queue_id", Integer, nullable=False, server_default="0"),
     *_run_columns(),
@@ -126,16 +126,18 @@ task = Table(
     Column("args", Text),
     Column("kwargs", Text),
     *_run_texts(),
-    Column("learnt", Double),  # when we asked and learnt of it, where no event told
+    Column("discovered_at", Double),  # found on a worker or in a queue, before any event of its sending
     Column("replacing", SmallInteger),  # how the message of the latest run replaced another one: invocations.py
     Index("task_key", "cluster_id", "key", unique=True).ddl_if(dialect="sqlite"),  # else one for each partition
-    Index("task_seen", "seen", "id"),
-    Index("task_name", "name_id", "seen", "id"),
+    Index("task_seen", "sort_time", "id"),  # the older name of the column: SQLite cannot rename an index
+    Index("task_name", "name_id", "sort_time", "id"),
     postgresql_partition_by="RANGE (id)",
 )
 NOT_SUCCEEDED = f"state <> {STATE_CODES[TaskState.SUCCESS]}"
 _other_states = text(NOT_SUCCEEDED)
-Index("task_state", task.c.state, task.c.seen, task.c.id, sqlite_where=_other_states, postgresql_where=_other_states)
+Index(
+    "task_state", task.c.state, task.c.sort_time, task.c.id, sqlite_where=_other_states, postgresql_where=_other_states
+)
 _in_tree = text("root IS NOT NULL AND length(root) > 0")
 Index("task_root", task.c.root, sqlite_where=_in_tree, postgresql_where=_in_tree)
 _scheduled = text(f"state = {STATE_CODES[TaskState.SCHEDULED]}")
@@ -144,7 +146,7 @@ _grouped = text("failure_group_id IS NOT NULL")
 Index(
     "task_failure_group",
     task.c.failure_group_id,
-    task.c.seen,
+    task.c.sort_time,
     task.c.id,
     sqlite_where=_grouped,
     postgresql_where=_grouped,
@@ -215,7 +217,7 @@ rollup = Table(
     ],
     Column("wait", LargeBinary),
     Column("run", LargeBinary),
-    Column("since_receipt", Integer),  # of how many starts the wait counts from receipt; NULL, before 0013: of all
+    Column("since_receipt", Integer),  # starts whose wait counts from receipt; NULL, before migration 0010: all
     sqlite_with_rowid=False,
 )
 

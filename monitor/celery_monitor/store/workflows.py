@@ -58,7 +58,7 @@ def _kinds(connection: Connection, places: Sequence[Place]) -> Sequence[Any]:
     """The tasks of workflows by name and state: how many, and when anything was heard of them."""
     if not places:
         return []
-    moments = [func.max(_task[name]) for name in ("seen", "received", "started", "ended")]
+    moments = [func.max(_task[name]) for name in ("sort_time", "received", "started", "ended")]
     statement = (
         select(_task.cluster_id, _task.root, _task.name_id, _task.state, func.count(), *moments)
         .where(_in_tree, _task.root.in_([root for _, root in places]))
@@ -104,8 +104,8 @@ def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> 
         newest = (
             select(_task.cluster_id, _task.root)
             .where(_task.state == state, literal_column("state") != STATE_CODES[TaskState.SUCCESS])
-            .where(_task.seen <= now - STILL_SECONDS, _task.seen > now - WITHIN_SECONDS)
-            .order_by(_task.seen.desc(), _task.id.desc())
+            .where(_task.sort_time <= now - STILL_SECONDS, _task.sort_time > now - WITHIN_SECONDS)
+            .order_by(_task.sort_time.desc(), _task.id.desc())
             .limit(MOST_SEARCHED)
             .subquery()
         ).c
@@ -120,7 +120,7 @@ MOST_STEPS = 20_000
 _SORT = "workflows"
 _columns = (
     _task.key, _task.root, _task.parent, _task.state, _task.name_id, _task.queue_id, _task.worker_id,
-    _task.sent, _task.received, _task.started, _task.ended, _task.eta, _task.seen, _task.id, _task.cluster_id,
+    _task.sent, _task.received, _task.started, _task.ended, _task.eta, _task.sort_time, _task.id, _task.cluster_id,
 )  # fmt: skip
 
 
@@ -130,11 +130,12 @@ def read_workflows(
     """Root tasks with tasks under them, those first that were heard of last; of the newest 20,000 tasks."""
     place = read_cursor(cursor, _SORT, by_text=False) if cursor is not None else None
     with store.read() as connection:
-        newest = select(_task.root, _task.seen, _task.id, _task.cluster_id).order_by(_task.seen.desc(), _task.id.desc())
+        columns = (_task.root, _task.sort_time, _task.id, _task.cluster_id)
+        newest = select(*columns).order_by(_task.sort_time.desc(), _task.id.desc())
         if cluster is not None:
             newest = newest.where((_task.cluster_id + _zero).in_(numbers_of(connection, cluster)))
         rows = newest.limit(SEARCHED).subquery().c
-        last = func.max(rows.seen)
+        last = func.max(rows.sort_time)
         found = (
             select(rows.cluster_id, rows.root, last.label("last"), func.max(rows.id).label("id"))
             .where(rows.root.is_not(None), func.length(rows.root) > 0)
@@ -161,7 +162,7 @@ def read_steps(store: Store, root_id: str, cluster: str | None = None) -> tuple[
         clusters = numbers_of(connection, cluster)
         own = select(*_columns).where(_task.cluster_id.in_(clusters), _task.key == key)
         inside = and_(in_tree(span_of(key)), (_task.cluster_id + _zero).in_(clusters))
-        members = select(*_columns).where(inside).order_by(_task.seen, _task.id).limit(MOST_STEPS + 1)
+        members = select(*_columns).where(inside).order_by(_task.sort_time, _task.id).limit(MOST_STEPS + 1)
         rows = [*connection.execute(own).all(), *connection.execute(members).all()] if key else []
         if not rows:
             raise NotFound(f"no task of a workflow {root_id!r} is in the record; it may be too old", id=root_id)

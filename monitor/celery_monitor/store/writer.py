@@ -73,7 +73,7 @@ UNSEEN_SECONDS = 60.0  # for which the event of a task's sending may come after 
 _CHUNK = 500
 _FAILED = Outcome.FAILED
 _WORKER = TERM_KINDS["worker"]
-_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-queue-learnt"})
+_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-queue-discovered"})
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Writer:
         """Names the queue of tasks that came before their worker said that it consumes one only."""
         if self._newly_sole:
             ids = ids_without_queue(self._store, self._cluster, self._newly_sole)
-            self._conclude("task-queue-learnt", ids, now)
+            self._conclude("task-queue-discovered", ids, now)
             self._newly_sole = set()
 
     def _conclude(self, event_type: str, ids: Sequence[str], now: float) -> None:
@@ -343,9 +343,8 @@ class Writer:
                     several.add(task_id)
                 if self._fold(task, events):
                     changed.append(task)
-            if (
-                task.runs or task.sent is not None or task.learnt is not None
-            ):  # not one of which nothing but its loss was said
+            # A task of which only the loss was reported counts nowhere.
+            if task.runs or task.sent is not None or task.discovered_at is not None:
                 deltas.put_in(task)
         self._save(connection, number, new, changed, deltas, several)
         return [*new, *changed]

@@ -72,7 +72,7 @@ def read_tree(store: Store, root_id: str, cluster: str | None = None, limit: int
         clusters = numbers_of(connection, cluster)
         own = select(_table.c.id).where(_table.c.cluster_id.in_(clusters), _table.c.key == key)
         inside = and_(in_tree(span_of(key)), (_table.c.cluster_id + _zero).in_(clusters))
-        members = select(_table.c.id).where(inside).order_by(_table.c.seen, _table.c.id).limit(limit)
+        members = select(_table.c.id).where(inside).order_by(_table.c.sort_time, _table.c.id).limit(limit)
         rows = list(connection.execute(own).scalars())
         rows += [each for each in connection.execute(members).scalars() if each not in rows]
         return load_tasks(connection, rows[:limit])

@@ -45,9 +45,9 @@ COUNT_LIMIT = 10_000
 MOST_ROWS = 1000
 CHUNK = 1000  # tasks of an export that are read at once
 NEWEST_FIRST = "-received"
-Position = tuple[float, int]  # of a row in the list: (seen, id)
+Position = tuple[float, int]  # of a row in the list: (sort_time, id)
 _task = schema.task.c
-_place = tuple_(_task.seen, _task.id)
+_place = tuple_(_task.sort_time, _task.id)
 _measures: dict[str, ColumnElement[float]] = {
     "state": _task.state,
     "runtime": _task.runtime,
@@ -120,7 +120,7 @@ class Selection:
     ) -> Select[Any]:
         """Rows that match, newest first: those older than ``after``, or the nearest newer than ``before``.
 
-        Each is (seen, id) and, read on the same way, what else of the task is asked for.
+        Each is (sort_time, id) and, read on the same way, what else of the task is asked for.
         """
         plan = self.plan
         span = (after, before, search_limit)
@@ -129,12 +129,12 @@ class Selection:
             branches.append(self._branch(numbers(_task.id, plan.extra_rows), limit, after, before, None))
         branches = [each.add_columns(*also) for each in branches]
         if not branches:
-            return select(_task.seen, _task.id, *also).where(literal(value=False))
+            return select(_task.sort_time, _task.id, *also).where(literal(value=False))
         if len(branches) == 1:
             return branches[0]
         join = union if plan.extra_rows else union_all  # only the extra rows can be on another branch too
         rows = join(*(select(each.subquery()) for each in branches)).subquery()
-        return select(*rows.c).order_by(*_order(rows.c.seen, rows.c.id, before)).limit(limit)
+        return select(*rows.c).order_by(*_order(rows.c.sort_time, rows.c.id, before)).limit(limit)
 
     def _branch(
         self,
@@ -144,7 +144,7 @@ class Selection:
         before: Position | None,
         search_limit: Position | None,
     ) -> Select[tuple[float, int]]:
-        statement = select(_task.seen, _task.id).where(branch, self.where)
+        statement = select(_task.sort_time, _task.id).where(branch, self.where)
         if after is not None:
             statement = statement.where(_place < _at(after))
         if before is not None:
@@ -153,10 +153,10 @@ class Selection:
             far = _at(search_limit)
             statement = statement.where(_place >= far if before is None else _place <= far)
         if self.plan.low is not None:
-            statement = statement.where(_task.seen >= self.plan.low.value)
+            statement = statement.where(_task.sort_time >= self.plan.low.value)
         if self.plan.high is not None:
-            statement = statement.where(_task.seen <= self.plan.high.value)
-        return statement.order_by(*_order(_task.seen, _task.id, before)).limit(limit)
+            statement = statement.where(_task.sort_time <= self.plan.high.value)
+        return statement.order_by(*_order(_task.sort_time, _task.id, before)).limit(limit)
 
     def search_limit(
         self, connection: Connection, *, after: Position | None = None, before: Position | None = None
@@ -173,7 +173,7 @@ class Selection:
         stops = []
         for each in plan.branches:
             statement = untested._branch(each, 1, after, before, None).offset(share)
-            stops += [(row.seen, row.id) for row in connection.execute(statement)]
+            stops += [(row.sort_time, row.id) for row in connection.execute(statement)]
         return (max if before is None else min)(stops, default=None)
 
     def count(self, connection: Connection) -> Count:
@@ -291,7 +291,7 @@ def _by_time(
     end = found.search_limit(connection, after=after, before=before)
     most = COUNT_LIMIT if counting else limit
     statement = found.positions(most + 1, after=after, before=before, search_limit=end)
-    rows = [(row.seen, row.id) for row in connection.execute(statement)]
+    rows = [(row.sort_time, row.id) for row in connection.execute(statement)]
     far = rows[limit - 1] if len(rows) > limit else end
     near = (rows[0] if rows else at) if place is not None else None
     beside = _beside(sort, far, near, forward=forward)
@@ -353,13 +353,13 @@ def _capped(found: int, end: Position | None) -> Count:
 
 
 def _at(position: Position) -> ColumnElement[tuple[float, int]]:
-    return tuple_(literal(position[0], _task.seen.type), literal(position[1], _task.id.type))
+    return tuple_(literal(position[0], _task.sort_time.type), literal(position[1], _task.id.type))
 
 
 def _order(
-    seen: ColumnElement[float], key: ColumnElement[int], before: Position | None
+    sort_time: ColumnElement[float], key: ColumnElement[int], before: Position | None
 ) -> tuple[ColumnElement[float], ColumnElement[int]]:
-    return (seen.desc(), key.desc()) if before is None else (seen.asc(), key.asc())
+    return (sort_time.desc(), key.desc()) if before is None else (sort_time.asc(), key.asc())
 
 
 _RECENT = 10_000
@@ -382,6 +382,6 @@ def read_longest_running(store: Store, *, cluster: str | None = None, limit: int
         if cluster is not None:
             clusters = numbers_of(connection, cluster)
             oldest = oldest.where((_task.cluster_id + literal_column("0")).in_(clusters))
-        rows = oldest.order_by(_task.seen, _task.id).limit(_RECENT).subquery().c
+        rows = oldest.order_by(_task.sort_time, _task.id).limit(_RECENT).subquery().c
         statement = select(rows.id).where(rows.started.is_not(None)).order_by(rows.started, rows.id).limit(limit)
         return load_tasks(connection, list(connection.execute(statement).scalars()))

@@ -1,6 +1,6 @@
 """Which index a list reads. Chosen here by what the task counts say, not by the database's guess.
 
-A plan is one or more branches, each a span of one index in the order (seen, id), so that a page is read by
+A plan is one or more branches, each a span of one index in the order (sort_time, id), so that a page is read by
 following each branch from the cursor on and stopping early.
 """
 
@@ -47,7 +47,7 @@ class Plan:
     branches: Branches  # none: nothing can match
     rest: tuple[Expression, ...]  # conditions that the branches do not imply
     bounded: bool  # may have to read more rows than the budget
-    low: Limit | None  # of seen
+    low: Limit | None  # of sort_time
     high: Limit | None
     matching: int | None = None  # how many tasks match, where the task counts were read and answer it
     extra_rows: frozenset[int] = field(default_factory=frozenset)  # rows that match wherever they are
@@ -105,7 +105,7 @@ def _by_keys(tree: Resolved, rest: Resolved, branches: Branches) -> Plan:
     """No index has tasks that are named by their keys (a job's, retried ones) in the order of a list, so all of them
     are read, and a search limit would save nothing: it is found by reading them all. Where more than columns is tested
     on each, it saves that."""
-    return Plan("task_key", branches, rest.terms, not rest.is_counted, *_seen_limits(tree.terms))
+    return Plan("task_key", branches, rest.terms, not rest.is_counted, *_time_limits(tree.terms))
 
 
 def _of_ids(tree: Resolved) -> Plan | None:
@@ -113,7 +113,7 @@ def _of_ids(tree: Resolved) -> Plan | None:
     for each in tree.terms:
         found = _group_branches(each) if isinstance(each, ValueRange) else _id_branches(tree, each)
         if found is not None:
-            return Plan(*found, tree.terms, True, *_seen_limits(tree.terms))
+            return Plan(*found, tree.terms, True, *_time_limits(tree.terms))
     return None
 
 
@@ -154,7 +154,7 @@ def _of_states_or_names(tree: Resolved, need: int) -> Plan | None:
 def _in_order(tree: Resolved, index: str, branches: Branches, rows: int, matching: int | None = None) -> Plan:
     """``rows``: about how many are read before enough are found."""
     bounded = not tree.is_counted or rows > BUDGET
-    limits = _seen_limits(tree.terms)
+    limits = _time_limits(tree.terms)
     return Plan(
         index,
         branches,
@@ -166,8 +166,8 @@ def _in_order(tree: Resolved, index: str, branches: Branches, rows: int, matchin
     )
 
 
-def _seen_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | None]:
-    """Where ``received`` is known, ``seen`` equals it."""
+def _time_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | None]:
+    """Where ``received`` is known, ``sort_time`` equals it."""
     received = [each.interval for each in terms if isinstance(each, ValueRange) and each.field == "received"]
     lows = [each.low for each in received if each.low]
     highs = [each.high for each in received if each.high]

@@ -41,10 +41,10 @@ def names_of(task: Task) -> Names:
     return (task.name, task.queue, worker, task.client, task.exchange, task.routing_key)
 
 
-def seen(task: Task) -> float:
+def sort_time(task: Task) -> float:
     """The time by which lists are sorted: received, else sent, else the first thing that is known of the latest run."""
     run = task.run or _NO_RUN
-    for time in (run.received, task.sent, run.started, run.ended, task.learnt):
+    for time in (run.received, task.sent, run.started, run.ended, task.discovered_at):
         if time is not None:
             return time
     return 0.0
@@ -62,7 +62,7 @@ def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
     name, queue, worker, client, exchange, routing_key = numbers
     return (
         STATE_CODES[task.state],
-        run.received if run.received is not None else seen(task),
+        run.received if run.received is not None else sort_time(task),
         name,
         queue,
         worker,
@@ -89,7 +89,7 @@ def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
         run.result,
         run.exception,
         run.traceback,
-        task.learnt,
+        task.discovered_at,
         run.replacing or None,
     )
 
@@ -171,7 +171,7 @@ def task_of(row: Any, cluster: str, texts: Mapping[int, str]) -> Task:
         root_id=None if row.root is None else task_id if len(row.root) == 0 else from_key(row.root),
         parent_id=None if row.parent is None else from_key(row.parent),
         failure_group=row.failure_group_id,
-        learnt=row.learnt,
+        discovered_at=row.discovered_at,
         runs=[] if run == _NO_RUN and not row.earlier_runs else [run],
         pk=row.id,
     )

@@ -37,9 +37,9 @@ MOST_READ = 2000  # waiting tasks of each state that are read to date a queue
 _SUCCESS = STATE_CODES[TaskState.SUCCESS]
 _task = schema.task.c
 _count = schema.task_count.c
-_COPIED = ("pid", "retries", "sent", "received", "started", "ended", "learnt", "exception", "expires")
+_COPIED = ("pid", "retries", "sent", "received", "started", "ended", "discovered_at", "exception", "expires")
 _NAMED = {"worker": "worker_id", "queue": "queue_id", "name": "name_id", "client": "client_id"}
-_COLUMNS = [_task[each] for each in ("key", "state", "seen", "id", *_COPIED, *_NAMED.values())]
+_COLUMNS = [_task[each] for each in ("key", "state", "sort_time", "id", *_COPIED, *_NAMED.values())]
 
 
 class ProcessKey(NamedTuple):
@@ -50,7 +50,7 @@ class ProcessKey(NamedTuple):
 
 
 class UnfinishedTask(NamedTuple):
-    """A task as it is stored. Times are by its worker's clock; ``sent`` by that of ``client``, ``learnt`` by ours."""
+    """A task as it is stored. Times are by its worker's clock; ``sent`` by that of ``client``."""
 
     id: str
     state: TaskState
@@ -65,7 +65,7 @@ class UnfinishedTask(NamedTuple):
     received: float | None = None
     started: float | None = None
     ended: float | None = None
-    learnt: float | None = None
+    discovered_at: float | None = None  # our clock
     expires: float | None = None
     exception: str | None = None  # of a lost task: the evidence
 
@@ -94,7 +94,7 @@ def unfinished_tasks(
     """Tasks in this state with a number up to ``newest``, after a position in their order, the oldest first."""
     with store.read() as connection:
         statement = _oldest_first(connection, cluster, [state], limit)
-        return _tasks(connection, statement.where(tuple_(_task.seen, _task.id) > after, _task.id <= newest))
+        return _tasks(connection, statement.where(tuple_(_task.sort_time, _task.id) > after, _task.id <= newest))
 
 
 def tasks_of_process(
@@ -256,7 +256,7 @@ def _sent(task: UnfinishedTask) -> SendTime | None:
 
 def _oldest_first(connection: Connection, cluster: str, states: Iterable[TaskState], limit: int) -> Select[Any]:
     mine = (_in_states(states), _of(_number(connection, cluster)))
-    return select(*_COLUMNS).where(*mine).order_by(_task.seen, _task.id).limit(limit)
+    return select(*_COLUMNS).where(*mine).order_by(_task.sort_time, _task.id).limit(limit)
 
 
 def _by_id(connection: Connection, cluster: str, ids: Iterable[str]) -> list[UnfinishedTask]:
@@ -272,13 +272,13 @@ def _tasks(connection: Connection, statement: Select[Any]) -> list[UnfinishedTas
     for row in rows:
         fields: dict[str, Any] = {field: getattr(row, field) for field in _COPIED}
         fields |= {field: names.get(getattr(row, column)) for field, column in _NAMED.items()}
-        found.append(UnfinishedTask(from_key(row.key), STATES[row.state], (row.seen, row.id), **fields))
+        found.append(UnfinishedTask(from_key(row.key), STATES[row.state], (row.sort_time, row.id), **fields))
     return found
 
 
 def _newest(*columns: ColumnElement[Any]) -> Any:
     """These columns of the newest tasks, of whatever cluster."""
-    return select(*columns).order_by(_task.seen.desc(), _task.id.desc()).limit(NEWEST).subquery().c
+    return select(*columns).order_by(_task.sort_time.desc(), _task.id.desc()).limit(NEWEST).subquery().c
 
 
 def _counted_names(store: Store, cluster: str, column: ColumnElement[int]) -> set[str]:
@@ -378,10 +378,10 @@ def _read(connection: Connection, state: int, most: int, now: float, clusters: S
     newest = select(*columns, _task.started, _task.received, _task.eta).where(
         _task.state == literal_column(str(state)),
         _task.state != literal_column(str(_SUCCEEDED)),
-        _task.seen > now - WITHIN_SECONDS,
+        _task.sort_time > now - WITHIN_SECONDS,
         (_task.cluster_id + literal_column("0")).in_(clusters),
     )
-    rows = connection.execute(newest.order_by(_task.seen.desc(), _task.id.desc()).limit(most)).all()
+    rows = connection.execute(newest.order_by(_task.sort_time.desc(), _task.id.desc()).limit(most)).all()
     if len(rows) < most:
         return _Read(rows, set())
     read = Counter((row.cluster_id, row.worker_id) for row in rows)
