@@ -31,7 +31,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.retention import Retention
+from celery_monitor.store.retention.expiry import Retention
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.keys import from_key
 from celery_monitor.store.tasks.page import count_states, find_tasks

@@ -15,7 +15,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.partitions import CLUSTER_BITS, TaskNumbers
+from celery_monitor.store.retention.partitions import CLUSTER_BITS, TaskNumbers
 from celery_monitor.store.writer import Writer
 
 CLUSTER = "default"

@@ -23,7 +23,7 @@ from celery_monitor.core.findings import Finding, Tone, failing_helpers
 from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import database_without_password
-from celery_monitor.store.examine import look_at_record
+from celery_monitor.store.health import look_at_record
 from celery_monitor.web.security.guard import check_bind
 
 INDENT = " " * 9

@@ -8,7 +8,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.failures import (
+from celery_monitor.store.rollups.failures import (
     read_failure_group,
     read_failure_groups,
     read_failure_summaries,

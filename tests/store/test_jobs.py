@@ -13,36 +13,33 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.job_steps import (
+from celery_monitor.store.jobs import (
     EndedTask,
     JobLease,
     JobLeaseLost,
     SentTask,
     begin_batch,
     claim_job,
+    create_job,
     end_batch,
     finish_job,
-    on_their_way,
-    renew,
-    start_job,
-    stop_job,
-    take_back,
-)
-from celery_monitor.store.jobs import (
-    create_job,
     next_members,
+    on_their_way,
     read_job,
     read_job_tasks,
     read_jobs,
+    renew,
     sample_members,
     save_preview,
     sent_as,
+    start_job,
     states_of,
+    stop_job,
+    take_back,
     tidy_jobs,
 )
-from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task
 from celery_monitor.store.tasks.page import find_tasks
-from celery_monitor.store.tasks.rows import link_retry
 from celery_monitor.store.tasks.where import states_of_sent
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id

@@ -9,7 +9,7 @@ from celery_monitor.records.event import Event, Message
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.retention import DAY_SECONDS, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, Retention
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.messages import read_messages
 from celery_monitor.store.tasks.page import count_states

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.store import migrations, schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.failures import read_failure_group, read_failure_groups
-from celery_monitor.store.partitions import LEAST, first_id, make
+from celery_monitor.store.retention.partitions import LEAST, first_id, make
+from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups
 from celery_monitor.store.tasks.keys import to_key
 from celery_monitor.store.tasks.page import find_tasks
 from tests.factories import NOW, make_event, make_id

@@ -10,8 +10,8 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.partitions import first_id, make, partitions
-from celery_monitor.store.retention import DAY_SECONDS, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, Retention
+from celery_monitor.store.retention.partitions import first_id, make, partitions
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.writer import Writer

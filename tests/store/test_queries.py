@@ -26,13 +26,13 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.records.task import Task
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.search import find_terms
 from celery_monitor.store.tasks import page as task_page
 from celery_monitor.store.tasks import plan
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
 from celery_monitor.store.tasks.page import Cursor, count_tasks, find_tasks, write_cursor
 from celery_monitor.store.tasks.where import contains
+from celery_monitor.store.terms import find_terms
 from tests.factories import NOW, make_id
 from tests.store.traffic import NAMES, seed
 

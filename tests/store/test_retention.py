@@ -8,7 +8,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.retention import DAY_SECONDS, RESERVE_PAGES, Pace, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, RESERVE_PAGES, Pace, Retention
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id

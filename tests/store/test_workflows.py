@@ -16,7 +16,7 @@ from celery_monitor.store.schedule import (
     schedule_entry,
     schedule_heard_at,
 )
-from celery_monitor.store.workflows import read_steps, read_stuck_workflows, read_workflows
+from celery_monitor.store.tasks.workflows import read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
 

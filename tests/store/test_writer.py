@@ -22,10 +22,9 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.receivers import unpack_health
-from celery_monitor.store.schema import CLUSTER_SHIFT
+from celery_monitor.store.schema import CLUSTER_SHIFT, STATES
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.keys import to_key
-from celery_monitor.store.tasks.rows import STATES
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import change_workers, load_workers
 from celery_monitor.store.writer import Writer

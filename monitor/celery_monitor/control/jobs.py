@@ -22,21 +22,26 @@ from celery_monitor.records.job import Job, JobOutcome, JobState
 from celery_monitor.records.page import Action
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.job_steps import (
+from celery_monitor.store.jobs import (
     EndedTask,
     JobLease,
     JobLeaseLost,
+    Member,
     SentTask,
     begin_batch,
     claim_job,
     end_batch,
     finish_job,
+    next_members,
     on_their_way,
+    read_job,
     release,
     renew,
+    seen_ids,
+    sent_as,
     take_back,
+    tidy_jobs,
 )
-from celery_monitor.store.jobs import Member, next_members, read_job, seen_ids, sent_as, tidy_jobs
 
 log = logging.getLogger(__name__)
 

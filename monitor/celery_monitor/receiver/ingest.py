@@ -25,7 +25,7 @@ from celery_monitor.records.receiver import Delivery, ReceiverHealth, RefusedEve
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_receiver_health, save_health
-from celery_monitor.store.retention import Retention
+from celery_monitor.store.retention.expiry import Retention
 from celery_monitor.store.writer import Writer, Written
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,7 @@ from celery_monitor.records.page import Action, ListPage
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import Cursor, read_cursor, write_cursor
-from celery_monitor.store.tasks.rows import cluster_names, numbers_of
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import cluster_id, cluster_ids, cluster_names
 
 NO_CLUSTER = 0  # of an action that concerns the dashboard alone
 
@@ -72,7 +71,7 @@ def read_actions(
         statement = statement.where(_named(table.c.action, action))
     with store.read() as connection:
         if cluster is not None:
-            statement = statement.where(table.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(table.c.cluster_id.in_(cluster_ids(connection, cluster)))
         names = cluster_names(connection)
         rows = connection.execute(statement).all()
     more, rows = len(rows) > limit, rows[:limit][:: 1 if older else -1]

@@ -16,8 +16,7 @@ from celery_monitor.records.receiver import (
 )
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, delete_value, put_value, read_value, read_values
-from celery_monitor.store.tasks.rows import checked_time, cluster_names, numbers_of
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import checked_time, cluster_id, cluster_ids, cluster_names
 
 PROOF = "written"
 PROOF_SECONDS = 0.1
@@ -167,7 +166,7 @@ def read_gaps(store: Store, since: float, cluster: str | None = None) -> list[Ga
 def gaps_between(connection: Connection, since: float, until: float | None, cluster: str | None) -> list[Gap]:
     """The same up to ``until``."""
     table = schema.gap
-    wanted: list[ColumnElement[bool]] = [table.c.cluster_id.in_(numbers_of(connection, cluster))]
+    wanted: list[ColumnElement[bool]] = [table.c.cluster_id.in_(cluster_ids(connection, cluster))]
     wanted.append(or_(table.c.ended.is_(None), table.c.ended >= since))
     if until is not None:
         wanted.append(table.c.began < until)

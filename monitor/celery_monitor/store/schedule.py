@@ -22,9 +22,10 @@ from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, put_value, read_value
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_gaps
+from celery_monitor.store.schema import STATES
 from celery_monitor.store.tasks.keys import from_key
-from celery_monitor.store.tasks.rows import STATES, numbers_of, storable, unpack_invocation
-from celery_monitor.store.terms import cluster_id, texts
+from celery_monitor.store.tasks.rows import unpack_invocation
+from celery_monitor.store.terms import cluster_id, cluster_ids, storable, texts
 
 MOST_RUNS = 1000
 _CHUNK = 500
@@ -49,7 +50,7 @@ def save_schedule(store: Store, cluster: str, entries: Sequence[ScheduleEntry], 
 def read_entries(store: Store, cluster: str | None = None) -> list[ScheduleEntry]:
     """Every entry, by cluster and name."""
     with store.read() as connection:
-        wanted = _table.c.cluster_id.in_(numbers_of(connection, cluster))
+        wanted = _table.c.cluster_id.in_(cluster_ids(connection, cluster))
         rows = connection.execute(select(_table.c.record).where(wanted).order_by(_table.c.cluster_id, _table.c.name))
         return [_unpack(record) for record in rows.scalars()]
 
@@ -99,7 +100,7 @@ def runs_of(
     for entry in entries:
         by_task.setdefault(entry.task, []).append(entry)
     with store.read() as connection:
-        numbers = numbers_of(connection, cluster)
+        numbers = cluster_ids(connection, cluster)
         names = _name_ids(connection, [task for task in by_task if storable(task)])
         found: dict[str, tuple[Sequence[Any], float | None]] = {}
         for task, some in by_task.items():

@@ -40,6 +40,7 @@ STATE_CODES: dict[TaskState, int] = {
     TaskState.REJECTED: 9,
     TaskState.LOST: 10,
 }
+STATES = {code: state for state, code in STATE_CODES.items()}
 JOB_OUTCOME_CODES: dict[JobOutcome, int] = {
     JobOutcome.WAITING: 0,
     JobOutcome.SENDING: 1,

@@ -5,33 +5,13 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Table, case, func, or_, select
 
 from celery_monitor.core.filters.values import Pattern
-from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Hit
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.schema import TERM_KINDS
+from celery_monitor.store.schema import STATES, TERM_KINDS
 from celery_monitor.store.tasks.keys import from_key, spans_of_word
-from celery_monitor.store.tasks.rows import STATES, cluster_names, numbers_of, storable
-from celery_monitor.store.terms import texts
-
-
-def find_terms(store: Store, kind: str, prefix: str, limit: int = 20) -> list[str]:
-    """Known names of a kind that begin with the prefix, or else have it in them; for autocomplete."""
-    if kind not in TERM_KINDS:
-        raise InvalidInput(f"there are no names of kind {kind!r}; known are {', '.join(TERM_KINDS)}")
-    if not storable(prefix):
-        return []
-    table = schema.term.c
-    begins, inside = (
-        func.lower(table.text).startswith if first else func.lower(table.text).contains for first in (1, 0)
-    )
-    text = prefix.lower()
-    statement = select(table.text).where(table.kind == TERM_KINDS[kind], inside(text, autoescape=True))
-    statement = statement.order_by(begins(text, autoescape=True).desc(), table.text).limit(limit)
-    with store.read() as connection:
-        return list(connection.execute(statement).scalars())
-
+from celery_monitor.store.terms import cluster_ids, cluster_names, storable, texts
 
 SHORTEST_ID = 4  # fewer characters are the beginning of too many ids
 _task = schema.task.c
@@ -43,7 +23,7 @@ def search(store: Store, text: str, *, cluster: str | None = None, limit: int = 
     if not text or not storable(text):
         return []
     with store.read() as connection:
-        clusters = numbers_of(connection, cluster)
+        clusters = cluster_ids(connection, cluster)
         names = cluster_names(connection)
         return [
             *_tasks(connection, text, clusters, names, limit),

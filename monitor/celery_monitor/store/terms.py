@@ -1,9 +1,11 @@
 """Interned names: task names, queues, workers and the like, and clusters, as small numbers."""
 
+import re
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 
+from celery_monitor.errors import InvalidInput
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
@@ -83,3 +85,54 @@ def cluster_id(store: Store, connection: Connection, name: str) -> int:
         connection.execute(store.insert(schema.cluster).values(name=name).on_conflict_do_nothing())
         found = connection.execute(statement).scalar_one()
     return found
+
+
+_FARTHEST = 1e11  # the year 5138
+
+
+def cluster_names(connection: Connection) -> dict[int, str]:
+    """Names of clusters by number, in the order in which they came."""
+    rows = connection.execute(select(schema.cluster.c.id, schema.cluster.c.name).order_by(schema.cluster.c.id))
+    return {row.id: row.name for row in rows}
+
+
+def cluster_ids(connection: Connection, cluster: str | None) -> list[int]:
+    """The number of the cluster, or of all clusters; empty where it is not known."""
+    return [key for key, name in cluster_names(connection).items() if cluster in {None, name}]
+
+
+def term_ids(connection: Connection, kind: str, names: Iterable[str]) -> list[int]:
+    """The numbers of these names, as far as they are known."""
+    term = schema.term.c
+    known = [name for name in names if storable(name)]
+    statement = select(term.id).where(term.kind == schema.TERM_KINDS[kind], term.text.in_(known))
+    return list(connection.execute(statement).scalars())
+
+
+def storable(text: str) -> bool:
+    """Whether any stored text can be this: NUL and lone surrogates are replaced before storage."""
+    return not re.search("[\x00\ud800-\udfff]", text)
+
+
+def checked_time(seconds: float) -> float:
+    """Raises InvalidInput unless this can be a moment, in epoch seconds."""
+    if not abs(seconds) < _FARTHEST:
+        raise InvalidInput(f"{seconds} is no time in epoch seconds")
+    return seconds
+
+
+def find_terms(store: Store, kind: str, prefix: str, limit: int = 20) -> list[str]:
+    """Known names of a kind that begin with the prefix, or else have it in them; for autocomplete."""
+    if kind not in TERM_KINDS:
+        raise InvalidInput(f"there are no names of kind {kind!r}; known are {', '.join(TERM_KINDS)}")
+    if not storable(prefix):
+        return []
+    table = schema.term.c
+    begins, inside = (
+        func.lower(table.text).startswith if first else func.lower(table.text).contains for first in (1, 0)
+    )
+    text = prefix.lower()
+    statement = select(table.text).where(table.kind == TERM_KINDS[kind], inside(text, autoescape=True))
+    statement = statement.order_by(begins(text, autoescape=True).desc(), table.text).limit(limit)
+    with store.read() as connection:
+        return list(connection.execute(statement).scalars())

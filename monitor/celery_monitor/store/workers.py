@@ -10,8 +10,7 @@ from celery_monitor.records.worker import Worker
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import _pack
-from celery_monitor.store.tasks.rows import numbers_of, storable
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import cluster_id, cluster_ids, storable
 
 _WORKERS_LOCK = 1_296_848_211  # with a cluster's number, of an advisory lock
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
@@ -80,7 +79,7 @@ def read_workers(store: Store, cluster: str | None = None) -> list[Worker]:
     """Every worker known, by cluster and name."""
     table = schema.worker.c
     with store.read() as connection:
-        wanted = table.cluster_id.in_(numbers_of(connection, cluster))
+        wanted = table.cluster_id.in_(cluster_ids(connection, cluster))
         rows = connection.execute(select(table.record).where(wanted).order_by(table.cluster_id, table.hostname))
         return [unpack_worker(record) for record in rows.scalars()]
 
@@ -89,7 +88,7 @@ def read_worker(store: Store, hostname: str, cluster: str | None = None) -> Work
     """Raises NotFound. Where several clusters have one of this name, the one heard of last."""
     table = schema.worker.c
     with store.read() as connection:
-        wanted = (table.hostname == hostname, table.cluster_id.in_(numbers_of(connection, cluster)))
+        wanted = (table.hostname == hostname, table.cluster_id.in_(cluster_ids(connection, cluster)))
         rows = connection.execute(select(table.record).where(*wanted)).scalars() if storable(hostname) else ()
         found = [unpack_worker(record) for record in rows]
     if not found:

@@ -26,9 +26,9 @@ from celery_monitor.records.task import Outcome, Task, TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import KeyTaken, PreparedStatement, Store
-from celery_monitor.store.partitions import TaskNumbers, lookups_only
 from celery_monitor.store.receivers import put_health, put_reconciliation
-from celery_monitor.store.rollups import Counters, Deltas, signature_of
+from celery_monitor.store.retention.partitions import TaskNumbers, lookups_only
+from celery_monitor.store.rollups.counters import Counters, Deltas, signature_of
 from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
 from celery_monitor.store.tasks.cache import TaskCache
 from celery_monitor.store.tasks.keys import from_key

@@ -16,11 +16,11 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, force_index_scans, position
+from celery_monitor.store.schema import STATES
 from celery_monitor.store.tasks.counts import by_place, totals_by
 from celery_monitor.store.tasks.page import select_resolved
-from celery_monitor.store.tasks.rows import STATES, cluster_names, newest_state
-from celery_monitor.store.tasks.where import Resolved, resolve, where_counts
-from celery_monitor.store.terms import texts
+from celery_monitor.store.tasks.where import Resolved, newest_state, resolve, where_counts
+from celery_monitor.store.terms import cluster_names, texts
 
 FACET_FIELDS = ("state", "name", "queue", "worker", "exception", "retried")
 MOST_VALUES = 20

@@ -15,8 +15,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.keys import from_key, to_key
-from celery_monitor.store.tasks.rows import numbers_of
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import cluster_id, cluster_ids
 
 DAY_SECONDS = 86_400.0
 _CHUNK = 500
@@ -34,7 +33,7 @@ def read_messages(store: Store, cluster: str, task_ids: Sequence[str]) -> dict[s
     """The captured messages of these tasks, by the task's id."""
     found: dict[str, Message] = {}
     with store.read() as connection:
-        numbers = numbers_of(connection, cluster)
+        numbers = cluster_ids(connection, cluster)
         for start in range(0, len(task_ids), _CHUNK):
             keys = [to_key(each) for each in task_ids[start : start + _CHUNK]]
             statement = select(_table).where(_table.c.cluster_id.in_(numbers), _table.c.key.in_(keys))
@@ -147,7 +146,7 @@ def removals(connection: Connection, cluster: str, limit: int) -> list[Removal]:
     task = schema.task.c
     known = exists().where(task.cluster_id == _removal_table.c.cluster_id, task.key == _removal_table.c.key)
     statement = select(_removal_table.c.key, _removal_table.c.at, _removal_table.c.text, known.label("stored"))
-    mine = _removal_table.c.cluster_id.in_(numbers_of(connection, cluster))
+    mine = _removal_table.c.cluster_id.in_(cluster_ids(connection, cluster))
     rows = connection.execute(statement.where(mine).order_by(_removal_table.c.key).limit(limit))
     return [Removal(from_key(row.key), row.at, row.text, row.stored) for row in rows]
 

@@ -35,11 +35,12 @@ from celery_monitor.records.page import Count, ListPage
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, force_index_scans, numbers
-from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.schema import STATE_CODES, STATES
 from celery_monitor.store.tasks.counts import estimate, total, totals_by
 from celery_monitor.store.tasks.plan import Plan, plan_from_counts, plan_from_terms
-from celery_monitor.store.tasks.rows import STATES, load_tasks, numbers_of
+from celery_monitor.store.tasks.rows import load_tasks
 from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, where_counts
+from celery_monitor.store.terms import cluster_ids
 
 COUNT_LIMIT = 10_000
 MOST_ROWS = 1000
@@ -368,7 +369,7 @@ _RECENT = 10_000
 def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, int]:
     """How many tasks of each state are in the record; every state is there."""
     with store.read() as connection:
-        where = schema.task_count.c.cluster_id.in_(numbers_of(connection, cluster))
+        where = schema.task_count.c.cluster_id.in_(cluster_ids(connection, cluster))
         found = totals_by(connection, "state", where)
     return {state: found.get(code, 0) for code, state in STATES.items()}
 
@@ -380,7 +381,7 @@ def read_longest_running(store: Store, *, cluster: str | None = None, limit: int
     with store.read() as connection:
         oldest = select(_task.id, _task.started).where(and_(_task.state == running, partial))
         if cluster is not None:
-            clusters = numbers_of(connection, cluster)
+            clusters = cluster_ids(connection, cluster)
             oldest = oldest.where((_task.cluster_id + literal_column("0")).in_(clusters))
         rows = oldest.order_by(_task.sort_time, _task.id).limit(_RECENT).subquery().c
         statement = select(rows.id).where(rows.started.is_not(None)).order_by(rows.started, rows.id).limit(limit)

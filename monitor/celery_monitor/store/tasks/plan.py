@@ -28,8 +28,7 @@ from celery_monitor.store.engine import numbers
 from celery_monitor.store.schema import STATE_CODES
 from celery_monitor.store.tasks.counts import Estimate, Share
 from celery_monitor.store.tasks.keys import id_spans, in_tree, is_alone, span_of
-from celery_monitor.store.tasks.rows import those_retried
-from celery_monitor.store.tasks.where import Resolved, just_those_of_job
+from celery_monitor.store.tasks.where import Resolved, just_those_of_job, those_retried
 
 MOST_BRANCHES = 64
 BUDGET = 50_000  # rows that one request reads; where that may not be enough, the result says so

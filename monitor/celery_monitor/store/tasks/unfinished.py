@@ -20,14 +20,12 @@ from celery_monitor.core.workflow import ActiveTask, Usual
 from celery_monitor.records.task import UNFINISHED_STATES, TaskState
 from celery_monitor.records.worker import Worker
 from celery_monitor.store import schema
-from celery_monitor.store.duration_stats import NameSums
 from celery_monitor.store.engine import Store
-from celery_monitor.store.partitions import newest_id
-from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
-from celery_monitor.store.series import percentiles, sums_of_names
+from celery_monitor.store.retention.partitions import newest_id
+from celery_monitor.store.rollups.series import NameSums, percentiles, sums_of_names
+from celery_monitor.store.schema import STATE_CODES, STATES, TERM_KINDS
 from celery_monitor.store.tasks.keys import from_key, to_key
-from celery_monitor.store.tasks.rows import STATES, cluster_names, numbers_of
-from celery_monitor.store.terms import texts
+from celery_monitor.store.terms import cluster_ids, cluster_names, texts
 from celery_monitor.store.workers import unpack_worker
 
 WAITING_STATES = (TaskState.PENDING, TaskState.RETRY)  # in a queue: no worker has them
@@ -341,7 +339,7 @@ def read_active_tasks(store: Store, workers: Sequence[Worker], now: float, clust
     """
     known = {(worker.cluster, worker.hostname): worker for worker in workers}
     with store.read() as connection:
-        numbers = numbers_of(connection, cluster)
+        numbers = cluster_ids(connection, cluster)
         clusters = cluster_names(connection)
         started = _read(connection, _STARTED, MOST_STARTED, now, numbers)
         received = _read(connection, _RECEIVED, MOST_RECEIVED, now, numbers)

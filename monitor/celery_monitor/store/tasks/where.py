@@ -41,14 +41,14 @@ from celery_monitor.core.filters.terms import (
     Word,
     leaves,
 )
-from celery_monitor.core.filters.values import GROUPS_BY_WORD, NO, Interval, Pattern
+from celery_monitor.core.filters.values import GROUPS_BY_WORD, NO, STATES_BY_WORD, YES, Interval, Pattern
 from celery_monitor.records.job import Job, JobOutcome
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, numbers
-from celery_monitor.store.schema import JOB_OUTCOME_CODES, STATE_CODES, TERM_KINDS, UNKNOWN
+from celery_monitor.store.schema import JOB_OUTCOME_CODES, STATE_CODES, STATES, TERM_KINDS, UNKNOWN
 from celery_monitor.store.tasks.keys import KeySpan, id_spans, is_alone, spans_of_word
-from celery_monitor.store.tasks.rows import STATES, cluster_names, few_retried, mark_retried
+from celery_monitor.store.terms import cluster_names
 
 SENT = (JobOutcome.SENDING, JobOutcome.DONE, JobOutcome.UNCONFIRMED)
 _job = schema.job.c
@@ -336,3 +336,62 @@ def _word(leaf: Word, tree: Resolved) -> ColumnElement[bool]:
     if leaf in tree.rows:
         found.append(numbers(_task.id, tree.rows[leaf]))
     return or_(*found)
+
+
+FEW = 25_000  # links that are looked up one by one, where nothing else narrows a search
+
+_link = schema.retry.alias("link")
+
+_again = schema.task.alias("again")
+
+_other = _link.c.new_key != _link.c.key
+
+
+def mark_retried(word: str) -> ColumnElement[bool]:
+    """What ``retried:WORD`` says of a row of ``task``."""
+    if word == YES:
+        return _links_of_row().exists()
+    if word == NO:
+        return ~_links_of_row().exists()
+    state = newest_state()
+    if not word:
+        return and_(_links_of_row().exists(), state.is_(None))
+    return numbers(state, (STATE_CODES[each] for each in STATES_BY_WORD[word]))
+
+
+def newest_state() -> ColumnElement[int]:
+    """The state of the newest task as which a row of ``task`` was retried; NULL: none, or its state is unknown."""
+    statement = select(_again.c.state).select_from(_link.outerjoin(_again, _same_task()))
+    newest = statement.where(*_of_row()).order_by(_link.c.at.desc(), _link.c.new_key.desc()).limit(1)
+    return newest.correlate(schema.task).scalar_subquery()
+
+
+def _same_task() -> ColumnElement[bool]:
+    return and_(_again.c.cluster_id == _link.c.cluster_id, _again.c.key == _link.c.new_key)
+
+
+def _of_row() -> tuple[ColumnElement[bool], ...]:
+    return (_link.c.cluster_id == _task.cluster_id, _link.c.key == _task.key, _other)
+
+
+def _links_of_row() -> Select[tuple[bytes]]:
+    return select(_link.c.key).where(*_of_row()).correlate(schema.task)
+
+
+def few_retried(connection: Connection, clusters: Iterable[int]) -> bool:
+    """Whether so few tasks were retried that each can be looked up by its key."""
+    links = select(_link.c.key).where(_link.c.cluster_id.in_(clusters), _other).limit(FEW + 1).subquery()
+    return connection.execute(select(func.count()).select_from(links)).scalar_one() <= FEW
+
+
+def those_retried(clusters: Iterable[int], *, is_sqlite: bool) -> tuple[ColumnElement[bool], ...]:
+    """The tasks that were retried, by cluster, each looked up by its key."""
+    return tuple(_retried_in(cluster, is_sqlite=is_sqlite) for cluster in clusters)
+
+
+def _retried_in(cluster: int, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """As in ``job_members``: PostgreSQL would sort the keys and then read every task."""
+    keys = select(_link.c.key).where(_link.c.cluster_id == cluster, _other).distinct()
+    if is_sqlite:
+        return and_(_task.cluster_id == cluster, _task.key.in_(keys))
+    return and_(_task.cluster_id == cluster, _task.key == any_(func.array(keys.scalar_subquery())))

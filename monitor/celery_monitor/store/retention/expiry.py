@@ -34,8 +34,8 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Deletion, Store, force_index_scans
-from celery_monitor.store.partitions import FullPartition, PartitionDrops
-from celery_monitor.store.rollups import counting_tasks
+from celery_monitor.store.retention.partitions import FullPartition, PartitionDrops
+from celery_monitor.store.rollups.counters import counting_tasks
 from celery_monitor.store.schema import STATE_CODES
 from celery_monitor.store.tasks.messages import expire_messages
 from celery_monitor.store.terms import cluster_id

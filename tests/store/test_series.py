@@ -9,7 +9,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.series import Percentiles
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.series import read_name_totals, read_series
+from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id
 

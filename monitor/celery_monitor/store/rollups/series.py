@@ -1,12 +1,13 @@
 """The course of things over time, and throughput by queue and worker: from rollups, never from tasks."""
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from threading import Lock
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import msgspec
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from celery_monitor.core.quantiles import Sketch
@@ -16,32 +17,98 @@ from celery_monitor.records.receiver import Gap
 from celery_monitor.records.series import Bucket, NameTotal, Percentiles, Series, WaitPercentiles
 from celery_monitor.records.worker import WorkerStart
 from celery_monitor.store import schema
-from celery_monitor.store.duration_stats import (
-    SINCE_RECEIPT,
-    Among,
-    Durations,
-    Kept,
-    Mark,
-    NameSums,
-    Where,
-    joined,
-    merged,
-    name_sums,
-)
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import gaps_between
-from celery_monitor.store.schema import UNKNOWN
-from celery_monitor.store.tasks.rows import checked_time, cluster_names, numbers_of, term_ids
-from celery_monitor.store.terms import texts
+from celery_monitor.store.rollups.counters import COUNT_FIELDS, RESOLUTIONS
+from celery_monitor.store.terms import checked_time, cluster_ids, cluster_names, term_ids, texts
 
-RESOLUTIONS = (60, 3600, 86400)
 MOST_STARTS = 500
 OLD_SECONDS = 5.0  # of hours and days, the sums by name
 OPEN_BUCKETS = 2  # the last ones change all the time
 MOST_BUCKETS = 750  # by the minute up to half a day, by the hour up to a month
-COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
+MOST_CACHED = 4000
+MOST_SPANS = 16
+_SMALL = 64  # bytes of a sketch that is likely to come again
 _rollup = schema.rollup.c
-_kept: WeakKeyDictionary[Store, Kept] = WeakKeyDictionary()
+
+Scope = tuple[int | str, ...]  # clusters, and whatever else narrows what is merged
+BucketKey = tuple[int, int, Scope]  # resolution, start of the bucket
+Fingerprint = tuple[int, ...]  # what a bucket is known by: its counts, and the sizes of its sketches
+
+
+class Durations(NamedTuple):
+    """How long tasks waited and ran, in one bucket."""
+
+    wait: Sketch
+    run: Sketch
+
+
+# Before migration 0010 every wait was counted from receipt.
+SINCE_RECEIPT = func.sum(func.coalesce(_rollup.since_receipt, _rollup.started))
+
+
+class NameSums(NamedTuple):
+    """What the tasks of one name came to in some buckets."""
+
+    runs: int
+    failed: int
+    durations: Durations
+    since_receipt: int = 0  # of how many the wait is counted from receipt
+
+
+class SketchCache:
+    """Merged sketches, the ones used last. Threads may share it; what it gives must not be changed."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[object, tuple[object, dict[int, NameSums]]] = OrderedDict()
+        self._buckets: OrderedDict[BucketKey, tuple[Fingerprint, Durations]] = OrderedDict()
+        self._totals: OrderedDict[object, tuple[float, list[NameTotal]]] = OrderedDict()
+        self._lock = Lock()
+
+    def take(self, where: BucketKey, mark: Fingerprint) -> Durations | None:
+        """What was merged, unless the bucket has changed since."""
+        with self._lock:
+            known = self._buckets.get(where)
+            if known is None or known[0] != mark:
+                return None
+            self._buckets.move_to_end(where)
+            return known[1]
+
+    def put(self, where: BucketKey, mark: Fingerprint, durations: Durations) -> None:
+        with self._lock:
+            self._buckets[where] = (mark, durations)
+            self._buckets.move_to_end(where)
+            while len(self._buckets) > MOST_CACHED:
+                self._buckets.popitem(last=False)
+
+    def take_names(self, span: object, mark: object) -> dict[int, NameSums] | None:
+        """The sums by name over many buckets, unless one of them has changed since."""
+        with self._lock:
+            known = self._names.get(span)
+            return known[1] if known is not None and known[0] == mark else None
+
+    def put_names(self, span: object, mark: object, sums: dict[int, NameSums]) -> None:
+        with self._lock:
+            self._names[span] = (mark, sums)
+            self._names.move_to_end(span)
+            while len(self._names) > MOST_SPANS:
+                self._names.popitem(last=False)
+
+    def take_totals(self, span: object, since: float) -> list[NameTotal] | None:
+        """The totals by name, unless they are older than a moment of the monotonic clock."""
+        with self._lock:
+            at, totals = self._totals.get(span, (since, None))
+            return totals if at > since else None
+
+    def put_totals(self, span: object, at: float, totals: list[NameTotal]) -> None:
+        with self._lock:
+            self._totals[span] = (at, totals)
+            self._totals.move_to_end(span)
+            while len(self._totals) > MOST_SPANS:
+                self._totals.popitem(last=False)
+
+
+_caches: WeakKeyDictionary[Store, SketchCache] = WeakKeyDictionary()
 
 
 def resolution_of(since: float, until: float) -> int:
@@ -74,8 +141,8 @@ def read_series(
     with store.read() as connection:
         wanted = _wanted(connection, step, since, until, cluster, {"name": name, "queue": queue, "worker": worker})
         sums = _sums(connection, wanted)
-        among: Among = (*numbers_of(connection, cluster), f"{name!r} {queue!r} {worker!r}")
-        durations = _durations(connection, _kept.setdefault(store, Kept()), wanted, step, sums, among)
+        among: Scope = (*cluster_ids(connection, cluster), f"{name!r} {queue!r} {worker!r}")
+        durations = _durations(connection, _caches.setdefault(store, SketchCache()), wanted, step, sums, among)
         gaps: list[Gap] = gaps_between(connection, since, until, cluster)
         depth = _depth(connection, step, since, until, cluster, queue)
         began = _starts(connection, since, until, cluster, worker)
@@ -103,7 +170,7 @@ class _Sums(NamedTuple):
     """The counts of one bucket, and by what is seen that it has changed."""
 
     counts: dict[str, int]
-    mark: Mark
+    mark: Fingerprint
     since_receipt: int  # of how many starts the wait is counted from receipt
 
 
@@ -138,7 +205,7 @@ def _wanted(
         _rollup.at < until,
     ]
     if cluster is not None:
-        conditions.append(_rollup.cluster_id.in_(numbers_of(connection, cluster)))
+        conditions.append(_rollup.cluster_id.in_(cluster_ids(connection, cluster)))
     for kind, text in names.items():
         if text is not None:
             conditions.append(_rollup[f"{kind}_id"].in_(term_ids(connection, kind, [text])))
@@ -146,32 +213,32 @@ def _wanted(
 
 
 def _sums(connection: Connection, wanted: list[ColumnElement[bool]]) -> dict[int, _Sums]:
-    sums = [func.sum(_rollup[each]).label(each) for each in COUNTS]
+    sums = [func.sum(_rollup[each]).label(each) for each in COUNT_FIELDS]
     sizes = [func.coalesce(func.sum(func.length(_rollup[each])), 0) for each in ("wait", "run")]
     statement = select(_rollup.at, *sums, func.count(), *sizes, SINCE_RECEIPT).where(*wanted).group_by(_rollup.at)
     found = {}
     for at, *numbers in connection.execute(statement).all():
         mark = tuple(int(each) for each in numbers)
-        found[at] = _Sums(dict(zip(COUNTS, mark, strict=False)), mark, mark[-1])
+        found[at] = _Sums(dict(zip(COUNT_FIELDS, mark, strict=False)), mark, mark[-1])
     return found
 
 
 def _durations(
     connection: Connection,
-    kept: Kept,
+    kept: SketchCache,
     wanted: list[ColumnElement[bool]],
     step: int,
     sums: dict[int, _Sums],
-    among: Among,
+    among: Scope,
 ) -> dict[int, Durations]:
     """Of each bucket; merged anew only where it has changed since somebody looked."""
-    places: dict[int, Where] = {at: (step, at, among) for at in sums}
+    places: dict[int, BucketKey] = {at: (step, at, among) for at in sums}
     known = {at: kept.take(place, sums[at].mark) for at, place in places.items()}
     found = {at: durations for at, durations in known.items() if durations is not None}
     changed = [at for at in sums if at not in found]
     if changed:
         these = [*wanted, _rollup.at >= min(changed), _rollup.at <= max(changed)]
-        waits, runs = (merged(connection, these, column, "at") for column in ("wait", "run"))
+        waits, runs = (merged_sketches(connection, these, column, "at") for column in ("wait", "run"))
         for at in changed:
             found[at] = Durations(waits.get(at, Sketch()), runs.get(at, Sketch()))
             kept.put(places[at], sums[at].mark, found[at])
@@ -186,7 +253,7 @@ def _depth(
     start = sample.at - sample.at % step
     wanted = [sample.at >= int(since // step) * step, sample.at < until]
     if cluster is not None:
-        wanted.append(sample.cluster_id.in_(numbers_of(connection, cluster)))
+        wanted.append(sample.cluster_id.in_(cluster_ids(connection, cluster)))
     if queue is not None:
         wanted.append(sample.name == queue)
     columns = [func.max(sample[each]).label(each) for each in ("ready", "unacked", "consumers")]
@@ -208,34 +275,13 @@ def _sample(row: Any) -> QueueSample:
     return QueueSample(at=row.at, ready=ready, unacked=unacked, consumers=consumers, oldest=row.oldest)
 
 
-def most_time(
-    store: Store, *, since: float, until: float, cluster: str | None = None, limit: int = 10
-) -> list[NameTotal]:
-    """The task names that kept workers busy for longest."""
-    return _ranked(store, since, until, cluster, limit, lambda each: each.seconds)
-
-
-def slowest(
-    store: Store, *, since: float, until: float, cluster: str | None = None, limit: int = 10
-) -> list[NameTotal]:
-    """The task names whose 95th percentile of run time is largest."""
-    return _ranked(store, since, until, cluster, limit, lambda each: each.run.p95 if each.run else 0.0)
-
-
-def _ranked(
-    store: Store, since: float, until: float, cluster: str | None, limit: int, key: Callable[[NameTotal], float]
-) -> list[NameTotal]:
-    totals = [each for each in read_name_totals(store, since=since, until=until, cluster=cluster) if each.run]
-    return sorted(totals, key=key, reverse=True)[:limit]
-
-
 def read_name_totals(
     store: Store, *, since: float, until: float, cluster: str | None = None, queue: str | None = None
 ) -> list[NameTotal]:
     """What the tasks of each name took in a span. By the hour and by the day it may be some seconds old."""
     step = resolution_of(since, until)
     place = (step, int(since // step), int(until // step), cluster, queue)
-    kept = _kept.setdefault(store, Kept())
+    kept = _caches.setdefault(store, SketchCache())
     fresh = time.monotonic() - OLD_SECONDS
     totals = kept.take_totals(place, fresh) if step > RESOLUTIONS[0] else None
     if totals is None:
@@ -261,7 +307,7 @@ def _name_totals(store: Store, since: float, until: float, cluster: str | None, 
     with store.read() as connection:
         wanted = _wanted(connection, step, since, until, cluster, {"queue": queue})
         sums = _sums(connection, wanted)
-        found = _by_name(connection, _kept.setdefault(store, Kept()), wanted, sums, (step, cluster, queue))
+        found = _by_name(connection, _caches.setdefault(store, SketchCache()), wanted, sums, (step, cluster, queue))
         names = texts(connection, found)
     return [
         NameTotal(
@@ -278,7 +324,7 @@ def _name_totals(store: Store, since: float, until: float, cluster: str | None, 
 
 def _by_name(
     connection: Connection,
-    kept: Kept,
+    kept: SketchCache,
     wanted: list[ColumnElement[bool]],
     sums: dict[int, _Sums],
     span: tuple[int, str | None, str | None],
@@ -291,108 +337,62 @@ def _by_name(
     if older is None:
         older = name_sums(connection, [*wanted, _rollup.at <= border])
         kept.put_names(span, mark, older)
-    return joined(older, name_sums(connection, [*wanted, _rollup.at > border]))
+    return add_sums(older, name_sums(connection, [*wanted, _rollup.at > border]))
 
 
-RESOLUTION = 60
-Key = tuple[str, str]  # cluster, name of the queue or worker
-
-
-class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs in a span of time: how many workers took, and how those that ended did."""
-
-    taken: int = 0
-    succeeded: int = 0
-    failed: int = 0
-
-    @property
-    def failure_share(self) -> float | None:
-        """Failed among those that succeeded or failed; ``None`` where none did."""
-        ended = self.succeeded + self.failed
-        return self.failed / ended if ended else None
-
-
-class Flows(msgspec.Struct, frozen=True, kw_only=True):
-    """Flow by cluster and name. ``unnamed`` are runs whose queue or worker is not known."""
-
-    seconds: float
-    by_key: dict[Key, Flow]
-    unnamed: int = 0
-
-    def of(self, cluster: str, name: str) -> Flow | None:
-        """``None`` where nothing is recorded and some runs are of no known place: theirs could be this one."""
-        found = self.by_key.get((cluster, name))
-        return found if found is not None or self.unnamed else Flow()
-
-
-def read_flows(
-    store: Store, by: Literal["queue", "worker"], *, since: float, now: float, cluster: str | None = None
-) -> Flows:
-    """Runs by queue or by worker from the minute of ``since`` on; for spans of up to some hours."""
-    table = schema.rollup
-    place = table.c.queue_id if by == "queue" else table.c.worker_id
-    began = int(since // RESOLUTION * RESOLUTION)
-    sums = [func.sum(table.c[name]).label(name) for name in ("received", "succeeded", "failed")]
-    statement = select(table.c.cluster_id, place.label("place"), *sums).where(
-        table.c.resolution == RESOLUTION, table.c.at >= began
-    )
-    with store.read() as connection:
-        clusters = _clusters_of_flows(connection, cluster)
-        rows = connection.execute(
-            statement.where(table.c.cluster_id.in_(clusters)).group_by(table.c.cluster_id, place)
-        ).all()
-        names = texts(connection, [row.place for row in rows])
-    # Of a record that is younger than the span no more is known than since it began.
-    known = max(began, record_began(store) or 0.0)
-    return Flows(
-        seconds=max(1.0, now - known),
-        by_key={
-            (clusters[row.cluster_id], names[row.place]): Flow(
-                taken=row.received, succeeded=row.succeeded, failed=row.failed
-            )
-            for row in rows
-            if row.place in names
-        },
-        unnamed=sum(row.received for row in rows if row.place == UNKNOWN),
-    )
-
-
-def read_waits(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, WaitPercentiles]:
-    """How long tasks waited, by the queue they came from, from the minute of ``since`` on."""
-    table = schema.rollup.c
-    began = int(since // RESOLUTION * RESOLUTION)
-    found: dict[tuple[str, int], WaitPercentiles | None] = {}
-    with store.read() as connection:
-        for number, name in _clusters_of_flows(connection, cluster).items():
-            wanted = [table.resolution == RESOLUTION, table.at >= began, table.cluster_id == number]
-            sketches = merged(connection, wanted, "wait", "queue_id")
-            counts = select(table.queue_id, SINCE_RECEIPT.label("starts")).where(*wanted).group_by(table.queue_id)
-            since_receipt = {row.queue_id: int(row.starts) for row in connection.execute(counts)}
-            for queue, sketch in sketches.items():
-                found[name, queue] = wait_percentiles(sketch, since_receipt[queue])
-        names = texts(connection, {queue for _, queue in found})
-    return {(name, names[queue]): each for (name, queue), each in found.items() if each is not None and queue in names}
-
-
-def read_depths(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, list[QueueSample]]:
-    """The samples of every queue from ``since`` on, in order."""
-    table = schema.queue_sample
-    found: dict[Key, list[QueueSample]] = defaultdict(list)
-    with store.read() as connection:
-        clusters = _clusters_of_flows(connection, cluster)
-        statement = (
-            select(table)
-            .where(table.c.cluster_id.in_(clusters), table.c.at >= int(since))
-            .order_by(table.c.cluster_id, table.c.name, table.c.at)
+def name_sums(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -> dict[int, NameSums]:
+    """Runs, failures and durations by name."""
+    sums = [func.sum(_rollup[each]).label(each) for each in ("succeeded", "failed", "retried")]
+    sums.append(SINCE_RECEIPT.label("since_receipt"))
+    rows = connection.execute(select(_rollup.name_id, *sums).where(*wanted).group_by(_rollup.name_id)).all()
+    waits, runs = (merged_sketches(connection, wanted, column, "name_id") for column in ("wait", "run"))
+    return {
+        row.name_id: NameSums(
+            int(row.succeeded + row.failed + row.retried),
+            int(row.failed),
+            Durations(waits.get(row.name_id, Sketch()), runs.get(row.name_id, Sketch())),
+            int(row.since_receipt),
         )
-        for row in connection.execute(statement).all():
-            sample = QueueSample(
-                at=row.at, ready=row.ready, unacked=row.unacked, consumers=row.consumers, oldest=row.oldest
-            )
-            found[clusters[row.cluster_id], row.name].append(sample)
-    return dict(found)
+        for row in rows
+    }
 
 
-def _clusters_of_flows(connection: Connection, only: str | None) -> dict[int, str]:
-    rows = connection.execute(select(schema.cluster.c.id, schema.cluster.c.name))
-    return {row.id: row.name for row in rows if only is None or row.name == only}
+def add_sums(one: dict[int, NameSums], other: dict[int, NameSums]) -> dict[int, NameSums]:
+    """The sums of both, as new ones where a name is in both."""
+    found = dict(one)
+    for name, more in other.items():
+        known = found.get(name)
+        found[name] = more if known is None else _together(known, more)
+    return found
+
+
+def _together(one: NameSums, other: NameSums) -> NameSums:
+    wait, run = Sketch(one.durations.wait.counts), Sketch(one.durations.run.counts)
+    wait.merge(other.durations.wait)
+    run.merge(other.durations.run)
+    since_receipt = one.since_receipt + other.since_receipt
+    return NameSums(one.runs + other.runs, one.failed + other.failed, Durations(wait, run), since_receipt)
+
+
+def merged_sketches(
+    connection: Connection, wanted: Iterable[ColumnElement[bool]], column: str, by: str
+) -> dict[int, Sketch]:
+    """The sketches of a column, merged by another: by the bucket, or by the name."""
+    key, blob = _rollup[by], _rollup[column]
+    times = func.count().label("times")
+    statement = select(key, blob, times).where(*wanted, blob.is_not(None)).group_by(key, blob)
+    found: dict[int, dict[int, int]] = {}
+    for group, packed, number in connection.execute(statement).all():
+        counts = found.setdefault(group, {})
+        for each, count in _decoded(bytes(packed)):
+            counts[each] = counts.get(each, 0) + count * number
+    return {group: Sketch(counts) for group, counts in found.items()}
+
+
+def _decoded(blob: bytes) -> tuple[tuple[int, int], ...]:
+    return _decode_small(blob) if len(blob) <= _SMALL else tuple(Sketch.from_bytes(blob).counts.items())
+
+
+@lru_cache(maxsize=20_000)
+def _decode_small(blob: bytes) -> tuple[tuple[int, int], ...]:
+    return tuple(Sketch.from_bytes(blob).counts.items())

@@ -33,8 +33,8 @@ from celery_monitor.records.task import Task
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import UNKNOWN
-from celery_monitor.store.tasks.rows import checked_time, cluster_names, load_tasks, numbers_of
-from celery_monitor.store.terms import texts
+from celery_monitor.store.tasks.rows import load_tasks
+from celery_monitor.store.terms import checked_time, cluster_ids, cluster_names, texts
 
 UNRESOLVED = (FailureState.OPEN, FailureState.REGRESSED)
 MOST_STEPS = 30
@@ -66,7 +66,7 @@ def read_new_failure_groups(
     first = case((_group.c.state == FailureState.REGRESSED.value, _group.c.state_at), else_=_group.c.first_seen)
     wanted = (_group.c.state.in_([state.value for state in UNRESOLVED]), first >= since)
     with store.read() as connection:
-        numbers = numbers_of(connection, cluster)
+        numbers = cluster_ids(connection, cluster)
         statement = select(_group).where(*wanted, _group.c.cluster_id.in_(numbers)).order_by(first.desc()).limit(limit)
         names = cluster_names(connection)
         rows = connection.execute(statement).all()
@@ -114,7 +114,7 @@ def read_group_states(store: Store, *, since: float, cluster: str | None = None)
         counts = _counts_since(since)
         statement = select(_group.c.state, func.count()).join(counts, counts.c.group_id == _group.c.id)
         if cluster is not None:
-            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         found = {row[0]: row[1] for row in connection.execute(statement.group_by(_group.c.state))}
     return {state: found.get(state.value, 0) for state in FailureState}
 
@@ -125,7 +125,7 @@ def read_failure_counts(store: Store, *, since: float, cluster: str | None = Non
         counts = _counts_since(since)
         statement = select(_group.c.state, func.sum(counts.c.recent)).join(counts, counts.c.group_id == _group.c.id)
         if cluster is not None:
-            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         found = {row[0]: int(row[1]) for row in connection.execute(statement.group_by(_group.c.state))}
     return FailureCounts(
         open=sum(found.get(state.value, 0) for state in UNRESOLVED),
@@ -140,7 +140,7 @@ def read_open_groups(store: Store, *, since: float, cluster: str | None = None) 
     statement = select(func.count()).where(recent, _group.c.state.in_([state.value for state in UNRESOLVED]))
     with store.read() as connection:
         if cluster is not None:
-            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         return connection.execute(statement).scalar_one()
 
 
@@ -191,7 +191,7 @@ def _groups(
     counts = _counts_since(since)
     statement = select(_group, counts.c.recent).join(counts, counts.c.group_id == _group.c.id)
     if cluster is not None:
-        statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+        statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
     if states is not None:
         statement = statement.where(_group.c.state.in_([state.value for state in states]))
     order = (counts.c.recent.desc(), _group.c.last_seen.desc(), _group.c.id)

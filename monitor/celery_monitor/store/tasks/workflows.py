@@ -13,11 +13,10 @@ from celery_monitor.records.page import ListPage
 from celery_monitor.records.task import Step, TaskState, WaitingStep, WorkflowSummary
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.schema import STATE_CODES, STATES
 from celery_monitor.store.tasks.keys import from_key, in_tree, span_of, to_key
 from celery_monitor.store.tasks.page import Cursor, read_cursor, write_cursor
-from celery_monitor.store.tasks.rows import STATES, cluster_names, numbers_of, storable
-from celery_monitor.store.terms import texts
+from celery_monitor.store.terms import cluster_ids, cluster_names, storable, texts
 
 STILL_SECONDS = 60.0
 WITHIN_SECONDS = 86400.0
@@ -36,7 +35,7 @@ Place = tuple[int, bytes]  # the cluster and the root
 def read_stuck_workflows(store: Store, now: float, cluster: str | None = None) -> list[WaitingStep]:
     """Those of the last day, each with what most of its tasks wait for; the one that stood still longest first."""
     with store.read() as connection:
-        roots = _candidates(connection, now, numbers_of(connection, cluster))
+        roots = _candidates(connection, now, cluster_ids(connection, cluster))
         rows = _kinds(connection, roots)
         heard = _last_heard(rows)
         found = _waiting(connection, [row for row in rows if heard[_place(row)] <= now - STILL_SECONDS])
@@ -133,7 +132,7 @@ def read_workflows(
         columns = (_task.root, _task.sort_time, _task.id, _task.cluster_id)
         newest = select(*columns).order_by(_task.sort_time.desc(), _task.id.desc())
         if cluster is not None:
-            newest = newest.where((_task.cluster_id + _zero).in_(numbers_of(connection, cluster)))
+            newest = newest.where((_task.cluster_id + _zero).in_(cluster_ids(connection, cluster)))
         rows = newest.limit(SEARCHED).subquery().c
         last = func.max(rows.sort_time)
         found = (
@@ -159,7 +158,7 @@ def read_steps(store: Store, root_id: str, cluster: str | None = None) -> tuple[
     """
     key = to_key(root_id) if storable(root_id) else b""
     with store.read() as connection:
-        clusters = numbers_of(connection, cluster)
+        clusters = cluster_ids(connection, cluster)
         own = select(*_columns).where(_task.cluster_id.in_(clusters), _task.key == key)
         inside = and_(in_tree(span_of(key)), (_task.cluster_id + _zero).in_(clusters))
         members = select(*_columns).where(inside).order_by(_task.sort_time, _task.id).limit(MOST_STEPS + 1)
