@@ -74,7 +74,7 @@ def clean(store: Store, settings: Settings, found: dict[str, float]) -> None:
     retention = Retention(store, CLUSTER, settings)
     while True:
         began = time.perf_counter()
-        step = retention.retire(time.time())
+        step = retention.delete_expired(time.time())
         found["longest"] = max(found.get("longest", 0.0), time.perf_counter() - began)
         found["one by one"] = found.get("one by one", 0) + len(step.keys)
         found["dropped"] = found.get("dropped", 0) + getattr(step, "dropped", 0)

@@ -43,17 +43,17 @@ def look(store: Store, senders: Senders | None = None, **known: object) -> tuple
 
 def test_head_that_the_broker_shows_is_as_old_as_the_record_says(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26))
-    assert look(store, ready=2, heads=(make_id(1),)) == (60.0, True)
-    assert look(store, ready=1, heads=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
-    assert look(store, ready=1, heads=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
-    assert look(store, ready=1, heads=(None,)) == (None, False)
+    assert look(store, ready=2, next_tasks=(make_id(1),)) == (60.0, True)
+    assert look(store, ready=1, next_tasks=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
+    assert look(store, ready=1, next_tasks=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
+    assert look(store, ready=1, next_tasks=(None,)) == (None, False)
     assert look(store, ready=0) == (None, False)
 
 
 def test_oldest_of_several_priorities_is_exact_where_all_heads_are_known(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26))
-    assert look(store, ready=2, heads=(make_id(2), make_id(1))) == (60.0, True)
-    assert look(store, ready=2, heads=(make_id(2), make_id(9))) == (26.0, False)
+    assert look(store, ready=2, next_tasks=(make_id(2), make_id(1))) == (60.0, True)
+    assert look(store, ready=2, next_tasks=(make_id(2), make_id(9))) == (26.0, False)
 
 
 def test_retry_that_waits_is_as_old_as_the_end_of_the_run_before(store: Store) -> None:
@@ -65,7 +65,7 @@ def test_retry_that_waits_is_as_old_as_the_end_of_the_run_before(store: Store) -
         make_event("task-started", timestamp=NOW - 199, **known),
         make_event("task-retried", timestamp=NOW - 40, exception="E()", traceback="T", **known),
     )
-    assert look(store, ready=1, heads=(make_id(1),)) == (40.0, True)
+    assert look(store, ready=1, next_tasks=(make_id(1),)) == (40.0, True)
     assert look(store, ready=1) == (40.0, True)
 
 
@@ -81,12 +81,12 @@ def test_nothing_is_inferred_where_tasks_come_of_whose_sending_nobody_tells(stor
     received = make_event("task-received", timestamp=NOW - 9, name="shop.pay", retries=0, **known)
     write(store, sent(1, 60), received, make_event("task-started", timestamp=NOW - 8, **known))
     assert look(store, ready=1) == (None, False)
-    assert look(store, ready=1, heads=(make_id(1),)) == (60.0, True)
+    assert look(store, ready=1, next_tasks=(make_id(1),)) == (60.0, True)
 
 
 def test_clock_of_the_client_is_taken_into_account(store: Store) -> None:
     write(store, sent(1, -600))  # its clock is ahead
-    assert look(store, ready=1, heads=(make_id(1),), oldest=NOW - 2) == (2.0, False)
+    assert look(store, ready=1, next_tasks=(make_id(1),), oldest=NOW - 2) == (2.0, False)
     senders = Senders()
     senders.hear("gen7@till", NOW + 600, NOW - 30)
-    assert look(store, senders, ready=1, heads=(make_id(1),)) == (30.0, True)
+    assert look(store, senders, ready=1, next_tasks=(make_id(1),)) == (30.0, True)

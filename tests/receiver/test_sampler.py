@@ -12,7 +12,7 @@ from celery_monitor.records.application import Application
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.actions import read_actions
-from celery_monitor.store.queues import read_queue_samples
+from celery_monitor.store.queues import read_depths
 from celery_monitor.store.receivers import read_receiver_records
 from celery_monitor.store.schedule import read_entries
 from celery_monitor.store.workers import change_workers
@@ -47,7 +47,7 @@ def test_queue_shows_waiting_unacknowledged_and_consumers(broker_url: str, tmp_p
             assert found.unacked >= 1
         else:
             assert found.unacked is None
-        [sample, *_] = read_queue_samples(watch.store, worker.queue, CLUSTER, 0.0)
+        [sample, *_] = read_depths(watch.store, since=0.0)[CLUSTER, worker.queue]
         assert sample.ready is not None
         assert sample.ready >= found.ready
 

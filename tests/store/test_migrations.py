@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.store import migrations, schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.retention.partitions import LEAST, first_id, make
+from celery_monitor.store.retention.partitions import LEAST, create_partition, first_id
 from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups
 from celery_monitor.store.tasks.keys import to_key
 from celery_monitor.store.tasks.page import find_tasks
@@ -74,7 +74,7 @@ def test_tasks_of_an_older_database_stay_and_are_found(database_url: str, revisi
         migrations.upgrade(connection, revision)
         connection.execute(schema.cluster.insert().values(name="shop"))
         if not store.is_sqlite and revision > "0007":
-            make(connection, 1, first_id(1), LEAST)
+            create_partition(connection, 1, first_id(1), LEAST)
         connection.execute(sa.table("task", *map(sa.column, task)).insert().values(task))
         count = {"cluster_id": 1, "state": 3, "name_id": 0, "queue_id": 0, "worker_id": 0, "count": 1}
         connection.execute(schema.task_count.insert().values(**count))

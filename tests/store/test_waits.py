@@ -111,7 +111,7 @@ def test_percentiles_count_from_sending_and_say_what_is_counted_from_receipt(sto
     assert total.wait.since_receipt == 0.25
 
 
-def test_sending_that_is_told_late_moves_the_wait_in_the_rollups(store: Store) -> None:
+def test_late_task_sent_moves_the_wait_in_the_rollups(store: Store) -> None:
     sent, *rest = ran(1, sent=NOW - 60)
     write(store, *rest)
     write(store, sent)

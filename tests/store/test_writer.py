@@ -289,7 +289,7 @@ def test_events_without_time_or_id_are_counted_as_malformed(store: Store, event:
     assert (written.refused, written.events, counts(store)) == (1, 0, {})
 
 
-def test_types_that_are_not_known_are_counted(store: Store) -> None:
+def test_unknown_event_types_are_counted(store: Store) -> None:
     written = Writer(store, "shop", SETTINGS).write(deliver(make_event("task-progress"), make_event("worker-elect")))
     assert written.unknown == 2
 

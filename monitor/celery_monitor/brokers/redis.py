@@ -86,7 +86,7 @@ class RedisProbe(GenericProbe):
             ready=sum(taken[::3]),
             unacked=None if unacked is None else unacked[name],
             oldest=min((each for each in since if each is not None), default=None),
-            heads=tuple(task_id_of(head) for head in messages if head),
+            next_tasks=tuple(task_id_of(head) for head in messages if head),
         )
 
     def _since(

@@ -320,7 +320,7 @@ def _why_present_is_gone(process: JudgedProcess, now: float) -> str | None:
     worker = process.worker
     if worker.status is not WorkerStatus.OFFLINE:
         return None
-    if worker.said_goodbye:
+    if worker.sent_offline:
         return _outlasted(process, worker.offline_at or 0.0, now)
     went = f"went offline {seconds_ago(worker.offline_at, now)}"
     return process.unanswered or f"{process.name} is gone: it {went} and had not ended the task"

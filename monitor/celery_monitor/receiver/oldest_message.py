@@ -42,16 +42,16 @@ class OldestMessages:
 
     def of(self, queues: Sequence[Queue], skews: Mapping[str, float], now: float) -> list[Queue]:
         """The queues with the age of their oldest message. ``skews``: our clock minus each worker's."""
-        shown = {each for queue in queues for each in queue.heads if each is not None}
+        shown = {each for queue in queues for each in queue.next_tasks if each is not None}
         sent = sent_messages(self._store, self._cluster, shown) if shown else {}
-        hidden = any(queue.ready and not queue.heads for queue in queues)
+        hidden = any(queue.ready and not queue.next_tasks for queue in queues)
         waiting = self._waiting(now) if hidden else {}
         found = []
         for queue in queues:
             if not queue.ready:
                 found.append(queue)
-            elif queue.heads:
-                times = [None if each is None else self._ours(sent.get(each), skews) for each in queue.heads]
+            elif queue.next_tasks:
+                times = [None if each is None else self._ours(sent.get(each), skews) for each in queue.next_tasks]
                 found.append(_at_least(queue, times, now, exact=None not in times))
             else:
                 found.append(self._by_record(queue, waiting.get(queue.name), skews, now))

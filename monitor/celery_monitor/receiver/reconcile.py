@@ -174,7 +174,7 @@ class Reconciler:
 
     def _listening(self, now: float) -> bool:
         """Whether silence means anything now; if not, listening begins anew."""
-        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_level(now, UNSAID_SECONDS)
+        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_caught_up(now, UNSAID_SECONDS)
         if not listening:
             self._listening_since = now
             self._unanswered.clear()

@@ -288,7 +288,7 @@ class Sampler:
                 )
                 pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
                 # Asked after it left; one that said goodbye answers nothing, so that was another process.
-                left = worker.status is WorkerStatus.OFFLINE and not worker.said_goodbye
+                left = worker.status is WorkerStatus.OFFLINE and not worker.sent_offline
                 if left and (worker.offline_at or 0.0) < now:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))

@@ -31,7 +31,7 @@ from celery_monitor.records.worker import Worker
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.foreign import PeriodicTask, read_periodic_tasks
-from celery_monitor.store.receivers import is_level
+from celery_monitor.store.receivers import is_caught_up
 from celery_monitor.store.schedule import (
     Scheduled,
     all_overdue,
@@ -205,10 +205,10 @@ class Schedules:
             task=row.task,
             queue=row.queue or None,
             source="django",
-            heard_at=now,
+            reported_at=now,
             enabled=row.enabled,
             starts=row.start_time,
-            told_last=row.last_run_at,
+            beat_last_at=row.last_run_at,
             total=row.total_run_count,
             **arguments_of_json(row.args, row.kwargs, self._redactor),
             **schedule_of_django(row.kind, row.when),
@@ -220,7 +220,7 @@ class Schedules:
         if not self._found:
             return
         entries = list({entry.name: entry for source in self._sources() for entry in source}.values())
-        timeless = [replace(entry, heard_at=0.0) for entry in entries]
+        timeless = [replace(entry, reported_at=0.0) for entry in entries]
         if timeless != self._saved and (entries or self._saved or "configuration" in self._found):
             stored, refused = _fitting(entries)
             save_schedule(self._store, self._cluster, stored, now)
@@ -234,7 +234,7 @@ class Schedules:
 
     def _level(self, now: float) -> bool:
         """What was sent is known: the receiver hears its broker and is not behind."""
-        return is_level(self._store, self._cluster, now)
+        return is_caught_up(self._store, self._cluster, now)
 
     def _judge(self, now: float) -> float:
         """Writes down what is overdue; gives the moment of the next look: when an entry would be said to be so."""

@@ -1,4 +1,4 @@
-"""Reads the facts of health: the receivers, whether the record can be written, and what tasks and queues do."""
+"""Reads the facts that health and doctor are judged by: receivers, whether the record can be written, tasks, queues."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, connect_only
 from celery_monitor.store.queues import read_depths, read_growing_queues, read_pauses, read_queues
 from celery_monitor.store.receivers import (
-    prove_writable,
+    check_writable,
     read_clusters,
     read_endings,
     read_gaps,
@@ -72,7 +72,7 @@ _lock = Lock()
 
 
 def read_banner_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
-    """What every page reads of one cluster, or of all: receivers, workers and gaps."""
+    """What every page needs of one cluster, or of all: receivers, workers and gaps."""
     return HealthFacts(
         now=now,
         receivers=[each for each in read_receivers(store, now) if cluster in (None, each.cluster)],
@@ -82,7 +82,7 @@ def read_banner_facts(store: Store, cluster: str | None, now: float) -> HealthFa
 
 
 def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
-    """The same, and what queues, schedule, tasks and failures do: all that there is to judge."""
+    """All facts: those of the banners, and of queues, schedule, tasks and failures."""
     facts, since = read_banner_facts(store, cluster, now), now - WINDOW_SECONDS
     queues = {(queue.cluster, queue.name): queue for queue in read_queues(store, cluster)}
     rising = read_growing_queues(store, cluster)
@@ -102,7 +102,7 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
         lost_at=lost.items[0].finished if lost.items else None,
     )
     if all(each.last_event_at is None for each in facts.receivers):
-        return facts  # whether anything fails is unknown
+        return facts  # no event yet: whether tasks fail is unknown
     groups = read_failure_groups(store, since=since, cluster=cluster, states=UNRESOLVED, limit=1)
     return replace(
         facts,
@@ -115,32 +115,32 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
 def read_stalls(
     store: Store, health: Sequence[ReceiverHealth], workers: Sequence[Worker], now: float, cluster: str | None
 ) -> Stalls:
-    """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused.
+    """Stalled workers, workflows and tasks, of the clusters whose receiver is caught up.
 
-    Of what was when it last heard anything: since then a broker may be still that nobody has found out yet.
+    As of the last event: the broker may be down since then, which nobody has noticed yet.
     """
-    heard = {each.cluster: each.last_event_at or 0.0 for each in health if each.is_level(now, SILENT_RECEIVER_SECONDS)}
+    caught_up = [each for each in health if each.is_caught_up(now, SILENT_RECEIVER_SECONDS)]
+    last_events = {each.cluster: each.last_event_at or 0.0 for each in caught_up}
     found = read_active_tasks(store, workers, now, cluster)
-    held = [
-        task._replace(since=task.since + max(0.0, now - heard[task.cluster]))
+    active = [
+        task._replace(since=task.since + max(0.0, now - last_events[task.cluster]))
         for task in found.tasks
-        if task.cluster in heard
+        if task.cluster in last_events
     ]
-    long = {task.name for task in held if task.started and task.name and now - task.since > LEAST_SECONDS}
+    long = {task.name for task in active if task.started and task.name and now - task.since > LEAST_SECONDS}
     usual = read_usual_runs(store, long, now, cluster)
-    known = [worker for worker in workers if (worker.cluster, worker.hostname) not in found.partly_started]
+    whole = [worker for worker in workers if (worker.cluster, worker.hostname) not in found.partly_started]
     return Stalls(
-        workers=stalled_workers(known, held, usual, now, found.partly_received),
-        workflows=slow_workflows(held, usual, now),
-        tasks=long_tasks(held, usual, now),
+        workers=stalled_workers(whole, active, usual, now, found.partly_received),
+        workflows=slow_workflows(active, usual, now),
+        tasks=long_tasks(active, usual, now),
     )
 
 
 def read_receivers(store: Store, now: float) -> list[ReceiverHealth]:
     """The health of every receiver, and whether the record can be written.
 
-    One that has not written for seconds may be dead, or have a database that refuses to: it cannot write which. So
-    we try to write ourselves.
+    A receiver that has not reported for seconds may be dead, or its database not writable: so we try to write.
     """
     return [
         msgspec.structs.replace(each, unwritten=_why_unwritable(store))
@@ -151,7 +151,7 @@ def read_receivers(store: Store, now: float) -> list[ReceiverHealth]:
 
 
 def recorded_receivers(store: Store, now: float) -> list[ReceiverHealth]:
-    """The health of every receiver as recorded. One whose process keeps ending may never have written."""
+    """The recorded health of every receiver, also of those that crash before they can report."""
     found = {health.cluster: health for health in read_receiver_records(store)}
     for ending in read_endings(store, now - ENDING_SECONDS):
         if ending.failures >= FEWEST_ENDINGS:
@@ -166,15 +166,12 @@ def _with_ending(health: ReceiverHealth | None, ending: ReceiverEnding) -> Recei
 
 
 def known_until(store: Store, now: float) -> dict[str, float]:
-    """The clusters whose receiver does not run, hears nothing or is behind, and until when it can tell; 0: never.
-
-    What it was not seen to send, beat may have sent since.
-    """
+    """The clusters whose receiver is not caught up, and until when their events are complete; 0: never."""
     health = {each.cluster: each for each in read_receivers(store, now)}
     found = {}
     for cluster in read_clusters(store):
         receiver = health.get(cluster)
-        if receiver is None or not receiver.is_level(now, SILENT_RECEIVER_SECONDS):
+        if receiver is None or not receiver.is_caught_up(now, SILENT_RECEIVER_SECONDS):
             found[cluster] = receiver.known_until(now) if receiver is not None else 0.0
     return found
 
@@ -191,14 +188,14 @@ def _why_unwritable(store: Store) -> str | None:
     with _lock:
         tried_at, error = _proved.get(store, (0.0, None))
         if not tried_at or time.monotonic() - tried_at > PROVE_SECONDS:
-            error = _try(store)
+            error = _write_error(store)
             _proved[store] = (time.monotonic(), error)
         return error
 
 
-def _try(store: Store) -> str | None:
+def _write_error(store: Store) -> str | None:
     try:
-        prove_writable(store)
+        check_writable(store)
     except StoreUnavailable as error:
         return error.message
     return None
@@ -208,8 +205,8 @@ BUSY_SECONDS = 2.0
 SEEN_DAYS = 7
 
 
-def look_at_record(url: str, cluster: str) -> RecordFacts:
-    """What can be told without changing anything. Raises SettingsError for an address that cannot be one."""
+def read_record_facts(url: str, cluster: str) -> RecordFacts:
+    """Checks a database for doctor without creating, migrating or writing it. Raises SettingsError."""
     with closing(connect_only(url)) as store:
         if store.is_sqlite:
             return _sqlite(store, cluster)
@@ -220,25 +217,26 @@ def _sqlite(store: Store, cluster: str) -> RecordFacts:
     file = Path(str(store.engine.url.database)).absolute()
     version = sqlite3.sqlite_version_info
     if not file.parent.is_dir():
-        return RecordFacts(product="sqlite", version=version, exists=False, refusal=f"there is no folder {file.parent}")
+        return RecordFacts(
+            product="sqlite", version=version, exists=False, refusal=f"the folder {file.parent} does not exist"
+        )
     free = shutil.disk_usage(file.parent).free
     if not file.exists():
-        refusal = None if os.access(file.parent, os.W_OK) else f"{file.parent} may not be written"
-        return RecordFacts(product="sqlite", version=version, exists=False, refusal=refusal, free_bytes=free)
-    refusal = _refusal_of(file)
-    said = _said(store, cluster) if _is_ours(file) else RecordedReceiver()
-    return said.fill(RecordFacts(product="sqlite", version=version, refusal=refusal, free_bytes=free))
+        unwritable = None if os.access(file.parent, os.W_OK) else f"{file.parent} is not writable"
+        return RecordFacts(product="sqlite", version=version, exists=False, refusal=unwritable, free_bytes=free)
+    recorded = _recorded(store, cluster) if _is_ours(file) else RecordedFacts()
+    return recorded.fill(RecordFacts(product="sqlite", version=version, refusal=_refusal_of(file), free_bytes=free))
 
 
 def _is_ours(file: Path) -> bool:
-    """In the mode in which we write: to open another file would change it."""
+    """Whether the file is in WAL mode, as ours are: opening another would change it."""
     with suppress(OSError), file.open("rb") as opened:
         return opened.read(20)[18:] == b"\x02\x02"
     return False
 
 
 def _refusal_of(file: Path) -> str | None:
-    """Begins to write and takes it back."""
+    """Why the file cannot be written: tries it, and rolls back."""
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as connection:
             connection.isolation_level = None
@@ -264,11 +262,11 @@ def _postgresql(store: Store, cluster: str) -> RecordFacts:
     elif not may_create:
         refusal = "the user may not create tables in its schema"
     version = (number // 10000, number % 10000)
-    return _said(store, cluster).fill(RecordFacts(product="postgresql", version=version, refusal=refusal))
+    return _recorded(store, cluster).fill(RecordFacts(product="postgresql", version=version, refusal=refusal))
 
 
-class RecordedReceiver(NamedTuple):
-    """What the record knows of the cluster."""
+class RecordedFacts(NamedTuple):
+    """Facts of one cluster that are read from the record itself."""
 
     events_off: Sequence[str] = ()
     events_on: Sequence[str] = ()
@@ -280,24 +278,20 @@ class RecordedReceiver(NamedTuple):
         return replace(facts, **self._asdict())
 
 
-def _said(store: Store, cluster: str) -> RecordedReceiver:
-    """Nothing where the record is empty, of another version of this program, or no record."""
+def _recorded(store: Store, cluster: str) -> RecordedFacts:
+    """Nothing where the record is empty, of another version, or no record."""
     try:
         workers = read_workers(store, cluster)
         run, eta = _longest(store, cluster)
         receiver = next((each for each in recorded_receivers(store, time.time()) if each.cluster == cluster), None)
     except (MonitorError, SQLAlchemyError):
-        return RecordedReceiver()
-    on, off = _with_events(workers, on=True), _with_events(workers, on=False)
-    return RecordedReceiver(off, on, run, eta, receiver)
-
-
-def _with_events(workers: Sequence[Worker], *, on: bool) -> list[str]:
-    return [worker.hostname for worker in workers if worker.events_enabled is on]
+        return RecordedFacts()
+    on, off = ([each.hostname for each in workers if each.events_enabled is enabled] for enabled in (True, False))
+    return RecordedFacts(off, on, run, eta, receiver)
 
 
 def _longest(store: Store, cluster: str) -> tuple[float | None, float | None]:
-    """Seconds that tasks run (99 of 100 of each name, and what runs now), and that they wait for their ETA."""
+    """Longest run (99th percentile of each name, and what runs now) and longest wait for an ETA, in seconds."""
     now = time.time()
     totals = read_name_totals(store, since=now - SEEN_DAYS * 86400, until=now, cluster=cluster)
     runs = [each.run.p99 for each in totals if each.run is not None]

@@ -1,11 +1,15 @@
-"""The course of things over time, and throughput by queue and worker: from rollups, never from tasks."""
+"""Charts and totals by task name over time, from roll-ups, never from tasks.
+
+Most sketches of a minute hold one or two durations, so many are equal: the database counts equal ones, each is decoded
+once, and the merged sketch of a bucket is cached while its counts stay.
+"""
 
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import ColumnElement, Connection, func, select
@@ -23,21 +27,23 @@ from celery_monitor.store.rollups.counters import COUNT_FIELDS, RESOLUTIONS
 from celery_monitor.store.terms import checked_time, cluster_ids, cluster_names, term_ids, texts
 
 MOST_STARTS = 500
-OLD_SECONDS = 5.0  # of hours and days, the sums by name
-OPEN_BUCKETS = 2  # the last ones change all the time
+CACHE_SECONDS = 5.0  # totals by name, by the hour and by the day
+OPEN_BUCKETS = 2  # the last buckets change all the time
 MOST_BUCKETS = 750  # by the minute up to half a day, by the hour up to a month
 MOST_CACHED = 4000
 MOST_SPANS = 16
-_SMALL = 64  # bytes of a sketch that is likely to come again
+_SMALL = 64  # bytes of a sketch that is likely to repeat
 _rollup = schema.rollup.c
+K = TypeVar("K")
+V = TypeVar("V")
 
-Scope = tuple[int | str, ...]  # clusters, and whatever else narrows what is merged
+Scope = tuple[int | str, ...]  # clusters and other conditions
 BucketKey = tuple[int, int, Scope]  # resolution, start of the bucket
-Fingerprint = tuple[int, ...]  # what a bucket is known by: its counts, and the sizes of its sketches
+Fingerprint = tuple[int, ...]  # of a bucket: its counts, and the sizes of its sketches
 
 
 class Durations(NamedTuple):
-    """How long tasks waited and ran, in one bucket."""
+    """Wait and run times in one bucket."""
 
     wait: Sketch
     run: Sketch
@@ -48,16 +54,16 @@ SINCE_RECEIPT = func.sum(func.coalesce(_rollup.since_receipt, _rollup.started))
 
 
 class NameSums(NamedTuple):
-    """What the tasks of one name came to in some buckets."""
+    """Sums of the tasks of one name over some buckets."""
 
     runs: int
     failed: int
     durations: Durations
-    since_receipt: int = 0  # of how many the wait is counted from receipt
+    since_receipt: int = 0  # waits counted from receipt
 
 
 class SketchCache:
-    """Merged sketches, the ones used last. Threads may share it; what it gives must not be changed."""
+    """Recently used merged sketches. Threads may share it; its values must not be changed."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[object, tuple[object, dict[int, NameSums]]] = OrderedDict()
@@ -65,36 +71,30 @@ class SketchCache:
         self._totals: OrderedDict[object, tuple[float, list[NameTotal]]] = OrderedDict()
         self._lock = Lock()
 
-    def take(self, where: BucketKey, mark: Fingerprint) -> Durations | None:
-        """What was merged, unless the bucket has changed since."""
+    def get(self, key: BucketKey, mark: Fingerprint) -> Durations | None:
+        """The cached durations, unless the bucket has changed since."""
         with self._lock:
-            known = self._buckets.get(where)
-            if known is None or known[0] != mark:
+            cached = self._buckets.get(key)
+            if cached is None or cached[0] != mark:
                 return None
-            self._buckets.move_to_end(where)
-            return known[1]
+            self._buckets.move_to_end(key)
+            return cached[1]
 
-    def put(self, where: BucketKey, mark: Fingerprint, durations: Durations) -> None:
+    def put(self, key: BucketKey, mark: Fingerprint, durations: Durations) -> None:
         with self._lock:
-            self._buckets[where] = (mark, durations)
-            self._buckets.move_to_end(where)
-            while len(self._buckets) > MOST_CACHED:
-                self._buckets.popitem(last=False)
+            _put(self._buckets, key, (mark, durations), MOST_CACHED)
 
-    def take_names(self, span: object, mark: object) -> dict[int, NameSums] | None:
+    def get_names(self, span: object, mark: object) -> dict[int, NameSums] | None:
         """The sums by name over many buckets, unless one of them has changed since."""
         with self._lock:
-            known = self._names.get(span)
-            return known[1] if known is not None and known[0] == mark else None
+            cached = self._names.get(span)
+            return cached[1] if cached is not None and cached[0] == mark else None
 
     def put_names(self, span: object, mark: object, sums: dict[int, NameSums]) -> None:
         with self._lock:
-            self._names[span] = (mark, sums)
-            self._names.move_to_end(span)
-            while len(self._names) > MOST_SPANS:
-                self._names.popitem(last=False)
+            _put(self._names, span, (mark, sums), MOST_SPANS)
 
-    def take_totals(self, span: object, since: float) -> list[NameTotal] | None:
+    def get_totals(self, span: object, since: float) -> list[NameTotal] | None:
         """The totals by name, unless they are older than a moment of the monotonic clock."""
         with self._lock:
             at, totals = self._totals.get(span, (since, None))
@@ -102,25 +102,29 @@ class SketchCache:
 
     def put_totals(self, span: object, at: float, totals: list[NameTotal]) -> None:
         with self._lock:
-            self._totals[span] = (at, totals)
-            self._totals.move_to_end(span)
-            while len(self._totals) > MOST_SPANS:
-                self._totals.popitem(last=False)
+            _put(self._totals, span, (at, totals), MOST_SPANS)
+
+
+def _put(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > most:
+        cache.popitem(last=False)
 
 
 _caches: WeakKeyDictionary[Store, SketchCache] = WeakKeyDictionary()
 
 
 def resolution_of(since: float, until: float) -> int:
-    """The finest that gives a chart no more points than it can show. Raises InvalidInput for an endless span."""
+    """The finest resolution with at most MOST_BUCKETS buckets in this span. Raises InvalidInput for a longer one."""
     checked_time(since)
     if not 0 < until - since <= RESOLUTIONS[-1] * MOST_BUCKETS:
-        raise InvalidInput("a span of time ends after it begins, and is of two years at most")
+        raise InvalidInput("a span of time must end after it begins, and is two years at most")
     return next(each for each in RESOLUTIONS if (until - since) / each <= MOST_BUCKETS)
 
 
 def record_began(store: Store) -> float | None:
-    """The first minute that charts by the minute can show; ``None`` for an empty record."""
+    """The first recorded minute; ``None`` for an empty record."""
     with store.read() as connection:
         at = connection.execute(select(func.min(_rollup.at)).where(_rollup.resolution == RESOLUTIONS[0])).scalar_one()
     return None if at is None else float(at)
@@ -136,13 +140,13 @@ def read_series(
     queue: str | None = None,
     worker: str | None = None,
 ) -> Series:
-    """Counts by outcome, wait and run time, depth and gaps, in equal buckets, the empty ones too."""
+    """Counts by outcome, wait and run times, depth and gaps, in equal buckets, empty ones included."""
     step = resolution_of(since, until)
     with store.read() as connection:
         wanted = _wanted(connection, step, since, until, cluster, {"name": name, "queue": queue, "worker": worker})
         sums = _sums(connection, wanted)
-        among: Scope = (*cluster_ids(connection, cluster), f"{name!r} {queue!r} {worker!r}")
-        durations = _durations(connection, _caches.setdefault(store, SketchCache()), wanted, step, sums, among)
+        scope: Scope = (*cluster_ids(connection, cluster), f"{name!r} {queue!r} {worker!r}")
+        durations = _durations(connection, _caches.setdefault(store, SketchCache()), wanted, step, sums, scope)
         gaps: list[Gap] = gaps_between(connection, since, until, cluster)
         depth = _depth(connection, step, since, until, cluster, queue)
         began = _starts(connection, since, until, cluster, worker)
@@ -156,9 +160,8 @@ def _starts(
 ) -> list[WorkerStart]:
     """The latest restarts of a span, in order."""
     table = schema.worker_start.c
-    names = cluster_names(connection)
-    numbers = [number for number, name in names.items() if cluster in {None, name}]
-    wanted = [table.cluster_id.in_(numbers), table.at >= since, table.at < until]
+    names = cluster_names(connection, cluster)
+    wanted = [table.cluster_id.in_(names), table.at >= since, table.at < until]
     if worker is not None:
         wanted.append(table.hostname == worker)
     statement = select(table.cluster_id, table.hostname, table.at).where(*wanted).order_by(table.at.desc())
@@ -167,11 +170,11 @@ def _starts(
 
 
 class _Sums(NamedTuple):
-    """The counts of one bucket, and by what is seen that it has changed."""
+    """The counts of one bucket, and the fingerprint that shows a change."""
 
     counts: dict[str, int]
     mark: Fingerprint
-    since_receipt: int  # of how many starts the wait is counted from receipt
+    since_receipt: int  # waits counted from receipt
 
 
 def _bucket(at: int, sums: _Sums | None, durations: Durations | None) -> Bucket:
@@ -188,7 +191,7 @@ def percentiles(sketch: Sketch | None) -> Percentiles | None:
 
 
 def wait_percentiles(sketch: Sketch | None, since_receipt: int) -> WaitPercentiles | None:
-    """The same of waits, of which so many are counted from receipt."""
+    """Percentiles of waits, so many of which are counted from receipt."""
     found = percentiles(sketch)
     if sketch is None or found is None:
         return None
@@ -225,23 +228,23 @@ def _sums(connection: Connection, wanted: list[ColumnElement[bool]]) -> dict[int
 
 def _durations(
     connection: Connection,
-    kept: SketchCache,
+    cache: SketchCache,
     wanted: list[ColumnElement[bool]],
     step: int,
     sums: dict[int, _Sums],
-    among: Scope,
+    scope: Scope,
 ) -> dict[int, Durations]:
-    """Of each bucket; merged anew only where it has changed since somebody looked."""
-    places: dict[int, BucketKey] = {at: (step, at, among) for at in sums}
-    known = {at: kept.take(place, sums[at].mark) for at, place in places.items()}
-    found = {at: durations for at, durations in known.items() if durations is not None}
+    """Durations of each bucket; merged again only where it has changed."""
+    places: dict[int, BucketKey] = {at: (step, at, scope) for at in sums}
+    cached = {at: cache.get(place, sums[at].mark) for at, place in places.items()}
+    found = {at: durations for at, durations in cached.items() if durations is not None}
     changed = [at for at in sums if at not in found]
     if changed:
         these = [*wanted, _rollup.at >= min(changed), _rollup.at <= max(changed)]
         waits, runs = (merged_sketches(connection, these, column, "at") for column in ("wait", "run"))
         for at in changed:
             found[at] = Durations(waits.get(at, Sketch()), runs.get(at, Sketch()))
-            kept.put(places[at], sums[at].mark, found[at])
+            cache.put(places[at], sums[at].mark, found[at])
     return found
 
 
@@ -278,28 +281,28 @@ def _sample(row: Any) -> QueueSample:
 def read_name_totals(
     store: Store, *, since: float, until: float, cluster: str | None = None, queue: str | None = None
 ) -> list[NameTotal]:
-    """What the tasks of each name took in a span. By the hour and by the day it may be some seconds old."""
+    """Runs, failures and times of each name in a span. By the hour and by the day, some seconds old."""
     step = resolution_of(since, until)
     place = (step, int(since // step), int(until // step), cluster, queue)
-    kept = _caches.setdefault(store, SketchCache())
-    fresh = time.monotonic() - OLD_SECONDS
-    totals = kept.take_totals(place, fresh) if step > RESOLUTIONS[0] else None
+    cache = _caches.setdefault(store, SketchCache())
+    fresh = time.monotonic() - CACHE_SECONDS
+    totals = cache.get_totals(place, fresh) if step > RESOLUTIONS[0] else None
     if totals is None:
         totals = _name_totals(store, since, until, cluster, queue)
-        kept.put_totals(place, time.monotonic(), totals)
+        cache.put_totals(place, time.monotonic(), totals)
     return totals
 
 
 def sums_of_names(
     store: Store, names: Iterable[str], *, since: float, until: float, cluster: str | None = None
 ) -> dict[str, NameSums]:
-    """The same for a few names, by name: what others took is not read."""
+    """Sums of a few names, by name, without reading the others."""
     with store.read() as connection:
         these = _rollup.name_id.in_(term_ids(connection, "name", names))
         wanted = _wanted(connection, resolution_of(since, until), since, until, cluster, {})
         found = name_sums(connection, [*wanted, these])
-        told = texts(connection, found)
-    return {told[key]: sums for key, sums in found.items()}
+        texts_of = texts(connection, found)
+    return {texts_of[key]: sums for key, sums in found.items()}
 
 
 def _name_totals(store: Store, since: float, until: float, cluster: str | None, queue: str | None) -> list[NameTotal]:
@@ -324,19 +327,19 @@ def _name_totals(store: Store, since: float, until: float, cluster: str | None, 
 
 def _by_name(
     connection: Connection,
-    kept: SketchCache,
+    cache: SketchCache,
     wanted: list[ColumnElement[bool]],
     sums: dict[int, _Sums],
     span: tuple[int, str | None, str | None],
 ) -> dict[int, NameSums]:
-    """Most buckets are closed: what they came to is kept together, until one of them changes or leaves the span."""
+    """Sums by name. Those of all closed buckets are cached, until one of them changes or leaves the span."""
     closed = sorted(sums)[:-OPEN_BUCKETS]
     mark = tuple((at, *sums[at].mark) for at in closed)
     border = closed[-1] if closed else -1
-    older = kept.take_names(span, mark)
+    older = cache.get_names(span, mark)
     if older is None:
         older = name_sums(connection, [*wanted, _rollup.at <= border])
-        kept.put_names(span, mark, older)
+        cache.put_names(span, mark, older)
     return add_sums(older, name_sums(connection, [*wanted, _rollup.at > border]))
 
 
@@ -358,15 +361,15 @@ def name_sums(connection: Connection, wanted: Sequence[ColumnElement[bool]]) -> 
 
 
 def add_sums(one: dict[int, NameSums], other: dict[int, NameSums]) -> dict[int, NameSums]:
-    """The sums of both, as new ones where a name is in both."""
+    """Both added up, in new objects where a name is in both."""
     found = dict(one)
     for name, more in other.items():
-        known = found.get(name)
-        found[name] = more if known is None else _together(known, more)
+        mine = found.get(name)
+        found[name] = more if mine is None else _added(mine, more)
     return found
 
 
-def _together(one: NameSums, other: NameSums) -> NameSums:
+def _added(one: NameSums, other: NameSums) -> NameSums:
     wait, run = Sketch(one.durations.wait.counts), Sketch(one.durations.run.counts)
     wait.merge(other.durations.wait)
     run.merge(other.durations.run)
@@ -377,7 +380,7 @@ def _together(one: NameSums, other: NameSums) -> NameSums:
 def merged_sketches(
     connection: Connection, wanted: Iterable[ColumnElement[bool]], column: str, by: str
 ) -> dict[int, Sketch]:
-    """The sketches of a column, merged by another: by the bucket, or by the name."""
+    """The sketches of one column, merged for each value of another: of the bucket, or of the name."""
     key, blob = _rollup[by], _rollup[column]
     times = func.count().label("times")
     statement = select(key, blob, times).where(*wanted, blob.is_not(None)).group_by(key, blob)

@@ -1,4 +1,4 @@
-"""One task: all its runs, what it repeats and is repeated as, and the tree it is in."""
+"""One task with all its runs, and the links between a task and its retries."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ _zero: ColumnElement[int] = literal_column("0")
 
 
 def read_task(store: Store, task_id: str, cluster: str | None = None) -> Task:
-    """Everything known of one task. Where several clusters have the id, the newest. Raises NotFound."""
+    """One task with all its runs; where several clusters have the id, the newest. Raises NotFound."""
     with store.read() as connection:
         clusters = cluster_ids(connection, cluster) if storable(task_id) else []
         rows = [each for number in clusters for each in read_tasks(connection, _by_key(number, task_id))]
         if not rows:
             where = f" on cluster {cluster}" if cluster is not None else ""
-            raise NotFound(f"no task {task_id!r} is in the record{where}; it may be too old to be kept", id=task_id)
+            raise NotFound(f"no task {task_id!r} is in the record{where}; it may have expired", id=task_id)
         found = max(rows, key=lambda each: each.received or each.sent or 0.0)
         if found.pk is not None:
             found.runs = all_runs(other_runs(connection, found.pk), found.runs)
@@ -36,13 +36,13 @@ def _by_key(cluster: int, task_id: str) -> Select[Any]:
 
 
 def read_lineage(store: Store, task: Task) -> Lineage:
-    """The task that this one repeats, and those that repeat it, the oldest first."""
+    """The task that this one is a retry of, and its retries, the oldest first."""
     table = schema.retry
     with store.read() as connection:
         clusters = cluster_ids(connection, task.cluster)
         key = to_key(task.id)
         before = select(table.c.key).where(table.c.cluster_id.in_(clusters), table.c.new_key == key)
-        before = before.where(table.c.key != key)  # a task sent again under its own id is no other task
+        before = before.where(table.c.key != key)  # without a retry under the same id
         old = connection.execute(before.order_by(table.c.at.desc()).limit(1)).scalar()
         after = select(table).where(table.c.cluster_id.in_(clusters), table.c.key == key)
         after = after.where(table.c.new_key != key).order_by(table.c.at)
@@ -76,12 +76,11 @@ def link_retry(
     *,
     first_only: bool = False,
 ) -> bool:
-    """Notes that a person sends ``old_id`` again as ``new_id``; False where that was noted before.
+    """Records that a person retries ``old_id`` as ``new_id``; False where that was recorded before.
 
-    Written before the message is sent: a link to a task that nobody has seen says that it was asked for, while a
-    task sent without its link would be sent a second time. With ``again_after`` it may be noted again so many seconds
-    later: for a task that is sent again under its own id. With ``first_only`` it is not noted where somebody has
-    retried the task as another one, not even where that happens at this moment.
+    It is recorded before the message is sent, as a task that was sent without its link might be sent a second time.
+    ``again_after``: seconds after which it may be recorded again, for a task that is sent again under its own id.
+    ``first_only``: not where the task has another retry, even if that is recorded at the same moment.
     """
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)
@@ -107,7 +106,7 @@ def link_retry(
 
 
 def _retried_as_another(connection: Connection, number: int, old_id: str, new_id: str) -> bool:
-    # Two people must not look at the same time whether the other has retried it.
+    # Locked, as two people might check at the same time whether the other has retried it.
     connection.execute(select(schema.cluster.c.id).where(schema.cluster.c.id == number).with_for_update())
     table, old, new = schema.retry, to_key(old_id), to_key(new_id)
     others = (table.c.cluster_id == number, table.c.key == old, table.c.new_key.not_in([old, new]))
@@ -115,7 +114,7 @@ def _retried_as_another(connection: Connection, number: int, old_id: str, new_id
 
 
 def unlink_retry(store: Store, cluster: str, old_id: str, new_id: str) -> None:
-    """Takes a link back whose message the broker certainly does not have."""
+    """Deletes a link whose message the broker certainly did not accept."""
     table = schema.retry
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)

@@ -27,14 +27,14 @@ unpack_invocation = msgspec.msgpack.Decoder(Invocation).decode
 
 
 def names_of(task: Task) -> Names:
-    """What the row of a task names."""
+    """The names in the row of a task."""
     run = task.run
     worker = run.worker if run is not None else None
     return (task.name, task.queue, worker, task.client, task.exchange, task.routing_key)
 
 
 def sort_time(task: Task) -> float:
-    """The time by which lists are sorted: received, else sent, else the first thing that is known of the latest run."""
+    """The time by which lists are sorted: received, else sent, else the first known time of the latest run."""
     run = task.run or _NO_RUN
     for time in (run.received, task.sent, run.started, run.ended, task.discovered_at):
         if time is not None:
@@ -48,7 +48,7 @@ def task_row(task: Task, cluster_id: int, numbers: Numbers) -> tuple[object, ...
 
 
 def task_values(task: Task, numbers: Numbers) -> tuple[object, ...]:
-    """The values of CHANGING_COLUMNS: of a stored task, all that can change."""
+    """The values of CHANGING_COLUMNS."""
     run = task.run or _NO_RUN
     root = task.root_id
     name, queue, worker, client, exchange, routing_key = numbers
@@ -110,7 +110,7 @@ def run_row(task_id: int, ordinal: int, run: Run, worker: int) -> tuple[object, 
 
 
 def run_of(row: Any, texts: Mapping[int, str]) -> Run:
-    """The run of a row that has at least RUN_COLUMNS without traceback; a column left out is unknown."""
+    """The run of a row with RUN_COLUMNS; result, exception and traceback may be missing."""
     return Run(
         worker=texts.get(row.worker_id),
         pid=row.pid,
@@ -130,14 +130,14 @@ def run_of(row: Any, texts: Mapping[int, str]) -> Run:
 
 
 def other_run_of(row: Any, texts: Mapping[int, str]) -> Run:
-    """A run that stands in a row of its own, with its message."""
+    """A run from ``run``, with its message."""
     run = run_of(row, texts)
     run.invocation = None if row.message is None else unpack_invocation(row.message)
     return run
 
 
 def all_runs(others: Sequence[tuple[int, Run]], shown: Sequence[Run]) -> list[Run]:
-    """The runs in order: those in rows of their own with their ordinals, and the one in the task's row between them."""
+    """All runs in order: those from ``run`` with their ordinals, and the one in the task's row between them."""
     runs = [run for _, run in others]
     place = next((place for place, (ordinal, _) in enumerate(others) if ordinal != place), len(others))
     return [*runs[:place], *shown, *runs[place:]]
@@ -176,7 +176,7 @@ Place = tuple[int, bytes]  # cluster and key of a task
 
 
 def newest_links(connection: Connection, places: Iterable[Place]) -> dict[Place, Link]:
-    """The newest task as which each of these was retried, with its state now."""
+    """The newest retry of each of these tasks, with its state now."""
     link, again = schema.retry.c, schema.task.c
     same = and_(again.cluster_id == link.cluster_id, again.key == link.new_key)
     statement = select(schema.retry, again.state).select_from(schema.retry.outerjoin(schema.task, same))
@@ -198,7 +198,7 @@ _list_columns = [each for each in schema.task.c if each.name != "traceback"]
 
 
 def load_tasks(connection: Connection, rows: Sequence[int], *, tracebacks: bool = False) -> list[Task]:
-    """The tasks of these rows in this order, each with its latest run, without the traceback unless asked for."""
+    """The tasks of these rows in this order, each with its latest run, without traceback unless asked for."""
     columns = schema.task.c if tracebacks else _list_columns
     found: dict[int | None, Task] = {}
     for start in range(0, len(rows), _CHUNK):
@@ -208,7 +208,7 @@ def load_tasks(connection: Connection, rows: Sequence[int], *, tracebacks: bool 
 
 
 def read_tasks(connection: Connection, statement: Select[Any]) -> list[Task]:
-    """The tasks that a statement selects; it names every column, ``traceback`` perhaps excepted."""
+    """The tasks that a statement selects, with every column; ``traceback`` may be missing."""
     rows = connection.execute(statement).all()
     names = texts(connection, {getattr(row, column) for row in rows for column in _TERM_COLUMNS})
     clusters = cluster_names(connection) if rows else {}
@@ -220,7 +220,7 @@ def read_tasks(connection: Connection, statement: Select[Any]) -> list[Task]:
 
 
 def other_runs(connection: Connection, row: int) -> list[tuple[int, Run]]:
-    """The runs beside the one that is shown, with their places among all, in order, with all their texts."""
+    """The runs of a task that are not in its row, with their ordinals."""
     table = schema.run
     rows = connection.execute(select(table).where(table.c.task_id == row).order_by(table.c.ordinal)).all()
     names = texts(connection, {each.worker_id for each in rows})

@@ -161,7 +161,7 @@ def _row(
 ) -> QueueRow:
     samples = depths.get((queue.cluster, queue.name), [])
     flow = flows.of(queue.cluster, queue.name)
-    out_rate = None if flow is None else flow.taken / flows.seconds
+    out_rate = None if flow is None else flow.received / flows.seconds
     change = _change(queue, samples, now)
     return QueueRow(
         queue=queue,
