@@ -31,7 +31,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.retention import Retention
+from celery_monitor.store.retention.expiry import Retention
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.keys import from_key
 from celery_monitor.store.tasks.page import count_states, find_tasks
@@ -74,7 +74,7 @@ def clean(store: Store, settings: Settings, found: dict[str, float]) -> None:
     retention = Retention(store, CLUSTER, settings)
     while True:
         began = time.perf_counter()
-        step = retention.retire(time.time())
+        step = retention.delete_expired(time.time())
         found["longest"] = max(found.get("longest", 0.0), time.perf_counter() - began)
         found["one by one"] = found.get("one by one", 0) + len(step.keys)
         found["dropped"] = found.get("dropped", 0) + getattr(step, "dropped", 0)
@@ -124,7 +124,7 @@ def pages(store: Store, work: Callable[[], object]) -> int:
 def some_ids(store: Store, number: int) -> list[str]:
     table = schema.task.c
     with store.read() as connection:
-        rows = connection.execute(sa.select(table.key).order_by(table.seen).limit(number)).scalars()
+        rows = connection.execute(sa.select(table.key).order_by(table.sort_time).limit(number)).scalars()
         return [from_key(each) for each in rows]
 
 

@@ -89,7 +89,7 @@ class Watch:
         self.lags: list[float] = []
 
     def run(self, stop: threading.Event) -> None:
-        newest = sa.select(schema.task.c.seen).order_by(schema.task.c.seen.desc()).limit(1)
+        newest = sa.select(schema.task.c.sort_time).order_by(schema.task.c.sort_time.desc()).limit(1)
         while not stop.is_set():
             with self._store.read() as connection:
                 self.lags.append(time.time() - connection.execute(newest).scalar_one())

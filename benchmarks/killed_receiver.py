@@ -21,7 +21,7 @@ from benchmarks.stream import EVENTS_OF_A_TASK, Message, messages, publisher
 from celery_monitor.records.task import TaskState
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.receivers import read_gaps, read_receiver_records
-from celery_monitor.store.series import read_series
+from celery_monitor.store.rollups.series import read_series
 from celery_monitor.store.tasks.page import count_states
 
 PER_MESSAGE = 10

@@ -21,7 +21,7 @@ from celery_monitor.core.filters.parser import parse
 from celery_monitor.records.task import Outcome, TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import PreparedStatement, Store, open_store
-from celery_monitor.store.failures import read_failure_groups
+from celery_monitor.store.rollups.failures import read_failure_groups
 from celery_monitor.store.schema import OUTCOME_CODES, STATE_CODES
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets

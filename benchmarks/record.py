@@ -15,14 +15,14 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.partitions import CLUSTER_BITS, TaskNumbers
+from celery_monitor.store.retention.partitions import CLUSTER_BITS, TaskIds
 from celery_monitor.store.writer import Writer
 
 CLUSTER = "default"
 WRITTEN = 100_000  # tasks that go through the writer
 EVENTS_A_SECOND = 5000
 BATCH = 500  # messages
-_TIMES = ("seen", "received", "started", "ended", "eta", "sent", "expires")
+_TIMES = ("sort_time", "received", "started", "ended", "eta", "sent", "expires")
 
 
 def write(store: Store, tasks: int, later: float, settings: Settings) -> None:
@@ -46,7 +46,7 @@ def fill(store: Store, tasks: int) -> None:
                 connection.connection.cursor().execute(f"PRAGMA {pragma}")
         with connection.begin():
             last = connection.execute(sa.select(sa.func.max(schema.task.c.id))).scalar_one()
-        numbers = TaskNumbers(store, tasks)
+        numbers = TaskIds(store, tasks)
         for copy in range(1, copies + 1):
             with connection.begin():
                 numbers.make_partitions(connection, 1, (copy + 1) * WRITTEN)

@@ -10,7 +10,7 @@ from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 
 DAY = 86_400
-TIMES = ("seen", "received", "started", "ended", "eta", "ready", "sent", "expires")
+TIMES = ("sort_time", "received", "started", "ended", "eta", "ready", "sent", "expires")
 COUNTS = ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost", "since_receipt")
 STEPS = 10  # transactions for a day
 

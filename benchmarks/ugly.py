@@ -38,9 +38,9 @@ from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.failures import read_failure_groups
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.receivers import save_health
+from celery_monitor.store.rollups.failures import read_failure_groups
 from celery_monitor.store.schedule import save_schedule
 from celery_monitor.store.tasks.page import count_states
 from celery_monitor.store.workers import save_workers

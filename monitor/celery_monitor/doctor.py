@@ -23,7 +23,7 @@ from celery_monitor.core.findings import Finding, Tone, failing_helpers
 from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import database_without_password
-from celery_monitor.store.examine import look_at_record
+from celery_monitor.store.health import read_record_facts
 from celery_monitor.web.security.guard import check_bind
 
 INDENT = " " * 9
@@ -49,7 +49,7 @@ def _is_wrong(finding: Finding) -> bool:
 
 def examine(settings: Settings) -> list[Report]:
     """Takes some seconds for each broker. Raises SettingsError for what cannot be understood at all."""
-    records = {broker.cluster: look_at_record(settings.database, broker.cluster) for broker in settings.broker}
+    records = {broker.cluster: read_record_facts(settings.database, broker.cluster) for broker in settings.broker}
     reports = [_broker(broker, settings, records[broker.cluster]) for broker in settings.broker]
     record = next(iter(records.values()))
     address = database_without_password(settings.database)

@@ -15,8 +15,7 @@ from celery_monitor.core.filters.parser import parse
 from celery_monitor.errors import Conflict, FilterError, Forbidden, InvalidInput, NotFound
 from celery_monitor.records.job import JobOutcome, JobReason, JobState
 from celery_monitor.store.actions import read_actions
-from celery_monitor.store.job_steps import JobLease, SentTask, begin_batch, claim_job
-from celery_monitor.store.jobs import read_job_tasks, read_jobs, sent_as
+from celery_monitor.store.jobs import JobLease, SentTask, begin_batch, claim_job, read_job_tasks, read_jobs, sent_as
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from celery_monitor.store.tasks.page import find_tasks
 from tests.control.bulk_shop import CLUSTER, OLGA, Shop, failure, open_shop, other_process

@@ -17,8 +17,7 @@ from celery_monitor.core.arguments import judge
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.store.engine import open_store
-from celery_monitor.store.tasks.detail import read_lineage, read_task
-from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task
 from celery_monitor.store.writer import Writer
 from tests.control.watch import CLUSTER, Watch, make_settings
 from tests.factories import NOW, make_event, make_id, make_task

@@ -5,7 +5,7 @@ from pathlib import Path
 from celery import chain, signature
 
 from celery_monitor.records.task import TaskState
-from celery_monitor.store.workflows import read_workflows
+from celery_monitor.store.tasks.workflows import read_workflows
 from tests.apps.basic import make_app
 from tests.control.watch import watching
 from tests.workers import running_worker

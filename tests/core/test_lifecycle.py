@@ -321,8 +321,8 @@ def test_no_events_whatever_make_it_raise(events: list[Event]) -> None:
     assert task.state in TaskState
 
 
-def test_task_that_a_worker_was_found_to_run_is_learnt_and_its_late_events_add_no_run() -> None:
-    running = make_event("monitor-running", timestamp=NOW, uuid=make_id(5), name="shop.pay", learnt_at=NOW + 9)
+def test_task_that_a_worker_was_found_to_run_is_discovered_and_its_late_events_add_no_run() -> None:
+    running = make_event("monitor-running", timestamp=NOW, uuid=make_id(5), name="shop.pay", discovered_at=NOW + 9)
     late = make_event("task-started", timestamp=NOW + 0.2, uuid=make_id(5))
     ended = make_event("task-succeeded", timestamp=NOW + 40, uuid=make_id(5), runtime=39.5)
     for events in ((running, late, ended), (running, ended, late), (running, running, late, ended)):
@@ -332,17 +332,17 @@ def test_task_that_a_worker_was_found_to_run_is_learnt_and_its_late_events_add_n
         assert [(run.received, run.started, run.ended, run.runtime) for run in task.runs] == [
             (None, NOW, NOW + 40, 39.5)
         ]
-        assert (task.state, task.name, task.learnt) == (TaskState.SUCCESS, "shop.pay", NOW + 9)
+        assert (task.state, task.name, task.discovered_at) == (TaskState.SUCCESS, "shop.pay", NOW + 9)
 
 
 @pytest.mark.parametrize("eta", [None, "2026-06-01T12:00:00+00:00"])
 def test_task_that_a_worker_was_found_to_hold_has_an_unknown_receipt_and_yields_to_its_events(eta: str | None) -> None:
-    held = make_event("monitor-held", timestamp=NOW, uuid=make_id(6), eta=eta, learnt_at=NOW)
+    held = make_event("monitor-held", timestamp=NOW, uuid=make_id(6), eta=eta, discovered_at=NOW)
     task = Task("shop", make_id(6))
     assert fold(task, held)
     assert not fold(task, held)
     assert task.state is (TaskState.SCHEDULED if eta else TaskState.RECEIVED)
-    assert (task.received, task.wait, task.learnt, task.worker) == (None, None, NOW, "worker1@shop")
+    assert (task.received, task.wait, task.discovered_at, task.worker) == (None, None, NOW, "worker1@shop")
     lost = make_event("task-lost", timestamp=NOW + 5, uuid=make_id(6), exception="it is gone")
     assert fold(task, lost)
     assert (task.state, task.exception) == (TaskState.LOST, "it is gone")
@@ -350,7 +350,7 @@ def test_task_that_a_worker_was_found_to_hold_has_an_unknown_receipt_and_yields_
     assert fold(task, make_event("task-started", timestamp=NOW + 7, uuid=make_id(6)))
     assert (task.state, task.started, len(task.runs)) == (TaskState.STARTED, NOW + 7, 1)
     assert fold(task, make_event("task-received", timestamp=NOW - 3, uuid=make_id(6)))
-    assert (task.received, task.started, task.learnt, len(task.runs)) == (NOW - 3, NOW + 7, None, 1)
+    assert (task.received, task.started, task.discovered_at, len(task.runs)) == (NOW - 3, NOW + 7, None, 1)
 
 
 def test_end_on_an_unknown_worker_yields_to_what_a_worker_says() -> None:

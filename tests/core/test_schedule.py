@@ -202,7 +202,7 @@ def test_of_entries_that_send_the_same_only_beats_own_record_counts() -> None:
     found = judge_alike(entry("90.0"), runs, [], DAY, DAY + 250, shared_with=("other",))
     assert (found.last, found.last_at, found.next, found.overdue) == (None, None, None, None)
     assert (found.missed, found.late, found.drift, found.sure) == (None, None, None, False)
-    told = entry("90.0", source="redbeat", told_last=DAY + 210, told_next=DAY + 300, total=3)
+    told = entry("90.0", source="redbeat", beat_last_at=DAY + 210, beat_next_at=DAY + 300, total=3)
     found = judge_alike(told, runs, [], DAY, DAY + 250, shared_with=("other",))
     assert (found.last_at, found.next, found.sure) == (DAY + 210, DAY + 300, False)
     silent = judge_alike(entry("90.0"), runs, [], DAY, DAY + 400, shared_with=("other",))
@@ -247,7 +247,7 @@ def test_crontab_that_has_only_just_run_once_misses_nothing() -> None:
 
 
 def test_beats_own_record_tells_last_and_next_where_no_task_is_seen() -> None:
-    told = entry(source="redbeat", told_last=DAY + 60, told_next=DAY + 120, total=4)
+    told = entry(source="redbeat", beat_last_at=DAY + 60, beat_next_at=DAY + 120, total=4)
     fine = judge(told, [], [], DAY, DAY + 124, sure=False)
     assert (fine.last, fine.last_at, fine.next, fine.overdue) == (None, DAY + 60, DAY + 120, None)
     gap = Gap(cluster="shop", began=DAY, ended=None, cause="away")
@@ -255,10 +255,10 @@ def test_beats_own_record_tells_last_and_next_where_no_task_is_seen() -> None:
 
 
 def test_new_entry_is_given_time_and_django_time_to_write() -> None:
-    new = entry(source="redbeat", told_next=DAY)
+    new = entry(source="redbeat", beat_next_at=DAY)
     assert judge(new, [], [], DAY, DAY + 300, sure=False).overdue is None
     assert judge(new, [], [], DAY, DAY + 400, sure=False).overdue == DAY
-    slow = entry(source="django", told_last=DAY)
+    slow = entry(source="django", beat_last_at=DAY)
     assert judge(slow, [], [], DAY, DAY + 200, sure=False).overdue is None
     assert judge(slow, [], [], DAY, DAY + 300, sure=False).overdue == DAY + 60
 
@@ -266,7 +266,7 @@ def test_new_entry_is_given_time_and_django_time_to_write() -> None:
 def test_entry_that_is_turned_off_or_has_not_begun_is_not_overdue() -> None:
     off = judge(entry(enabled=False), [run(DAY)], [], DAY, DAY + 9999, sure=True)
     assert (off.overdue, off.next, off.missed) == (None, None, None)
-    later = judge(entry(starts=DAY + 9000, told_last=DAY), [], [], DAY, DAY + 999, sure=True)
+    later = judge(entry(starts=DAY + 9000, beat_last_at=DAY), [], [], DAY, DAY + 999, sure=True)
     assert (later.overdue, later.next) == (None, DAY + 9000)
 
 

@@ -101,15 +101,15 @@ def test_what_a_killed_receiver_missed_becomes_right_where_anybody_knows_it(
             found = gap.reconciliation
             assert (found.backend, found.workers, found.queue) == (TASKS + 3, 2, 1)
             assert (found.lost, found.unknown, found.asked) == (0, 0, TASKS + 6)
-            assert (found.learnt_from_workers, found.learnt_from_queues, found.complete) == (2, 1, True)
+            assert (found.discovered_on_workers, found.discovered_in_queues, found.complete) == (2, 1, True)
             running = task(record, missed)
             assert running is not None
             assert (running.name, running.args, running.worker) == ("basic.sleep", "(80,)", worker.hostname)
             assert running.started is not None
             assert left - 1 < running.started < left + AWAY_SECONDS
             assert running.received is None
-            assert running.learnt is not None
-            assert task(record, known).learnt is None  # type: ignore[union-attr]
+            assert running.discovered_at is not None
+            assert task(record, known).discovered_at is None  # type: ignore[union-attr]
             held = task(record, missed_planned)
             assert held is not None
             assert (held.args, held.queue, held.eta is not None) == ("(7, 8)", worker.queue, True)

@@ -12,7 +12,7 @@ import pytest
 from celery_monitor.records.task import TaskState
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.receivers import read_gaps, read_standby_receivers
-from celery_monitor.store.series import read_series
+from celery_monitor.store.rollups.series import read_series
 from tests.faults.receivers import Record, receiving
 from tests.receiver.sources.conftest import delete_queue
 from tests.servers import proxy

@@ -214,7 +214,7 @@ def test_evidence_of_a_message_that_is_gone(
 
 
 def test_received_task_of_a_worker_that_shut_down_waits_again_from_its_goodbye_on() -> None:
-    worker = make_worker(status=WorkerStatus.OFFLINE, said_goodbye=True, offline_at=NOW - 30, skew=2.0)
+    worker = make_worker(status=WorkerStatus.OFFLINE, sent_offline=True, offline_at=NOW - 30, skew=2.0)
     [event] = judge(make_unfinished(RECEIVED), gather(has(WAITING), None, worker)).events
     assert (event.type, event.requeue, event.timestamp, event.pid) == ("task-rejected", True, NOW - 32, 31)
     assert judge(make_unfinished(RECEIVED), gather(snapshot(), None, worker)).events == ()
@@ -225,7 +225,7 @@ def test_received_task_of_a_worker_that_shut_down_waits_again_from_its_goodbye_o
     [
         (STARTED, {}, True),
         (STARTED, {"started": NOW - 10}, False),  # an event of it came after the gap
-        (PENDING, {"learnt": NOW - 30}, False),  # it was not in the record when the gap began
+        (PENDING, {"discovered_at": NOW - 30}, False),  # it was not in the record when the gap began
         (LOST, {"exception": "worker7@shop is gone"}, True),
         (LOST, {"exception": f"asked {AFTER_GAP}"}, False),  # by us
         (LOST, {"ended": NOW - 70, "exception": "worker7@shop is gone"}, False),
@@ -252,7 +252,7 @@ def test_tasks_that_both_snapshots_have_are_news_but_of_a_worker_without_events(
 
 
 GONE = {**OFFLINE, "offline_at": NOW - 40}
-GOODBYE = {**GONE, "said_goodbye": True}
+GOODBYE = {**GONE, "sent_offline": True}
 REPLACED = {"pid": 32, "freq": 2.0}
 
 

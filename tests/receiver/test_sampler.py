@@ -23,7 +23,7 @@ from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.queues import read_queue_samples
+from celery_monitor.store.queues import read_depths
 from celery_monitor.store.receivers import read_receiver_records
 from celery_monitor.store.schedule import read_entries
 from celery_monitor.store.workers import change_workers
@@ -62,7 +62,7 @@ def test_queue_shows_waiting_unacknowledged_and_consumers(broker_url: str, tmp_p
             assert found.unacked >= 1
         else:
             assert found.unacked is None
-        [sample, *_] = read_queue_samples(watch.store, worker.queue, CLUSTER, 0.0)
+        [sample, *_] = read_depths(watch.store, since=0.0)[CLUSTER, worker.queue]
         assert sample.ready is not None
         assert sample.ready >= found.ready
 
@@ -268,17 +268,17 @@ def oldest(store: Store, senders: Senders | None = None, **fields: object) -> tu
 
 def test_head_that_the_broker_shows_is_as_old_as_the_record_says(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26))
-    assert oldest(store, ready=2, heads=(make_id(1),)) == (60.0, True)
-    assert oldest(store, ready=1, heads=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
-    assert oldest(store, ready=1, heads=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
-    assert oldest(store, ready=1, heads=(None,)) == (None, False)
+    assert oldest(store, ready=2, next_tasks=(make_id(1),)) == (60.0, True)
+    assert oldest(store, ready=1, next_tasks=(make_id(2),), oldest=NOW - 1.3) == (26.0, True)
+    assert oldest(store, ready=1, next_tasks=(make_id(9),), oldest=NOW - 1.3) == (1.3, False)
+    assert oldest(store, ready=1, next_tasks=(None,)) == (None, False)
     assert oldest(store, ready=0) == (None, False)
 
 
 def test_oldest_of_several_priorities_is_exact_where_all_heads_are_known(store: Store) -> None:
     write(store, sent(1, 60), sent(2, 26))
-    assert oldest(store, ready=2, heads=(make_id(2), make_id(1))) == (60.0, True)
-    assert oldest(store, ready=2, heads=(make_id(2), make_id(9))) == (26.0, False)
+    assert oldest(store, ready=2, next_tasks=(make_id(2), make_id(1))) == (60.0, True)
+    assert oldest(store, ready=2, next_tasks=(make_id(2), make_id(9))) == (26.0, False)
 
 
 def test_retry_that_waits_is_as_old_as_the_end_of_the_run_before(store: Store) -> None:
@@ -290,7 +290,7 @@ def test_retry_that_waits_is_as_old_as_the_end_of_the_run_before(store: Store) -
         make_event("task-started", timestamp=NOW - 199, **fields),
         make_event("task-retried", timestamp=NOW - 40, exception="E()", traceback="T", **fields),
     )
-    assert oldest(store, ready=1, heads=(make_id(1),)) == (40.0, True)
+    assert oldest(store, ready=1, next_tasks=(make_id(1),)) == (40.0, True)
     assert oldest(store, ready=1) == (40.0, True)
 
 
@@ -306,12 +306,12 @@ def test_nothing_is_inferred_where_tasks_come_of_whose_sending_nobody_tells(stor
     received = make_event("task-received", timestamp=NOW - 9, name="shop.pay", retries=0, **fields)
     write(store, sent(1, 60), received, make_event("task-started", timestamp=NOW - 8, **fields))
     assert oldest(store, ready=1) == (None, False)
-    assert oldest(store, ready=1, heads=(make_id(1),)) == (60.0, True)
+    assert oldest(store, ready=1, next_tasks=(make_id(1),)) == (60.0, True)
 
 
 def test_clock_of_the_client_is_taken_into_account(store: Store) -> None:
     write(store, sent(1, -600))  # its clock is ahead
-    assert oldest(store, ready=1, heads=(make_id(1),), oldest=NOW - 2) == (2.0, False)
+    assert oldest(store, ready=1, next_tasks=(make_id(1),), oldest=NOW - 2) == (2.0, False)
     senders = Senders()
     senders.hear("gen7@till", NOW + 600, NOW - 30)
-    assert oldest(store, senders, ready=1, heads=(make_id(1),)) == (30.0, True)
+    assert oldest(store, senders, ready=1, next_tasks=(make_id(1),)) == (30.0, True)

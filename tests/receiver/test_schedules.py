@@ -25,7 +25,7 @@ from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.foreign import read_periodic_tasks
-from celery_monitor.store.schedule import read_beat_health, read_entries, schedule_heard_at
+from celery_monitor.store.schedule import read_beat_health, read_entries, schedule_reported_at
 from celery_monitor.web.pages.schedule import SOURCES
 from tests.apps.basic import BROKER_VARIABLE, CONFIG_VARIABLE, make_app
 from tests.apps.django_beat import LAST, ONCE
@@ -69,12 +69,12 @@ def test_redbeat_entries_are_read_as_it_saves_them(redis_url: str) -> None:
     entries = {entry.name: entry for entry in found.entries}
     count, news, odd = entries["count"], entries["news"], entries["odd"]
     assert (count.task, count.every, count.queue, count.source) == ("shop.count", 45.0, "stock", "redbeat")
-    assert (count.args, count.args_json, count.told_last) == ("('Ada',)", '["Ada"]', LAST.timestamp())
+    assert (count.args, count.args_json, count.beat_last_at) == ("('Ada',)", '["Ada"]', LAST.timestamp())
     assert (news.minutes, news.hours, news.weekdays) == ((0, 20, 40), (7, 8), (1, 2, 3, 4, 5))
-    assert (news.kwargs_json, "abc" in news.kwargs, news.told_last) == (None, False, None)
+    assert (news.kwargs_json, "abc" in news.kwargs, news.beat_last_at) == (None, False, None)
     assert (count.total, news.total) == (1, None)
     assert (odd.enabled, odd.every, odd.args_json, odd.schedule[:6]) == (False, None, None, "rrule:")
-    assert odd.told_next is not None
+    assert odd.beat_next_at is not None
     app.close()
 
 
@@ -205,7 +205,7 @@ def test_schedule_that_cannot_be_read_is_reported_and_nothing_is_made(tmp_path: 
         Schedules(store, broker, given).step([], None, NOW)
         [reason] = read_beat_health(store, CLUSTER).unread
         assert reason.startswith("django-celery-beat: cannot read")
-        assert schedule_heard_at(store, CLUSTER) is None
+        assert schedule_reported_at(store, CLUSTER) is None
     finally:
         store.close()
 

@@ -8,7 +8,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.failures import (
+from celery_monitor.store.rollups.failures import (
     read_failure_group,
     read_failure_groups,
     read_failure_summaries,
@@ -50,7 +50,7 @@ def test_failure_after_the_resolution_is_a_regression(store: Store) -> None:
     assert state_of(store) == (FailureState.REGRESSED, NOW + 90)
 
 
-def test_event_told_twice_is_no_regression(store: Store) -> None:
+def test_repeated_event_is_no_regression(store: Store) -> None:
     write(store, *failed(1, NOW + 90))
     set_failure_state(store, 1, FailureState.RESOLVED, NOW + 60)
     write(store, *failed(1, NOW + 90))
@@ -95,7 +95,7 @@ def test_latest_tasks_of_a_group_come_first(store: Store) -> None:
     assert [task.id for task in read_latest_failure(store, 1, 5)] == [make_id(2), make_id(1)]
 
 
-def test_new_groups_are_those_first_seen_or_back_again_lately(store: Store) -> None:
+def test_new_groups_failed_first_or_regressed_recently(store: Store) -> None:
     write(store, *failed(1, NOW), *failed(2, NOW + 10, exception="KeyError('x')"))
 
     def new(cluster: str | None = None) -> list[str]:

@@ -92,7 +92,7 @@ def test_table_of_a_plain_backend_has_no_arguments_and_its_times_may_have_no_zon
         from_result("a", found)
 
 
-def test_database_that_is_away_or_has_no_table_is_said(tmp_path: Path, database_url: str) -> None:
+def test_database_that_is_unreachable_or_lacks_the_table_raises(tmp_path: Path, database_url: str) -> None:
     gone = ResultTable(url=f"sqlite:///{tmp_path}/gone.db", name="celery_taskmeta", columns=CELERY, timezone=None)
     with pytest.raises(StoreUnavailable, match="cannot read results in sqlite:///"):
         read_results(gone, ["a"])

@@ -13,36 +13,33 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.job_steps import (
+from celery_monitor.store.jobs import (
     EndedTask,
     JobLease,
     JobLeaseLost,
     SentTask,
     begin_batch,
     claim_job,
+    create_job,
     end_batch,
     finish_job,
-    on_their_way,
-    renew,
-    start_job,
-    stop_job,
-    take_back,
-)
-from celery_monitor.store.jobs import (
-    create_job,
     next_members,
     read_job,
     read_job_tasks,
     read_jobs,
+    renew,
+    reset_batch,
     sample_members,
     save_preview,
     sent_as,
+    start_job,
     states_of,
+    stop_job,
+    tasks_being_sent,
     tidy_jobs,
 )
-from celery_monitor.store.tasks.detail import read_lineage, read_task
+from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task
 from celery_monitor.store.tasks.page import find_tasks
-from celery_monitor.store.tasks.rows import link_retry
 from celery_monitor.store.tasks.where import states_of_sent
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
@@ -134,7 +131,7 @@ def test_a_job_has_one_owner_until_its_lease_ends(store: Store) -> None:
         renew(lease, NOW + 61)
     with pytest.raises(JobLeaseLost):
         begin_batch(lease, job, "late", batch_of(store, job, 3), [], NOW + 61)
-    assert on_their_way(lease) == []
+    assert tasks_being_sent(lease) == []
 
 
 def test_a_batch_is_linked_before_it_is_sent_and_counted_after(store: Store) -> None:
@@ -144,7 +141,7 @@ def test_a_batch_is_linked_before_it_is_sent_and_counted_after(store: Store) -> 
     why = EndedTask(skipped.number, JobOutcome.SKIPPED, "its queue is not known")
     assert begin_batch(lease, job, "a token", [first, second, third], [why], NOW) == [first, second, third]
     assert read_job(store, job.id).batch == "a token"
-    assert on_their_way(lease) == [(each.number, each.id) for each in (first, second, third)]
+    assert tasks_being_sent(lease) == [(each.number, each.id) for each in (first, second, third)]
     lineage = read_lineage(store, read_task(store, first.id, "shop"))
     assert [(link.id, link.fidelity) for link in lineage.retried_as] == [(first.new_id, "probable")]
     ended = [
@@ -219,7 +216,7 @@ def test_a_batch_that_the_broker_has_not_waits_again(store: Store) -> None:
     lease = hold(store, job)
     batch = batch_of(store, job, 3)
     begin_batch(lease, job, "a token", batch, [], NOW)
-    take_back(lease, job, on_their_way(lease), [each.new_id for each in batch], NOW)
+    reset_batch(lease, job, tasks_being_sent(lease), [each.new_id for each in batch], NOW)
     assert batch_of(store, read_job(store, job.id), 3) == batch
     assert read_lineage(store, read_task(store, batch[0].id, "shop")).retried_as == ()
 

@@ -1,4 +1,4 @@
-"""Captured messages in both databases: once each, bounded, and gone in time."""
+"""Captured messages in both databases, once each, bounded and expiring; removals, recorded and concluded."""
 
 import msgspec
 from alembic.autogenerate import compare_metadata
@@ -6,15 +6,17 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, select
 
 from celery_monitor.records.event import Event, Message
+from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.retention import DAY_SECONDS, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, Retention
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.tasks.messages import read_messages
+from celery_monitor.store.tasks.messages import read_message, read_messages, record_removals
 from celery_monitor.store.tasks.page import count_states
 from celery_monitor.store.workers import read_workers
-from celery_monitor.store.writer import Writer
+from celery_monitor.store.writer import LATE_SENT_SECONDS, Writer
 from tests.factories import NOW, make_event, make_id, make_message
 from tests.store.test_writer import deliver, one_task
 
@@ -101,16 +103,16 @@ def test_switched_off_nothing_is_kept_and_what_was_there_goes(store: Store) -> N
     write(store, *one_task(2, "failed"), captured(2), settings=off)
     assert (kept(store, 1) is None, kept(store, 2) is None) == (False, True)
     assert read_task(store, make_id(2)).queue == "payments"
-    Retention(store, "shop", off).retire(NOW)
+    Retention(store, "shop", off).delete_expired(NOW)
     assert rows(store) == 0
 
 
 def test_messages_expire_before_their_tasks(store: Store) -> None:
     write(store, *one_task(1, "failed"), captured())
     retention = Retention(store, "shop", SETTINGS)
-    retention.retire(NOW + 1.9 * DAY_SECONDS)
+    retention.delete_expired(NOW + 1.9 * DAY_SECONDS)
     assert rows(store) == 1
-    retention.retire(NOW + 2.1 * DAY_SECONDS)
+    retention.delete_expired(NOW + 2.1 * DAY_SECONDS)
     assert rows(store) == 0
     assert read_task(store, ID).queue == "payments"
 
@@ -119,7 +121,7 @@ def test_a_message_goes_with_its_task(store: Store) -> None:
     keep_long = Settings(keep_message_days=100.0, keep_failed_days=10.0)
     write(store, *one_task(1, "failed"), captured(), *one_task(2, "failed", at=5 * DAY_SECONDS))
     write(store, captured(2, at=5 * DAY_SECONDS))
-    assert len(Retention(store, "shop", keep_long).retire(NOW + 11 * DAY_SECONDS).keys) == 1
+    assert len(Retention(store, "shop", keep_long).delete_expired(NOW + 11 * DAY_SECONDS).keys) == 1
     assert (kept(store, 1) is None, kept(store, 2) is None) == (True, False)
 
 
@@ -128,13 +130,13 @@ def test_too_many_bytes_lose_the_oldest(store: Store) -> None:
     with store.read() as connection:
         size = connection.execute(select(schema.message.c.size)).scalars().first()
     assert size is not None
-    Retention(store, "shop", Settings(keep_message_bytes=2 * size + 7)).retire(NOW)
+    Retention(store, "shop", Settings(keep_message_bytes=2 * size + 7)).delete_expired(NOW)
     assert [kept(store, number) is None for number in (1, 2, 3)] == [True, False, False]
 
 
 def test_another_clusters_messages_are_left_alone(store: Store) -> None:
     write(store, captured())
-    Retention(store, "mail", Settings(capture=False)).retire(NOW)
+    Retention(store, "mail", Settings(capture=False)).delete_expired(NOW)
     assert rows(store) == 1
     assert read_messages(store, "mail", [ID]) == {}
 
@@ -146,3 +148,44 @@ def test_the_migrations_make_what_the_schema_says(store: Store) -> None:
     # The partition of what is kept is no table of the schema; on PostgreSQL each partition has its own index of keys.
     apart = ("alembic_version",) if store.is_sqlite else ("alembic_version", "_kept", "Index('task_key'")
     assert [each for each in found if not any(name in each for name in apart)] == []
+
+
+TEXT = "queue payments purged by ada"
+
+
+def send(writer: Writer, *ids: str) -> None:
+    events = [make_event("task-sent", uuid=each, hostname="web@shop", queue="payments") for each in ids]
+    writer.write([Delivery(events=events, arrived=NOW)])
+
+
+def states(store: Store, *ids: str) -> list[TaskState]:
+    return [read_task(store, each, "shop").state for each in ids]
+
+
+def test_noted_task_is_revoked_once_and_its_message_is_kept(store: Store) -> None:
+    writer = Writer(store, "shop", Settings())
+    gone, waits = make_id(), make_id()
+    send(writer, gone, waits)
+    record_removals(store, "shop", [gone], TEXT, NOW + 5, {gone: make_message(gone, why="removed")})
+    assert writer.conclude_removals(NOW + 6) == 1
+    task = read_task(store, gone, "shop")
+    assert (task.state, task.exception, task.finished) == (TaskState.REVOKED, TEXT, NOW + 5)
+    assert states(store, waits) == [TaskState.PENDING]
+    message = read_message(store, task)
+    assert message is not None
+    assert message.why == "removed"
+    assert writer.conclude_removals(NOW + 7) == 0
+
+
+def test_task_that_is_not_in_the_record_yet_is_concluded_when_it_comes(store: Store) -> None:
+    writer = Writer(store, "shop", Settings())
+    late, never = make_id(), make_id()
+    record_removals(store, "shop", [late, never], TEXT, NOW + 5, {})
+    assert writer.conclude_removals(NOW + 6) == 0
+    send(writer, late)
+    assert writer.conclude_removals(NOW + 7) == 1
+    assert states(store, late) == [TaskState.REVOKED]
+    assert writer.conclude_removals(NOW + 6 + LATE_SENT_SECONDS) == 0
+    send(writer, never)
+    assert writer.conclude_removals(NOW + 8 + LATE_SENT_SECONDS) == 0  # forgotten: the search finds it
+    assert states(store, never) == [TaskState.PENDING]

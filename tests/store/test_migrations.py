@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from celery_monitor.core.filters.parser import parse
 from celery_monitor.store import migrations, schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.failures import read_failure_group, read_failure_groups
+from celery_monitor.store.retention.partitions import LEAST, create_partition, first_id
+from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups
 from celery_monitor.store.tasks.keys import to_key
+from celery_monitor.store.tasks.page import find_tasks
 from tests.factories import NOW, make_event, make_id
 from tests.store.test_writer import counts, one_task, write
 
@@ -58,24 +61,35 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_what_it_has(database_
     store.close()
 
 
-def test_tasks_of_an_older_database_stay_and_are_found(database_url: str) -> None:
-    """On PostgreSQL they are in no partition by number from then on, and a repeated event must still find them."""
+@pytest.mark.parametrize("revision", ["0005", "0011"])
+def test_tasks_of_an_older_database_stay_and_are_found(database_url: str, revision: str) -> None:
+    """On PostgreSQL those from before 0007 are in no partition by number, and a repeated event must still find them."""
     store = open_store(database_url)
     empty(store)
+    number = 1 << 6 | 1 if store.is_sqlite or revision < "0007" else first_id(1) + (1 << 6 | 1)
+    task = {"id": number, "cluster_id": 1, "key": to_key(make_id(1)), "state": 3, "seen": NOW + 3, "received": NOW}
+    if revision > "0006":
+        task["learnt"] = NOW + 7
     with store.begin() as connection:
-        migrations.upgrade(connection, "0005")
+        migrations.upgrade(connection, revision)
         connection.execute(schema.cluster.insert().values(name="shop"))
-        task = {"id": 1 << 6 | 1, "cluster_id": 1, "key": to_key(make_id(1)), "state": 3, "seen": NOW, "received": NOW}
-        connection.execute(schema.task.insert().values(**task))
+        if not store.is_sqlite and revision > "0007":
+            create_partition(connection, 1, first_id(1), LEAST)
+        connection.execute(sa.table("task", *map(sa.column, task)).insert().values(task))
         count = {"cluster_id": 1, "state": 3, "name_id": 0, "queue_id": 0, "worker_id": 0, "count": 1}
         connection.execute(schema.task_count.insert().values(**count))
     store.close()
     store = open_store(database_url)
+    (found,) = find_tasks(store, parse("", NOW)).items
+    assert (found.id, found.received, found.discovered_at) == (make_id(1), NOW, task.get("learnt"))
+    with store.read() as connection:
+        assert connection.execute(sa.select(schema.task.c.id, schema.task.c.sort_time)).all() == [(number, NOW + 3)]
     write(store, *one_task(1), *one_task(2))
     assert counts(store) == {"succeeded": 2}
+    assert {each.id for each in find_tasks(store, parse("", NOW)).items} == {make_id(1), make_id(2)}
     with store.read() as connection:
         kept = connection.execute(sa.select(schema.task.c.id).order_by(schema.task.c.id)).scalars().all()
-    assert kept[0] == 1 << 6 | 1
+    assert kept[0] == number
     assert len(kept) == 2
     store.close()
 

@@ -10,8 +10,8 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.partitions import first_id, make, partitions
-from celery_monitor.store.retention import DAY_SECONDS, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, Retention
+from celery_monitor.store.retention.partitions import create_partition, first_id, partitions
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.writer import Writer
@@ -31,7 +31,7 @@ def store(postgres_url: str) -> Iterator[Store]:
     with store.begin() as connection:
         number = cluster_id(store, connection, "shop")
         for low in (0, 50):
-            make(connection, number, first_id(number) + (low << 6), 50)
+            create_partition(connection, number, first_id(number) + (low << 6), 50)
     yield store
     store.close()
 
@@ -51,7 +51,7 @@ def clean(store: Store, settings: Settings = SETTINGS) -> list[int]:
     """All steps; how many tasks each dropped."""
     retention, dropped = Retention(store, "shop", settings), []
     for _ in range(50):
-        step = retention.retire(NOW)
+        step = retention.delete_expired(NOW)
         dropped.append(step.dropped)
         if not step.more:
             return [each for each in dropped if each]
@@ -115,7 +115,7 @@ def test_an_unfinished_task_goes_on_after_it_was_moved(store: Store) -> None:
     fill(store, 100, 210)
     retention = Retention(store, "shop", SETTINGS)
     for _ in range(20):
-        step = retention.retire(NOW)
+        step = retention.delete_expired(NOW)
         writer.forget_deleted(step.keys, counters=step.counters)
     writer.write(deliver(ended))
     assert read_task(store, make_id(7)).state is TaskState.SUCCESS
@@ -130,7 +130,7 @@ def test_a_task_that_is_moved_while_somebody_reads_its_partition_goes_on(store: 
     retention = Retention(store, "shop", SETTINGS)
     with store.read() as reader:
         reader.execute(select(func.count()).select_from(schema.task))
-        retired = retention.retire(NOW)
+        retired = retention.delete_expired(NOW)
         writer.forget_deleted(retired.keys, counters=retired.counters)
     assert retired.dropped == 0
     assert in_kept(store) == 6
@@ -161,7 +161,7 @@ def test_while_somebody_reads_a_partition_it_is_not_counted_again_and_again(stor
         with store.read() as reader:
             reader.execute(select(func.count()).select_from(schema.task))
             for _ in range(4):
-                assert retention.retire(NOW).dropped == 0
+                assert retention.delete_expired(NOW).dropped == 0
         assert counted == []
         assert len(clean(store)) == 2
         assert len(counted) == 2

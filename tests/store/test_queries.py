@@ -26,13 +26,13 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.records.task import Task
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.search import find_terms
 from celery_monitor.store.tasks import page as task_page
 from celery_monitor.store.tasks import plan
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
 from celery_monitor.store.tasks.page import Cursor, count_tasks, find_tasks, write_cursor
 from celery_monitor.store.tasks.where import contains
+from celery_monitor.store.terms import find_terms
 from tests.factories import NOW, make_id
 from tests.store.traffic import NAMES, seed
 
@@ -338,7 +338,7 @@ def test_a_known_id_is_found_however_old(store: Store, monkeypatch: pytest.Monke
     assert make_id(2) in {each.id for each in found.items}
 
 
-def test_counts_stop_where_they_are_told_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_stop_at_their_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_page, "COUNT_LIMIT", 20)
     assert count_tasks(store, parse("retries:1", NOW_SEEN)) == Count(20, exact=False)
     assert count_tasks(store, parse("name:shop.*", NOW_SEEN)).exact
@@ -353,7 +353,7 @@ def test_names_for_autocomplete(store: Store) -> None:
         find_terms(store, "colour", "")
 
 
-def test_a_sorted_list_of_many_says_how_many_it_was_made_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sorted_list_of_many_says_how_many_were_searched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "BUDGET", 100)
     wanted = parse("", NOW_SEEN)
     newest = find_tasks(store, wanted, limit=100).items

@@ -148,7 +148,7 @@ def test_a_page_is_not_sorted_when_its_index_has_the_order(store: Store) -> None
             assert not re.search(r"TEMP B-TREE|\bSort\b(?! Key)", lines), (text, lines)
 
 
-def test_what_else_is_read_of_a_row_is_no_second_look_at_it(store: Store) -> None:
+def test_more_columns_of_a_row_are_no_second_read(store: Store) -> None:
     with store.read() as connection:
         for text in ("", "state:failed", "name:shop.pay.charge"):
             found = selected(connection, text)

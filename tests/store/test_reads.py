@@ -15,8 +15,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.actions import read_actions, record_action
 from celery_monitor.store.engine import Store
-from celery_monitor.store.failures import read_failure_group, read_failure_groups, set_failure_state
-from celery_monitor.store.queues import read_queue_samples, read_queues, save_queues
+from celery_monitor.store.queues import read_depths, read_queues, save_queues
 from celery_monitor.store.receivers import (
     close_gap,
     open_gap,
@@ -26,12 +25,12 @@ from celery_monitor.store.receivers import (
     read_receiver_records,
     save_health,
 )
-from celery_monitor.store.search import find_terms
-from celery_monitor.store.series import most_time, read_series, record_began, slowest
-from celery_monitor.store.tasks.detail import read_lineage, read_task, read_tree
+from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups, set_failure_state
+from celery_monitor.store.rollups.series import read_name_totals, read_series, record_began
+from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task
 from celery_monitor.store.tasks.facets import read_facets
 from celery_monitor.store.tasks.page import count_states, count_tasks, find_tasks, read_longest_running
-from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_worker, read_workers
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
@@ -146,16 +145,6 @@ def test_failures_that_need_somebody_are_neither_retried_nor_in_a_muted_or_resol
     assert len(find_tasks(store, parse("group:open", NOW + 99)).items) == 2
 
 
-def test_a_tree_is_the_root_and_all_below_it(store: Store) -> None:
-    write(store, *life(OLD, root_id=OLD))
-    for number in range(5, 9):
-        write(store, *life(make_id(number), NOW + number, root_id=OLD, parent_id=OLD))
-    write(store, *life(NEW, root_id=NEW))
-    assert [each.id for each in read_tree(store, OLD)] == [OLD, *map(make_id, range(5, 9))]
-    assert [each.id for each in read_tree(store, OLD, limit=3)] == [OLD, make_id(5), make_id(6)]
-    assert read_tree(store, OLD, "eu") == []
-
-
 def test_every_state_has_its_count(store: Store) -> None:
     write(store, *life(OLD), *life(NEW, end="failed"))
     counts = count_states(store, "shop")
@@ -237,23 +226,24 @@ def test_depth_is_the_largest_of_a_bucket_and_summed_over_queues(store: Store) -
     assert [(each.ready, each.unacked, each.consumers) for each in found.depth] == [(11, 3, None)]
     only = read_series(store, since=minute, until=minute + 60, queue="mail").depth
     assert [(each.at, each.ready, each.unacked) for each in only] == [(minute, 9, None)]
-    history = read_queue_samples(store, "mail", "shop", minute)
+    history = read_depths(store, since=minute)["shop", "mail"]
     assert history == [QueueSample(at=minute, ready=9, unacked=None, consumers=None, oldest=minute + 20)]
     assert [(each.name, each.ready) for each in read_queues(store)] == [("mail", 9), ("pay", 2)]
     assert read_queues(store, "eu") == []
 
 
-def test_what_takes_most_time_and_what_is_slowest(store: Store) -> None:
+def test_totals_of_names_have_their_runs_and_seconds(store: Store) -> None:
     for number in range(6):
         write(store, *life(make_id(number)))
     slow = life(make_id(9), name="shop.report")
     write(store, *slow[:2], make_event("task-succeeded", uuid=make_id(9), timestamp=NOW + 9, runtime=8.5, result="1"))
-    span = {"since": NOW - 60, "until": NOW + 60}
-    assert [each.name for each in most_time(store, **span)] == ["shop.pay", "shop.report"]  # type: ignore[arg-type]
-    assert [each.name for each in slowest(store, limit=1, **span)] == ["shop.report"]  # type: ignore[arg-type]
-    most = most_time(store, **span)[0]  # type: ignore[arg-type]
-    assert (most.runs, most.failed) == (6, 0)
-    assert most.seconds == pytest.approx(12.0, rel=0.02)
+    totals = {each.name: each for each in read_name_totals(store, since=NOW - 60, until=NOW + 60)}
+    pay, report = totals["shop.pay"], totals["shop.report"]
+    assert (pay.runs, pay.failed, report.runs) == (6, 0, 1)
+    assert pay.seconds == pytest.approx(12.0, rel=0.02)
+    assert report.seconds == pytest.approx(8.5, rel=0.02)
+    assert report.run is not None
+    assert report.run.p95 == pytest.approx(8.5, rel=0.02)
 
 
 def test_workers_and_health(store: Store) -> None:
@@ -325,9 +315,7 @@ def test_what_no_record_can_hold_is_not_found(store: Store) -> None:
             read_task(store, text)
         with pytest.raises(NotFound):
             read_worker(store, text)
-        assert read_tree(store, text) == []
         assert find_terms(store, "name", text) == []
-        assert read_queue_samples(store, text, "shop", NOW) == []
         found = read_series(store, since=NOW - 90, until=NOW + 60, name=text)
         assert not any(each.received for each in found.buckets)
     for number in (0, -1, 2**31, 2**70):
@@ -338,9 +326,9 @@ def test_what_no_record_can_hold_is_not_found(store: Store) -> None:
 @pytest.mark.parametrize("since", [float("nan"), float("inf"), -1e300])
 def test_what_is_no_time_is_refused(store: Store, since: float) -> None:
     for read in (read_gaps, lambda store, since: read_failure_groups(store, since=since)):
-        with pytest.raises(InvalidInput, match="no time"):
+        with pytest.raises(InvalidInput, match="not a time"):
             read(store, since)
-    with pytest.raises(InvalidInput, match="no time"):
+    with pytest.raises(InvalidInput, match="not a time"):
         read_series(store, since=since, until=NOW)
 
 

@@ -9,8 +9,8 @@ from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.receivers import close_gap, open_gap, read_secret
+from celery_monitor.store.tasks.detail import link_retry, unlink_retry
 from celery_monitor.store.tasks.keys import to_key
-from celery_monitor.store.tasks.rows import link_retry, unlink_retry
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import change_workers, load_workers, save_workers
 from tests.factories import NOW

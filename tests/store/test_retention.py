@@ -8,7 +8,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.retention import DAY_SECONDS, RESERVE_PAGES, Pace, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, RESERVE_PAGES, Pace, Retention
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
@@ -48,21 +48,21 @@ def assert_counters_are_right(store: Store) -> None:
 
 
 def test_failures_outlive_successes(store: Store) -> None:
-    assert len(Retention(store, "shop", SETTINGS).retire(NOW).keys) == 3
+    assert len(Retention(store, "shop", SETTINGS).delete_expired(NOW).keys) == 3
     assert counts(store) == {"succeeded": 1, "failed": 2}
 
 
 def test_a_second_step_finds_nothing_more(store: Store) -> None:
     retention = Retention(store, "shop", SETTINGS)
-    retention.retire(NOW)
-    assert retention.retire(NOW).keys == []
+    retention.delete_expired(NOW)
+    assert retention.delete_expired(NOW).keys == []
     # The failure that was kept and the younger success have come of age.
-    assert len(retention.retire(NOW + 9 * DAY_SECONDS).keys) == 2
+    assert len(retention.delete_expired(NOW + 9 * DAY_SECONDS).keys) == 2
 
 
 def test_too_many_tasks_lose_the_oldest_successes(store: Store) -> None:
     keep = Settings(keep_tasks=4, keep_succeeded_days=100.0, keep_failed_days=100.0)
-    assert len(Retention(store, "shop", keep).retire(NOW).keys) == 2
+    assert len(Retention(store, "shop", keep).delete_expired(NOW).keys) == 2
     assert counts(store) == {"succeeded": 1, "failed": 3}
     with store.read() as connection:
         assert connection.execute(select(func.count()).select_from(schema.task)).scalar() == 4
@@ -72,19 +72,19 @@ def test_failures_leave_room_for_successes(store: Store) -> None:
     write(store, *(event for number in range(20, 30) for event in one_task(number, "failed", at=-100.0)))
     keep = Settings(keep_tasks=8, keep_succeeded_days=100.0, keep_failed_days=100.0)
     retention = Retention(store, "shop", keep)
-    while retention.retire(NOW).more:
+    while retention.delete_expired(NOW).more:
         pass
     assert counts(store) == {"succeeded": 2, "failed": 6}
     write(store, *one_task(33), *one_task(34))
-    retention.retire(NOW)
+    retention.delete_expired(NOW)
     assert counts(store) == {"succeeded": 2, "failed": 6}
     assert_counters_are_right(store)
 
 
-def test_a_task_of_which_only_its_loss_is_known_goes_and_no_counter_is_wrong(store: Store) -> None:
+def test_a_task_of_which_only_its_loss_is_recorded_expires_and_no_counter_is_wrong(store: Store) -> None:
     lost = [make_event("task-lost", timestamp=NOW - 12 * DAY_SECONDS, uuid=make_id(number)) for number in (50, 51)]
     write(store, *lost)
-    Retention(store, "shop", SETTINGS).retire(NOW)
+    Retention(store, "shop", SETTINGS).delete_expired(NOW)
     assert_counters_are_right(store)
     assert counts(store) == {"succeeded": 1, "failed": 2}
 
@@ -96,7 +96,7 @@ def test_many_steps_delete_all_that_is_old_and_the_counters_agree(store: Store) 
         write(store, *(event for task in events for event in task))
     retention = Retention(store, "shop", SETTINGS)
     sizes = []
-    while (step := retention.retire(NOW)).more:
+    while (step := retention.delete_expired(NOW)).more:
         sizes.append(len(step.keys))
     assert len(sizes) > 1
     assert counts(store) == {"succeeded": 1, "failed": 282}
@@ -108,7 +108,7 @@ def test_a_deleted_task_that_goes_on_is_a_new_one(store: Store) -> None:
     received, started, _ = one_task(60, at=-11 * DAY_SECONDS)
     writer = Writer(store, "shop", SETTINGS)
     writer.write(deliver(received))
-    step = Retention(store, "shop", SETTINGS).retire(NOW)
+    step = Retention(store, "shop", SETTINGS).delete_expired(NOW)
     writer.forget_deleted(step.keys, counters=step.counters)
     writer.write(deliver(started))
     assert read_task(store, make_id(60)).state is TaskState.STARTED
@@ -124,7 +124,7 @@ def test_freed_space_of_a_file_is_given_back(tmp_path: Path) -> None:
         connection.exec_driver_sql("CREATE TABLE filler AS SELECT zeroblob(4000000) AS x FROM task LIMIT 10")
         connection.exec_driver_sql("DROP TABLE filler")
     retention = Retention(store, "shop", SETTINGS)
-    while retention.retire(NOW).more:
+    while retention.delete_expired(NOW).more:
         pass
     with store.read() as connection:
         free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
@@ -135,22 +135,22 @@ def test_freed_space_of_a_file_is_given_back(tmp_path: Path) -> None:
 def test_a_pace_comes_near_its_time() -> None:
     pace = Pace(0.1, 100, 1000)
     for _ in range(9):
-        pace.took(pace.number / 5000)
+        pace.record(pace.number / 5000)
     assert 400 <= pace.number <= 500
-    pace.took(60.0)
+    pace.record(60.0)
     assert 100 <= pace.number <= 125
     for _ in range(9):
-        pace.took(0.0)
+        pace.record(0.0)
     assert pace.number == 1000
 
 
 def test_another_clusters_tasks_are_left_alone(store: Store) -> None:
-    assert Retention(store, "mail", SETTINGS).retire(NOW).keys == []
+    assert Retention(store, "mail", SETTINGS).delete_expired(NOW).keys == []
     assert sum(counts(store).values()) == 6
 
 
 def test_rollups_outlive_their_tasks(store: Store) -> None:
-    Retention(store, "shop", SETTINGS).retire(NOW)
+    Retention(store, "shop", SETTINGS).delete_expired(NOW)
     with store.read() as connection:
         table = schema.rollup
         kept = connection.execute(select(table.c.resolution, func.sum(table.c.received)).group_by(table.c.resolution))

@@ -13,7 +13,8 @@ from celery_monitor.records.task import Task
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.series import read_name_totals, read_series, read_waits
+from celery_monitor.store.queues import read_waits
+from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.writer import Writer
@@ -110,7 +111,7 @@ def test_percentiles_count_from_sending_and_say_what_is_counted_from_receipt(sto
     assert total.wait.since_receipt == 0.25
 
 
-def test_sending_that_is_told_late_moves_the_wait_in_the_rollups(store: Store) -> None:
+def test_late_task_sent_moves_the_wait_in_the_rollups(store: Store) -> None:
     sent, *rest = ran(1, sent=NOW - 60)
     write(store, *rest)
     write(store, sent)

@@ -36,7 +36,7 @@ def learn(store: Store, *queues: str) -> None:
     change_workers(store, "shop", ["worker1@shop"], told)
     writer = Writer(store, "shop", Settings())
     writer.write([Delivery(events=[make_event("worker-heartbeat", timestamp=NOW + 2)], arrived=NOW + 2)])
-    writer.name_queues(NOW + 3)
+    writer.set_missing_queues(NOW + 3)
 
 
 def test_tasks_get_the_only_queue_of_the_process_that_has_them(store: Store) -> None:

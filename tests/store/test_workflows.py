@@ -14,9 +14,9 @@ from celery_monitor.store.schedule import (
     read_entry_runs,
     save_schedule,
     schedule_entry,
-    schedule_heard_at,
+    schedule_reported_at,
 )
-from celery_monitor.store.workflows import read_steps, read_stuck_workflows, read_workflows
+from celery_monitor.store.tasks.workflows import read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
 
@@ -58,13 +58,13 @@ def test_steps_begin_with_the_root_and_are_of_one_cluster(store: Store) -> None:
         read_steps(store, make_id(999))
 
 
-def test_schedule_is_replaced_as_a_whole_and_knows_when_it_was_told(store: Store) -> None:
-    assert schedule_heard_at(store, "shop") is None
+def test_schedule_is_replaced_as_a_whole_with_the_time_of_its_report(store: Store) -> None:
+    assert schedule_reported_at(store, "shop") is None
     one, two = (ScheduleEntry(cluster="shop", name=name, task="t", schedule="9.0") for name in ("one", "two"))
     save_schedule(store, "shop", [one, two], NOW)
     save_schedule(store, "shop", [two], NOW + 5)
     assert read_entries(store) == [two]
-    assert schedule_heard_at(store, "shop") == NOW + 5
+    assert schedule_reported_at(store, "shop") == NOW + 5
     assert schedule_entry(store, "two", "shop") == two
     with pytest.raises(NotFound):
         schedule_entry(store, "one", "shop")
@@ -82,7 +82,7 @@ def test_runs_of_an_entry_have_its_name_and_arguments(store: Store) -> None:
     ]
 
 
-def test_workflow_of_which_nothing_is_heard_stands_still_and_says_what_it_waits_for(store: Store) -> None:
+def test_workflow_without_events_is_stalled_and_names_what_it_waits_for(store: Store) -> None:
     write(store, *(received(number, 10) for number in range(10, 15)), received(15, 10, name="shop.add_up"))
     write(store, *(make_event("task-succeeded", uuid=make_id(number), timestamp=NOW + 20) for number in (10, 11, 12)))
     write(store, received(30, 30), received(31, 30, name="shop.jam"), received(40, 40))

@@ -22,10 +22,9 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.receivers import unpack_health
-from celery_monitor.store.schema import CLUSTER_SHIFT
+from celery_monitor.store.schema import CLUSTER_SHIFT, STATES
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.keys import to_key
-from celery_monitor.store.tasks.rows import STATES
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import change_workers, load_workers
 from celery_monitor.store.writer import Writer
@@ -87,7 +86,7 @@ def test_a_task_is_stored_as_it_ran(store: Store) -> None:
     write(store, *one_task(1, result="'ok'", runtime=1.75))
     with store.read() as connection:
         row = connection.execute(select(schema.task)).one()
-    assert (row.key, row.seen, row.received, row.started, row.ended) == (
+    assert (row.key, row.sort_time, row.received, row.started, row.ended) == (
         to_key(make_id(1)),
         NOW,
         NOW,
@@ -290,7 +289,7 @@ def test_events_without_time_or_id_are_counted_as_malformed(store: Store, event:
     assert (written.refused, written.events, counts(store)) == (1, 0, {})
 
 
-def test_types_that_are_not_known_are_counted(store: Store) -> None:
+def test_unknown_event_types_are_counted(store: Store) -> None:
     written = Writer(store, "shop", SETTINGS).write(deliver(make_event("task-progress"), make_event("worker-elect")))
     assert written.unknown == 2
 

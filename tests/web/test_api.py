@@ -13,7 +13,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import save_queues
-from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.tasks.detail import link_retry
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id
 from tests.web.shop import BASE, ODD, PROBABLE, RUNNING, SUCCEEDED, TRACEBACK, TRUNCATED, fill, serving, user

@@ -14,8 +14,7 @@ from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store
-from celery_monitor.store.job_steps import start_job
-from celery_monitor.store.jobs import create_job
+from celery_monitor.store.jobs import create_job, start_job
 from celery_monitor.store.schedule import save_schedule
 from celery_monitor.store.views import save_view
 from celery_monitor.store.workers import change_workers

@@ -62,7 +62,7 @@ def entries_of_app(application: Application, cluster: str, redactor: Redactor, n
             timezone=zone,
             queue=entry.queue,
             source="app",
-            heard_at=now,
+            reported_at=now,
             **_texts("args", entry.args, entry.args_json, redactor),
             **_texts("kwargs", entry.kwargs, entry.kwargs_json, redactor),
             **read_schedule(entry.when),
@@ -84,7 +84,9 @@ def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, n
             found.unread.append(Unread(name=str(name), reason=str(error)))
         else:
             found.entries.append(
-                ScheduleEntry(cluster=cluster, name=str(name), timezone=zone, source="workers", heard_at=now, **fields)
+                ScheduleEntry(
+                    cluster=cluster, name=str(name), timezone=zone, source="workers", reported_at=now, **fields
+                )
             )
     return found
 
@@ -284,10 +286,10 @@ def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntr
         timezone=reading.timezone,
         queue=queue if isinstance(queue, str) else None,
         source="redbeat",
-        heard_at=reading.now,
+        reported_at=reading.now,
         enabled=definition.get("enabled") is not False,
-        told_last=_time(meta.get("last_run_at")) if total else None,  # before the first run: when it was saved
-        told_next=due if due > 0 else None,  # -1: never again
+        beat_last_at=_time(meta.get("last_run_at")) if total else None,  # before the first run: when it was saved
+        beat_next_at=due if due > 0 else None,  # -1: never again
         total=total if isinstance(total, int) else None,
         **_arguments(definition, reading.redactor),
         **_schedule(definition.get("schedule")),

@@ -82,7 +82,7 @@ class RedisProbe(GenericProbe):
             ready=sum(lengths),
             unacked=None if unacked is None else unacked[name],
             oldest=min((each for each in bounds if each is not None), default=None),
-            heads=tuple(task_id_of(head) for head in heads if head),
+            next_tasks=tuple(task_id_of(head) for head in heads if head),
         )
 
     def _head_sent_before(

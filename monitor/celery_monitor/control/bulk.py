@@ -20,7 +20,6 @@ from celery_monitor.records.job import Job, JobPreview, JobState
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.job_steps import start_job, stop_job
 from celery_monitor.store.jobs import (
     Member,
     create_job,
@@ -32,7 +31,9 @@ from celery_monitor.store.jobs import (
     save_preview,
     sent_as,
     set_include_retried,
+    start_job,
     states_of,
+    stop_job,
 )
 from celery_monitor.store.tasks.page import count_tasks
 

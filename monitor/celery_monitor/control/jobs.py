@@ -22,21 +22,26 @@ from celery_monitor.records.job import Job, JobOutcome, JobState
 from celery_monitor.records.page import Action
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.job_steps import (
+from celery_monitor.store.jobs import (
     EndedTask,
     JobLease,
     JobLeaseLost,
+    Member,
     SentTask,
     begin_batch,
     claim_job,
     end_batch,
     finish_job,
-    on_their_way,
+    next_members,
+    read_job,
     release,
     renew,
-    take_back,
+    reset_batch,
+    sent_as,
+    tasks_being_sent,
+    tidy_jobs,
 )
-from celery_monitor.store.jobs import Member, next_members, read_job, seen_ids, sent_as, tidy_jobs
+from celery_monitor.store.tasks.unfinished import recorded_ids
 
 log = logging.getLogger(__name__)
 
@@ -201,17 +206,17 @@ class JobWork:
         if self.job.batch is None:
             return
         lease, now = self._lease, time.time()
-        batch = on_their_way(lease)
+        batch = tasks_being_sent(lease)
         taken = sender.settle(self.job.batch)
         new_ids = [sent_as(self.job, task_id) for _, task_id in batch]
         if taken is False:
-            take_back(lease, self.job, batch, new_ids, now)
+            reset_batch(lease, self.job, batch, new_ids, now)
             self.job.batch = None
             return
-        seen = set(new_ids) if taken else seen_ids(self._target.store, self.job, new_ids)
+        recorded = set(new_ids) if taken else recorded_ids(self._target.store, self.job.cluster, new_ids)
         ended = [
             EndedTask(number, JobOutcome.DONE)
-            if new_id in seen
+            if new_id in recorded
             else EndedTask(number, JobOutcome.UNCONFIRMED, IN_DOUBT)
             for (number, _), new_id in zip(batch, new_ids, strict=True)
         ]

@@ -37,7 +37,7 @@ from celery_monitor.records.task import Task
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import end_pause, read_pauses, save_pause
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.tasks.messages import keep_message, note_removals
+from celery_monitor.store.tasks.messages import keep_message, record_removals
 from celery_monitor.store.workers import read_workers
 
 ON_QUEUE = "queues/{name:name}/"
@@ -236,7 +236,7 @@ class Removed:
         """Notes what became of the tasks, for the receiver to conclude; gives their number."""
         ids = list(dict.fromkeys(self.ids))
         if ids:
-            note_removals(self._target.store, self._target.cluster, ids, text, self._target.now(), self._kept)
+            record_removals(self._target.store, self._target.cluster, ids, text, self._target.now(), self._kept)
         return len(ids)
 
     def _keep(self, task_id: str, message: Message) -> None:

@@ -44,8 +44,7 @@ from celery_monitor.errors import (
 )
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Link, Task
-from celery_monitor.store.tasks.detail import read_lineage, read_task
-from celery_monitor.store.tasks.rows import link_retry, unlink_retry
+from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task, unlink_retry
 
 # Native delayed delivery puts these in front of a routing key: kombu/transport/native_delayed_delivery.py.
 DELAY = re.compile(r"^(?:[01]\.){28}")

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.core.filters.parser import Filter
 from celery_monitor.errors import NotFound
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
-from celery_monitor.store.tasks.facets import read_facets
+from celery_monitor.store.tasks.unfinished import queue_names
 from celery_monitor.store.workers import read_workers
 
 ANSWER_SECONDS = 2.0  # of silence, after which a worker is taken not to answer
@@ -47,8 +46,7 @@ class Target:
         """Queues of this cluster: sampled, consumed by a worker, named by its tasks, or the application's own."""
         sampled = {queue.name for queue in read_queues(self.store, self.cluster)}
         consumed = {name for worker in read_workers(self.store, self.cluster) for name in worker.queues or ()}
-        mine = Filter().in_cluster(self.cluster)
-        named = {facet.value for facet in read_facets(self.store, mine, ("queue",))["queue"] if facet.value}
+        named = queue_names(self.store, self.cluster)
         return sorted(sampled | consumed | named | configured_queues(self.broker, self.settings))
 
 

@@ -14,7 +14,7 @@ from celery_monitor.records.failure import FailureState
 from celery_monitor.records.page import SavedView
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.failures import UNRESOLVED, read_failure_group, set_failure_state
+from celery_monitor.store.rollups.failures import UNRESOLVED, read_failure_group, set_failure_state
 from celery_monitor.store.views import delete_view, read_view, rename_view, save_view
 
 LONGEST_NAME = 80

@@ -92,7 +92,7 @@ def _sent(task: Task, event: Event) -> bool:
 
 def _tell_sending(task: Task, event: Event) -> None:
     """Of all that is known of a message, this event alone tells its route, and the name that is no shadow."""
-    task.learnt = None
+    task.discovered_at = None
     task.sent, task.client = event.timestamp, event.hostname
     task.queue = event.queue or task.queue
     if event.routing_key is not None:
@@ -115,7 +115,7 @@ def _agree(one: str | None, other: str | None) -> bool:
 
 
 def _received(task: Task, event: Event) -> bool:
-    task.learnt = None
+    task.discovered_at = None
     if task.runs:
         _take_back(task)
     eta = parse_time(event.eta) if event.eta else None
@@ -166,7 +166,7 @@ def _started(task: Task, event: Event) -> bool:
             task.state = _STARTED
             return True
     _take_back(task)
-    if task.learnt is not None and any(_told_already(run, event) for run in runs):
+    if task.discovered_at is not None and any(_told_already(run, event) for run in runs):
         return False
     return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))
 
@@ -274,8 +274,8 @@ def _running(task: Task, event: Event) -> bool:
         fact = Fact(event.timestamp, "started", event.hostname, event.pid, invocation=_invocation(task, event))
         return not any(_is_known(run, event) for run in task.runs) and _rearrange(task, fact)
     known = any(run.worker == event.hostname and run.started is not None and run.ended is None for run in task.runs)
-    learnt = _learn(task, event)
-    return (not known and _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))) or learnt
+    discovered = _discover(task, event)
+    return (not known and _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))) or discovered
 
 
 def _is_known(run: Run, event: Event) -> bool:
@@ -292,11 +292,11 @@ def _is_of_another(task: Task, event: Event) -> bool:
 
 def _held(task: Task, event: Event) -> bool:
     """A worker says that it has the task and has not begun it. When it was received nobody knows any more."""
-    learnt = _learn(task, event)
+    discovered = _discover(task, event)
     _take_back(task)
     last = task.runs[-1] if task.runs else None
     if last is not None and not last.waiting and (last.ended is None or task.state in FINISHED_STATES):
-        return learnt
+        return discovered
     _append(task, Run(event.hostname, event.pid, event.retries, eta=parse_time(event.eta)))
     task.state = _state_of(task)
     return True
@@ -304,15 +304,15 @@ def _held(task: Task, event: Event) -> bool:
 
 def _waiting(task: Task, event: Event) -> bool:
     """Its message lies in a queue, and nobody told that it was sent."""
-    return _learn(task, event)
+    return _discover(task, event)
 
 
-def _learn(task: Task, event: Event) -> bool:
+def _discover(task: Task, event: Event) -> bool:
     if _is_of_another(task, event):
         return False
     before = msgspec.structs.astuple(task)
-    if not task.runs and task.sent is None and task.learnt is None:
-        task.learnt = event.learnt_at
+    if not task.runs and task.sent is None and task.discovered_at is None:
+        task.discovered_at = event.discovered_at
     task.queue = task.queue or event.queue
     if task.routing_key is None:
         task.exchange, task.routing_key = event.exchange, event.routing_key
@@ -431,7 +431,7 @@ def _close(task: Task, runs: list[Run]) -> None:
     shown = task.run or runs[-1]
     mine = shown.invocation
     if mine is not None:
-        # What was learnt by asking, before any event told of the message.
+        # What was discovered by asking, before any event of the message.
         if own.sent is None and mine.queue is None and mine.routing_key is None and own.name in {None, mine.name}:
             mine = msgspec.structs.replace(mine, queue=own.queue, exchange=own.exchange, routing_key=own.routing_key)
         if mine.parent_id is None and (shown.retries or shown.replacing):
@@ -492,7 +492,7 @@ _HANDLERS: dict[str, Callable[[Task, Event], bool]] = {
     "task-started": _started,
     CAPTURED: _captured,
     "task-due": _due,  # ours: no event tells that an ETA has come
-    "task-queue-learnt": lambda _task, _event: False,  # ours: the writer names the only queue of its worker
+    "task-queue-discovered": lambda _task, _event: False,  # ours: the writer names the only queue of its worker
     "task-found": _found,  # ours: reconcile.py
     RUNNING: _running,  # ours, as the next two: concluded after a gap by lost_tasks.py
     HELD_BY_WORKER: _held,

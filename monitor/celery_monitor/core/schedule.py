@@ -132,14 +132,14 @@ def judge_alike(
     That it is overdue is still sure where none of them was sent in time; what it missed, and its last run, are not.
     """
     seen = runs[0].at if runs else None
-    newest = max((at for at in (seen, entry.told_last) if at is not None), default=None)
+    newest = max((at for at in (seen, entry.beat_last_at) if at is not None), default=None)
     by_receipt = any(run.by_receipt for run in runs)
     overdue, upcoming = _due(entry, seen, newest, gaps, now) if entry.enabled else (None, None)
-    if entry.every is not None and entry.told_next is None and entry.told_last is None:
+    if entry.every is not None and entry.beat_next_at is None and entry.beat_last_at is None:
         upcoming = None  # counted from a run that may be another's
     return EntryState(
         last=None,
-        last_at=entry.told_last,
+        last_at=entry.beat_last_at,
         next=upcoming,
         overdue=overdue,
         drift=None,
@@ -163,7 +163,7 @@ def judge(
     by_receipt = any(run.by_receipt for run in runs)
     last = runs[0] if runs else None
     seen = last.at if last else None
-    last_at = max((at for at in (seen, entry.told_last) if at is not None), default=None)
+    last_at = max((at for at in (seen, entry.beat_last_at) if at is not None), default=None)
     missed: tuple[float, ...] | None = None
     late: int | None = None
     drift: float | None = None
@@ -183,11 +183,11 @@ def _due(
     """Since when it is overdue, and when it is due next."""
     if entry.starts is not None and entry.starts > now:
         return None, max(entry.starts, _next(entry, entry.starts, now) or 0.0) if entry.minutes else entry.starts
-    after = entry.told_next if entry.told_next is not None else _next(entry, last_at, now)
+    after = entry.beat_next_at if entry.beat_next_at is not None else _next(entry, last_at, now)
     if after is None or after + _patience(entry, seen, last_at) >= now:
         return None, after
     # What beat itself says is due is so even where events may have been missed.
-    overdue = after if entry.told_next is not None or not _in_gap(gaps, after, now) else None
+    overdue = after if entry.beat_next_at is not None or not _in_gap(gaps, after, now) else None
     return overdue, None if entry.every is not None else _next(entry, now, now)
 
 
@@ -197,7 +197,7 @@ def _patience(entry: ScheduleEntry, seen: float | None, last_at: float | None) -
         return _grace(entry) + SYNC_SECONDS
     if entry.source == "redbeat" and last_at is None:
         return FIRST_SECONDS
-    return SOON_SECONDS if entry.told_next is None else _grace(entry)  # what a scheduler tells is seconds old
+    return SOON_SECONDS if entry.beat_next_at is None else _grace(entry)  # what a scheduler tells is seconds old
 
 
 def next_look(standings: Sequence[EntryState], now: float) -> float:

@@ -43,7 +43,7 @@ def reconciliation_words(found: Reconciliation) -> str:
         f"{found.lost} are lost",
         f"{found.unknown} remain unknown",
     ]
-    learnt = found.learnt_from_workers + found.learnt_from_queues
-    parts += [f"{learnt} tasks were learnt of by asking"] if learnt else []
+    discovered = found.discovered_on_workers + found.discovered_in_queues
+    parts += [f"{discovered} tasks were learnt of by asking"] if discovered else []
     parts += [] if found.complete else ["not everybody and everything could be asked"]
     return "; ".join(parts)

@@ -153,7 +153,7 @@ def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float
     at = event.timestamp + skew
     if _is_older(worker, event, at, arrived):
         return worker
-    if worker.said_goodbye and not event.type.startswith("worker-"):
+    if worker.sent_offline and not event.type.startswith("worker-"):
         return msgspec.structs.replace(worker, skew=skew)  # it ends what it runs
     fresh: dict[str, object] = {"skew": skew, "last_heartbeat": at}
     if worker.pid is None:
@@ -163,9 +163,9 @@ def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float
         if value is not None:
             fresh[name] = value
     if event.type == "worker-offline":
-        fresh |= {"status": WorkerStatus.OFFLINE, "offline_at": at, "active": 0, "said_goodbye": True}
+        fresh |= {"status": WorkerStatus.OFFLINE, "offline_at": at, "active": 0, "sent_offline": True}
     else:
-        fresh |= {"status": WorkerStatus.ONLINE, "offline_at": None, "said_goodbye": False}
+        fresh |= {"status": WorkerStatus.ONLINE, "offline_at": None, "sent_offline": False}
     return msgspec.structs.replace(worker, **fresh)
 
 
@@ -208,7 +208,7 @@ def process_state(worker: Worker, pid: int | None, now: float | None = None) -> 
     """
     if pid is None or pid == worker.pid:
         if worker.status is WorkerStatus.OFFLINE:
-            return _after_goodbye(worker.offline_at, now) if worker.said_goodbye else "offline"
+            return _after_goodbye(worker.offline_at, now) if worker.sent_offline else "offline"
         return "online" if worker.status is WorkerStatus.ONLINE else "silent"
     other = process_of(worker, pid)
     if other is None:
@@ -257,7 +257,7 @@ def _replaced(worker: Worker, other: WorkerProcess | None, pid: int, arrived: fl
         pid=worker.pid or 0,
         first_seen=worker.since or worker.first_seen or arrived,
         last_heartbeat=worker.last_heartbeat or arrived,
-        offline_at=worker.offline_at if worker.said_goodbye else None,
+        offline_at=worker.offline_at if worker.sent_offline else None,
         freq=worker.freq,
         skew=worker.skew or 0.0,
         active=worker.active,

@@ -171,7 +171,7 @@ READERS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("runtime", "freq"), _number),
     **dict.fromkeys(("requeue", "terminated", "expired"), _flag),
     "timestamp": _timestamp,
-    "learnt_at": _timestamp,
+    "discovered_at": _timestamp,
     "signum": _signal,
     "loadavg": _numbers,
     "message": _message,

@@ -24,8 +24,8 @@ from celery_monitor.records.receiver import Delivery, ReceiverHealth, RefusedEve
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_receiver_health, save_health
-from celery_monitor.store.retention import Retention
-from celery_monitor.store.writer import Writer, Written
+from celery_monitor.store.retention.expiry import Retention
+from celery_monitor.store.writer import Writer, WriteResult
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Receiver:
         while not stop.is_set():
             try:
                 if self._source.keeps_events:
-                    self._store.hold()
+                    self._store.ensure_lease()
                 self._connect()
                 attempt = 0
                 self._receive(stop)
@@ -205,7 +205,7 @@ class Receiver:
 
     def _check_lease(self) -> None:
         """A queue that the broker keeps for us is released to the receiver that may write its events."""
-        if self._source.keeps_events and not self._store.held:
+        if self._source.keeps_events and not self._store.has_lease:
             self._source.close()
             raise BrokerUnavailable("the queue is left to another receiver until the database answers")
 
@@ -299,7 +299,7 @@ class Receiver:
         received = [each for each in deliveries if not each.concluded]
         events = sum(len(each.events) for each in received)
         arrived = [each.arrived for each in received if each.events]
-        lag = max(now - min(arrived, default=now), self._writer.behind(received, now))
+        lag = max(now - min(arrived, default=now), self._writer.lag(received, now))
         malformed = sum(each.malformed for each in deliveries)
         return msgspec.structs.replace(
             health,
@@ -323,7 +323,7 @@ class Receiver:
             moments += () if at is None else (at,)
         return min(moments, default=None)
 
-    def _after_write(self, written: Written, deliveries: Sequence[Delivery]) -> None:
+    def _after_write(self, written: WriteResult, deliveries: Sequence[Delivery]) -> None:
         self._health = health = written.health or self._health
         self._saved_at = time.monotonic()
         if written.new_workers:
@@ -348,7 +348,7 @@ class Receiver:
                 self._gaps.store()
                 self._writer.mark_due(now)
                 self._writer.conclude_removals(now)
-                self._writer.name_queues(now)
+                self._writer.set_missing_queues(now)
         except StoreUnavailable as error:
             log.error("%s", error)
         if time.monotonic() >= self._retention_at:
@@ -384,7 +384,7 @@ class Receiver:
     def _delete_old(self, now: float) -> None:
         began = time.monotonic()
         self._retention_at = began + RETENTION_SECONDS  # also where it fails
-        retired = self._retention.retire(now)
+        retired = self._retention.delete_expired(now)
         self._writer.forget_deleted(retired.keys, counters=retired.counters)
         if retired.more:
             ended = time.monotonic()

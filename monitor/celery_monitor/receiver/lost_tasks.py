@@ -141,7 +141,7 @@ def may_have_ended(task: UnfinishedTask, evidence: Evidence) -> bool:
     if task.state is TaskState.LOST:
         ours = task.exception is not None and AFTER_GAP in task.exception
         return not ours and task.ended is not None and task.ended + skew >= began
-    if task.learnt is not None and task.learnt >= began:
+    if task.discovered_at is not None and task.discovered_at >= began:
         return False  # it was not in the record when the gap began
     moments = [at for at in (task.received, task.started, task.ended) if at is not None]
     return max(moments, default=0.0) + skew <= ended
@@ -151,7 +151,7 @@ def waits_since(task: UnfinishedTask, workers: Mapping[str, Worker]) -> float:
     """Since when it waits, by our clock as far as the workers' offsets are known."""
     skew = skew_of(task, workers)
     moments = [at + skew for at in (task.received, task.started, task.ended) if at is not None]
-    return max([*moments, *(at for at in (task.sent, task.learnt) if at is not None)], default=0.0)
+    return max([*moments, *(at for at in (task.sent, task.discovered_at) if at is not None)], default=0.0)
 
 
 def skew_of(task: UnfinishedTask, workers: Mapping[str, Worker]) -> float:
@@ -322,7 +322,7 @@ def _why_present_is_gone(process: JudgedProcess, now: float) -> str | None:
     worker = process.worker
     if worker.status is not WorkerStatus.OFFLINE:
         return None
-    if worker.said_goodbye:
+    if worker.sent_offline:
         return _outlasted(process, worker.offline_at or 0.0, now)
     went = f"went offline {seconds_ago(worker.offline_at, now)}"
     return process.unanswered or f"{process.name} is gone: it {went} and had not ended the task"
@@ -427,11 +427,11 @@ def _found_on_worker(
         queue=found.routing_key if found.exchange == "" else None,
         exchange=found.exchange,
         routing_key=found.routing_key,
-        learnt_at=now,
+        discovered_at=now,
         **{field: text for field, text in described.items() if text is not None},
     )
 
 
 def _found_in_queue(message: LocatedMessage, now: float) -> Event:
     described = msgspec.structs.asdict(message.headers)
-    return Event(type=IN_QUEUE, timestamp=now, hostname="", queue=message.queue, learnt_at=now, **described)
+    return Event(type=IN_QUEUE, timestamp=now, hostname="", queue=message.queue, discovered_at=now, **described)

@@ -20,7 +20,7 @@ from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.standby import Standby
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.lease import Lease, lease_of
+from celery_monitor.store.lease import Lease, make_lease
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def run(settings: Settings, broker: Broker, stop: threading.Event) -> None:
     with closing(store):
         helpers = HelperFailures()
         source = make_source(broker, settings, helpers)
-        lease = lease_of(store, broker.cluster)
+        lease = make_lease(store, broker.cluster)
         standby = Standby(store, source, broker.cluster, lease)
         with closing(lease), closing(standby):
             while standby.wait(stop):

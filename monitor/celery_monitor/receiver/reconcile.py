@@ -173,7 +173,7 @@ class Reconciler:
 
     def _listening(self, now: float) -> bool:
         """Whether silence is evidence now; if not, all checks start again."""
-        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_level(now, HEALTH_SECONDS)
+        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_caught_up(now, HEALTH_SECONDS)
         if not listening:
             self._listening_since = now
             self._unanswered.clear()
@@ -395,8 +395,8 @@ class GapCheck:
         queued = sum(event.type == IN_QUEUE for event in new)
         found = msgspec.structs.replace(
             work.found,
-            learnt_from_workers=work.found.learnt_from_workers + len(new) - queued,
-            learnt_from_queues=work.found.learnt_from_queues + queued,
+            discovered_on_workers=work.found.discovered_on_workers + len(new) - queued,
+            discovered_in_queues=work.found.discovered_in_queues + queued,
         )
         self._store_progress(work.gap, found, now, new)
         self._work = work._replace(unrecorded=rest, found=found)

@@ -120,16 +120,16 @@ class OldestMessages:
 
     def of(self, queues: Sequence[Queue], skews: Mapping[str, float], now: float) -> list[Queue]:
         """The queues with the age of their oldest message. ``skews``: our clock minus each worker's."""
-        heads = {each for queue in queues for each in queue.heads if each is not None}
+        heads = {each for queue in queues for each in queue.next_tasks if each is not None}
         sent = sent_messages(self._store, self._cluster, heads) if heads else {}
-        hidden = any(queue.ready and not queue.heads for queue in queues)
+        hidden = any(queue.ready and not queue.next_tasks for queue in queues)
         waiting = self._waiting(now) if hidden else {}
         found = []
         for queue in queues:
             if not queue.ready:
                 found.append(queue)
-            elif queue.heads:
-                times = [None if each is None else self._ours(sent.get(each), skews) for each in queue.heads]
+            elif queue.next_tasks:
+                times = [None if each is None else self._ours(sent.get(each), skews) for each in queue.next_tasks]
                 found.append(_at_least(queue, times, now, exact=None not in times))
             else:
                 found.append(self._by_record(queue, waiting.get(queue.name), skews, now))
@@ -365,7 +365,7 @@ class Sampler:
                 )
                 pid = worker.pid or answer.get("pid")  # events are newer than an answer to an older question
                 # A worker that went silent is back. One that shut down replies no more: that was another process.
-                left = worker.status is WorkerStatus.OFFLINE and not worker.said_goodbye
+                left = worker.status is WorkerStatus.OFFLINE and not worker.sent_offline
                 if left and (worker.offline_at or 0.0) < now:
                     worker = msgspec.structs.replace(worker, status=WorkerStatus.ONLINE, offline_at=None)
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))

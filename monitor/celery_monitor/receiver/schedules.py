@@ -31,7 +31,7 @@ from celery_monitor.records.worker import Worker
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.foreign import PeriodicTask, read_periodic_tasks
-from celery_monitor.store.receivers import is_level
+from celery_monitor.store.receivers import is_caught_up
 from celery_monitor.store.schedule import (
     Scheduled,
     all_overdue,
@@ -207,10 +207,10 @@ class Schedules:
             task=row.task,
             queue=row.queue or None,
             source="django",
-            heard_at=now,
+            reported_at=now,
             enabled=row.enabled,
             starts=row.start_time,
-            told_last=row.last_run_at,
+            beat_last_at=row.last_run_at,
             total=row.total_run_count,
             **arguments_of_json(row.args, row.kwargs, self._redactor),
             **schedule_of_django(row.kind, row.when),
@@ -224,7 +224,7 @@ class Schedules:
         # RedBeat and django-celery-beat copy the configuration when they start, and have more of each entry.
         sources = (self._found.get(name, ()) for name in ("configuration", "redbeat", "django"))
         entries = list({entry.name: entry for source in sources for entry in source}.values())
-        timeless = [replace(entry, heard_at=0.0) for entry in entries]
+        timeless = [replace(entry, reported_at=0.0) for entry in entries]
         if timeless != self._saved and (entries or self._saved or "configuration" in self._found):
             stored, refused = _fitting(entries)
             save_schedule(self._store, self._cluster, stored, now)
@@ -237,7 +237,7 @@ class Schedules:
         entries = tuple(entry for unread in self._unread_entries.values() for entry in unread)
         judged = replace(self._health, unread=tuple(self._unread.values()), unread_entries=entries)
         soonest = now + JUDGE_SECONDS
-        if is_level(self._store, self._cluster, now):  # else what was sent is not stored yet
+        if is_caught_up(self._store, self._cluster, now):  # else what was sent is not stored yet
             rows = read_schedule(self._store, self._cluster, now, {}, RUNS)
             judged = replace(judged, overdue=_overdue(rows), stopped=all_overdue(rows))
             soonest = min(soonest, next_look([row.standing for row in rows], now))

@@ -19,13 +19,13 @@ from celery_monitor.records.receiver import ReceiverHealth, StandbyReceiver
 from celery_monitor.store.engine import Store
 from celery_monitor.store.lease import Lease
 from celery_monitor.store.receivers import (
-    begin_gap,
     close_gap,
     end_standby,
     open_gap,
     read_open_gaps,
     read_receiver_health,
     save_standby,
+    set_gap_start,
 )
 
 OVERFLOW = "more events came than could be stored"
@@ -95,7 +95,7 @@ class GapTracker:
         for gap in read_open_gaps(self._store, self._cluster):
             if self._began is not None and self._gap is None:
                 if gap.id is not None and self._began < gap.began:
-                    begin_gap(self._store, gap.id, self._began)
+                    set_gap_start(self._store, gap.id, self._began)
                 self._began, self._cause = min(self._began, gap.began), gap.cause
                 self._gap, self._adopted = gap.id, True
             else:
@@ -158,7 +158,7 @@ class Standby:
         last_error = ""
         while not stop.is_set():
             try:
-                if self._lease is None or self._lease.take():
+                if self._lease is None or self._lease.acquire():
                     self._end()
                     return True
                 self._stand_by(time.time())

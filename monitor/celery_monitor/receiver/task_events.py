@@ -12,7 +12,7 @@ from celery_monitor.records.worker import Worker
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
-from celery_monitor.store.receivers import is_level
+from celery_monitor.store.receivers import is_caught_up
 from celery_monitor.store.tasks.unfinished import workers_with_tasks
 from celery_monitor.store.workers import change_workers
 
@@ -101,7 +101,7 @@ class TaskEventsSwitch:
         total, uptime = _received(stats), integer(stats.get("uptime"))
         ours = uptime is not None and now - uptime - 1.0 >= self._began
         before = self._processed.setdefault(process, 0 if ours else total)
-        return total > before and is_level(self._store, self._cluster, now)
+        return total > before and is_caught_up(self._store, self._cluster, now)
 
     def _turn_on(self, processes: Mapping[str, Process], now: float) -> None:
         replies = self._remote.ask("enable_events", destination=list(processes), timeout=ANSWER_SECONDS)

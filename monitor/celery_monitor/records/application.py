@@ -1,8 +1,7 @@
-"""A user's Celery application as a document: the effective values of what the product uses. No I/O.
+"""A user's Celery application as a document: the effective values of the settings that we use.
 
-``celery_monitor.brokers.read_application`` writes the document in a process that imports the application; every other
-process
-has the document alone.
+``brokers/read_application.py`` writes the document in a process that imports the application; all other processes have
+only the document.
 """
 
 import ssl
@@ -39,7 +38,7 @@ class Unread(Struct, frozen=True, kw_only=True):
 
 
 class Database(Struct, frozen=True, kw_only=True):
-    """A table of Django's; ``timezone`` is that of times which name none."""
+    """A table of Django; ``timezone`` applies to times without one."""
 
     url: str
     table: str
@@ -47,7 +46,7 @@ class Database(Struct, frozen=True, kw_only=True):
 
 
 class Application(Struct, frozen=True, kw_only=True, eq=False):  # without eq an object is its own hash
-    """One application. ``unusable`` has the settings that no document can carry, each with the reason."""
+    """One application. ``unusable`` has the settings that cannot be in a document, each with the reason."""
 
     name: str | None = None
     conf: dict[str, object] = {}
@@ -62,16 +61,16 @@ class Application(Struct, frozen=True, kw_only=True, eq=False):  # without eq an
 
     @property
     def title(self) -> str:
-        """A script that starts Celery's command itself names none."""
+        """Its name for messages: a script that starts Celery's command itself has none."""
         return self.name or "the application"
 
     def setting(self, name: str) -> Any:
-        """The effective value of a Celery setting; ``None`` where it is not set, or cannot be carried."""
+        """The effective value of a Celery setting; ``None`` where it is not set or unusable."""
         return _value(self.conf.get(name))
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Everything that could be carried, as Celery takes it."""
+        """All usable settings, as values for Celery."""
         return {name: _value(value) for name, value in self.conf.items()}
 
     @property
@@ -80,12 +79,12 @@ class Application(Struct, frozen=True, kw_only=True, eq=False):  # without eq an
         return next((why for name, why in self.unusable.items() if name.partition(".")[0] == TLS_SETTING), None)
 
 
-def _value(carried: object) -> Any:
-    if isinstance(carried, list):
-        return [_value(each) for each in carried]
-    if not isinstance(carried, dict):
-        return carried
-    [(kind, inside)] = carried.items()
+def _value(encoded: object) -> Any:
+    if isinstance(encoded, list):
+        return [_value(each) for each in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    [(kind, inside)] = encoded.items()
     match kind:
         case "mapping":
             return {_value(key): _value(value) for key, value in inside}
@@ -95,4 +94,4 @@ def _value(carried: object) -> Any:
             return timedelta(seconds=inside)
         case "ssl":
             return getattr(ssl, inside)
-    raise ValueError(f"a value of kind {kind!r} is not known here")
+    raise ValueError(f"unknown kind of value {kind!r}")

@@ -1,33 +1,33 @@
-"""Events as they are decoded, and captured messages."""
+"""Decoded events, and captured messages."""
 
 from typing import Annotated
 
 import msgspec
 
-# What every database holds. The JSON decoder checks it in C; decode.py makes an unknown of what is beyond.
+# The range of every database. The JSON decoder checks it in C; decode.py replaces values beyond by None.
 Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Timestamp = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]  # up to the year 9999
 
-
-WAITING = "waiting"  # why a message is known: it lies in its queue
+# Why a message is recorded.
+WAITING = "waiting"  # it is in its queue
 UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
-READ = "read"  # it lay in its queue when somebody took it out to look at it
-REMOVED = "removed"  # somebody deleted it from its queue here, or purged that
+READ = "read"  # somebody read it from its queue
+REMOVED = "removed"  # somebody deleted it from its queue, or purged the queue
 KEPT_BY_BROKER = frozenset({WAITING, UNACKED, READ})
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """The message of a task as a worker got it, or as it lies in the broker.
+    """The message of a task, as a worker received it or as it is in the broker.
 
     ``headers`` and ``properties`` are JSON as kombu writes it. ``body`` is ``None`` where it was too large.
     """
 
-    why: str  # captured: failed, rejected, revoked, received; in the broker: see HELD
+    why: str  # captured: failed, rejected, revoked, received; from the broker: see WAITING ... REMOVED
     size: Integer  # bytes of the body
     headers: str
     properties: str
     body: bytes | None = None
-    as_sent: bool = True  # False: compressed on its way, and the worker has only what was inside
+    as_sent: bool = True  # False: it was compressed, and the worker has only the content
     content_type: str | None = None
     content_encoding: str | None = None
     exchange: str | None = None
@@ -36,14 +36,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     chain: Integer = 0  # tasks that follow
     callbacks: Integer = 0
     errbacks: Integer = 0
-    chord: str | None = None  # name of the chord's body, of which the task is a member
-    links: bool = True  # False: nobody has opened the body, so the four above are not known
+    chord: str | None = None  # name of the body of the chord that the task is a member of
+    links: bool = True  # False: the body was not decoded, so the four above are unknown
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One event as its sender stamped it (celery/events/dispatcher.py).
+    """One event as its sender built it (celery/events/dispatcher.py).
 
-    ``timestamp`` is the sender's own clock; ``utcoffset`` is not kept, since adjusting by it corrupts the time.
+    ``timestamp`` is by the sender's clock; ``utcoffset`` is ignored, since adjusting by it corrupts the time.
     """
 
     type: str
@@ -74,8 +74,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     expired: bool | None = None
     # capture-message
     message: Message | None = None
-    # concluded after a gap
-    learnt_at: Timestamp | None = None
+    # of events that we conclude after a gap
+    discovered_at: Timestamp | None = None
     # worker-*
     freq: float | None = None
     active: Integer | None = None

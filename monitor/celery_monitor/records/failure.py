@@ -6,18 +6,18 @@ import msgspec
 
 
 class FailureState(StrEnum):
-    """What people have decided about a failure group, and whether it came back since."""
+    """What people have decided about a failure group, and whether it has failed since."""
 
     OPEN = "open"
-    REGRESSED = "regressed"  # it was resolved, and failed again
+    REGRESSED = "regressed"  # resolved, and failed again
     RESOLVED = "resolved"
     MUTED = "muted"
 
 
 class FailureVariant(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the messages that a failure group stands for, where they differ in names, and all its failures."""
+    """One of the messages of a failure group that differ in names, with its number of failures."""
 
-    message: str | None  # None: of all that came after the first fifty
+    message: str | None  # None: all others after the first fifty
     count: int
 
 
@@ -29,17 +29,17 @@ class FailureGroup(msgspec.Struct, kw_only=True):
     name: str | None
     exception_type: str
     message: str  # masked
-    frame: str | None  # the deciding frame, ``shop/pay.py in charge``
+    frame: str | None  # the frame that the group has in common, ``shop/pay.py in charge``
     first_seen: float
     last_seen: float
     count: int
     state: FailureState = FailureState.OPEN
-    state_at: float | None = None  # when it became so; ``None`` where nobody has touched it
-    variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty: the message names nothing
+    state_at: float | None = None  # when the state changed; ``None``: never
+    variants: tuple[FailureVariant, ...] = ()  # the most frequent first; empty where messages do not differ
 
 
 class FailureCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Failures in a span of time, by whether their group still needs somebody."""
+    """Failures in a span of time, by state of their group; ``open`` includes regressed ones."""
 
     open: int = 0
     muted: int = 0
@@ -51,17 +51,17 @@ class FailureCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailureWindows(msgspec.Struct, frozen=True, kw_only=True):
-    """How often one failure group failed lately. ``workers`` are those known to be affected in the span asked for."""
+    """Recent failures of one group. ``workers``: how many are affected in the requested span."""
 
     hour: int = 0
     day: int = 0
     week: int = 0
     workers: int = 0
-    trend: tuple[int, ...] = ()  # the span asked for in equal steps, the last still filling
+    trend: tuple[int, ...] = ()  # of the requested span, in equal steps; the last is incomplete
 
 
 class FailureSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A failure group with its windows; ``group.count`` is of the span asked for."""
+    """A failure group with its windows; ``group.count`` is of the requested span."""
 
     group: FailureGroup
     windows: FailureWindows
@@ -75,4 +75,4 @@ class FailureTrend(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     at: tuple[int, ...]
     counts: tuple[int, ...]
-    by_worker: tuple[tuple[str | None, int], ...]  # the most first; ``None``: the worker is not known
+    by_worker: tuple[tuple[str | None, int], ...]  # the most first; ``None``: unknown worker

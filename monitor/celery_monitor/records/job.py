@@ -7,13 +7,13 @@ import msgspec
 
 
 class JobState(StrEnum):
-    """How far a bulk action is."""
+    """The state of a bulk job."""
 
     PREPARING = "preparing"  # its tasks are being chosen
-    PREVIEW = "preview"  # its tasks are chosen, and nobody has said yes
+    PREVIEW = "preview"  # its tasks are chosen, and nobody has confirmed it
     WAITING = "waiting"
     RUNNING = "running"
-    STOPPING = "stopping"  # somebody aborted it, and what is on its way ends first
+    STOPPING = "stopping"  # aborted, but a batch is still being sent
     DONE = "done"
     ABORTED = "aborted"
     FAILED = "failed"
@@ -24,18 +24,18 @@ class JobState(StrEnum):
 
 
 class JobOutcome(StrEnum):
-    """What came of one task of a job."""
+    """The outcome of one task of a job."""
 
     WAITING = "waiting"
     SENDING = "sending"
     DONE = "done"
     SKIPPED = "skipped"
     FAILED = "failed"
-    UNCONFIRMED = "unconfirmed"  # it may have been sent, and is not sent a second time
+    UNCONFIRMED = "unconfirmed"  # it may have been sent, so it is not sent again
 
 
 class JobReason(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tasks of a job had this outcome for this reason."""
+    """The number of tasks of a job with this outcome and reason."""
 
     outcome: JobOutcome
     reason: str
@@ -43,7 +43,7 @@ class JobReason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobTask(msgspec.Struct, frozen=True, kw_only=True):
-    """One task of a job. ``new_id`` is the task that it was sent again as."""
+    """One task of a job. ``new_id`` is the id of its retry."""
 
     id: str
     outcome: JobOutcome
@@ -52,21 +52,20 @@ class JobTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobPreview(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job would do, before anybody says yes. With ``estimated``, the numbers are those of ``judged`` tasks
-    taken evenly from among all, multiplied."""
+    """What a job would do. With ``estimated``, numbers are extrapolated from ``judged`` tasks, evenly chosen."""
 
     judged: int = 0
     estimated: bool = False
     sendable: int = 0
     fidelity: dict[str, int] = {}
     skipped: dict[str, int] = {}  # by reason
-    retried: int = 0  # tasks that somebody has retried before, whether they are skipped or not; never estimated
+    retried: int = 0  # tasks that were retried before, skipped or not; never estimated
     samples: list[dict[str, str]] = []
     warnings: list[str] = []
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """A bulk action on the tasks that matched a query at one moment. ``rate`` is in tasks per second."""
+    """A bulk job on the tasks that matched a query at one moment. ``rate`` is in tasks per second."""
 
     id: int
     token: str
@@ -89,10 +88,10 @@ class Job(msgspec.Struct, kw_only=True):
     reasons: tuple[JobReason, ...] = ()
 
     def count(self, outcome: JobOutcome) -> int:
-        """Tasks that ended so."""
+        """The number of tasks with this outcome."""
         return sum(each.count for each in self.reasons if each.outcome is outcome)
 
     @property
     def left(self) -> int:
-        """Tasks without an outcome yet."""
+        """The number of tasks without an outcome yet."""
         return self.total - sum(each.count for each in self.reasons)

@@ -1,4 +1,4 @@
-"""What lists share: a page, a count, a search result, a saved view, an action."""
+"""Pages of lists, counts, search results, saved views and actions."""
 
 from typing import Generic, Literal, TypeVar
 
@@ -8,13 +8,13 @@ from celery_monitor.records.task import TaskState
 
 
 class Action(msgspec.Struct, kw_only=True):
-    """Who did what, to what, why, and what came of it. Append-only."""
+    """Who did what, to what, why, and with which outcome. Append-only."""
 
     id: int | None = None
     at: float
     actor: str
     action: str
-    cluster: str | None  # None: it concerns the dashboard, and no cluster
+    cluster: str | None  # None: an action on the dashboard itself
     target: str | None = None  # a task id, a worker, a queue
     query: str | None = None
     count: int | None = None
@@ -25,7 +25,7 @@ class Action(msgspec.Struct, kw_only=True):
 
 
 class SavedView(msgspec.Struct, frozen=True, kw_only=True):
-    """A list that somebody has named for everybody: a path of the dashboard and its query."""
+    """A list under a name, shared by all users: a path of the dashboard and its query."""
 
     id: int
     name: str
@@ -36,7 +36,7 @@ class SavedView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that a search found: a task, a worker, a queue, a task's name or a saved view."""
+    """One search result: a task, a worker, a queue, a task name or a saved view."""
 
     kind: Literal["task", "worker", "queue", "name", "view"]
     name: str  # the id of a task
@@ -58,9 +58,9 @@ T = TypeVar("T")
 
 
 class ListPage(msgspec.Struct, Generic[T], frozen=True):
-    """One page of a keyset-paged list. Cursors are opaque; ``None``: nothing there.
+    """One page of a list. Cursors are opaque; ``None``: no such page.
 
-    ``searched`` is set where not every row was looked at: how many of the newest were. Then ``next`` searches on.
+    ``searched`` is set where not every row was read: it is the number of newest rows that were. ``next`` continues.
     """
 
     items: list[T]

@@ -4,28 +4,29 @@ import msgspec
 
 
 class Queue(msgspec.Struct, kw_only=True):
-    """One queue as last sampled. Whatever a transport cannot tell is ``None``."""
+    """One queue as last sampled. ``None`` where the transport cannot say."""
 
     cluster: str
     name: str
     ready: int | None = None
     unacked: int | None = None
     consumers: int | None = None
-    oldest: float | None = None  # epoch seconds at or before which the oldest waiting message was sent: age is ≥
+    oldest: float | None = None  # when the oldest waiting message was sent, or later
     sampled_at: float | None = None
     workers: tuple[str, ...] = ()
-    oldest_exact: bool = False  # it was sent just then
-    heads: tuple[str | None, ...] = ()  # tasks whose messages come next, one a priority, where the broker shows them
+    oldest_exact: bool = False  # it was sent at ``oldest``
+    # Ids of the tasks whose messages are next, one for each priority, where the broker shows them.
+    next_tasks: tuple[str | None, ...] = ()
 
 
 class Pause(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue that somebody told the workers to take no more from. They forget it when they are started again."""
+    """A queue that workers were told to stop consuming. They forget it on a restart."""
 
     cluster: str
     queue: str
     by: str
     at: float
-    workers: tuple[str, ...]  # that took from it, and are to take from it again
+    workers: tuple[str, ...]  # that consumed it, and will be told to consume it again
     reason: str | None = None
 
 

@@ -16,14 +16,14 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class WaitPercentiles(Percentiles, frozen=True):
-    """Seconds. Of the share ``since_receipt`` (0 to 1) it is not known since when they could run: they are counted
-    from their receipt, and may have waited longer."""
+    """Seconds. A share ``since_receipt`` (0 to 1) is counted from receipt, as it is unknown when the tasks could run:
+    they may have waited longer."""
 
     since_receipt: float
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened from ``at`` on, for the length of the series' resolution."""
+    """Counts and times from ``at`` on, for the resolution of the series."""
 
     at: float
     received: int = 0
@@ -39,23 +39,23 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
-    """The course of things from ``since`` to ``until``; ``buckets`` has one for each ``resolution`` seconds."""
+    """Counts from ``since`` to ``until``; ``buckets`` has one for each ``resolution`` seconds."""
 
     since: float
     until: float
     resolution: int
     buckets: list[Bucket]
     gaps: list["Gap"]
-    depth: list[QueueSample]  # of the one queue asked for, else of all together
+    depth: list[QueueSample]  # of the requested queue, else of all together
     starts: list[WorkerStart] = []
 
 
 class NameTotal(msgspec.Struct, frozen=True, kw_only=True):
-    """What the tasks of one name took in a span of time."""
+    """Totals of the tasks of one name in a span of time."""
 
     name: str | None
     runs: int
     failed: int
-    seconds: float  # of run time altogether, within 2 %
+    seconds: float  # total run time, within 2 %
     run: Percentiles | None
     wait: WaitPercentiles | None

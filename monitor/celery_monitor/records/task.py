@@ -7,27 +7,27 @@ import msgspec
 
 
 class TaskState(StrEnum):
-    """What is known of a task now; Celery's names where it has one."""
+    """The state of a task; Celery's names where it has one."""
 
-    PENDING = "PENDING"  # sent (or put back), and no worker has it
-    SCHEDULED = "SCHEDULED"  # a worker holds it until its ETA
+    PENDING = "PENDING"  # sent or requeued, and on no worker
+    SCHEDULED = "SCHEDULED"  # on a worker, waiting for its ETA
     RECEIVED = "RECEIVED"
     STARTED = "STARTED"
-    RETRY = "RETRY"  # failed, and will run again by itself
+    RETRY = "RETRY"  # failed, and Celery will run it again
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
     REVOKED = "REVOKED"
     REJECTED = "REJECTED"
-    LOST = "LOST"  # a worker took it and is gone, or no longer knows of it; reversible
+    LOST = "LOST"  # its worker is gone, or no longer has it; reversible
 
     @property
     def word(self) -> str:
-        """The word that people type and read: ``failed`` for FAILURE."""
+        """The word in filters and on pages: ``failed`` for FAILURE."""
         return STATE_WORDS[self]
 
     @property
     def finished(self) -> bool:
-        """Nothing more is expected of the task."""
+        """Whether no more events are expected."""
         return self in FINISHED_STATES
 
 
@@ -47,19 +47,19 @@ class Outcome(StrEnum):
     RETRIED = "retried"
     REVOKED = "revoked"
     REJECTED = "rejected"
-    REQUEUED = "requeued"  # rejected back into the queue: not the end of the task
-    CANCELLED = "cancelled"  # the worker lost its connection and gave a late-acknowledged task back
+    REQUEUED = "requeued"  # rejected and requeued: not the end of the task
+    CANCELLED = "cancelled"  # the worker lost its connection, and its late-acknowledged task was redelivered
     LOST = "lost"
-    REPLACED = "replaced"  # self.replace(): the task goes on under its id as another call
+    REPLACED = "replaced"  # self.replace(): the task continues under its id as another call
 
 
 WaitSince = Literal["sent", "eta", "retry", "received"]
 
 
 class Invocation(msgspec.Struct, frozen=True, gc=False):
-    """What one message of a task says of itself. A retry, a replacement and a second sending are further messages.
+    """The fields of one message of a task. A retry, a replacement and a second sending are further messages.
 
-    ``sent``, ``client`` and the route come from task-sent, and are unknown where no such event came.
+    ``sent``, ``client`` and the route are from task-sent, and unknown without it.
     """
 
     name: str | None = None
@@ -76,12 +76,12 @@ class Invocation(msgspec.Struct, frozen=True, gc=False):
 
 
 ESTIMATED_OUTCOMES = frozenset({Outcome.REVOKED, Outcome.CANCELLED, Outcome.LOST, Outcome.REPLACED})
-# Reported by the worker's main process about a pool process that was killed or died.
+# Reported by a worker's main process about a pool process that was killed or died.
 KILLED_EXCEPTIONS = ("TimeLimitExceeded(", "WorkerLostError(")
 
 
 class Run(msgspec.Struct):
-    """One attempt of a task on one worker. One that no worker has received yet is a message that waits."""
+    """One attempt of a task on one worker; before a worker has received it, a waiting message."""
 
     worker: str | None = None
     pid: int | None = None
@@ -95,18 +95,18 @@ class Run(msgspec.Struct):
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
-    ready: float | None = None  # when it could run, by its worker's clock, where that was before its receipt: waits.py
-    replacing: int = 0  # its message was sent by self.replace(), and how: see invocations.py
-    invocation: Invocation | None = None  # its message, where that is another one than the task's fields show
+    ready: float | None = None  # when it could run, by its worker's clock, if that was before its receipt: waits.py
+    replacing: int = 0  # how its message was sent by self.replace(): see invocations.py
+    invocation: Invocation | None = None  # its message, if that is not the one in the task's fields
 
     @property
     def waiting(self) -> bool:
-        """Its message was sent, and nobody is known to have received it."""
+        """Whether its message was sent and not received yet."""
         return self.received is None and self.started is None and self.ended is None and self.worker is None
 
     @property
     def runtime_estimated(self) -> bool:
-        """Whether ``runtime`` is from our record of start and end, as the task did not live to measure it."""
+        """Whether ``runtime`` is the difference of start and end, as the worker did not report it."""
         if self.runtime is None or self.outcome is Outcome.SUCCEEDED:
             return False
         if self.outcome is Outcome.FAILED:
@@ -115,7 +115,7 @@ class Run(msgspec.Struct):
 
     @property
     def wait(self) -> float | None:
-        """Seconds ready to run and not running, counted from what ``wait_since`` names."""
+        """Seconds from when it could run to its start; ``wait_since`` says from which moment."""
         ready = self.ready
         if ready is None:
             ready = self.received
@@ -127,7 +127,7 @@ class Run(msgspec.Struct):
 
     @property
     def wait_since(self) -> "WaitSince | None":
-        """Where ``wait`` begins. Every start but ``received`` is when the run could begin; ``None``: no wait."""
+        """What ``wait`` is counted from. Except for ``received``, that is when it could run; ``None``: no wait."""
         if self.started is None or (self.received is None and self.ready is None):
             return None
         due = self.eta is not None and self.received is not None and self.eta > self.received
@@ -139,10 +139,10 @@ class Run(msgspec.Struct):
 
 
 class Task(msgspec.Struct):
-    """What is known of one task now. ``runs`` are in order, the latest last; it may be empty (only sent).
+    """One task. ``runs`` are in order, the latest last; empty while it is only sent.
 
-    Name, arguments, route, ``client``, ``sent``, ``expires``, ``root_id`` and ``parent_id`` are those of one message:
-    that of the run that is shown (``run``). A run of another message carries that one itself.
+    Name, arguments, route, ``client``, ``sent``, ``expires``, ``root_id`` and ``parent_id`` are those of the message of
+    ``run``. A run of another message has that as ``invocation``.
     """
 
     cluster: str
@@ -160,14 +160,14 @@ class Task(msgspec.Struct):
     root_id: str | None = None  # its own id when it is a root
     parent_id: str | None = None
     failure_group: int | None = None
-    learnt: float | None = None  # our clock, when we learnt of it by asking: no event told that it was sent or received
+    discovered_at: float | None = None  # our clock: found on a worker or in a queue, before any event of its sending
     runs: list[Run] = []
-    retried: "Link | None" = None  # the newest task as which a person retried this one
-    pk: int | None = None  # the row, once stored
+    retried: "Link | None" = None  # the newest retry by a person
+    pk: int | None = None  # id of the row, once stored
 
     @property
     def run(self) -> Run | None:
-        """The latest run; where a retry is sent and not received yet, the one that asked for the retry."""
+        """The latest run; while a retry is sent and not received, the run that was retried."""
         runs = self.runs
         if not runs:
             return None
@@ -243,7 +243,7 @@ class Task(msgspec.Struct):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that was sent again by a person: the new one. ``state`` is ``None`` until it is heard of."""
+    """A retry by a person: the new task. ``state`` is ``None`` until an event of it arrives."""
 
     id: str
     state: TaskState | None
@@ -252,14 +252,14 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """Which task this one repeats, and which ones repeat it."""
+    """The task that this one is a retry of, and its retries."""
 
     retry_of: str | None = None
     retried_as: tuple[Link, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """One task of a workflow, as much of it as a tree of thousands needs. ``state`` None: not in the record."""
+    """One task of a workflow, with the fields that a tree needs. ``state`` None: not in the record."""
 
     id: str
     parent_id: str | None = None
@@ -275,7 +275,7 @@ class Step(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class WaitingStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A workflow that has stood still ``since`` then: ``tasks`` of it have not ended, ``named`` of them ``name``."""
+    """A workflow that is stalled ``since`` then: ``tasks`` of it are unfinished, ``named`` of these have ``name``."""
 
     cluster: str
     root_id: str
@@ -289,9 +289,9 @@ class WaitingStep(msgspec.Struct, frozen=True, kw_only=True):
 class WorkflowState(StrEnum):
     """The state of a workflow as a whole, from the states of its tasks."""
 
-    RUNNING = "running"  # a task of it runs
-    WAITING = "waiting"  # none runs, and some wait: for a worker, a retry or an ETA
-    LOST = "lost"  # nothing of it runs or waits, and a task is lost
+    RUNNING = "running"  # a task runs
+    WAITING = "waiting"  # none runs; some wait for a worker, a retry or an ETA
+    LOST = "lost"  # none runs or waits, and a task is lost
     FAILED = "failed"
     REJECTED = "rejected"
     REVOKED = "revoked"
@@ -299,16 +299,16 @@ class WorkflowState(StrEnum):
 
 
 class WorkflowSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A root task and how many tasks of each state stand under it, itself included."""
+    """A root task, and the number of tasks of its workflow by state, itself included."""
 
     root: Step
     cluster: str
     states: dict[TaskState, int]
-    state: WorkflowState | None  # None: none of its tasks is in the record
-    last_seen: float  # when the latest of its tasks was received, or sent
-    unended: int = 0  # tasks that have not ended, those that wait for an ETA left out
-    waits_for: str | None = None  # the name that most of them have
-    waits_for_tasks: int = 0  # how many have it
+    state: WorkflowState | None  # None: no task is in the record
+    last_seen: float  # sort_time of its latest task
+    unended: int = 0  # unfinished tasks, without those that wait for an ETA
+    waits_for: str | None = None  # the most frequent name of these
+    waits_for_tasks: int = 0  # how many of them have it
 
     @property
     def tasks(self) -> int:

@@ -6,20 +6,20 @@ import msgspec
 
 
 class WorkerStatus(StrEnum):
-    """Whether a worker can be counted on."""
+    """Whether a worker is up."""
 
     ONLINE = "online"
-    SILENT = "silent"  # no heartbeat for over two intervals, and it may only be busy
-    OFFLINE = "offline"  # said goodbye, was replaced by a new process, or stayed silent for long
+    SILENT = "silent"  # no heartbeat for over two intervals; it may only be busy
+    OFFLINE = "offline"  # sent worker-offline, was replaced by a new process, or is silent for long
 
 
 class WorkerProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that sent events under a node name beside, or before, the one that stands for the worker."""
+    """Another process that sent events under a worker's name, beside or before its present one."""
 
     pid: int
     first_seen: float
     last_heartbeat: float  # our clock
-    offline_at: float | None = None  # when it sent worker-offline: it finishes what it runs, and ends
+    offline_at: float | None = None  # when it sent worker-offline: it finishes its running tasks, and ends
     freq: float | None = None
     skew: float = 0.0
     active: int | None = None
@@ -28,7 +28,7 @@ class WorkerProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Worker(msgspec.Struct, kw_only=True):
-    """One worker, by its node name. Inspect's answers stay ``None`` until the worker has given them."""
+    """One worker, by its node name. Fields from inspect are ``None`` until the worker has answered."""
 
     cluster: str
     hostname: str
@@ -39,7 +39,7 @@ class Worker(msgspec.Struct, kw_only=True):
     offline_at: float | None = None
     freq: float | None = None
     skew: float | None = None  # our clock minus the worker's
-    jump: float = 0.0  # by which its clock was set forward while it ran; its times are as if it had not been
+    jump: float = 0.0  # seconds by which its clock was set forward while it ran; its times are corrected by them
     active: int | None = None
     processed: int | None = None
     loadavg: tuple[float, ...] | None = None
@@ -52,14 +52,15 @@ class Worker(msgspec.Struct, kw_only=True):
     prefetch: int | None = None
     rusage: dict[str, float] | None = None
     inspected_at: float | None = None
-    events_enabled: bool | None = None  # False: it answers and sends no task events
-    since: float | None = None  # when the first event of this process came
-    said_goodbye: bool = False  # it is offline because it sent worker-offline
-    others: tuple[WorkerProcess, ...] = ()  # of the same name: earlier ones, or a second one by mistake
+    events_enabled: bool | None = None  # False: it answers, but sends no task events
+    since: float | None = None  # first event of this process
+    # It is offline because it sent worker-offline; under the name that is stored.
+    sent_offline: bool = msgspec.field(default=False, name="said_goodbye")
+    others: tuple[WorkerProcess, ...] = ()  # earlier ones, or a second one of the same name by mistake
 
 
 class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker came up again with a new process."""
+    """A worker started with a new process."""
 
     cluster: str
     hostname: str

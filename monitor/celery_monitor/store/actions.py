@@ -1,4 +1,4 @@
-"""The trail of actions: appended, and read a page at a time."""
+"""The audit trail of actions."""
 
 from typing import Any
 
@@ -10,32 +10,24 @@ from celery_monitor.records.page import Action, ListPage
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import Cursor, read_cursor, write_cursor
-from celery_monitor.store.tasks.rows import cluster_names, numbers_of
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import cluster_id, cluster_ids, cluster_names
 
-NO_CLUSTER = 0  # of an action that concerns the dashboard alone
+_COPIED = ("at", "actor", "action", "target", "query", "count", "reason", "outcome", "message")
+NO_CLUSTER = 0  # of an action on the dashboard itself
 
 
 def record_action(store: Store, action: Action) -> Action:
-    """Appends to the trail; gives the action back with its number."""
+    """Appends an action; returns it with its number."""
     with store.begin() as connection:
         return put_action(store, connection, action)
 
 
 def put_action(store: Store, connection: Connection, action: Action) -> Action:
-    """The same inside the caller's transaction."""
+    """Appends an action inside the caller's transaction."""
     values = {
-        "at": action.at,
-        "actor": action.actor,
-        "action": action.action,
+        **{name: getattr(action, name) for name in _COPIED},
         "cluster_id": NO_CLUSTER if action.cluster is None else cluster_id(store, connection, action.cluster),
-        "target": action.target,
-        "query": action.query,
-        "count": action.count,
-        "reason": action.reason,
         "parameters": msgspec.json.encode(action.parameters).decode(),
-        "outcome": action.outcome,
-        "message": action.message,
     }
     number = connection.execute(schema.action.insert().values(values)).inserted_primary_key
     return msgspec.structs.replace(action, id=number[0] if number else None)
@@ -56,7 +48,7 @@ def read_actions(
     target: str | None = None,
     cluster: str | None = None,
 ) -> ListPage[Action]:
-    """Who did what, the newest first. Raises InvalidInput for a cursor or a limit that cannot be."""
+    """Actions, the newest first. Raises InvalidInput for an invalid cursor or limit."""
     if not 1 <= limit <= MOST_ROWS:
         raise InvalidInput(f"a page has 1 to {MOST_ROWS} actions, not {limit}")
     place = read_cursor(cursor, "actions") if cursor is not None else None
@@ -72,7 +64,7 @@ def read_actions(
         statement = statement.where(_named(table.c.action, action))
     with store.read() as connection:
         if cluster is not None:
-            statement = statement.where(table.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(table.c.cluster_id.in_(cluster_ids(connection, cluster)))
         names = cluster_names(connection)
         rows = connection.execute(statement).all()
     more, rows = len(rows) > limit, rows[:limit][:: 1 if older else -1]
@@ -84,7 +76,7 @@ def read_actions(
 
 
 def _named(column: ColumnElement[str], action: str) -> ColumnElement[bool]:
-    """``worker.shutdown``, or with ``worker.*`` every action on workers."""
+    """``worker.shutdown``, or every action on workers for ``worker.*``."""
     if action.endswith(".*"):
         return column.startswith(action[:-1], autoescape=True)
     return column == action

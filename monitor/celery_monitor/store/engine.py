@@ -1,4 +1,4 @@
-"""The database behind one door: every difference between SQLite and PostgreSQL stands here."""
+"""The database: opening it, transactions, statements, and every difference between SQLite and PostgreSQL."""
 
 import sqlite3
 import time
@@ -30,14 +30,14 @@ from celery_monitor.store import migrations, schema
 LOCK_TIMEOUT_SECONDS = 10
 POLL_SECONDS = 0.05
 CHANNEL = "celery_monitor"
-FEW_ROWS = 20  # up to here one statement per row is quicker
+FEW_ROWS = 20  # up to so many, one statement per row is quicker than COPY
 _MIGRATION_LOCK = 0x63656C65  # any number that no other program is likely to lock
 
-# What is wrong with the values or the statement; everything else (full, locked, read-only, away) passes.
+# Errors of values or statements. All others (disk full, locked, read-only, unreachable) are temporary.
 _REFUSALS = (DataError, IntegrityError, ProgrammingError)
 
-# A server that is gone without a word is noticed in seconds (libpq's names; tcp_user_timeout in milliseconds).
-_PATIENCE = {
+# To notice an unreachable server within seconds (libpq's names; tcp_user_timeout in milliseconds).
+_TIMEOUTS = {
     "connect_timeout": 5,
     "keepalives_idle": 2,
     "keepalives_interval": 1,
@@ -55,11 +55,10 @@ _SQLITE_PRAGMAS = (
 )
 
 
-# sqlite3 searches for an adapter of each None and each bytes that it binds, which takes longer than to bind it
-# (CPython, Modules/_sqlite/statement.c, need_adapt). These adapters give the same value back.
-_NOTHING: dict[None, None] = {}
+# sqlite3 searches an adapter for each None and bytes that it binds, which takes longer than binding it
+# (CPython, Modules/_sqlite/statement.c, need_adapt). These adapters return the value itself.
 sqlite3.register_adapter(bytes, bytes)
-sqlite3.register_adapter(type(None), _NOTHING.get)
+sqlite3.register_adapter(type(None), dict[None, None]().get)
 
 
 class Store:
@@ -70,14 +69,14 @@ class Store:
         self.is_sqlite = engine.dialect.name == "sqlite"
 
     @contextmanager
-    def begin(self, patience: float = LOCK_TIMEOUT_SECONDS) -> Iterator[Connection]:
+    def begin(self, lock_timeout: float = LOCK_TIMEOUT_SECONDS) -> Iterator[Connection]:
         """A write transaction: committed at the end, rolled back by an exception.
 
-        Raises StoreUnavailable when the database cannot be reached or written, or (SQLite) when others have held
-        it for ``patience`` seconds.
+        Raises StoreUnavailable when the database cannot be reached or written, or (SQLite) when others have locked
+        it for ``lock_timeout`` seconds.
         """
-        with self._reported("write"), self.engine.connect() as plain:
-            connection = plain.execution_options(patience=patience)
+        with self._store_errors("write"), self.engine.connect() as plain:
+            connection = plain.execution_options(lock_timeout=lock_timeout)
             with connection.begin():
                 yield connection
                 if not self.is_sqlite:
@@ -85,38 +84,38 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A snapshot: everything read inside is of one moment."""
+        """A read transaction: one snapshot."""
         level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        with self._reported("read"), self.engine.connect() as plain:
+        with self._store_errors("read"), self.engine.connect() as plain:
             connection = plain.execution_options(**level)
             with connection.begin():
                 yield connection
 
     @property
-    def held(self) -> bool:
-        """Whether a receiver may write through this; see lease.py. No session can lose it here."""
+    def has_lease(self) -> bool:
+        """Whether a receiver may write here. Always, except for a store of lease.py whose session can be lost."""
         return True
 
-    def hold(self) -> None:
-        """Makes sure of it. Raises LeaseLost, and StoreUnavailable where that cannot be found out."""
+    def ensure_lease(self) -> None:
+        """Raises LeaseLost where another receiver has it, StoreUnavailable where the database cannot be asked."""
 
     def insert(self, table: sa.Table) -> Any:
-        """An INSERT that knows ``on_conflict_do_update`` of this dialect."""
+        """An INSERT with the ``on_conflict_do_update`` of this dialect."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
         self.engine.dispose()
 
     @contextmanager
-    def _reported(self, verb: str) -> Iterator[None]:
+    def _store_errors(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:  # COPY speaks to the driver itself
+        except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:  # COPY bypasses SQLAlchemy
             raise unavailable(self.engine, verb, error) from error
 
 
 def put_value(store: Store, connection: Connection, key: str, value: str) -> None:
-    """Stores a text under a key, in the place of the one before, inside the caller's transaction."""
+    """Stores a text under a key, replacing the previous one, inside the caller's transaction."""
     statement = store.insert(schema.meta).values(key=key, value=value)
     connection.execute(
         statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value})
@@ -135,7 +134,7 @@ def read_value(store: Store, key: str) -> str | None:
 
 
 def read_values(store: Store, prefix: str) -> dict[str, str]:
-    """The texts whose keys begin with ``prefix``, by the rest of the key, in its order."""
+    """The texts whose keys begin with ``prefix``, by the rest of the key, in order of the keys."""
     table = schema.meta.c
     wanted = table.key.startswith(prefix, autoescape=True)
     with store.read() as connection:
@@ -144,14 +143,14 @@ def read_values(store: Store, prefix: str) -> dict[str, str]:
 
 
 class KeyTaken(StoreRefused):
-    """A row with this key is there already, or breaks another rule of the database; the transaction is lost."""
+    """A row with this key exists, or the row violates another constraint; the transaction is lost."""
 
 
 class PreparedStatement:
     """A statement compiled once and run with plain tuples, without SQLAlchemy's cost per row.
 
     PostgreSQL is slow at one statement per row: many rows are sent by COPY, either into the table itself or into a
-    temporary one from which a single statement takes them.
+    temporary table, which a single statement then reads.
     """
 
     def __init__(self, store: Store, statement: Any, columns: Sequence[str]) -> None:
@@ -164,7 +163,7 @@ class PreparedStatement:
         self._copies = () if store.is_sqlite else _by_copy(statement, columns, dialect)
 
     def run(self, connection: Connection, rows: Sequence[tuple[object, ...]]) -> None:
-        """Runs it once per row; each row has the values of ``columns`` in order. Raises KeyTaken."""
+        """Executes it once per row; a row has the values of ``columns`` in order. Raises KeyTaken."""
         if not rows:
             return
         try:
@@ -196,21 +195,20 @@ class PreparedStatement:
 
 
 def one_of(connection: Connection, column: sa.Column[Any], values: Sequence[object]) -> sa.ColumnElement[bool]:
-    """That the column is one of these. PostgreSQL takes them as one value: a plan for each number of them is dear."""
+    """``column IN values``. On PostgreSQL as one array: planning anew for each number of values is expensive."""
     if connection.dialect.name == "sqlite":
         return column.in_(values)
     return column == sa.any_(sa.literal(list(values), postgresql.ARRAY(column.type)))
 
 
 def numbers(column: sa.ColumnElement[int], values: Iterable[int]) -> sa.ColumnElement[bool]:
-    """``column IN (...)`` with the numbers in the text: partial indexes need them there, and no limit counts them."""
+    """``column IN (...)`` with the numbers in the SQL text: for partial indexes, and no limit of parameters applies."""
     listed = sorted(values)
     return column.in_(sa.bindparam(None, listed, expanding=True, literal_execute=True)) if listed else sa.false()
 
 
 def force_index_scans(connection: Connection) -> None:
-    """For this transaction: PostgreSQL would now and then rather read every row and sort, for it does not know where
-    a page stops."""
+    """For this transaction. PostgreSQL does not know where a page ends, and would sometimes read and sort every row."""
     if connection.dialect.name != "sqlite":
         connection.exec_driver_sql(
             "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off"
@@ -218,30 +216,29 @@ def force_index_scans(connection: Connection) -> None:
 
 
 def position(connection: Connection, text: sa.ColumnElement[str], part: str) -> sa.ColumnElement[int]:
-    """Where ``part`` begins in the text, counted from 1; 0 where it is not in it."""
+    """Where ``part`` begins in the text, counted from 1; 0 where the text does not contain it."""
     find = sa.func.instr if connection.dialect.name == "sqlite" else sa.func.strpos
     return find(text, part, type_=sa.Integer())
 
 
 class Deletion:
-    """Deletes the rows of which ``column`` is one of many values, however many, and the rest is ``where``."""
+    """Deletes the rows whose ``column`` has one of any number of values, and for which ``where`` holds."""
 
     def __init__(self, store: Store, column: sa.Column[Any], *where: sa.ColumnElement[bool]) -> None:
-        self._each = PreparedStatement(
-            store, sa.delete(column.table).where(column == sa.bindparam("one"), *where), ["one"]
-        )
-        several = sa.bindparam("several", type_=postgresql.ARRAY(column.type))
-        self._all = None if store.is_sqlite else sa.delete(column.table).where(column == sa.any_(several), *where)
+        one = sa.delete(column.table).where(column == sa.bindparam("one"), *where)
+        self._delete_one = PreparedStatement(store, one, ["one"])
+        many = sa.any_(sa.bindparam("many", type_=postgresql.ARRAY(column.type)))
+        self._delete_many = None if store.is_sqlite else sa.delete(column.table).where(column == many, *where)
 
     def run(self, connection: Connection, values: Sequence[object]) -> None:
-        if self._all is not None:
-            connection.execute(self._all, {"several": list(values)})
+        if self._delete_many is not None:
+            connection.execute(self._delete_many, {"many": list(values)})
         else:
-            self._each.run(connection, [(each,) for each in values])
+            self._delete_one.run(connection, [(value,) for value in values])
 
 
 def _by_copy(statement: Any, columns: Sequence[str], dialect: sa.Dialect) -> tuple[str, ...]:
-    """What to run instead of ``statement`` for many rows, one after the other; COPY takes the rows."""
+    """The statements that replace ``statement`` for many rows, in order; the one with COPY is fed the rows."""
     names = ", ".join(columns)
     quoted = ", ".join(dialect.identifier_preparer.quote(name) for name in columns)
     if isinstance(statement, sa.Insert) and statement._post_values_clause is None:
@@ -264,14 +261,14 @@ def _by_copy(statement: Any, columns: Sequence[str], dialect: sa.Dialect) -> tup
         staged = cast("Any", visitors.replacement_traverse)(statement, {}, from_stage)
     return (
         str(CreateTable(stage, if_not_exists=True).compile(dialect=dialect)),
-        str(sa.delete(stage).compile(dialect=dialect)),  # of an earlier run in this transaction
+        str(sa.delete(stage).compile(dialect=dialect)),  # rows of an earlier run in this transaction
         f"COPY {stage.name} ({quoted}) FROM STDIN",
         str(staged.compile(dialect=dialect)),
     )
 
 
 def _types(statement: Any, columns: Sequence[str]) -> dict[str, Any]:
-    """Of the values: the type of the table's column of that name, else what the parameter was declared as."""
+    """Type of each value: that of the table's column of this name, else that of the parameter."""
     parameters = (part for part in visitors.iterate(statement) if isinstance(part, sa.BindParameter))
     types = {part.key: part.type for part in parameters if not isinstance(part.type, sa.types.NullType)}
     types |= {column.name: column.type for column in statement.table.columns}
@@ -279,9 +276,9 @@ def _types(statement: Any, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def open_store(url: str) -> Store:
-    """Opens the database and brings its tables up to date.
+    """Opens the database and migrates its tables.
 
-    Raises SettingsError for an address that cannot be one, StoreUnavailable where it cannot be opened.
+    Raises SettingsError for an invalid address, StoreUnavailable where the database cannot be opened.
     """
     store = Store(_engine(url))
     try:
@@ -296,7 +293,7 @@ def open_store(url: str) -> Store:
 
 
 def database_without_password(url: str) -> str:
-    """The address as it may be shown. Raises SettingsError for one that cannot be read."""
+    """The address without its password. Raises SettingsError for an invalid one."""
     engine = _engine(url)
     shown = engine.url.render_as_string(hide_password=True)
     engine.dispose()
@@ -304,30 +301,27 @@ def database_without_password(url: str) -> str:
 
 
 def connect_only(url: str) -> Store:
-    """The database as it is, to be read; it need not be there. Raises SettingsError."""
+    """A store for reading, not migrated; the database need not exist. Raises SettingsError."""
     return Store(_engine(url))
 
 
-def apart(store: Store) -> Store:
-    """The same database through connections of its own.
-
-    Who writes much must not fill the pages that SQLite keeps for the connections of others by turns.
-    """
+def with_own_connections(store: Store) -> Store:
+    """The same database through another pool: a heavy writer must not fill the page caches of SQLite's readers."""
     return Store(_engine(store.engine.url.render_as_string(hide_password=False)))
 
 
 def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable:
-    """What the driver said, with what to do."""
+    """The driver's error with advice."""
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     where = engine.url.render_as_string(hide_password=True)
     kind = StoreRefused if isinstance(error, _REFUSALS) else StoreUnavailable
-    return kind(f"cannot {verb} the database {where}: {masked(cause)}; {_mend(cause)}")
+    return kind(f"cannot {verb} the database {where}: {masked(cause)}; {_advice(cause)}")
 
 
-def _mend(cause: str) -> str:
-    known = {
+def _advice(cause: str) -> str:
+    by_word = {
         "full": "free space on its disk",
-        "locked": "end the other program that holds it",
+        "locked": "end the other program that has it locked",
         "disk I/O": "check its disk, and that this user may write the file",
         "readonly": "give this user the right to write the file and its folder",
         "unable to open": "check that the folder exists and may be written",
@@ -336,11 +330,11 @@ def _mend(cause: str) -> str:
         "password": "check user and password in --database",
         "refused": "start the server, or check --database",
     }
-    return next((mend for word, mend in known.items() if word in cause), "check --database")
+    return next((advice for word, advice in by_word.items() if word in cause), "check --database")
 
 
 def driver_url(url: sa.URL) -> sa.URL:
-    """The address with the driver that we use. Raises SettingsError for a kind of database that is not served."""
+    """The address with our driver. Raises SettingsError for an unsupported kind of database."""
     if url.drivername in {"postgresql", "postgres"}:
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in {"sqlite", "postgresql+psycopg"}:
@@ -359,7 +353,7 @@ def _engine(url: str) -> Engine:
             pool_size=10,
             pool_reset_on_return="rollback",
             hide_parameters=True,
-            connect_args={name: value for name, value in _PATIENCE.items() if name not in parsed.query},
+            connect_args={name: value for name, value in _TIMEOUTS.items() if name not in parsed.query},
         )
     except (ArgumentError, NoSuchModuleError, ValueError):  # their texts may repeat the password
         raise SettingsError(
@@ -387,17 +381,17 @@ def _sqlite_engine(url: sa.URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A transaction that will write must say so first: upgrading a read lock later can fail at once.
-        patience = connection.get_execution_options().get("patience")
-        if patience is None:
+        # Upgrading a read lock later can fail at once, so a transaction that will write takes the write lock first.
+        lock_timeout = connection.get_execution_options().get("lock_timeout")
+        if lock_timeout is None:
             connection.exec_driver_sql("BEGIN")
             return
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {lock_timeout * 1000:.0f}")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     @event.listens_for(engine, "handle_error")
     def reopen(context: sa.ExceptionContext) -> None:
-        # SQLite opens a file that may not be written for reading, and such a connection never writes again.
+        # SQLite opens a read-only file for reading, and such a connection can never write.
         if "readonly" in str(context.original_exception):
             context.is_disconnect = True
 
@@ -408,14 +402,14 @@ def _migrate(store: Store) -> None:
     with store.engine.connect() as connection:
         if migrations.is_current(connection):
             return
-    with store.begin() as connection:  # on SQLite this alone keeps a second process out
+    with store.begin() as connection:  # on SQLite its lock keeps other processes out
         if not store.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         migrations.upgrade(connection)
 
 
 class Changes:
-    """Tells when another connection has committed. For one thread; holds one connection."""
+    """Waits for commits of other connections. For one thread; uses one connection."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -423,10 +417,9 @@ class Changes:
         self._version: object = None
 
     def wait(self, timeout: float) -> bool:
-        """True as soon as somebody committed since the last call, False after ``timeout`` seconds.
+        """True as soon as there was a commit since the last call, False after ``timeout`` seconds.
 
-        The first call tells nothing new and returns False at its end. Raises StoreUnavailable; the next
-        call connects again.
+        The first call always returns False. Raises StoreUnavailable; the next call connects again.
         """
         try:
             return self._wait_sqlite(timeout) if self._store.is_sqlite else self._wait_postgresql(timeout)
@@ -441,7 +434,7 @@ class Changes:
             connection.close()
 
     def _connect(self) -> Any:
-        if self._connection is None:  # not SQLAlchemy's: it would hold a transaction, which sees no change
+        if self._connection is None:  # raw: SQLAlchemy would open a transaction, which sees no change
             self._connection = self._store.engine.raw_connection()
             if not self._store.is_sqlite:
                 self._connection.driver_connection.autocommit = True
@@ -453,8 +446,8 @@ class Changes:
         deadline = time.monotonic() + timeout
         while True:
             (version,) = connection.execute("PRAGMA data_version").fetchone()
-            known, self._version = self._version, version
-            if known is not None and version != known:
+            previous, self._version = self._version, version
+            if previous is not None and version != previous:
                 return True
             if time.monotonic() >= deadline:
                 return False

@@ -1,8 +1,8 @@
 """Databases of other programs, opened read-only and with limits: stored results and django-celery-beat's entries.
 
-A row of Celery's database backend or of django-celery-results becomes the JSON that Celery's other backends store, so
-that one reader reads all. What is pickled is never opened: it is left out, and named under ``unread``. Schedules are
-those of django_celery_beat/models.py.
+A row of Celery's database backend or of django-celery-results becomes the JSON that Celery's other backends store.
+Pickled values are never opened: they are left out and named under ``unread``. Schedules are those of
+django_celery_beat/models.py.
 """
 
 import base64
@@ -25,12 +25,12 @@ DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql", "mariadb": "mar
 
 
 class ForeignUnreadable(Exception):
-    """A database that cannot be read; says which, without its password, and why."""
+    """A database cannot be read; the message has its address without password, and the cause."""
 
 
 @contextmanager
 def reading(url: str) -> Iterator[Connection]:
-    """A connection that only reads. Raises SettingsError for what is no address, ForeignUnreadable for the rest."""
+    """A read-only connection. Raises SettingsError for an invalid address, else ForeignUnreadable."""
     engine = _engine(url)
     try:
         with _connected(engine) as connection:
@@ -43,7 +43,7 @@ def reading(url: str) -> Iterator[Connection]:
 
 
 def epoch(value: object, zone: ZoneInfo) -> float | None:
-    """Seconds of a time; SQLite has it as text. ``zone`` is that of a time which names none."""
+    """A time in epoch seconds; SQLite stores it as text. ``zone`` applies to times without one."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
@@ -60,20 +60,20 @@ def _engine(url: str) -> Engine:
         raise SettingsError("the address cannot be parsed; use sqlite:///file.db or postgresql://host/name") from None
     kind = "postgresql" if given.drivername == "postgres" else given.drivername.partition("+")[0]
     try:
-        return _sqlite(given) if kind == "sqlite" else _served(given, DRIVERS[kind])
+        return _sqlite(given) if kind == "sqlite" else _server(given, DRIVERS[kind])
     except KeyError:
-        known = ", ".join(("sqlite", *DRIVERS))
-        raise SettingsError(f"a database of kind {kind!r} is not read; known are {known}") from None
+        supported = ", ".join(("sqlite", *DRIVERS))
+        raise SettingsError(f"databases of kind {kind!r} are not supported; supported are {supported}") from None
     except (ImportError, NoSuchModuleError) as error:
         raise SettingsError(f"{kind} needs a driver that is not installed here: {error}") from None
 
 
-def _served(given: sa.URL, driver: str) -> Engine:
+def _server(given: sa.URL, driver: str) -> Engine:
     if driver in {"mysql", "mariadb"} and "+" in given.drivername:
-        driver = given.drivername  # the one that the application uses
-    patience = {"connect_timeout": CONNECT_SECONDS}
+        driver = given.drivername  # the driver of the application
+    timeout = {"connect_timeout": CONNECT_SECONDS}
     return sa.create_engine(
-        given.set(drivername=driver), poolclass=sa.NullPool, connect_args=patience, hide_parameters=True
+        given.set(drivername=driver), poolclass=sa.NullPool, connect_args=timeout, hide_parameters=True
     )
 
 
@@ -86,7 +86,7 @@ def _sqlite(given: sa.URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _lenient(connection: Any, _record: object) -> None:
-        # One text that is not UTF-8 would fail the whole answer.
+        # One text that is not UTF-8 would fail the whole statement.
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
 
     return engine
@@ -106,34 +106,17 @@ def _connected(engine: Engine) -> Iterator[Connection]:
 MOST_IDS = 500  # in one statement
 JSON = "application/json"
 # Our name of a field, and the columns of each kind of table.
-CELERY = {
-    "status": "status",
-    "result": "result",
-    "traceback": "traceback",
-    "date_done": "date_done",
-    "name": "name",
-    "args": "args",
-    "kwargs": "kwargs",
-    "worker": "worker",
-    "queue": "queue",
-}
-DJANGO = {
-    "status": "status",
-    "result": "result",
-    "traceback": "traceback",
-    "date_done": "date_done",
-    "name": "task_name",
-    "args": "task_args",
-    "kwargs": "task_kwargs",
-    "worker": "worker",
-    "content_type": "content_type",
-    "content_encoding": "content_encoding",
+_COMMON = {name: name for name in ("status", "result", "traceback", "date_done", "worker")}
+CELERY = _COMMON | {name: name for name in ("name", "args", "kwargs", "queue")}
+DJANGO = _COMMON | {
+    **{name: f"task_{name}" for name in ("name", "args", "kwargs")},
+    **{name: name for name in ("content_type", "content_encoding")},
 }
 ENCODED = ("result", "args", "kwargs")
 
 
 class ResultTable(NamedTuple):
-    """A table of results; ``timezone`` is that of its times, ``None`` where it is not known."""
+    """A table of results; ``timezone`` is that of its times, ``None`` where it is unknown."""
 
     url: str
     name: str
@@ -143,7 +126,7 @@ class ResultTable(NamedTuple):
 
 
 def read_results(table: ResultTable, ids: Sequence[str]) -> dict[str, bytes]:
-    """What is stored of these tasks, as JSON. Raises SettingsError, and StoreUnavailable where it cannot be read."""
+    """The stored results of these tasks, as JSON. Raises SettingsError, and StoreUnavailable if it cannot be read."""
     found = {}
     try:
         with reading(table.url) as connection:
@@ -158,13 +141,13 @@ def read_results(table: ResultTable, ids: Sequence[str]) -> dict[str, bytes]:
 
 
 def _columns(connection: Connection, table: ResultTable) -> dict[str, str]:
-    """Those that it has: an extended backend has more."""
-    there = {each["name"] for each in sa.inspect(connection).get_columns(table.name, table.schema)}
-    return {field: column for field, column in table.columns.items() if column in there}
+    """The existing columns: an extended backend has more."""
+    existing = {each["name"] for each in sa.inspect(connection).get_columns(table.name, table.schema)}
+    return {field: column for field, column in table.columns.items() if column in existing}
 
 
 def _zone(connection: Connection, table: ResultTable) -> str | None:
-    """Celery writes times with the application's zone into a column without one: PostgreSQL turns them into its own."""
+    """Zone of the times: PostgreSQL converts Celery's, which have one, to its own zone, as the column has none."""
     if connection.dialect.name != "postgresql":
         return table.timezone
     return str(connection.exec_driver_sql("SHOW TimeZone").scalar())
@@ -185,7 +168,7 @@ def _meta(row: dict[str, Any], zone: str | None) -> dict[str, Any]:
             continue
         try:
             row[field] = _decoded(row[field], encoding) if is_json else _refuse()
-        except ValueError:  # pickled, or of another serialiser
+        except ValueError:  # pickled, or another serializer
             unread.append(field)
             del row[field]
     row["date_done"] = _moment(row.get("date_done"), zone)
@@ -207,7 +190,7 @@ def _refuse() -> Any:
 
 
 def _moment(done: object, zone: str | None) -> str | None:
-    """ISO in UTC; ``None`` where it names no zone and that of the table is not known."""
+    """ISO in UTC; ``None`` where neither the time nor the table has a known zone."""
     parsed = _parsed(done)
     if parsed is None or (parsed.tzinfo is None and zone is None):
         return None
@@ -239,7 +222,7 @@ _TASK = (
 
 
 class PeriodicTask(NamedTuple):
-    """One row, with the fields of its schedule; ``kind`` is ``None`` where it has none. Times are epoch seconds."""
+    """One row with the fields of its schedule; ``kind`` is ``None`` without one. Times are epoch seconds."""
 
     name: str
     task: str
@@ -256,9 +239,9 @@ class PeriodicTask(NamedTuple):
 
 
 def read_periodic_tasks(url: str, zone: str = "UTC") -> list[PeriodicTask]:
-    """Every periodic task; ``zone`` is that of times which name none.
+    """Every periodic task; ``zone`` applies to times without one.
 
-    Raises SettingsError for what is no address, StoreUnavailable where it cannot be read.
+    Raises SettingsError for an invalid address, StoreUnavailable if it cannot be read.
     """
     try:
         with reading(url) as connection:
@@ -291,9 +274,9 @@ def _periodic_task(row: Any, zone: ZoneInfo) -> PeriodicTask:
     when = {} if kind is None else {name: row[f"{kind}_{name}"] for name in _KINDS[kind]}
     if "clocked_time" in when:
         when["clocked_time"] = epoch(when["clocked_time"], zone)
-    told = {name: row[name] for name in _TASK}
+    fields = {name: row[name] for name in _TASK}
     for name in ("start_time", "last_run_at"):
-        told[name] = epoch(told[name], zone)
+        fields[name] = epoch(fields[name], zone)
     for name in ("enabled", "one_off"):
-        told[name] = bool(told[name])
-    return PeriodicTask(**told, kind=kind, when=when)
+        fields[name] = bool(fields[name])
+    return PeriodicTask(**fields, kind=kind, when=when)

@@ -1,13 +1,22 @@
-"""Reads the facts of health: the receivers, whether the record can be written, and what tasks and queues do."""
+"""Reads the facts that health and doctor are judged by: receivers, whether the record can be written, tasks, queues."""
 
+import os
+import shutil
+import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
+from celery_monitor.core.checks import RecordFacts
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.findings import (
     ENDING_SECONDS,
@@ -20,7 +29,7 @@ from celery_monitor.core.findings import (
 )
 from celery_monitor.core.health import LOST, HealthFacts
 from celery_monitor.core.workflow import LEAST_SECONDS, Stalls, long_tasks, slow_workflows, stalled_workers
-from celery_monitor.errors import StoreUnavailable
+from celery_monitor.errors import MonitorError, StoreUnavailable
 from celery_monitor.records.page import Count
 from celery_monitor.records.receiver import (
     SILENT_RECEIVER_SECONDS,
@@ -29,24 +38,32 @@ from celery_monitor.records.receiver import (
     ReceiverHealth,
     StandbyReceiver,
 )
+from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import Worker
-from celery_monitor.store.engine import Store
-from celery_monitor.store.failures import UNRESOLVED, read_failure_counts, read_failure_groups, read_new_failure_groups
-from celery_monitor.store.queues import read_growing_queues, read_pauses, read_queues
+from celery_monitor.store import schema
+from celery_monitor.store.engine import Store, connect_only
+from celery_monitor.store.queues import read_depths, read_growing_queues, read_pauses, read_queues
 from celery_monitor.store.receivers import (
-    prove_writable,
+    check_writable,
     read_clusters,
     read_endings,
     read_gaps,
     read_receiver_records,
     read_standby_receivers,
 )
+from celery_monitor.store.rollups.failures import (
+    UNRESOLVED,
+    read_failure_counts,
+    read_failure_groups,
+    read_new_failure_groups,
+)
+from celery_monitor.store.rollups.series import read_name_totals
 from celery_monitor.store.schedule import read_beat_health
-from celery_monitor.store.series import read_depths
-from celery_monitor.store.tasks.page import find_tasks
+from celery_monitor.store.tasks.page import find_tasks, read_longest_running
 from celery_monitor.store.tasks.unfinished import read_active_tasks, read_usual_runs
+from celery_monitor.store.tasks.workflows import MOST_STUCK, read_stuck_workflows
+from celery_monitor.store.terms import cluster_ids
 from celery_monitor.store.workers import read_workers
-from celery_monitor.store.workflows import MOST_STUCK, read_stuck_workflows
 
 PROVE_SECONDS = 2.0  # between two attempts to write
 
@@ -55,7 +72,7 @@ _lock = Lock()
 
 
 def read_banner_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
-    """What every page reads of one cluster, or of all: receivers, workers and gaps."""
+    """What every page needs of one cluster, or of all: receivers, workers and gaps."""
     return HealthFacts(
         now=now,
         receivers=[each for each in read_receivers(store, now) if cluster in (None, each.cluster)],
@@ -65,7 +82,7 @@ def read_banner_facts(store: Store, cluster: str | None, now: float) -> HealthFa
 
 
 def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
-    """The same, and what queues, schedule, tasks and failures do: all that there is to judge."""
+    """All facts: those of the banners, and of queues, schedule, tasks and failures."""
     facts, since = read_banner_facts(store, cluster, now), now - WINDOW_SECONDS
     queues = {(queue.cluster, queue.name): queue for queue in read_queues(store, cluster)}
     rising = read_growing_queues(store, cluster)
@@ -85,7 +102,7 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
         lost_at=lost.items[0].finished if lost.items else None,
     )
     if all(each.last_event_at is None for each in facts.receivers):
-        return facts  # whether anything fails is unknown
+        return facts  # no event yet: whether tasks fail is unknown
     groups = read_failure_groups(store, since=since, cluster=cluster, states=UNRESOLVED, limit=1)
     return replace(
         facts,
@@ -98,32 +115,32 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
 def read_stalls(
     store: Store, health: Sequence[ReceiverHealth], workers: Sequence[Worker], now: float, cluster: str | None
 ) -> Stalls:
-    """Judged where the receiver hears its broker and is not behind; elsewhere nobody is accused.
+    """Stalled workers, workflows and tasks, of the clusters whose receiver is caught up.
 
-    Of what was when it last heard anything: since then a broker may be still that nobody has found out yet.
+    As of the last event: the broker may be down since then, which nobody has noticed yet.
     """
-    heard = {each.cluster: each.last_event_at or 0.0 for each in health if each.is_level(now, SILENT_RECEIVER_SECONDS)}
+    caught_up = [each for each in health if each.is_caught_up(now, SILENT_RECEIVER_SECONDS)]
+    last_events = {each.cluster: each.last_event_at or 0.0 for each in caught_up}
     found = read_active_tasks(store, workers, now, cluster)
-    held = [
-        task._replace(since=task.since + max(0.0, now - heard[task.cluster]))
+    active = [
+        task._replace(since=task.since + max(0.0, now - last_events[task.cluster]))
         for task in found.tasks
-        if task.cluster in heard
+        if task.cluster in last_events
     ]
-    long = {task.name for task in held if task.started and task.name and now - task.since > LEAST_SECONDS}
+    long = {task.name for task in active if task.started and task.name and now - task.since > LEAST_SECONDS}
     usual = read_usual_runs(store, long, now, cluster)
-    known = [worker for worker in workers if (worker.cluster, worker.hostname) not in found.partly_started]
+    whole = [worker for worker in workers if (worker.cluster, worker.hostname) not in found.partly_started]
     return Stalls(
-        workers=stalled_workers(known, held, usual, now, found.partly_received),
-        workflows=slow_workflows(held, usual, now),
-        tasks=long_tasks(held, usual, now),
+        workers=stalled_workers(whole, active, usual, now, found.partly_received),
+        workflows=slow_workflows(active, usual, now),
+        tasks=long_tasks(active, usual, now),
     )
 
 
 def read_receivers(store: Store, now: float) -> list[ReceiverHealth]:
     """The health of every receiver, and whether the record can be written.
 
-    One that has not written for seconds may be dead, or have a database that refuses to: it cannot write which. So
-    we try to write ourselves.
+    A receiver that has not reported for seconds may be dead, or its database not writable: so we try to write.
     """
     return [
         msgspec.structs.replace(each, unwritten=_why_unwritable(store))
@@ -134,7 +151,7 @@ def read_receivers(store: Store, now: float) -> list[ReceiverHealth]:
 
 
 def recorded_receivers(store: Store, now: float) -> list[ReceiverHealth]:
-    """The health of every receiver as recorded. One whose process keeps ending may never have written."""
+    """The recorded health of every receiver, also of those that crash before they can report."""
     found = {health.cluster: health for health in read_receiver_records(store)}
     for ending in read_endings(store, now - ENDING_SECONDS):
         if ending.failures >= FEWEST_ENDINGS:
@@ -149,15 +166,12 @@ def _with_ending(health: ReceiverHealth | None, ending: ReceiverEnding) -> Recei
 
 
 def known_until(store: Store, now: float) -> dict[str, float]:
-    """The clusters whose receiver does not run, hears nothing or is behind, and until when it can tell; 0: never.
-
-    What it was not seen to send, beat may have sent since.
-    """
+    """The clusters whose receiver is not caught up, and until when their events are complete; 0: never."""
     health = {each.cluster: each for each in read_receivers(store, now)}
     found = {}
     for cluster in read_clusters(store):
         receiver = health.get(cluster)
-        if receiver is None or not receiver.is_level(now, SILENT_RECEIVER_SECONDS):
+        if receiver is None or not receiver.is_caught_up(now, SILENT_RECEIVER_SECONDS):
             found[cluster] = receiver.known_until(now) if receiver is not None else 0.0
     return found
 
@@ -174,14 +188,119 @@ def _why_unwritable(store: Store) -> str | None:
     with _lock:
         tried_at, error = _proved.get(store, (0.0, None))
         if not tried_at or time.monotonic() - tried_at > PROVE_SECONDS:
-            error = _try(store)
+            error = _write_error(store)
             _proved[store] = (time.monotonic(), error)
         return error
 
 
-def _try(store: Store) -> str | None:
+def _write_error(store: Store) -> str | None:
     try:
-        prove_writable(store)
+        check_writable(store)
     except StoreUnavailable as error:
         return error.message
     return None
+
+
+BUSY_SECONDS = 2.0
+SEEN_DAYS = 7
+
+
+def read_record_facts(url: str, cluster: str) -> RecordFacts:
+    """Checks a database for doctor without creating, migrating or writing it. Raises SettingsError."""
+    with closing(connect_only(url)) as store:
+        if store.is_sqlite:
+            return _sqlite(store, cluster)
+        return _postgresql(store, cluster)
+
+
+def _sqlite(store: Store, cluster: str) -> RecordFacts:
+    file = Path(str(store.engine.url.database)).absolute()
+    version = sqlite3.sqlite_version_info
+    if not file.parent.is_dir():
+        return RecordFacts(
+            product="sqlite", version=version, exists=False, refusal=f"the folder {file.parent} does not exist"
+        )
+    free = shutil.disk_usage(file.parent).free
+    if not file.exists():
+        unwritable = None if os.access(file.parent, os.W_OK) else f"{file.parent} is not writable"
+        return RecordFacts(product="sqlite", version=version, exists=False, refusal=unwritable, free_bytes=free)
+    recorded = _recorded(store, cluster) if _is_ours(file) else RecordedFacts()
+    return recorded.fill(RecordFacts(product="sqlite", version=version, refusal=_refusal_of(file), free_bytes=free))
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether the file is in WAL mode, as ours are: opening another would change it."""
+    with suppress(OSError), file.open("rb") as opened:
+        return opened.read(20)[18:] == b"\x02\x02"
+    return False
+
+
+def _refusal_of(file: Path) -> str | None:
+    """Why the file cannot be written: tries it, and rolls back."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as connection:
+            connection.isolation_level = None
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        return str(error)
+    return None
+
+
+def _postgresql(store: Store, cluster: str) -> RecordFacts:
+    try:
+        with store.engine.connect() as connection:
+            number = int(str(connection.exec_driver_sql("SHOW server_version_num").scalar()))
+            rights = "SELECT current_setting('transaction_read_only'), has_schema_privilege(current_schema(), 'CREATE')"
+            read_only, may_create = connection.exec_driver_sql(rights).one()
+    except SQLAlchemyError as error:
+        text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        return RecordFacts(product="postgresql", refusal=text)
+    refusal = None
+    if read_only == "on":
+        refusal = "the server is read-only (a replica, or default_transaction_read_only)"
+    elif not may_create:
+        refusal = "the user may not create tables in its schema"
+    version = (number // 10000, number % 10000)
+    return _recorded(store, cluster).fill(RecordFacts(product="postgresql", version=version, refusal=refusal))
+
+
+class RecordedFacts(NamedTuple):
+    """Facts of one cluster that are read from the record itself."""
+
+    events_off: Sequence[str] = ()
+    events_on: Sequence[str] = ()
+    longest_run: float | None = None
+    longest_eta: float | None = None
+    receiver: ReceiverHealth | None = None
+
+    def fill(self, facts: RecordFacts) -> RecordFacts:
+        return replace(facts, **self._asdict())
+
+
+def _recorded(store: Store, cluster: str) -> RecordedFacts:
+    """Nothing where the record is empty, of another version, or no record."""
+    try:
+        workers = read_workers(store, cluster)
+        run, eta = _longest(store, cluster)
+        receiver = next((each for each in recorded_receivers(store, time.time()) if each.cluster == cluster), None)
+    except (MonitorError, SQLAlchemyError):
+        return RecordedFacts()
+    on, off = ([each.hostname for each in workers if each.events_enabled is enabled] for enabled in (True, False))
+    return RecordedFacts(off, on, run, eta, receiver)
+
+
+def _longest(store: Store, cluster: str) -> tuple[float | None, float | None]:
+    """Longest run (99th percentile of each name, and what runs now) and longest wait for an ETA, in seconds."""
+    now = time.time()
+    totals = read_name_totals(store, since=now - SEEN_DAYS * 86400, until=now, cluster=cluster)
+    runs = [each.run.p99 for each in totals if each.run is not None]
+    running = read_longest_running(store, cluster=cluster, limit=1)
+    runs += [now - task.started for task in running if task.started is not None]
+    table = schema.task.c
+    with store.read() as connection:
+        ahead = sa.select(sa.func.max(table.eta - table.received))
+        ours = table.cluster_id.in_(cluster_ids(connection, cluster))
+        scheduled = table.state == schema.STATE_CODES[TaskState.SCHEDULED]
+        eta: float | None = connection.execute(ahead.where(ours, scheduled)).scalar()
+    return max(runs, default=None), eta

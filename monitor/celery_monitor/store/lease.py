@@ -1,11 +1,10 @@
-"""The right to write one cluster's record: one receiver has it, the others stand by.
+"""The lease on one cluster's record: one receiver has it and writes, the others stand by.
 
-On PostgreSQL it is an advisory lock of the very session through which the receiver writes: who loses the session
-loses the lock and the open transaction with it, so two never write at once. A session of which the server hears
-nothing for ``SILENT_SECONDS`` is ended by who stands by: its receiver is stopped, or cut off without a word.
-(PostgreSQL's own idle time-outs do not count after a pipeline, as psycopg sends for many rows: seen on 15.) On SQLite
-it is a lock file beside the record, free at once when its process is killed. The library filelock leaves its file
-behind.
+On PostgreSQL it is an advisory lock of the session through which the receiver writes: losing the session loses the lock
+and the open transaction, so two never write at once. A standby ends a session that was silent for ``SILENT_SECONDS``:
+its receiver is stopped or disconnected. (PostgreSQL's idle time-outs do not run after a pipeline, which psycopg uses
+for many rows: found on 15.) On SQLite it is a lock file beside the record, released when its process is killed; the
+library filelock would leave the file behind.
 """
 
 import fcntl
@@ -23,11 +22,11 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from celery_monitor.errors import LeaseLost, StoreUnavailable
-from celery_monitor.store.engine import CHANNEL, LOCK_TIMEOUT_SECONDS, Store, apart
+from celery_monitor.store.engine import CHANNEL, LOCK_TIMEOUT_SECONDS, Store, with_own_connections
 
 
 class FileLock:
-    """Holds ``path`` between acquire() and release(). Not for folders that several machines share."""
+    """Locks ``path`` between acquire() and release(). Not for folders shared by several machines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,9 +37,9 @@ class FileLock:
         return self._handle is not None
 
     def acquire(self) -> bool:
-        """False where another holds it. Raises OSError where the file cannot be made."""
+        """False where another process holds it. Raises OSError where the file cannot be created."""
         while self._handle is None:
-            # Only read: a file that may not be written can be held all the same.
+            # For reading: a read-only file can be locked, too.
             handle = os.open(self.path, os.O_RDONLY | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,12 +48,12 @@ class FileLock:
                 return False
             if self._is_still_there(handle):
                 self._handle = handle
-            else:  # it was deleted between our two calls, by who held it before
+            else:  # its previous holder deleted it between our two calls
                 os.close(handle)
         return True
 
     def release(self) -> None:
-        """Lets others have it, and leaves no file behind."""
+        """Unlocks and deletes the file."""
         handle, self._handle = self._handle, None
         if handle is not None:
             with suppress(OSError):
@@ -69,17 +68,17 @@ class FileLock:
 
 
 SILENT_SECONDS = 3.0
-KEEP_SECONDS = 0.5  # how often the server hears of a session that has nothing to write
-# A network that swallows packets.
+KEEPALIVE_SECONDS = 0.5  # between two signs of life of an idle session
+# Against a network that drops packets.
 SESSION = {
     "tcp_keepalives_idle": "1",
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "3s",
 }
-# Who has the lock, since when its session is in this state, and whether the server waits for it to say something.
+# The session with the lock, since when it is in its state, and whether the server waits for it.
 HOLDER = text(
-    "SELECT a.pid, a.state_change, a.wait_event = 'ClientRead' AS unheard FROM pg_locks l JOIN pg_stat_activity a"
+    "SELECT a.pid, a.state_change, a.wait_event = 'ClientRead' AS silent FROM pg_locks l JOIN pg_stat_activity a"
     " USING (pid) WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database"
     " WHERE datname = current_database()) AND l.objsubid = 1"
     " AND l.classid::bigint = (CAST(:number AS bigint) >> 32) & 4294967295"
@@ -90,30 +89,30 @@ log = logging.getLogger(__name__)
 
 
 class Lease(Protocol):
-    """What one receiver of a cluster holds."""
+    """The right of one receiver to write the record of a cluster."""
 
-    store: Store  # to write through; it refuses when the lease is lost
+    store: Store  # to write through; refuses when the lease is lost
 
-    def take(self) -> bool:
-        """False where another receiver holds it. Raises StoreUnavailable."""
+    def acquire(self) -> bool:
+        """False where another receiver has it. Raises StoreUnavailable."""
 
     def close(self) -> None:
-        """Lets others have it."""
+        """Releases it."""
 
 
-def lease_of(store: Store, cluster: str) -> Lease:
-    """The lease of a cluster's record; not held yet."""
+def make_lease(store: Store, cluster: str) -> Lease:
+    """The lease on a cluster's record, not acquired yet."""
     return FileLease(store, cluster) if store.is_sqlite else SessionLease(store, cluster)
 
 
 class FileLease:
-    """On SQLite, which one machine alone writes."""
+    """On SQLite, which only one machine writes."""
 
     def __init__(self, store: Store, cluster: str) -> None:
-        self.store = apart(store)
+        self.store = with_own_connections(store)
         self._lock = FileLock(Path(f"{store.engine.url.database}.{cluster}.lock"))
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         try:
             return self._lock.acquire()
         except OSError as error:
@@ -133,15 +132,15 @@ class SessionLease:
         self._leased = LeasedStore(store, cluster)
         self.store: Store = self._leased
 
-    def take(self) -> bool:
-        return self._leased.take()
+    def acquire(self) -> bool:
+        return self._leased.acquire()
 
     def close(self) -> None:
         self._leased.release()
 
 
 class LeasedStore(Store):
-    """Writes through the one session that holds the lock; reads as others do."""
+    """Writes through the session that has the lock; reads through the pool."""
 
     def __init__(self, store: Store, cluster: str) -> None:
         super().__init__(store.engine)
@@ -149,61 +148,61 @@ class LeasedStore(Store):
         self._connection: Connection | None = None
         self._using = threading.RLock()
         self._released = threading.Event()
-        self._unheard: tuple[object, float] | None = None  # what the holder's session was last seen at, and since when
+        self._silent: tuple[object, float] | None = None  # state of another silent session, and since when
 
     @property
-    def held(self) -> bool:
+    def has_lease(self) -> bool:
         connection = self._connection
         if connection is None or connection.invalidated:
             return False
         driver = connection.connection.driver_connection
-        return driver is not None and not driver.closed  # COPY speaks to it behind SQLAlchemy's back
+        return driver is not None and not driver.closed  # COPY bypasses SQLAlchemy
 
     @contextmanager
-    def begin(self, patience: float = LOCK_TIMEOUT_SECONDS) -> Iterator[Connection]:  # noqa: ARG002  is SQLite's
-        """A write transaction of the session that holds the lock. Raises LeaseLost and StoreUnavailable."""
-        with self._using, self._reported("write"):
-            connection = self._hold()
+    def begin(self, lock_timeout: float = LOCK_TIMEOUT_SECONDS) -> Iterator[Connection]:  # noqa: ARG002  for SQLite
+        """A write transaction of the session with the lock. Raises LeaseLost and StoreUnavailable."""
+        with self._using, self._store_errors("write"):
+            connection = self._locked_connection()
             with connection.begin():
                 yield connection
                 connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
 
-    def hold(self) -> None:
-        with self._using, self._reported("write"):
-            self._hold()
+    def ensure_lease(self) -> None:
+        with self._using, self._store_errors("write"):
+            self._locked_connection()
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """False where another session has the lock. Raises StoreUnavailable."""
-        with self._using, self._reported("lock"):
-            if not self.held:
+        with self._using, self._store_errors("lock"):
+            if not self.has_lease:
                 self.release()
-                self._take()
-            return self.held
+                self._lock()
+            return self.has_lease
 
     def release(self) -> None:
-        """Ends the session, and with it the lock."""
+        """Closes the session, which releases the lock."""
         self._released.set()
         with self._using:
             connection, self._connection = self._connection, None
             if connection is not None:
                 with suppress(SQLAlchemyError):
-                    connection.invalidate()  # its time-outs are not for the pool
+                    connection.invalidate()  # the pool must not get its time-outs
                 connection.close()
 
-    def _hold(self) -> Connection:
-        if not self.take() or self._connection is None:
+    def _locked_connection(self) -> Connection:
+        if not self.acquire() or self._connection is None:
             raise LeaseLost(f"another receiver writes the record of {self._cluster} now; this one stands by")
         return self._connection
 
-    def _take(self) -> None:
+    def _lock(self) -> None:
         connection = self.engine.connect()
         try:
             with connection.begin():
                 number = self._number(connection)
-                taken = connection.execute(select(func.pg_try_advisory_lock(number))).scalar()
-                if not taken:
-                    self._judge(connection, number)
-            if not taken:
+                locked = connection.execute(select(func.pg_try_advisory_lock(number))).scalar()
+                if not locked:
+                    self._end_silent_holder(connection, number)
+            if not locked:
                 connection.close()
                 return
             for name, value in SESSION.items():
@@ -214,34 +213,34 @@ class LeasedStore(Store):
             raise
         self._connection = connection
         self._released = threading.Event()
-        threading.Thread(target=self._keep, args=(self._released,), name="keep-lease", daemon=True).start()
+        threading.Thread(target=self._keep_alive, args=(self._released,), name="keep-lease", daemon=True).start()
 
-    def _judge(self, connection: Connection, number: int) -> None:
-        """Ends the session that holds the lock where the server has heard nothing of it for too long."""
+    def _end_silent_holder(self, connection: Connection, number: int) -> None:
+        """Ends the session with the lock where it has been silent for too long."""
         holder = connection.execute(HOLDER, {"number": number}).first()
-        if holder is None or not holder.unheard:
-            self._unheard = None
+        if holder is None or not holder.silent:
+            self._silent = None
             return
-        seen = (holder.pid, holder.state_change)
-        if self._unheard is None or self._unheard[0] != seen:
-            self._unheard = (seen, time.monotonic())
-        elif time.monotonic() - self._unheard[1] >= SILENT_SECONDS:
+        session = (holder.pid, holder.state_change)
+        if self._silent is None or self._silent[0] != session:
+            self._silent = (session, time.monotonic())
+        elif time.monotonic() - self._silent[1] >= SILENT_SECONDS:
             log.warning("the receiver that writes the record of %s is silent; its session is ended", self._cluster)
             connection.execute(select(func.pg_terminate_backend(holder.pid)))
-            self._unheard = None
+            self._silent = None
 
     def _number(self, connection: Connection) -> int:
-        """The number of the lock. Locks are the database's, records a schema's."""
+        """The number of the lock. A lock is of the whole database, a record of one schema."""
         schema = connection.execute(select(func.current_schema())).scalar()
         name = f"celery-monitor receiver {schema} {self._cluster}"
         return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
-    def _keep(self, released: threading.Event) -> None:
-        """Lets the server hear of a session that is not in use. What fails here, the next writer finds out."""
-        while not released.wait(KEEP_SECONDS):
+    def _keep_alive(self, released: threading.Event) -> None:
+        """Keeps an idle session from looking silent. Errors are left to the next write."""
+        while not released.wait(KEEPALIVE_SECONDS):
             if self._using.acquire(blocking=False):
                 try:
-                    if self.held and self._connection is not None and not released.is_set():
+                    if self.has_lease and self._connection is not None and not released.is_set():
                         with suppress(SQLAlchemyError), self._connection.begin():
                             self._connection.exec_driver_sql("SELECT 1")
                 finally:
@@ -249,6 +248,6 @@ class LeasedStore(Store):
 
 
 def _set(connection: Connection, name: str, value: str) -> None:
-    """A setting of the session, where this server knows it."""
+    """Sets a parameter of the session, if this server has it."""
     with suppress(SQLAlchemyError), connection.begin():
         connection.execute(select(func.set_config(name, value, False)))

@@ -1,4 +1,4 @@
-"""Receivers in the record: their health, ends, standbys and gaps; and the clusters there are."""
+"""Receivers in the record: their health, crashes, standbys and gaps; and the clusters."""
 
 import secrets
 import time
@@ -16,25 +16,25 @@ from celery_monitor.records.receiver import (
 )
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, delete_value, put_value, read_value, read_values
-from celery_monitor.store.tasks.rows import checked_time, cluster_names, numbers_of
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import checked_time, cluster_id, cluster_ids, cluster_names
 
 PROOF = "written"
 PROOF_SECONDS = 0.1
-ENDING = "ending:"  # of receivers that ended by themselves
-STANDBY = "standby:"  # and those of receivers that stand by
+# Prefixes of keys in ``meta``.
+ENDING = "ending:"
+STANDBY = "standby:"
 _pack = msgspec.msgpack.Encoder().encode
 unpack_health = msgspec.msgpack.Decoder(ReceiverHealth).decode
 
 
 def save_health(store: Store, health: ReceiverHealth) -> None:
-    """What the receiver of a cluster says of itself."""
+    """Stores what the receiver of a cluster reports of itself."""
     with store.begin() as connection:
         put_health(store, connection, cluster_id(store, connection, health.cluster), health)
 
 
 def put_health(store: Store, connection: Connection, cluster: int, health: ReceiverHealth) -> None:
-    """The same inside the caller's transaction."""
+    """Stores it inside the caller's transaction."""
     statement = store.insert(schema.receiver).values(cluster_id=cluster, record=_pack(health))
     connection.execute(
         statement.on_conflict_do_update(
@@ -44,19 +44,19 @@ def put_health(store: Store, connection: Connection, cluster: int, health: Recei
 
 
 def save_ending(store: Store, ending: ReceiverEnding) -> None:
-    """Notes that a receiver's process ended by itself."""
+    """Records that a receiver's process ended unexpectedly."""
     with store.begin() as connection:
         put_value(store, connection, f"{ENDING}{ending.cluster}", msgspec.json.encode(ending).decode())
 
 
 def save_standby(store: Store, standby: StandbyReceiver) -> None:
-    """Notes that a receiver stands by."""
+    """Records that a receiver stands by."""
     with store.begin() as connection:
         put_value(store, connection, _standby_key(standby), msgspec.json.encode(standby).decode())
 
 
 def end_standby(store: Store, standby: StandbyReceiver) -> None:
-    """Notes that a receiver stands by no longer."""
+    """Records that a receiver no longer stands by."""
     delete_value(store, _standby_key(standby))
 
 
@@ -65,7 +65,7 @@ def _standby_key(standby: StandbyReceiver) -> str:
 
 
 def open_gap(store: Store, cluster: str, began: float, cause: str) -> int:
-    """Notes that events may be missing from ``began`` on; gives the number to close it with."""
+    """Records that events may be missing from ``began`` on; returns the number to close the gap with."""
     with store.begin() as connection:
         values = {"cluster_id": cluster_id(store, connection, cluster), "began": began, "cause": cause}
         key = connection.execute(schema.gap.insert().values(values)).inserted_primary_key
@@ -73,30 +73,30 @@ def open_gap(store: Store, cluster: str, began: float, cause: str) -> int:
         return number
 
 
-def begin_gap(store: Store, gap_id: int, began: float) -> None:
-    """Notes that the gap began earlier than was known."""
+def set_gap_start(store: Store, gap_id: int, began: float) -> None:
+    """Corrects the beginning of a gap to an earlier time."""
     with store.begin() as connection:
         connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(began=began))
 
 
 def close_gap(store: Store, gap_id: int, ended: float, dropped: int | None = None) -> None:
-    """Notes when the gap ended, and how many events are known to be missing (``None``: not known)."""
+    """Records when the gap ended, and how many events are missing (``None``: unknown)."""
     with store.begin() as connection:
         connection.execute(update(schema.gap).where(schema.gap.c.id == gap_id).values(ended=ended, dropped=dropped))
 
 
 def put_reconciliation(connection: Connection, gap: Gap) -> None:
-    """Notes what has been found out after a gap, in a transaction that stores what was concluded of it."""
-    told = msgspec.json.encode(gap.reconciliation).decode()
-    connection.execute(update(schema.gap).where(schema.gap.c.id == gap.id).values(reconciliation=told))
+    """Stores the reconciliation of a gap, in the transaction that stores the events concluded from it."""
+    text = msgspec.json.encode(gap.reconciliation).decode()
+    connection.execute(update(schema.gap).where(schema.gap.c.id == gap.id).values(reconciliation=text))
 
 
 def read_secret(store: Store, key: str) -> str:
-    """A random secret, made once and kept; every process on this database gets the same."""
+    """A random secret, generated once; the same in every process on this database."""
     table = schema.meta
-    kept = read_value(store, key)  # a database that cannot be written now still serves who reads
-    if kept is not None:
-        return kept
+    stored = read_value(store, key)  # without a write, as the database may be read-only at the moment
+    if stored is not None:
+        return stored
     with store.begin() as connection:
         fresh = {"key": key, "value": secrets.token_urlsafe(32)}
         connection.execute(store.insert(table).values(fresh).on_conflict_do_nothing())
@@ -104,8 +104,8 @@ def read_secret(store: Store, key: str) -> str:
         return value
 
 
-def prove_writable(store: Store) -> None:
-    """Writes one small row. Raises StoreUnavailable, soon, where the database takes nothing."""
+def check_writable(store: Store) -> None:
+    """Writes one small row. Raises StoreUnavailable within PROOF_SECONDS."""
     with store.begin(PROOF_SECONDS) as connection:
         put_value(store, connection, PROOF, f"{time.time():.3f}")
 
@@ -114,20 +114,21 @@ _reconciliation = msgspec.json.Decoder(Reconciliation).decode
 
 
 def read_clusters(store: Store) -> list[str]:
-    """Every cluster that anything was heard of, in the order in which they came."""
+    """Every cluster of the record, the oldest first."""
     with store.read() as connection:
         return list(cluster_names(connection).values())
 
 
-def is_level(store: Store, cluster: str, now: float) -> bool:
-    """Silence means something: the receiver hears its broker, is not behind, and has said so a moment ago."""
+def is_caught_up(store: Store, cluster: str, now: float) -> bool:
+    """Whether the record has all events up to now: see ReceiverHealth.is_caught_up."""
     return any(
-        each.cluster == cluster and each.is_level(now, SILENT_RECEIVER_SECONDS) for each in read_receiver_records(store)
+        each.cluster == cluster and each.is_caught_up(now, SILENT_RECEIVER_SECONDS)
+        for each in read_receiver_records(store)
     )
 
 
 def read_receiver_records(store: Store) -> list[ReceiverHealth]:
-    """What the receiver of each cluster last reported of itself."""
+    """The last report of each cluster's receiver."""
     table = schema.receiver.c
     with store.read() as connection:
         rows = connection.execute(select(table.record).where(table.shard == 1).order_by(table.cluster_id))
@@ -135,39 +136,39 @@ def read_receiver_records(store: Store) -> list[ReceiverHealth]:
 
 
 def read_receiver_health(store: Store, cluster: str) -> ReceiverHealth | None:
-    """The same of one cluster; ``None`` before its first receiver has reported."""
+    """The last report of one cluster's receiver; ``None`` before the first."""
     return next((each for each in read_receiver_records(store) if each.cluster == cluster), None)
 
 
 def read_standby_receivers(store: Store, since: float) -> list[StandbyReceiver]:
-    """The receivers that stand by and have said so since then, by cluster and host."""
+    """The standby receivers that have reported since then, by cluster and host."""
     found = [msgspec.json.decode(text, type=StandbyReceiver) for text in read_values(store, STANDBY).values()]
     return [each for each in found if each.updated_at >= since]
 
 
 def read_endings(store: Store, since: float) -> list[ReceiverEnding]:
-    """The receivers whose process ended by itself since then, by cluster."""
+    """The receivers whose process ended unexpectedly since then, by cluster."""
     found = [msgspec.json.decode(text, type=ReceiverEnding) for text in read_values(store, ENDING).values()]
     return [each for each in found if each.at >= since]
 
 
 def read_open_gaps(store: Store, cluster: str) -> list[Gap]:
-    """The gaps of a cluster that have not ended, the oldest first."""
+    """The open gaps of a cluster, the oldest first."""
     with store.read() as connection:
         found = gaps_between(connection, 0.0, None, cluster)
     return [gap for gap in found if gap.ended is None]
 
 
 def read_gaps(store: Store, since: float, cluster: str | None = None) -> list[Gap]:
-    """The gaps that reach into the time from ``since`` on, the oldest first."""
+    """The gaps that ended after ``since`` or are open, the oldest first."""
     with store.read() as connection:
         return gaps_between(connection, checked_time(since), None, cluster)
 
 
 def gaps_between(connection: Connection, since: float, until: float | None, cluster: str | None) -> list[Gap]:
-    """The same up to ``until``."""
+    """The gaps that overlap with a span, the oldest first."""
     table = schema.gap
-    wanted: list[ColumnElement[bool]] = [table.c.cluster_id.in_(numbers_of(connection, cluster))]
+    wanted: list[ColumnElement[bool]] = [table.c.cluster_id.in_(cluster_ids(connection, cluster))]
     wanted.append(or_(table.c.ended.is_(None), table.c.ended >= since))
     if until is not None:
         wanted.append(table.c.began < until)
@@ -175,12 +176,8 @@ def gaps_between(connection: Connection, since: float, until: float | None, clus
     rows = connection.execute(select(table).where(*wanted).order_by(table.c.began))
     return [
         Gap(
+            **{name: getattr(row, name) for name in ("id", "began", "ended", "cause", "dropped")},
             cluster=names[row.cluster_id],
-            began=row.began,
-            ended=row.ended,
-            cause=row.cause,
-            dropped=row.dropped,
-            id=row.id,
             reconciliation=_reconciliation(row.reconciliation) if row.reconciliation else None,
         )
         for row in rows

@@ -1,7 +1,9 @@
-"""The tables. Names are interned in ``term``; id 0 stands for *unknown* wherever a term is named.
+"""The tables. Names are stored once in ``term``; a term's id of 0 is *unknown*.
 
-Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possible: see ``keys.py``.
+Times are UTC epoch seconds. A task's ``key`` is its id in as few bytes as possible: see tasks/keys.py.
 """
+
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -40,6 +42,7 @@ STATE_CODES: dict[TaskState, int] = {
     TaskState.REJECTED: 9,
     TaskState.LOST: 10,
 }
+STATES = {code: state for state, code in STATE_CODES.items()}
 JOB_OUTCOME_CODES: dict[JobOutcome, int] = {
     JobOutcome.WAITING: 0,
     JobOutcome.SENDING: 1,
@@ -84,7 +87,7 @@ term = Table(
 
 
 def _run_columns() -> list[Column[object]]:
-    """What is kept of a run: the same columns inline in ``task`` (the latest) and in ``run`` (earlier ones)."""
+    """Columns of a run: in ``task`` for the latest one, in ``run`` for the others."""
     return [
         Column("worker_id", Integer, nullable=False, server_default="0"),
         Column("outcome", SmallInteger),
@@ -95,7 +98,7 @@ def _run_columns() -> list[Column[object]]:
         Column("ended", Double),
         Column("eta", Double),
         Column("runtime", Double),
-        Column("ready", Double),  # when it could run, where that was before its receipt
+        Column("ready", Double),  # when it could run, if that was before its receipt
     ]
 
 
@@ -110,7 +113,7 @@ task = Table(
     Column("cluster_id", SmallInteger, nullable=False),
     Column("key", LargeBinary, nullable=False),
     Column("state", SmallInteger, nullable=False),
-    Column("seen", Double, nullable=False),  # received, else sent, else the first event: the order of lists
+    Column("sort_time", Double, nullable=False),  # received, else sent, else the first event: the order of lists
     Column("name_id", Integer, nullable=False, server_default="0"),
     Column("queue_id", Integer, nullable=False, server_default="0"),
     *_run_columns(),
@@ -126,28 +129,25 @@ task = Table(
     Column("args", Text),
     Column("kwargs", Text),
     *_run_texts(),
-    Column("learnt", Double),  # when we asked and learnt of it, where no event told
-    Column("replacing", SmallInteger),  # how the message of the latest run replaced another one: invocations.py
+    Column("discovered_at", Double),  # found on a worker or in a queue, before any event of its sending
+    Column("replacing", SmallInteger),  # how the latest run's message replaced another one: invocations.py
     Index("task_key", "cluster_id", "key", unique=True).ddl_if(dialect="sqlite"),  # else one for each partition
-    Index("task_seen", "seen", "id"),
-    Index("task_name", "name_id", "seen", "id"),
+    Index("task_seen", "sort_time", "id"),  # the older name of the column: SQLite cannot rename an index
+    Index("task_name", "name_id", "sort_time", "id"),
     postgresql_partition_by="RANGE (id)",
 )
 NOT_SUCCEEDED = f"state <> {STATE_CODES[TaskState.SUCCESS]}"
-_other_states = text(NOT_SUCCEEDED)
-Index("task_state", task.c.state, task.c.seen, task.c.id, sqlite_where=_other_states, postgresql_where=_other_states)
-_in_tree = text("root IS NOT NULL AND length(root) > 0")
-Index("task_root", task.c.root, sqlite_where=_in_tree, postgresql_where=_in_tree)
-_scheduled = text(f"state = {STATE_CODES[TaskState.SCHEDULED]}")
-Index("task_eta", task.c.eta, sqlite_where=_scheduled, postgresql_where=_scheduled)
-_grouped = text("failure_group_id IS NOT NULL")
-Index(
-    "task_failure_group",
-    task.c.failure_group_id,
-    task.c.seen,
-    task.c.id,
-    sqlite_where=_grouped,
-    postgresql_where=_grouped,
+
+
+def _partial_index(name: str, where: str, *columns: Column[Any]) -> None:
+    Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+_partial_index("task_state", NOT_SUCCEEDED, task.c.state, task.c.sort_time, task.c.id)
+_partial_index("task_root", "root IS NOT NULL AND length(root) > 0", task.c.root)
+_partial_index("task_eta", f"state = {STATE_CODES[TaskState.SCHEDULED]}", task.c.eta)
+_partial_index(
+    "task_failure_group", "failure_group_id IS NOT NULL", task.c.failure_group_id, task.c.sort_time, task.c.id
 )
 
 run = Table(
@@ -158,17 +158,15 @@ run = Table(
     *_run_columns(),
     *_run_texts(),
     Column("replacing", SmallInteger),
-    Column(
-        "message", LargeBinary
-    ),  # celery_monitor.records.task.Invocation as msgpack, where it is not that of the task
+    Column("message", LargeBinary),  # records.task.Invocation as msgpack, if it is not that of the task
     postgresql_partition_by="RANGE (task_id)",
 )
 
-# Partitions are PostgreSQL's alone: see partitions.py. The one that is always there is of what is kept.
+# Partitions of PostgreSQL: see retention/partitions.py. The kept partition always exists.
 CLUSTER_SHIFT = 50
 KEPT = "_kept"
 KEPT_BOUNDS = f"FROM (MINVALUE) TO ({1 << CLUSTER_SHIFT})"
-_MAKE_KEPT = {
+_CREATE_KEPT = {
     "task": (
         "CREATE TABLE task_kept PARTITION OF task",
         "CREATE UNIQUE INDEX task_kept_key ON task_kept (cluster_id, key)",
@@ -179,14 +177,14 @@ _MAKE_KEPT = {
 
 @event.listens_for(task, "after_create")
 @event.listens_for(run, "after_create")
-def _make_kept(made: Table, connection: Connection, **_: object) -> None:
+def _create_kept(created: Table, connection: Connection, **_: object) -> None:
     if connection.dialect.name == "postgresql":
-        create, *indexes = _MAKE_KEPT[made.name]
+        create, *indexes = _CREATE_KEPT[created.name]
         for statement in (f"{create} FOR VALUES {KEPT_BOUNDS}", *indexes):
             connection.exec_driver_sql(statement)
 
 
-# Tasks per state, name, queue and worker: every unfiltered or facet count is a sum over this.
+# Numbers of tasks. Counts of lists and facets are sums over it.
 task_count = Table(
     "task_count",
     metadata,
@@ -199,7 +197,7 @@ task_count = Table(
     sqlite_with_rowid=False,
 )
 
-# Runs per minute, hour and day; sketches are celery_monitor.core.quantiles blobs.
+# Runs by minute, hour and day, with sketches of core.quantiles.
 rollup = Table(
     "rollup",
     metadata,
@@ -210,12 +208,12 @@ rollup = Table(
     Column("queue_id", Integer, primary_key=True),
     Column("worker_id", Integer, primary_key=True),
     *[
-        Column(each, Integer, nullable=False, server_default="0")
-        for each in ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
+        Column(name, Integer, nullable=False, server_default="0")
+        for name in ("received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "lost")
     ],
     Column("wait", LargeBinary),
     Column("run", LargeBinary),
-    Column("since_receipt", Integer),  # of how many starts the wait counts from receipt; NULL, before 0013: of all
+    Column("since_receipt", Integer),  # starts whose wait counts from receipt; NULL, before migration 0010: all
     sqlite_with_rowid=False,
 )
 
@@ -233,11 +231,11 @@ failure_group = Table(
     Column("last_seen", Double, nullable=False),
     Column("count", _big, nullable=False, server_default="0"),
     Column("state", Text, nullable=False, server_default="open"),
-    Column("state_at", Double),  # when the state was last changed, by a person or by a failure that came back
+    Column("state_at", Double),  # when the state changed, by a person or by a new failure
     UniqueConstraint("cluster_id", "signature"),
 )
 
-# The messages of a failure group that differ in names: the first MOST_VARIANTS; all others together are ''.
+# Messages of a failure group that differ in names: the first MOST_VARIANTS; all others count under ''.
 failure_variant = Table(
     "failure_variant",
     metadata,
@@ -267,7 +265,7 @@ worker = Table(
     Column("status", Text, nullable=False),
     Column("first_seen", Double),
     Column("last_heartbeat", Double),
-    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.worker.Worker as msgpack
+    Column("record", LargeBinary, nullable=False),  # records.worker.Worker as msgpack
 )
 
 queue = Table(
@@ -302,7 +300,7 @@ receiver = Table(
     metadata,
     Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("shard", SmallInteger, primary_key=True, autoincrement=False, server_default="1"),  # always 1
-    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.receiver.ReceiverHealth as msgpack
+    Column("record", LargeBinary, nullable=False),  # records.receiver.ReceiverHealth as msgpack
 )
 
 gap = Table(
@@ -315,7 +313,7 @@ gap = Table(
     Column("cause", Text, nullable=False),
     Column("dropped", _big),
     Column("shard", SmallInteger, nullable=False, server_default="1"),  # as in receiver
-    Column("reconciliation", Text),  # celery_monitor.records.receiver.Reconciliation as JSON
+    Column("reconciliation", Text),  # records.receiver.Reconciliation as JSON
     Index("gap_began", "cluster_id", "began"),
 )
 
@@ -336,7 +334,7 @@ action = Table(
     Column("message", Text),
 )
 
-# Lineage of retries by a person: which task was sent again as which.
+# Retries by people: which task was sent again as which.
 retry = Table(
     "retry",
     metadata,
@@ -348,7 +346,7 @@ retry = Table(
     Index("retry_new_key", "cluster_id", "new_key"),
 )
 
-# Messages of tasks as workers captured them, apart from the tasks: they are large, secret, and expire early.
+# Captured messages, apart from tasks, as they are large, secret, and expire earlier.
 message = Table(
     "message",
     metadata,
@@ -356,12 +354,12 @@ message = Table(
     Column("key", LargeBinary, primary_key=True),
     Column("at", Double, nullable=False),
     Column("size", _big, nullable=False),  # bytes that are stored
-    Column("body", LargeBinary),  # missing where it was too large
-    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.event.Message without its body, as msgpack
+    Column("body", LargeBinary),  # NULL where it was too large
+    Column("record", LargeBinary, nullable=False),  # records.event.Message without its body, as msgpack
     Index("message_at", "cluster_id", "at", "size"),
 )
 
-# When a worker came up again with a new process: a restart, or a deployment.
+# When a worker started with a new process.
 worker_start = Table(
     "worker_start",
     metadata,
@@ -371,16 +369,16 @@ worker_start = Table(
     sqlite_with_rowid=False,
 )
 
-# What beat sends, and when: as the workers' configuration or the application says.
+# Entries of beat's schedule.
 schedule = Table(
     "schedule",
     metadata,
     Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("name", Text, primary_key=True),
-    Column("record", LargeBinary, nullable=False),  # celery_monitor.records.schedule.ScheduleEntry as msgpack
+    Column("record", LargeBinary, nullable=False),  # records.schedule.ScheduleEntry as msgpack
 )
 
-# Lists that people have named for each other. They belong to the dashboard, not to a cluster.
+# Saved views of the dashboard, of no cluster.
 saved_view = Table(
     "saved_view",
     metadata,
@@ -392,29 +390,29 @@ saved_view = Table(
     Column("at", Double),
 )
 
-# A bulk action: what was asked for, how far it is, and which process works at it until when.
+# A bulk job: its request, its progress, and which process runs it until when.
 job = Table(
     "job",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("token", Text, nullable=False, unique=True),  # no number that another database may give again
+    Column("token", Text, nullable=False, unique=True),  # as another database may assign the same id
     Column("cluster_id", SmallInteger, nullable=False),
     Column("verb", Text, nullable=False),
     Column("query", Text, nullable=False),
-    Column("at", Double, nullable=False),  # the moment of which its tasks are, and from which relative times count
+    Column("at", Double, nullable=False),  # when its tasks were chosen, and the base of relative times
     Column("actor", Text, nullable=False),
     Column("reason", Text),
     Column("rate", Double),  # tasks per second
     Column("state", Text, nullable=False),
     Column("total", _big, nullable=False, server_default="0"),
-    Column("position", _big, nullable=False, server_default="0"),  # every task before it has its outcome
+    Column("position", _big, nullable=False, server_default="0"),  # every task before it has an outcome
     Column("preview", Text, nullable=False, server_default="{}"),
     Column("started", Double),
     Column("ended", Double),
     Column("message", Text),
     Column("owner", Text),
     Column("lease", Double),
-    Column("batch", Text),  # what is on its way to the broker
+    Column("batch", Text),  # token of the batch that is being sent
     Column("include_retried", SmallInteger, nullable=False, server_default="0"),
     Index("job_state", "state"),
 )
@@ -425,13 +423,13 @@ job_task = Table(
     Column("job_id", Integer, primary_key=True, autoincrement=False),
     Column("number", _big, primary_key=True),
     Column("key", LargeBinary, nullable=False),
-    Column("state", SmallInteger, nullable=False),  # of the task, when it was chosen
+    Column("state", SmallInteger, nullable=False),  # of the task when it was chosen
     Column("outcome", SmallInteger, nullable=False, server_default="0"),
     Column("reason", Text),
     sqlite_with_rowid=False,
 )
 
-# Tasks of a job by outcome and reason, so that a page never counts them.
+# Numbers of a job's tasks by outcome and reason.
 job_outcome = Table(
     "job_outcome",
     metadata,
@@ -442,13 +440,13 @@ job_outcome = Table(
     sqlite_with_rowid=False,
 )
 
-# Tasks whose messages somebody removed here. The receiver concludes them, and deletes the row in the same transaction.
+# Tasks whose messages were deleted from here, until the receiver has ended them.
 removal = Table(
     "removal",
     metadata,
     Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("key", LargeBinary, primary_key=True),
     Column("at", Double, nullable=False),
-    Column("text", Text, nullable=False),  # who did it, and how
+    Column("text", Text, nullable=False),  # who deleted it, and how
     sqlite_with_rowid=False,
 )

@@ -1,49 +1,29 @@
-"""What the palette finds: things by their name, each from an index or a table that only clusters make longer."""
+"""The search of the palette: tasks by id, and workers, queues, task names and saved views by name."""
 
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, case, func, or_, select
 
 from celery_monitor.core.filters.values import Pattern
-from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Hit
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.schema import TERM_KINDS
+from celery_monitor.store.schema import STATES, TERM_KINDS
 from celery_monitor.store.tasks.keys import from_key, spans_of_word
-from celery_monitor.store.tasks.rows import STATES, cluster_names, numbers_of, storable
-from celery_monitor.store.terms import texts
+from celery_monitor.store.terms import cluster_ids, cluster_names, storable, texts
 
-
-def find_terms(store: Store, kind: str, prefix: str, limit: int = 20) -> list[str]:
-    """Known names of a kind that begin with the prefix, or else have it in them; for autocomplete."""
-    if kind not in TERM_KINDS:
-        raise InvalidInput(f"there are no names of kind {kind!r}; known are {', '.join(TERM_KINDS)}")
-    if not storable(prefix):
-        return []
-    table = schema.term.c
-    begins, inside = (
-        func.lower(table.text).startswith if first else func.lower(table.text).contains for first in (1, 0)
-    )
-    text = prefix.lower()
-    statement = select(table.text).where(table.kind == TERM_KINDS[kind], inside(text, autoescape=True))
-    statement = statement.order_by(begins(text, autoescape=True).desc(), table.text).limit(limit)
-    with store.read() as connection:
-        return list(connection.execute(statement).scalars())
-
-
-SHORTEST_ID = 4  # fewer characters are the beginning of too many ids
+SHORTEST_ID = 4  # too many ids begin with fewer characters
 _task = schema.task.c
 
 
 def search(store: Store, text: str, *, cluster: str | None = None, limit: int = 6) -> list[Hit]:
-    """At most ``limit`` tasks whose id begins so, and as many workers, queues, task names and saved views."""
+    """At most ``limit`` tasks whose id begins with the text, and as many of each other kind whose name contains it."""
     text = text.strip()
     if not text or not storable(text):
         return []
     with store.read() as connection:
-        clusters = numbers_of(connection, cluster)
+        clusters = cluster_ids(connection, cluster)
         names = cluster_names(connection)
         return [
             *_tasks(connection, text, clusters, names, limit),
@@ -55,7 +35,7 @@ def search(store: Store, text: str, *, cluster: str | None = None, limit: int = 
 
 
 def _tasks(connection: Connection, text: str, clusters: list[int], names: dict[int, str], limit: int) -> list[Hit]:
-    """By the index of keys alone, whatever number of ids begins so."""
+    """By the index of keys alone, however many ids begin with the text."""
     if len(text) < SHORTEST_ID:
         return []
     found: list[Hit] = []
@@ -64,9 +44,9 @@ def _tasks(connection: Connection, text: str, clusters: list[int], names: dict[i
             columns = (_task.key, _task.state, _task.name_id)
             statement = select(*columns).where(_task.cluster_id == number, span.holds(_task.key)).order_by(_task.key)
             rows = connection.execute(statement.limit(limit - len(found))).all() if len(found) < limit else []
-            known = texts(connection, [row.name_id for row in rows])
+            task_names = texts(connection, [row.name_id for row in rows])
             found += [
-                _task_hit(bytes(row.key), names[number], STATES[row.state], known.get(row.name_id)) for row in rows
+                _task_hit(bytes(row.key), names[number], STATES[row.state], task_names.get(row.name_id)) for row in rows
             ]
     return found
 
@@ -112,6 +92,6 @@ def _like(column: ColumnElement[str], text: str) -> ColumnElement[bool]:
 
 
 def _best(column: ColumnElement[str], text: str) -> tuple[ColumnElement[Any], ...]:
-    """Those that begin so come first, then the shortest."""
+    """Those that begin with the text first, then the shortest."""
     begins = func.lower(column).startswith(text.lower(), autoescape=True)
     return case((begins, 0), else_=1), func.length(column), column

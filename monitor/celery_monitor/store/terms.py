@@ -1,9 +1,11 @@
-"""Interned names: task names, queues, workers and the like, and clusters, as small numbers."""
+"""Names of tasks, queues, workers ... and clusters, stored once and referred to by small numbers."""
 
+import re
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 
+from celery_monitor.errors import InvalidInput
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
@@ -16,7 +18,7 @@ _CACHE_LIMIT = 20_000
 
 
 class Terms:
-    """Numbers of names, kept in memory. One transaction at a time; ``forget`` after a rollback."""
+    """Numbers of names, cached. For one transaction at a time; ``forget`` after a rollback."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -24,30 +26,30 @@ class Terms:
         self._of_tasks: dict[Names, Numbers] = {}
 
     def forget(self) -> None:
-        """Drops what is in memory: a rolled back transaction may have taken numbers back."""
+        """Empties the cache: a rollback may have undone new numbers."""
         self._ids.clear()
         self._of_tasks.clear()
 
     def load(self, connection: Connection, wanted: Iterable[tuple[int, str]], of_tasks: Iterable[Names] = ()) -> None:
-        """Makes sure that each (kind, text), and all that tasks name, has a number."""
+        """Loads the number of each (kind, text) and of all names of tasks; new names get one."""
         if len(self._ids) > _CACHE_LIMIT or len(self._of_tasks) > _CACHE_LIMIT:
             self.forget()
         named = (zip(_KINDS, names, strict=True) for names in of_tasks if names not in self._of_tasks)
         several = {(kind, text) for names in named for kind, text in names if text is not None}
         missing = [each for each in several.union(wanted) if each not in self._ids]
         self._find(connection, missing)
-        new = sorted(each for each in missing if each not in self._ids)  # two receivers in one order
+        new = sorted(each for each in missing if each not in self._ids)  # in one order, against deadlocks
         if new:
             statement = self._store.insert(schema.term).on_conflict_do_nothing()
             connection.execute(statement, [{"kind": kind, "text": text} for kind, text in new])
             self._find(connection, new)
 
     def id(self, kind: int, text: str | None) -> int:
-        """The number of a loaded name; 0 for one that is unknown."""
+        """The number of a loaded name; 0 for None."""
         return UNKNOWN if text is None else self._ids[kind, text]
 
     def of_task(self, names: Names) -> Numbers:
-        """The numbers of what a task names, which was loaded."""
+        """The numbers of the names of a task, which were loaded."""
         found = self._of_tasks.get(names)
         if found is None:
             found = self._of_tasks[names] = tuple(map(self.id, _KINDS, names))
@@ -65,7 +67,7 @@ class Terms:
 
 
 def texts(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
-    """The names that these numbers stand for; 0 has none."""
+    """The names of these numbers; 0 has none."""
     wanted = [each for each in set(ids) if each != UNKNOWN]
     found: dict[int, str] = {}
     for start in range(0, len(wanted), _CHUNK):
@@ -76,10 +78,58 @@ def texts(connection: Connection, ids: Iterable[int]) -> dict[int, str]:
 
 
 def cluster_id(store: Store, connection: Connection, name: str) -> int:
-    """The number of a cluster, which is made when it is new."""
+    """The number of a cluster; a new cluster gets one."""
     statement = select(schema.cluster.c.id).where(schema.cluster.c.name == name)
     found: int | None = connection.execute(statement).scalar()
     if found is None:
         connection.execute(store.insert(schema.cluster).values(name=name).on_conflict_do_nothing())
         found = connection.execute(statement).scalar_one()
     return found
+
+
+_FARTHEST = 1e11  # the year 5138
+
+
+def cluster_names(connection: Connection, cluster: str | None = None) -> dict[int, str]:
+    """The names of all clusters by number, or the one of this name; the oldest first."""
+    rows = connection.execute(select(schema.cluster.c.id, schema.cluster.c.name).order_by(schema.cluster.c.id))
+    return {row.id: row.name for row in rows if cluster in (None, row.name)}
+
+
+def cluster_ids(connection: Connection, cluster: str | None) -> list[int]:
+    """The number of the cluster, or of all clusters for None; empty for an unknown one."""
+    return list(cluster_names(connection, cluster))
+
+
+def term_ids(connection: Connection, kind: str, names: Iterable[str]) -> list[int]:
+    """The numbers of these names; unknown ones are left out."""
+    term = schema.term.c
+    known = [name for name in names if storable(name)]
+    statement = select(term.id).where(term.kind == schema.TERM_KINDS[kind], term.text.in_(known))
+    return list(connection.execute(statement).scalars())
+
+
+def storable(text: str) -> bool:
+    """Whether a stored text can equal this one: NUL and lone surrogates are replaced before storage."""
+    return not re.search("[\x00\ud800-\udfff]", text)
+
+
+def checked_time(seconds: float) -> float:
+    """The same time, in epoch seconds. Raises InvalidInput where it is out of range."""
+    if not abs(seconds) < _FARTHEST:
+        raise InvalidInput(f"{seconds} is not a time in epoch seconds")
+    return seconds
+
+
+def find_terms(store: Store, kind: str, prefix: str, limit: int = 20) -> list[str]:
+    """Names of a kind that contain the text, those first that begin with it; for autocomplete."""
+    if kind not in TERM_KINDS:
+        raise InvalidInput(f"there are no names of kind {kind!r}; kinds are {', '.join(TERM_KINDS)}")
+    if not storable(prefix):
+        return []
+    table = schema.term.c
+    lower, text = func.lower(table.text), prefix.lower()
+    statement = select(table.text).where(table.kind == TERM_KINDS[kind], lower.contains(text, autoescape=True))
+    statement = statement.order_by(lower.startswith(text, autoescape=True).desc(), table.text).limit(limit)
+    with store.read() as connection:
+        return list(connection.execute(statement).scalars())

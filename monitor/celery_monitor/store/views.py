@@ -1,4 +1,4 @@
-"""Saved views: lists that people have named for each other."""
+"""Saved views: lists under a name, shared by all users."""
 
 from typing import Any
 
@@ -27,13 +27,13 @@ def read_view(store: Store, id: int) -> SavedView:  # noqa: A002
 
 
 def save_view(store: Store, name: str, path: str, query: str, actor: str, at: float) -> SavedView:
-    """Keeps a new view. Raises Conflict where the name is taken or there are too many."""
+    """Stores a new view. Raises Conflict where the name is taken or there are too many."""
     values = {"name": name, "path": path, "query": query, "actor": actor, "at": at}
     statement = store.insert(_table).values(values).on_conflict_do_nothing(index_elements=["name"])
     with store.begin() as connection:
-        kept = connection.execute(select(func.count()).select_from(_table)).scalar_one()
-        if kept >= MOST_VIEWS:
-            raise Conflict(f"There are {kept} saved views, and no more are kept; delete one that nobody needs.")
+        count = connection.execute(select(func.count()).select_from(_table)).scalar_one()
+        if count >= MOST_VIEWS:
+            raise Conflict(f"There are {count} saved views, the most that are allowed; delete one that is not needed.")
         number = connection.execute(statement.returning(_table.c.id)).scalar()
         if number is None:
             raise _taken(name)
@@ -41,7 +41,7 @@ def save_view(store: Store, name: str, path: str, query: str, actor: str, at: fl
 
 
 def rename_view(store: Store, id: int, name: str) -> SavedView:  # noqa: A002
-    """Gives a view another name. Raises NotFound, and Conflict where the name is taken."""
+    """Renames a view. Raises NotFound, and Conflict where the name is taken."""
     with store.begin() as connection:
         view = _one(connection, id)
         other = select(_table.c.id).where(_table.c.name == name, _table.c.id != id)
@@ -52,7 +52,7 @@ def rename_view(store: Store, id: int, name: str) -> SavedView:  # noqa: A002
 
 
 def delete_view(store: Store, id: int) -> SavedView:  # noqa: A002
-    """Takes a view away and gives it back as it was. Raises NotFound."""
+    """Deletes a view and returns it. Raises NotFound."""
     with store.begin() as connection:
         view = _one(connection, id)
         connection.execute(delete(_table).where(_table.c.id == id))
@@ -67,7 +67,7 @@ def _one(connection: Connection, id: int) -> SavedView:  # noqa: A002
 
 
 def _taken(name: str) -> Conflict:
-    return Conflict(f"There is a saved view named {name!r} already; choose another name.", name=name)
+    return Conflict(f"A saved view named {name!r} exists already; choose another name.", name=name)
 
 
 def _record(row: Row[Any]) -> SavedView:

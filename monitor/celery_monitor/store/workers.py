@@ -1,4 +1,4 @@
-"""Workers in the record."""
+"""Workers in the record, and their restarts."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,20 +9,19 @@ from celery_monitor.errors import NotFound
 from celery_monitor.records.worker import Worker
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.receivers import _pack
-from celery_monitor.store.tasks.rows import numbers_of, storable
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import cluster_id, cluster_ids, storable
 
 _WORKERS_LOCK = 1_296_848_211  # with a cluster's number, of an advisory lock
+_pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
 
 
 def change_workers(
     store: Store, cluster: str, hostnames: Sequence[str] | None, change: Callable[[Worker], Worker]
 ) -> None:
-    """Reads each worker that is known by these names, or every one, and stores what ``change`` makes of it.
+    """Applies ``change`` to the recorded workers of these names, or to all, in one transaction.
 
-    In one transaction, so that what events say meanwhile is not written over. Unknown names are passed over.
+    So that it does not overwrite what the writer stores at the same time. Unknown names are ignored.
     """
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)
@@ -33,9 +32,8 @@ def change_workers(
 def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str] | None) -> dict[str, Worker]:
     """The stored workers among these names, or all, by name.
 
-    On PostgreSQL the transaction has the workers of the cluster for itself until its end: what events say and what
-    workers answer stand in one record, and whoever wrote last would undo what the other wrote. SQLite has one writer
-    anyway.
+    On PostgreSQL the transaction locks the workers of the cluster: events and answers of workers go into the same
+    records, and one writer would undo the changes of the other. SQLite has one writer anyway.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_WORKERS_LOCK, cluster)))
@@ -70,28 +68,28 @@ def save_workers(store: Store, connection: Connection, cluster: int, workers: Se
 
 
 def save_worker_starts(store: Store, connection: Connection, cluster: int, starts: Sequence[tuple[str, float]]) -> None:
-    """Notes workers that came up with a new process, by name and time, inside the caller's transaction."""
+    """Stores that workers (name, time) started with a new process, inside the caller's transaction."""
     rows = [{"cluster_id": cluster, "hostname": hostname, "at": at} for hostname, at in starts]
     if rows:
         connection.execute(store.insert(schema.worker_start).on_conflict_do_nothing(), rows)
 
 
 def read_workers(store: Store, cluster: str | None = None) -> list[Worker]:
-    """Every worker known, by cluster and name."""
+    """Every recorded worker, by cluster and name."""
     table = schema.worker.c
     with store.read() as connection:
-        wanted = table.cluster_id.in_(numbers_of(connection, cluster))
+        wanted = table.cluster_id.in_(cluster_ids(connection, cluster))
         rows = connection.execute(select(table.record).where(wanted).order_by(table.cluster_id, table.hostname))
         return [unpack_worker(record) for record in rows.scalars()]
 
 
 def read_worker(store: Store, hostname: str, cluster: str | None = None) -> Worker:
-    """Raises NotFound. Where several clusters have one of this name, the one heard of last."""
+    """One worker; where several clusters have the name, the one with the latest heartbeat. Raises NotFound."""
     table = schema.worker.c
     with store.read() as connection:
-        wanted = (table.hostname == hostname, table.cluster_id.in_(numbers_of(connection, cluster)))
+        wanted = (table.hostname == hostname, table.cluster_id.in_(cluster_ids(connection, cluster)))
         rows = connection.execute(select(table.record).where(*wanted)).scalars() if storable(hostname) else ()
         found = [unpack_worker(record) for record in rows]
     if not found:
-        raise NotFound(f"no worker {hostname!r} is known", hostname=hostname)
+        raise NotFound(f"no worker {hostname!r} is in the record", hostname=hostname)
     return max(found, key=lambda each: each.last_heartbeat or 0.0)

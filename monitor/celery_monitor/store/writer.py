@@ -1,9 +1,7 @@
-"""The only writer of task records: events in, rows out, one transaction a batch.
+"""The only writer of tasks: events in, rows out, one transaction a batch.
 
-Everything that a batch changes is in one transaction: tasks, runs, counters, failure groups, workers and the
-receiver's own state. So an event that comes twice changes nothing, and a count never disagrees with a list. A message
-may be captured before anything else of its task arrives, as workers buffer task events but not captures: it waits in
-memory, bounded.
+The transaction has everything that a batch changes: tasks, runs, counters, failure groups, workers and the receiver's
+own state. So a repeated event changes nothing, and a count never disagrees with a list.
 """
 
 import time
@@ -26,13 +24,13 @@ from celery_monitor.records.task import Outcome, Task, TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import KeyTaken, PreparedStatement, Store
-from celery_monitor.store.partitions import TaskNumbers, lookups_only
 from celery_monitor.store.receivers import put_health, put_reconciliation
-from celery_monitor.store.rollups import Counters, Deltas, signature_of
+from celery_monitor.store.retention.partitions import TaskIds, force_index_lookups
+from celery_monitor.store.rollups.counters import Counters, Deltas, signature_of
 from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
 from celery_monitor.store.tasks.cache import TaskCache
 from celery_monitor.store.tasks.keys import from_key
-from celery_monitor.store.tasks.messages import forget_removals, removals, save_messages
+from celery_monitor.store.tasks.messages import delete_removals, removals, save_messages
 from celery_monitor.store.tasks.rows import (
     CHANGING_COLUMNS,
     RUN_COLUMNS,
@@ -46,51 +44,51 @@ from celery_monitor.store.tasks.unfinished import ids_without_queue
 from celery_monitor.store.terms import Terms, cluster_id
 from celery_monitor.store.workers import change_workers, load_workers, save_worker_starts, save_workers, unpack_worker
 
-MOST = 10_000  # tasks that may be waited for; then the oldest are not
+MOST_PENDING = 10_000  # captured messages without a task; beyond, the oldest are dropped
 
 
 class PendingCaptures:
-    """Keeps what messages say of their tasks, without their bodies."""
+    """Captured messages, without bodies, that arrive before any event of their task: workers buffer only the events."""
 
     def __init__(self) -> None:
         self._events: OrderedDict[str, Event] = OrderedDict()
 
-    def keep(self, task_id: str, event: Event) -> None:
+    def add(self, task_id: str, event: Event) -> None:
         if event.message is not None:
-            facts = msgspec.structs.replace(event.message, body=None)
-            self._events[task_id] = msgspec.structs.replace(event, message=facts)
-        if len(self._events) > MOST:
+            message = msgspec.structs.replace(event.message, body=None)
+            self._events[task_id] = msgspec.structs.replace(event, message=message)
+        if len(self._events) > MOST_PENDING:
             self._events.popitem(last=False)
 
-    def tell(self, task: Task) -> None:
-        """Folds what is known into a new task. Kept on: the transaction that tells it may fail."""
+    def apply_to(self, task: Task) -> None:
+        """Folds the message into a new task. It stays pending, as the transaction may fail."""
         if self._events and (event := self._events.get(task.id)) is not None:
             fold(task, event)
 
 
 SOLE_QUEUE_SECONDS = 2.0
-UNSEEN_SECONDS = 60.0  # for which the event of a task's sending may come after its message was removed
+LATE_SENT_SECONDS = 60.0  # by which task-sent may arrive after the message was removed
 _CHUNK = 500
 _FAILED = Outcome.FAILED
 _WORKER = TERM_KINDS["worker"]
-_NOT_BY_A_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-queue-learnt"})
+_NOT_FROM_WORKER = frozenset({CAPTURED, "task-sent", "task-due", "task-queue-discovered"})
 
 
 @dataclass
-class Written:
-    """What one batch came to."""
+class WriteResult:
+    """Counts of one batch."""
 
     events: int = 0
     tasks: int = 0
     refused: int = 0  # events without a time or a task id
-    unknown: int = 0  # events of types that we do not know
-    new_workers: int = 0  # worker processes of which this is the first event
-    health: ReceiverHealth | None = None  # as it was stored, with this batch counted
+    unknown: int = 0  # events of unknown types
+    new_workers: int = 0  # worker processes that were not recorded before
+    health: ReceiverHealth | None = None  # as stored, with this batch counted
 
 
 @dataclass
 class Batch:
-    """The events of a batch by what they tell of; captured messages by their task; gaps that they came of."""
+    """Events by task and by worker, events with captured messages by task, and gaps that events were concluded from."""
 
     by_task: dict[str, list[Event]] = field(default_factory=dict)
     by_worker: dict[str, list[tuple[Event, float]]] = field(default_factory=dict)
@@ -104,30 +102,30 @@ class Writer:
     def __init__(self, store: Store, cluster: str, settings: Settings) -> None:
         self._store = store
         self._cluster = cluster
-        self._known = TaskCache(cluster)
-        self._intake = Sanitizer(settings.max_text, settings.redact, settings.max_message_bytes)
+        self._cache = TaskCache(cluster)
+        self._sanitizer = Sanitizer(settings.max_text, settings.redact, settings.max_message_bytes)
         self._capture = settings.capture
-        self._early = PendingCaptures()
+        self._pending = PendingCaptures()
         self._clocks = Clocks()
         self.senders = Senders()
-        self._numbers = TaskNumbers(store, settings.keep_tasks)
+        self._ids = TaskIds(store, settings.keep_tasks)
         self._terms = Terms(store)
         self._counters = Counters(store, self._terms)
         self._cluster_id: int | None = None
-        self._skews: dict[str, float] = {}  # of the workers that are stored
+        self._skews: dict[str, float] = {}  # of recorded workers, in seconds
         self._sole_queues: dict[str, str] = {}
         self._sole_queues_at = 0.0
-        self._newly_sole: set[str] = set()  # workers of whom that was not known before
+        self._new_sole: set[str] = set()  # workers whose sole queue was just discovered
         self._insert_task = PreparedStatement(store, schema.task.insert(), TASK_COLUMNS)
         self._update_task = _updating_task(store)
         self._insert_run = PreparedStatement(store, schema.run.insert(), RUN_COLUMNS)
 
-    def write(self, deliveries: Sequence[Delivery], health: ReceiverHealth | None = None) -> Written:
-        """Stores a batch in one transaction, with the receiver's health, to which what is found here is added.
+    def write(self, deliveries: Sequence[Delivery], health: ReceiverHealth | None = None) -> WriteResult:
+        """Stores a batch in one transaction, with the receiver's health and this batch's counts in it.
 
         Raises StoreUnavailable; then nothing of the batch is stored, and it can be written again.
         """
-        written = Written()
+        written = WriteResult()
         batch = self._sort(deliveries, written)
         if health is not None:
             written.health = msgspec.structs.replace(
@@ -136,39 +134,39 @@ class Writer:
                 malformed_total=health.malformed_total + written.refused,
                 malformed_at=health.updated_at if written.refused else health.malformed_at,
             )
-        with self._forgetting():
+        with self._forget_on_error():
             try:
-                # With partitions, a key can be taken in another one without anybody finding out.
-                self._commit(batch, written, certain=not self._store.is_sqlite)
-            except KeyTaken:  # a task that was believed to be new is stored already
+                # With partitions, no constraint notices a key that exists in another partition.
+                self._commit(batch, written, look_up_all=not self._store.is_sqlite)
+            except KeyTaken:  # a task assumed to be new is stored already
                 self.forget()
-                self._commit(batch, written, certain=True)
+                self._commit(batch, written, look_up_all=True)
         return written
 
-    def _commit(self, batch: Batch, written: Written, *, certain: bool) -> None:
+    def _commit(self, batch: Batch, written: WriteResult, *, look_up_all: bool) -> None:
         with self._store.begin() as connection:
             number = self._begin(connection)
             written.new_workers = self._write_workers(connection, number, batch.by_worker)
-            tasks = self._write_tasks(connection, number, batch.by_task, certain=certain)
+            tasks = self._write_tasks(connection, number, batch.by_task, look_up_all=look_up_all)
             if self._capture and batch.captured:
                 save_messages(self._store, connection, number, batch.captured.values())
             for gap in batch.gaps:
                 put_reconciliation(connection, gap)
             if written.health is not None:
                 put_health(self._store, connection, number, written.health)
-        self._known.remember(tasks)
+        self._cache.remember(tasks)
         written.tasks = len(tasks)
 
     @contextmanager
-    def _forgetting(self) -> Iterator[None]:
+    def _forget_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
             self.forget()
             raise
 
-    def behind(self, deliveries: Sequence[Delivery], now: float) -> float:
-        """Seconds since the newest of these events was sent, by our clock; 0 where no sender's skew is known."""
+    def lag(self, deliveries: Sequence[Delivery], now: float) -> float:
+        """Seconds since the newest of these events was sent, by our clock; 0 where every sender's skew is unknown."""
         sent = [
             event.timestamp + self._skews[event.hostname]
             for delivery in deliveries
@@ -178,7 +176,7 @@ class Writer:
         return max(0.0, now - max(sent)) if sent else 0.0
 
     def mark_due(self, now: float) -> int:
-        """Takes scheduled tasks whose ETA has come out of SCHEDULED; gives their number, at most a chunk."""
+        """Ends SCHEDULED for tasks whose ETA has passed; returns how many, at most a chunk."""
         table = schema.task
         with self._store.read() as connection:
             statement = (
@@ -188,46 +186,46 @@ class Writer:
                 .limit(_CHUNK)
             )
             ids = [from_key(key) for key in connection.execute(statement).scalars()]
-        self._conclude("task-due", ids, now)
+        self._write_own_events("task-due", ids, now)
         return len(ids)
 
     def conclude_removals(self, now: float) -> int:
-        """Concludes tasks whose messages somebody removed here; gives their number, at most a chunk."""
+        """Writes the end of tasks whose messages were deleted from here; returns how many, at most a chunk."""
         with self._store.read() as connection:
-            noted = removals(connection, self._cluster, _CHUNK)
+            recorded = removals(connection, self._cluster, _CHUNK)
         events = [
             Event(type=REMOVED, timestamp=each.at, hostname="", uuid=each.id, exception=each.text)
-            for each in noted
+            for each in recorded
             if each.stored
         ]
         if events:
             self.write([Delivery(events=events, arrived=now, concluded=True)])
-        # What is concluded twice changes nothing. One that the record does not have may be on its way.
-        done = [each for each in noted if each.stored or now - each.at > UNSEEN_SECONDS]
+        # Concluding twice changes nothing. An unknown task may be about to arrive.
+        done = [each for each in recorded if each.stored or now - each.at > LATE_SENT_SECONDS]
         if done:
-            forget_removals(self._store, self._cluster, done)
+            delete_removals(self._store, self._cluster, done)
         return len(events)
 
-    def name_queues(self, now: float) -> None:
-        """Names the queue of tasks that came before their worker said that it consumes one only."""
-        if self._newly_sole:
-            ids = ids_without_queue(self._store, self._cluster, self._newly_sole)
-            self._conclude("task-queue-learnt", ids, now)
-            self._newly_sole = set()
+    def set_missing_queues(self, now: float) -> None:
+        """Sets the queue of tasks that came before their worker was known to consume a single queue."""
+        if self._new_sole:
+            ids = ids_without_queue(self._store, self._cluster, self._new_sole)
+            self._write_own_events("task-queue-discovered", ids, now)
+            self._new_sole = set()
 
-    def _conclude(self, event_type: str, ids: Sequence[str], now: float) -> None:
+    def _write_own_events(self, event_type: str, ids: Sequence[str], now: float) -> None:
         if ids:
             events = [Event(type=event_type, timestamp=now, hostname="", uuid=each) for each in ids]
             self.write([Delivery(events=events, arrived=now)])
 
-    def _sort(self, deliveries: Iterable[Delivery], written: Written) -> Batch:
+    def _sort(self, deliveries: Iterable[Delivery], written: WriteResult) -> Batch:
         batch = Batch()
         by_task, skews = batch.by_task, self._skews
         for delivery in deliveries:
             if delivery.gap is not None:
                 batch.gaps.append(delivery.gap)
             steady = delivery.concluded or self._clocks.steady(delivery.events)
-            for cleaned in self._intake.clean_all(delivery.events):
+            for cleaned in self._sanitizer.clean_all(delivery.events):
                 if cleaned is None:
                     written.refused += 1
                     continue
@@ -242,11 +240,11 @@ class Writer:
                         events.append(event)
                     if event.message is not None:
                         batch.captured[task_id] = event
-                        self._early.keep(task_id, event)
-                    told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
+                        self._pending.add(task_id, event)
+                    from_worker = not delivery.concluded and event.type not in _NOT_FROM_WORKER
                     if event.type == "task-sent":
                         self.senders.hear(event.hostname, event.timestamp, delivery.arrived)
-                    if told and event.hostname not in skews:
+                    if from_worker and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
                     batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
@@ -255,35 +253,35 @@ class Writer:
         return batch
 
     def _begin(self, connection: Connection) -> int:
-        lookups_only(connection)
+        force_index_lookups(connection)
         if self._cluster_id is None:
             self._cluster_id = cluster_id(self._store, connection, self._cluster)
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
             before, self._sole_queues = self._sole_queues, _sole_queues(connection, self._cluster_id)
-            self._newly_sole |= self._sole_queues.keys() - before.keys()
+            self._new_sole |= self._sole_queues.keys() - before.keys()
             self._sole_queues_at = time.monotonic()
         return self._cluster_id
 
     def forget(self) -> None:
-        """After a rollback, or when others changed what is stored, nothing that is in memory is sure."""
-        self._known.forget()
+        """Empties all caches: after a rollback, or when others changed the record."""
+        self._cache.forget()
         self._terms.forget()
         self._counters.forget()
         self._skews.clear()
         self._clocks.forget()
         self._cluster_id = None
-        self._numbers.forget()
+        self._ids.forget()
 
     def forget_deleted(self, keys: Iterable[bytes], *, counters: bool) -> None:
-        """Retention has deleted these tasks, and old counters over time."""
-        self._known.forget_tasks(keys)
+        """Retention has deleted these tasks and, with ``counters``, old roll-ups."""
+        self._cache.forget_tasks(keys)
         if counters:
             self._counters.forget_rollups()
 
     # Workers
 
     def own_clock_set(self, seconds: float) -> None:
-        """Our own clock was set forward by so much: what is known of workers is told by it. Raises StoreUnavailable."""
+        """Our clock was set forward by so much: times of workers by our clock are adjusted. Raises StoreUnavailable."""
         change_workers(self._store, self._cluster, None, partial(after_setting, seconds=seconds))
         self._skews = {hostname: skew + seconds for hostname, skew in self._skews.items()}
         self.senders.own_clock_set(seconds)
@@ -294,16 +292,16 @@ class Writer:
         number: int,
         by_worker: dict[str, list[tuple[Event, float]]],
     ) -> int:
-        """Gives the number of processes that were not recorded before."""
+        """Returns the number of processes that were not recorded before."""
         if not by_worker:
             return 0
-        known = load_workers(connection, number, list(by_worker))
+        recorded = load_workers(connection, number, list(by_worker))
         starts = []
-        new = len(by_worker.keys() - known.keys())
+        new = len(by_worker.keys() - recorded.keys())
         for hostname, events in by_worker.items():
-            worker = known.get(hostname)
-            for given, arrived in events:
-                event = given
+            worker = recorded.get(hostname)
+            for received, arrived in events:
+                event = received
                 if worker is not None and hostname not in self._skews and worker.jump and event.pid == worker.pid:
                     event = msgspec.structs.replace(event, timestamp=max(0.0, event.timestamp - worker.jump))
                 before, worker = worker, fold_worker(worker, event, self._cluster, arrived)
@@ -312,56 +310,55 @@ class Writer:
             if worker is not None:
                 self._clocks.restore(hostname, worker.pid, worker.jump)
                 jump = self._clocks.jump_of(hostname, worker.pid)
-                known[hostname] = msgspec.structs.replace(worker, jump=jump)
+                recorded[hostname] = msgspec.structs.replace(worker, jump=jump)
                 self._skews[hostname] = worker.skew or 0.0
-        save_workers(self._store, connection, number, list(known.values()))
+        save_workers(self._store, connection, number, list(recorded.values()))
         save_worker_starts(self._store, connection, number, starts)
         return new + len(starts)
 
     # Tasks
 
     def _write_tasks(
-        self, connection: Connection, number: int, by_task: dict[str, list[Event]], *, certain: bool
+        self, connection: Connection, number: int, by_task: dict[str, list[Event]], *, look_up_all: bool
     ) -> list[Task]:
         if not by_task:
             return []
-        stored = self._known.find(connection, number, by_task, certain=certain)
+        stored = self._cache.find(connection, number, by_task, look_up_all=look_up_all)
         deltas = Deltas(self._skews)
         new: list[Task] = []
         changed: list[Task] = []
-        several: set[str] = set()  # that had rows of runs before
+        several: set[str] = set()  # tasks that have rows in ``run``
         for task_id, events in by_task.items():
             task = stored.get(task_id)
             if task is None:
                 task = Task(self._cluster, task_id)
-                self._early.tell(task)
+                self._pending.apply_to(task)
                 if self._fold(task, events):
                     new.append(task)
             else:
-                deltas.take_out(task)
+                deltas.subtract(task)
                 if len(task.runs) > 1:
                     several.add(task_id)
                 if self._fold(task, events):
                     changed.append(task)
-            if (
-                task.runs or task.sent is not None or task.learnt is not None
-            ):  # not one of which nothing but its loss was said
-                deltas.put_in(task)
+            # A task of which only the loss was reported counts nowhere.
+            if task.runs or task.sent is not None or task.discovered_at is not None:
+                deltas.add(task)
         self._save(connection, number, new, changed, deltas, several)
         return [*new, *changed]
 
     def _fold(self, task: Task, events: list[Event]) -> bool:
-        said = False
+        changed = False
         for event in events:
-            said |= fold(task, event)
+            changed |= fold(task, event)
         if task.queue is None and task.runs:
             queue = self._sole_queues.get(task.worker or "")
-            if queue is not None:  # a worker with one queue can have it from nowhere else
+            if queue is not None:
                 task.queue = queue
-                said = True
-        if said:
+                changed = True
+        if changed:
             settle(task, self.senders, self._skews)
-        return said
+        return changed
 
     def _save(
         self,
@@ -372,7 +369,7 @@ class Writer:
         deltas: Deltas,
         several: Collection[str],
     ) -> None:
-        for task, pk in zip(new, self._numbers.take(connection, number, len(new)), strict=True):
+        for task, pk in zip(new, self._ids.assign(connection, number, len(new)), strict=True):
             task.pk = pk
         tasks = [*new, *changed]
         names = list(map(names_of, tasks))
@@ -418,7 +415,7 @@ def _updating_task(store: Store) -> PreparedStatement:
 
 
 def _terms_of(tasks: Iterable[Task], deltas: Deltas) -> Iterator[tuple[int, str]]:
-    """What counters and earlier runs name."""
+    """The names in counters and earlier runs."""
     kinds = TERM_KINDS["name"], TERM_KINDS["queue"], _WORKER
     for place in (*deltas.rollups, *deltas.tasks):
         yield from ((kind, text) for kind, text in zip(kinds, place[1:], strict=True) if text is not None)
@@ -428,7 +425,7 @@ def _terms_of(tasks: Iterable[Task], deltas: Deltas) -> Iterator[tuple[int, str]
 
 
 def _sole_queues(connection: Connection, number: int) -> dict[str, str]:
-    """The queue of each worker that consumes from exactly one."""
+    """The queue of each worker that consumes exactly one: all its tasks are from there."""
     statement = select(schema.worker.c.record).where(schema.worker.c.cluster_id == number)
     workers = [unpack_worker(record) for record in connection.execute(statement).scalars()]
     return {each.hostname: each.queues[0] for each in workers if each.queues is not None and len(each.queues) == 1}

@@ -9,7 +9,7 @@ from celery_monitor.records.queue import QueueSample
 from celery_monitor.records.receiver import Gap
 from celery_monitor.records.series import Series
 from celery_monitor.records.worker import WorkerStart
-from celery_monitor.store.series import resolution_of
+from celery_monitor.store.rollups.series import resolution_of
 from celery_monitor.web.ranges import RANGE_WORDS, RANGES, step_words
 from celery_monitor.web.wording import since_receipt
 

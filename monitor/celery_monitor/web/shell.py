@@ -14,10 +14,10 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.engine import Store
-from celery_monitor.store.failures import read_open_groups
 from celery_monitor.store.health import read_banner_facts
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_clusters
+from celery_monitor.store.rollups.failures import read_open_groups
 from celery_monitor.store.tasks.page import count_states, count_tasks
 from celery_monitor.web.pages import Page, View
 from celery_monitor.web.wording import brief, counted, number

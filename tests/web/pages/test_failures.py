@@ -8,7 +8,7 @@ import pytest
 from celery_monitor.control.views import MuteFailure, ResolveFailure
 from celery_monitor.records.failure import FailureState
 from celery_monitor.store.actions import read_actions
-from celery_monitor.store.failures import read_failure_group, read_failure_groups, set_failure_state
+from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups, set_failure_state
 from celery_monitor.store.tasks.detail import read_task
 from tests.factories import make_event, make_id
 from tests.web.pages.conftest import Browser

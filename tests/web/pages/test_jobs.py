@@ -8,7 +8,7 @@ from celery_monitor.records.job import JobOutcome, JobState
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store.jobs import read_job, sent_as
-from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.tasks.detail import link_retry
 from celery_monitor.store.writer import Writer
 from celery_monitor.web.present import Watched
 from tests.web import shop

@@ -11,11 +11,10 @@ from celery_monitor.records.failure import FailureState
 from celery_monitor.records.queue import Pause, Queue
 from celery_monitor.records.receiver import StandbyReceiver
 from celery_monitor.records.worker import WorkerStatus
-from celery_monitor.store.failures import read_failure_groups, set_failure_state
 from celery_monitor.store.queues import save_pause, save_queues
 from celery_monitor.store.receivers import close_gap, open_gap, save_standby
-from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.tasks.rows import link_retry
+from celery_monitor.store.rollups.failures import read_failure_groups, set_failure_state
+from celery_monitor.store.tasks.detail import link_retry, read_task
 from celery_monitor.web.charts import Chart
 from tests.factories import make_event, make_id
 from tests.web.pages.house import HOSTILE, House, open_house

@@ -100,7 +100,9 @@ def test_nobody_is_accused_of_what_the_receiver_may_not_have_seen(
 
 
 def test_schedule_that_no_receiver_wrote_accuses_nobody(house: House) -> None:
-    save_schedule(house.store, "shop", [entry("one", told_last=house.now - 900, told_next=house.now - 600)], house.now)
+    save_schedule(
+        house.store, "shop", [entry("one", beat_last_at=house.now - 900, beat_next_at=house.now - 600)], house.now
+    )
     text = house.text("/schedule")
     assert "What beat sends is not known. No receiver has run" in text
     assert "is overdue" not in text
@@ -119,7 +121,7 @@ def test_beat_of_one_cluster_has_stopped_and_of_another_it_is_not_known(tmp_path
     clusters = (Broker("shop", "redis://127.0.0.1:1/0"), Broker("mail", "redis://127.0.0.1:1/1"))
     with open_house(tmp_path, broker=clusters) as house:
         fall_silent(house)
-        save_schedule(house.store, "mail", [entry("three", cluster="mail", told_last=house.now - 900)], house.now)
+        save_schedule(house.store, "mail", [entry("three", cluster="mail", beat_last_at=house.now - 900)], house.now)
         text = house.text("/schedule")
         assert "Beat of shop seems to have stopped." in text
         assert "What beat of mail sends is not known." in text
@@ -198,15 +200,20 @@ def test_api_tells_what_is_unknown(house: House) -> None:
 
 def test_what_redbeat_and_django_say_is_shown_with_where_it_is_from(house: House) -> None:
     house.write()
-    kept = {"source": "redbeat", "told_last": house.now - 90, "told_next": house.now - 30, "total": 3}
-    off = entry("off", source="django", enabled=False, told_last=house.now - 900, task="shop.off")
+    kept = {"source": "redbeat", "beat_last_at": house.now - 90, "beat_next_at": house.now - 30, "total": 3}
+    off = entry("off", source="django", enabled=False, beat_last_at=house.now - 900, task="shop.off")
     save_schedule(house.store, "shop", [entry("due", **kept), off], house.now)
     text = house.text("/schedule")
     assert "1 entry is overdue" in text
     assert "Told by RedBeat, django-celery-beat." in text
     assert "turned off" in text
     [due, _] = house.client.get("/api/v1/schedule").json()["items"]
-    assert (due["last"], due["last_at"], due["overdue"], due["total"]) == (None, kept["told_last"], house.now - 30, 3)
+    assert (due["last"], due["last_at"], due["overdue"], due["total"]) == (
+        None,
+        kept["beat_last_at"],
+        house.now - 30,
+        3,
+    )
 
 
 def test_sign_of_beat_and_what_could_not_be_read_are_said(house: House) -> None:
@@ -243,7 +250,7 @@ def test_run_now_shows_the_arguments_and_sends(browser: Browser) -> None:
 def test_two_entries_that_send_the_same_are_said_to_be_undecidable(house: House) -> None:
     """As beat sends both: what sends a third entry, too, is surely beat, and yet nobody knows for which of the two."""
     told = house.now - 40.0
-    alike = [entry("fast", every=30.0, schedule="30.0"), entry("slow", source="redbeat", told_last=told, total=3)]
+    alike = [entry("fast", every=30.0, schedule="30.0"), entry("slow", source="redbeat", beat_last_at=told, total=3)]
     save_schedule(house.store, "shop", [entry("alive", task="shop.beat"), *alike], house.now)
     for number in range(4):
         send(house, number, 10.0 + 60 * number, name="shop.beat")

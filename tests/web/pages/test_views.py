@@ -6,8 +6,8 @@ from pathlib import Path
 
 from celery_monitor.records.failure import FailureState
 from celery_monitor.records.queue import Queue
-from celery_monitor.store.failures import read_failure_groups, set_failure_state
 from celery_monitor.store.queues import save_queues
+from celery_monitor.store.rollups.failures import read_failure_groups, set_failure_state
 from celery_monitor.store.views import save_view
 from tests.factories import make_event, make_id
 from tests.web.pages.conftest import Browser

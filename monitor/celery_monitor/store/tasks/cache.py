@@ -1,4 +1,4 @@
-"""The tasks that a batch of events names, as they are stored: from memory if they were written lately."""
+"""The stored tasks that a batch of events is about: from memory if they were written recently."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,58 +14,58 @@ from celery_monitor.store.tasks.keys import from_key, to_key
 from celery_monitor.store.tasks.rows import all_runs, other_run_of, task_of
 from celery_monitor.store.terms import texts
 
-REMEMBERED = 10_000  # unfinished tasks of which more is soon to come
-LONGEST_TEXT = 2000  # characters of a task that is remembered
+CACHED = 10_000  # unfinished tasks, of which more events will come
+LONGEST_TEXT = 2000  # characters of a cached task
 CHUNK = 500
-_FIRST_WORDS = frozenset({"task-sent", "task-received"})
+_FIRST_EVENTS = frozenset({"task-sent", "task-received"})
 _TERM_COLUMNS = ("name_id", "queue_id", "worker_id", "client_id", "exchange_id", "routing_key_id")
 
 
 class TaskCache:
-    """Stored tasks of one cluster. Its writer alone changes them, so what it has written stays true."""
+    """Stored tasks of one cluster. Only its writer changes them, so they stay valid until a rollback."""
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self._recent: OrderedDict[str, Task] = OrderedDict()
 
     def forget(self) -> None:
-        """Drops what is in memory, after a rollback."""
+        """Empties the cache, after a rollback."""
         self._recent.clear()
 
     def forget_tasks(self, keys: Iterable[bytes]) -> None:
-        """Those that were deleted."""
+        """Removes deleted tasks from the cache."""
         if self._recent:
             for key in keys:
                 self._recent.pop(from_key(key), None)
 
     def find(
-        self, connection: Connection, number: int, by_task: Mapping[str, Sequence[Event]], *, certain: bool
+        self, connection: Connection, number: int, by_task: Mapping[str, Sequence[Event]], *, look_up_all: bool
     ) -> dict[str, Task]:
         """The stored ones among these tasks.
 
-        Unless ``certain``, a task whose story begins with these events is believed to be new: whoever inserts it
-        finds out if its key is taken.
+        Unless ``look_up_all``, a task whose first events these are is assumed to be new: if it is not, inserting it
+        raises KeyTaken.
         """
         recent = self._recent
         found = {task_id: recent[task_id] for task_id in by_task if task_id in recent}
-        unsure = [
+        missing = [
             task_id
             for task_id, events in by_task.items()
-            if task_id not in found and (certain or events[0].retries or events[0].type not in _FIRST_WORDS)
+            if task_id not in found and (look_up_all or events[0].retries or events[0].type not in _FIRST_EVENTS)
         ]
-        if unsure:
-            found |= load(connection, number, self._cluster, unsure)
+        if missing:
+            found |= load(connection, number, self._cluster, missing)
         return found
 
     def remember(self, tasks: Iterable[Task]) -> None:
-        """Keeps the unfinished ones of these written tasks."""
+        """Caches the unfinished ones of these written tasks."""
         recent = self._recent
         for task in tasks:
             if task.state in FINISHED_STATES or len(task.runs) > 1 or not _is_short(task):
                 recent.pop(task.id, None)
             else:
                 recent[task.id] = task
-        while len(recent) > REMEMBERED:
+        while len(recent) > CACHED:
             recent.popitem(last=False)
 
 
@@ -74,7 +74,7 @@ def _is_short(task: Task) -> bool:
 
 
 def load(connection: Connection, number: int, cluster: str, task_ids: Sequence[str]) -> dict[str, Task]:
-    """The stored ones among these tasks, with all their runs, read from the database."""
+    """The stored ones among these tasks, with all runs, from the database."""
     table = schema.task
     rows: list[Row[Any]] = []
     for start in range(0, len(task_ids), CHUNK):

@@ -1,4 +1,4 @@
-"""``task_count``: tasks by cluster, state, name, queue and worker. Small and exact; never a scan of tasks."""
+"""Numbers of tasks by cluster, state, name, queue and worker: exact, from ``task_count``, without reading tasks."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,41 +9,46 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Row, case, cast, f
 
 from celery_monitor.store import schema
 
-_cube = schema.task_count.c
+_count = schema.task_count.c
 _KEY = ("cluster_id", "state", "name_id", "queue_id", "worker_id")
 
 
 def total(connection: Connection, where: ColumnElement[bool] | None) -> int:
-    """Tasks that match a condition on the cube."""
-    statement = select(_sum(_cube["count"]))
+    """Tasks that match a condition on ``task_count``."""
+    statement = select(_sum(_count["count"]))
     found: int = connection.execute(statement if where is None else statement.where(where)).scalar_one()
     return found
 
 
 def by_place(connection: Connection, where: ColumnElement[bool] | None) -> Sequence[Row[Any]]:
-    """State, name, queue and the number of such tasks, for every place that has some that match."""
-    order = (_cube.cluster_id, _cube.state, _cube.name_id, _cube.queue_id)  # of the key: so nothing is sorted
-    statement = select(*order[1:], _sum(_cube["count"])).where(_cube["count"] > 0).group_by(*order)
+    """State, name, queue and the number of matching tasks, where there are any."""
+    order = (
+        _count.cluster_id,
+        _count.state,
+        _count.name_id,
+        _count.queue_id,
+    )  # the primary key, so nothing is sorted
+    statement = select(*order[1:], _sum(_count["count"])).where(_count["count"] > 0).group_by(*order)
     return connection.execute(statement if where is None else statement.where(where)).all()
 
 
 def totals_by(connection: Connection, column: str, where: ColumnElement[bool] | None) -> dict[int, int]:
-    """Tasks that match, by the numbers in one column. Several groups of the key become one value here."""
-    order = _KEY[: _KEY.index(column) + 1]  # of the key: so nothing is sorted
-    statement = select(_cube[column], _sum(_cube["count"])).where(_cube["count"] > 0)
+    """Matching tasks by the numbers in one column."""
+    order = _KEY[: _KEY.index(column) + 1]  # the primary key, so nothing is sorted
+    statement = select(_count[column], _sum(_count["count"])).where(_count["count"] > 0)
     if column == "worker_id":
         order = (column,)
     if where is not None:
         statement = statement.where(where)
     counts: Counter[int] = Counter()
-    for number, count in connection.execute(statement.group_by(*(_cube[each] for each in order))).all():
+    for number, count in connection.execute(statement.group_by(*(_count[each] for each in order))).all():
         counts[number] += count
     return counts
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many tasks of a state or a name there are, and how many of them match."""
+    """All tasks of a state or a name, and the matching ones."""
 
     all: int
     matching: int
@@ -51,7 +56,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Where the tasks that match are to be found."""
+    """How matching tasks are spread over states and names."""
 
     whole: Share
     states: dict[int, Share]
@@ -59,10 +64,10 @@ class Estimate:
 
 
 def estimate(connection: Connection, where: ColumnElement[bool]) -> Estimate:
-    """Counts by state and by name, beside those that match the condition."""
-    matching = _sum(case((where, _cube["count"]), else_=0))
-    order = (_cube.cluster_id, _cube.state, _cube.name_id)  # of the key: so nothing is sorted
-    statement = select(_cube.state, _cube.name_id, _sum(_cube["count"]), matching).group_by(*order)
+    """All and matching tasks, by state and by name."""
+    matching = _sum(case((where, _count["count"]), else_=0))
+    order = (_count.cluster_id, _count.state, _count.name_id)  # the primary key, so nothing is sorted
+    statement = select(_count.state, _count.name_id, _sum(_count["count"]), matching).group_by(*order)
     states: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     names: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for state, name, count, found in connection.execute(statement).all():

@@ -1,4 +1,4 @@
-"""Facets: the values of a field among the tasks of a list, with counts that agree with it."""
+"""Facets: the values of a field among the tasks of a list, with their counts."""
 
 import re
 from collections import Counter
@@ -16,29 +16,29 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, force_index_scans, position
+from celery_monitor.store.schema import STATES
 from celery_monitor.store.tasks.counts import by_place, totals_by
 from celery_monitor.store.tasks.page import select_resolved
-from celery_monitor.store.tasks.rows import STATES, cluster_names, newest_state
-from celery_monitor.store.tasks.where import Resolved, resolve, where_counts
-from celery_monitor.store.terms import texts
+from celery_monitor.store.tasks.where import Resolved, newest_state, resolve, where_counts
+from celery_monitor.store.terms import cluster_names, texts
 
 FACET_FIELDS = ("state", "name", "queue", "worker", "exception", "retried")
 MOST_VALUES = 20
 SCAN = 10_000
 _TYPE = re.compile(r"[A-Za-z_][\w.]*(?=\()")
 _columns = {"state": "state", **{name: f"{name}_id" for name in ("name", "queue", "worker", "cluster")}}
-# Only tasks that these hold for have a value. Who succeeded has no exception, which keeps the read to a small index.
+# Only tasks with these conditions have a value. Succeeded ones have no exception, so a small index is enough.
 _ADDED: dict[str, tuple[Expression, ...]] = {
     "retried": (RetriedCondition(YES),),
     "exception": (Not(State("succeeded")), Not(Unknown("exception"))),
 }
-_PLACE = ("state", "name_id", "queue_id")  # columns of cube.by_place
+_PLACE = ("state", "name_id", "queue_id")  # columns of counts.by_place
 _task = schema.task.c
 
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """One value of a field among the tasks of a list; ``term`` is the condition that narrows to it."""
+    """One value of a field among the tasks of a list; ``term`` is the condition for it."""
 
     value: str  # empty: unknown
     count: Count
@@ -50,10 +50,10 @@ def read_facets(
     filter: Filter,  # noqa: A002
     fields: Sequence[str] = FACET_FIELDS,
 ) -> dict[str, list[Facet]]:
-    """The most frequent values of each field, under all other conditions of the filter.
+    """The most frequent values of each field, under the filter's conditions on other fields.
 
-    So each count is what the list would have with its term in place of the conditions on this field. Raises
-    InvalidInput for a field that has no facets.
+    So a count is the length of the list with its term in place of the conditions on this field. Raises InvalidInput for
+    a field without facets.
     """
     unknown = [name for name in fields if name not in {*_columns, "exception", "retried"}]
     if unknown:
@@ -69,7 +69,7 @@ def read_facets(
 
 
 class _Reads:
-    """The rows of one filter are read once, whatever number of fields is counted on them."""
+    """Reads the rows of each filter once for all fields."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -77,7 +77,7 @@ class _Reads:
         self._places: dict[tuple[Expression, ...], Sequence[Row[Any]]] = {}
 
     def totals(self, tree: Resolved, column: str) -> dict[int, int]:
-        """Tasks by the numbers in a column, where the task counts answer the filter."""
+        """Tasks by the numbers in a column, from the counters."""
         if column not in _PLACE:
             return totals_by(self.connection, column, where_counts(tree))
         if tree.terms not in self._places:
@@ -88,7 +88,7 @@ class _Reads:
         return totals
 
     def counts(self, tree: Resolved, column: str) -> tuple[dict[int, int], bool]:
-        """Rows by the numbers in a column, and whether those are all."""
+        """Rows by the numbers in a column, and whether these are all rows."""
         if tree.terms not in self._rows:
             statement, whole = self._newest(tree, [_task[each] for each in _columns.values()])
             found = self.connection.execute(statement).all()
@@ -97,7 +97,7 @@ class _Reads:
         return Counter(map(itemgetter(list(_columns.values()).index(column)), rows)), exact
 
     def grouped(self, tree: Resolved, value: ColumnElement[Any]) -> tuple[list[tuple[Any, int]], bool]:
-        """Each value with the number of rows that have it, and whether those are all."""
+        """Rows by value, and whether these are all rows."""
         statement, whole = self._newest(tree, [value.label("value")])
         values = statement.subquery().c.value
         found = self.connection.execute(select(values, func.count()).group_by(values))
@@ -105,7 +105,7 @@ class _Reads:
         return rows, whole and sum(count for _, count in rows) <= SCAN
 
     def _newest(self, tree: Resolved, columns: Sequence[ColumnElement[Any]]) -> tuple[Select[Any], bool]:
-        """These columns of the newest rows that match, one more than SCAN, and whether no search limit ends them."""
+        """These columns of the newest matching rows, one more than SCAN, and whether there is no search limit."""
         found = select_resolved(self.connection, tree, SCAN)
         end = found.search_limit(self.connection)
         rows = found.positions(SCAN + 1, search_limit=end, also=columns).subquery()
@@ -140,7 +140,7 @@ def _term(name: str, value: str) -> Expression:
 
 
 def _retried(reads: _Reads, tree: Resolved) -> list[Facet]:
-    """By the state of the newest retry: those that nobody retried have none, and are nearly all."""
+    """By the state of the newest retry. Tasks that were not retried have none, and are nearly all."""
     rows, exact = reads.grouped(tree, newest_state())
     found = [("" if code is None else STATES[code].word, number) for code, number in rows]
     return [
@@ -150,7 +150,7 @@ def _retried(reads: _Reads, tree: Resolved) -> list[Facet]:
 
 
 def _exceptions(reads: _Reads, tree: Resolved) -> list[Facet]:
-    """By type."""
+    """By type of the exception."""
     text = func.substr(_task.exception, 1, 200)
     rows, exact = reads.grouped(tree, func.substr(text, 1, position(reads.connection, text, "(")))
     types = Counter({found[0]: count for head, count in rows if (found := _TYPE.match(str(head)))})

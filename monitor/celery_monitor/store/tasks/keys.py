@@ -1,7 +1,7 @@
-"""A task's id in as few bytes as possible, and ids in queries: an id or its beginning, as spans of stored keys.
+"""Keys: task ids in as few bytes as possible; and spans of keys, for an id or the beginning of ids.
 
-Celery's own ids are UUIDs in canonical form: 16 bytes. Any other string is kept as UTF-8 behind a NUL
-(two where that would make 16), which no stored id begins with: NUL is replaced before storage.
+Celery's own ids are UUIDs in canonical form: 16 bytes. Any other string is stored as UTF-8 after a NUL (two where that
+would make 16 bytes); no id begins with NUL, which is replaced before storage.
 """
 
 import re
@@ -14,30 +14,30 @@ from celery_monitor.store import schema
 
 _UUID_LENGTH = 16
 _LENGTH_AS_TEXT = 36
-_SHORTEST_WORD = 4  # a bare word of fewer characters is not taken for the beginning of an id
+_SHORTEST_WORD = 4  # a shorter bare word is not searched as the beginning of an id
 _LONGEST_KEY = b"\xff"  # UTF-8 has no such byte
 _SHAPE = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"
 _task = schema.task.c
 
 
 def to_key(task_id: str) -> bytes:
-    """The bytes that stand for a task id; ``from_key`` gives the id back."""
+    """The key of a task id; ``from_key`` is the inverse."""
     if len(task_id) == _LENGTH_AS_TEXT and task_id[8:24:5] == "----":
         digits = task_id.replace("-", "")
         try:
             key = bytes.fromhex(digits)
         except ValueError:
             key = b""
-        if key.hex() == digits:  # neither capitals nor spaces, which fromhex takes too
+        if key.hex() == digits:  # fromhex accepts capitals and spaces, too
             return key
     key = b"\0" + task_id.encode()
     return b"\0" + key if len(key) == _UUID_LENGTH else key
 
 
 def from_key(key: bytes) -> str:
-    """The task id that ``to_key`` was given."""
+    """The task id of a key."""
     if len(key) == _UUID_LENGTH:
-        text = bytes(key).hex()  # a workflow has ten thousand of them, and UUID takes four times as long
+        text = bytes(key).hex()  # four times as fast as UUID, and a workflow has ten thousand ids
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
     return bytes(key).lstrip(b"\0").decode()
 
@@ -62,7 +62,7 @@ def span_of(key: bytes) -> KeySpan:
 
 
 def id_spans(pattern: Pattern) -> list[KeySpan]:
-    """Where the keys of all ids lie that are the literal text, or begin with the prefix."""
+    """The spans of the id that is the text, or of all ids that begin with the prefix."""
     if pattern.literal:
         return [span_of(to_key(pattern.pieces[0]))]
     prefix = pattern.prefix or ""
@@ -76,7 +76,7 @@ def id_spans(pattern: Pattern) -> list[KeySpan]:
 
 
 def spans_of_word(pattern: Pattern) -> list[KeySpan]:
-    """The same for a bare word, which may be the beginning of an id without saying so."""
+    """The spans for a bare word, which may be the beginning of an id."""
     if pattern.literal and len(pattern.pieces[0]) >= _SHORTEST_WORD:
         return id_spans(Pattern((pattern.pieces[0].lower() if _is_uuid(pattern.pieces[0]) else pattern.pieces[0], "")))
     return id_spans(pattern) if pattern.prefix and len(pattern.prefix) >= _SHORTEST_WORD else []
@@ -92,10 +92,10 @@ def _is_uuid_beginning(text: str) -> bool:
 
 
 def is_alone() -> ColumnElement[bool]:
-    """The row is in no tree but its own."""
+    """The task is in no workflow: it is its own root, or its root is unknown."""
     return func.coalesce(func.length(_task.root), 0) == 0
 
 
 def in_tree(span: KeySpan) -> ColumnElement[bool]:
-    """Members of the trees whose roots lie in the span, in words that ``task_root``'s condition is proven by."""
+    """Tasks below the roots in the span, in the words of the condition of the index ``task_root``."""
     return and_(_task.root.is_not(None), func.length(_task.root) > literal_column("0"), span.holds(_task.root))

@@ -1,6 +1,6 @@
-"""Captured messages: one per task, the newest; and tasks whose messages were removed from a queue by an action.
+"""Captured messages: the newest of each task; and removals: tasks whose messages an action deleted from a queue.
 
-A removal is noted by the action and concluded by the receiver.
+The action records a removal, and the receiver ends the task.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.keys import from_key, to_key
-from celery_monitor.store.tasks.rows import numbers_of
-from celery_monitor.store.terms import cluster_id
+from celery_monitor.store.terms import cluster_id, cluster_ids
 
 DAY_SECONDS = 86_400.0
 _CHUNK = 500
@@ -26,7 +25,7 @@ _table = schema.message
 
 
 def read_message(store: Store, task: Task) -> Message | None:
-    """The captured message of a task; ``None`` where there is none (any more)."""
+    """The captured message of a task; ``None`` where there is none, or it has expired."""
     return read_messages(store, task.cluster, [task.id]).get(task.id)
 
 
@@ -34,7 +33,7 @@ def read_messages(store: Store, cluster: str, task_ids: Sequence[str]) -> dict[s
     """The captured messages of these tasks, by the task's id."""
     found: dict[str, Message] = {}
     with store.read() as connection:
-        numbers = numbers_of(connection, cluster)
+        numbers = cluster_ids(connection, cluster)
         for start in range(0, len(task_ids), _CHUNK):
             keys = [to_key(each) for each in task_ids[start : start + _CHUNK]]
             statement = select(_table).where(_table.c.cluster_id.in_(numbers), _table.c.key.in_(keys))
@@ -53,25 +52,36 @@ def save_messages(store: Store, connection: Connection, cluster: int, events: It
         for event in events
         if event.uuid is not None and event.message is not None
     ]
+    _upsert(store, connection, rows, newer_only=True)
+
+
+def _upsert(store: Store, connection: Connection, rows: Sequence[dict[str, object]], *, newer_only: bool) -> None:
     if not rows:
         return
     statement = store.insert(_table)
     new = statement.excluded
     changed = {name: new[name] for name in ("at", "size", "body", "record")}
-    upsert = statement.on_conflict_do_update(
-        index_elements=["cluster_id", "key"], set_=changed, where=new.at >= _table.c.at
+    newer = new.at >= _table.c.at if newer_only else None
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed, where=newer), rows
     )
-    connection.execute(upsert, rows)
 
 
-def _row(cluster: int, task_id: str, at: float, given: Message) -> dict[str, object]:
-    record = _pack(msgspec.structs.replace(given, body=None))
-    size = len(record) + len(given.body or b"")
-    return {"cluster_id": cluster, "key": to_key(task_id), "at": at, "size": size, "body": given.body, "record": record}
+def _row(cluster: int, task_id: str, at: float, message: Message) -> dict[str, object]:
+    record = _pack(msgspec.structs.replace(message, body=None))
+    size = len(record) + len(message.body or b"")
+    return {
+        "cluster_id": cluster,
+        "key": to_key(task_id),
+        "at": at,
+        "size": size,
+        "body": message.body,
+        "record": record,
+    }
 
 
 def expire_messages(connection: Connection, cluster: int, settings: Settings, now: float, limit: int) -> int:
-    """Deletes at most ``limit`` messages that are too old or too much; all of them where none shall be kept."""
+    """Deletes at most ``limit`` messages that are too old or above the limit of bytes; without ``capture``, all."""
     before = now - settings.keep_message_days * DAY_SECONDS if settings.capture else float("inf")
     oldest = select(_table.c.key, _table.c.at, _table.c.size).where(_table.c.cluster_id == cluster)
     oldest = oldest.order_by(_table.c.at).limit(limit)
@@ -92,48 +102,45 @@ def _bytes(connection: Connection, cluster: int) -> int:
     return int(connection.execute(select(func.sum(_table.c.size)).where(_table.c.cluster_id == cluster)).scalar() or 0)
 
 
-def keep_message(store: Store, task: Task, found: Message, at: float, most_bytes: int) -> bool:
-    """Stores a message that was found in the broker; False where its body is longer than ``most_bytes``."""
-    if len(found.body or b"") > most_bytes:
+def keep_message(store: Store, task: Task, message: Message, at: float, most_bytes: int) -> bool:
+    """Stores a message that was read from the broker; False where its body is longer than ``most_bytes``."""
+    if len(message.body or b"") > most_bytes:
         return False
     with store.begin() as connection:
-        put_messages(store, connection, cluster_id(store, connection, task.cluster), {task.id: found}, at)
+        put_messages(store, connection, cluster_id(store, connection, task.cluster), {task.id: message}, at)
     return True
 
 
-def put_messages(store: Store, connection: Connection, cluster: int, found: Mapping[str, Message], at: float) -> None:
-    """Stores messages that were found in the broker, by their tasks' ids, inside the caller's transaction."""
-    if not found:
-        return
-    statement = store.insert(_table)
-    new = statement.excluded
-    changed = {name: new[name] for name in ("at", "size", "body", "record")}
-    upsert = statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed)
-    connection.execute(upsert, [_row(cluster, task_id, at, message) for task_id, message in found.items()])
+def put_messages(
+    store: Store, connection: Connection, cluster: int, messages: Mapping[str, Message], at: float
+) -> None:
+    """Stores messages that were read from the broker, by task id, inside the caller's transaction."""
+    rows = [_row(cluster, task_id, at, message) for task_id, message in messages.items()]
+    _upsert(store, connection, rows, newer_only=False)
 
 
-_removal_table = schema.removal
+_removal = schema.removal
 
 
 class Removal(NamedTuple):
-    """One task, when its message was removed, and what to say of it."""
+    """One task whose message was removed, when, and by whom."""
 
     id: str
     at: float
     text: str
-    stored: bool  # the record has the task
+    stored: bool  # the task is in the record
 
 
-def note_removals(
+def record_removals(
     store: Store, cluster: str, ids: Sequence[str], text: str, at: float, messages: Mapping[str, Message]
 ) -> None:
-    """Notes that the messages of these tasks are gone, and keeps those of ``messages`` as captured ones."""
+    """Records that the messages of these tasks were removed, and stores ``messages`` as captured ones."""
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)
         for start in range(0, len(ids), _CHUNK):
             keys = {to_key(each) for each in ids[start : start + _CHUNK]}
             rows = [{"cluster_id": number, "key": key, "at": at, "text": text} for key in keys]
-            statement = store.insert(_removal_table)
+            statement = store.insert(_removal)
             new = statement.excluded
             changed = {"at": new.at, "text": new.text}
             connection.execute(
@@ -143,23 +150,21 @@ def note_removals(
 
 
 def removals(connection: Connection, cluster: str, limit: int) -> list[Removal]:
-    """Those that are not concluded yet, by key."""
+    """The removals whose tasks have not been ended yet, by key."""
     task = schema.task.c
-    known = exists().where(task.cluster_id == _removal_table.c.cluster_id, task.key == _removal_table.c.key)
-    statement = select(_removal_table.c.key, _removal_table.c.at, _removal_table.c.text, known.label("stored"))
-    mine = _removal_table.c.cluster_id.in_(numbers_of(connection, cluster))
-    rows = connection.execute(statement.where(mine).order_by(_removal_table.c.key).limit(limit))
+    stored = exists().where(task.cluster_id == _removal.c.cluster_id, task.key == _removal.c.key)
+    statement = select(_removal.c.key, _removal.c.at, _removal.c.text, stored.label("stored"))
+    mine = _removal.c.cluster_id.in_(cluster_ids(connection, cluster))
+    rows = connection.execute(statement.where(mine).order_by(_removal.c.key).limit(limit))
     return [Removal(from_key(row.key), row.at, row.text, row.stored) for row in rows]
 
 
-def forget_removals(store: Store, cluster: str, done: Sequence[Removal]) -> None:
-    """After these were concluded. One that was noted again meanwhile stays."""
+def delete_removals(store: Store, cluster: str, done: Sequence[Removal]) -> None:
+    """Deletes these, unless they were recorded again meanwhile."""
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)
         for start in range(0, len(done), _CHUNK):
             mine = [(number, to_key(each.id), each.at) for each in done[start : start + _CHUNK]]
             connection.execute(
-                delete(_removal_table).where(
-                    tuple_(_removal_table.c.cluster_id, _removal_table.c.key, _removal_table.c.at).in_(mine)
-                )
+                delete(_removal).where(tuple_(_removal.c.cluster_id, _removal.c.key, _removal.c.at).in_(mine))
             )

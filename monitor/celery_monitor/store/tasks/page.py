@@ -1,4 +1,4 @@
-"""Lists of tasks, a page at a time: from a cursor on, on the index of the plan, never reading more than a budget.
+"""Lists of tasks, page by page: from a cursor on, along the index of the plan, within a budget of rows.
 
 Also the counts by state and the longest running tasks of the overview.
 """
@@ -35,19 +35,20 @@ from celery_monitor.records.page import Count, ListPage
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, force_index_scans, numbers
-from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.schema import STATE_CODES, STATES
 from celery_monitor.store.tasks.counts import estimate, total, totals_by
 from celery_monitor.store.tasks.plan import Plan, plan_from_counts, plan_from_terms
-from celery_monitor.store.tasks.rows import STATES, load_tasks, numbers_of
+from celery_monitor.store.tasks.rows import load_tasks
 from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, where_counts
+from celery_monitor.store.terms import cluster_ids
 
 COUNT_LIMIT = 10_000
 MOST_ROWS = 1000
-CHUNK = 1000  # tasks of an export that are read at once
+CHUNK = 1000  # tasks that an export reads at once
 NEWEST_FIRST = "-received"
-Position = tuple[float, int]  # of a row in the list: (seen, id)
+Position = tuple[float, int]  # of a row in the list: (sort_time, id)
 _task = schema.task.c
-_place = tuple_(_task.seen, _task.id)
+_place = tuple_(_task.sort_time, _task.id)
 _measures: dict[str, ColumnElement[float]] = {
     "state": _task.state,
     "runtime": _task.runtime,
@@ -59,11 +60,11 @@ _measures: dict[str, ColumnElement[float]] = {
 }
 NAME_SORTS = ("name", "queue", "worker")
 SORTS = (*NAME_SORTS, *_measures)
-_FARTHEST = 1e300  # what is unknown comes last in both directions
+_UNKNOWN_LAST = 1e300  # sorts unknown values last in both directions
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """The row beside which a page begins. ``search_limit`` keeps the rows that a sorted list has the same."""
+    """The row beside which a page begins. ``search_limit`` fixes the rows of a list that is sorted by another key."""
 
     sort: str
     direction: Literal["next", "previous"]
@@ -78,36 +79,36 @@ _MOST = 2**63 - 1
 
 
 def write_cursor(cursor: Cursor) -> str:
-    """As text that means nothing to its reader."""
+    """As opaque text."""
     return base64.urlsafe_b64encode(_encode(cursor)).rstrip(b"=").decode()
 
 
 def read_cursor(text: str, sort: str, *, by_text: bool = False) -> Cursor:
-    """Raises InvalidInput unless this is a cursor of a list in this order, whose key is text or else a number."""
+    """Raises InvalidInput unless it is a cursor of a list in this order, with a key that is text or a number."""
     try:
         padded = text.encode("ascii") + b"=" * (-len(text) % 4)
         cursor = _decode(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError):
-        raise InvalidInput("this is no cursor; leave it out to begin at the first page") from None
+        raise InvalidInput("not a cursor; leave it out to begin at the first page") from None
     if cursor.sort != sort:
         raise InvalidInput(
             f"this cursor is of a list sorted by {cursor.sort!r}; leave it out to begin at the first page"
         )
     if isinstance(cursor.key, str) != by_text or (by_text and "\0" in str(cursor.key)):
-        raise InvalidInput("this cursor points nowhere; leave it out to begin at the first page")
+        raise InvalidInput("invalid cursor; leave it out to begin at the first page")
     found = [cursor.id, *([] if isinstance(cursor.key, str) else [cursor.key]), *(cursor.search_limit or ())]
     if any(abs(each) > _MOST or not math.isfinite(each) for each in found if isinstance(each, int)):
-        raise InvalidInput("this cursor points nowhere; leave it out to begin at the first page")
+        raise InvalidInput("invalid cursor; leave it out to begin at the first page")
     return cursor
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The tasks that match a filter: how their rows are reached, and the condition that each is tested by."""
+    """The tasks that match a filter: the plan to reach their rows, and the condition on each row."""
 
     plan: Plan
     where: ColumnElement[bool]
-    counted: ColumnElement[bool] | None  # the whole filter on task_count, where that answers it
+    counted: ColumnElement[bool] | None  # the whole filter on task_count, where that has all columns
 
     def positions(
         self,
@@ -118,9 +119,9 @@ class Selection:
         search_limit: Position | None = None,
         also: Sequence[ColumnElement[Any]] = (),
     ) -> Select[Any]:
-        """Rows that match, newest first: those older than ``after``, or the nearest newer than ``before``.
+        """Matching rows, newest first: those older than ``after``, or the nearest newer than ``before``.
 
-        Each is (seen, id) and, read on the same way, what else of the task is asked for.
+        Columns are sort_time, id and ``also``.
         """
         plan = self.plan
         span = (after, before, search_limit)
@@ -129,12 +130,12 @@ class Selection:
             branches.append(self._branch(numbers(_task.id, plan.extra_rows), limit, after, before, None))
         branches = [each.add_columns(*also) for each in branches]
         if not branches:
-            return select(_task.seen, _task.id, *also).where(literal(value=False))
+            return select(_task.sort_time, _task.id, *also).where(literal(value=False))
         if len(branches) == 1:
             return branches[0]
-        join = union if plan.extra_rows else union_all  # only the extra rows can be on another branch too
+        join = union if plan.extra_rows else union_all  # only extra rows can be on two branches
         rows = join(*(select(each.subquery()) for each in branches)).subquery()
-        return select(*rows.c).order_by(*_order(rows.c.seen, rows.c.id, before)).limit(limit)
+        return select(*rows.c).order_by(*_order(rows.c.sort_time, rows.c.id, before)).limit(limit)
 
     def _branch(
         self,
@@ -144,7 +145,7 @@ class Selection:
         before: Position | None,
         search_limit: Position | None,
     ) -> Select[tuple[float, int]]:
-        statement = select(_task.seen, _task.id).where(branch, self.where)
+        statement = select(_task.sort_time, _task.id).where(branch, self.where)
         if after is not None:
             statement = statement.where(_place < _at(after))
         if before is not None:
@@ -153,17 +154,17 @@ class Selection:
             far = _at(search_limit)
             statement = statement.where(_place >= far if before is None else _place <= far)
         if self.plan.low is not None:
-            statement = statement.where(_task.seen >= self.plan.low.value)
+            statement = statement.where(_task.sort_time >= self.plan.low.value)
         if self.plan.high is not None:
-            statement = statement.where(_task.seen <= self.plan.high.value)
-        return statement.order_by(*_order(_task.seen, _task.id, before)).limit(limit)
+            statement = statement.where(_task.sort_time <= self.plan.high.value)
+        return statement.order_by(*_order(_task.sort_time, _task.id, before)).limit(limit)
 
     def search_limit(
         self, connection: Connection, *, after: Position | None = None, before: Position | None = None
     ) -> Position | None:
-        """Where reading must stop so that the plan's budget is kept; ``None``: it may go to the end.
+        """Where reading must stop to stay within the plan's budget; ``None``: nowhere.
 
-        With several branches each has its share, and the nearest stop counts: the others then have fewer rows to there.
+        Each of several branches has its share, and the nearest stop counts: the others have fewer rows up to there.
         """
         plan = self.plan
         if not plan.bounded or not plan.branches:
@@ -173,11 +174,11 @@ class Selection:
         stops = []
         for each in plan.branches:
             statement = untested._branch(each, 1, after, before, None).offset(share)
-            stops += [(row.seen, row.id) for row in connection.execute(statement)]
+            stops += [(row.sort_time, row.id) for row in connection.execute(statement)]
         return (max if before is None else min)(stops, default=None)
 
     def count(self, connection: Connection) -> Count:
-        """How many tasks match: exact where the task counts answer it, else counted up to COUNT_LIMIT."""
+        """How many tasks match: exact from the counters where possible, else counted up to COUNT_LIMIT."""
         if self.plan.matching is not None:
             return Count(self.plan.matching)
         if self.counted is not None:
@@ -188,13 +189,13 @@ class Selection:
 
 
 def select_tasks(connection: Connection, filter: Filter, need: int) -> Selection:  # noqa: A002
-    """The tasks that match, of which about ``need`` will be read in this transaction."""
+    """The matching tasks, about ``need`` of which will be read in this transaction."""
     force_index_scans(connection)
     return select_resolved(connection, resolve(connection, filter.terms), need)
 
 
 def select_resolved(connection: Connection, tree: Resolved, need: int) -> Selection:
-    """The same of conditions that were resolved in this transaction."""
+    """The tasks that match conditions which were resolved in this transaction."""
     plan = plan_from_terms(tree, need)
     if plan is None:
         counts = estimate(connection, where_counts(tree.only(tree.counted)))
@@ -212,17 +213,15 @@ def find_tasks(
     cursor: str | None = None,
     tracebacks: bool = False,
 ) -> ListPage[Task]:
-    """One page of the tasks that match, with their count. Each has its latest run only.
+    """One page of matching tasks, with their count. Each has its latest run only, without traceback unless asked for.
 
-    Tracebacks may be many megabytes in all: without ``tracebacks`` they are left out, as if there were none.
-
-    ``sort`` is a key of SORTS, descending with ``-`` before it. Raises InvalidInput for a cursor, sort or limit
-    that cannot be.
+    ``sort`` is a key of SORTS, descending with ``-`` before it. Raises InvalidInput for an invalid cursor, sort or
+    limit.
     """
     key = sort.removeprefix("-")
     if key not in {"received", *SORTS}:
-        known = ", ".join(["received", *SORTS])
-        raise InvalidInput(f"tasks cannot be sorted by {sort!r}; known are {known}, each with - for descending")
+        allowed = ", ".join(["received", *SORTS])
+        raise InvalidInput(f"tasks cannot be sorted by {sort!r}; allowed are {allowed}, each with - for descending")
     if not 1 <= limit <= MOST_ROWS:
         raise InvalidInput(f"a page has 1 to {MOST_ROWS} tasks, not {limit}")
     place = read_cursor(cursor, sort, by_text=key in NAME_SORTS) if cursor is not None else None
@@ -243,17 +242,17 @@ def find_tasks(
 
 
 def count_tasks(store: Store, filter: Filter) -> Count:  # noqa: A002
-    """How many tasks match: exact where the counters answer it, else counted up to 10,000."""
+    """How many tasks match: exact from the counters where possible, else counted up to 10,000."""
     with store.read() as connection:
         return select_tasks(connection, filter, COUNT_LIMIT).count(connection)
 
 
 def iterate_tasks(store: Store, filter: Filter) -> Iterator[list[Task]]:  # noqa: A002
-    """Every task that matches in the order of the list, newest first, as lists of at most CHUNK; without tracebacks.
+    """Every matching task, newest first, as lists of at most CHUNK, without tracebacks.
 
-    For exports, whose size nothing bounds. Each list is a short read of its own: one long transaction would show one
-    moment, and would keep the database from tidying up for as long as somebody's browser needs; so a task that is
-    received meanwhile may be left out. A list may be empty: as many rows as one request may read had no match.
+    For exports of any size. Each list is a short transaction: a long one would keep the database from cleaning up
+    while the browser reads. So a task that is received meanwhile may be missing. A list may be empty: no row within
+    the budget of one request matched.
     """
     place: Cursor | None = None
     while True:
@@ -268,21 +267,21 @@ def iterate_tasks(store: Store, filter: Filter) -> Iterator[list[Task]]:  # noqa
 
 
 class PagePart(NamedTuple):
-    """The rows of a page in the order they are shown, and the cursors of the pages beside it."""
+    """The rows of a page in order, and the cursors of the next and previous page."""
 
     rows: list[int]
     next: Cursor | None
     previous: Cursor | None
-    cut: bool  # only as many rows as the budget allows were searched
-    total: Count | None  # of all that match, where the same read counted them
+    cut: bool  # the search ended at the budget
+    total: Count | None  # of all matches, if they were counted too
 
 
 def _by_time(
     connection: Connection, found: Selection, sort: str, limit: int, place: Cursor | None, *, counting: bool
 ) -> PagePart:
-    """Older rows are read or newer ones: the list's order and the cursor's direction decide.
+    """A page in the order of time. Its order and the cursor's direction decide whether older or newer rows are read.
 
-    ``counting``: the page and its count are one read.
+    ``counting``: page and count are one statement.
     """
     forward = place is None or place.direction == "next"
     older = forward == (sort == NEWEST_FIRST)
@@ -291,17 +290,17 @@ def _by_time(
     end = found.search_limit(connection, after=after, before=before)
     most = COUNT_LIMIT if counting else limit
     statement = found.positions(most + 1, after=after, before=before, search_limit=end)
-    rows = [(row.seen, row.id) for row in connection.execute(statement)]
+    rows = [(row.sort_time, row.id) for row in connection.execute(statement)]
     far = rows[limit - 1] if len(rows) > limit else end
     near = (rows[0] if rows else at) if place is not None else None
-    beside = _beside(sort, far, near, forward=forward)
+    beside = _cursors(sort, far, near, forward=forward)
     shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
     cut = len(rows) <= limit and end is not None
     return PagePart(shown, *beside, cut, _capped(len(rows), end) if counting else None)
 
 
 def _by_key(connection: Connection, found: Selection, sort: str, limit: int, place: Cursor | None) -> PagePart:
-    """In another order than by time: of the newest rows within the budget. The cursor keeps which rows those are."""
+    """A page in another order, of the newest rows within the budget, which the cursor remembers."""
     found = replace(found, plan=replace(found.plan, bounded=True))
     end = place.search_limit if place else found.search_limit(connection)
     newest = found.positions(found.plan.budget, search_limit=end).subquery()
@@ -317,12 +316,12 @@ def _by_key(connection: Connection, found: Selection, sort: str, limit: int, pla
     rows = [(row.key, row.id) for row in connection.execute(statement.order_by(*order).limit(limit + 1))]
     far = rows[limit - 1] if len(rows) > limit else None
     near = rows[0] if rows and place is not None else None
-    beside = _beside(sort, far, near, forward=forward, search_limit=end)
+    beside = _cursors(sort, far, near, forward=forward, search_limit=end)
     shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
     return PagePart(shown, *beside, cut=end is not None, total=None)
 
 
-def _beside(
+def _cursors(
     sort: str,
     far: tuple[float | str, int] | None,
     near: tuple[float | str, int] | None,
@@ -339,9 +338,9 @@ def _beside(
 
 
 def _sort_key(name: str, descending: bool, is_sqlite: bool) -> ColumnElement[float] | ColumnElement[str]:
-    """The value to sort by, never NULL, in the same order on both databases."""
+    """The value to sort by; never NULL, and in the same order on both databases."""
     if name in _measures:
-        last = -_FARTHEST if descending else _FARTHEST
+        last = -_UNKNOWN_LAST if descending else _UNKNOWN_LAST
         return func.coalesce(cast(_measures[name], Double), last)
     term = schema.term.c
     text = select(term.text).where(term.id == _task[f"{name}_id"]).scalar_subquery()
@@ -353,35 +352,35 @@ def _capped(found: int, end: Position | None) -> Count:
 
 
 def _at(position: Position) -> ColumnElement[tuple[float, int]]:
-    return tuple_(literal(position[0], _task.seen.type), literal(position[1], _task.id.type))
+    return tuple_(literal(position[0], _task.sort_time.type), literal(position[1], _task.id.type))
 
 
 def _order(
-    seen: ColumnElement[float], key: ColumnElement[int], before: Position | None
+    sort_time: ColumnElement[float], key: ColumnElement[int], before: Position | None
 ) -> tuple[ColumnElement[float], ColumnElement[int]]:
-    return (seen.desc(), key.desc()) if before is None else (seen.asc(), key.asc())
+    return (sort_time.desc(), key.desc()) if before is None else (sort_time.asc(), key.asc())
 
 
 _RECENT = 10_000
 
 
 def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, int]:
-    """How many tasks of each state are in the record; every state is there."""
+    """The number of tasks in each state; every state is there."""
     with store.read() as connection:
-        where = schema.task_count.c.cluster_id.in_(numbers_of(connection, cluster))
+        where = schema.task_count.c.cluster_id.in_(cluster_ids(connection, cluster))
         found = totals_by(connection, "state", where)
     return {state: found.get(code, 0) for code, state in STATES.items()}
 
 
 def read_longest_running(store: Store, *, cluster: str | None = None, limit: int = 10) -> list[Task]:
-    """Started and not ended, the earliest start first; of the 10,000 running tasks received first."""
+    """Running tasks, the earliest start first; of the 10,000 running tasks that were received first."""
     running: ColumnElement[int] = literal_column(str(STATE_CODES[TaskState.STARTED]))
     partial = _task.state != literal_column(str(STATE_CODES[TaskState.SUCCESS]))
     with store.read() as connection:
         oldest = select(_task.id, _task.started).where(and_(_task.state == running, partial))
         if cluster is not None:
-            clusters = numbers_of(connection, cluster)
+            clusters = cluster_ids(connection, cluster)
             oldest = oldest.where((_task.cluster_id + literal_column("0")).in_(clusters))
-        rows = oldest.order_by(_task.seen, _task.id).limit(_RECENT).subquery().c
+        rows = oldest.order_by(_task.sort_time, _task.id).limit(_RECENT).subquery().c
         statement = select(rows.id).where(rows.started.is_not(None)).order_by(rows.started, rows.id).limit(limit)
         return load_tasks(connection, list(connection.execute(statement).scalars()))

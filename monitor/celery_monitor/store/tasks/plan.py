@@ -1,7 +1,7 @@
-"""Which index a list reads. Chosen here by what the task counts say, not by the database's guess.
+"""Which index a list reads: chosen here by the counts of tasks, not by the database's estimates.
 
-A plan is one or more branches, each a span of one index in the order (seen, id), so that a page is read by
-following each branch from the cursor on and stopping early.
+A plan has one or more branches, each a span of one index in the order (sort_time, id): a page is read along each branch
+from the cursor on, and stops early.
 """
 
 from collections.abc import Iterable
@@ -28,11 +28,10 @@ from celery_monitor.store.engine import numbers
 from celery_monitor.store.schema import STATE_CODES
 from celery_monitor.store.tasks.counts import Estimate, Share
 from celery_monitor.store.tasks.keys import id_spans, in_tree, is_alone, span_of
-from celery_monitor.store.tasks.rows import those_retried
-from celery_monitor.store.tasks.where import Resolved, just_those_of_job
+from celery_monitor.store.tasks.where import Resolved, retried_tasks, tasks_of_job
 
 MOST_BRANCHES = 64
-BUDGET = 50_000  # rows that one request reads; where that may not be enough, the result says so
+BUDGET = 50_000  # rows that one request reads at most; the result says when it was not enough
 _SUCCESS = STATE_CODES[TaskState.SUCCESS]
 _task = schema.task.c
 Branches = tuple[ColumnElement[bool], ...]
@@ -41,32 +40,32 @@ _EVERY_TASK: Branches = (true(),)
 
 @dataclass(frozen=True)
 class Plan:
-    """How to reach the rows that a filter may match, and what is left to test on each."""
+    """How to reach the rows that may match a filter, and the conditions left to test on each."""
 
     index: str
     branches: Branches  # none: nothing can match
     rest: tuple[Expression, ...]  # conditions that the branches do not imply
     bounded: bool  # may have to read more rows than the budget
-    low: Limit | None  # of seen
+    low: Limit | None  # of sort_time
     high: Limit | None
-    matching: int | None = None  # how many tasks match, where the task counts were read and answer it
+    matching: int | None = None  # how many tasks match, where the counts say
     extra_rows: frozenset[int] = field(default_factory=frozenset)  # rows that match wherever they are
 
     @property
     def budget(self) -> int:
-        """Rows read for one page: fewer where they lie far apart in the table."""
+        """Rows to read for one page: fewer where they are scattered over the table."""
         return BUDGET if self.index == "task_seen" else BUDGET // 2
 
 
 def plan_from_terms(tree: Resolved, need: int) -> Plan | None:
-    """The plan where the terms alone decide which; ``None``: the task counts must."""
-    return _of_job(tree) or _of_ids(tree) or _of_retried(tree) or _of_states_or_names(tree, need)
+    """The plan, where the terms alone decide; ``None``: the counts must."""
+    return _for_job(tree) or _for_ids(tree) or _for_retried(tree) or _for_states_or_names(tree, need)
 
 
 def plan_from_counts(tree: Resolved, need: int, counts: Estimate) -> Plan:
-    """The plan on which ``need`` rows are found by reading the fewest: those that match are the densest there.
+    """The plan that finds ``need`` rows by reading the fewest: where matching rows are the densest.
 
-    ``counts`` are those under the counted terms.
+    ``counts`` are for the counted terms.
     """
     matching = counts.whole.matching
     if not matching:
@@ -87,33 +86,32 @@ def plan_from_counts(tree: Resolved, need: int, counts: Estimate) -> Plan:
     return _in_order(tree, index, branches, costs[index], matching)
 
 
-def _of_job(tree: Resolved) -> Plan | None:
+def _for_job(tree: Resolved) -> Plan | None:
     for each in tree.terms:
         if isinstance(each, ValueRange) and each.field == "job":
             rest = tree.only(other for other in tree.terms if other is not each)
-            return _by_keys(tree, rest, (just_those_of_job(each.interval.number, is_sqlite=tree.is_sqlite),))
+            return _by_keys(tree, rest, (tasks_of_job(each.interval.number, is_sqlite=tree.is_sqlite),))
     return None
 
 
-def _of_retried(tree: Resolved) -> Plan | None:
+def _for_retried(tree: Resolved) -> Plan | None:
     if tree.few_retried and any(isinstance(each, RetriedCondition) and each.word != NO for each in tree.terms):
-        return _by_keys(tree, tree, those_retried(tree.clusters, is_sqlite=tree.is_sqlite))
+        return _by_keys(tree, tree, retried_tasks(tree.clusters, is_sqlite=tree.is_sqlite))
     return None
 
 
 def _by_keys(tree: Resolved, rest: Resolved, branches: Branches) -> Plan:
-    """No index has tasks that are named by their keys (a job's, retried ones) in the order of a list, so all of them
-    are read, and a search limit would save nothing: it is found by reading them all. Where more than columns is tested
-    on each, it saves that."""
-    return Plan("task_key", branches, rest.terms, not rest.is_counted, *_seen_limits(tree.terms))
+    """For tasks given by their keys (of a job, retried ones). No index has them in the order of a list, so all are
+    read; a search limit saves only tests of other conditions."""
+    return Plan("task_key", branches, rest.terms, not rest.is_counted, *_time_limits(tree.terms))
 
 
-def _of_ids(tree: Resolved) -> Plan | None:
-    """On the index that holds just the rows asked for, where a term names them."""
+def _for_ids(tree: Resolved) -> Plan | None:
+    """On the index of just these rows, where a term names them."""
     for each in tree.terms:
         found = _group_branches(each) if isinstance(each, ValueRange) else _id_branches(tree, each)
         if found is not None:
-            return Plan(*found, tree.terms, True, *_seen_limits(tree.terms))
+            return Plan(*found, tree.terms, True, *_time_limits(tree.terms))
     return None
 
 
@@ -138,8 +136,8 @@ def _id_branches(tree: Resolved, term: Expression) -> tuple[str, Branches] | Non
     return None
 
 
-def _of_states_or_names(tree: Resolved, need: int) -> Plan | None:
-    """On the order of states or of names, where the counted terms are about these alone; of time, without any."""
+def _for_states_or_names(tree: Resolved, need: int) -> Plan | None:
+    """On the index of states or of names, if all counted terms are of these; without counted terms, of times."""
     if not tree.counted:
         return _in_order(tree, "task_seen", _EVERY_TASK, need)
     states = _only_states(tree.counted)
@@ -152,9 +150,9 @@ def _of_states_or_names(tree: Resolved, need: int) -> Plan | None:
 
 
 def _in_order(tree: Resolved, index: str, branches: Branches, rows: int, matching: int | None = None) -> Plan:
-    """``rows``: about how many are read before enough are found."""
+    """``rows``: about how many are read to find enough."""
     bounded = not tree.is_counted or rows > BUDGET
-    limits = _seen_limits(tree.terms)
+    limits = _time_limits(tree.terms)
     return Plan(
         index,
         branches,
@@ -166,8 +164,8 @@ def _in_order(tree: Resolved, index: str, branches: Branches, rows: int, matchin
     )
 
 
-def _seen_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | None]:
-    """Where ``received`` is known, ``seen`` equals it."""
+def _time_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | None]:
+    """From conditions on ``received``, which ``sort_time`` equals where it is known."""
     received = [each.interval for each in terms if isinstance(each, ValueRange) and each.field == "received"]
     lows = [each.low for each in received if each.low]
     highs = [each.high for each in received if each.high]
@@ -177,12 +175,12 @@ def _seen_limits(terms: Iterable[Expression]) -> tuple[Limit | None, Limit | Non
 
 
 def _cost(shares: Iterable[Share], need: int) -> int:
-    """Rows read if those that match lie evenly among the others."""
+    """Rows read if matching rows are spread evenly."""
     return sum(min(share.all, -(-need * share.all // share.matching)) + need for share in shares)
 
 
 def _only_states(terms: Iterable[Expression]) -> list[int] | None:
-    """The states in which all the terms hold, where they are about states alone."""
+    """The states in which all terms hold, if they are conditions on the state alone."""
     if not all(isinstance(leaf, State) for each in terms for leaf in leaves(each)):
         return None
     return [STATE_CODES[state] for state in TaskState if all(_holds(each, state) for each in terms)]
@@ -199,7 +197,7 @@ def _holds(expression: Expression, state: TaskState) -> bool:
 
 
 def _only_names(terms: Iterable[Expression], tree: Resolved) -> frozenset[int] | None:
-    """The names that all the terms allow, where each is one name, or one of several."""
+    """The names that all terms allow, if each is one name or a choice of names."""
     allowed = []
     for each in terms:
         options = each.terms if isinstance(each, Any) else (each,)
@@ -214,12 +212,12 @@ def _name_branches(names: Iterable[int]) -> Branches:
 
 
 def _state_branches(states: Iterable[int]) -> Branches:
-    """SQLite proves a partial index by its very words."""
+    """SQLite uses a partial index only for exactly its condition."""
     success = _task.state != literal_column(str(_SUCCESS))
     return tuple(and_(_task.state == literal_column(str(code)), success) for code in states)
 
 
 def _extra_rows(tree: Resolved) -> frozenset[int]:
-    """Rows that a bare word names by their id: found even where the search for text does not reach."""
+    """Rows whose id a bare word names: found even beyond the search limit."""
     named = [tree.rows.get(each, frozenset()) for each in tree.terms if isinstance(each, Word)]
     return frozenset[int]().union(*named)

@@ -1,7 +1,7 @@
-"""A filter in this database: its names and ids become numbers (``resolve``), and these a condition (``where``).
+"""A filter in this database: names and ids become numbers (``resolve``), and these a condition (``where``).
 
-Every condition is written so that the database cannot pick an index for it: which index is read is decided in
-``plan.py`` alone, from the task counts. ``job:7`` finds the tasks that a job made of those it was given.
+Conditions are written so that the database cannot choose an index for them: plan.py chooses it. ``job:7`` finds the
+tasks that job 7 sent or revoked. A task that was sent again under its own id does not count as retried.
 """
 
 from collections.abc import Callable, Iterable
@@ -41,14 +41,14 @@ from celery_monitor.core.filters.terms import (
     Word,
     leaves,
 )
-from celery_monitor.core.filters.values import GROUPS_BY_WORD, NO, Interval, Pattern
+from celery_monitor.core.filters.values import GROUPS_BY_WORD, NO, STATES_BY_WORD, YES, Interval, Pattern
 from celery_monitor.records.job import Job, JobOutcome
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, numbers
-from celery_monitor.store.schema import JOB_OUTCOME_CODES, STATE_CODES, TERM_KINDS, UNKNOWN
+from celery_monitor.store.schema import JOB_OUTCOME_CODES, STATE_CODES, STATES, TERM_KINDS, UNKNOWN
 from celery_monitor.store.tasks.keys import KeySpan, id_spans, is_alone, spans_of_word
-from celery_monitor.store.tasks.rows import STATES, cluster_names, few_retried, mark_retried
+from celery_monitor.store.terms import cluster_names
 
 SENT = (JobOutcome.SENDING, JobOutcome.DONE, JobOutcome.UNCONFIRMED)
 _job = schema.job.c
@@ -57,16 +57,15 @@ _task = schema.task.c
 
 
 def in_job(number: int) -> ColumnElement[bool]:
-    """The task was sent again by this job, under whatever id, or revoked by it."""
-    # Both columns in one row value and SQLite would look at every task of the cluster.
+    """The task was sent or revoked by this job."""
+    # With both columns in one row value, SQLite would read every task of the cluster.
     return and_(_task.cluster_id == _cluster(number), _task.key.in_(_keys_alone(number)))
 
 
-def just_those_of_job(number: int, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """The same tasks where nothing else narrows the search: each is looked up by its key.
+def tasks_of_job(number: int, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """``in_job`` as the only condition with an index: each task is looked up by its key.
 
-    PostgreSQL would sort the keys of ``in_job`` and then read every task; it would search an array for each row of
-    another path.
+    PostgreSQL would sort the keys of ``in_job`` and then read every task; as an array, it looks up each key.
     """
     if is_sqlite:
         return in_job(number)
@@ -84,7 +83,7 @@ def _keys_alone(number: int) -> Select[tuple[bytes]]:
 
 
 def states_of_sent(store: Store, job: Job) -> dict[TaskState, int]:
-    """How many of the tasks that a job sent again, or revoked, are in which state; of some nothing may be known yet."""
+    """Tasks that a job sent or revoked, by their state now; those without any event yet are missing."""
     with store.read() as connection:
         return _states(connection, job.id)
 
@@ -97,8 +96,8 @@ def _states(connection: Connection, number: int) -> dict[TaskState, int]:
 
 
 def _keys(number: int) -> Select[tuple[int, bytes]]:
-    """Where a task was sent again several times, the job's is the first since its tasks were chosen: it skips those
-    that somebody else sent meanwhile."""
+    """Cluster and key of the sent tasks. Of several retries of a task, the job's is the first since its tasks were
+    chosen: it skips those that somebody else retried before."""
     link, earlier = schema.retry.alias("link"), schema.retry.alias("earlier")
     since = and_(link.c.cluster_id == _job.cluster_id, link.c.key == _member.key, link.c.at >= _job.at)
     mine = (earlier.c.cluster_id == link.c.cluster_id, earlier.c.key == link.c.key)
@@ -109,14 +108,14 @@ def _keys(number: int) -> Select[tuple[int, bytes]]:
     return select(_job.cluster_id, key).select_from(members).where(*chosen, ~others)
 
 
-COUNTED_FIELDS = {"state", "cluster", "name", "queue", "worker"}  # that task_count has a column of
-_FEW = 1000  # ids that are looked up beforehand
+COUNTED_FIELDS = {"state", "cluster", "name", "queue", "worker"}  # with a column in task_count
+_FEW = 1000  # ids that are looked up in advance
 _ZERO = literal_column("0", Integer)
 
 
 @dataclass
 class Resolved:
-    """Conditions that must all hold, and what their leaves stand for in this database, at this moment."""
+    """Conditions that must all hold, and the numbers and rows of their leaves in this database at this moment."""
 
     terms: tuple[Expression, ...]
     clusters: dict[int, str]
@@ -128,24 +127,21 @@ class Resolved:
 
     @cached_property
     def counted(self) -> tuple[Expression, ...]:
-        """The terms that ``task_count`` has the columns for."""
+        """The terms with columns in ``task_count``."""
         return tuple(each for each in self.terms if all(leaf.field in COUNTED_FIELDS for leaf in leaves(each)))
 
     @property
     def is_counted(self) -> bool:
-        """Whether ``task_count`` alone answers it."""
+        """Whether ``task_count`` alone has the answer."""
         return len(self.counted) == len(self.terms)
 
     def only(self, terms: Iterable[Expression]) -> "Resolved":
-        """Other conditions, of leaves that were resolved with these."""
+        """Other conditions, with leaves that were resolved here."""
         return replace(self, terms=tuple(terms))
 
 
 def resolve(connection: Connection, terms: Iterable[Expression]) -> Resolved:
-    """Looks up what the leaves name: nothing after this reads the database to understand a filter.
-
-    Sets that may be large (a job's tasks, retried tasks, the failure groups of a state) stay subqueries.
-    """
+    """Looks up what the leaves name. Large sets (a job's tasks, retried ones, failure groups) stay subqueries."""
     tree = Resolved(tuple(terms), {}, connection.dialect.name == "sqlite")
     if not tree.terms:
         return tree
@@ -229,7 +225,7 @@ def _condition(expression: Expression, tree: Resolved, table: Table) -> ColumnEl
         return and_(true(), *(_condition(each, tree, table) for each in expression.terms))
     if isinstance(expression, Any):
         return or_(false(), *(_condition(each, tree, table) for each in expression.terms))
-    if isinstance(expression, Not):  # what is unknown is not what was asked for, so it belongs to the rest
+    if isinstance(expression, Not):  # NULL does not match, so it matches the negation
         return _condition(expression.term, tree, table).is_not(true())
     if expression.field in COUNTED_FIELDS:
         column: ColumnElement[int] = table.c["state" if expression.field == "state" else f"{expression.field}_id"]
@@ -275,7 +271,7 @@ _measures: dict[str, ColumnElement[float]] = {
 
 
 def within(column: ColumnElement[float], interval: Interval) -> ColumnElement[bool]:
-    """The column lies in the interval, and is known."""
+    """The column is in the interval, and not NULL."""
     conditions: list[ColumnElement[bool]] = [column.is_not(None)]
     if interval.low:
         low = interval.low
@@ -287,12 +283,12 @@ def within(column: ColumnElement[float], interval: Interval) -> ColumnElement[bo
 
 
 def like(column: ColumnElement[str], text: str, tree: Resolved) -> ColumnElement[bool]:
-    """In any case; SQLite's LIKE is so by itself, for ASCII."""
+    """Case-insensitive; for ASCII, SQLite's LIKE is anyway."""
     return column.like(text, escape="\\") if tree.is_sqlite else column.ilike(text, escape="\\")
 
 
 def escaped(text: str) -> str:
-    """The text as LIKE takes it literally."""
+    """The text, escaped for LIKE."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
@@ -309,13 +305,13 @@ def _text(leaf: Match, tree: Resolved) -> ColumnElement[bool]:
 
 
 def _keyword_forms(key: str, pattern: Pattern) -> list[str]:
-    """How ``repr`` writes one entry of a dict; the text after the value keeps 31 from matching 310."""
+    """One entry of a dict as ``repr`` writes it; the text after the value keeps 31 from matching 310."""
     value = escaped(pattern.pieces[0])
-    heads = [f"'{escaped(key)}': {quote}{value}" for quote in ("", "'", '"')]
+    entries = [f"'{escaped(key)}': {quote}{value}" for quote in ("", "'", '"')]
     if not pattern.literal:
-        return heads
+        return entries
     quotes = ("", "'", '"')
-    return [f"{head}{quote}{end}" for head, quote in zip(heads, quotes, strict=True) for end in (",", "}")]
+    return [f"{entry}{quote}{end}" for entry, quote in zip(entries, quotes, strict=True) for end in (",", "}")]
 
 
 def _identity(leaf: Match, tree: Resolved) -> ColumnElement[bool]:
@@ -336,3 +332,59 @@ def _word(leaf: Word, tree: Resolved) -> ColumnElement[bool]:
     if leaf in tree.rows:
         found.append(numbers(_task.id, tree.rows[leaf]))
     return or_(*found)
+
+
+FEW_RETRIED = 25_000  # links that are looked up one by one
+_link = schema.retry.alias("link")
+_again = schema.task.alias("again")
+_other = _link.c.new_key != _link.c.key
+
+
+def mark_retried(word: str) -> ColumnElement[bool]:
+    """The condition ``retried:WORD`` on a row of ``task``."""
+    if word == YES:
+        return _links_of_row().exists()
+    if word == NO:
+        return ~_links_of_row().exists()
+    state = newest_state()
+    if not word:
+        return and_(_links_of_row().exists(), state.is_(None))
+    return numbers(state, (STATE_CODES[each] for each in STATES_BY_WORD[word]))
+
+
+def newest_state() -> ColumnElement[int]:
+    """The state of the newest retry of a row of ``task``; NULL: there is none, or its state is unknown."""
+    statement = select(_again.c.state).select_from(_link.outerjoin(_again, _same_task()))
+    newest = statement.where(*_of_row()).order_by(_link.c.at.desc(), _link.c.new_key.desc()).limit(1)
+    return newest.correlate(schema.task).scalar_subquery()
+
+
+def _same_task() -> ColumnElement[bool]:
+    return and_(_again.c.cluster_id == _link.c.cluster_id, _again.c.key == _link.c.new_key)
+
+
+def _of_row() -> tuple[ColumnElement[bool], ...]:
+    return (_link.c.cluster_id == _task.cluster_id, _link.c.key == _task.key, _other)
+
+
+def _links_of_row() -> Select[tuple[bytes]]:
+    return select(_link.c.key).where(*_of_row()).correlate(schema.task)
+
+
+def few_retried(connection: Connection, clusters: Iterable[int]) -> bool:
+    """Whether at most FEW_RETRIED tasks were retried, so that each can be looked up by its key."""
+    links = select(_link.c.key).where(_link.c.cluster_id.in_(clusters), _other).limit(FEW_RETRIED + 1).subquery()
+    return connection.execute(select(func.count()).select_from(links)).scalar_one() <= FEW_RETRIED
+
+
+def retried_tasks(clusters: Iterable[int], *, is_sqlite: bool) -> tuple[ColumnElement[bool], ...]:
+    """Retried tasks, by cluster, each looked up by its key."""
+    return tuple(_retried_in(cluster, is_sqlite=is_sqlite) for cluster in clusters)
+
+
+def _retried_in(cluster: int, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """As an array for PostgreSQL: see ``tasks_of_job``."""
+    keys = select(_link.c.key).where(_link.c.cluster_id == cluster, _other).distinct()
+    if is_sqlite:
+        return and_(_task.cluster_id == cluster, _task.key.in_(keys))
+    return and_(_task.cluster_id == cluster, _task.key == any_(func.array(keys.scalar_subquery())))

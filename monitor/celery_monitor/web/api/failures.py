@@ -10,7 +10,7 @@ from celery_monitor.control.views import FAILURE_COMMANDS, ChangeFailure
 from celery_monitor.errors import InvalidInput, NotFound
 from celery_monitor.records.failure import FailureState, FailureSummary, FailureTrend
 from celery_monitor.records.task import Task
-from celery_monitor.store.failures import (
+from celery_monitor.store.rollups.failures import (
     UNRESOLVED,
     read_failure_group,
     read_failure_summaries,

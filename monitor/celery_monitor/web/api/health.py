@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from celery_monitor.brokers.results import result_backend
 from celery_monitor.core.findings import Finding, Tone
@@ -30,8 +30,8 @@ class ReconciliationItem(Struct, frozen=True, kw_only=True):
     queue: int
     lost: int
     unknown: int
-    learnt_from_workers: int
-    learnt_from_queues: int
+    discovered_on_workers: int = field(name="learnt_from_workers")
+    discovered_in_queues: int = field(name="learnt_from_queues")
     complete: bool
     together_with: float | None
 

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from celery_monitor.control.commands import NO_NUL, Reason, summary_of
 from celery_monitor.control.run import RunScheduled
@@ -12,7 +12,7 @@ from celery_monitor.errors import NotFound
 from celery_monitor.records.schedule import BeatHealth, BeatSource
 from celery_monitor.records.task import TaskState
 from celery_monitor.store.health import known_until
-from celery_monitor.store.schedule import Scheduled, read_beat_health, read_entries, read_schedule, schedule_heard_at
+from celery_monitor.store.schedule import Scheduled, read_beat_health, read_entries, read_schedule, schedule_reported_at
 from celery_monitor.web.api.operation import (
     RETRY_ERRORS,
     Call,
@@ -68,7 +68,7 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
     kwargs: str
     queue: str | None
     source: BeatSource
-    heard_at: float
+    reported_at: float = field(name="heard_at")
     enabled: bool
     once_at: float | None
     starts: float | None
@@ -152,7 +152,7 @@ def list_schedule(call: Call, given: InCluster) -> ScheduleList:
     now = time.time()
     watched = [name for name in call.settings.clusters if given.cluster in (None, name)]
     found = read_schedule(call.store, given.cluster, now, known_until(call.store, now))
-    unheard = [name for name in watched if schedule_heard_at(call.store, name) is None]
+    unheard = [name for name in watched if schedule_reported_at(call.store, name) is None]
     beats = [read_beat_health(call.store, name) for name in watched]
     unread = [each for beat in beats for each in unread_items(beat)]
     return ScheduleList([schedule_item(each) for each in found], unread, unheard, beats)

@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.series import Percentiles, Series, WaitPercentiles
-from celery_monitor.store.series import read_series
+from celery_monitor.store.rollups.series import read_series
 from celery_monitor.web.api.health import GapItem, gap_item
 from celery_monitor.web.api.operation import (
     LONGEST_SPAN,

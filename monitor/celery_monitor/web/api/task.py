@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from celery_monitor.control.arguments import WAITING, FoundArguments, look_up
 from celery_monitor.control.commands import NO_NUL, Name, Performed, Reason, RequestId, Seconds, summary_of
@@ -120,7 +120,8 @@ class TaskDetail(TaskItem, frozen=True, kw_only=True):
     retried_as: list[str]
     message_place: str | None  # of a task that waits: where its message is, as far as that was checked just now
     worker_state: ProcessState | None  # of the process that has it; "shutting down": it finishes what it runs first
-    learnt: float | None  # when the receiver learnt of it by asking: no event told that it was sent or received
+    # When the receiver discovered it on a worker or in a queue, before any event of its sending or receipt.
+    discovered_at: float | None = field(name="learnt")
 
 
 class Retried(Struct, frozen=True, kw_only=True):

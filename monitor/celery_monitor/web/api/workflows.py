@@ -9,7 +9,7 @@ from celery_monitor.core.workflow import Tree, build, critical_path, state_of, w
 from celery_monitor.errors import NotFound
 from celery_monitor.records.page import ListPage
 from celery_monitor.records.task import TaskState, WorkflowState, WorkflowSummary
-from celery_monitor.store.workflows import read_steps, read_workflows
+from celery_monitor.store.tasks.workflows import read_steps, read_workflows
 from celery_monitor.web.api.operation import Call, Cursor, InCluster, Operation, TaskId, shape, shapes
 
 WorkflowLimit = Annotated[int, Meta(ge=1, le=100, description="Most workflows of a page")]

@@ -13,7 +13,8 @@ from celery_monitor.core.filters.terms import All, exactly
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.failure import FailureGroup, FailureState, FailureTrend
 from celery_monitor.records.task import Task
-from celery_monitor.store.failures import (
+from celery_monitor.store.receivers import read_gaps
+from celery_monitor.store.rollups.failures import (
     UNRESOLVED,
     read_failure_group,
     read_failure_summaries,
@@ -22,7 +23,6 @@ from celery_monitor.store.failures import (
     read_group_states,
     read_latest_failure,
 )
-from celery_monitor.store.receivers import read_gaps
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
 from celery_monitor.web.charts import Chart, ChartSeries, bars, gap_spans, total_of

@@ -5,9 +5,9 @@ from celery_monitor.core.words import counted
 from celery_monitor.records.failure import FailureCounts
 from celery_monitor.records.receiver import StandbyReceiver
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.store.failures import UNRESOLVED, read_failure_counts, read_failure_groups
 from celery_monitor.store.health import read_facts, read_standbys
-from celery_monitor.store.series import read_name_totals, read_series, record_began
+from celery_monitor.store.rollups.failures import UNRESOLVED, read_failure_counts, read_failure_groups
+from celery_monitor.store.rollups.series import read_name_totals, read_series, record_began
 from celery_monitor.store.tasks.page import count_states, read_longest_running
 from celery_monitor.web.charts import depth, first_bucket, percentiles, throughput, wait_title
 from celery_monitor.web.pages import Context, Page, View

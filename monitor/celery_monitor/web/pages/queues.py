@@ -11,8 +11,17 @@ from celery_monitor.errors import MonitorError, NotFound
 from celery_monitor.records.queue import Pause, Queue, QueueSample
 from celery_monitor.records.series import WaitPercentiles
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.store.queues import read_growing_queues, read_pauses, read_queues
-from celery_monitor.store.series import Flows, Key, read_depths, read_flows, read_name_totals, read_series, read_waits
+from celery_monitor.store.queues import (
+    Flows,
+    Key,
+    read_depths,
+    read_flows,
+    read_growing_queues,
+    read_pauses,
+    read_queues,
+    read_waits,
+)
+from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.charts import depth, percentiles, sparkline, throughput, wait_title
 from celery_monitor.web.forms import Form, command_of, doing, fields, performing
@@ -152,7 +161,7 @@ def _row(
 ) -> QueueRow:
     samples = depths.get((queue.cluster, queue.name), [])
     flow = flows.of(queue.cluster, queue.name)
-    out_rate = None if flow is None else flow.taken / flows.seconds
+    out_rate = None if flow is None else flow.received / flows.seconds
     change = _change(queue, samples, now)
     return QueueRow(
         queue=queue,

@@ -4,7 +4,7 @@ from celery_monitor.control.run import RunScheduled
 from celery_monitor.core.schedule import in_words
 from celery_monitor.errors import MonitorError
 from celery_monitor.store.health import known_until
-from celery_monitor.store.schedule import Scheduled, all_overdue, read_beat_health, read_schedule, schedule_heard_at
+from celery_monitor.store.schedule import Scheduled, all_overdue, read_beat_health, read_schedule, schedule_reported_at
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
 
 SHOWN_RUNS = 12
@@ -37,7 +37,7 @@ def context(view: View) -> Context:
         "unread": [each for beat in beats for each in beat.unread_entries],
         "shown_unread": SHOWN_UNREAD,
         "last_sent": max((row.standing.last_at for row in rows if row.standing.last_at is not None), default=None),
-        "unheard": [name for name in clusters if schedule_heard_at(view.store, name) is None],
+        "unheard": [name for name in clusters if schedule_reported_at(view.store, name) is None],
         "several": len({row.entry.cluster for row in rows}) > 1,
         "may_run": view.may(RunScheduled.action),
         "asked": _asked(view, rows),

@@ -19,7 +19,7 @@ from celery_monitor.core.workflow import (
 )
 from celery_monitor.records.task import TaskState
 from celery_monitor.store.tasks.page import find_tasks
-from celery_monitor.store.workflows import MOST_STUCK, read_steps, read_stuck_workflows, read_workflows
+from celery_monitor.store.tasks.workflows import MOST_STUCK, read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.web.pages import Context, Page, View
 
 LISTED = 50

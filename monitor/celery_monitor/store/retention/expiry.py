@@ -1,7 +1,7 @@
-"""Deletes what is too old or too much, a little at a time, so that writing never waits for it.
+"""Deletes what is too old or too much, in short steps, so that writing does not wait.
 
-Succeeded tasks expire first, failed and unfinished ones are kept longer; counters over time (rollups) outlive the tasks
-that they counted. On PostgreSQL whole partitions are dropped: see partitions.py.
+Succeeded tasks expire first, failed and unfinished ones later; roll-ups outlive the tasks that they count. PostgreSQL
+drops whole partitions: see partitions.py.
 """
 
 import time
@@ -34,47 +34,47 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Deletion, Store, force_index_scans
-from celery_monitor.store.partitions import FullPartition, PartitionDrops
-from celery_monitor.store.rollups import counting_tasks
+from celery_monitor.store.retention.partitions import FullPartition, PartitionDrops
+from celery_monitor.store.rollups.counters import counting_tasks
 from celery_monitor.store.schema import STATE_CODES
 from celery_monitor.store.tasks.messages import expire_messages
 from celery_monitor.store.terms import cluster_id
 
-STEP_SECONDS = 0.15  # that the thread which writes is kept busy at once
+STEP_SECONDS = 0.15  # of the writing thread's time at once
 LEAST, MOST = 200, 10_000  # tasks in a step
-MESSAGES = 1000  # in a step
+MESSAGES = 1000  # captured messages in a step
 DAY_SECONDS = 86_400.0
-OTHERS_SHARE = 0.75  # of keep_tasks, that failures and unfinished tasks may take from the successes
-RESTART_SECONDS = 3600.0  # how often a scan begins again: a task may have ended that was passed over unfinished
-AGE_SECONDS = 10.0  # expired tasks are looked for when there may be this much of them
-COUNTERS_SECONDS = 60.0  # between two looks for old counters
+OTHERS_SHARE = 0.75  # of keep_tasks, for failed and unfinished tasks at most
+RESTART_SECONDS = 3600.0  # after which a scan begins again, for tasks that have ended since it passed them
+AGE_SECONDS = 10.0  # a scan is repeated when tasks of so many seconds may have expired
+COUNTERS_SECONDS = 60.0  # between two checks for old roll-ups
 ROLLUP_DAYS = {60: 7, 3600: 90, 86400: 730}
 SAMPLE_DAYS = 7
-SPANS = 60  # of counters, that are deleted at once
-# Pages that are free are used again by what comes in: what is given back only to be asked for again costs twice.
+SPANS = 60  # buckets that are deleted at once
+# Free pages are reused by new rows; returning pages that are needed again soon costs twice.
 RESERVE_SHARE, RESERVE_PAGES = 0.02, 1000
-GIVE_BACK_SECONDS = 0.05
+VACUUM_SECONDS = 0.05
 _ANY_TIME = float("inf")
 _START = (float("-inf"), -1)
 _SUCCESS = STATE_CODES[TaskState.SUCCESS]
-_KEYED = (schema.message, schema.retry)  # tables that name a task by its key
+_KEYED = (schema.message, schema.retry)  # tables that refer to tasks by key
 _task = schema.task.c
 
 
-class Retired(NamedTuple):
+class Deleted(NamedTuple):
     """What one step deleted."""
 
-    keys: list[bytes]  # of the tasks that were deleted one by one, or have another number now
+    keys: list[bytes]  # of tasks that were deleted one by one or moved to another partition
     dropped: int  # tasks that were dropped with their partition
-    counters: bool  # counters over time were deleted too
-    more: bool  # there is more to do at once
+    counters: bool  # roll-ups were deleted too
+    more: bool  # there is more to delete now
 
 
 class ExpiredTask(NamedTuple):
     """A task that may be deleted."""
 
     id: int
-    seen: float
+    sort_time: float
     cluster_id: int
     key: bytes
     earlier_runs: int
@@ -91,20 +91,20 @@ class ExpiredTask(NamedTuple):
 
 
 class Pace:
-    """How much to do at once so that it takes about so many seconds."""
+    """Adapts the number of items of a step so that it takes about ``seconds``."""
 
     def __init__(self, seconds: float, least: int, most: int) -> None:
         self._seconds, self._least, self._most = seconds, least, most
         self.number = least
 
-    def took(self, seconds: float) -> None:
-        """``number`` was done in so many seconds."""
+    def record(self, seconds: float) -> None:
+        """Reports how long a step of ``number`` items took."""
         factor = min(2.0, max(0.25, self._seconds / max(seconds, 1e-6)))
         self.number = int(min(self._most, max(self._least, self.number * factor)))
 
 
 class Retention:
-    """Deletes for one cluster. Used by the thread that writes."""
+    """Retention of one cluster. Used by the writing thread."""
 
     def __init__(self, store: Store, cluster: str, settings: Settings) -> None:
         self._store = store
@@ -120,23 +120,23 @@ class Retention:
         self._delete_runs = Deletion(store, schema.run.c.task_id)
         self._partitions = PartitionDrops(self._count, self._delete_keyed)
 
-    def retire(self, now: float) -> Retired:
-        """Deletes what is due and can be deleted within about STEP_SECONDS. Raises StoreUnavailable."""
+    def delete_expired(self, now: float) -> Deleted:
+        """Deletes what has expired, for about STEP_SECONDS. Raises StoreUnavailable."""
         began = time.perf_counter()
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
             force_index_scans(connection)
-            tasks = self._retire_tasks(connection, number, now)
+            tasks = self._delete_tasks_due(connection, number, now)
             messages = expire_messages(connection, number, self._settings, now, MESSAGES)
             counters = not tasks.more and self._old_counters.delete(connection, number, now)
-        if tasks.more and not tasks.dropped:  # dropping a partition does not measure the cost of a task
-            self._pace.took(time.perf_counter() - began)
+        if tasks.more and not tasks.dropped:  # dropping a partition says nothing about the cost of a task
+            self._pace.record(time.perf_counter() - began)
         if tasks.keys or messages or counters or self._free_space.more:
-            self._free_space.give_back()
+            self._free_space.vacuum()
         more = tasks.more or messages == MESSAGES or self._old_counters.more or self._free_space.more
         return tasks._replace(counters=counters, more=more)
 
-    def _retire_tasks(self, connection: Connection, number: int, now: float) -> Retired:
+    def _delete_tasks_due(self, connection: Connection, number: int, now: float) -> Deleted:
         """A step towards dropping the oldest partition where it is due, else deletes the oldest tasks."""
         limit = self._pace.number
         oldest = self._partitions.oldest(connection, number)
@@ -144,13 +144,13 @@ class Retention:
         if oldest is not None and self._is_due(connection, number, now, oldest):
             step = self._partitions.step(connection, number, oldest.partition, limit)
             if not step.blocked:
-                return Retired(step.moved, step.dropped, counters=False, more=True)
+                return Deleted(step.moved, step.dropped, counters=False, more=True)
             moved = step.moved
         # Succeeded tasks younger than those of a full partition are deleted after it.
         before = _ANY_TIME if oldest is None else oldest.first
         expired, more = self._expired(connection, number, now, limit, before)
         self._delete(connection, number, expired)
-        return Retired([*moved, *(each.key for each in expired)], dropped=0, counters=False, more=more)
+        return Deleted([*moved, *(each.key for each in expired)], dropped=0, counters=False, more=more)
 
     def _is_due(self, connection: Connection, number: int, now: float, oldest: FullPartition) -> bool:
         if oldest.last < now - self._settings.keep_succeeded_days * DAY_SECONDS:
@@ -160,7 +160,7 @@ class Retention:
     def _expired(
         self, connection: Connection, number: int, now: float, limit: int, before: float
     ) -> tuple[list[ExpiredTask], bool]:
-        """At most ``limit`` tasks to delete, and whether there are more; of the succeeded only from ``before``."""
+        """At most ``limit`` expired tasks, and whether there are more; succeeded ones only from before ``before``."""
         old = now - self._settings.keep_succeeded_days * DAY_SECONDS
         expired, more = self._succeeded.next(connection, number, min(old, before), limit, limit)
         if not more:
@@ -169,13 +169,13 @@ class Retention:
             expired += others
         if more:
             return expired, True
-        found, more = self._too_many(connection, number, limit, len(expired), before)
+        found, more = self._over_limit(connection, number, limit, len(expired), before)
         return expired + found, more
 
-    def _too_many(
+    def _over_limit(
         self, connection: Connection, number: int, limit: int, gone: int, before: float
     ) -> tuple[list[ExpiredTask], bool]:
-        """The oldest of those that are too many, when ``gone`` of this step's ``limit`` are gone."""
+        """The oldest tasks above ``keep_tasks``, where ``gone`` of this step's ``limit`` are deleted."""
         surplus, surplus_of_others = self._surplus(connection, number)
         surplus -= gone
         if surplus <= 0:
@@ -196,7 +196,7 @@ class Retention:
         return [], False
 
     def _surplus(self, connection: Connection, number: int) -> tuple[int, int]:
-        """By how many tasks there are too many, and too many that have not succeeded."""
+        """Number of tasks above ``keep_tasks``, and of tasks that have not succeeded above their share."""
         table = schema.task_count.c
         count = table["count"]
         others = func.sum(case((table.state != _SUCCESS, count), else_=0))
@@ -214,14 +214,14 @@ class Retention:
         self._count.run(connection, [(number, *place, -count) for place, count in places.items()])
 
     def _delete_keyed(self, connection: Connection, number: int, keys: Sequence[bytes]) -> None:
-        """What names these tasks by their keys, in the tables that have any of this cluster."""
+        """Deletes messages and links of these tasks, from tables that have any of this cluster."""
         for table in _KEYED:
             mine = table.c.cluster_id == literal_column(str(number))
             if connection.execute(select(table.c.key).where(mine).limit(1)).first() is not None:
                 Deletion(self._store, table.c.key, mine).run(connection, keys)
 
 
-# A task of which only the loss was recorded was never counted; see Writer.
+# A task of which only the loss was recorded is not counted; see Writer.
 _COUNTED = or_(
     _task.sent.is_not(None),
     _task.worker_id != 0,
@@ -231,7 +231,7 @@ _COLUMNS = [_COUNTED.label(name) if name == "counted" else _task[name] for name 
 
 
 class Scan:
-    """Reads the tasks of one cluster in the order (seen, id) once, until it is restarted.
+    """One pass over the tasks of a cluster in the order (sort_time, id), until it is restarted.
 
     Succeeded tasks are read along the index of all tasks, the others along the index of states.
     """
@@ -242,27 +242,27 @@ class Scan:
         self.restart()
 
     def restart(self) -> None:
-        """From the oldest on."""
+        """Begins again at the oldest task."""
         self._position = _START
-        self._empty_before = float("-inf")  # older than this nothing is left to look at
+        self._empty_before = float("-inf")  # no task is left that is older
         self._began_at = time.monotonic()
 
     def next(
         self, connection: Connection, cluster: int, before: float, most: int, wanted: int
     ) -> tuple[list[ExpiredTask], bool]:
-        """At most ``wanted`` of the next ``most`` tasks that were seen earlier than ``before``; whether to go on."""
+        """At most ``wanted`` tasks from the next ``most`` that are older than ``before``; whether to continue."""
         if time.monotonic() - self._began_at > RESTART_SECONDS:
             self.restart()
         if not wanted:
             return [], True
         if before < self._empty_before + AGE_SECONDS:
             return [], False
-        seen, number = self._position
-        values = {"seen_after": seen, "after": number, "before": before, "most": most}
+        sort_time, number = self._position
+        values = {"time_after": sort_time, "after": number, "before": before, "most": most}
         rows = [ExpiredTask(*row) for row in connection.execute(self._statement, values)]
         found = []
         for row in rows:
-            self._position = (row.seen, row.id)
+            self._position = (row.sort_time, row.id)
             if row.cluster_id == cluster and (row.state == _SUCCESS) is self._succeeded:
                 found.append(row)
                 if len(found) == wanted:
@@ -273,36 +273,36 @@ class Scan:
 
 
 def _branches_of_others() -> list[ColumnElement[bool]]:
-    success = _task.state != literal_column(str(_SUCCESS))  # SQLite proves a partial index by its very words
+    success = _task.state != literal_column(str(_SUCCESS))  # SQLite uses a partial index only for exactly its condition
     codes = [code for code in STATE_CODES.values() if code != _SUCCESS]
     return [and_(_task.state == literal_column(str(code)), success) for code in codes]
 
 
 def _oldest(branches: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    place, most = tuple_(_task.seen, _task.id), bindparam("most", type_=Integer)
-    start = tuple_(bindparam("seen_after", type_=Double), bindparam("after", type_=BigInteger))
+    place, most = tuple_(_task.sort_time, _task.id), bindparam("most", type_=Integer)
+    start = tuple_(bindparam("time_after", type_=Double), bindparam("after", type_=BigInteger))
     parts = [
         select(*_COLUMNS)
-        .where(branch, place > start, _task.seen < bindparam("before", type_=Double))
-        .order_by(_task.seen, _task.id)
+        .where(branch, place > start, _task.sort_time < bindparam("before", type_=Double))
+        .order_by(_task.sort_time, _task.id)
         .limit(most)
         for branch in branches
     ]
     if len(parts) == 1:
         return parts[0]
     rows = union_all(*(select(each.subquery()) for each in parts)).subquery()
-    return select(rows).order_by(rows.c.seen, rows.c.id).limit(most)
+    return select(rows).order_by(rows.c.sort_time, rows.c.id).limit(most)
 
 
 class OldCounters:
-    """Deletes old counters over time, and old samples of queues."""
+    """Deletes old roll-ups, worker starts and samples of queues."""
 
     def __init__(self) -> None:
         self._due = 0.0
         self.more = False
 
     def delete(self, connection: Connection, number: int, now: float) -> bool:
-        """Deletes those of a few spans of time where it is due; whether there were any."""
+        """Deletes some of them where it is time; whether there were any."""
         if time.monotonic() < self._due:
             return False
         oldest = []
@@ -319,7 +319,7 @@ class OldCounters:
 
 
 def _delete_oldest(connection: Connection, table: Table, mine: ColumnElement[bool], before: float, span: int) -> bool:
-    """Deletes what is older than ``before``, at most ``span`` seconds of it; whether there was any."""
+    """Deletes rows older than ``before``, at most ``span`` seconds of them; whether there were any."""
     first = connection.execute(select(table.c.at).where(mine).order_by(table.c.at).limit(1)).scalar()
     if first is None or first >= before:
         return False
@@ -328,7 +328,7 @@ def _delete_oldest(connection: Connection, table: Table, mine: ColumnElement[boo
 
 
 def _delete_samples(connection: Connection, number: int, before: float) -> bool:
-    """Queue by queue, as their index has them; whether there is more."""
+    """Deletes samples queue by queue, along their index; whether there were any."""
     table = schema.queue_sample
     names = connection.execute(select(schema.queue.c.name).where(schema.queue.c.cluster_id == number)).scalars().all()
     found = False
@@ -339,15 +339,15 @@ def _delete_samples(connection: Connection, number: int, before: float) -> bool:
 
 
 class FreeSpace:
-    """Free pages of an SQLite file. On PostgreSQL that is VACUUM's work."""
+    """Free pages of an SQLite file. PostgreSQL has VACUUM."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pace = Pace(GIVE_BACK_SECONDS, 50, 20_000)
+        self._pace = Pace(VACUUM_SECONDS, 50, 20_000)
         self.more = False
 
-    def give_back(self) -> None:
-        """Gives pages back to the file system for GIVE_BACK_SECONDS, but for the reserve."""
+    def vacuum(self) -> None:
+        """Returns pages above the reserve to the file system, for about VACUUM_SECONDS."""
         if not self._store.is_sqlite:
             return
         connection = self._store.engine.raw_connection()
@@ -358,9 +358,9 @@ class FreeSpace:
             pages = min(max(surplus, 0), self._pace.number)
             if pages:
                 began = time.perf_counter()
-                # One step for each page, without a row: execute() would take the first step for the last.
+                # One step per page, without a row: execute() would stop after the first step.
                 cursor.executescript(f"PRAGMA incremental_vacuum({pages})")
-                self._pace.took(time.perf_counter() - began)
+                self._pace.record(time.perf_counter() - began)
             self.more = surplus > pages
         finally:
             connection.close()

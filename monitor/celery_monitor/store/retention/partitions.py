@@ -1,9 +1,8 @@
-"""On PostgreSQL tasks and their runs lie in partitions by the task's number, so that many are dropped as one table.
+"""On PostgreSQL, tasks and runs are partitioned by the id of the task's row, so that many are dropped as one table.
 
-A cluster's numbers have a range of their own, divided into partitions of so many tasks. Below all of them lies the
-partition of what is *kept*: what stood in the record before there were partitions, and the failures and unfinished
-tasks that outlive the partition in which they began; there their numbers are negative, in the same order. See
-docs/scaling.md for what this costs and gives. SQLite has none of it.
+Each cluster has a range of ids, divided into partitions of equal size. Below all of them is the *kept* partition: tasks
+from before there were partitions, and failures and unfinished tasks that outlive their partition; their ids are
+negative, in the same order. docs/scaling.md has the costs. SQLite has no partitions.
 """
 
 import re
@@ -18,13 +17,13 @@ from celery_monitor.store import schema
 from celery_monitor.store.engine import PreparedStatement, Store
 from celery_monitor.store.schema import CLUSTER_SHIFT, KEPT
 
-CLUSTER_BITS = 6  # of a task's number: receivers of several clusters give numbers without asking each other
+CLUSTER_BITS = 6  # lowest bits of an id: receivers of several clusters assign ids independently
 MOST, LEAST = 1_000_000, 10_000  # tasks in a partition
-PARTITIONS = 10  # that a full record has; each new task is looked for in all of them
-AHEAD = 5000  # tasks for which there is room before it is needed
+PARTITIONS = 10  # of a full record; a lookup by key goes through all of them
+AHEAD = 5000  # tasks for which there is room in advance
 KEPT_OFFSET = 1 << 62
-LONGEST_SECONDS = 86_400.0  # from the oldest to the newest task of a partition that is dropped as a whole
-LOCK_MILLISECONDS = 300  # that readers may keep us waiting, and we them
+LONGEST_SECONDS = 86_400.0  # between the oldest and newest task of a partition that is dropped as a whole
+LOCK_MILLISECONDS = 300  # of waiting for readers, and of readers for us
 _LAST_BITS = (1 << CLUSTER_BITS) - 1
 _PARENTS = (schema.task.c.id, schema.run.c.task_id)
 _PLACE = "cluster_id, state, name_id, queue_id, worker_id"
@@ -36,7 +35,7 @@ _LIST = text(
 
 
 class Partition(NamedTuple):
-    """Numbers from ``low`` to below ``high``."""
+    """Ids from ``low`` to below ``high``."""
 
     low: int
     high: int
@@ -44,24 +43,24 @@ class Partition(NamedTuple):
 
     @property
     def tasks(self) -> int:
-        """That it has room for."""
+        """How many tasks it has room for."""
         return (self.high - self.low) >> CLUSTER_BITS
 
 
 def first_id(cluster: int) -> int:
-    """Where the numbers of a cluster begin."""
+    """Where the ids of a cluster begin on PostgreSQL."""
     return cluster << CLUSTER_SHIFT
 
 
 def first_number(store: Store, cluster: int) -> int:
-    """The same in this database: on SQLite, clusters whose numbers differ in their last bits share a range."""
+    """Where they begin in this database: on SQLite, clusters that differ in the last bits share a range."""
     return first_id(cluster >> CLUSTER_BITS if store.is_sqlite else cluster)
 
 
 def newest_id(store: Store, connection: Connection, cluster: int) -> int | None:
-    """The largest of a cluster's tasks, but for those that are kept."""
+    """The largest id of a cluster, the kept partition excepted."""
     number = schema.task.c.id
-    if store.is_sqlite:  # from the newest on: its plan for max() would read the index of keys, all of it
+    if store.is_sqlite:  # its plan for max() would read the whole index of keys
         end = first_number(store, cluster) + first_id(1)
         mine = and_(number < end, schema.task.c.cluster_id + literal_column("0") == cluster)
     else:
@@ -70,7 +69,7 @@ def newest_id(store: Store, connection: Connection, cluster: int) -> int | None:
 
 
 def _newest_of_these_bits(connection: Connection, first: int, cluster: int) -> int | None:
-    """In the range that begins at ``first``, whosever it is: later clusters once took numbers in that of the first."""
+    """The largest id with a cluster's bits from ``first`` on: earlier versions numbered all clusters in one range."""
     number = schema.task.c.id
     mine = number.bitwise_and(_LAST_BITS) == cluster & _LAST_BITS
     inside = (number >= first, number < first + first_id(1))
@@ -78,12 +77,12 @@ def _newest_of_these_bits(connection: Connection, first: int, cluster: int) -> i
 
 
 def span_of(keep_tasks: int) -> int:
-    """Tasks in a partition of a record that keeps so many."""
+    """Tasks in a partition, for a record of so many tasks."""
     return max(LEAST, min(MOST, keep_tasks // PARTITIONS))
 
 
 def partitions(connection: Connection, cluster: int) -> list[Partition]:
-    """Those of a cluster, the oldest first."""
+    """The partitions of a cluster, the oldest first."""
     found = []
     for row in connection.execute(_LIST, {"name": f"^task_{cluster}_[0-9]+$"}):
         bounds = _BOUNDS(row.bounds)
@@ -93,8 +92,8 @@ def partitions(connection: Connection, cluster: int) -> list[Partition]:
     return sorted(found)
 
 
-def make(connection: Connection, cluster: int, low: int, tasks: int) -> Partition:
-    """A partition for so many tasks from ``low`` on. Attached, not created in place: readers do not wait."""
+def create_partition(connection: Connection, cluster: int, low: int, tasks: int) -> Partition:
+    """Creates a partition for ``tasks`` from ``low`` on. It is attached when complete, so that readers do not wait."""
     high = low + (tasks << CLUSTER_BITS)
     made = Partition(low, high, f"_{cluster}_{(low - first_id(cluster)) >> CLUSTER_BITS}")
     for column in _PARENTS:
@@ -110,8 +109,8 @@ def make(connection: Connection, cluster: int, low: int, tasks: int) -> Partitio
     return made
 
 
-def lookups_only(connection: Connection) -> None:
-    """For the transaction: rows are found by index. Of a new partition nothing is known that a plan could rest on."""
+def force_index_lookups(connection: Connection) -> None:
+    """For this transaction: a new partition has no statistics for the planner."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(
             "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;"
@@ -119,21 +118,21 @@ def lookups_only(connection: Connection) -> None:
         )
 
 
-class TaskNumbers:
-    """Gives ids to the new tasks of one cluster, and makes partitions for them. For its one writer."""
+class TaskIds:
+    """Assigns ids to new tasks of one cluster, and creates partitions for them. For its only writer."""
 
     def __init__(self, store: Store, keep_tasks: int) -> None:
         self._store = store
         self._span = span_of(keep_tasks)
         self._next: int | None = None
-        self._until: int | None = None  # below this id there are partitions
+        self._until: int | None = None  # partitions exist below this id
 
     def forget(self) -> None:
-        """After a rollback: what was given and made is gone."""
+        """After a rollback: assigned ids and created partitions are gone."""
         self._next = self._until = None
 
-    def take(self, connection: Connection, cluster: int, count: int) -> list[int]:
-        """The ids of so many new tasks, in order."""
+    def assign(self, connection: Connection, cluster: int, count: int) -> list[int]:
+        """The ids of ``count`` new tasks, in order."""
         if not count:
             return []
         first = self._first_free(connection, cluster) if self._next is None else self._next
@@ -143,7 +142,7 @@ class TaskNumbers:
         return [start + (number << CLUSTER_BITS | cluster & _LAST_BITS) for number in range(first, self._next)]
 
     def _first_free(self, connection: Connection, cluster: int) -> int:
-        """The number after the largest that is stored."""
+        """The number of the next task: an id is a number and the cluster's bits."""
         first = first_number(self._store, cluster)
         if self._store.is_sqlite:
             newest = _newest_of_these_bits(connection, first, cluster) or first
@@ -153,36 +152,36 @@ class TaskNumbers:
         return (newest - first >> CLUSTER_BITS) + 1
 
     def make_partitions(self, connection: Connection, cluster: int, number: int) -> None:
-        """Makes sure that there are partitions for tasks up to this number, and for some more."""
+        """Creates missing partitions for tasks up to this number and AHEAD more."""
         end = first_id(cluster) + (number + AHEAD << CLUSTER_BITS)
         if self._store.is_sqlite or (self._until is not None and self._until >= end):
             return
         there = partitions(connection, cluster)
         self._until = there[-1].high if there else first_id(cluster)
         while self._until < end:
-            self._until = make(connection, cluster, self._until, self._span).high
+            self._until = create_partition(connection, cluster, self._until, self._span).high
 
 
 class FullPartition(NamedTuple):
-    """A partition that was filled within a day, so that its tasks can be dropped as a whole."""
+    """A partition that was filled within LONGEST_SECONDS, so that it can be dropped as a whole."""
 
     partition: Partition
-    first: float  # when the oldest of its tasks was seen; -inf where none is left
+    first: float  # sort_time of its oldest task; -inf where none is left
     last: float
 
 
 class Dropped(NamedTuple):
-    """What one step towards dropping a partition did."""
+    """Result of one step towards dropping a partition."""
 
-    moved: list[bytes]  # keys of tasks that have another number now
+    moved: list[bytes]  # keys of tasks that were moved to the kept partition
     dropped: int = 0  # tasks
-    blocked: bool = False  # somebody reads the partition, which is all that keeps it from being dropped
+    blocked: bool = False  # only readers keep it from being dropped
 
 
 class PartitionDrops:
-    """Drops the oldest partitions of one cluster in steps: what must live longer is moved out of them first.
+    """Drops the oldest partitions of one cluster in steps: tasks that must be kept are moved out first.
 
-    ``count`` adds to task_count; ``delete_keyed`` deletes what names tasks by their keys.
+    ``count`` adds to task_count; ``delete_keyed`` deletes the rows that refer to tasks by key.
     """
 
     def __init__(
@@ -191,10 +190,10 @@ class PartitionDrops:
         self._count = count
         self._delete_keyed = delete_keyed
         self._oldest: FullPartition | None = None
-        self._position = 0  # up to here nothing names its tasks by their keys any more
+        self._position = 0  # up to this id, no rows refer to its tasks by key
 
     def oldest(self, connection: Connection, cluster: int) -> FullPartition | None:
-        """The next to drop, once it is due: until then nothing that is younger is deleted either. None on SQLite."""
+        """The next to drop. Until then, no succeeded task that is younger may be deleted. None on SQLite."""
         if connection.dialect.name == "sqlite":
             return None
         there = partitions(connection, cluster)
@@ -204,17 +203,17 @@ class PartitionDrops:
         return self._oldest
 
     def step(self, connection: Connection, cluster: int, partition: Partition, limit: int) -> Dropped:
-        """Moves or clears at most ``limit`` tasks of the oldest partition, or drops it when none is left to do."""
-        moved = _keep(connection, partition, limit)
+        """Moves or clears at most ``limit`` tasks of the oldest partition, or drops it when none is left."""
+        moved = _move_kept(connection, partition, limit)
         if len(moved) == limit or self._clear(connection, cluster, partition, limit):
             return Dropped(moved)
         try:
-            # To count takes long, which neither is done in vain nor while readers wait: so the lock is tried first, let
-            # go of, and taken again when it is known what goes.
-            with _limited(connection) as trial:
+            # Counting takes long, so it must not be in vain, nor make readers wait: the lock is tried, released, and
+            # taken again after counting.
+            with _lock_timeout(connection) as trial:
                 _lock(connection, partition)
                 trial.rollback()
-            with _limited(connection):
+            with _lock_timeout(connection):
                 dropped = self._drop(connection, partition)
         except OperationalError:
             return Dropped(moved, blocked=True)
@@ -222,7 +221,7 @@ class PartitionDrops:
         return Dropped(moved, dropped)
 
     def _clear(self, connection: Connection, cluster: int, partition: Partition, limit: int) -> bool:
-        """Deletes messages and links of retries of its tasks; whether there are more tasks to clear."""
+        """Deletes messages and links of its tasks; whether there are more tasks to clear."""
         rows = connection.execute(
             text(f"SELECT id, key FROM task{partition.suffix} WHERE id > :after ORDER BY id LIMIT :most"),  # noqa: S608
             {"after": self._position, "most": limit},
@@ -243,19 +242,19 @@ class PartitionDrops:
 
 
 def _full(connection: Connection, cluster: int, partition: Partition) -> FullPartition | None:
-    """Where it is full, and was so within a day. What takes longer is deleted task by task, to the day."""
+    """The partition if it is full and was filled within LONGEST_SECONDS; others are deleted task by task."""
     later = text("SELECT 1 FROM task WHERE id >= :high AND id < :end LIMIT 1")
     if connection.execute(later, {"high": partition.high, "end": first_id(cluster + 1)}).first() is None:
         return None
-    span = text(f"SELECT min(seen), max(seen) FROM task{partition.suffix}")  # noqa: S608
+    span = text(f"SELECT min(sort_time), max(sort_time) FROM task{partition.suffix}")  # noqa: S608
     first, last = connection.execute(span).one()
     if first is None:
         return FullPartition(partition, float("-inf"), float("-inf"))
     return FullPartition(partition, first, last) if last - first <= LONGEST_SECONDS else None
 
 
-def _keep(connection: Connection, partition: Partition, limit: int) -> list[bytes]:
-    """Moves at most ``limit`` tasks that have not succeeded to where they are kept; their keys."""
+def _move_kept(connection: Connection, partition: Partition, limit: int) -> list[bytes]:
+    """Moves at most ``limit`` tasks that have not succeeded to the kept partition; returns their keys."""
     tasks, runs = (", ".join(each.name for each in column.table.columns if each is not column) for column in _PARENTS)
     source, runs_source = (f"{column.table.name}{partition.suffix}" for column in _PARENTS)
     target, runs_target = (f"{column.table.name}{KEPT}" for column in _PARENTS)
@@ -270,15 +269,15 @@ def _keep(connection: Connection, partition: Partition, limit: int) -> list[byte
 
 
 @contextmanager
-def _limited(connection: Connection) -> Iterator[NestedTransaction]:
-    """Inside, who waits for a lock for longer than may be gets OperationalError."""
+def _lock_timeout(connection: Connection) -> Iterator[NestedTransaction]:
+    """Inside, waiting for a lock for longer than LOCK_MILLISECONDS raises OperationalError."""
     with connection.begin_nested() as nested:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
         yield nested
 
 
 def _lock(connection: Connection, partition: Partition) -> None:
-    """Takes all that dropping needs for itself, in the same order."""
+    """Takes the locks that dropping takes, in the same order."""
     for column in _PARENTS:
         parent = column.table.name
         connection.exec_driver_sql(f"LOCK TABLE ONLY {parent}, {parent}{partition.suffix} IN ACCESS EXCLUSIVE MODE")

@@ -1,4 +1,4 @@
-"""Failure groups: how often each failed lately, where, and what people have decided about it."""
+"""Failure groups: counts over time and by worker, variants, and states."""
 
 import math
 from collections import defaultdict
@@ -33,14 +33,15 @@ from celery_monitor.records.task import Task
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import UNKNOWN
-from celery_monitor.store.tasks.rows import checked_time, cluster_names, load_tasks, numbers_of
-from celery_monitor.store.terms import texts
+from celery_monitor.store.tasks.rows import load_tasks
+from celery_monitor.store.terms import checked_time, cluster_ids, cluster_names, texts
 
 UNRESOLVED = (FailureState.OPEN, FailureState.REGRESSED)
 MOST_STEPS = 30
 TREND_STEPS = (60, 120, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)
 _HOUR = 3600
 _DAY = 86400
+_COPIED = ("id", "name", "exception_type", "frame", "first_seen", "last_seen", "state_at")
 _group = schema.failure_group
 _rollup = schema.failure_rollup.c
 _task = schema.task.c
@@ -54,7 +55,7 @@ def read_failure_groups(
     states: Sequence[FailureState] | None = None,
     limit: int = 50,
 ) -> list[FailureGroup]:
-    """Groups with failures since then, the most first; ``count`` is theirs since then, not altogether."""
+    """Groups with failures since then, the most frequent first; ``count`` is since then."""
     with store.read() as connection:
         return _groups(connection, since, cluster, states, limit)
 
@@ -62,11 +63,11 @@ def read_failure_groups(
 def read_new_failure_groups(
     store: Store, *, since: float, cluster: str | None = None, limit: int = 50
 ) -> list[FailureGroup]:
-    """Open groups whose first failure was since then, or that came back since then; the newest first."""
+    """Unresolved groups that first failed or regressed since then, the newest first."""
     first = case((_group.c.state == FailureState.REGRESSED.value, _group.c.state_at), else_=_group.c.first_seen)
     wanted = (_group.c.state.in_([state.value for state in UNRESOLVED]), first >= since)
     with store.read() as connection:
-        numbers = numbers_of(connection, cluster)
+        numbers = cluster_ids(connection, cluster)
         statement = select(_group).where(*wanted, _group.c.cluster_id.in_(numbers)).order_by(first.desc()).limit(limit)
         names = cluster_names(connection)
         rows = connection.execute(statement).all()
@@ -83,7 +84,7 @@ def read_failure_summaries(
     states: Sequence[FailureState] | None = None,
     limit: int = 50,
 ) -> list[FailureSummary]:
-    """The same groups, each with its counts in an hour, a day and a week, its trend and the workers affected."""
+    """Groups with failures since then, with counts of an hour, a day and a week, trend and affected workers."""
     with store.read() as connection:
         groups = _groups(connection, since, cluster, states, limit)
         found = _windows(connection, [group.id for group in groups], since, now)
@@ -91,14 +92,14 @@ def read_failure_summaries(
 
 
 def read_failure_summary(store: Store, id: int, *, since: float, now: float) -> FailureSummary:  # noqa: A002
-    """One group with its windows and all its failures in ``count``. Raises NotFound."""
+    """One group with its windows; ``count`` has all its failures. Raises NotFound."""
     group = read_failure_group(store, id)
     with store.read() as connection:
         return FailureSummary(group=group, windows=_windows(connection, [id], since, now)[id])
 
 
 def read_failure_group(store: Store, id: int) -> FailureGroup:  # noqa: A002
-    """One group, with all its failures in ``count``. Raises NotFound."""
+    """One group; ``count`` has all its failures. Raises NotFound."""
     with store.read() as connection:
         row = connection.execute(select(_group).where(_group.c.id == id)).first() if 0 < id < 2**31 else None
         names = cluster_names(connection)
@@ -109,23 +110,23 @@ def read_failure_group(store: Store, id: int) -> FailureGroup:  # noqa: A002
 
 
 def read_group_states(store: Store, *, since: float, cluster: str | None = None) -> dict[FailureState, int]:
-    """How many groups of each state failed since then; every state is there."""
+    """The number of groups with failures since then, by state; every state is there."""
     with store.read() as connection:
         counts = _counts_since(since)
         statement = select(_group.c.state, func.count()).join(counts, counts.c.group_id == _group.c.id)
         if cluster is not None:
-            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         found = {row[0]: row[1] for row in connection.execute(statement.group_by(_group.c.state))}
     return {state: found.get(state.value, 0) for state in FailureState}
 
 
 def read_failure_counts(store: Store, *, since: float, cluster: str | None = None) -> FailureCounts:
-    """Failures since then, of all groups."""
+    """Failures of all groups since then, by state of the group."""
     with store.read() as connection:
         counts = _counts_since(since)
         statement = select(_group.c.state, func.sum(counts.c.recent)).join(counts, counts.c.group_id == _group.c.id)
         if cluster is not None:
-            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         found = {row[0]: int(row[1]) for row in connection.execute(statement.group_by(_group.c.state))}
     return FailureCounts(
         open=sum(found.get(state.value, 0) for state in UNRESOLVED),
@@ -135,17 +136,17 @@ def read_failure_counts(store: Store, *, since: float, cluster: str | None = Non
 
 
 def read_open_groups(store: Store, *, since: float, cluster: str | None = None) -> int:
-    """How many groups that are neither resolved nor muted failed since then; without reading a rollup."""
-    recent = _group.c.last_seen >= checked_time(since) // 60 * 60  # as the minutes of the list
+    """The number of unresolved groups with failures since then, without reading roll-ups."""
+    recent = _group.c.last_seen >= checked_time(since) // 60 * 60  # the minute, as in the list
     statement = select(func.count()).where(recent, _group.c.state.in_([state.value for state in UNRESOLVED]))
     with store.read() as connection:
         if cluster is not None:
-            statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+            statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         return connection.execute(statement).scalar_one()
 
 
 def read_failure_trend(store: Store, id: int, *, since: float, until: float) -> FailureTrend:  # noqa: A002
-    """When and on which workers one group failed."""
+    """Failures of one group over time, and by worker."""
     step = trend_step(since, until)
     wanted = (*_span(step, since, until), _rollup.group_id == id)
     total = func.sum(_rollup["count"])
@@ -168,20 +169,20 @@ def read_failure_trend(store: Store, id: int, *, since: float, until: float) -> 
 
 
 def read_latest_failure(store: Store, id: int, limit: int) -> list[Task]:  # noqa: A002
-    """The latest tasks that ended with this failure and are still kept, without tracebacks."""
+    """The latest recorded tasks with this failure, without tracebacks."""
     with store.read() as connection:
-        newest = select(_task.id).where(_task.failure_group_id == id).order_by(_task.seen.desc(), _task.id.desc())
+        newest = select(_task.id).where(_task.failure_group_id == id).order_by(_task.sort_time.desc(), _task.id.desc())
         return load_tasks(connection, list(connection.execute(newest.limit(limit)).scalars()))
 
 
 def set_failure_state(store: Store, id: int, state: FailureState, at: float) -> None:  # noqa: A002
-    """Notes what somebody decided about a group."""
+    """Sets the state of a group."""
     with store.begin() as connection:
         connection.execute(update(_group).where(_group.c.id == id).values(state=state.value, state_at=at))
 
 
 def trend_step(since: float, until: float) -> int:
-    """Seconds per step of a trend: as fine as an eye can tell apart."""
+    """Seconds per step of a trend: the finest with at most MOST_STEPS steps."""
     return next((step for step in TREND_STEPS if (until - since) / step <= MOST_STEPS), TREND_STEPS[-1])
 
 
@@ -191,7 +192,7 @@ def _groups(
     counts = _counts_since(since)
     statement = select(_group, counts.c.recent).join(counts, counts.c.group_id == _group.c.id)
     if cluster is not None:
-        statement = statement.where(_group.c.cluster_id.in_(numbers_of(connection, cluster)))
+        statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
     if states is not None:
         statement = statement.where(_group.c.state.in_([state.value for state in states]))
     order = (counts.c.recent.desc(), _group.c.last_seen.desc(), _group.c.id)
@@ -202,7 +203,7 @@ def _groups(
 
 
 def _variants(connection: Connection, groups: Sequence[int]) -> dict[int, tuple[FailureVariant, ...]]:
-    """By group, those that still count any failure; the most frequent first, what is left over last."""
+    """Variants with failures by group, the most frequent first, that of all others last."""
     table = schema.failure_variant.c
     statement = select(schema.failure_variant).where(table.group_id.in_(groups), table["count"] > 0)
     order = (table.message == "", table["count"].desc(), table.message)
@@ -213,7 +214,7 @@ def _variants(connection: Connection, groups: Sequence[int]) -> dict[int, tuple[
 
 
 def _counts_since(since: float, groups: Sequence[int] | None = None) -> Subquery:
-    """Failures and workers by group: whole days and hours from the coarser rollups, the beginning by the minute."""
+    """Failures and workers by group: whole days and hours from coarser roll-ups, the beginning by the minute."""
     checked_time(since)
     hour, day = math.ceil(since / _HOUR) * _HOUR, math.ceil(since / _DAY) * _DAY
     spans = (
@@ -263,7 +264,7 @@ def _span(step: int, since: float, until: float) -> tuple[ColumnElement[bool], .
 
 
 def _start(step: int) -> ColumnElement[int]:
-    # Written out: PostgreSQL does not see that two parameters, to select and to group by, are one.
+    # A literal: PostgreSQL does not take two parameters, in SELECT and in GROUP BY, for the same value.
     return _rollup.at - _rollup.at % literal_column(str(step))
 
 
@@ -274,20 +275,14 @@ def _starts(step: int, since: float, until: float) -> list[int]:
 def _record(
     row: Row[Any], names: dict[int, str], count: int, variants: dict[int, tuple[FailureVariant, ...]]
 ) -> FailureGroup:
-    """A group of one variant alone has its message: nothing is known to differ yet."""
+    """A group with a single variant has the message of that."""
     mine = variants.get(row.id, ())
     alone = mine[0].message if len(mine) == 1 else None
     return FailureGroup(
-        id=row.id,
+        **{name: getattr(row, name) for name in _COPIED},
         cluster=names[row.cluster_id],
-        name=row.name,
-        exception_type=row.exception_type,
         message=alone or row.message,
         variants=mine,
-        frame=row.frame,
-        first_seen=row.first_seen,
-        last_seen=row.last_seen,
         count=count,
         state=FailureState(row.state),
-        state_at=row.state_at,
     )

@@ -1,7 +1,7 @@
 """Counters by minute, hour and day, changed by deltas inside the writer's transaction.
 
-A delta is what a change of tasks means for the counters: everything that a task counted for is subtracted, and what
-it counts for now is added. So a replayed event counts nothing, and a late one corrects what it must.
+A delta is the change of the counters by a batch: what a task counted for before is subtracted, what it counts for now
+is added. So a repeated event counts nothing, and a late one corrects the counters.
 """
 
 from collections import OrderedDict, defaultdict
@@ -34,7 +34,7 @@ COUNT_FIELDS = ("received", "started", "succeeded", "failed", "retried", "revoke
 signature_of = lru_cache(maxsize=2048)(signature)
 
 
-Place = tuple[int, str | None, str | None, str | None]  # where in the rollups it counts: minute, name, queue, worker
+Place = tuple[int, str | None, str | None, str | None]  # of a roll-up: minute, name, queue, worker
 
 
 class Tally:
@@ -44,7 +44,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.counts = [0] * len(COUNT_FIELDS)
-        self.since_receipt = 0  # waits that are counted from receipt
+        self.since_receipt = 0  # waits counted from receipt
         self.wait: dict[int, int] = defaultdict(int)
         self.run: dict[int, int] = defaultdict(int)
 
@@ -53,7 +53,7 @@ class Tally:
         return not (any(self.counts) or self.since_receipt or any(self.wait.values()) or any(self.run.values()))
 
 
-_NOWHERE = Tally()
+_NO_TALLY = Tally()
 _FAILED, _SUCCEEDED = Outcome.FAILED, Outcome.SUCCEEDED
 
 
@@ -69,11 +69,11 @@ class FailureTally:
         self.variants: dict[str, int] = {}
         self.first = float("inf")
         self.last = 0.0
-        self.latest = 0.0  # the last failure by our own clock: a worker's may be an hour behind
+        self.latest = 0.0  # the last failure by our clock: a worker's may be an hour behind
 
 
 class Deltas:
-    """The change of all counters in one batch. ``skews`` are seconds to add to a worker's clock to have ours."""
+    """The change of all counters in one batch. ``skews``: our clock minus the worker's, in seconds."""
 
     def __init__(self, skews: Mapping[str, float] | None = None) -> None:
         self._skews = skews or {}
@@ -81,12 +81,12 @@ class Deltas:
         self.rollups: dict[Place, Tally] = defaultdict(Tally)
         self.failures: dict[bytes, FailureTally] = {}
 
-    def take_out(self, task: Task) -> None:
-        """Call before a stored task changes."""
+    def subtract(self, task: Task) -> None:
+        """To be called before a stored task changes."""
         self._count(task, -1)
 
-    def put_in(self, task: Task) -> None:
-        """Call after it changed, or for a new one."""
+    def add(self, task: Task) -> None:
+        """To be called after a task changed, and for a new one."""
         self._count(task, 1)
 
     def _count(self, task: Task, sign: int) -> None:
@@ -97,7 +97,7 @@ class Deltas:
             self._count_run(task, run, sign)
 
     def _count_run(self, task: Task, run: Run, sign: int) -> None:
-        minute, tally = -MINUTE, _NOWHERE  # most runs are received, started and ended in one minute
+        minute, tally = -MINUTE, _NO_TALLY  # most runs are received, started and ended in one minute
         if run.received is not None:
             minute, tally = self._tally(task, run, run.received)
             tally.counts[0] += sign
@@ -154,7 +154,7 @@ Bucket = defaultdict[Key, Tally]
 
 
 class Counters:
-    """Applies deltas for one cluster. It alone writes them, so what it has read stays true until a rollback."""
+    """Applies deltas for one cluster. The only writer of its counters, so what it caches is valid until a rollback."""
 
     def __init__(self, store: Store, terms: Terms) -> None:
         self._terms = terms
@@ -163,34 +163,34 @@ class Counters:
         self._count_tasks = counting_tasks(store)
         self._count_failures = _adding(store, schema.failure_rollup, "count")
         self._count_variants = _adding(store, schema.failure_variant, "count")
-        self._variants: dict[int, set[str]] = {}  # by failure group, as far as they are known to be stored
+        self._variants: dict[int, set[str]] = {}  # stored ones, by failure group
         self._change_group = _changing_group(store)
         self._reopen = _reopening(store)
         self._put_rollup = _replacing(store, schema.rollup, (*COUNT_FIELDS, "wait", "run", "since_receipt"))
         self._store = store
 
     def forget(self) -> None:
-        """Drops what is in memory, after a rollback."""
+        """Empties all caches, after a rollback."""
         self.forget_rollups()
         self._groups.clear()
         self._variants.clear()
 
     def forget_rollups(self) -> None:
-        """When old ones were deleted."""
+        """Empties the cache of roll-ups, after old ones were deleted."""
         self._buckets.clear()
 
     def apply(self, connection: Connection, cluster_id: int, deltas: Deltas) -> None:
-        """Changes every counter that the deltas name. The names are interned already."""
+        """Changes every counter of the deltas, whose names must be loaded in ``terms``."""
         self._apply_tasks(connection, cluster_id, deltas.tasks)
         self._apply_rollups(connection, cluster_id, deltas.rollups)
         self._apply_failures(connection, deltas.failures.values())
 
     def group_id(self, digest: bytes) -> int | None:
-        """The number of a failure group that ``ensure_groups`` has seen."""
+        """The number of a failure group that ``ensure_groups`` has loaded."""
         return self._groups.get(digest)
 
     def ensure_groups(self, connection: Connection, cluster_id: int, failures: Mapping[bytes, FailureTally]) -> None:
-        """Makes sure that each failure group has a number."""
+        """Loads the number of each failure group; new ones get one."""
         for digest, tally in failures.items():
             if digest not in self._groups:
                 self._groups[digest] = self._make_group(connection, cluster_id, digest, tally)
@@ -249,17 +249,17 @@ class Counters:
         self._count_variants.run(connection, [(*place, count) for place, count in rows.items() if count])
 
     def _variant(self, connection: Connection, group: int, message: str) -> str:
-        """The message itself while it is among the first of its group, else that of all others."""
-        known = self._variants.get(group)
-        if known is None or (message not in known and len(known) < schema.MOST_VARIANTS):
+        """The message if it is among the first of its group, else the empty one that stands for all others."""
+        stored = self._variants.get(group)
+        if stored is None or (message not in stored and len(stored) < schema.MOST_VARIANTS):
             table = schema.failure_variant.c
-            stored = select(table.message).where(table.group_id == group, table.message != "")
-            known = self._variants[group] = set(connection.execute(stored).scalars())
-        if message in known:
+            messages = select(table.message).where(table.group_id == group, table.message != "")
+            stored = self._variants[group] = set(connection.execute(messages).scalars())
+        if message in stored:
             return message
-        if len(known) >= schema.MOST_VARIANTS:
+        if len(stored) >= schema.MOST_VARIANTS:
             return ""
-        known.add(message)
+        stored.add(message)
         return message
 
     def _apply_failures(self, connection: Connection, tallies: Collection[FailureTally]) -> None:
@@ -299,13 +299,13 @@ class Counters:
 
 
 def _reopening(store: Store) -> PreparedStatement:
-    """A failure after somebody called the group resolved: it has come back. One from before, told late, has not."""
+    """Reopens a resolved group at a failure after its resolution; a late event of an earlier failure does not."""
     table = schema.failure_group
     failed_at = bindparam("failed_at", type_=Double)
     resolved: ColumnElement[str] = literal_column(f"'{FailureState.RESOLVED}'")
     regressed: ColumnElement[str] = literal_column(f"'{FailureState.REGRESSED}'")
-    come_back = (table.c.id == bindparam("group"), table.c.state == resolved, table.c.state_at < failed_at)
-    statement = update(table).where(*come_back).values(state=regressed, state_at=failed_at)
+    returned = (table.c.id == bindparam("group"), table.c.state == resolved, table.c.state_at < failed_at)
+    statement = update(table).where(*returned).values(state=regressed, state_at=failed_at)
     return PreparedStatement(store, statement, ["failed_at", "group"])
 
 
@@ -341,12 +341,12 @@ def _values(tally: Tally) -> tuple[object, ...]:
 
 
 def counting_tasks(store: Store) -> PreparedStatement:
-    """Adds to task_count: the values of its columns in order."""
+    """Adds to task_count; rows have the values of its columns in order."""
     return _adding(store, schema.task_count, "count")
 
 
 def _adding(store: Store, table: object, column: str) -> PreparedStatement:
-    """An insert that adds to what is there."""
+    """An insert that adds to the stored value."""
     statement = store.insert(table)  # type: ignore[arg-type]
     keys = [each.name for each in statement.table.primary_key]
     total = statement.table.c[column] + statement.excluded[column]
@@ -356,7 +356,7 @@ def _adding(store: Store, table: object, column: str) -> PreparedStatement:
 
 
 def _changing_group(store: Store) -> PreparedStatement:
-    """Adds to a failure group's count and widens its span."""
+    """Adds to the count of a failure group and extends its first and last time."""
     table = schema.failure_group
     first, last = bindparam("first", type_=Double), bindparam("last", type_=Double)
     statement = (
@@ -372,7 +372,7 @@ def _changing_group(store: Store) -> PreparedStatement:
 
 
 def _replacing(store: Store, table: object, columns: tuple[str, ...]) -> PreparedStatement:
-    """An insert that puts new values over what is there."""
+    """An insert that overwrites the stored values."""
     statement = store.insert(table)  # type: ignore[arg-type]
     changes = {name: statement.excluded[name] for name in columns}
     return PreparedStatement(

@@ -9,7 +9,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.series import Percentiles
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.series import read_name_totals, read_series
+from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id
 
@@ -33,7 +33,7 @@ def p50_by_minute(store: Store) -> list[float | None]:
     return [None if bucket.run is None else round(bucket.run.p50) for bucket in found.buckets]
 
 
-def test_late_event_changes_a_bucket_that_was_looked_at(store: Store) -> None:
+def test_late_event_changes_a_bucket_that_was_read(store: Store) -> None:
     write(store, *(event for n in range(5) for event in ran(n, START + 60 * n, 10.0, worker=f"w{n}@shop")))
     assert p50_by_minute(store) == [10] * 5
     write(store, *ran(11, START + 61, 90.0), *ran(12, START + 62, 90.0))

@@ -1,9 +1,8 @@
 from celery_monitor.records.queue import Queue
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.queues import save_queues
+from celery_monitor.store.queues import Flow, read_depths, read_flows, save_queues
 from celery_monitor.store.schema import TERM_KINDS
-from celery_monitor.store.series import Flow, read_depths, read_flows
 from celery_monitor.store.terms import Terms, cluster_id
 from tests.factories import NOW
 
@@ -33,7 +32,7 @@ def test_flow_by_queue_sums_workers_and_minutes(store: Store) -> None:
     add(store, "emails", "w2", MINUTE - 60, received=7, succeeded=2)
     add(store, "emails", "w2", MINUTE - 600, received=100)
     found = read_flows(store, "queue", since=MINUTE - 60, now=MINUTE + 30)
-    assert found.by_key == {("shop", "emails"): Flow(taken=12, succeeded=5, failed=1)}
+    assert found.by_key == {("shop", "emails"): Flow(received=12, succeeded=5, failed=1)}
     assert found.seconds == 90
 
 
@@ -51,7 +50,7 @@ def test_a_queue_without_runs_is_unknown_when_runs_have_no_queue(store: Store) -
     add(store, None, "w1", MINUTE, received=9)
     found = read_flows(store, "queue", since=MINUTE, now=MINUTE)
     assert found.of("shop", "idle") is None
-    assert found.of("shop", "emails") == Flow(taken=5)
+    assert found.of("shop", "emails") == Flow(received=5)
 
 
 def test_another_cluster_is_left_out(store: Store) -> None:

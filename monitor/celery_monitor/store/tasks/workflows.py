@@ -1,4 +1,4 @@
-"""Workflows: which there are lately, their steps, and those in which nothing has happened for a while."""
+"""Workflows: the latest ones, their steps, and stalled ones."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,17 +13,16 @@ from celery_monitor.records.page import ListPage
 from celery_monitor.records.task import Step, TaskState, WaitingStep, WorkflowSummary
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.schema import STATE_CODES
+from celery_monitor.store.schema import STATE_CODES, STATES
 from celery_monitor.store.tasks.keys import from_key, in_tree, span_of, to_key
 from celery_monitor.store.tasks.page import Cursor, read_cursor, write_cursor
-from celery_monitor.store.tasks.rows import STATES, cluster_names, numbers_of, storable
-from celery_monitor.store.terms import texts
+from celery_monitor.store.terms import cluster_ids, cluster_names, storable, texts
 
-STILL_SECONDS = 60.0
+STALLED_SECONDS = 60.0
 WITHIN_SECONDS = 86400.0
 MOST_SEARCHED = 500  # of each state, the newest
-MOST_STUCK = 50  # as many, and there may be more
-# What waits for its ETA does not stand still.
+MOST_STUCK = 50  # if there are as many, there may be more
+# Waiting for an ETA is not being stalled.
 UNENDED = (TaskState.PENDING, TaskState.RECEIVED, TaskState.STARTED, TaskState.RETRY, TaskState.LOST)
 _zero: ColumnElement[int] = literal_column("0")
 _task = schema.task.c
@@ -34,31 +33,26 @@ Place = tuple[int, bytes]  # the cluster and the root
 
 
 def read_stuck_workflows(store: Store, now: float, cluster: str | None = None) -> list[WaitingStep]:
-    """Those of the last day, each with what most of its tasks wait for; the one that stood still longest first."""
+    """Stalled workflows of the last day, each with the name of most unfinished tasks; the longest stalled first."""
     with store.read() as connection:
-        roots = _candidates(connection, now, numbers_of(connection, cluster))
+        roots = _candidates(connection, now, cluster_ids(connection, cluster))
         rows = _kinds(connection, roots)
-        heard = _last_heard(rows)
-        found = _waiting(connection, [row for row in rows if heard[_place(row)] <= now - STILL_SECONDS])
+        last_events = _last_events(rows)
+        found = _waiting(connection, [row for row in rows if last_events[_place(row)] <= now - STALLED_SECONDS])
         clusters = cluster_names(connection)
-    still = [
-        WaitingStep(cluster=clusters[place[0]], root_id=from_key(place[1]), since=heard[place], **found[place])
+    stalled = [
+        WaitingStep(cluster=clusters[place[0]], root_id=from_key(place[1]), since=last_events[place], **found[place])
         for place in roots
         if place in found
     ]
-    return sorted(still, key=lambda each: each.since)
-
-
-def waiting_of(connection: Connection, places: Sequence[Place]) -> dict[Place, dict[str, Any]]:
-    """Of each workflow the tasks that have not ended: how many, and the name and state of the most."""
-    return _waiting(connection, _kinds(connection, places))
+    return sorted(stalled, key=lambda each: each.since)
 
 
 def _kinds(connection: Connection, places: Sequence[Place]) -> Sequence[Any]:
-    """The tasks of workflows by name and state: how many, and when anything was heard of them."""
+    """The tasks of workflows by name and state: how many, and their latest times."""
     if not places:
         return []
-    moments = [func.max(_task[name]) for name in ("seen", "received", "started", "ended")]
+    moments = [func.max(_task[name]) for name in ("sort_time", "received", "started", "ended")]
     statement = (
         select(_task.cluster_id, _task.root, _task.name_id, _task.state, func.count(), *moments)
         .where(_in_tree, _task.root.in_([root for _, root in places]))
@@ -72,12 +66,12 @@ def _place(row: Any) -> Place:
     return row[0], bytes(row[1])
 
 
-def _last_heard(rows: Sequence[Any]) -> dict[Place, float]:
-    heard: dict[Place, float] = {}
+def _last_events(rows: Sequence[Any]) -> dict[Place, float]:
+    last: dict[Place, float] = {}
     for row in rows:
         moments = [at for at in row[5:] if at is not None]
-        heard[_place(row)] = max(heard.get(_place(row), 0.0), *moments)
-    return heard
+        last[_place(row)] = max(last.get(_place(row), 0.0), *moments)
+    return last
 
 
 def _waiting(connection: Connection, rows: Sequence[Any]) -> dict[Place, dict[str, Any]]:
@@ -104,8 +98,8 @@ def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> 
         newest = (
             select(_task.cluster_id, _task.root)
             .where(_task.state == state, literal_column("state") != STATE_CODES[TaskState.SUCCESS])
-            .where(_task.seen <= now - STILL_SECONDS, _task.seen > now - WITHIN_SECONDS)
-            .order_by(_task.seen.desc(), _task.id.desc())
+            .where(_task.sort_time <= now - STALLED_SECONDS, _task.sort_time > now - WITHIN_SECONDS)
+            .order_by(_task.sort_time.desc(), _task.id.desc())
             .limit(MOST_SEARCHED)
             .subquery()
         ).c
@@ -120,21 +114,22 @@ MOST_STEPS = 20_000
 _SORT = "workflows"
 _columns = (
     _task.key, _task.root, _task.parent, _task.state, _task.name_id, _task.queue_id, _task.worker_id,
-    _task.sent, _task.received, _task.started, _task.ended, _task.eta, _task.seen, _task.id, _task.cluster_id,
+    _task.sent, _task.received, _task.started, _task.ended, _task.eta, _task.sort_time, _task.id, _task.cluster_id,
 )  # fmt: skip
 
 
 def read_workflows(
     store: Store, *, cluster: str | None = None, limit: int = 50, cursor: str | None = None
 ) -> ListPage[WorkflowSummary]:
-    """Root tasks with tasks under them, those first that were heard of last; of the newest 20,000 tasks."""
+    """Workflows, those with the latest tasks first; of the newest 20,000 tasks."""
     place = read_cursor(cursor, _SORT, by_text=False) if cursor is not None else None
     with store.read() as connection:
-        newest = select(_task.root, _task.seen, _task.id, _task.cluster_id).order_by(_task.seen.desc(), _task.id.desc())
+        columns = (_task.root, _task.sort_time, _task.id, _task.cluster_id)
+        newest = select(*columns).order_by(_task.sort_time.desc(), _task.id.desc())
         if cluster is not None:
-            newest = newest.where((_task.cluster_id + _zero).in_(numbers_of(connection, cluster)))
+            newest = newest.where((_task.cluster_id + _zero).in_(cluster_ids(connection, cluster)))
         rows = newest.limit(SEARCHED).subquery().c
-        last = func.max(rows.seen)
+        last = func.max(rows.sort_time)
         found = (
             select(rows.cluster_id, rows.root, last.label("last"), func.max(rows.id).label("id"))
             .where(rows.root.is_not(None), func.length(rows.root) > 0)
@@ -152,20 +147,20 @@ def read_workflows(
 
 
 def read_steps(store: Store, root_id: str, cluster: str | None = None) -> tuple[str, list[Step], bool]:
-    """The cluster, the root and every task under it, the oldest first; and whether that is all.
+    """The cluster, the root and every task under it, the oldest first; and whether these are all.
 
     The root's step is the first; its state is ``None`` where it is not in the record. Raises NotFound.
     """
     key = to_key(root_id) if storable(root_id) else b""
     with store.read() as connection:
-        clusters = numbers_of(connection, cluster)
+        clusters = cluster_ids(connection, cluster)
         own = select(*_columns).where(_task.cluster_id.in_(clusters), _task.key == key)
         inside = and_(in_tree(span_of(key)), (_task.cluster_id + _zero).in_(clusters))
-        members = select(*_columns).where(inside).order_by(_task.seen, _task.id).limit(MOST_STEPS + 1)
+        members = select(*_columns).where(inside).order_by(_task.sort_time, _task.id).limit(MOST_STEPS + 1)
         rows = [*connection.execute(own).all(), *connection.execute(members).all()] if key else []
         if not rows:
-            raise NotFound(f"no task of a workflow {root_id!r} is in the record; it may be too old", id=root_id)
-        number = rows[0].cluster_id  # of clusters that share an id, the one of its root
+            raise NotFound(f"no task of a workflow {root_id!r} is in the record; it may have expired", id=root_id)
+        number = rows[0].cluster_id  # where clusters share an id, that of the root
         rows = [row for row in rows if row[-1] == number]
         names = texts(connection, {each for row in rows for each in row[4:7]})
         cluster_name = cluster_names(connection)[number]
@@ -182,7 +177,7 @@ def _summaries(connection: Connection, roots: Sequence[Any]) -> list[WorkflowSum
     for row in connection.execute(counted.group_by(_task.cluster_id, _task.root, _task.state)):
         states[row.cluster_id, bytes(row.root)][STATES[row.state]] = row.n
     clusters = cluster_names(connection)
-    waiting = waiting_of(connection, [(root.cluster_id, bytes(root.root)) for root in roots])
+    waiting = _waiting(connection, _kinds(connection, [(root.cluster_id, bytes(root.root)) for root in roots]))
     own = select(*_columns).where(_task.cluster_id.in_(list(clusters)), _task.key.in_(keys))
     rows: dict[tuple[int, bytes], Any] = {(row.cluster_id, bytes(row.key)): row for row in connection.execute(own)}
     names = texts(connection, {each for row in rows.values() for each in (row.name_id, row.queue_id, row.worker_id)})
@@ -227,4 +222,4 @@ def _step(row: Any, names: dict[int, str]) -> Step:
     )
 
 
-_known_id = lru_cache(maxsize=256)(from_key)  # thousands have one parent
+_known_id = lru_cache(maxsize=256)(from_key)  # thousands of tasks have the same parent

@@ -27,7 +27,7 @@ def fill(store: Store, state: str, most: int) -> list[Worker]:
 
 
 @pytest.mark.parametrize(("state", "most"), [("started", MOST_STARTED), ("received", MOST_RECEIVED)])
-def test_of_whom_not_all_was_read_is_told(store: Store, state: str, most: int) -> None:
+def test_workers_with_more_tasks_than_were_read_are_named(store: Store, state: str, most: int) -> None:
     held = read_active_tasks(store, fill(store, state, most), NOW + 100)
     partly = {"started": held.partly_started, "received": held.partly_received}
     assert partly.pop(state) == {("shop", "old@shop")}
@@ -36,7 +36,7 @@ def test_of_whom_not_all_was_read_is_told(store: Store, state: str, most: int) -
     assert [task.worker for task in held.tasks].count("few@shop") == 2
 
 
-def test_where_all_was_read_nobody_is_told(store: Store) -> None:
+def test_where_all_tasks_were_read_no_worker_is_named(store: Store) -> None:
     held = read_active_tasks(store, fill(store, "started", 20), NOW + 100)
     assert [task.worker for task in held.tasks].count("old@shop") == 5
     assert held.partly_started == held.partly_received == frozenset()

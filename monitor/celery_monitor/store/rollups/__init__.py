@@ -1,0 +1,1 @@
+"""Counts over time by minute, hour and day: written by the counters, read as series and as failure groups."""
