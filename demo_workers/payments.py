@@ -6,16 +6,20 @@ has to look. Both succeed at the next attempt, so *retry* in the monitor works o
 """
 
 import random
+import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from celery import Task
 
-from demo_workers.app import app
-from demo_workers.ledger import count_attempt, record_payment
+from demo_workers.app import DIRECTORY, app
 
 DROPPED_LINE = 7
 REFUSED_CARD = 3
+# Idempotency needs a record of what has been paid that outlives every worker.
+TABLE = 'CREATE TABLE IF NOT EXISTS payment ("order" INTEGER PRIMARY KEY, attempts INTEGER NOT NULL, paid REAL)'
 
 
 class BankUnreachable(Exception):
@@ -71,3 +75,29 @@ def refund(self: Any, order: int, amount: float) -> str:
 def note_failure(request: Any, exc: Exception, traceback: str) -> str:
     """An error callback: sent along with ``link_error``, it runs where the failed task did."""
     return f"noted: {request.id} failed with {exc!r}"
+
+
+@contextmanager
+def _ledger() -> Iterator[sqlite3.Connection]:
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(DIRECTORY / "payments.db", timeout=10)) as connection, connection:
+        connection.execute(TABLE)
+        yield connection
+
+
+def count_attempt(order: int) -> int:
+    """How often this order's payment has been tried, this time included."""
+    with _ledger() as ledger:
+        row = ledger.execute(
+            'INSERT INTO payment ("order", attempts) VALUES (?, 1) '
+            'ON CONFLICT ("order") DO UPDATE SET attempts = attempts + 1 RETURNING attempts',
+            (order,),
+        ).fetchone()
+    return int(row[0])
+
+
+def record_payment(order: int, amount: float) -> bool:
+    """False when the order had been paid already: then nothing may be charged again."""
+    with _ledger() as ledger:
+        changed = ledger.execute('UPDATE payment SET paid = ? WHERE "order" = ? AND paid IS NULL', (amount, order))
+    return changed.rowcount == 1

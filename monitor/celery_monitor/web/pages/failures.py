@@ -25,10 +25,19 @@ from celery_monitor.store.failures import (
 from celery_monitor.store.receivers import read_gaps
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
-from celery_monitor.web.charts import Chart, ChartSeries, bars, gap_spans, total_of
+from celery_monitor.web.charts import (
+    RANGE_WORDS,
+    Chart,
+    ChartSeries,
+    TimeRange,
+    bars,
+    gap_spans,
+    parse_range,
+    step_words,
+    total_of,
+)
 from celery_monitor.web.forms import command_of, performing
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.ranges import RANGE_WORDS, TimeRange, parse_range, step_words
 from celery_monitor.web.wording import parts
 
 MOST_GROUPS = 200

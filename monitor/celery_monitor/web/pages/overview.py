@@ -9,9 +9,18 @@ from celery_monitor.store.failures import UNRESOLVED, read_failure_counts, read_
 from celery_monitor.store.health import read_facts, read_standbys
 from celery_monitor.store.series import read_name_totals, read_series, record_began
 from celery_monitor.store.tasks.page import count_states, read_longest_running
-from celery_monitor.web.charts import depth, first_bucket, percentiles, throughput, wait_title
+from celery_monitor.web.charts import (
+    RANGE_WORDS,
+    TimeRange,
+    depth,
+    first_bucket,
+    parse_range,
+    percentiles,
+    step_words,
+    throughput,
+    wait_title,
+)
 from celery_monitor.web.pages import Context, Page, View
-from celery_monitor.web.ranges import RANGE_WORDS, TimeRange, parse_range, step_words
 
 LISTED = 6
 _STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}

@@ -14,10 +14,18 @@ from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store.queues import read_growing_queues, read_pauses, read_queues
 from celery_monitor.store.series import Flows, Key, read_depths, read_flows, read_name_totals, read_series, read_waits
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.charts import depth, percentiles, sparkline, throughput, wait_title
+from celery_monitor.web.charts import (
+    RANGE_WORDS,
+    depth,
+    parse_range,
+    percentiles,
+    sparkline,
+    step_words,
+    throughput,
+    wait_title,
+)
 from celery_monitor.web.forms import Form, command_of, doing, fields, performing
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.ranges import RANGE_WORDS, parse_range, step_words
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0

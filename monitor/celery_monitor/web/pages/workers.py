@@ -23,10 +23,9 @@ from celery_monitor.store.search import find_terms
 from celery_monitor.store.series import Flow, read_flows, read_series
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.charts import percentiles, throughput
+from celery_monitor.web.charts import RANGE_WORDS, parse_range, percentiles, step_words, throughput
 from celery_monitor.web.forms import Form, command_of, doing, performing
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.ranges import RANGE_WORDS, parse_range, step_words
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
