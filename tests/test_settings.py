@@ -99,7 +99,7 @@ def test_unknown_names_raise_and_name_the_one_that_was_meant(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("port", "http", "port: 'http' is not a whole number"),
+        ("port", "http", "port: 'http' is not an integer"),
         ("port", "-1", "negative"),
         ("sample_seconds", "0", "positive"),
         ("sample_seconds", "inf", "finite"),

@@ -167,7 +167,7 @@ def test_other_view_is_not_told_of_rows_it_does_not_have(site: Site) -> None:
 
 def test_row_that_left_the_page_is_kept_true_while_it_is_held(site: Site) -> None:
     key = f"shop {shop.RUNNING}"
-    with site.look("/tasks?limit=25", held=[key]) as browser:
+    with site.look("/tasks?limit=25", extra=[key]) as browser:
         hear(browser)
         site.write(*(received(make_id(600 + number)) for number in range(30)))
         hear_until(browser, lambda said: "rows" in said)
@@ -181,7 +181,7 @@ def test_a_view_that_nobody_looked_at_for_a_while_is_read_anew(site: Site) -> No
     key = f"shop {shop.RUNNING}"
     with site.look("/tasks") as browser:
         hear(browser)
-        browser.send(msgspec.json.encode({"view": "/tasks", "held": [key]}).decode())
+        browser.send(msgspec.json.encode({"view": "/tasks", "extra": [key]}).decode())
         site.write(received(make_id(504)))
         hear_until(browser, lambda said: f"shop {make_id(504)}" in str(said.get("rows")))
         browser.send('{"view": "/tasks"}')

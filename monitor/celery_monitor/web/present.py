@@ -38,10 +38,10 @@ from celery_monitor.web.render import link
 from celery_monitor.web.wording import brief, counted, number
 
 SHELL_REGIONS = ("shell_nav", "shell_banners")
-FRESH_SECONDS = 0.4  # several views of one refresh share what is read here
-MOST_KNOWN = 32
-DAY = 86400.0  # the time of the page of failures
-BRIEF = 5
+FRESH_SECONDS = 0.4  # views of one refresh share one shell
+MOST_CACHED = 32
+DAY = 86400.0  # default range of the failures page
+BRIEF = 5  # characters
 FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
 
 
@@ -54,14 +54,14 @@ class NavItem:
     icon: str
     query: dict[str, str] = field(default_factory=dict)
     count: str | None = None
-    means: str = ""  # what the count counts
+    means: str = ""  # title of the count
     alarm: bool = False
     current: bool = False
-    first: bool = False  # one of the five that a phone shows
+    first: bool = False  # one of the five shown on a phone
 
     @property
     def brief(self) -> str | None:
-        """The count where there is room for five characters: ``2/3``, of many workers those that are up, ``12 k``."""
+        """The count in at most five characters: ``2/3``, ``12 k``; of many workers, how many are up."""
         if self.count is None or len(self.count) <= BRIEF:
             return self.count
         more = "+" if self.count.endswith("+") else ""
@@ -70,21 +70,21 @@ class NavItem:
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """What stands around a view of the clusters (or of one); ``nav`` is the view's own."""
+    """What surrounds a view of one cluster or of all; ``nav`` differs by view."""
 
     clusters: tuple[str, ...]
-    failed: Count  # that still need somebody
+    failed: Count  # that still need attention
     banners: tuple[Finding, ...]
-    counts: Mapping[str, tuple[str | None, str]]  # beside the entries of the navigation, and what they mean
+    counts: Mapping[str, tuple[str | None, str]]  # of the navigation entries, with their titles
     nav: tuple[NavItem, ...] = ()
 
 
 class ShellReader:
-    """Reads the shell of a view; what views have in common is read once."""
+    """Reads the shell of a view; the part that views share is cached for FRESH_SECONDS."""
 
     def __init__(self, pages: Iterable[Page]) -> None:
         self._pages = [page for page in pages if page.nav]
-        self._known: dict[str | None, tuple[float, Shell]] = {}
+        self._cache: dict[str | None, tuple[float, Shell]] = {}
         self._lock = Lock()
 
     def read(self, view: View) -> Shell:
@@ -93,12 +93,12 @@ class ShellReader:
 
     def _shared(self, view: View) -> Shell:
         with self._lock:
-            read_at, shell = self._known.get(view.cluster, (0.0, None))
+            read_at, shell = self._cache.get(view.cluster, (0.0, None))
             if shell is None or time.monotonic() - read_at > FRESH_SECONDS:
                 shell = read_shell(view.store, view.settings.clusters, view.cluster, view.now)
-                if len(self._known) >= MOST_KNOWN:  # the name of a cluster comes from an address that anybody may type
-                    self._known.clear()
-                self._known[view.cluster] = (time.monotonic(), shell)
+                if len(self._cache) >= MOST_CACHED:  # anybody may put any cluster name into a URL
+                    self._cache.clear()
+                self._cache[view.cluster] = (time.monotonic(), shell)
             return shell
 
     def _nav(self, view: View, shell: Shell) -> Iterable[NavItem]:
@@ -128,7 +128,7 @@ def _failed_item(failed: Count, *, current: bool) -> NavItem:
 
 
 def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, now: float) -> Shell:
-    """What views of one cluster, or of all, have in common."""
+    """The part of the shell that all views of a cluster share."""
     facts, states = read_banner_facts(store, cluster, now), count_states(store, cluster)
     up = sum(worker.status is not WorkerStatus.OFFLINE for worker in facts.workers)
     groups = read_open_groups(store, since=now - DAY, cluster=cluster)
@@ -138,46 +138,46 @@ def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, n
         failed=unhandled(store, cluster, states[TaskState.FAILURE], now),
         banners=banners(facts),
         counts={
-            "tasks": (number(sum(states.values())), "tasks in the record"),
+            "tasks": (number(sum(states.values())), "recorded tasks"),
             "failures": (number(groups), "open failures of the last 24 h"),
             "queues": (None if waiting is None else number(waiting), "queues with waiting tasks"),
-            "workers": (f"{number(up)}/{number(len(facts.workers))}", "workers up, of all known"),
+            "workers": (f"{number(up)}/{number(len(facts.workers))}", "workers up, of all recorded"),
         },
     )
 
 
 def unhandled(store: Store, cluster: str | None, failed: int, now: float) -> Count:
-    """Failed tasks that still need somebody: what the query UNHANDLED lists."""
+    """Failed tasks that still need attention: those that the filter UNHANDLED matches."""
     if not failed:
         return Count(0)
     return count_tasks(store, parse(UNHANDLED, now).in_cluster(cluster))
 
 
 def _waiting(queues: Iterable[Queue]) -> int | None:
-    """In how many queues something waits; ``None``: no depth is known."""
+    """Number of queues with waiting messages; ``None`` if no depth is known."""
     depths = [queue.ready for queue in queues if queue.ready is not None]
     return sum(depth > 0 for depth in depths) if depths else None
 
 
 def address(view: View) -> str:
-    """The path and query that bring this view back."""
+    """Path and query of this view, below the prefix."""
     query = urlencode(view.query.multi_items())
     return view.path + (f"?{query}" if query else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a browser says it looks at. Equal ones are read once for all who share them."""
+    """A view that a browser has open. Browsers with an equal one share its snapshot."""
 
     address: str  # path and query below the prefix
     base: str
     role: Role
-    held: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """The rows of a region: which, in what order, and the HTML of each and of those held beside them."""
+    """The rows of a region: the keys in order, and the HTML of each and of the extra rows."""
 
     order: tuple[str, ...]
     html: Mapping[str, str]
@@ -185,14 +185,14 @@ class RowSet:
 
 @dataclass(frozen=True, slots=True)
 class ViewSnapshot:
-    """Everything of a view that may change."""
+    """The parts of a view that may change."""
 
     regions: Mapping[str, str]
     rows: Mapping[str, RowSet]
 
 
 class Presenter:
-    """Knows the pages; reads and renders them."""
+    """Reads and renders the pages."""
 
     def __init__(self, pages: Iterable[Page], environment: Environment, store: Store, settings: Settings) -> None:
         self.pages = tuple(pages)
@@ -209,9 +209,9 @@ class Presenter:
         base: str,
         role: Role,
         params: Mapping[str, Any],
-        held: tuple[str, ...] = (),
+        extra: tuple[str, ...] = (),
     ) -> View:
-        return View(path, query, self._store, self._settings, time.time(), base, role, params, held)
+        return View(path, query, self._store, self._settings, time.time(), base, role, params, extra)
 
     def find(self, watched: Watched) -> tuple[Page, View]:
         """The page at an address. Raises NotFound."""
@@ -221,19 +221,19 @@ class Presenter:
             match = regex.match(plain)
             if match:
                 params = {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
-                return page, self.view(path, QueryParams(query), watched.base, watched.role, params, watched.held)
+                return page, self.view(path, QueryParams(query), watched.base, watched.role, params, watched.extra)
         raise NotFound(f"There is no page at {path}.")
 
-    def html(self, page: Page, view: View, extra: Context) -> str:
-        """The whole page. ``extra`` has what belongs to the request: actor, token, notice, theme."""
-        return self._environment.get_template(page.template).render(self._context(page, view) | extra)
+    def html(self, page: Page, view: View, request_context: Context) -> str:
+        """The whole page. ``request_context``: actor, token, notice, theme."""
+        return self._environment.get_template(page.template).render(self._context(page, view) | request_context)
 
-    def bare(self, template: str, view: View, extra: Context) -> str:
-        """A page that has nothing of its own, such as an error."""
-        return self._environment.get_template(template).render(self._common(view) | extra)
+    def bare(self, template: str, view: View, request_context: Context) -> str:
+        """A page without a context of its own, such as an error."""
+        return self._environment.get_template(template).render(self._common(view) | request_context)
 
     def snapshot(self, watched: Watched) -> ViewSnapshot:
-        """Reads and renders what may have changed. Raises MonitorError as the page would."""
+        """Reads and renders the live regions and rows. Raises MonitorError as the page does."""
         page, view = self.find(watched)
         context = self._context(page, view) | {"csrf_field": csrf_field("")}
         template = self._environment.get_template(page.template)
@@ -246,11 +246,11 @@ class Presenter:
         rows = page.rows[name]
         row: Callable[[Any], Markup] = self._environment.get_template(rows.template).make_module(context).row  # type: ignore[attr-defined]
         items = list(context[rows.items])
-        html = {rows.key(item): str(row(item)) for item in [*context["held"], *items]}
+        html = {rows.key(item): str(row(item)) for item in [*context["extra"], *items]}
         return RowSet(tuple(rows.key(item) for item in items), html)
 
     def _context(self, page: Page, view: View) -> Context:
-        common = self._common(view) | {"title": page.title, "script": page.script, "held": ()}
+        common = self._common(view) | {"title": page.title, "script": page.script, "extra": ()}
         return common | page.context(view)
 
     def _common(self, view: View) -> Context:
@@ -265,12 +265,12 @@ class Presenter:
 
 
 def csrf_field(token: str) -> Markup:
-    """The hidden field of a form. Live regions are shared by users: there it is empty, and the script fills it."""
+    """The hidden field of a form. In live regions, which users share, it is empty and app.js fills it in."""
     return Markup('<input type="hidden" name="csrf_token" value="{}">').format(token)
 
 
 def make_url(view: View) -> Callable[..., str]:
-    """``url(path, name=value)``: a link below our prefix that stays in the cluster looked at."""
+    """``url(path, name=value)``: a link below the prefix that keeps the selected cluster."""
 
     def url(path: str, **query: object) -> str:
         return link(view.base, str(path), {"cluster": view.cluster} | query)

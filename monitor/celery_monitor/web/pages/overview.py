@@ -1,4 +1,4 @@
-"""Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
+"""Health, charts, top failures, longest running and slowest tasks: the page that stays open."""
 
 from celery_monitor.core.health import findings, settled
 from celery_monitor.core.words import counted
@@ -58,7 +58,7 @@ def _charts(view: View, span: TimeRange) -> Context:
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
             ("depth", "Waiting in queues", depth(series)),
             ("wait", wait_title(series), percentiles(series, "wait", view.now)),
-            ("run", "Run time: the code decides it", percentiles(series, "run", view.now)),
+            ("run", "Run time", percentiles(series, "run", view.now)),
         )
     }
 
@@ -67,7 +67,7 @@ def _lists(view: View, span: TimeRange) -> Context:
     store, cluster = view.store, view.cluster
     totals = read_name_totals(store, since=span.since, until=span.until, cluster=cluster)
     ran = [each for each in totals if each.run is not None]
-    began = first_bucket(span.since, span.until)  # so that chart and list count the same
+    began = first_bucket(span.since, span.until)  # so that charts and lists cover the same time
     return {
         "groups": read_failure_groups(store, since=began, cluster=cluster, states=UNRESOLVED, limit=LISTED),
         "settled": _settled(read_failure_counts(store, since=began, cluster=cluster)),
@@ -78,13 +78,13 @@ def _lists(view: View, span: TimeRange) -> Context:
 
 
 def _settled(failed: FailureCounts) -> str:
-    """What the chart counts and the list leaves out."""
+    """The failures that the chart counts and the list leaves out."""
     left_out = settled(failed)
     return f"{counted(failed.total, 'failure')}{left_out}" if left_out else ""
 
 
 def _worker_order(worker: Worker) -> tuple[int, str, str]:
-    """Who is gone comes last; of many, those that are silent are among the shown."""
+    """Silent workers first, offline ones last."""
     return _STATUS_ORDER[worker.status], worker.hostname, worker.cluster
 
 

@@ -1,11 +1,11 @@
-"""The door: who may connect, from where, and that what changes something comes from our own page.
+"""The middleware before every route: security headers, body limit, host, user, origin and token.
 
-Everything is denied that is not allowed here: a new route needs no word of its own to be guarded.
+Whatever is not allowed here is denied: a new route needs no code to be guarded.
 
-A script that uses the JSON API needs no page token. It shows that it is no browser by sending none of the headers that
-every browser adds to a request which can change something, and by ``Content-Type: application/json``, which a page of
-another site cannot send without asking first (a preflight, which we never grant). Both must hold: the guard refuses any
-other type, and the operation refuses a body without one.
+A script that uses the JSON API needs no page token. It shows that it is not a browser by sending none of the headers
+that every browser adds to an unsafe request, and by ``Content-Type: application/json``, which a page of another site
+cannot send without a preflight, which is never granted. Both are required: the guard refuses any other type, and the
+operation refuses a body without a type.
 """
 
 from urllib.parse import parse_qsl
@@ -36,7 +36,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
-SOCKET_FIELD = "token"  # in the query: a browser can send no header with a websocket handshake
+SOCKET_FIELD = "token"  # in the query: a browser cannot add a header to a websocket handshake
 FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TYPE = "application/json"
 MOST_FIELDS = 10_000
@@ -67,7 +67,7 @@ SECURITY_HEADERS = {
 
 
 def check_bind(settings: Settings) -> None:
-    """Raises SettingsError when the dashboard would be open to other machines without authentication."""
+    """Raises SettingsError if other machines could connect without authentication."""
     _users(settings)
 
 
@@ -82,7 +82,7 @@ def _users(settings: Settings) -> dict[str, User]:
 
 
 def middleware(settings: Settings, store: Store) -> list[Middleware]:
-    """What stands before the routes, outermost first. Raises SettingsError as ``check_bind`` does."""
+    """Outermost first. Raises SettingsError as ``check_bind`` does."""
     secret = settings.secret_key or read_secret(store, "secret_key")
     return [
         Middleware(SecurityHeaders),
@@ -92,11 +92,11 @@ def middleware(settings: Settings, store: Store) -> list[Middleware]:
 
 
 def actor_of(connection: HTTPConnection) -> Actor:
-    """Who asks. Raises Unauthenticated where the guard let somebody through without a name (``/metrics``)."""
-    found = connection.scope.get("actor")
-    if not isinstance(found, Actor):
+    """The user. Raises Unauthenticated on a path that the guard leaves open (``/metrics``)."""
+    actor = connection.scope.get("actor")
+    if not isinstance(actor, Actor):
         raise Unauthenticated(SIGN_IN)
-    return found
+    return actor
 
 
 def page_token(connection: HTTPConnection) -> str:
@@ -106,14 +106,14 @@ def page_token(connection: HTTPConnection) -> str:
 
 
 def check_socket(websocket: HTTPConnection) -> None:
-    """Raises Forbidden unless our own page opens the socket. The guard has called it before a handler runs."""
+    """Raises Forbidden unless our own page opens the socket."""
     check_site(websocket.headers)
     tokens: Tokens = websocket.scope["tokens"]
     tokens.check(websocket.query_params.get(SOCKET_FIELD), actor_of(websocket))
 
 
 class SecurityHeaders:
-    """Puts the headers on every response, errors and static files too."""
+    """Adds the headers to every response, errors and static files included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -130,7 +130,7 @@ class SecurityHeaders:
 
 
 class BodyLimit:
-    """Raises TooLarge into whoever reads more of a body than ``limit`` bytes."""
+    """Reading more than ``limit`` bytes of a body raises TooLarge."""
 
     def __init__(self, app: ASGIApp, limit: int = BODY_LIMIT) -> None:
         self.app = app
@@ -158,7 +158,7 @@ def _content_length(scope: Scope) -> int:
 
 
 class Guard:
-    """Host, then user, then origin and token; the application sees nothing that fails one of them."""
+    """Checks host, then user, then origin and token, before the application is called."""
 
     def __init__(self, app: ASGIApp, settings: Settings, users: dict[str, User], secret: str) -> None:
         self.app = app
@@ -183,7 +183,7 @@ class Guard:
         path = local_path(scope, self.prefix)
         safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         if path == "/healthcheck" and safe:
-            return receive  # load balancers ask by any name, and it tells nothing
+            return receive  # load balancers use any host name, and it reveals nothing
         self.hosts.check(Headers(scope=scope))
         if path in OPEN_PATHS and safe:
             return receive
@@ -203,7 +203,7 @@ class Guard:
         check_site(request.headers)
         kind = content_type(request.headers)
         if is_api(request.scope, self.prefix):
-            if kind not in {JSON_TYPE, ""}:  # without a type, the operation that takes a body says what it takes
+            if kind not in {JSON_TYPE, ""}:  # an operation with a body refuses a missing type itself
                 raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}.", given=kind)
             if is_script(request.headers):
                 return request.receive
@@ -224,14 +224,14 @@ class Guard:
 
 
 def _check_peer(scope: Scope) -> None:
-    """Without users only this machine may ask, however we came to be served."""
+    """Without users only this machine may connect, whatever server runs the application."""
     peer = scope.get("client")
     if peer and is_address(peer[0]) and not is_loopback(peer[0]):
-        raise Forbidden("Without authentication only this machine is answered; set basic_auth.", client=peer[0])
+        raise Forbidden("Without authentication only this machine may connect; set basic_auth.", client=peer[0])
 
 
 def content_type(headers: Headers) -> str:
-    """The media type of a body, without parameters; empty where none is named."""
+    """The media type of a body, without parameters; empty if missing."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
