@@ -104,7 +104,7 @@ def test_unknown_names_raise_and_name_the_one_that_was_meant(tmp_path: Path) -> 
         ("sample_seconds", "0", "positive"),
         ("sample_seconds", "inf", "finite"),
         ("sample_seconds", "soon", "not a number"),
-        ("read_only", "perhaps", "neither yes nor no"),
+        ("read_only", "perhaps", "is not a boolean"),
         ("source", "kafka", "auto, kombu, redis, amqp"),
         ("broker_options", "{", "not a JSON object"),
         ("broker", "localhost", "not a URL"),
