@@ -76,14 +76,14 @@ ACTIONS_INTRODUCTION = """\
 
 Written by `make docs`; the table comes from the commands in `monitor/celery_monitor/control/`.
 
-Everything that changes a cluster passes one door: it is refused to who may not do it, refused to everybody on a
-read-only dashboard, and written down on `/actions` with its outcome, denials too.
+Everything that changes a cluster is an action. It needs a role, is denied on a read-only dashboard, and is recorded on
+`/actions` with its outcome, denied ones included.
 
-An outcome is `done`, `failed` (with the reason), `denied`, or `unconfirmed`: it was sent, and not everybody who should
-have answered did, or the worker has not done it yet. Celery's workers do not check when a command expired: one that is
-busy may still do it later. A worker forgets every change when it is started again.
+An outcome is `done`, `failed` (with the reason), `denied`, or `unconfirmed`: sent, but not every worker has answered or
+done it yet. Celery's workers ignore the expiry of a command, so a busy one may still do it later. Changes of a worker
+are lost when it restarts.
 
-| action | role | what it does | what else to know |
+| action | role | effect | notes |
 |---|---|---|---|
 """
 
@@ -94,7 +94,7 @@ def actions_page() -> str:
     texts = {action: f"{summary_of(command)} | {command.note}" for action, command in commands.items()}
     texts["message.read"] = "Show a captured message as it is, with its secrets | "
     rows = [f"| `{action}` | {role.name.lower()} | {texts[action]} |" for action, role in sorted(REQUIRED_ROLE.items())]
-    end = "Celery's command `election` cannot be sent from here: it ends a lone worker."
+    end = "Celery's command `election` is not supported: it stops a lone worker."
     return ACTIONS_INTRODUCTION + "\n".join([*rows, "", end, ""])
 
 

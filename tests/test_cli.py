@@ -109,7 +109,7 @@ def test_help_shows_the_way_in(tmp_path: Path) -> None:
         (("serve", "--brokr", "redis://x"), "there is no option --brokr; did you mean --broker?"),
         (("serve", "--broker", "localhost"), "broker: default: not a URL"),
         (("web", "--port", "http"), "port: 'http' is not an integer"),
-        (("web", "--port", "70000"), "choose another --port"),
+        (("web", "--port", "70000"), "choose a --port"),
         (("serve", "--broker", "redis://127.0.0.1:1/0", "--host", "0.0.0.0"), "--basic-auth"),
         (("serve", "-A", "no.such.app"), "no.such.app"),
         (("web", "--config", "nowhere.toml"), "cannot read nowhere.toml"),

@@ -117,7 +117,7 @@ def test_a_wrong_value_says_what_is_wrong(name: str, text: str, words: str) -> N
 
 
 def test_two_brokers_need_two_names() -> None:
-    with pytest.raises(SettingsError, match="called 'default'"):
+    with pytest.raises(SettingsError, match="have the name 'default'"):
         load({"broker": ("redis://a", "redis://b")}, {})
 
 

@@ -58,7 +58,7 @@ def hostile_shop(broker_url: str, tmp_path: Path) -> Iterator[Product]:
                 sender.send(routing_key, body)
         wait_for(lambda: product.heard == _events(), what=f"the receipt of {_events()} events")
         yield product
-        assert "Traceback (most recent call last)" not in product.said
+        assert "Traceback (most recent call last)" not in product.log_text
 
 
 @pytest.fixture

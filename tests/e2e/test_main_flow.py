@@ -96,9 +96,9 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
     expect(asked.get_by_role("cell").filter(has_text="1701")).to_be_visible()
     asked.get_by_role("button", name="Retry 2 tasks").click()
 
-    said = page.get_by_role("status").filter(has_text="skipped")
-    expect(said).to_contain_text("2 done, 1 skipped")
-    expect(said).to_contain_text("not known well enough")
+    notice = page.get_by_role("status").filter(has_text="skipped")
+    expect(notice).to_contain_text("2 done, 1 skipped")
+    expect(notice).to_contain_text("not known well enough")
     page.get_by_role("link", name="Show new tasks").click()
     expect(page.get_by_role("row").filter(has_text="succeeded")).to_have_count(2)
     expect_live(page)

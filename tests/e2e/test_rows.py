@@ -50,10 +50,10 @@ def test_new_rows_come_when_asked_for(site: Site, page: Page) -> None:
     expect(page.locator("#show-new")).to_be_hidden()
 
 
-def test_rows_that_are_held_for_a_moment_alone_are_not_asked_for(site: Site, page: Page) -> None:
+def test_rows_that_are_extra_only_for_a_moment_are_not_requested(site: Site, page: Page) -> None:
     site.write(*(received(make_id(2100 + number)) for number in range(60)))
     page.get_by_text("+50 or more new").click()
-    page.wait_for_timeout(700)  # longer than EXTRA_PAUSE: what is held since then was asked for
+    page.wait_for_timeout(700)  # longer than EXTRA_PAUSE: extra rows would have been requested
     page.evaluate(
         """() => {
           window.asked = [];
