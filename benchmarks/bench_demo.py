@@ -42,7 +42,7 @@ def start() -> tuple[float, float, float]:
             log = Path(folder) / "log"
             until(lambda: page(port, "/healthcheck"), "the dashboard", PAUSE_SECONDS)
             answers = time.monotonic() - began
-            until(lambda: "Its dashboard" in log.read_text(), "the greeting", PAUSE_SECONDS)
+            until(lambda: "Dashboard:" in log.read_text(), "the greeting", PAUSE_SECONDS)
             greets = time.monotonic() - began
             until(lambda: re.search(r'data-key="', page(port, "/tasks")), "a task", PAUSE_SECONDS)
             return answers, greets, time.monotonic() - began

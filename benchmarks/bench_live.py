@@ -60,7 +60,7 @@ class Heard:
 
 async def listen(address: str, heard: Heard, joined: list[bool], *, compressed: bool) -> None:
     async with connect(address, compression=None, max_size=LARGEST_MESSAGE, open_timeout=60) as socket:
-        await socket.send(json.dumps({"view": "/tasks", "held": [], "deflate": compressed}))
+        await socket.send(json.dumps({"view": "/tasks", "extra": [], "deflate": compressed}))
         joined.append(True)
         try:
             async for message in socket:

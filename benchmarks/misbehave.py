@@ -188,7 +188,7 @@ TROUBLES = (
         stop_beat,
         r"tick was due|tick should have been|Beat seems",
         start_beat,
-        ("link tick (was due|should)", "link Run now", "button Run it now"),
+        ("link tick (was due|should)", "link Run now", "button Run now"),
     ),
     Trouble(
         "a stuck chord",

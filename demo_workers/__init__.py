@@ -1,6 +1,6 @@
-"""A small shop on Celery: each module teaches one thing, and some of them misbehave on purpose.
+"""A sample shop on Celery: each module shows one topic, and some misbehave on purpose.
 
-Start it whole with ``celery-monitor demo``, or a part with ``celery -A demo_workers worker -Q demo-shop.orders``.
+Start all of it with ``celery-monitor demo``, or a part with ``celery -A demo_workers worker -Q demo-shop.orders``.
 
 ==============  ==================================================================================
 app.py          the application and its configuration

@@ -1,7 +1,7 @@
 """The application and its configuration.
 
-Every worker, beat and every program that sends tasks imports this one object. Where the broker is comes from the
-environment, so that the same code runs on Redis and on RabbitMQ.
+Every worker, beat and every program that sends tasks imports this object. The broker comes from the environment, so
+that the same code runs on Redis and on RabbitMQ.
 """
 
 import os
@@ -21,12 +21,12 @@ DIRECTORY = Path(os.environ.get("DEMO_DIR", Path(tempfile.gettempdir(), "celery-
 
 
 def result_backend(broker_url: str, directory: Path) -> str:
-    """Redis keeps results too; RabbitMQ does not keep them in a form that chords can use, so files do."""
+    """Redis stores results, too. RabbitMQ cannot in a form that chords support, so files do."""
     if broker_url.startswith("redis"):
         return broker_url
     results = directory / "results"
     results.mkdir(parents=True, exist_ok=True)
-    return f"file://{results.resolve()}"  # Celery takes the rest for the path as it stands, and decodes no %20
+    return f"file://{results.resolve()}"  # Celery uses the rest as the path and does not decode %20
 
 
 app = Celery(
@@ -43,11 +43,11 @@ app = Celery(
     ],
 )
 app.conf.update(
-    # What a monitor needs: workers announce what they do, and senders announce what they sent.
+    # For monitoring: workers and senders send events.
     worker_send_task_events=True,
     task_send_sent_event=True,
     task_track_started=True,
-    # A retry of a failed payment resends its original message. The warehouse does without, to show the difference:
+    # A retry of a failed payment resends its original message. The warehouse has no capture, to show the difference:
     # there, the arguments are only probable.
     task_annotations=dict.fromkeys(("payments.charge", "payments.refund"), CAPTURE),
     # Where tasks go: see routing.py.
@@ -58,9 +58,9 @@ app.conf.update(
     # When beat sends what: see schedule.py.
     beat_schedule=SCHEDULE,
     timezone="UTC",
-    # A worker takes one task beyond those it runs, so that slow tasks do not hold quick ones back.
+    # A worker prefetches one task per process, so that slow tasks do not delay quick ones.
     worker_prefetch_multiplier=1,
-    # Results of a shop are looked at soon or never.
+    # Nobody reads an old result.
     result_expires=600,
     broker_connection_retry_on_startup=True,
     # Start when the broker does, not seconds later.

@@ -1,6 +1,6 @@
 """First tasks: a function with a decorator, and ``.delay(...)`` to send it.
 
-The name is given, so that the module can be moved without leaving messages behind that nobody understands.
+With an explicit name the module can be moved: workers still know the names in waiting messages.
 """
 
 import random
@@ -11,20 +11,20 @@ from demo_workers.app import app
 
 @app.task(name="mail.receipt")
 def receipt(order: int, address: str) -> str:
-    """Send it with ``receipt.delay(1017, "ada@example.org")``."""
+    """Sent with ``receipt.delay(1017, "ada@example.org")``."""
     time.sleep(random.uniform(0.05, 0.3))
     return f"receipt of order {order} sent to {address}"
 
 
 @app.task(name="mail.welcome")
 def welcome(name: str, *, language: str = "en") -> str:
-    """Arguments may have names too: ``welcome.delay("Ada", language="de")``."""
+    """Keyword arguments: ``welcome.delay("Ada", language="de")``."""
     time.sleep(random.uniform(0.05, 0.2))
     greeting = {"en": "Welcome", "de": "Willkommen", "pl": "Witaj"}[language]
     return f"{greeting}, {name}!"
 
 
-# ignore_result: nobody will ask, so nothing needs to be kept.
+# ignore_result: nobody reads the result, so it is not stored.
 @app.task(name="mail.newsletter", ignore_result=True)
 def newsletter(topic: str) -> None:
     """Sent by beat: see schedule.py."""

@@ -1,4 +1,4 @@
-"""What goes wrong in real life. A monitor has to show all of it truthfully and stay alive."""
+"""Failures of real life. A monitor has to show them correctly and stay alive."""
 
 import ctypes
 import json
@@ -18,7 +18,7 @@ HOSTILE_NAME = '<img src=x onerror="document.title=1"> \u202egpj.exe \x00 \x1b[3
 
 
 class SupplierError(Exception):
-    """What every step of a long call makes of the error below it."""
+    """Wraps an error of a deep call."""
 
 
 @app.task(name="warehouse.import_prices")
@@ -34,7 +34,7 @@ def import_prices(supplier: str, depth: int = 30) -> None:
 
 @app.task(name="warehouse.jam")
 def jam(shelf: str) -> None:
-    """Stuck: it waits for something that never comes. Revoke it with *terminate*."""
+    """Hangs for ever. Terminate it from its page."""
     while True:
         time.sleep(3600)
 
@@ -42,44 +42,44 @@ def jam(shelf: str) -> None:
 @app.task(name="warehouse.power_cut")
 def power_cut() -> None:
     """The pool process dies as if out of memory: WorkerLostError."""
-    insist_on_pool()
+    require_pool()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task(name="warehouse.blackout")
 def blackout() -> None:
-    """The whole worker dies without a goodbye: its tasks are lost."""
-    insist_on_pool()
+    """The whole worker is killed: its tasks are lost."""
+    require_pool()
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
 
 
 @app.task(name="orders.ugly")
 def ugly(name: str) -> dict[str, Any]:
-    """Everything that a customer may type into a form comes back as a result."""
+    """Returns any text that a customer may type into a form."""
     return {"name": name, "half a pair": "\ud83d", "not a number": float("nan")}
 
 
 @app.task(name="orders.ugly_failure")
 def ugly_failure(name: str) -> None:
-    """... and stands in an exception."""
+    """Raises an exception with any text."""
     raise ValueError(f"no such customer: {name}")
 
 
 @app.task(name="orders.import_catalogue", ignore_result=True)
 def import_catalogue(catalogue: str) -> None:
-    """3 MB of argument: better kept in a file, and its address sent. People do it all the same."""
+    """An argument of 3 MB. Better store it in a file and send its path."""
     time.sleep(len(catalogue) / 10_000_000)
 
 
-def insist_on_pool() -> None:
-    """In a solo or threads pool the parent is not a worker but somebody's shell."""
+def require_pool() -> None:
+    """In a solo or threads pool the parent process is not a worker but a shell."""
     if not current_process().name.startswith("ForkPoolWorker"):
         raise RuntimeError("this task kills processes and runs in a prefork pool only")
 
 
 @worker_process_init.connect
 def end_with_the_worker(**_: Any) -> None:
-    """A pool process that is stuck outlives a killed worker, for ever; on Linux the kernel can be asked to end it."""
+    """A hung pool process outlives a killed worker. On Linux the kernel can kill it with its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""Not now: a countdown or an ETA says when a task may run at the earliest, an expiry says until when it makes sense.
+"""Delayed tasks: a countdown or an ETA is the earliest start, an expiry the latest.
 
-The worker takes a task with an ETA at once and holds it, so a far ETA ties up memory: minutes, not months.
+The worker receives a task with an ETA at once and keeps it in memory until then: use minutes, not months.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -21,13 +21,13 @@ def basket(customer: int) -> str:
 
 @app.task(name="reminders.flash_sale")
 def flash_sale(customer: int, percent: int) -> str:
-    """Sent with an expiry: an offer that has ended is revoked instead of sent."""
+    """Sent with an expiry: an expired offer is revoked instead of run."""
     return f"offered {percent} % to customer {customer}"
 
 
 @app.task(name="reminders.forgotten_baskets")
 def forgotten_baskets() -> str:
-    """Sent by beat; each reminder has an absolute time of its own."""
+    """Sent by beat; each reminder has an ETA."""
     first = datetime.now(UTC) + timedelta(seconds=15)
     for number in range(3):
         basket.apply_async((8000 + number,), eta=first + timedelta(seconds=5 * number))

@@ -1,6 +1,6 @@
-"""Dedicated queues, so that slow work never stands in the way of quick work, and priorities within a queue.
+"""Dedicated queues, so that slow tasks never block quick ones, and priorities within a queue.
 
-A task goes to the queue that its route names; a worker serves the queues after ``-Q``.
+A task goes to the queue of its route; a worker consumes the queues of ``-Q``.
 """
 
 from kombu.entity import Exchange, Queue
@@ -11,7 +11,7 @@ MAX_PRIORITY = 9
 
 
 def queue(name: str) -> Queue:
-    """RabbitMQ must be told how many priorities a queue has; Redis keeps a list for each few of them."""
+    """RabbitMQ needs the maximum priority of a queue; Redis has a list for each step of priorities."""
     return Queue(name, EXCHANGE, routing_key=name, queue_arguments={"x-max-priority": MAX_PRIORITY})
 
 
@@ -20,7 +20,7 @@ QUEUES = [queue(DEFAULT_QUEUE), queue("demo-shop.payments"), queue("demo-shop.wa
 ROUTES = {
     "payments.*": {"queue": "demo-shop.payments"},
     "warehouse.*": {"queue": "demo-shop.warehouse"},
-    # Whatever matches nothing goes to DEFAULT_QUEUE. A newsletter can wait for every other mail
+    # All other tasks go to DEFAULT_QUEUE. A newsletter has a lower priority than other mail
     # (on RabbitMQ 9 is the most urgent priority, on Redis it is 0).
     "mail.newsletter": {"queue": DEFAULT_QUEUE, "priority": 3},
 }

@@ -1,7 +1,7 @@
-"""Several workers, each for its own queues and with its own number of processes.
+"""Several workers with their own queues and numbers of processes.
 
-Payments wait for the bank, so a few processes are enough; the warehouse has busy hours, so its pool grows and shrinks
-by itself (``--autoscale=most,least``). A second worker of the same kind needs another name (``-n``) and nothing else.
+Payments wait for the bank, so a few processes are enough; the warehouse has busy hours, so its pool scales
+automatically (``--autoscale=max,min``). A second worker of the same kind only needs another name (``-n``).
 """
 
 WORKERS = {
@@ -12,5 +12,5 @@ WORKERS = {
 
 
 def worker_arguments(name: str) -> list[str]:
-    """What comes after ``celery -A demo_workers``. Gossip and mingle only cost time when workers start together."""
+    """Arguments after ``celery -A demo_workers``. Gossip and mingle would only delay the start."""
     return ["worker", "-E", "-n", f"{name}@%h", "-l", "INFO", "--without-gossip", "--without-mingle", *WORKERS[name]]

@@ -1,6 +1,6 @@
-"""What beat sends by itself: every so many seconds, or at times of the calendar.
+"""The schedule of beat: intervals and crontabs.
 
-Only one beat may run, or everything is sent twice.
+Only one beat may run, else every task is sent twice.
 """
 
 from celery.schedules import crontab
@@ -9,7 +9,7 @@ SCHEDULE = {
     "check stock every 10 seconds": {
         "task": "warehouse.check_stock",
         "schedule": 10.0,
-        # Beat goes on sending while no worker runs: a check that is late is worth nothing.
+        # Beat also sends while no worker runs; a late check is useless.
         "options": {"expires": 10.0},
     },
     "remind of forgotten baskets every 45 seconds": {

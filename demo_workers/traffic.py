@@ -24,7 +24,7 @@ MEGABYTE = 1_000_000
 
 
 class Errand(NamedTuple):
-    """Something to send, how many tasks come of it, and how often it is chosen."""
+    """Something to send, the number of tasks that follow, and its weight."""
 
     send: Callable[[], object]
     tasks: int
@@ -35,7 +35,7 @@ _tens = itertools.count(FIRST_ORDER, 10)
 
 
 def next_order(last_digit: int | None = None) -> int:
-    """Order numbers go up; the last digit decides whether its payment goes well: see payments.py."""
+    """Increasing order numbers; the last digit decides whether the payment succeeds: see payments.py."""
     return next(_tens) + (random.choice(LUCKY_DIGITS) if last_digit is None else last_digit)
 
 
@@ -51,7 +51,7 @@ def settle_invoice(last_digit: int | None = None) -> None:
 
 
 def shout(text: str) -> None:
-    """``argsrepr`` replaces what events show of the arguments: nothing escapes it on the way."""
+    """``argsrepr`` replaces the arguments in events, without any escaping."""
     misbehave.ugly_failure.apply_async((text,), argsrepr=f"({text},)")
 
 
@@ -81,7 +81,7 @@ TROUBLE = (
     Errand(misbehave.power_cut.delay, 1, 0.3),
     Errand(misbehave.blackout.delay, 1, 0.1),
 )
-# Rare things that a visitor should see soon: sent once, early, unless there is to be no trouble at all.
+# Rare cases that should show up soon: sent once at the start, unless --failures is 0.
 OPENING = (
     TROUBLE[0],
     TROUBLE[5],
@@ -95,7 +95,7 @@ OPENING = (
 
 
 def errands(failures: float) -> Iterator[Errand]:
-    """Without end: first something of everything, then at random."""
+    """Endless: first one of each kind, then at random."""
     if failures:
         for errand in OPENING:
             yield USUAL[0]
@@ -106,7 +106,7 @@ def errands(failures: float) -> Iterator[Errand]:
 
 
 def run(rate: float, failures: float) -> None:
-    """Sends about ``rate`` tasks per second, ``failures`` of the errands being trouble."""
+    """Sends about ``rate`` tasks per second; ``failures`` is the share of TROUBLE."""
     for errand in errands(failures):
         try:
             errand.send()
@@ -118,7 +118,7 @@ def run(rate: float, failures: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo_workers.traffic", description="The shop's customers.")
     parser.add_argument("--rate", type=float, default=6.0, help="tasks per second")
-    parser.add_argument("--failures", type=float, default=0.08, help="share of errands in which something goes wrong")
+    parser.add_argument("--failures", type=float, default=0.08, help="share of errands that run into trouble")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     run(options.rate, options.failures)

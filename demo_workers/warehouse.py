@@ -1,6 +1,6 @@
-"""Time limits, late acknowledgement, and giving a message back.
+"""Time limits, late acknowledgement and rejecting a message.
 
-A soft limit raises SoftTimeLimitExceeded inside the task, which may tidy up; a hard limit kills the process.
+A soft limit raises SoftTimeLimitExceeded inside the task, which can clean up; a hard limit kills the process.
 """
 
 import random
@@ -34,11 +34,11 @@ def count_shelf(shelf: str) -> int:
     return sum(shelf.encode()) + random.randrange(50)
 
 
-# acks_late: the message stays with the broker until the task is done, so a dead worker's task runs again elsewhere.
-# Only for tasks that may run twice.
+# acks_late: the message stays in the broker until the task is done, so that it runs again if the worker dies.
+# Only for idempotent tasks.
 @app.task(name="warehouse.print_label", acks_late=True, soft_time_limit=1)
 def print_label(order: int, seconds: float = 0.2) -> str:
-    """Tidies up when it takes too long."""
+    """Cleans up at the soft time limit."""
     try:
         time.sleep(seconds)
     except SoftTimeLimitExceeded:
@@ -48,13 +48,13 @@ def print_label(order: int, seconds: float = 0.2) -> str:
 
 @app.task(name="warehouse.pack_giant", time_limit=2)
 def pack_giant(order: int) -> None:
-    """Takes longer than its hard limit allows, so its process is killed."""
+    """Exceeds its hard limit, so its process is killed."""
     time.sleep(60)
 
 
 @app.task(name="warehouse.ship_abroad", bind=True, acks_late=True)
 def ship_abroad(self: Any, order: int, country: str) -> str:
-    """Refuses a message for good: on RabbitMQ it goes to the dead-letter exchange, if there is one."""
+    """Rejects a message: on RabbitMQ it goes to the dead-letter exchange, if there is one."""
     if country == "Atlantis":
         raise Reject(f"order {order}: nobody ships to {country}", requeue=False)
     return f"order {order} left for {country} as {self.request.id}"

@@ -1,7 +1,7 @@
-"""Tasks that follow each other (chain), run side by side (group), or run side by side and then come together (chord).
+"""Tasks in sequence (chain), in parallel (group), or in parallel with a final task (chord).
 
-A signature, ``task.s(...)``, is a call that has not been made yet. The result of a task becomes the first argument of
-the next; ``.si(...)`` is immutable and takes no such argument.
+A signature, ``task.s(...)``, is a call to be made later. The result of a task becomes the first argument of the next;
+``.si(...)`` is immutable and gets no such argument.
 """
 
 from celery import chain, chord, group
@@ -14,7 +14,7 @@ from demo_workers.warehouse import SHELVES, count_shelf, pick, print_label
 
 @app.task(name="workflows.check_out")
 def check_out(order: int, amount: float, items: int, address: str) -> str:
-    """Payment, then picking, then label and receipt side by side; nothing is picked that is not paid."""
+    """Payment, then picking, then label and receipt in parallel."""
     steps = chain(
         charge.si(order, amount).on_error(note_failure.s()),
         pick.si(order, items),
@@ -25,12 +25,12 @@ def check_out(order: int, amount: float, items: int, address: str) -> str:
 
 @app.task(name="workflows.daily_report")
 def daily_report(shop: str) -> str:
-    """Count every shelf at once, and add up when all are counted."""
+    """Counts all shelves in parallel, then adds up."""
     counts = chord((count_shelf.s(shelf) for shelf in SHELVES), add_up.s(shop))
     return f"report of {shop} will be {counts.apply_async().id}"
 
 
 @app.task(name="workflows.add_up")
 def add_up(counts: list[int], shop: str) -> str:
-    """The body of the chord: it gets the results of all members."""
+    """The chord body: gets the results of all members."""
     return f"{sum(counts)} things on {len(counts)} shelves of {shop}"

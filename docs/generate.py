@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, filters.md and actions.md from the tables that the program itself uses: ``make docs``."""
+"""Writes docs/settings.md, filters.md and actions.md from the tables of the program: ``make docs``."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ SETTINGS_INTRODUCTION = """\
 
 Written by `make docs` from the table in `monitor/celery_monitor/settings.py`.
 
-A setting is taken from the command line, else from the environment, else from the TOML file given with
-`--config FILE`, else it has its default. A name that does not exist is an error, wherever it stands.
+Options override the environment, which overrides the TOML file of `--config FILE`, which overrides the defaults. An
+unknown name is an error.
 
 ```toml
-# monitor.toml: the names are those below, in lower case
+# monitor.toml: the names below, in lower case
 broker = ["shop=redis://localhost:6379/0", "mail=amqp://localhost"]
 database = "postgresql://monitor@localhost/monitor"
 sample_seconds = 5
 ```
 
-In the environment, a setting that may be given several times takes its values separated by spaces:
+In the environment, separate the values of a repeatable setting by spaces:
 `CELERY_MONITOR_BROKER="shop=redis://localhost:6379/0 mail=amqp://localhost"`.
 """
 
@@ -32,7 +32,7 @@ FILTERS_INTRODUCTION = """\
 
 Written by `make docs`; the tables come from `monitor/celery_monitor/core/filters/values.py`.
 
-The same text works in the search field, in the address of a page (`/tasks?q=...`) and in the API
+The same filter works in the search field, in the URL of a page (`/tasks?q=...`) and in the API
 (`/api/v1/tasks?q=...`):
 
 ```
@@ -41,33 +41,33 @@ state:failed -name:report.* (queue:payments OR queue:mail) runtime:>5s received:
 
 | write | for |
 |---|---|
-| `field:value` | tasks whose field is that value |
-| `one two` | both must hold |
-| `one OR two` | either holds; `OR` binds less tightly than the space |
+| `field:value` | tasks with that value |
+| `one two` | both conditions |
+| `one OR two` | either condition; `OR` binds less tightly than the space |
 | `(one OR two) three` | parentheses group |
-| `-one` | it must not hold |
+| `-one` | negation |
 | `pay*` | `*` stands for any text, outside quotes |
 | `"two words"` | quotes keep a value together; inside, `\\"` and `\\\\` are a quote and a backslash |
 | `runtime:>5s` | comparisons `>` `>=` `<` `<=` on numbers, durations and times |
 | `wait:100ms..2s` | a range, both ends included; either end may be left out |
 | `received:>-1h` | a time counted back from now |
-| `field:""` | what is not known |
+| `field:""` | an unknown value |
 | `connection` | a bare word searches name, id, args and exception |
 
 Durations take `ms`, `s`, `m`, `h` and `d`. Times are UTC: `2026-11-01`, `2026-11-01T08:30`, `-15m`.
 
-An unknown field or a value that cannot be read is an error that names the column and lists what is known. A filter
-that is wrong never matches everything.
+An unknown field or an invalid value is an error with its column and the allowed values. An invalid filter never matches
+everything.
 """
 
 
 MARKS = """\
-`retried:` is `yes`, `no` or one of these words: the state of the newest task as which a person retried it.
-`retried:""` finds tasks whose retry was sent and has not been seen yet. A task that was sent again under its own id is
-no other task, and Celery's own retries are counted by `retries`.
+`retried:` is `yes`, `no` or one of these states: the state of the latest retry by a person. `retried:""` finds tasks
+whose retry was sent but not seen yet. A task retried under the same id is not a new task. Celery's own retries are
+counted by `retries`.
 
 `group:open` finds tasks of failure groups that are open or regressed; `group:regressed`, `group:resolved` and
-`group:muted` those of groups in that state. *Failed* in the navigation counts failures that still need somebody:
+`group:muted` those of groups in that state. *Failed* in the navigation counts failures that still need attention:
 `state:failed retried:no -group:muted -group:resolved`.
 """
 
@@ -76,14 +76,14 @@ ACTIONS_INTRODUCTION = """\
 
 Written by `make docs`; the table comes from the commands in `monitor/celery_monitor/control/`.
 
-Everything that changes a cluster passes one door: it is refused to who may not do it, refused to everybody on a
-read-only dashboard, and written down on `/actions` with its outcome, denials too.
+Everything that changes a cluster is an action. It needs a role, is denied on a read-only dashboard, and is recorded on
+`/actions` with its outcome, denied ones included.
 
-An outcome is `done`, `failed` (with the reason), `denied`, or `unconfirmed`: it was sent, and not everybody who should
-have answered did, or the worker has not done it yet. Celery's workers do not check when a command expired: one that is
-busy may still do it later. A worker forgets every change when it is started again.
+An outcome is `done`, `failed` (with the reason), `denied`, or `unconfirmed`: sent, but not every worker has answered or
+done it yet. Celery's workers ignore the expiry of a command, so a busy one may still do it later. Changes of a worker
+are lost when it restarts.
 
-| action | role | what it does | what else to know |
+| action | role | effect | notes |
 |---|---|---|---|
 """
 
@@ -94,16 +94,16 @@ def actions_page() -> str:
     texts = {action: f"{summary_of(command)} | {command.note}" for action, command in commands.items()}
     texts["message.read"] = "Show a captured message as it is, with its secrets | "
     rows = [f"| `{action}` | {role.name.lower()} | {texts[action]} |" for action, role in sorted(REQUIRED_ROLE.items())]
-    end = "Celery's command `election` cannot be sent from here: it ends a lone worker."
+    end = "Celery's command `election` is not supported: it stops a lone worker."
     return ACTIONS_INTRODUCTION + "\n".join([*rows, "", end, ""])
 
 
 def filters_page() -> str:
-    """The language, its fields and its words for states."""
+    """The filter language with its fields and states."""
     rows = [f"| `{each.name}` | {each.kind} | {each.help} | `{each.example}` |" for each in FIELDS.values()]
     words = ", ".join(f"`{word}`" for word in STATES_BY_WORD)
     head = ["## Fields", "", "| field | kind | what it is | for example |", "|---|---|---|---|"]
-    kinds = "Names are compared whole and with case; texts are found by a part of them in any case."
+    kinds = "Names match exactly and are case-sensitive; texts match by any part, case-insensitive."
     return "\n".join([FILTERS_INTRODUCTION, *head, *rows, "", kinds, "", "## States", "", words, "", MARKS, ""])
 
 

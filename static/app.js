@@ -1,4 +1,4 @@
-// What every page does: live updates, times, keys, theme, copying, and the title that counts failures.
+// On every page: live updates, times, keys, theme, copy buttons, and the count of new failures in the title.
 import { startKeys } from "./keys.js";
 import { Live, Rows } from "./live.js";
 import { startPalette } from "./palette.js";
@@ -17,7 +17,7 @@ function startTheme() {
   });
 }
 
-// Live regions are shared by all who watch, so their forms come without a token.
+// Users share the HTML of live regions, so their forms come without a token.
 function startForms() {
   document.addEventListener("submit", (event) => {
     const field = event.target.querySelector('input[name="csrf_token"]');
@@ -35,29 +35,29 @@ function startCopying() {
   });
 }
 
-// The tab counts the failures since it was last looked at, and its sign turns.
+// The title counts failures since the tab was last active; the icon changes.
 function startTitle() {
   const title = document.title;
-  const sign = document.querySelector('link[rel="icon"]');
+  const icon = document.querySelector('link[rel="icon"]');
   const failed = () => Number(document.getElementById("region-shell_nav")?.dataset.failed ?? 0);
   let seen = failed();
-  const tell = () => {
+  const update = () => {
     const fresh = failed() - seen;
     if (fresh < 0) seen = failed();
     document.title = fresh > 0 ? `(${fresh}) ${title}` : title;
-    const address = fresh > 0 ? sign.dataset.failing : sign.dataset.calm;
-    if (sign.getAttribute("href") !== address) sign.setAttribute("href", address);
+    const address = fresh > 0 ? icon.dataset.failing : icon.dataset.calm;
+    if (icon.getAttribute("href") !== address) icon.setAttribute("href", address);
   };
-  document.addEventListener("monitor:heard", tell);
-  const looked = () => {
+  document.addEventListener("monitor:update", update);
+  const reset = () => {
     seen = failed();
-    tell();
+    update();
   };
-  addEventListener("focus", looked);
-  document.addEventListener("visibilitychange", () => !document.hidden && looked());
+  addEventListener("focus", reset);
+  document.addEventListener("visibilitychange", () => !document.hidden && reset());
 }
 
-function startNarrow() {
+function startFolding() {
   const narrow = matchMedia("(width < 1200px)");
   const fit = () => {
     for (const element of document.querySelectorAll("[data-narrow-closed]:not([hidden])")) {
@@ -68,7 +68,7 @@ function startNarrow() {
   narrow.addEventListener("change", fit);
 }
 
-startNarrow();
+startFolding();
 startTimes();
 startTheme();
 startForms();
@@ -78,5 +78,5 @@ startKeys();
 startPalette();
 const rows = new Rows();
 const live = new Live(rows);
-rows.onHold((keys) => live.hold(keys));
+rows.onExtra((keys) => live.setExtra(keys));
 live.start();

@@ -1,6 +1,6 @@
 // <time-chart data-chart='{...}'>: a chart over time. The plot lives in a shadow root, so that morphing the
-// page around it never takes it apart; what is inside the element is the drawing for readers without scripts.
-// uPlot draws lines, areas and axes; stacks, gaps, marks, the legend and colours from our tokens it leaves to its user.
+// page around it leaves it alone; the content of the element is the SVG for browsers without scripts.
+// uPlot draws lines, areas and axes; stacks, gaps, marks, the legend and colours from our tokens are drawn here.
 import { longSpan } from "./times.js";
 import uPlot from "./vendor/uPlot.esm.js";
 
@@ -9,7 +9,7 @@ const HEIGHT = 148;
 const HATCH_STEP = 7;
 const STYLE = "./css/chart.css";
 
-// 0.4 ms, 6.1 ms, 340 ms, 2.1 s, 3 m 12 s, 2 h 5 m, 3 d 4 h: as the pages say it, with one decimal of few milliseconds.
+// 0.4 ms, 6.1 ms, 340 ms, 2.1 s, 3 m 12 s, 2 h 5 m, 3 d 4 h: as on the pages, with one decimal below 10 ms.
 export function formatSeconds(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds === 0) return "0 ms";
@@ -19,7 +19,7 @@ export function formatSeconds(seconds) {
   return seconds < 59.95 ? `${seconds.toFixed(1)} s` : longSpan(Math.round(seconds));
 }
 
-// A mark of the axis is a round number, and says no more than that: 0, 250 µs, 2.5 ms, 2 s, 1 m 30 s, 5 m.
+// A tick of the axis is a round number: 0, 250 µs, 2.5 ms, 2 s, 1 m 30 s, 5 m.
 function tickSeconds(seconds) {
   if (seconds === 0) return "0";
   if (seconds < 0.001) return `${Number((seconds * 1e6).toPrecision(3))} µs`;
@@ -37,7 +37,7 @@ function shortCount(count) {
   return count >= 1e4 ? `${Number((count / 1e3).toPrecision(3))} k` : String(count);
 }
 
-// Times under the axis, in the viewer's zone and manner; at midnight the day says more than the hour.
+// Times under the axis, in the viewer's zone and format; at midnight the day instead of the hour.
 function moments(ticks, step) {
   const day = (date) => date.toLocaleDateString([], { day: "numeric", month: "short" });
   const hour = (date) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
@@ -52,18 +52,18 @@ const UNITS = {
   seconds: { full: formatSeconds, axis: tickSeconds },
 };
 
-// Each layer of a stack carries the sum of itself and those below; drawn from the top down, each covers the last.
+// Each layer of a stack is the sum of itself and those below; drawn from the top down, each covers the last.
 export function stacked(series) {
   const sums = new Array(series[0]?.values.length ?? 0).fill(0);
   return series.map(({ values }) => values.map((value, i) => (sums[i] += value ?? 0)));
 }
 
-// Registered properties compute to rgb(…), whatever the tokens say.
+// Registered properties compute to rgb(…), however the tokens are written.
 function faded(colour, share) {
   return share === 1 ? colour : colour.replace(/^rgb\((.+)\)$/, `rgba($1, ${share})`);
 }
 
-// A value with nothing known on either side has no line: it is a dot.
+// A value without neighbours has no line, so it is a dot.
 const LONE_POINTS = {
   size: 4,
   show: () => false,
@@ -75,10 +75,10 @@ const LONE_POINTS = {
 };
 
 function element(tag, className, text = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
+  const created = document.createElement(tag);
+  created.className = className;
+  created.textContent = text;
+  return created;
 }
 
 class TimeChart extends HTMLElement {
@@ -92,7 +92,7 @@ class TimeChart extends HTMLElement {
   #repaint = () => this.#build();
 
   connectedCallback() {
-    if (!this.shadowRoot) this.#furnish();
+    if (!this.shadowRoot) this.#createShadow();
     this.#resized.observe(this);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", this.#repaint);
     themes.add(this.#repaint);
@@ -111,7 +111,7 @@ class TimeChart extends HTMLElement {
     if (this.isConnected && this.shadowRoot) this.#show();
   }
 
-  #furnish() {
+  #createShadow() {
     const root = this.attachShadow({ mode: "open" });
     const link = document.createElement("link");
     link.rel = "stylesheet";
@@ -126,7 +126,7 @@ class TimeChart extends HTMLElement {
     this.#chart = chart;
     if (this.#plot && shape === this.#shape) {
       this.#plot.setData(this.#columns());
-      this.#tell(this.#plot.cursor.idx);
+      this.#updateLegend(this.#plot.cursor.idx);
     } else {
       this.#shape = shape;
       this.#build();
@@ -148,7 +148,7 @@ class TimeChart extends HTMLElement {
     this.#box.replaceChildren();
     this.#plot = new uPlot(this.#options(), this.#columns(), this.#box);
     this.#drawLegend();
-    this.#tell(null);
+    this.#updateLegend(null);
   }
 
   #options() {
@@ -177,7 +177,7 @@ class TimeChart extends HTMLElement {
       hooks: {
         drawClear: [(plot) => this.#hatch(plot)],
         draw: [(plot) => this.#veil(plot), (plot) => this.#mark(plot)],
-        setCursor: [(plot) => this.#tell(plot.cursor.idx)],
+        setCursor: [(plot) => this.#updateLegend(plot.cursor.idx)],
         setSelect: [(plot) => this.#zoom(plot)],
       },
       series: [{}, ...this.#series()],
@@ -218,7 +218,7 @@ class TimeChart extends HTMLElement {
     return { stroke: faded(stroke, weight), fill, width: weight === 1 ? 1.75 : 1.25, points: LONE_POINTS };
   }
 
-  // What we may not have seen is hatched, never drawn as zero.
+  // Gaps in the events are hatched, never drawn as zero.
   #hatch(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
@@ -258,7 +258,7 @@ class TimeChart extends HTMLElement {
     ctx.restore();
   }
 
-  // A worker that started again: a dashed line, told in words where the cursor is.
+  // Restarts of workers are dashed lines; the legend names them at the cursor.
   #mark(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
@@ -277,7 +277,7 @@ class TimeChart extends HTMLElement {
   }
 
   #marked(from, until) {
-    const words = this.#chart.marks.filter(([at]) => at >= from && at < until).map(([, said]) => said);
+    const words = this.#chart.marks.filter(([at]) => at >= from && at < until).map(([, text]) => text);
     return words.length ? ` · ${words.join(", ")}` : "";
   }
 
@@ -293,15 +293,15 @@ class TimeChart extends HTMLElement {
     this.#legend.replaceChildren(...items, element("time", "when"));
   }
 
-  #tell(index) {
-    const { series, at, step, unit, told } = this.#chart;
+  #updateLegend(index) {
+    const { series, at, step, unit, summary_of: summaryOf } = this.#chart;
     const here = index !== null && index !== undefined && at[index] !== undefined;
     this.#legend.querySelectorAll(".value").forEach((value, i) => {
-      value.textContent = here ? UNITS[unit].full(series[i].values[index]) : UNITS[unit].full(series[i].rest);
+      value.textContent = here ? UNITS[unit].full(series[i].values[index]) : UNITS[unit].full(series[i].summary);
     });
     this.#legend.querySelector(".when").textContent = here
       ? this.#moment(at[index], step) + this.#marked(at[index], at[index] + step)
-      : told;
+      : summaryOf;
   }
 
   #moment(at, step) {
@@ -331,7 +331,7 @@ class TimeChart extends HTMLElement {
   }
 }
 
-// The theme is an attribute of the root; colours on a canvas do not follow it by themselves.
+// The theme is an attribute of the root; colours on a canvas do not follow it.
 const themes = new Set();
 new MutationObserver(() => {
   for (const repaint of themes) repaint();

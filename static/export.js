@@ -1,9 +1,9 @@
-// Everything that matches as a file: how many rows of how many have come, and a way to stop.
-const WHOLE = 16 * 1024 * 1024; // bytes after which pieces become one Blob, which the browser may keep on disk
+// Saves all matching tasks as a file, with progress and a way to stop.
+const BLOB_BYTES = 16 * 1024 * 1024; // then chunks become one Blob, which the browser may keep on disk
 const QUOTE = 34;
 const LINE = 10;
 
-// Rows of a stream of CSV or lines of JSON: line ends that stand in quotes end no row.
+// Counts rows of CSV or lines of JSON; a line end inside quotes does not end a row.
 export class RowCounter {
   rows = 0;
   #quoted = false;
@@ -11,7 +11,7 @@ export class RowCounter {
 
   constructor(csv) {
     this.#csv = csv;
-    this.rows = csv ? -1 : 0; // the head is no row
+    this.rows = csv ? -1 : 0; // not counting the header
   }
 
   add(bytes) {
@@ -27,7 +27,7 @@ const number = (value) => (value < 10_000 ? String(value) : value.toLocaleString
 class Export {
   #panel = document.getElementById("export");
   #bar = this.#panel.querySelector("progress");
-  #said = this.#panel.querySelector("[role=status]");
+  #status = this.#panel.querySelector("[role=status]");
   #stop = this.#panel.querySelector("button");
   #running = null;
 
@@ -40,12 +40,12 @@ class Export {
     this.#running = new AbortController();
     this.#panel.hidden = this.#stop.hidden = this.#bar.hidden = false;
     this.#bar.removeAttribute("value");
-    this.#said.textContent = "Waiting for the first rows";
+    this.#status.textContent = "Waiting for the first rows";
     try {
       await this.#fetch(link, this.#running.signal);
     } catch (error) {
       const stopped = this.#running.signal.aborted;
-      this.#said.textContent = stopped ? "Stopped; nothing was saved." : `Nothing was saved: ${error.message}`;
+      this.#status.textContent = stopped ? "Stopped; nothing was saved." : `Nothing was saved: ${error.message}`;
     }
     this.#stop.hidden = this.#bar.hidden = true;
     this.#running = null;
@@ -58,31 +58,31 @@ class Export {
     const exact = response.headers.get("X-Total-Exact") === "true";
     const counter = new RowCounter(link.download.endsWith(".csv"));
     let file = new Blob([]);
-    let pieces = [];
+    let chunks = [];
     let size = 0;
     for (const reader = response.body.getReader(); ; ) {
       const { done, value } = await reader.read();
       if (done) break;
       counter.add(value);
-      pieces.push(value);
+      chunks.push(value);
       size += value.length;
-      if (size > WHOLE) {
-        file = new Blob([file, ...pieces]);
-        [pieces, size] = [[], 0];
+      if (size > BLOB_BYTES) {
+        file = new Blob([file, ...chunks]);
+        [chunks, size] = [[], 0];
       }
-      this.#tell(Math.max(0, counter.rows), total, exact);
+      this.#showProgress(Math.max(0, counter.rows), total, exact);
     }
-    this.#save(new Blob([file, ...pieces]), link.download);
-    this.#said.textContent = `Saved ${number(Math.max(0, counter.rows))} rows as ${link.download}.`;
+    this.#save(new Blob([file, ...chunks]), link.download);
+    this.#status.textContent = `Saved ${number(Math.max(0, counter.rows))} rows as ${link.download}.`;
   }
 
-  #tell(rows, total, exact) {
+  #showProgress(rows, total, exact) {
     if (exact) {
       this.#bar.max = Math.max(1, total);
       this.#bar.value = Math.min(rows, total);
     }
     const of = exact ? ` of ${number(total)}` : rows < total ? ` of more than ${number(total)}` : "";
-    this.#said.textContent = `${number(rows)}${of} rows${exact ? "" : "; how many there are is known at the end"}`;
+    this.#status.textContent = `${number(rows)}${of} rows${exact ? "" : "; total unknown until the end"}`;
   }
 
   #save(file, name) {

@@ -1,5 +1,5 @@
-// One key each for what is done all day. Rows are elements with data-key, or those of any list that lead somewhere; the
-// current one has aria-selected.
+// Keyboard shortcuts. Rows are elements with data-key, or rows of other lists that contain a link; the current one has
+// aria-selected.
 const ROWS = ":is([data-rows] > [data-key], main table.list:not(.tasks) > tbody > tr:has(a))";
 
 const rows = () => [...document.querySelectorAll(ROWS)].filter((row) => row.checkVisibility());

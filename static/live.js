@@ -1,22 +1,22 @@
-// The live socket: says which view this is, morphs what comes back. Then what rows of lists do.
+// The live socket: requests updates of this view and morphs the page. Below it: rows of live lists.
 
-import { retell, serverSaid } from "./times.js";
+import { setServerTime, updateTimes } from "./times.js";
 import { Idiomorph } from "./vendor/idiomorph.js";
 
-const STALE_AFTER = 13_000; // the server says something every 2 s
+const STALE_AFTER = 13_000; // the server sends a message every 2 s
 const LONGEST_PAUSE = 10_000;
-const HOLD_PAUSE = 500;
+const EXTRA_PAUSE = 500;
 
 const CAN_INFLATE = typeof DecompressionStream !== "undefined";
 
-async function unpacked(data) {
+async function inflate(data) {
   if (typeof data === "string") return data;
   return new Response(data.stream().pipeThrough(new DecompressionStream("deflate"))).text();
 }
 
-const KEPT = new Set(["open", "aria-selected", "data-tinted", "data-told", "style"]);
+const PRESERVED = new Set(["open", "aria-selected", "data-tinted", "data-titled", "style"]);
 
-function told(element) {
+function shownValue(element) {
   const times = [...element.querySelectorAll("time")];
   return times.length ? times.map((time) => time.dateTime).join() : element.textContent.trim();
 }
@@ -27,7 +27,7 @@ export function fragment(html) {
   return template.content.firstElementChild;
 }
 
-// Changes an element into what the HTML says; what a person has opened, typed or ticked stays.
+// Morphs an element into the HTML; what a person has opened, typed or ticked stays.
 export function morph(element, html) {
   const changed = [];
   Idiomorph.morph(element, fragment(html), {
@@ -37,10 +37,10 @@ export function morph(element, html) {
         if (before.nodeType !== Node.ELEMENT_NODE || after.nodeType !== Node.ELEMENT_NODE) return true;
         if (before.tagName === "TIME" && after.tagName === "TIME" && before.dateTime === after.dateTime) return false;
         if (before.tagName === "INPUT" || before.hasAttribute("data-rows")) return false;
-        if (before.hasAttribute("data-tint") && told(before) !== told(after)) changed.push(before);
+        if (before.hasAttribute("data-tint") && shownValue(before) !== shownValue(after)) changed.push(before);
         return true;
       },
-      beforeAttributeUpdated: (name) => !KEPT.has(name),
+      beforeAttributeUpdated: (name) => !PRESERVED.has(name),
     },
   });
   for (const each of changed) tint(each);
@@ -48,12 +48,12 @@ export function morph(element, html) {
 
 function tint(element) {
   element.removeAttribute("data-tinted");
-  void element.offsetWidth; // so that the animation starts anew
+  void element.offsetWidth; // restarts the animation
   element.setAttribute("data-tinted", "");
   element.addEventListener("animationend", () => element.removeAttribute("data-tinted"), { once: true });
 }
 
-// A banner that comes or goes must not move the row that is pointed at: its place changes when the pointer leaves.
+// A banner that comes or goes must not move the row under the pointer: the height changes when the pointer leaves.
 function holdPlace(region) {
   const rows = document.querySelector("[data-rows]:hover");
   if (!rows || region.style.height) return;
@@ -67,16 +67,16 @@ function holdPlace(region) {
 export class Live {
   #socket = null;
   #pause = 500;
-  #heard = Date.now();
-  #taken = Promise.resolve();
-  #held = [];
-  #asked = [];
-  #holding = null;
+  #receivedAt = Date.now();
+  #received = Promise.resolve();
+  #extra = [];
+  #sentExtra = [];
+  #extraTimer = null;
   #rows;
   #view;
   #base;
   #token;
-  #sign = document.getElementById("live");
+  #status = document.getElementById("live");
 
   constructor(rows) {
     const { view, base, token } = document.body.dataset;
@@ -93,14 +93,14 @@ export class Live {
     addEventListener("pagehide", () => this.#socket?.close());
   }
 
-  // Rows that are still shown, though newer ones have taken their place on the page. They are asked for with some rest:
-  // each answer may push more rows off the page.
-  hold(keys) {
-    this.#held = keys;
-    this.#holding ??= setTimeout(() => {
-      this.#holding = null;
-      if (this.#held.join() !== this.#asked.join()) this.#ask();
-    }, HOLD_PAUSE);
+  // Requests updates of rows that are still shown though they left the page. With a pause, since each update may push
+  // more rows off the page.
+  setExtra(keys) {
+    this.#extra = keys;
+    this.#extraTimer ??= setTimeout(() => {
+      this.#extraTimer = null;
+      if (this.#extra.join() !== this.#sentExtra.join()) this.#request();
+    }, EXTRA_PAUSE);
   }
 
   #connect() {
@@ -108,73 +108,73 @@ export class Live {
     const token = encodeURIComponent(this.#token);
     const socket = new WebSocket(`${scheme}://${location.host}${this.#base}/live?token=${token}`);
     this.#socket = socket;
-    socket.addEventListener("open", () => this.#ask());
-    socket.addEventListener("message", (event) => this.#take(unpacked(event.data)));
+    socket.addEventListener("open", () => this.#request());
+    socket.addEventListener("message", (event) => this.#receive(inflate(event.data)));
     socket.addEventListener("close", () => this.#lost(socket));
   }
 
-  #ask() {
+  #request() {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    this.#asked = this.#held;
-    this.#socket.send(JSON.stringify({ view: this.#view, held: this.#held, deflate: CAN_INFLATE }));
+    this.#sentExtra = this.#extra;
+    this.#socket.send(JSON.stringify({ view: this.#view, extra: this.#extra, deflate: CAN_INFLATE }));
   }
 
   #lost(socket) {
     if (socket !== this.#socket) return;
-    this.#show(Date.now() - this.#heard > STALE_AFTER ? "stale" : "reconnecting");
+    this.#show(Date.now() - this.#receivedAt > STALE_AFTER ? "stale" : "reconnecting");
     const pause = this.#pause * (0.75 + Math.random() / 2);
     this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2);
     setTimeout(() => this.#connect(), pause);
   }
 
-  // To unpack takes a moment, and what was said is heard in order.
-  #take(coming) {
-    this.#taken = this.#taken.then(async () => this.#hear(JSON.parse(await coming))).catch(reportError);
+  // Inflating is asynchronous; messages are applied in order.
+  #receive(text) {
+    this.#received = this.#received.then(async () => this.#apply(JSON.parse(await text))).catch(reportError);
   }
 
-  #hear(said) {
-    this.#heard = Date.now();
+  #apply(message) {
+    this.#receivedAt = Date.now();
     this.#pause = 500;
-    serverSaid(said.at);
-    for (const [name, html] of Object.entries(said.regions ?? {})) {
+    setServerTime(message.at);
+    for (const [name, html] of Object.entries(message.regions ?? {})) {
       const region = document.getElementById(`region-${name}`);
       if (!region) continue;
       if (name === "shell_banners") holdPlace(region);
       morph(region, html);
     }
-    for (const [name, rows] of Object.entries(said.rows ?? {})) this.#rows.hear(name, rows);
-    retell();
-    this.#show(said.error ? "failing" : "live", said.error?.message);
-    document.dispatchEvent(new CustomEvent("monitor:heard", { detail: said }));
+    for (const [name, rows] of Object.entries(message.rows ?? {})) this.#rows.update(name, rows);
+    updateTimes();
+    this.#show(message.error ? "failing" : "live", message.error?.message);
+    document.dispatchEvent(new CustomEvent("monitor:update", { detail: message }));
   }
 
   #check() {
-    if (Date.now() - this.#heard > STALE_AFTER) this.#show("stale");
+    if (Date.now() - this.#receivedAt > STALE_AFTER) this.#show("stale");
   }
 
   #show(state, why = "") {
-    const since = new Date(this.#heard).toLocaleTimeString(undefined, { hour12: false });
+    const since = new Date(this.#receivedAt).toLocaleTimeString(undefined, { hour12: false });
     const words = { live: "live", reconnecting: "reconnecting", stale: `stale since ${since}`, failing: "not updated" };
-    if (this.#sign.textContent !== words[state]) this.#sign.textContent = words[state];
-    this.#sign.dataset.live = state === "failing" ? "stale" : state;
-    this.#sign.title = why;
+    if (this.#status.textContent !== words[state]) this.#status.textContent = words[state];
+    this.#status.dataset.live = state === "failing" ? "stale" : state;
+    this.#status.title = why;
   }
 }
 
-// Rows of live lists: known ones change in place; nothing moves under the pointer, new ones wait.
-const MOST_HELD = 60;
-const WORTH_HOLDING = new Set(["pending", "scheduled", "received", "started", "retry", "lost"]);
+// Rows of live lists: shown rows change in place, new ones wait; nothing moves under the pointer.
+const MOST_EXTRA = 60;
+const UNFINISHED = new Set(["pending", "scheduled", "received", "started", "retry", "lost"]);
 
 class RowList {
   #body;
   #html = new Map();
   #order = null;
   #pill = document.getElementById("show-new");
-  #hold;
+  #onExtra;
 
-  constructor(body, hold) {
+  constructor(body, onExtra) {
     this.#body = body;
-    this.#hold = hold;
+    this.#onExtra = onExtra;
     body.addEventListener("pointerleave", () => !this.#waits && this.apply());
     if (this.#waits) this.#pill?.addEventListener("click", () => this.apply());
   }
@@ -191,7 +191,7 @@ class RowList {
     return new Map([...this.#body.children].map((row) => [row.dataset.key, row]));
   }
 
-  hear({ order, html }) {
+  update({ order, html }) {
     for (const [key, row] of Object.entries(html)) this.#html.set(key, row);
     if (order) this.#order = order;
     const shown = this.#shown();
@@ -201,19 +201,19 @@ class RowList {
     else this.#offer(shown);
   }
 
-  // Says what waits, and asks to be told more of rows that the page no longer has but the reader still sees.
+  // Shows how many rows wait, and requests updates of unfinished rows that left the page but are still shown.
   #offer(shown) {
     const listed = new Set(this.#order);
     const fresh = this.#order.filter((key) => !shown.has(key)).length;
-    const left = [...shown].filter(([key, row]) => !listed.has(key) && WORTH_HOLDING.has(row.dataset.state));
-    this.#hold(left.map(([key]) => key).slice(0, MOST_HELD));
+    const left = [...shown].filter(([key, row]) => !listed.has(key) && UNFINISHED.has(row.dataset.state));
+    this.#onExtra(left.map(([key]) => key).slice(0, MOST_EXTRA));
     if (!this.#pill || !this.#waits) return;
     this.#pill.hidden = fresh === 0;
     const all = fresh > 0 && fresh === this.#order.length;
     this.#pill.textContent = `+${fresh}${all ? " or more" : ""} new`;
   }
 
-  // Puts exactly the rows of the page in place, in their order.
+  // Shows exactly the rows of the page, in their order.
   apply() {
     if (!this.#order) return;
     const shown = this.#shown();
@@ -228,24 +228,24 @@ class RowList {
     for (const key of this.#html.keys()) if (!listed.has(key)) this.#html.delete(key);
     if (this.#pill) this.#pill.hidden = true;
     if (this.#order.length) document.getElementById("no-rows")?.remove();
-    this.#hold([]);
-    retell(this.#body);
+    this.#onExtra([]);
+    updateTimes(this.#body);
     this.#body.dispatchEvent(new Event("monitor:rows", { bubbles: true }));
   }
 }
 
 export class Rows {
   #lists = new Map();
-  #hold = () => {};
+  #onExtra = () => {};
 
-  onHold(hold) {
-    this.#hold = hold;
+  onExtra(callback) {
+    this.#onExtra = callback;
   }
 
-  hear(name, rows) {
+  update(name, rows) {
     const body = document.getElementById(`region-${name}`);
     if (!body) return;
-    if (!this.#lists.has(name)) this.#lists.set(name, new RowList(body, (keys) => this.#hold(keys)));
-    this.#lists.get(name).hear(rows);
+    if (!this.#lists.has(name)) this.#lists.set(name, new RowList(body, (keys) => this.#onExtra(keys)));
+    this.#lists.get(name).update(rows);
   }
 }

@@ -1,6 +1,6 @@
-// Ctrl-K: goes to any page or thing by its name, and does what the page offers. Keyboard alone is enough.
+// Ctrl-K: goes to a page, task, worker, queue or view by name, and runs actions of the page, all by keyboard.
 const PAUSE = 120; // milliseconds after the last key
-const MOST_OWN = 8;
+const MOST_LOCAL = 8;
 const ACTIONS = [
   "main [data-hotkey]",
   "main .page-head .actions :is(a, button)",
@@ -10,22 +10,22 @@ const ACTIONS = [
 const KINDS = { name: "task name", view: "saved view" };
 
 const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
-const named = (element) =>
+const labelOf = (element) =>
   element.dataset.act || element.getAttribute("aria-label") || element.textContent.replace(/\s+/g, " ").trim();
 const offered = (element) => !element.disabled && !element.hidden && element.checkVisibility();
 
-const does = (element) => ({ kind: "action", label: named(element), run: () => element.click() });
+const actionOf = (element) => ({ kind: "action", label: labelOf(element), run: () => element.click() });
 
-// What can be done on this page, all pages, and what can be done anywhere.
-function own() {
+// Actions of this page, all pages, and global actions.
+function localItems() {
   const base = document.body.dataset.base;
   const help = document.getElementById("help");
   const links = [...document.querySelectorAll("#region-shell_nav li > a")];
   const pages = links.map((link) => [link.querySelector("span").textContent, link.href]);
   const items = [
-    ...[...document.querySelectorAll(ACTIONS)].filter(offered).map(does),
+    ...[...document.querySelectorAll(ACTIONS)].filter(offered).map(actionOf),
     ...[...pages, ["Saved views", `${base}/views`]].map(([label, address]) => ({ kind: "page", label, address })),
-    does(document.getElementById("theme")),
+    actionOf(document.getElementById("theme")),
     { kind: "action", label: "Keyboard help", run: () => help.showModal() },
   ];
   return [...new Map(items.map((item) => [`${item.kind} ${item.label}`, item])).values()];
@@ -41,20 +41,20 @@ class Palette {
   #input = document.getElementById("palette-text");
   #list = document.getElementById("palette-list");
   #note = document.getElementById("palette-note");
-  #own = [];
+  #local = [];
   #items = [];
   #at = 0;
-  #asked = null;
+  #fetching = null;
   #timer = 0;
 
   constructor() {
-    this.#input.addEventListener("input", () => this.#look());
+    this.#input.addEventListener("input", () => this.#search());
     this.#input.addEventListener("keydown", (event) => this.#key(event));
     this.#list.addEventListener("mousedown", (event) => event.preventDefault());
     this.#list.addEventListener("click", (event) =>
-      this.#take([...this.#list.children].indexOf(event.target.closest("li"))),
+      this.#open([...this.#list.children].indexOf(event.target.closest("li"))),
     );
-    this.#dialog.addEventListener("close", () => this.#asked?.abort());
+    this.#dialog.addEventListener("close", () => this.#fetching?.abort());
     this.#dialog.addEventListener("click", (event) => event.target === this.#dialog && this.#dialog.close());
   }
 
@@ -64,34 +64,34 @@ class Palette {
       return;
     }
     if (document.querySelector("dialog[open]")) return;
-    this.#own = own();
+    this.#local = localItems();
     this.#input.value = "";
     this.#dialog.showModal();
-    this.#look();
+    this.#search();
   }
 
-  #look() {
-    this.#asked?.abort();
+  #search() {
+    this.#fetching?.abort();
     clearTimeout(this.#timer);
     const text = this.#input.value.trim();
     this.#show(text, []);
     this.#note.textContent = "";
-    if (text) this.#timer = setTimeout(() => this.#ask(text), PAUSE);
+    if (text) this.#timer = setTimeout(() => this.#fetch(text), PAUSE);
   }
 
-  async #ask(text) {
-    this.#asked = new AbortController();
-    const { signal } = this.#asked;
+  async #fetch(text) {
+    this.#fetching = new AbortController();
+    const { signal } = this.#fetching;
     const query = new URLSearchParams({ q: text });
     const cluster = new URLSearchParams(location.search).get("cluster");
     if (cluster) query.set("cluster", cluster);
     try {
       const response = await fetch(`${document.body.dataset.base}/api/v1/search?${query}`, { signal });
-      const said = await response.json();
-      if (!response.ok) throw new Error(said.error.message);
-      this.#show(text, said.items);
+      const answer = await response.json();
+      if (!response.ok) throw new Error(answer.error.message);
+      this.#show(text, answer.items);
     } catch (error) {
-      if (!signal.aborted) this.#note.textContent = `Only pages and actions: the search failed. ${error.message}`;
+      if (!signal.aborted) this.#note.textContent = `Search failed; showing pages and actions only. ${error.message}`;
     }
   }
 
@@ -99,19 +99,19 @@ class Palette {
     const base = document.body.dataset.base;
     const chosen = this.#items[this.#at];
     const hits = found.map((hit) => ({ ...hit, address: base + hit.path }));
-    const mine = this.#own.filter((item) => fits(item, text)).slice(0, text ? MOST_OWN : undefined);
+    const local = this.#local.filter((item) => fits(item, text)).slice(0, text ? MOST_LOCAL : undefined);
     const tasks = hits.filter((hit) => hit.kind === "task");
     const rest = hits.filter((hit) => hit.kind !== "task");
-    const asText = { kind: "search", label: `Search tasks for “${text}”`, address: this.#search(text) };
-    this.#items = [...tasks, ...mine, ...rest, ...(text ? [asText] : [])];
+    const asText = { kind: "search", label: `Search tasks for “${text}”`, address: this.#listAddress(text) };
+    this.#items = [...tasks, ...local, ...rest, ...(text ? [asText] : [])];
     this.#list.replaceChildren(...this.#items.map(option));
-    // What comes later from the server must not change what Enter is about to take.
+    // A late answer from the server must not change what Enter will open.
     const same =
       this.#at > 0 ? this.#items.findIndex((item) => item.label === chosen?.label && item.kind === chosen?.kind) : 0;
     this.#point(Math.max(0, same));
   }
 
-  #search(text) {
+  #listAddress(text) {
     const query = new URLSearchParams(location.search).has("cluster")
       ? new URLSearchParams({ q: text, cluster: new URLSearchParams(location.search).get("cluster") })
       : new URLSearchParams({ q: text });
@@ -137,13 +137,13 @@ class Palette {
     if (to !== undefined && length) {
       const step = Math.abs(to - this.#at);
       this.#point(step === 1 ? (to + length) % length : Math.min(length - 1, Math.max(0, to)));
-    } else if (event.key === "Enter") this.#take(this.#at);
+    } else if (event.key === "Enter") this.#open(this.#at);
     else return;
     event.preventDefault();
     event.stopPropagation();
   }
 
-  #take(at) {
+  #open(at) {
     const item = this.#items[at];
     if (!item) return;
     this.#dialog.close();

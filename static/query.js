@@ -1,8 +1,7 @@
-// Completion in the query bar: the fields of the language, then the values that this list has, then those that the
-// record knows by any part of their name.
+// Completion in the filter field: fields, then values of this list, then recorded names that contain the text.
 const MOST = 8;
 const PAUSE = 150; // milliseconds after the last key
-const ASKED = new Set(["name", "queue", "worker"]);
+const SEARCHED = new Set(["name", "queue", "worker"]);
 
 function token(input) {
   const before = input.value.slice(0, input.selectionStart);
@@ -15,7 +14,7 @@ function parts(word) {
   return { negated, field: field?.toLowerCase(), value: value.toLowerCase() };
 }
 
-// What may stand in the place of the word before the caret: [text, help] pairs. Values that begin so come first.
+// Completions of the word before the caret: [text, help] pairs. Values that begin with it come first.
 function suggestions(word, more = []) {
   const { negated, field, value } = parts(word);
   if (!field && !value) return [];
@@ -30,8 +29,8 @@ function suggestions(word, more = []) {
   return [...new Set([...first, ...found])].slice(0, MOST).map(([text, help]) => [negated + text, help]);
 }
 
-// Terms for what the record knows by this part of a name, beyond what the list shows.
-async function known(field, value, signal) {
+// Terms for recorded names that contain the value, beyond those of the list.
+async function search(field, value, signal) {
   const { base, view } = document.body.dataset;
   const cluster = new URLSearchParams(view.split("?")[1]).get("cluster");
   const query = new URLSearchParams({ q: value, limit: MOST, ...(cluster && { cluster }) });
@@ -54,7 +53,7 @@ function values() {
   return [...known];
 }
 
-// What hides or turns text around is shown by its number, as everywhere else.
+// Control and format characters are shown as code points, as on the pages.
 const visible = (text) =>
   text.replace(/[\p{Cc}\p{Cf}]/gu, (each) => `⟦U+${each.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟧`);
 
@@ -62,34 +61,34 @@ class Completion {
   #input;
   #list = document.getElementById("completions");
   #at = -1;
-  #asked = null;
+  #fetching = null;
   #timer = 0;
 
   constructor(input) {
     this.#input = input;
     input.addEventListener("input", () => {
       this.#offer();
-      this.#ask();
+      this.#fetch();
     });
     input.addEventListener("keydown", (event) => this.#key(event));
     input.addEventListener("blur", () => this.#close());
     this.#list.addEventListener("mousedown", (event) => {
       event.preventDefault();
-      this.#take(event.target.closest("li"));
+      this.#insert(event.target.closest("li"));
     });
   }
 
-  // Answers come late: they are taken only for the word that they were asked for.
-  #ask() {
+  // An answer that comes late is used only if the word is still the same.
+  #fetch() {
     clearTimeout(this.#timer);
-    this.#asked?.abort();
+    this.#fetching?.abort();
     const word = token(this.#input);
     const { field, value } = parts(word);
-    if (!ASKED.has(field) || !value) return;
+    if (!SEARCHED.has(field) || !value) return;
     this.#timer = setTimeout(async () => {
-      this.#asked = new AbortController();
+      this.#fetching = new AbortController();
       try {
-        const more = await known(field, value, this.#asked.signal);
+        const more = await search(field, value, this.#fetching.signal);
         if (word === token(this.#input) && document.activeElement === this.#input && this.#at < 0) this.#offer(more);
       } catch (error) {
         if (error.name !== "AbortError") this.#input.title = `No more suggestions: ${error.message}`;
@@ -136,14 +135,14 @@ class Completion {
     if (event.key === "ArrowDown") this.#point((this.#at + 1) % length);
     else if (event.key === "ArrowUp") this.#point((Math.max(0, this.#at) + length - 1) % length);
     else if (event.key === "Escape") this.#close();
-    else if (event.key === "Enter" && this.#at >= 0) this.#take(this.#list.children[this.#at]);
-    else if (event.key === "Tab" && this.#at >= 0) this.#take(this.#list.children[this.#at]);
+    else if (event.key === "Enter" && this.#at >= 0) this.#insert(this.#list.children[this.#at]);
+    else if (event.key === "Tab" && this.#at >= 0) this.#insert(this.#list.children[this.#at]);
     else return;
     event.preventDefault();
     event.stopPropagation();
   }
 
-  #take(item) {
+  #insert(item) {
     if (!item) return;
     const input = this.#input;
     const end = input.selectionStart;

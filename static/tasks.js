@@ -1,7 +1,7 @@
 import { startExport } from "./export.js";
 import { startCompletion } from "./query.js";
 
-// The list: what is selected, and which actions that allows. The task: JSON checked while it is typed.
+// The list: the selection and the actions that it allows. The task: checks JSON while it is typed.
 const selection = document.getElementById("selection");
 
 function count(rows, attribute) {
@@ -16,7 +16,7 @@ function label(button, verb, number, selected) {
   button.textContent = `${verb} ${number}${skipped} task${(skipped ? selected : number) === 1 ? "" : "s"}`;
 }
 
-// Everything that matches, on whichever page: the next step shows what that is, and what would be done.
+// All matching tasks, on every page of the list; the next step is a preview.
 function labelAll(button, verb) {
   if (!button) return;
   const { verbs = "", count: matching } = document.getElementById("region-bulk").dataset;
@@ -25,7 +25,7 @@ function labelAll(button, verb) {
   button.textContent = `${verb[0].toUpperCase()}${verb.slice(1)} all ${matching}…`;
 }
 
-function tell() {
+function updateButtons() {
   const rows = [...selection.querySelectorAll("tbody tr:has(.pick input:checked)")];
   const counted = document.getElementById("selected-count");
   const retry = document.getElementById("retry-selected");
@@ -55,22 +55,22 @@ function startSelection() {
     page.checked = matching.checked;
     pickRows(matching.checked);
   });
-  // Whoever takes one away does not mean all any more.
+  // Unticking a row ends "Select all".
   selection.addEventListener("change", (event) => {
     if (event.target.closest(".pick") && !event.target.checked) {
       matching.checked = false;
       page.checked = false;
     }
-    tell();
+    updateButtons();
   });
   if (matching.checked) {
     page.checked = true;
     pickRows(true);
   }
-  document.addEventListener("monitor:heard", tell);
-  selection.addEventListener("monitor:rows", tell);
-  addEventListener("pageshow", tell);
-  tell();
+  document.addEventListener("monitor:update", updateButtons);
+  selection.addEventListener("monitor:rows", updateButtons);
+  addEventListener("pageshow", updateButtons);
+  updateButtons();
 }
 
 function problem(text, kind) {
@@ -84,7 +84,7 @@ function problem(text, kind) {
   }
 }
 
-// Said beside the field: a browser's own bubble would take the caret back from the next field.
+// The error is shown beside the field: the browser's own bubble would take the focus back from the next field.
 function noteOf(area) {
   const note = document.createElement("span");
   note.id = `${area.name}-problem`;

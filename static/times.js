@@ -1,4 +1,4 @@
-// <time data-time>: "ago" and "since" go on by themselves; "clock" is the time of day here. Absolute time on hover.
+// <time data-time>: "ago" and "since" keep counting; "clock" is the local time of day. Absolute time on hover.
 const SLOWEST = 60_000;
 
 export function span(seconds) {
@@ -7,7 +7,7 @@ export function span(seconds) {
   return seconds < 60 ? `${Math.floor(seconds)} s` : longSpan(seconds);
 }
 
-// From a minute on: 3 m 12 s, 2 h 5 m, 3 d 4 h.
+// One minute or more: 3 m 12 s, 2 h 5 m, 3 d 4 h.
 export function longSpan(seconds) {
   const parts = [
     ["d", 86400, "h", 3600],
@@ -37,13 +37,13 @@ const clock = new Intl.DateTimeFormat(undefined, {
 });
 const absolute = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 
-let skew = 0; // the server's clock minus ours, so that a wrong clock here tells no wrong ages
+let skew = 0; // the server's clock minus the browser's, so that a wrong clock here shows no wrong ages
 
-export function serverSaid(seconds) {
+export function setServerTime(seconds) {
   skew = seconds * 1000 - Date.now();
 }
 
-export function retell(root = document) {
+export function updateTimes(root = document) {
   const now = Date.now() + skew;
   for (const element of root.querySelectorAll("time[data-time]")) {
     const at = Date.parse(element.dateTime);
@@ -51,15 +51,15 @@ export function retell(root = document) {
     const kind = element.dataset.time;
     const text = kind === "clock" ? clock.format(at) : kind === "since" ? span(Math.max(0, seconds)) : ago(seconds);
     if (element.textContent !== text) element.textContent = text;
-    if (!element.dataset.told) {
+    if (!element.dataset.titled) {
       element.title = absolute.format(at);
-      element.dataset.told = "1";
+      element.dataset.titled = "1";
     }
   }
 }
 
 export function startTimes() {
-  retell();
+  updateTimes();
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  setInterval(retell, Math.min(still ? 5000 : 1000, SLOWEST));
+  setInterval(updateTimes, Math.min(still ? 5000 : 1000, SLOWEST));
 }

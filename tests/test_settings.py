@@ -99,12 +99,12 @@ def test_unknown_names_raise_and_name_the_one_that_was_meant(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("port", "http", "port: 'http' is not a whole number"),
+        ("port", "http", "port: 'http' is not an integer"),
         ("port", "-1", "negative"),
         ("sample_seconds", "0", "positive"),
         ("sample_seconds", "inf", "finite"),
         ("sample_seconds", "soon", "not a number"),
-        ("read_only", "perhaps", "neither yes nor no"),
+        ("read_only", "perhaps", "is not a boolean"),
         ("source", "kafka", "auto, kombu, redis, amqp"),
         ("broker_options", "{", "not a JSON object"),
         ("broker", "localhost", "not a URL"),
@@ -117,7 +117,7 @@ def test_a_wrong_value_says_what_is_wrong(name: str, text: str, words: str) -> N
 
 
 def test_two_brokers_need_two_names() -> None:
-    with pytest.raises(SettingsError, match="called 'default'"):
+    with pytest.raises(SettingsError, match="have the name 'default'"):
         load({"broker": ("redis://a", "redis://b")}, {})
 
 

@@ -1,6 +1,6 @@
-"""Addresses of brokers and databases: checked before anything starts, and never shown with a secret. No I/O.
+"""URLs of brokers and databases: validated before anything starts, and never shown with a secret. No I/O.
 
-Nothing of an address that cannot be parsed is repeated in an error: where its password ends is what is unclear.
+An error contains nothing of a URL that cannot be parsed, since it is unclear where its password ends.
 """
 
 import re
@@ -36,7 +36,7 @@ EVENTLESS_TRANSPORTS = frozenset(
 SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
 DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
 MOST_PORT = 65_535
-CERT_REQS = frozenset({"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"})  # kombu's words
+CERT_REQS = frozenset({"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"})  # as in kombu
 _ENCODE = "percent-encode special characters in its password (@ as %40, / as %2F, [ as %5B)"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}")
 _USER = re.compile(r"[\w.+-]{0,64}")
@@ -46,7 +46,7 @@ _SECRET_OPTION = re.compile(r"([?&;][\w.-]*(?:pass|secret|token|key)[\w.-]*=)[^&
 
 
 def without_password(url: str) -> str:
-    """The address for messages and pages: passwords masked, the query (which may hold secrets) left out."""
+    """The URL for messages and pages: passwords masked, the query, which may have secrets, left out."""
     first, *others = url.split(";")
     if any(transport_of(each) != transport_of(first) for each in others):  # a password may hold a semicolon, too
         return f"{first.partition('://')[0]}://{MASK}" if _shown(first) != NO_URL else NO_URL
@@ -58,7 +58,7 @@ def _shown(url: str) -> str:
     if not separator or not _SCHEME.fullmatch(scheme):
         return NO_URL
     before_query = re.split("[?#]", rest, maxsplit=1)[0]
-    if "@" in rest[len(before_query) :]:  # the query's own, or a password with a question mark: nobody can tell
+    if "@" in rest[len(before_query) :]:  # part of the query, or of a password with a question mark
         return f"{scheme}://{MASK}"
     credentials, at, place = before_query.rpartition("@")  # a password may hold every other separator
     user, colon, _ = credentials.partition(":")
@@ -67,7 +67,7 @@ def _shown(url: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Any text, with the credentials in its addresses masked."""
+    """Any text, with the credentials in its URLs masked."""
     return _SECRET_OPTION.sub(rf"\1{MASK}", _IN_TEXT.sub(rf"\1{MASK}@", text))
 
 
@@ -104,7 +104,7 @@ def require_events(url: str) -> str:
 
 
 def check_broker(url: str) -> None:
-    """Raises SettingsError or Unsupported for the address of a broker that can never work, and names no secret."""
+    """Raises SettingsError or Unsupported for a broker URL that can never work. Errors contain no secret."""
     for each in url.split(";"):
         if "://" not in each:
             raise SettingsError(f"not a URL; {EXAMPLE}")
@@ -121,7 +121,7 @@ def check_broker(url: str) -> None:
 
 
 def split(url: str) -> SplitResult:
-    """The parts of an address, read as kombu reads it. Raises SettingsError."""
+    """The parts of a URL, parsed like kombu does. Raises SettingsError."""
     scheme, _, rest = url.partition("://")
     try:
         parts = urlsplit(f"http://{rest}")
@@ -150,7 +150,7 @@ def _check_redis(parts: SplitResult) -> None:
 
 
 def check_database(url: str) -> None:
-    """Raises SettingsError for the address of a database that can never work."""
+    """Raises SettingsError for a database URL that can never work."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise SettingsError("not a URL; use sqlite:///file.db or postgresql://host/name")
@@ -165,6 +165,6 @@ def check_database(url: str) -> None:
 
 
 def check_http(url: str) -> None:
-    """Raises SettingsError for what is no address of a web server."""
+    """Raises SettingsError for an invalid HTTP URL."""
     if not url.startswith(("http://", "https://")) or not split(url).hostname:
         raise SettingsError("not an http:// or https:// URL; write for example http://guest:guest@localhost:15672/api/")

@@ -1,7 +1,7 @@
-"""Arguments to settings to work. The only module that prints.
+"""The command line. The only module that prints.
 
 Celery loads this module at each start of each worker, to look for commands (the entry point celery.commands); a worker
-needs no dashboard. So what a command runs is named here, and loaded when it runs.
+needs no dashboard. So functions are named here by ``module:function``, and loaded when a command runs.
 """
 
 import json
@@ -27,15 +27,15 @@ RESUME = "resume"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
-    "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file."
+    "--config file (sample_seconds = 5). Options override the environment, which overrides the file."
 )
 MOST_RATE = 10_000.0
-PACKAGED = {"redis", "amqp"}  # transports whose libraries are always there
+PACKAGED = {"redis", "amqp"}  # transports whose libraries are always installed
 Runner = Callable[..., None]
 
 
 def later(name: str) -> Callable[..., Any]:
-    """A call of ``module:function`` that loads the module first."""
+    """A function that loads ``module:function`` when it is called."""
 
     def call(*arguments: object, **options: object) -> Any:
         return resolve_without_gc(name)(*arguments, **options)
@@ -59,7 +59,7 @@ to_json = later("celery_monitor.doctor:to_json")
 
 
 class Failure(click.ClickException):
-    """An error in one line, without the password of any address in it."""
+    """An error on one line, with the passwords of URLs masked."""
 
     exit_code = EXIT_USAGE
 
@@ -68,18 +68,18 @@ class Failure(click.ClickException):
 
 
 def usage_failure(command: click.Command, ctx: click.Context, error: click.UsageError) -> Failure:
-    """The same for what click cannot parse; for an unknown option, the one that was probably meant."""
+    """A usage error as a Failure; for an unknown option, with the closest known one."""
     if not isinstance(error, click.NoSuchOption):
         return Failure(error.format_message())
     names = sorted(name for each in command.get_params(ctx) for name in each.opts if name.startswith("--"))
     near = get_close_matches(error.option_name, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
     removed = REMOVED.get(error.option_name.removeprefix("--"))
     return Failure(f"there is no option {error.option_name}; {removed or hint}")
 
 
 class ClickCommand(click.Command):
-    """Says every error in one line."""
+    """Reports every error on one line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -95,7 +95,7 @@ class ClickCommand(click.Command):
 
 
 class Group(click.Group):
-    """Says in one line that there is no such command."""
+    """Reports an unknown command on one line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args:  # click shows the help
@@ -117,16 +117,16 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings=HELP)
 @click.version_option(__version__, prog_name="celery-monitor")
 def main() -> None:
-    """A dashboard for Celery: what runs, what failed and why, what is stuck; and retry.
+    """A live dashboard for Celery: what is running, what failed and why, what is stuck. Retries tasks.
 
     \b
-    Look at it with made-up work:  celery-monitor demo
-    Watch your own broker:         celery-monitor serve --broker redis://localhost:6379/0
+    Try it with sample data:  celery-monitor demo
+    Monitor your own broker:  celery-monitor serve --broker redis://localhost:6379/0
     """
 
 
 def setting_options(without: Sequence[str] = ()) -> list[click.Parameter]:
-    """One option per setting, and the file that holds the others."""
+    """``--config``, and one option per setting."""
     config = click.Option(
         ["--config"], type=click.Path(path_type=Path), metavar="FILE", help="TOML file with settings."
     )
@@ -175,11 +175,11 @@ main.add_command(
     _command(
         "serve",
         run_serve,
-        "Watch brokers and serve the dashboard: one receiver process per broker and one web process.\n\n\b\n"
+        "Monitor brokers and serve the dashboard: one receiver process per broker and one web process.\n\n\b\n"
         "Example:\n  celery-monitor serve --broker shop=redis://localhost:6379/0 --broker mail=amqp://localhost",
     )
 )
-main.add_command(_command("receive", run_receive, "Only keep the record: read the brokers' events into the database."))
+main.add_command(_command("receive", run_receive, "Only store events: read them from the brokers into the database."))
 main.add_command(_command("web", run_web, "Only serve the dashboard from a database that receivers fill."))
 
 
@@ -196,9 +196,9 @@ main.add_command(
         "doctor",
         callback=_doctor,
         params=[click.Option(["--json"], is_flag=True, help="Print the findings as JSON."), *setting_options()],
-        help="Say what is wrong with this set-up, and the mend. Takes the options of serve, looks at brokers, workers "
-        "and the database for a few seconds, and never changes anything. Ends with 0 where nothing is wrong, else "
-        "with 1.\n\n\b\nExample:\n  celery-monitor doctor --broker redis://localhost:6379/0",
+        help="Diagnose this setup and suggest fixes. Takes the options of serve, checks brokers, workers and the "
+        "database for a few seconds, and never changes anything. Exits with 0 if nothing is wrong, else with 1."
+        "\n\n\b\nExample:\n  celery-monitor doctor --broker redis://localhost:6379/0",
         epilog=EPILOG,
     )
 )
@@ -212,14 +212,14 @@ main.add_command(
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Keep the demo's files (record, logs) here. Without it they are temporary and removed at the end.",
+    help="Folder for the demo's files (record, logs). By default they are temporary.",
 )
 @click.option(
     "--broker",
     default="redis",
     show_default=True,
     metavar="redis|URL",
-    help="redis starts a Redis of its own; a URL such as amqp://localhost runs the shop there.",
+    help="redis starts its own Redis; a URL such as amqp://localhost uses that broker.",
 )
 @click.option("--rate", default=6.0, show_default=True, metavar="N", help="Tasks per second.")
 @click.option(
@@ -228,12 +228,12 @@ main.add_command(
     show_default=True,
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Share of orders in which something goes wrong.",
+    help="Share of orders that run into trouble.",
 )
 def demo(**options: Any) -> None:
-    """Show a small shop at work: a broker, three workers, beat, traffic, and the dashboard.
+    """Run a sample shop: a broker, three workers, beat, traffic, and the dashboard.
 
-    Ctrl-C ends everything that it started, and nothing else.
+    Ctrl-C stops everything that it started, and nothing else.
     """
     configure_logging("warning")
     if options["broker"] != "redis":
@@ -252,7 +252,7 @@ def demo(**options: Any) -> None:
 )
 @click.pass_context
 def celery_command(ctx: click.Context, /, **options: Any) -> None:
-    """Watch this application's broker and serve the dashboard (celery-monitor)."""
+    """Monitor this app's broker and serve the dashboard (celery-monitor)."""
     settings = _load(options | {"app": application_name(sys.argv, os.environ)})
     start_afresh(replace(settings, application=loaded(ctx.obj.app, settings.app)), RESUME)
 
@@ -260,14 +260,14 @@ def celery_command(ctx: click.Context, /, **options: Any) -> None:
 @main.command(RESUME, cls=ClickCommand, hidden=True)
 @click.argument("descriptor", type=int)
 def resume(descriptor: int) -> None:
-    """Go on with the settings that ``celery -A proj monitor`` has read."""
+    """Continue with the settings that ``celery -A proj monitor`` has read."""
     settings = handed_over(descriptor)
     configure_logging(settings.log_level)
     run_serve(settings, stop_on_signals(), click.echo)
 
 
 def application_name(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:
-    """What ``celery -A NAME`` was given: Celery hands on the loaded application, not its name."""
+    """NAME of ``celery -A NAME``: Celery passes on the loaded application, not its name."""
     words = iter(arguments)
     for word in words:
         if word in {"-A", "--app"}:

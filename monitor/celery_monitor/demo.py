@@ -1,4 +1,4 @@
-"""The demo: a broker, three workers, beat, customers and the dashboard, all started here and ended with us."""
+"""The demo: a broker, three workers, beat, customers and the dashboard, started and stopped together."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ FAKE_REDIS = (
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What ``celery-monitor demo`` was asked for."""
+    """The options of ``celery-monitor demo``."""
 
     host: str = "127.0.0.1"
     port: int = 5555
@@ -47,7 +47,7 @@ class Demo:
 
 
 class Redis(NamedTuple):
-    """A way to start a Redis: the command for a port, and what to call it."""
+    """How to start a Redis: its title and command."""
 
     title: str
     command: tuple[str, ...]
@@ -71,7 +71,7 @@ def run(demo: Demo, stop: Event, announce: Announce) -> None:
                 stop,
                 ready=lambda: is_connected(settings),
                 announce=lambda: announce(_greeting(demo, settings, redis, directory)),
-                later=[shop.customers()],  # what they did before somebody listens would not be seen
+                later=[shop.customers()],  # their tasks would be missed before the receiver is connected
             )
         finally:
             if not redis:
@@ -92,7 +92,7 @@ def _directory(demo: Demo) -> Iterator[Path]:
 
 
 def demo_settings(demo: Demo, broker_url: str, directory: Path) -> Settings:
-    """The dashboard's settings: the user's environment and files do not reach into the demo."""
+    """The dashboard's settings, without the user's environment and files."""
     options = {
         "broker": (f"{CLUSTER}={broker_url}",),
         "database": f"sqlite:///{directory}/celery-monitor.db",
@@ -124,7 +124,7 @@ class Shop:
         ]
 
     def customers(self) -> ChildJob:
-        """Who gives them work."""
+        """The process that sends the tasks."""
         options = (f"--rate={self.demo.rate}", f"--failures={self.demo.failures}")
         return self._job("customers", ("demo_workers.traffic", *options))
 
@@ -143,11 +143,11 @@ class Shop:
             "DEMO_BROKER": self.broker_url,
             "DEMO_DIR": str(self.directory),
             "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONIOENCODING": "utf-8:backslashreplace",  # the ugly data reaches the logs too
+            "PYTHONIOENCODING": "utf-8:backslashreplace",  # the ugly data is logged, too
         }
 
     def clean(self, settings: Settings) -> None:
-        """Takes the shop's queues away from a broker that is not ours."""
+        """Deletes the shop's queues from a broker that the demo did not start."""
         command = [sys.executable, "-m", "demo_workers.clean", f"celeryev.{settings.node_id}", settings.node_id]
         with (self.directory / "clean.log").open("ab") as log:
             subprocess.run(  # noqa: S603 - the command is our own
@@ -183,7 +183,7 @@ def _redis_command(program: str, port: int, directory: Path) -> tuple[str, ...]:
 
 
 def redis_job(redis: Redis, directory: Path) -> ChildJob:
-    """Starts when Redis answers, so that nobody who comes after it has to wait for a second attempt."""
+    """``start`` waits until Redis answers, so that no other process has to try twice."""
 
     def start() -> Program:
         program = Program(redis.command, os.environ, directory, directory / "redis.log")
@@ -200,7 +200,7 @@ def redis_job(redis: Redis, directory: Path) -> ChildJob:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -220,8 +220,8 @@ def _greeting(demo: Demo, settings: Settings, redis: Redis | None, directory: Pa
     broker = f"{redis.title} on port {redis.port}" if redis else demo.broker.rpartition("@")[2]
     kept = "kept" if demo.directory else "removed at the end"
     return (
-        f"A small shop at work: {broker}, {len(WORKERS)} workers, beat, about {demo.rate:g} tasks per second.\n"
-        f"Its files:     {directory} ({kept})\n"
-        f"Its dashboard: {url_of(settings)}\n"
-        "Ctrl-C ends it all."
+        f"Running a sample shop: {broker}, {len(WORKERS)} workers, beat, about {demo.rate:g} tasks per second.\n"
+        f"Files:     {directory} ({kept})\n"
+        f"Dashboard: {url_of(settings)}\n"
+        "Ctrl-C stops everything."
     )

@@ -1,4 +1,4 @@
-"""``celery-monitor doctor``: gathers the facts of a set-up and reports what is wrong with it. Changes nothing."""
+"""``celery-monitor doctor``: checks a setup, reports findings and suggests fixes. Changes nothing."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,11 @@ from celery_monitor.web.security.guard import check_bind
 
 INDENT = " " * 9
 LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}
-NO_TASK = "celery-monitor-doctor"  # an id that nobody has
+NO_TASK = "celery-monitor-doctor"  # an id that no task has
 
 
 class Report(NamedTuple):
-    """The findings about one broker, or about what all have in common."""
+    """The findings about one broker, the record or the dashboard."""
 
     subject: str
     address: str
@@ -48,7 +48,7 @@ def _is_wrong(finding: Finding) -> bool:
 
 
 def examine(settings: Settings) -> list[Report]:
-    """Takes some seconds for each broker. Raises SettingsError for what cannot be understood at all."""
+    """Takes some seconds per broker. Raises SettingsError."""
     records = {broker.cluster: read_record_facts(settings.database, broker.cluster) for broker in settings.broker}
     reports = [_broker(broker, settings, records[broker.cluster]) for broker in settings.broker]
     record = next(iter(records.values()))
@@ -73,7 +73,7 @@ def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
 
 
 def _application(broker: Broker, settings: Settings, facts: BrokerFacts) -> Iterator[Finding]:
-    """What the application under -A says, where there is one, and whether results can be read."""
+    """Findings about the application of -A, if given, and about the result backend."""
     application = application_of(settings)
     if application is not None:
         yield from judge_application(application, bool(facts.conf))
@@ -103,7 +103,7 @@ def _dashboard(settings: Settings) -> Report:
 
 
 def lines(reports: Sequence[Report]) -> Iterator[str]:
-    """For people."""
+    """The report as text."""
     for report in reports:
         yield f"{report.subject}  {report.address}"
         for each in report.findings:
@@ -116,7 +116,7 @@ def lines(reports: Sequence[Report]) -> Iterator[str]:
 
 
 def to_json(reports: Sequence[Report]) -> dict[str, object]:
-    """The same for programs."""
+    """The report for ``--json``."""
     items = [
         {
             "subject": report.subject,

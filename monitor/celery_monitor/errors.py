@@ -1,7 +1,9 @@
 """Every error that a person may see, as one tree.
 
-Each class knows the HTTP status it becomes and a stable code; each message says what happened and what to do.
+Each class has an HTTP status and a stable code; each message says what happened and what to do.
 """
+
+INTERNAL_ERROR = "Internal error; see the log of the dashboard."
 
 
 class MonitorError(Exception):
@@ -17,20 +19,20 @@ class MonitorError(Exception):
 
 
 class InvalidInput(MonitorError):
-    """What was asked cannot be understood."""
+    """The request is not valid."""
 
     status = 400
     code = "invalid"
 
 
 class SettingsError(InvalidInput):
-    """A setting is unknown or has a value that cannot be used."""
+    """A setting is unknown or has an invalid value."""
 
     code = "settings"
 
 
 class FilterError(InvalidInput):
-    """A filter is wrong at ``column`` (counted from 1); never matches everything instead."""
+    """A filter is invalid at ``column`` (counted from 1). An invalid filter never matches everything."""
 
     code = "filter"
 
@@ -48,61 +50,61 @@ class Unauthenticated(MonitorError):
 
 
 class Forbidden(MonitorError):
-    """Somebody is signed in and may not do this."""
+    """The user may not do this."""
 
     status = 403
     code = "forbidden"
 
 
 class NotFound(MonitorError):
-    """There is no such thing in the record."""
+    """Not in the record."""
 
     status = 404
     code = "not_found"
 
 
 class MethodNotAllowed(MonitorError):
-    """The path exists and does not take this method."""
+    """The path does not support this method."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class TooLarge(MonitorError):
-    """A request's body is longer than we read."""
+    """The request's body is longer than the limit."""
 
     status = 413
     code = "too_large"
 
 
 class UnsupportedType(MonitorError):
-    """A request's body is of a type that this path does not take."""
+    """The request's body has an unsupported content type."""
 
     status = 415
     code = "unsupported_type"
 
 
 class Conflict(MonitorError):
-    """The thing exists and is not in a state in which this can be done."""
+    """The current state does not allow this."""
 
     status = 409
     code = "conflict"
 
 
 class ArgumentsUnknown(Conflict):
-    """The arguments of a task are not known well enough to send it again as they are."""
+    """The arguments of a task are not known well enough to retry it unchanged."""
 
     code = "arguments_unknown"
 
 
 class ConfirmationRequired(Conflict):
-    """The arguments are probable, not exact: they must be seen and confirmed first."""
+    """The arguments are probable, not exact: a person must confirm them first."""
 
     code = "confirmation_required"
 
 
 class NotTaken(Conflict):
-    """The broker said no to a message: it is nowhere."""
+    """The broker rejected a message: it is in no queue."""
 
     code = "not_taken"
 
@@ -115,7 +117,7 @@ class BrokerUnavailable(MonitorError):
 
 
 class TakenUnknown(BrokerUnavailable):
-    """A message was on its way and the broker did not say that it has it: it may run, or not."""
+    """The broker did not confirm a message: its task may run, or not."""
 
     code = "taken_unknown"
 
@@ -128,20 +130,20 @@ class StoreUnavailable(MonitorError):
 
 
 class StoreRefused(StoreUnavailable):
-    """The database answers and does not take these values: to wait will not help."""
+    """The database rejects these values: waiting does not help."""
 
     code = "store_refused"
 
 
 class LeaseLost(MonitorError):
-    """Another receiver writes this cluster's record: this one must not."""
+    """Another receiver writes this cluster's record, so this one must not."""
 
     status = 503
     code = "lease_lost"
 
 
 class Unsupported(MonitorError):
-    """This transport, worker or version has no such ability."""
+    """This transport, worker or version does not support it."""
 
     status = 501
     code = "unsupported"

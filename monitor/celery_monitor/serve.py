@@ -1,4 +1,4 @@
-"""What ``serve``, ``receive`` and ``web`` run: one receiver per broker and one web process, kept alive."""
+"""The commands ``serve``, ``receive`` and ``web``: one receiver per broker and one web process, kept alive."""
 
 import http.client
 import json
@@ -36,7 +36,7 @@ BACKLOG = 512
 
 
 def with_application(settings: Settings) -> Settings:
-    """Settings with the application that they name, and with its broker where none is given. Raises SettingsError."""
+    """Settings with their application, and with its broker if none is given. Raises SettingsError."""
     application = application_of(settings)
     if application is None:
         return settings
@@ -49,36 +49,36 @@ def with_application(settings: Settings) -> Settings:
 
 
 def with_brokers(settings: Settings) -> Settings:
-    """Settings that name a broker: the given ones, else the application's own.
+    """Settings with at least one broker: the given ones, else the application's.
 
-    Raises SettingsError, and Unsupported, where one can never be watched.
+    Raises SettingsError, and Unsupported for a broker that can never be monitored.
     """
     settings = with_application(settings)
     if settings.broker:
         check_brokers(settings)
         return settings
     raise SettingsError(
-        "no broker to watch; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_application, "
-        "or look at celery-monitor demo first"
+        "no broker to monitor; give --broker redis://localhost:6379/0, --broker amqp://localhost or -A your_app, "
+        "or try celery-monitor demo first"
     )
 
 
 def start_afresh(settings: Settings, command: str) -> NoReturn:
-    """Goes on as a program that holds none of the user's modules: this process has loaded the application.
+    """Replaces this process, which has loaded the user's application, by one without the user's modules.
 
-    The settings go through memory, not through a command line or an environment that others could read.
+    The settings are passed in memory: others could read a command line or an environment.
     """
     descriptor = _memory()
     with open(descriptor, "wb", closefd=False) as file:
         file.write(msgspec.json.encode(settings))
     sys.stdout.flush()
     sys.stderr.flush()
-    # -P: a module of the project that has the name of ours is not taken for it.
+    # -P: a module of the project must not shadow one of ours.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", command, str(descriptor)])  # noqa: S606
 
 
 def _memory() -> int:
-    """A file without a name, which a program started in our place has too."""
+    """An unnamed file that the program which replaces this process inherits."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("settings", 0)
     descriptor, path = mkstemp()
@@ -94,7 +94,7 @@ def handed_over(descriptor: int) -> Settings:
             file.seek(0)
             return msgspec.json.decode(file.read(), type=Settings)
     except (OSError, ValueError):
-        raise SettingsError("this command is for celery -A proj monitor alone; start celery-monitor serve") from None
+        raise SettingsError("this command is internal to celery -A proj monitor; use celery-monitor serve") from None
 
 
 def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
@@ -133,7 +133,7 @@ def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announ
             [web_job(settings, listener), *jobs],
             stop,
             ready=lambda: answers(settings),
-            announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C ends it)"),
+            announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C to stop)"),
         )
 
 
@@ -153,7 +153,7 @@ def _receiver_job(settings: Settings, broker: Broker) -> ChildJob:
 
 
 def note_ending(database: str, cluster: str, ending: Ending) -> None:
-    """Records that a receiver ended by itself, so that pages show it: a killed receiver cannot."""
+    """Records that a receiver ended unexpectedly, for the pages: a killed receiver cannot."""
     noted = ReceiverEnding(
         cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
     )
@@ -165,7 +165,7 @@ def note_ending(database: str, cluster: str, ending: Ending) -> None:
 
 
 def web_job(settings: Settings, listener: socket.socket) -> ChildJob:
-    """The listener is ours and outlives a dead web process: browsers wait in its queue for the next one."""
+    """The listener outlives the web process: browsers wait in its backlog for the next one."""
     descriptor = listener.fileno()
     arguments = (settings, descriptor)
     return ChildJob(
@@ -174,9 +174,9 @@ def web_job(settings: Settings, listener: socket.socket) -> ChildJob:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises SettingsError when the address cannot be had."""
+    """A listening socket; port 0 picks a free one. Raises SettingsError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Of a socket without its protocol asyncio lets what is small wait for the other side's acknowledgement, 0.04 s.
+    # asyncio sets TCP_NODELAY only if the protocol is given; else small packets wait 0.04 s for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -192,18 +192,18 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def with_port(settings: Settings, listener: socket.socket) -> Settings:
-    """The port that ``--port 0`` got."""
+    """Settings with the port that the listener got."""
     return replace(settings, port=int(listener.getsockname()[1]))
 
 
 def url_of(settings: Settings) -> str:
-    """The address that a browser on this machine can open."""
+    """The URL for a browser on this machine."""
     host = _reachable(settings.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.url_prefix.rstrip('/')}/"
 
 
 def answers(settings: Settings) -> bool:
-    """Whether the web process answers at all, with whatever status."""
+    """Whether the web process answers, with any status."""
     return _get(settings, "/healthcheck") is not None
 
 

@@ -1,7 +1,7 @@
-"""Every setting in one table: name, type, default, environment variable, option, help.
+"""Every setting in one table: name, type, default, parser, help. Options and environment variables follow from it.
 
-A setting comes from an option, else ``CELERY_MONITOR_<NAME>``, else the TOML file, else its default.
-An unknown name, wherever it stands, raises and lists what is known.
+A value comes from an option, else ``CELERY_MONITOR_<NAME>``, else the TOML file, else the default. An unknown name
+raises SettingsError.
 """
 
 import re
@@ -25,11 +25,11 @@ REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 SQL_SCHEMES = ("db+", "database+")
 RESULT_SCHEMES = (*REDIS_SCHEMES, *SQL_SCHEMES)
 REDIS_TRANSPORTS = frozenset({"redis", "sentinel"})
-LONGEST_NAME = 200  # of the 255 bytes that a queue's name may have, Celery's prefix takes some
+LONGEST_NAME = 200  # a queue's name has at most 255 bytes, with Celery's prefix
 MOST_NUMBER = 10**15
 MOST_SECONDS = 1e9  # beyond, Python's threads cannot wait
 MOST_QUOTED = 60
-_BEGINS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:/]")  # an address after NAME=; any other = may be in a password
+_BEGINS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:/]")  # a URL after NAME=; any other = may be in a password
 REDACTED_KEYS = (
     "password",
     "passwd",
@@ -60,7 +60,7 @@ def parse_broker(text: str) -> Broker:
 
 
 def parse_named(text: str) -> Broker:
-    """The same for any address. No error repeats any of it but a name that is one: it may hold a password."""
+    """``URL`` or ``NAME=URL`` with any URL. Errors contain at most the name, since the URL may have a password."""
     name, separator, url = text.partition("=")
     if not separator or ":" in name or "/" in name or "@" in name or not _BEGINS.match(url):
         name, url = DEFAULT_CLUSTER, text
@@ -77,7 +77,7 @@ def _of_cluster(given: Broker, check: Callable[[str], None]) -> None:
 
 
 def parse_redbeat(text: str) -> Broker:
-    """As a broker; RedBeat keeps its entries in Redis."""
+    """Like a broker, but Redis only, where RedBeat stores its entries."""
     broker = parse_broker(text)
     if transport_of(broker.url) not in REDIS_TRANSPORTS:
         raise SettingsError(f"{broker.cluster}: RedBeat keeps its entries in Redis; write redis://localhost:6379/0")
@@ -92,7 +92,7 @@ def parse_beat_database(text: str) -> Broker:
 
 
 def parse_backend(text: str) -> Broker:
-    """As a broker; what is kept elsewhere than in Redis or an SQL database is not read."""
+    """A result backend in Redis or an SQL database; others are not read."""
     backend = parse_named(text)
     if not backend.url.startswith(RESULT_SCHEMES):
         raise SettingsError(
@@ -105,60 +105,60 @@ def parse_backend(text: str) -> Broker:
 
 
 def parse_database(text: str) -> str:
-    """An address of a database that we can use."""
+    """A supported database URL."""
     check_database(text)
     return text
 
 
 def parse_http(text: str) -> str:
-    """An address of a web server."""
+    """An HTTP URL."""
     check_http(text)
     return text
 
 
 def parse_prefix(text: str) -> str:
-    """A path, or nothing."""
+    """A path, or empty."""
     if not re.fullmatch(r"/?|(/[\w.~-]+)+/?", text, re.ASCII):
         raise SettingsError(f"{quoted(text)} is not a path; write for example /celery")
     return text
 
 
 def parse_name(text: str) -> str:
-    """A name that a broker can give to a queue."""
+    """A valid queue name."""
     if not text.isprintable() or not 0 < len(text.encode(errors="replace")) <= LONGEST_NAME:
         raise SettingsError(f"{quoted(text)} is not a name; use 1 to {LONGEST_NAME} printable characters")
     return text
 
 
 def quoted(text: str) -> str:
-    """What was given, as an error may repeat it: short, on one line, and without the password of an address."""
+    """A value for an error message: shortened, on one line, with passwords of URLs masked."""
     shown = masked(text)
     return repr(shown if len(shown) <= MOST_QUOTED else f"{shown[:MOST_QUOTED]}…")
 
 
 def parse_bool(text: str) -> bool:
-    """Celery's own words for yes and no."""
+    """Celery's spellings of true and false."""
     word = text.strip().lower()
     if word in {"1", "true", "yes", "on", "y", "t"}:
         return True
     if word in {"0", "false", "no", "off", "n", "f"}:
         return False
-    raise SettingsError(f"{quoted(text)} is neither yes nor no; write true or false")
+    raise SettingsError(f"{quoted(text)} is not a boolean; write true or false")
 
 
 def parse_int(text: str) -> int:
-    """A whole number that is not negative."""
+    """A non-negative integer."""
     try:
         number = int(text)
     except ValueError:
-        raise SettingsError(f"{quoted(text)} is not a whole number") from None
+        raise SettingsError(f"{quoted(text)} is not an integer") from None
     if not 0 <= number <= MOST_NUMBER:
         raise SettingsError(f"{quoted(text)} is {'negative' if number < 0 else 'too large'}")
     return number
 
 
 def parse_count(text: str) -> int:
-    """A whole number of things of which there must be one."""
+    """A positive integer."""
     if number := parse_int(text):
         return number
     raise SettingsError("0 is too few; write 1 or more")
@@ -168,12 +168,12 @@ def parse_port(text: str) -> int:
     """A port, or 0 for any that is free."""
     port = parse_int(text)
     if port > MOST_PORT:
-        raise SettingsError(f"{port} is no port; choose another --port from 1 to {MOST_PORT}, or 0 for a free one")
+        raise SettingsError(f"{port} is not a port; choose a --port from 1 to {MOST_PORT}, or 0 for a free one")
     return port
 
 
 def parse_float(text: str) -> float:
-    """A number of seconds or days: positive and finite."""
+    """A positive, finite number of seconds or days."""
     try:
         number = float(text)
     except ValueError:
@@ -186,7 +186,7 @@ def parse_float(text: str) -> float:
 
 
 def parse_json_object(text: str) -> dict[str, object]:
-    """A JSON object, such as kombu's transport options. It may hold a password, so no error repeats it."""
+    """A JSON object, such as kombu's transport options. Errors do not contain it: it may have a password."""
     try:
         return msgspec.json.decode(text, type=dict[str, object])
     except (ValueError, RecursionError) as error:
@@ -220,10 +220,10 @@ def _setting(default: Any, parse: Callable[[str], Any], help: str, *, multiple: 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One value per setting. The metadata is what --help, docs/settings.md and the TOML reader use."""
+    """One value per setting. --help, docs/settings.md and the TOML reader use the metadata."""
 
     broker: tuple[Broker, ...] = _setting(
-        (), parse_broker, "broker to watch, may be given several times", multiple=True, metavar="[NAME=]URL"
+        (), parse_broker, "broker to monitor, may be given several times", multiple=True, metavar="[NAME=]URL"
     )
     app: str | None = _setting(
         None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
@@ -239,13 +239,13 @@ class Settings:
     database: str = _setting(
         "sqlite:///celery-monitor.db",
         parse_database,
-        "where the record is kept: sqlite:/// or postgresql://",
+        "database for the record: sqlite:/// or postgresql://",
         metavar="URL",
     )
     host: str = _setting(
         "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
     )
-    port: int = _setting(5555, parse_port, "port to listen on; 0 takes a free one", metavar="PORT")
+    port: int = _setting(5555, parse_port, "port to listen on; 0 picks a free one", metavar="PORT")
     url_prefix: str = _setting(
         "", parse_prefix, "path under which the dashboard is served, such as /celery", metavar="PATH"
     )
@@ -258,10 +258,14 @@ class Settings:
     )
     read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
     secret_key: str | None = _setting(
-        None, str, "key that signs page tokens; made and kept in the database when unset", metavar="TEXT"
+        None, str, "key that signs page tokens; by default generated and stored in the database", metavar="TEXT"
     )
     trusted_hosts: tuple[str, ...] = _setting(
-        (), str, "host names the page may be asked for by, beyond loopback and --host", multiple=True, metavar="HOST"
+        (),
+        str,
+        "host names of the dashboard, besides loopback and --host",
+        multiple=True,
+        metavar="HOST",
     )
     source: str = _setting(
         "auto",
@@ -278,7 +282,7 @@ class Settings:
     redbeat: tuple[Broker, ...] = _setting(
         (),
         parse_redbeat,
-        "where RedBeat keeps its entries, if not on the broker; may be given several times",
+        "Redis with RedBeat's entries, if not the broker; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
     )
@@ -316,7 +320,7 @@ class Settings:
     buffer_bytes: int = _setting(
         16 * 1024 * 1024,
         parse_count,
-        "bytes of unread events held in memory; from half of it on they wait on disk where the broker keeps none",
+        "bytes of unread events kept in memory; beyond half of it they go to disk if the broker keeps none",
         metavar="BYTES",
     )
     spool_bytes: int = _setting(
@@ -328,12 +332,12 @@ class Settings:
     spool_dir: str | None = _setting(
         None,
         str,
-        "folder where events wait; beside an SQLite file, else in the working directory, when unset",
+        "folder where events wait; by default beside an SQLite file, else in the working directory",
         metavar="DIR",
     )
     sample_seconds: float = _setting(1.0, parse_float, "how often queues are measured", metavar="SECONDS")
     inspect_seconds: float = _setting(
-        30.0, parse_float, "how often workers are asked for queues and statistics", metavar="SECONDS"
+        30.0, parse_float, "how often workers are queried for queues and statistics", metavar="SECONDS"
     )
     max_text: int = _setting(
         65536, parse_count, "characters kept of each args, kwargs, result, exception and traceback", metavar="N"
@@ -341,15 +345,15 @@ class Settings:
     redact: tuple[str, ...] = _setting(
         REDACTED_KEYS,
         str,
-        "keys whose values are masked before storage; given, it replaces the built-in list",
+        "keys whose values are masked before storage; replaces the built-in list",
         multiple=True,
         metavar="KEY",
     )
     capture: bool = _setting(
-        True, parse_bool, "keep the messages that workers with celery_monitor_capture announce, for exact retries"
+        True, parse_bool, "store the messages that workers with celery_monitor_capture send, for exact retries"
     )
     max_message_bytes: int = _setting(
-        1024 * 1024, parse_int, "longest message body that is kept; of a longer one only the size", metavar="BYTES"
+        1024 * 1024, parse_int, "longest message body that is stored; of a longer one only the size is", metavar="BYTES"
     )
     keep_message_days: float = _setting(
         7.0, parse_float, "days that captured messages are kept; never longer than their task", metavar="DAYS"
@@ -363,7 +367,7 @@ class Settings:
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
     )
-    # Not a setting: what ``app`` names, read once for all processes.
+    # Not a setting: the application of ``app``, read once for all processes.
     application: Application | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -371,7 +375,7 @@ class Settings:
         return tuple(broker.cluster for broker in self.broker)
 
     def address_of(self, name: str, cluster: str) -> Broker | None:
-        """The address that one of ADDRESSES gives for a cluster; where there is one broker, it needs no name."""
+        """The value of one of ADDRESSES for a cluster; with a single broker it needs no name."""
         given: tuple[Broker, ...] = getattr(self, name)
         only = self.clusters in {(cluster,), ()}
         return next(
@@ -380,7 +384,7 @@ class Settings:
 
     @property
     def spool_directory(self) -> Path:
-        """Where events wait on disk, a folder for each cluster."""
+        """Where events wait on disk, with a folder per cluster."""
         if self.spool_dir is not None:
             return Path(self.spool_dir)
         kind, _, file = self.database.partition(":///")
@@ -393,15 +397,10 @@ SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
 REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
 
 
-def known() -> str:
-    """The names, for an error message."""
-    return ", ".join(sorted(SETTINGS))
-
-
 def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
-    """Settings from given options over the environment over a TOML file over defaults.
+    """Options override the environment, which overrides the TOML file, which overrides the defaults.
 
-    An option that is ``None`` or an empty tuple was not given. Raises SettingsError.
+    An option of ``None`` or an empty tuple is not set. Raises SettingsError.
     """
     given: dict[str, object] = {}
     given |= _from_file(file) if file else {}
@@ -417,7 +416,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
 def _checked(name: str) -> str:
     if name not in SETTINGS:
         near = get_close_matches(name, SETTINGS, 1)
-        hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {known()}")
+        hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(SETTINGS))}")
         raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
     return name
 
@@ -462,7 +461,7 @@ def _parse_one(name: str, parse: Callable[[str], object], value: object) -> obje
 
 
 def _check_source(settings: Settings) -> None:
-    """A source by name serves one transport."""
+    """Raises SettingsError if the source cannot read from a broker."""
     for broker in settings.broker:
         if settings.source not in {"auto", "kombu", transport_of(broker.url)}:
             raise SettingsError(
@@ -482,5 +481,5 @@ def _check_clusters(settings: Settings) -> None:
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(
-                f"two brokers are called {name!r}; name them, as in --broker shop=redis://... --broker mail=amqp://..."
+                f"two brokers have the name {name!r}; name them, as in --broker shop=redis://... --broker mail=amqp://..."
             )

@@ -1,8 +1,8 @@
-"""Child processes that are restarted when they end by themselves, and ended with us.
+"""Child processes that are restarted when they end unexpectedly, and stopped with this process.
 
-A call of our own runs in a new interpreter that reads it from its standard input: on a command line every user of the
-machine could read a broker's password. That input ends with this process, however it goes, and the child then ends too.
-multiprocessing adds a process of its own and runs our main module again in each child.
+A PythonCall runs in a new interpreter that reads it from its standard input: on a command line every user of the
+machine could read a broker's password. The input closes when this process ends, in whatever way, and the child stops.
+multiprocessing would add another process and run our main module again in each child.
 """
 
 import ctypes
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.1
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a process that ran for so long restarts without a longer pause
+STEADY_SECONDS = 60.0  # after this run time the pause is reset
 STOP_SECONDS = 5.0
 LONGEST_ERROR = 500
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
 END_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-# -P: a module of the folder that we are in is not mistaken for one of ours.
+# -P: a module in the working directory must not shadow one of ours.
 CHILD = (sys.executable, "-P", "-c")
 CHILD_CODE = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -46,14 +46,14 @@ CHILD_CODE = (
 
 
 class MaskingFormatter(logging.Formatter):
-    """Libraries repeat addresses in their errors, and so in tracebacks."""
+    """Masks the passwords of URLs: errors of libraries, and so tracebacks, contain them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
 
 
 class Ending(NamedTuple):
-    """A process ended by itself: why, and how often in a row since when."""
+    """An unexpected end of a process: its cause, and the number of failures in a row since ``since``."""
 
     cause: str
     since: float
@@ -69,7 +69,7 @@ class ChildProcess(subprocess.Popen[bytes]):
 
 
 class Program(ChildProcess):
-    """A program in a session of its own: Ctrl-C reaches us alone, and what the program has started ends with it."""
+    """A program in its own session: Ctrl-C does not reach it, and its children are killed with it."""
 
     def __init__(
         self,
@@ -102,15 +102,15 @@ class Program(ChildProcess):
 
 
 def _end_with_parent() -> None:
-    # Not a polite signal: what the program needs to end well, such as its broker, is dying at the same moment.
+    # SIGKILL, since what the program needs for a clean end, such as its broker, dies at the same moment.
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class PythonCall(ChildProcess):
-    """A call of ``module:function`` with ``arguments`` and an Event that says when to end, in a process of its own.
+    """A process that calls ``module:function`` with ``arguments`` and an Event that is set to stop it.
 
-    ``name`` is for people who list processes. ``files`` are descriptors that stay open in it. Its standard output
-    carries only the error by which it ends.
+    ``name`` is shown in process lists. ``files`` are descriptors that stay open in it. Its standard output carries
+    only the error that ends it.
     """
 
     stdin: IO[bytes]
@@ -147,7 +147,7 @@ def run_call(log_level: str, function: str, arguments: Sequence[object]) -> None
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
         try:
             resolve_without_gc(function)(*arguments, stop)
-        except MonitorError as error:  # its text says all that a traceback would
+        except MonitorError as error:  # expected, so no traceback
             errors.write(masked(error.message)[:LONGEST_ERROR])
             logger.error("%s", error)
             sys.exit(1)
@@ -157,7 +157,7 @@ def run_call(log_level: str, function: str, arguments: Sequence[object]) -> None
 
 
 def resolve_without_gc(function: str) -> Callable[..., None]:
-    """Loads ``module:function``. The collector finds nothing in modules, and costs a sixth of the time to load them."""
+    """Loads ``module:function`` without garbage collection, which would take a sixth of the load time."""
     gc.disable()
     found: Callable[..., None] = resolve_name(function)
     gc.freeze()
@@ -172,10 +172,10 @@ def _stop_with_parent(stop: Event) -> None:
 
 
 class ChildJob(NamedTuple):
-    """Something to keep running: each call of ``start`` makes a new process of it.
+    """Something to keep running: ``start`` starts a new process of it.
 
-    A ``foundation`` is what other jobs need even to end well: it ends after them. ``ended`` is called, in a thread of
-    its own, each time that a process of the job has ended by itself.
+    A ``foundation`` is stopped last, since other jobs need it for a clean end. ``ended`` is called in a thread after
+    each unexpected end of a process.
     """
 
     name: str
@@ -186,7 +186,7 @@ class ChildJob(NamedTuple):
 
 @dataclass
 class _Running:
-    """A job's current process, or the one that waits for its restart."""
+    """A job with its current process, or waiting for its restart."""
 
     job: ChildJob
     process: ChildProcess
@@ -211,13 +211,13 @@ class _Running:
         self.failures += 1
         cause = self.process.cause()
         logger.warning("%s ended with %s; restart in %.0f s", self.job.name, cause, self.pause)
-        if self.job.ended is not None:  # a database that does not answer must not keep us from the other jobs
+        if self.job.ended is not None:  # in a thread: a slow database must not block the other jobs
             Thread(target=self.job.ended, args=(Ending(cause, self.since, self.failures),), daemon=True).start()
-        _release(self.process)  # what a killed worker left behind must not serve on beside the new one
+        _release(self.process)  # children of a killed process must not run beside the new one
 
 
 class Supervisor:
-    """Keeps jobs running between ``start`` and ``stop``; ends foundations last."""
+    """Keeps jobs running between ``start`` and ``stop``; stops foundations last."""
 
     def __init__(self) -> None:
         self._running: list[_Running] = []
@@ -231,7 +231,7 @@ class Supervisor:
             each.restart_if_ended(time.monotonic())
 
     def stop(self) -> None:
-        """Asks all to end, and kills what has not ended in time."""
+        """Terminates all, and kills those that have not ended in time."""
         _end([each for each in self._running if not each.job.foundation])
         _end([each for each in self._running if each.job.foundation])
 
@@ -287,7 +287,7 @@ def stop_on_signals() -> Event:
     stop = Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        # In a thread: the signal may interrupt stop.wait() while it holds the lock that set() needs.
+        # In a thread: the signal may interrupt stop.wait() while it has the lock that set() needs.
         Thread(target=stop.set, daemon=True).start()
 
     signal.signal(signal.SIGTERM, handle)
@@ -300,4 +300,4 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # seven lines each time that it is loaded
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # it logs seven lines when loaded

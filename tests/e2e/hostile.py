@@ -40,9 +40,9 @@ def task_id(text: str, number: int) -> str:
 
 
 def _worker(text: str, now: float) -> Iterator[tuple[str, str]]:
-    said = {"sw_ident": text, "sw_ver": text, "sw_sys": text, "freq": 60.0, "active": 1, "processed": 3}
-    yield _event("worker-online", text, now, **said)
-    yield _event("worker-heartbeat", text, now, **said)
+    fields = {"sw_ident": text, "sw_ver": text, "sw_sys": text, "freq": 60.0, "active": 1, "processed": 3}
+    yield _event("worker-online", text, now, **fields)
+    yield _event("worker-heartbeat", text, now, **fields)
 
 
 def _failed(text: str, number: int, now: float) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,7 @@ class Product:
     address: str = ""
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def health(self) -> dict[str, object]:
@@ -117,8 +117,8 @@ def serving(broker_url: str, directory: Path, *options: str) -> Iterator[Product
 def _wait_until_ready(product: Product) -> None:
     def address() -> str | None:
         if product.process.poll() is not None:
-            raise RuntimeError(f"serve ended with {product.process.returncode}:\n{product.said}")
-        found = re.search(r"celery-monitor is at (http://\S+)", product.said)
+            raise RuntimeError(f"serve ended with {product.process.returncode}:\n{product.log_text}")
+        found = re.search(r"celery-monitor is at (http://\S+)", product.log_text)
         return found.group(1) if found else None
 
     def connected() -> bool:

@@ -88,7 +88,7 @@ def previewed(page: Page, base: str) -> str:
     page.locator(".views-menu summary").click()
     page.get_by_label("Name for this view").fill("What failed")
     page.get_by_label("Name for this view").press("Enter")
-    page.get_by_label(re.compile("that match")).check()
+    page.get_by_label(re.compile("^Select all [0-9]")).check()
     page.get_by_role("button", name=re.compile("^Retry all")).click()
     page.wait_for_url("**/jobs/*")
     return page.url
@@ -227,16 +227,16 @@ def test_main_flow_by_keyboard_alone(product: Product, worker: Worker, page: Pag
     asked = page.get_by_role("region", name=re.compile("^Retry [12] of 2 selected tasks"))
     expect(asked.get_by_role("button", name=re.compile("^Retry"))).to_be_focused()
     keys.press("Enter")
-    expect(page.get_by_role("link", name="Watch the new tasks")).to_be_visible()
+    expect(page.get_by_role("link", name="Show new tasks")).to_be_visible()
 
     page.goto(f"{product.address}tasks?q=state:failed+name:basic.charge+args:order-0")
     keys.press("j")
     keys.press("Enter")
     expect(page.get_by_role("heading", name="basic.charge")).to_be_visible()
     keys.press("r")
-    expect(page.get_by_role("button", name="Send again")).to_be_focused()
+    expect(page.get_by_role("button", name="Retry task")).to_be_focused()
     keys.press("Enter")
-    again = page.get_by_role("region", name="Sent again as")
+    again = page.get_by_role("region", name="Retried as")
     expect(again.get_by_text("succeeded").first).to_be_visible()
 
 

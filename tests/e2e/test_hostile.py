@@ -58,7 +58,7 @@ def hostile_shop(broker_url: str, tmp_path: Path) -> Iterator[Product]:
                 sender.send(routing_key, body)
         wait_for(lambda: product.heard == _events(), what=f"the receipt of {_events()} events")
         yield product
-        assert "Traceback (most recent call last)" not in product.said
+        assert "Traceback (most recent call last)" not in product.log_text
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_hostile_task_is_looked_at_retried_and_recorded(product: Product, page: 
         where = f"{product.address}tasks/{quote(_stored(hostile.task_id(text, number)), safe='')}"
         for panel in ("", "?panel=retry", "?panel=edit"):
             assert open_page(page, where + panel) == 200
-        expect(page.get_by_role("region", name="Edit and send again")).to_be_visible()
+        expect(page.get_by_role("region", name="Edit and retry")).to_be_visible()
     page.goto(f"{product.address}actions")
     expect(page.get_by_role("cell", name="task.retry")).to_be_visible()
     expect_harmless(page)

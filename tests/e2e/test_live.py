@@ -107,7 +107,7 @@ def test_tab_says_that_the_web_process_is_away_and_recovers_by_itself(
     assert page.evaluate("window.opened") == "this very page"
 
 
-def test_worker_that_stops_is_said_everywhere_within_seconds(product: Product, worker: Worker, page: Page) -> None:
+def test_worker_that_stops_shows_everywhere_within_seconds(product: Product, worker: Worker, page: Page) -> None:
     page.goto(f"{product.address}workers")
     row = page.get_by_role("row").filter(has_text=worker.hostname)
     expect(row).to_contain_text("online")

@@ -58,18 +58,18 @@ def test_failed_task_is_found_retried_and_seen_to_succeed_without_reload(
     expect(page.get_by_text("the card of order 1701 was refused").first).to_be_visible()
 
     page.get_by_role("button", name="Retry", exact=True).click()
-    shown = page.get_by_role("region", name="Send it again with these arguments?")
+    shown = page.get_by_role("region", name="Retry this task with these arguments?")
     expect(shown).to_contain_text("1701")
     expect(shown).to_contain_text("12.5")
     expect(shown).to_contain_text("probable")
     worker.send("sleep", 3)  # the only process is busy: the new task has to wait, and its success comes by itself
-    shown.get_by_role("button", name="Send again").click()
+    shown.get_by_role("button", name="Retry task").click()
 
-    expect(page.get_by_text("Sent again as")).to_be_visible()
+    expect(page.get_by_text("Retried as")).to_be_visible()
     loads: list[str] = []
     page.on("framenavigated", lambda frame: loads.append(frame.url))
     expect_live(page)
-    again = page.get_by_role("region", name="Sent again as")
+    again = page.get_by_role("region", name="Retried as")
     expect(again).to_contain_text(re.compile("sent|pending|received"))
     expect(again.get_by_text("succeeded")).to_be_visible()
     assert loads == []
@@ -96,10 +96,10 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
     expect(asked.get_by_role("cell").filter(has_text="1701")).to_be_visible()
     asked.get_by_role("button", name="Retry 2 tasks").click()
 
-    said = page.get_by_role("status").filter(has_text="skipped")
-    expect(said).to_contain_text("2 done, 1 skipped")
-    expect(said).to_contain_text("not known well enough")
-    page.get_by_role("link", name="Watch the new tasks").click()
+    notice = page.get_by_role("status").filter(has_text="skipped")
+    expect(notice).to_contain_text("2 done, 1 skipped")
+    expect(notice).to_contain_text("not known well enough")
+    page.get_by_role("link", name="Show new tasks").click()
     expect(page.get_by_role("row").filter(has_text="succeeded")).to_have_count(2)
     expect_live(page)
 
@@ -111,8 +111,8 @@ def test_truncated_arguments_are_refused_and_the_edited_task_succeeds(
     page.goto(f"{product.address}tasks?q=state:failed")
     page.get_by_role("row").get_by_role("link", name="basic.charge").click()
     page.get_by_role("button", name="Retry", exact=True).click()
-    editor = page.get_by_role("region", name="Edit and send again")
-    expect(editor).to_contain_text("The arguments are not known well enough to send them as they are")
+    editor = page.get_by_role("region", name="Edit and retry")
+    expect(editor).to_contain_text("Can't retry with the original arguments")
     arguments = editor.get_by_label("args, a JSON array")
     expect(arguments).to_have_value("")
     arguments.fill('["half of')
@@ -122,5 +122,5 @@ def test_truncated_arguments_are_refused_and_the_edited_task_succeeds(
     editor.get_by_role("button", name="Send edited task").click()
     arguments.fill(f'["{ledger}", "1822", 99.0, "short"]')
     editor.get_by_role("button", name="Send edited task").click()
-    again = page.get_by_role("region", name="Sent again as")
+    again = page.get_by_role("region", name="Retried as")
     expect(again.get_by_text("succeeded")).to_be_visible()

@@ -31,7 +31,7 @@ def test_hovered_row_stays_while_hundreds_of_tasks_arrive(site: Site, page: Page
     page.evaluate(
         """() => {
           window.updates = 0;
-          document.addEventListener("monitor:heard", (event) => { window.updates += event.detail.rows ? 1 : 0; });
+          document.addEventListener("monitor:update", (event) => { window.updates += event.detail.rows ? 1 : 0; });
         }"""
     )
     for batch in range(4):
@@ -50,10 +50,10 @@ def test_new_rows_come_when_asked_for(site: Site, page: Page) -> None:
     expect(page.locator("#show-new")).to_be_hidden()
 
 
-def test_rows_that_are_held_for_a_moment_alone_are_not_asked_for(site: Site, page: Page) -> None:
+def test_rows_that_are_extra_only_for_a_moment_are_not_requested(site: Site, page: Page) -> None:
     site.write(*(received(make_id(2100 + number)) for number in range(60)))
     page.get_by_text("+50 or more new").click()
-    page.wait_for_timeout(700)  # longer than HOLD_PAUSE: what is held since then was asked for
+    page.wait_for_timeout(700)  # longer than EXTRA_PAUSE: extra rows would have been requested
     page.evaluate(
         """() => {
           window.asked = [];

@@ -36,7 +36,7 @@ def pool(worker: Worker) -> list[int]:
     return [int(pid) for pid in children]
 
 
-def test_pool_that_was_stopped_is_said_though_its_worker_answers(product: Product, redis_url: str, page: Page) -> None:
+def test_pool_that_was_stopped_is_shown_though_its_worker_answers(product: Product, redis_url: str, page: Page) -> None:
     with running_worker(redis_url, app=APP) as worker:
         worker.send("shop.pick")
         open_overview(page, product)
@@ -49,7 +49,7 @@ def test_pool_that_was_stopped_is_said_though_its_worker_answers(product: Produc
         expect(page.get_by_text("may be stuck")).to_have_count(0, timeout=60_000)
 
 
-def test_worker_that_was_stopped_is_said_to_be_silent(product: Product, redis_url: str, page: Page) -> None:
+def test_worker_that_was_stopped_is_shown_as_silent(product: Product, redis_url: str, page: Page) -> None:
     with running_worker(redis_url, app=APP) as worker:
         open_overview(page, product)
         os.killpg(worker.pid, signal.SIGSTOP)
@@ -84,7 +84,7 @@ def test_chord_with_a_member_that_hangs_may_be_stuck(product: Product, redis_url
         expect(page.get_by_role("main")).to_contain_text("1 × shop.count_shelf")
 
 
-def test_queue_that_begins_to_grow_is_said(product: Product, redis_url: str, page: Page) -> None:
+def test_queue_that_begins_to_grow_is_shown(product: Product, redis_url: str, page: Page) -> None:
     with running_worker(redis_url, app=APP, concurrency=1) as worker:
         worker.send("shop.pick")
         open_overview(page, product)

@@ -66,14 +66,14 @@ def test_the_page_says_exact_and_what_events_leave_out(browser: Browser) -> None
     facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
     assert facts["Real name"] == "shop.pay.charge"
     assert (facts["Priority"], facts["Stamps"]) == ("4", "tenant=acme")
-    assert facts["Chain"] == "2 more behind it"
+    assert facts["Chain"] == "2 more"
 
 
 def test_retry_from_the_page_sends_the_message(browser: Browser, settings: Settings) -> None:
     asked = browser.get(f"/tasks/{PLAIN}?panel=retry").text
-    assert "Send its message again?" in asked
+    assert "Retry this task?" in asked
     page = browser.submit(f"/tasks/{PLAIN}", f"/tasks/{PLAIN}/retry")
-    assert "Sent again as" in page
+    assert "Retried as" in page
     (message,) = waiting(settings)
     assert b64decode(message["body"]) == MESSAGES[PLAIN].body
     assert (message["properties"]["priority"], message["headers"]["stamps"]) == (4, {"tenant": "acme"})
@@ -97,7 +97,7 @@ def test_a_pickled_body_is_sent_and_never_shown(browser: Browser, settings: Sett
     browser.submit(f"/tasks/{PICKLED}", f"/tasks/{PICKLED}/retry")
     (message,) = waiting(settings)
     assert b64decode(message["body"]) == MESSAGES[PICKLED].body
-    assert "without callbacks, chain" in browser.get(f"/tasks/{PICKLED}?panel=edit").text
+    assert "callbacks, chain, group, priority and headers" in browser.get(f"/tasks/{PICKLED}?panel=edit").text
 
 
 def test_a_secret_is_masked_on_the_page_and_in_the_api_and_sent_as_it_is(browser: Browser, settings: Settings) -> None:

@@ -1,5 +1,8 @@
 import msgspec
+import pytest
 
+from celery_monitor.core.filters.parser import parse
+from celery_monitor.errors import InvalidInput
 from celery_monitor.records.queue import QueueSample
 from celery_monitor.records.receiver import Gap
 from celery_monitor.records.series import Bucket, Percentiles, Series, WaitPercentiles
@@ -9,6 +12,7 @@ from celery_monitor.web.charts import (
     depth,
     drawing,
     gap_spans,
+    parse_range,
     percentiles,
     sparkline,
     throughput,
@@ -92,15 +96,18 @@ def test_percentiles_are_unknown_where_nothing_ran() -> None:
     buckets = [*series.buckets[:2], Bucket(at=START + 120.0, run=Percentiles(0.5, 2.5, 9.0))]
     chart = percentiles(msgspec.structs.replace(series, buckets=buckets), "run", START)
     assert [each.values for each in chart.series] == [[None, None, 0.5], [None, None, 2.5], [None, None, 9.0]]
-    assert [each.rest for each in chart.series] == [0.5, 2.5, 9.0]
+    assert [each.summary for each in chart.series] == [0.5, 2.5, 9.0]
 
 
 def test_legend_says_what_its_values_are_of() -> None:
     series = make_series(15, failed=1)
-    assert throughput(series, START).told == "total of 15 min"
-    assert throughput(msgspec.structs.replace(series, until=START + 840.0), START).told == "total of the selected time"
-    assert percentiles(series, "run", START).told == "last minute with tasks"
-    assert depth(series).told == "most in the last minute"
+    assert throughput(series, START).summary_of == "total of 15 min"
+    assert (
+        throughput(msgspec.structs.replace(series, until=START + 840.0), START).summary_of
+        == "total of the selected time"
+    )
+    assert percentiles(series, "run", START).summary_of == "last minute with tasks"
+    assert depth(series).summary_of == "most in the last minute"
 
 
 def test_share_of_waits_that_are_counted_from_receipt_is_in_the_title() -> None:
@@ -117,4 +124,63 @@ def test_depth_breaks_where_nothing_was_measured() -> None:
     samples = [QueueSample(at=START + at, ready=7, unacked=1, consumers=1, oldest=None) for at in (0, 60, 600)]
     chart = depth(msgspec.structs.replace(make_series(11), depth=samples), with_unacked=True)
     assert chart.series[0].values == [7, 7, None, 7]
-    assert chart.series[1].rest == 1
+    assert chart.series[1].summary == 1
+
+
+def test_default_is_the_last_hour() -> None:
+    assert parse_range({}, NOW) == ("1h", NOW - 3600, NOW)
+
+
+@pytest.mark.parametrize(("age", "name"), [(0, "15m"), (899, "15m"), (901, "1h"), (3 * 86400, "1h")])
+def test_default_fits_a_young_record(age: float, name: str) -> None:
+    assert parse_range({}, NOW, NOW - age).name == name
+    assert parse_range({"range": "6h"}, NOW, NOW - age).name == "6h"
+
+
+def test_named_range_survives_in_the_url() -> None:
+    span = parse_range({"range": "7d"}, NOW)
+    assert span.seconds == 7 * 86400
+    assert span.query == "range=7d"
+
+
+def test_two_moments() -> None:
+    span = parse_range({"since": "1779990000", "until": "1779993600.4"}, NOW)
+    assert span.query == "since=1779990000&until=1779993600"
+
+
+def test_until_is_never_in_the_future() -> None:
+    assert parse_range({"since": f"{NOW - 500}", "until": f"{NOW + 500}"}, NOW).until == NOW
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"range": "1y"},
+        {"since": "yesterday"},
+        {"since": "nan"},
+        {"since": "inf"},
+        {"since": "-1"},
+        {"since": "1e300"},
+        {"since": "0"},
+        {"until": "1779990000"},
+        {"since": "1779990000", "until": "1779990000"},
+        {"since": "1779990000", "until": "1779980000"},
+    ],
+)
+def test_nonsense_is_refused(query: dict[str, str]) -> None:
+    with pytest.raises(InvalidInput):
+        parse_range(query, NOW)
+
+
+def test_unknown_range_lists_the_known() -> None:
+    with pytest.raises(InvalidInput, match="15m, 1h, 6h, 24h, 7d, 30d"):
+        parse_range({"range": "forever"}, NOW)
+
+
+def test_range_is_carried_into_links_and_filters() -> None:
+    named = parse_range({"range": "6h"}, NOW)
+    dragged = parse_range({"since": f"{NOW - 900:.0f}", "until": f"{NOW - 60:.0f}"}, NOW)
+    assert (named.parameters, named.term) == ({"range": "6h"}, "finished:>-6h")
+    assert dragged.parameters == {"since": f"{NOW - 900:.0f}", "until": f"{NOW - 60:.0f}"}
+    assert parse(named.term, NOW)
+    assert parse(dragged.term, NOW)

@@ -89,17 +89,17 @@ def site(sqlite_url: str) -> Iterator[Site]:
         yield running
 
 
-def hear(browser: ClientConnection) -> dict[str, Any]:
+def receive(browser: ClientConnection) -> dict[str, Any]:
     return msgspec.json.decode(browser.recv(timeout=PATIENCE_SECONDS), type=dict[str, Any])
 
 
-def hear_until(browser: ClientConnection, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def receive_until(browser: ClientConnection, wanted: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        said = hear(browser)
-        if wanted(said):
-            return said
-    raise AssertionError("was not said in time")
+        message = receive(browser)
+        if wanted(message):
+            return message
+    raise AssertionError("was not sent in time")
 
 
 def received(task_id: str, name: str = "shop.mail") -> Event:
@@ -110,29 +110,29 @@ def received(task_id: str, name: str = "shop.mail") -> Event:
 
 def test_browser_is_told_everything_first(site: Site) -> None:
     with site.look("/tasks?q=state%3Afailed") as browser:
-        said = hear(browser)
-    assert set(said["regions"]) >= {"shell_nav", "shell_banners", "facets", "summary", "pager"}
-    rows = said["rows"]["tasks"]
+        message = receive(browser)
+    assert set(message["regions"]) >= {"shell_nav", "shell_banners", "facets", "summary", "pager"}
+    rows = message["rows"]["tasks"]
     assert rows["order"] == [f"shop {shop.TRUNCATED}", f"shop {shop.PROBABLE}"]
     assert "TimeoutError" in rows["html"][f"shop {shop.PROBABLE}"]
 
 
 def test_new_row_is_told_alone(site: Site) -> None:
     with site.look("/tasks") as browser:
-        hear(browser)
+        receive(browser)
         site.write(received(make_id(501)))
-        said = hear_until(browser, lambda said: make_id(501) in str(said.get("rows")))
-    rows = said["rows"]["tasks"]
+        message = receive_until(browser, lambda message: make_id(501) in str(message.get("rows")))
+    rows = message["rows"]["tasks"]
     assert set(rows["html"]) - {f"shop {shop.RUNNING}"} == {f"shop {make_id(501)}"}  # that one says how long it runs
     assert rows["order"][0] == f"shop {make_id(501)}"
-    assert "tabs" not in said["regions"]
+    assert "tabs" not in message["regions"]
 
 
 def test_a_change_of_one_row_says_nothing_of_the_order(site: Site) -> None:
     with site.look("/tasks") as browser:
-        hear(browser)
+        receive(browser)
         site.write(make_event("task-succeeded", timestamp=time.time(), uuid=shop.RUNNING, result="7", runtime=3.5))
-        rows = hear_until(browser, lambda said: "3.5 s" in str(said.get("rows")))["rows"]["tasks"]
+        rows = receive_until(browser, lambda message: "3.5 s" in str(message.get("rows")))["rows"]["tasks"]
     assert rows["order"] is None
     assert list(rows["html"]) == [f"shop {shop.RUNNING}"]
 
@@ -141,75 +141,79 @@ def test_task_page_follows_its_task(site: Site) -> None:
     because = {"exception": "KeyError('sku')", "traceback": ""}
     failure = make_event("task-failed", timestamp=time.time(), uuid=shop.RUNNING, **because)
     with site.look(f"/tasks/{shop.RUNNING}") as browser:
-        assert "started" in hear(browser)["regions"]["head"]
+        assert "started" in receive(browser)["regions"]["head"]
         site.write(failure)
-        said = hear_until(browser, lambda said: "head" in said.get("regions", {}))
-    assert "failed" in said["regions"]["head"]
-    assert "KeyError" in said["regions"]["failure"]
+        message = receive_until(browser, lambda message: "head" in message.get("regions", {}))
+    assert "failed" in message["regions"]["head"]
+    assert "KeyError" in message["regions"]["failure"]
 
 
 def test_those_who_share_a_view_hear_the_same(site: Site) -> None:
     with site.look("/tasks") as one, site.look("/tasks") as other:
-        hear(one)
-        hear(other)
+        receive(one)
+        receive(other)
         site.write(received(make_id(502)))
-        first, second = (hear_until(each, lambda said: make_id(502) in str(said.get("rows"))) for each in (one, other))
+        first, second = (
+            receive_until(each, lambda message: make_id(502) in str(message.get("rows"))) for each in (one, other)
+        )
     assert first == second
 
 
 def test_other_view_is_not_told_of_rows_it_does_not_have(site: Site) -> None:
     with site.look("/tasks?q=name%3Ashop.refund") as browser:
-        hear(browser)
+        receive(browser)
         site.write(received(make_id(503)))
-        said = hear_until(browser, lambda said: "shell_nav" in said.get("regions", {}))
-    assert "rows" not in said
+        message = receive_until(browser, lambda message: "shell_nav" in message.get("regions", {}))
+    assert "rows" not in message
 
 
-def test_row_that_left_the_page_is_kept_true_while_it_is_held(site: Site) -> None:
+def test_row_that_left_the_page_is_kept_true_while_it_is_shown(site: Site) -> None:
     key = f"shop {shop.RUNNING}"
-    with site.look("/tasks?limit=25", held=[key]) as browser:
-        hear(browser)
+    with site.look("/tasks?limit=25", extra=[key]) as browser:
+        receive(browser)
         site.write(*(received(make_id(600 + number)) for number in range(30)))
-        hear_until(browser, lambda said: "rows" in said)
+        receive_until(browser, lambda message: "rows" in message)
         site.write(make_event("task-succeeded", timestamp=time.time(), uuid=shop.RUNNING, result="7", runtime=3.5))
-        said = hear_until(browser, lambda said: key in said.get("rows", {}).get("tasks", {}).get("html", {}))
-    assert said["rows"]["tasks"]["order"] is None
-    assert "succeeded" in said["rows"]["tasks"]["html"][key]
+        message = receive_until(
+            browser, lambda message: key in message.get("rows", {}).get("tasks", {}).get("html", {})
+        )
+    assert message["rows"]["tasks"]["order"] is None
+    assert "succeeded" in message["rows"]["tasks"]["html"][key]
 
 
 def test_a_view_that_nobody_looked_at_for_a_while_is_read_anew(site: Site) -> None:
     key = f"shop {shop.RUNNING}"
     with site.look("/tasks") as browser:
-        hear(browser)
-        browser.send(msgspec.json.encode({"view": "/tasks", "held": [key]}).decode())
+        receive(browser)
+        browser.send(msgspec.json.encode({"view": "/tasks", "extra": [key]}).decode())
         site.write(received(make_id(504)))
-        hear_until(browser, lambda said: f"shop {make_id(504)}" in str(said.get("rows")))
+        receive_until(browser, lambda message: f"shop {make_id(504)}" in str(message.get("rows")))
         browser.send('{"view": "/tasks"}')
-        greeted = hear_until(browser, lambda said: "tabs" in said.get("regions", {}))
-    assert greeted["rows"]["tasks"]["order"][0] == f"shop {make_id(504)}"
+        first = receive_until(browser, lambda message: "tabs" in message.get("regions", {}))
+    assert first["rows"]["tasks"]["order"][0] == f"shop {make_id(504)}"
 
 
 def test_quiet_record_is_heard_of_every_few_seconds(site: Site) -> None:
     with site.look("/tasks") as browser:
-        hear(browser)
-        said = msgspec.json.decode(browser.recv(timeout=9), type=dict[str, Any])
-    assert said["at"] == pytest.approx(time.time(), abs=5)
+        receive(browser)
+        message = msgspec.json.decode(browser.recv(timeout=9), type=dict[str, Any])
+    assert message["at"] == pytest.approx(time.time(), abs=5)
 
 
 def test_view_that_is_no_page_is_an_error_not_an_end(site: Site) -> None:
     with site.look("/nowhere") as browser:
-        assert hear(browser)["error"]["code"] == "not_found"
+        assert receive(browser)["error"]["code"] == "not_found"
         browser.send('{"view": "/tasks"}')
-        assert "regions" in hear_until(browser, lambda said: "error" not in said)
+        assert "regions" in receive_until(browser, lambda message: "error" not in message)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"view": 7}', '{"view": "tasks"}', '{"view": "/tasks", "do": "retry"}'])
 def test_what_is_no_view_ends_the_connection(site: Site, text: str) -> None:
     with site.look("/tasks") as browser:
-        hear(browser)
+        receive(browser)
         browser.send(text)
         with pytest.raises(ConnectionClosed) as ended:
-            hear_until(browser, lambda said: False)
+            receive_until(browser, lambda message: False)
     assert ended.value.rcvd is not None
     assert ended.value.rcvd.code == 1008
 
@@ -222,9 +226,9 @@ def test_foreign_page_cannot_listen(site: Site) -> None:
 
 def test_everything_works_below_a_prefix(sqlite_url: str) -> None:
     with run_site(sqlite_url, "/ops/celery") as site, site.look("/tasks") as browser:
-        said = hear(browser)
-        assert f'href="/ops/celery/tasks?q={quote(UNHANDLED)}"' in said["regions"]["shell_nav"]
-        assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in said["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
+        message = receive(browser)
+        assert f'href="/ops/celery/tasks?q={quote(UNHANDLED)}"' in message["regions"]["shell_nav"]
+        assert f'href="/ops/celery/tasks/{shop.PROBABLE}"' in message["rows"]["tasks"]["html"][f"shop {shop.PROBABLE}"]
         page = httpx2.get(f"{site.base}/ops/celery/tasks", timeout=PATIENCE_SECONDS).text
         assert all(link.startswith("/ops/celery/") for link in re.findall(r'(?:href|src|action)="(/[^"]*)"', page))
 

@@ -15,8 +15,14 @@ from celery_monitor.errors import SettingsError
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.web.problems import handlers
-from celery_monitor.web.security.guard import actor_of, check_bind, middleware, page_token
-from celery_monitor.web.security.headers import BODY_LIMIT, CONTENT_SECURITY_POLICY
+from celery_monitor.web.security.guard import (
+    BODY_LIMIT,
+    CONTENT_SECURITY_POLICY,
+    actor_of,
+    check_bind,
+    middleware,
+    page_token,
+)
 
 BASE = "http://127.0.0.1:5757"
 SOCKET = "ws://127.0.0.1:5757/live"

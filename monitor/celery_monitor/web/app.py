@@ -1,6 +1,4 @@
-"""The web process: the whole route table, what each kind of route does, and uvicorn on a socket that is already
-bound.
-"""
+"""The web process: the route table, a handler per kind of route, and uvicorn on a bound socket."""
 
 import asyncio
 import re
@@ -79,7 +77,7 @@ Handler = Callable[[Request], Response]
 
 
 class Notice(msgspec.Struct):
-    """What the next page says of the form that led to it."""
+    """The outcome of a form, shown on the next page; kept in a cookie until then."""
 
     text: str
     tone: str
@@ -89,7 +87,7 @@ class Notice(msgspec.Struct):
 def create_app(settings: Settings) -> Starlette:
     """The ASGI application. Opens the database; raises SettingsError or StoreUnavailable.
 
-    It can be mounted under any prefix of another application; ``settings.url_prefix`` is one of its own.
+    It can be mounted in another application; ``settings.url_prefix`` is below that mount.
     """
     register_names()
     store = open_store(settings.database)
@@ -114,38 +112,38 @@ def create_app(settings: Settings) -> Starlette:
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Works at jobs while it is served. An application inside another begins with the first job that it starts."""
+    """Runs jobs while the application is served. A mounted one gets no lifespan: it begins with its first job."""
     app.state.runner.start()
     yield
     await asyncio.to_thread(app.state.runner.stop)
 
 
 def routes(presenter: Presenter) -> list[BaseRoute]:
-    """Everything that is served."""
+    """The whole route table."""
     table = api.routes()
     table.append(WebSocketRoute("/live", live, name="live"))
     table.append(Route("/static/{version}/{path:path}", Assets(assets("static")).serve, name="static"))
     for page in presenter.pages:
         for name, act in page.actions.items():
-            address = f"{page.path.rstrip('/')}/{name}"
-            table.append(Route(address, _acted(page, act), methods=["POST"], name=f"{page.template}:{name}"))
-    table += [Route(page.path, _shown(page), methods=["GET"], name=page.template) for page in presenter.pages]
+            path = f"{page.path.rstrip('/')}/{name}"
+            table.append(Route(path, _action_handler(page, act), methods=["POST"], name=f"{page.template}:{name}"))
+    table += [Route(page.path, _page_handler(page), methods=["GET"], name=page.template) for page in presenter.pages]
     if not any(page.path == "/" for page in presenter.pages):
         table.append(Route("/", lambda request: RedirectResponse(f"{_base(request)}/tasks"), name="start"))
     return table
 
 
-def _shown(page: Page) -> Handler:
+def _page_handler(page: Page) -> Handler:
     def show(request: Request) -> Response:
         presenter: Presenter = request.app.state.presenter
         response = HTMLResponse(presenter.html(page, _view(request, request.scope["path"]), _request_context(request)))
-        _forget_notice(request, response)
+        _clear_notice(request, response)
         return response
 
     return show
 
 
-def _acted(page: Page, act: Callable[[View, FormRequest], Result]) -> Callable[[Request], object]:
+def _action_handler(page: Page, act: Callable[[View, FormRequest], Result]) -> Callable[[Request], object]:
     async def perform(request: Request) -> Response:
         form = await request.form()
         form_request = FormRequest(actor_of(request), request.app.state.controller, form, request.app.state.runner)
@@ -157,24 +155,24 @@ def _acted(page: Page, act: Callable[[View, FormRequest], Result]) -> Callable[[
 def _perform(
     page: Page, act: Callable[[View, FormRequest], Result], request: Request, form_request: FormRequest
 ) -> Response:
-    """POST → 303, or the page again with what is wrong, on the address of the page that has the form."""
+    """POST → 303, or the page of the form again, with the error."""
     view = _view(request, request.scope["path"].rpartition("/")[0])
     result = act(view, form_request)
     if result.to is not None:
         response: Response = RedirectResponse(link(_base(request), result.to, result.query), 303)
         if result.notice:
             target = link(_base(request), result.link, result.link_query) if result.link else None
-            _remember_notice(request, response, Notice(result.notice[:LONGEST_NOTICE], result.tone, target))
+            _set_notice(request, response, Notice(result.notice[:LONGEST_NOTICE], result.tone, target))
         return response
     presenter: Presenter = request.app.state.presenter
     return HTMLResponse(presenter.html(page, view, _request_context(request) | result.context), result.status)
 
 
 def error_page(request: Request, error: MonitorError) -> Response:
-    """What went wrong, inside the shell; as plain text for those who are not let in or when the store is gone."""
+    """The error as a page; as plain text without a user or without the store."""
     presenter: Presenter = request.app.state.presenter
     try:
-        context = _request_context(request) | {"error": error, "title": "Something is wrong", "script": None}
+        context = _request_context(request) | {"error": error, "title": "Error", "script": None}
         body = presenter.bare("error.html", _view(request, request.scope["path"]), context)
     except MonitorError:
         return PlainTextResponse(f"{error.message}\n", error.status)
@@ -182,7 +180,7 @@ def error_page(request: Request, error: MonitorError) -> Response:
 
 
 async def live(websocket: WebSocket) -> None:
-    """The handshake has been checked by the guard that stands before every route."""
+    """The guard has checked the handshake."""
     hub: Live = websocket.app.state.live
     await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
 
@@ -196,9 +194,7 @@ def _view(request: Request, path: str) -> View:
     presenter: Presenter = request.app.state.presenter
     base = _base(request)
     role = actor_of(request).role
-    path = quote(
-        path.removeprefix(base), safe="/:@", errors="replace"
-    )  # as it stands in an address: names hold ? and #
+    path = quote(path.removeprefix(base), safe="/:@", errors="replace")  # names may contain ? and #
     return presenter.view(path or "/", request.query_params, base, role, request.path_params)
 
 
@@ -210,11 +206,11 @@ def _request_context(request: Request) -> Context:
         "page_token": token,
         "csrf_field": csrf_field(token),
         "theme": theme if theme in THEMES else None,
-        "notice": _noticed(request),
+        "notice": _read_notice(request),
     }
 
 
-def _noticed(request: Request) -> Notice | None:
+def _read_notice(request: Request) -> Notice | None:
     text = request.cookies.get(NOTICE_COOKIE)
     if not text:
         return None
@@ -225,38 +221,38 @@ def _noticed(request: Request) -> Notice | None:
     return notice if notice.link is None or re.match(r"/(?!/)", notice.link) else None
 
 
-def _remember_notice(request: Request, response: Response, notice: Notice) -> None:
+def _set_notice(request: Request, response: Response, notice: Notice) -> None:
     value = urlsafe_b64encode(msgspec.json.encode(notice)).decode()
     path = _base(request) or "/"
     response.set_cookie(NOTICE_COOKIE, value, NOTICE_SECONDS, path=path, httponly=True, samesite="strict")
 
 
-def _forget_notice(request: Request, response: Response) -> None:
+def _clear_notice(request: Request, response: Response) -> None:
     if NOTICE_COOKIE in request.cookies:
         response.delete_cookie(NOTICE_COOKIE, path=_base(request) or "/")
 
 
-CLOSE_SECONDS = 2  # an open /live ends with the process: its page reconnects by itself
+CLOSE_SECONDS = 2  # then open /live sockets are closed; their pages reconnect
 
 
 def serve(settings: Settings, descriptor: int, stop: Event) -> None:
-    """Serves the dashboard on a listening socket, given by its descriptor, until ``stop`` is set or a signal comes."""
+    """Serves the dashboard on a listening socket, given by its descriptor, until ``stop`` is set."""
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
             access_log=False,
             log_config=None,
             server_header=False,
-            proxy_headers=False,  # who asks is decided by the connection, not by a header that anybody can send
+            proxy_headers=False,  # anybody can send these headers; the client is the peer of the connection
             timeout_graceful_shutdown=CLOSE_SECONDS,
             ws="websockets-sansio",
-            ws_per_message_deflate=False,  # live.py compresses, once for all who share a view
+            ws_per_message_deflate=False,  # live.py compresses, once for all clients of a view
         )
     )
 
-    def end() -> None:
+    def exit_on_stop() -> None:
         stop.wait()
         server.should_exit = True
 
-    Thread(target=end, daemon=True).start()
+    Thread(target=exit_on_stop, daemon=True).start()
     server.run(sockets=[socket.socket(fileno=descriptor)])

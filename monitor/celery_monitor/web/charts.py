@@ -1,33 +1,134 @@
-"""What a chart is drawn from, and the small drawing that stands for it where no script runs."""
+"""The time range of a page, what its charts are drawn from, and the SVG that stands in where no script runs.
 
-from collections.abc import Sequence
+A range is a named span that ends now, or two moments; it is always part of the URL.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 import msgspec
 
+from celery_monitor.errors import InvalidInput
 from celery_monitor.records.queue import QueueSample
 from celery_monitor.records.receiver import Gap
 from celery_monitor.records.series import Series
 from celery_monitor.records.worker import WorkerStart
 from celery_monitor.store.rollups.series import resolution_of
-from celery_monitor.web.ranges import RANGE_WORDS, RANGES, step_words
 from celery_monitor.web.wording import since_receipt
+
+RANGES: dict[str, float] = {
+    "15m": 900.0,
+    "1h": 3600.0,
+    "6h": 6 * 3600.0,
+    "24h": 86400.0,
+    "7d": 7 * 86400.0,
+    "30d": 30 * 86400.0,
+}
+RANGE_WORDS = {"15m": "15 min", "1h": "1 h", "6h": "6 h", "24h": "24 h", "7d": "7 days", "30d": "30 days"}
+DEFAULT_RANGE = "1h"
+SHORTEST_SECONDS = 60.0
+LONGEST_SECONDS = 2 * 366 * 86400.0
+
+
+class TimeRange(NamedTuple):
+    """From ``since`` to ``until``. ``name`` is ``None`` for a range given by two times."""
+
+    name: str | None
+    since: float
+    until: float
+
+    @property
+    def seconds(self) -> float:
+        return self.until - self.since
+
+    @property
+    def query(self) -> str:
+        """The range as a query string."""
+        if self.name is not None:
+            return f"range={self.name}"
+        return f"since={self.since:.0f}&until={self.until:.0f}"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The range as query parameters of a link."""
+        if self.name is not None:
+            return {"range": self.name}
+        return {"since": f"{self.since:.0f}", "until": f"{self.until:.0f}"}
+
+    @property
+    def term(self) -> str:
+        """The range as a task filter on the end time."""
+        if self.name is not None:
+            return f"finished:>-{self.name}"
+        began, ended = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S}" for at in (self.since, self.until))
+        return f"finished:{began}..{ended}"
+
+    @property
+    def words(self) -> str:
+        return "the selected time" if self.name is None else f"the last {RANGE_WORDS[self.name]}"
+
+
+def parse_range(query: Mapping[str, str], now: float, began: float | None = None) -> TimeRange:
+    """``range=1h``, or ``since`` and ``until`` in epoch seconds. Raises InvalidInput.
+
+    The default is the last hour, or a shorter range if the whole record (since ``began``) fits in it.
+    """
+    if "since" in query or "until" in query:
+        return _between(query, now)
+    name = query.get("range") or _fitting(now, began)
+    if name not in RANGES:
+        raise InvalidInput(f"unknown range {name!r}; use one of {', '.join(RANGES)}")
+    return TimeRange(name, now - RANGES[name], now)
+
+
+def _fitting(now: float, began: float | None) -> str:
+    if began is None:
+        return DEFAULT_RANGE
+    return next((name for name, span in RANGES.items() if name == DEFAULT_RANGE or began >= now - span), DEFAULT_RANGE)
+
+
+def step_words(seconds: int) -> str:
+    """The span of one bar of a chart: ``minute``, ``5 min``, ``hour``, ``6 h``, ``day``."""
+    for size, one, unit in ((86400, "day", "days"), (3600, "hour", "h"), (60, "minute", "min")):
+        if seconds % size == 0:
+            return one if seconds == size else f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _between(query: Mapping[str, str], now: float) -> TimeRange:
+    since = _moment("since", query.get("since") or "", now)
+    until = min(_moment("until", query.get("until") or f"{now}", now), now)
+    if not SHORTEST_SECONDS <= until - since <= LONGEST_SECONDS:
+        raise InvalidInput("since must be at least 60 s and at most two years before until")
+    return TimeRange(None, since, until)
+
+
+def _moment(name: str, text: str, now: float) -> float:
+    try:
+        moment = float(text)
+    except ValueError:
+        raise InvalidInput(f"{name}={text!r} is not a time; use seconds since 1970, such as {now:.0f}") from None
+    if not 0 <= moment < 1e11:
+        raise InvalidInput(f"{name}={text!r} is out of range")
+    return moment
+
 
 Number = int | float | None
 
 
 class ChartSeries(msgspec.Struct, frozen=True, kw_only=True):
-    """One line or layer. ``colour`` is the name of a token; ``rest`` is told while no cursor is on the chart."""
+    """One line or layer. ``colour`` is a CSS custom property; the legend shows ``summary`` without a cursor."""
 
     name: str
     colour: str
     values: Sequence[Number]
     weight: float = 1.0
-    rest: Number = None
+    summary: Number = None
 
 
 class Chart(msgspec.Struct, frozen=True, kw_only=True):
-    """One chart over time, as charts.js reads it. ``None`` among the values is a time without data."""
+    """One chart over time, as charts.js reads it. A value of ``None`` is a time without data."""
 
     kind: Literal["stacked", "lines", "area"]
     unit: Literal["count", "seconds"]
@@ -37,29 +138,29 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
     at: Sequence[float]
     series: Sequence[ChartSeries]
     gaps: Sequence[tuple[float, float | None, str]] = ()
-    told: str = ""  # what the values in the legend are of, while no cursor is on the chart
-    marks: Sequence[tuple[float, str]] = ()  # moments worth a line, in words
+    summary_of: str = ""  # what the summaries in the legend cover: "total of the last 1 h"
+    marks: Sequence[tuple[float, str]] = ()  # times to mark, each with its text
     partial: float | None = None  # start of the bucket that is still filling
 
     @property
     def json(self) -> str:
-        """For the attribute of the element; the template escapes it."""
+        """The value of ``data-chart``; the template escapes it."""
         return msgspec.json.encode(self).decode()
 
     @property
     def layers(self) -> "list[Layer]":
-        """The drawing for those without scripts."""
+        """The SVG for browsers without scripts."""
         return drawing(self)
 
     @property
     def empty(self) -> bool:
-        """Nothing to draw. A stack of zeros is none; a line along zero is one: it says that nothing waited."""
+        """Nothing to draw. A stack of zeros is empty; a line along zero is not: it says that nothing waited."""
         values = [value for each in self.series for value in each.values]
         return not any(values) if self.kind == "stacked" else all(value is None for value in values)
 
 
 class Layer(NamedTuple):
-    """One coloured area of the drawing without scripts: the ``d`` of an SVG path."""
+    """One coloured area of the SVG: the ``d`` of a path."""
 
     colour: str
     path: str
@@ -85,7 +186,7 @@ def sparkline(values: Sequence[Number], width: float = 96.0, height: float = 20.
 
 
 def bars(values: Sequence[Number], width: float = 96.0, height: float = 20.0) -> str:
-    """The ``d`` of small bars, one for each value: for counts, where a line would invent what lies between."""
+    """The ``d`` of small bars, one per value: for counts, where a line would interpolate."""
     most = max((value for value in values if value is not None), default=0)
     if not most:
         return ""
@@ -93,13 +194,13 @@ def bars(values: Sequence[Number], width: float = 96.0, height: float = 20.0) ->
     parts = []
     for i, value in enumerate(values):
         if value:
-            tall = max(1.5, height * value / most)  # one among thousands is still seen
+            tall = max(1.5, height * value / most)  # one among thousands stays visible
             parts.append(f"M{i * step:.1f} {height:g}v-{tall:.1f}h{step * 0.82:.1f}v{tall:.1f}z")
     return "".join(parts)
 
 
 def gap_spans(gaps: Sequence[Gap], since: float, until: float) -> list[tuple[float, float | None, str]]:
-    """The gaps as the chart takes them, cut to its range."""
+    """The gaps within the range, for ``Chart.gaps``."""
     return [
         (max(gap.began, since), min(gap.ended or until, until), gap.cause)
         for gap in gaps
@@ -108,7 +209,7 @@ def gap_spans(gaps: Sequence[Gap], since: float, until: float) -> list[tuple[flo
 
 
 def start_marks(series: Series, step: int) -> list[tuple[float, str]]:
-    """Workers that came up again, those of one step of the chart together."""
+    """Restarts of workers, one mark per step of the chart."""
     by_step: dict[int, list[WorkerStart]] = {}
     for each in series.starts:
         by_step.setdefault(int(each.at // step), []).append(each)
@@ -173,20 +274,20 @@ BAR_STEPS = (60, 120, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400
 
 
 def first_bucket(since: float, until: float) -> float:
-    """Where the charts of a span begin: its first bucket is a whole one."""
+    """Start of the first bucket that the charts of a span show in full."""
     step = resolution_of(since, until)
     return since // step * step
 
 
 def bar_step(series: Series) -> int:
-    """Seconds per bar: as fine as the record is, and not more bars than an eye can tell apart."""
+    """Seconds per bar: as fine as the record, with at most MOST_BARS bars."""
     span = series.until - series.since
     steps = (step for step in BAR_STEPS if step >= series.resolution and span / step <= MOST_BARS)
     return next(steps, BAR_STEPS[-1])
 
 
 def throughput(series: Series, now: float) -> Chart:
-    """Runs that ended, by outcome, stacked. An outcome that never came is left out, success and failure are not."""
+    """Finished runs by outcome, stacked. Outcomes without runs are left out, except success and failure."""
     step = bar_step(series)
     starts = sorted({bucket.at // step * step for bucket in series.buckets})
     layers = []
@@ -197,45 +298,49 @@ def throughput(series: Series, now: float) -> Chart:
         values = list(sums.values())
         if any(values) or outcome in ALWAYS_SHOWN:
             token = f"--state-{OUTCOME_TOKENS.get(outcome, outcome)}"
-            layers.append(ChartSeries(name=outcome, colour=token, values=values, rest=sum(values)))
+            layers.append(ChartSeries(name=outcome, colour=token, values=values, summary=sum(values)))
     return _over_buckets(series, "stacked", "count", layers, now, starts, step, total_of(series.since, series.until))
 
 
 def total_of(since: float, until: float) -> str:
-    """What a legend with sums says."""
+    """What sums in a legend cover."""
     named = (RANGE_WORDS[name] for name, seconds in RANGES.items() if seconds == until - since)
     return f"total of {next(named, 'the selected time')}"
 
 
 def wait_title(series: Series) -> str:
-    """Says which share of the waits does not begin when the tasks could run, where there are such."""
+    """The title, with the share of waits that are counted from receipt, if there are any."""
     starts = sum(bucket.started for bucket in series.buckets if bucket.wait)
     counted = sum(bucket.started * bucket.wait.since_receipt for bucket in series.buckets if bucket.wait)
     return f"Wait time{since_receipt(counted / starts if starts else 0.0)}"
 
 
 def percentiles(series: Series, of: Literal["wait", "run"], now: float) -> Chart:
-    """The middle and the two ends of how long tasks waited or ran; broken where none did."""
+    """Percentiles of wait or run time; the line breaks where nothing was measured."""
     token = "--state-received" if of == "wait" else "--state-started"
     found = [bucket.wait if of == "wait" else bucket.run for bucket in series.buckets]
     lines = []
     for name, weight in PERCENTILES:
         values = [None if each is None else round(getattr(each, name), 6) for each in found]
-        lines.append(ChartSeries(name=name, colour=token, values=values, weight=weight, rest=_last(values)))
+        lines.append(ChartSeries(name=name, colour=token, values=values, weight=weight, summary=_last(values)))
     step = series.resolution
-    told = f"last {step_words(step)} with tasks"
-    return _over_buckets(series, "lines", "seconds", lines, now, [bucket.at for bucket in series.buckets], step, told)
+    summary_of = f"last {step_words(step)} with tasks"
+    return _over_buckets(
+        series, "lines", "seconds", lines, now, [bucket.at for bucket in series.buckets], step, summary_of
+    )
 
 
 def depth(series: Series, *, with_unacked: bool = False) -> Chart:
-    """Messages that wait in the queue, or in all of them."""
-    samples = _broken(series.depth, 3 * max(series.resolution, 60))
+    """Waiting messages of one queue, or of all."""
+    samples = _with_breaks(series.depth, 3 * max(series.resolution, 60))
     waiting = [sample.ready for sample in samples]
-    lines = [ChartSeries(name="waiting", colour="--state-pending", values=waiting, rest=_last(waiting))]
+    lines = [ChartSeries(name="waiting", colour="--state-pending", values=waiting, summary=_last(waiting))]
     if with_unacked:
-        held = [sample.unacked for sample in samples]
+        unacked = [sample.unacked for sample in samples]
         lines.append(
-            ChartSeries(name="unacknowledged", colour="--state-received", values=held, weight=0.6, rest=_last(held))
+            ChartSeries(
+                name="unacknowledged", colour="--state-received", values=unacked, weight=0.6, summary=_last(unacked)
+            )
         )
     first, last = _span(series)
     return Chart(
@@ -247,7 +352,7 @@ def depth(series: Series, *, with_unacked: bool = False) -> Chart:
         at=[sample.at for sample in samples],
         series=lines,
         gaps=gap_spans(series.gaps, first, last),
-        told=f"most in the last {step_words(series.resolution)}",
+        summary_of=f"most in the last {step_words(series.resolution)}",
         marks=start_marks(series, series.resolution),
     )
 
@@ -260,7 +365,7 @@ def _over_buckets(
     now: float,
     starts: Sequence[float],
     step: int,
-    told: str,
+    summary_of: str,
 ) -> Chart:
     first, last = _span(series)
     filling = starts[-1] if starts and starts[-1] + step > now else None
@@ -273,20 +378,20 @@ def _over_buckets(
         at=starts,
         series=layers,
         gaps=gap_spans(series.gaps, first, last),
-        told=told,
+        summary_of=summary_of,
         marks=start_marks(series, step),
         partial=filling,
     )
 
 
 def _span(series: Series) -> tuple[float, float]:
-    """Whole buckets, so that a page is the same until something happens."""
+    """Whole buckets, so that the HTML stays the same until there is new data."""
     step = series.resolution
     return series.since // step * step, -(-series.until // step) * step
 
 
-def _broken(samples: Sequence[QueueSample], longest: float) -> list[QueueSample]:
-    """The samples, with an unknown one wherever none was taken for ``longest`` seconds."""
+def _with_breaks(samples: Sequence[QueueSample], longest: float) -> list[QueueSample]:
+    """The samples, with an unknown one inserted where none was measured for ``longest`` seconds."""
     found: list[QueueSample] = []
     for sample in samples:
         if found and sample.at - found[-1].at > longest:

@@ -1,4 +1,4 @@
-"""What a form says, as a command, and where its outcome is shown."""
+"""Forms of pages: parse one into a command, perform it, and redirect with the outcome."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +10,6 @@ from starlette.datastructures import FormData
 from celery_monitor.control.commands import (
     ClusterCommand,
     Command,
-    Performed,
     given_fields,
     is_whole,
     kinds_of,
@@ -26,15 +25,15 @@ CommandT = TypeVar("CommandT", bound=Command)
 
 
 def fields(form: FormData) -> Form:
-    """The texts of a form."""
+    """The fields of a form as text."""
     return {name: str(value) for name, value in form.items()}
 
 
 def command_of(command: type[CommandT], form: Form, **address: Any) -> CommandT:
     """The command that a form asks for. Raises InvalidInput.
 
-    What is not in the form, or left empty, has its default. ``address`` are the fields that the address of the form
-    gives; the cluster is else in its field ``of_cluster``.
+    A missing or empty field has its default. ``address`` are the fields that the URL gives; without a cluster among
+    them it is in the form field ``of_cluster``.
     """
     given: dict[str, Any] = {}
     for each in given_fields(command):
@@ -60,44 +59,40 @@ def _value(form: Form, name: str, kind: Type) -> object:
 
 
 def whole(form: Form, name: str) -> int:
-    """Raises InvalidInput for what is no whole number."""
+    """An integer field. Raises InvalidInput."""
     try:
         return int(form.get(name, "").strip())
     except ValueError:
-        raise InvalidInput(f"{name} {form.get(name, '')!r} is no whole number", field=name) from None
+        raise InvalidInput(f"{name} {form.get(name, '')!r} must be an integer", field=name) from None
 
 
 def seconds(form: Form, name: str) -> float | None:
-    """Nothing where nothing was typed; raises InvalidInput for what is no number."""
+    """A number of seconds; ``None`` for an empty field. Raises InvalidInput."""
     text = form.get(name, "").strip()
     if not text:
         return None
     try:
         return float(text)
     except ValueError:
-        raise InvalidInput(f"{name} {text!r} is no number of seconds", field=name) from None
+        raise InvalidInput(f"{name} {text!r} must be a number of seconds", field=name) from None
 
 
-def doing(folder: str, parameter: str, make: Callable[[str, Form], Command]) -> Act:
-    """Performs what ``make`` reads from the thing's name and the form, and goes back to the page of the thing."""
+def action_on(folder: str, parameter: str, make: Callable[[str, Form], Command]) -> Act:
+    """An action that performs the command from ``make(name, form)`` and redirects to ``folder/name``."""
 
     def act(view: View, request: FormRequest) -> Result:
         name = str(view.params[parameter])
-        return performing(
+        return perform_form(
             f"{folder}/{quote(name, safe='', errors='replace')}", view, request, lambda form: make(name, form)
         )
 
     return act
 
 
-def performing(path: str, view: View, request: FormRequest, make: Callable[[Form], Command]) -> Result:
-    """Performs what ``make`` reads from the form, and goes to ``path`` with what came of it."""
+def perform_form(path: str, view: View, request: FormRequest, make: Callable[[Form], Command]) -> Result:
+    """Performs the command from ``make(form)`` and redirects to ``path`` with the outcome."""
     try:
         performed = request.controller.perform(request.actor, make(fields(request.form)))
     except MonitorError as error:
         return Result(path, {"cluster": view.cluster}, error.message, "bad")
-    return back(path, view, performed)
-
-
-def back(path: str, view: View, performed: Performed) -> Result:
     return Result(path, {"cluster": view.cluster}, performed.message, TONES[performed.outcome])

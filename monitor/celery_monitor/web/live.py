@@ -1,10 +1,10 @@
-"""The live socket: each distinct view is read once per commit, for all who look at it.
+"""The live socket: each distinct view is read once per commit, for all clients that share it.
 
-The socket only reads. A browser says ``{"view": "/tasks?q=state%3Afailed", "held": ["id" ...]}`` and hears
-``{"at": seconds, "regions": {name: html}, "rows": {name: {"order": [key ...], "html": {key: html}}}}`` with what is new
-to it, ``{"at": seconds}`` every few seconds, and ``{"at", "error": {"code", "message"}}`` where the page would fail.
-With ``"deflate": true`` it hears what is long as zlib data (RFC 1950) in a binary message: compressed once for all who
-share the view, where permessage-deflate would compress it for each of them.
+The socket is read-only. A browser sends ``{"view": "/tasks?q=state%3Afailed", "extra": ["key" ...]}`` and receives
+``{"at": seconds, "regions": {name: html}, "rows": {name: {"order": [key ...], "html": {key: html}}}}`` with the
+changes, ``{"at": seconds}`` every few seconds, and ``{"at", "error": {"code", "message"}}`` if the page fails. With
+``"deflate": true`` long messages come as zlib data (RFC 1950) in a binary message: compressed once for all clients of
+a view, where permessage-deflate would compress them for each client.
 """
 
 import asyncio
@@ -21,24 +21,24 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from celery_monitor.control.commands import Role
-from celery_monitor.errors import MonitorError
+from celery_monitor.errors import INTERNAL_ERROR, MonitorError
 from celery_monitor.web.present import RowSet, ViewSnapshot, Watched
 
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.5
-BEAT_SECONDS = 2.0  # also how often what depends on the clock alone (a silent receiver) is read again
+BEAT_SECONDS = 2.0  # also how often views are read without a commit: a silent receiver depends on the clock
 OUTBOX = 16  # messages a browser may lag behind before it is dropped
-SHORT = 1000  # bytes that are sent as they are
+SHORT = 1000  # bytes sent uncompressed
 COMPRESSION = 3  # zlib's level: HTML shrinks to a tenth
 LONGEST_VIEW = 16_384
-MOST_HELD = 250
+MOST_EXTRA = 250
 TRY_AGAIN_LATER = 1013
 POLICY_VIOLATION = 1008
 
 
 class Watcher(Protocol):
-    """Tells of commits: celery_monitor.store.engine.Changes."""
+    """Waits for commits: celery_monitor.store.engine.Changes."""
 
     def wait(self, timeout: float) -> bool: ...
 
@@ -49,12 +49,12 @@ class ViewRequest(msgspec.Struct, forbid_unknown_fields=True):
     """What a browser sends."""
 
     view: str
-    held: list[str] = []
+    extra: list[str] = []  # keys of rows that the browser still shows, though they left the page
     deflate: bool = False
 
 
 class LiveMessage:
-    """What those who share a view are told."""
+    """A message for all clients of a view."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -67,16 +67,16 @@ class LiveMessage:
 
 
 class Client:
-    """One browser. What it does not take in time ends it; it comes back and is told everything anew."""
+    """One browser. It is dropped when it reads too slowly; after reconnecting it gets the whole view."""
 
     def __init__(self) -> None:
         self.outbox: asyncio.Queue[LiveMessage | None] = asyncio.Queue(OUTBOX)
         self.watched: Watched | None = None
         self.deflate = False
 
-    def send(self, said: LiveMessage) -> None:
+    def send(self, message: LiveMessage) -> None:
         try:
-            self.outbox.put_nowait(said)
+            self.outbox.put_nowait(message)
         except asyncio.QueueFull:
             self.drop()
 
@@ -87,7 +87,7 @@ class Client:
 
 
 class Live:
-    """The views that are looked at, and who looks. Runs only while somebody does."""
+    """The open views and their clients. Runs only while there are any."""
 
     def __init__(self, read: Callable[[Watched], ViewSnapshot], changes: Callable[[], Watcher]) -> None:
         self._read = read
@@ -95,9 +95,8 @@ class Live:
         self._views: dict[Watched, ViewSnapshot] = {}
         self._clients: set[Client] = set()
         self._committed = asyncio.Event()
-        self._reading = (
-            asyncio.Lock()
-        )  # a view that is read twice at once would tell some browsers the wrong difference
+        # A view that is read twice at once would send a wrong difference to some clients.
+        self._reading = asyncio.Lock()
         self._stopped = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -117,24 +116,25 @@ class Live:
 
     async def _listen(self, client: Client, websocket: WebSocket, role: Role, base: str) -> None:
         with suppress(WebSocketDisconnect):
-            # The sender may have found out first that the browser is gone; then to listen would raise.
+            # The sender may have noticed first that the browser is gone; receiving would raise then.
             while websocket.application_state is WebSocketState.CONNECTED:
                 text = await websocket.receive_text()
-                ask = _parse(text)
-                if ask is None:
-                    await websocket.close(POLICY_VIOLATION, "say which view, as {'view': '/tasks'}")
+                request = _parse(text)
+                if request is None:
+                    await websocket.close(POLICY_VIOLATION, "send the view, as {'view': '/tasks'}")
                     return
-                client.deflate = ask.deflate
-                client.watched = Watched(ask.view, base, role, tuple(sorted(ask.held)))
+                client.deflate = request.deflate
+                client.watched = Watched(request.view, base, role, tuple(sorted(request.extra)))
                 self._forget_unwatched()
-                await self._greet(client, client.watched)
+                await self._send_all(client, client.watched)
 
-    async def _greet(self, client: Client, watched: Watched) -> None:
-        """Everything, since we cannot know what a page that was away still shows."""
+    async def _send_all(self, client: Client, watched: Watched) -> None:
+        """The whole view: what a page that was disconnected still shows is unknown."""
         async with self._reading:
-            known = self._views.get(watched) or await self._look(watched)
-        if known is not None:
-            client.send(_message(known.regions, {name: (rows.order, rows.html) for name, rows in known.rows.items()}))
+            snapshot = self._views.get(watched) or await self._read_view(watched)
+        if snapshot is not None:
+            rows = {name: (rows.order, rows.html) for name, rows in snapshot.rows.items()}
+            client.send(_message(snapshot.regions, rows))
 
     def _join(self, client: Client) -> None:
         self._clients.add(client)
@@ -142,7 +142,7 @@ class Live:
             self._stopped, self._committed, self._reading = threading.Event(), asyncio.Event(), asyncio.Lock()
             arguments = (self._stopped, asyncio.get_running_loop())
             threading.Thread(target=self._watch, args=arguments, name="live-commits", daemon=True).start()
-            self._task = asyncio.create_task(self._refresh_for_ever())
+            self._task = asyncio.create_task(self._refresh_forever())
 
     def _leave(self, client: Client) -> None:
         self._clients.discard(client)
@@ -153,25 +153,25 @@ class Live:
             self._task = None
 
     def _forget_unwatched(self) -> None:
-        """What nobody looks at is not read again, and soon no longer true."""
+        """Views without clients are not read again, so their snapshots would be stale."""
         watched = {each.watched for each in self._clients}
-        self._views = {view: known for view, known in self._views.items() if view in watched}
+        self._views = {view: snapshot for view, snapshot in self._views.items() if view in watched}
 
     def _watch(self, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread of its own: waits for commits of others."""
+        """Runs in a thread: waits for commits of other processes."""
         changes = self._changes()
         while not stopped.is_set():
             try:
                 if changes.wait(REFRESH_SECONDS):
                     loop.call_soon_threadsafe(self._committed.set)
             except MonitorError as error:
-                log.warning("cannot see what changes: %s", error.message)
+                log.warning("cannot watch for changes: %s", error.message)
                 stopped.wait(BEAT_SECONDS)
             except RuntimeError:  # the loop has ended
                 break
         changes.close()
 
-    async def _refresh_for_ever(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._committed.wait(), BEAT_SECONDS)
@@ -181,20 +181,20 @@ class Live:
             await asyncio.sleep(max(0.05, REFRESH_SECONDS - (time.monotonic() - began)))
 
     async def _refresh(self) -> None:
-        """Reads each view once, and tells those who share it what is new."""
+        """Reads each view once and sends the changes to its clients."""
         for watched in {client.watched for client in self._clients if client.watched is not None}:
             async with self._reading:
                 before = self._views.get(watched)
-                now = await self._look(watched)
+                now = await self._read_view(watched)
                 if now is not None and before is not None:
-                    self._tell(watched, _difference(before, now))
+                    self._broadcast(watched, _difference(before, now))
 
-    def _tell(self, watched: Watched, said: LiveMessage) -> None:
+    def _broadcast(self, watched: Watched, message: LiveMessage) -> None:
         for client in self._clients:
             if client.watched == watched:
-                client.send(said)
+                client.send(message)
 
-    async def _look(self, watched: Watched) -> ViewSnapshot | None:
+    async def _read_view(self, watched: Watched) -> ViewSnapshot | None:
         try:
             snapshot = await asyncio.to_thread(self._read, watched)
         except MonitorError as error:
@@ -202,21 +202,21 @@ class Live:
             return None
         except Exception:
             log.exception("cannot show %s", watched.address)
-            self._fail(watched, MonitorError.code, "Something failed on our side; the log of the dashboard says what.")
+            self._fail(watched, MonitorError.code, INTERNAL_ERROR)
             return None
         if any(client.watched == watched for client in self._clients):
             self._views[watched] = snapshot
         return snapshot
 
     def _fail(self, watched: Watched, code: str, text: str) -> None:
-        self._tell(watched, _encode({"at": time.time(), "error": {"code": code, "message": text}}))
+        self._broadcast(watched, _encode({"at": time.time(), "error": {"code": code, "message": text}}))
 
 
 async def _deliver(client: Client, websocket: WebSocket) -> None:
     with suppress(WebSocketDisconnect):
-        while (said := await client.outbox.get()) is not None:
-            packed = said.packed if client.deflate else None
-            await (websocket.send_bytes(packed) if packed is not None else websocket.send_text(said.text))
+        while (message := await client.outbox.get()) is not None:
+            packed = message.packed if client.deflate else None
+            await (websocket.send_bytes(packed) if packed is not None else websocket.send_text(message.text))
         await websocket.close(TRY_AGAIN_LATER, "too slow; connect again")
 
 
@@ -224,10 +224,10 @@ def _parse(text: str) -> ViewRequest | None:
     if len(text) > LONGEST_VIEW:
         return None
     try:
-        ask = msgspec.json.decode(text, type=ViewRequest)
+        request = msgspec.json.decode(text, type=ViewRequest)
     except msgspec.DecodeError:
         return None
-    return ask if ask.view.startswith("/") and len(ask.held) <= MOST_HELD else None
+    return request if request.view.startswith("/") and len(request.extra) <= MOST_EXTRA else None
 
 
 def _difference(before: ViewSnapshot, now: ViewSnapshot) -> LiveMessage:
@@ -243,14 +243,14 @@ def _changed(before: RowSet, now: RowSet) -> tuple[tuple[str, ...] | None, Mappi
 def _message(
     regions: Mapping[str, str], rows: Mapping[str, tuple[tuple[str, ...] | None, Mapping[str, str]]]
 ) -> LiveMessage:
-    said: dict[str, object] = {"at": time.time()}
+    message: dict[str, object] = {"at": time.time()}
     if regions:
-        said["regions"] = regions
-    told = {name: {"order": order, "html": html} for name, (order, html) in rows.items() if order is not None or html}
-    if told:
-        said["rows"] = told
-    return _encode(said)
+        message["regions"] = regions
+    new_rows = {n: {"order": order, "html": html} for n, (order, html) in rows.items() if order is not None or html}
+    if new_rows:
+        message["rows"] = new_rows
+    return _encode(message)
 
 
-def _encode(said: object) -> LiveMessage:
-    return LiveMessage(msgspec.json.encode(said).decode())
+def _encode(message: object) -> LiveMessage:
+    return LiveMessage(msgspec.json.encode(message).decode())

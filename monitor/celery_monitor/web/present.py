@@ -1,8 +1,13 @@
-"""A view becomes HTML: the whole page for a request, its live regions and rows for those who watch."""
+"""A view becomes HTML: the whole page for a request, its live regions and rows for open browsers.
 
+The shell is what every page has around it: clusters, navigation with counts, banners.
+"""
+
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlencode
 
@@ -12,36 +17,167 @@ from starlette.datastructures import QueryParams
 from starlette.routing import compile_path
 
 from celery_monitor.control.commands import Role
+from celery_monitor.core.filters.parser import UNHANDLED, parse
 from celery_monitor.core.filters.terms import exactly
+from celery_monitor.core.findings import Finding
+from celery_monitor.core.health import banners
 from celery_monitor.errors import NotFound
+from celery_monitor.records.page import Count
+from celery_monitor.records.queue import Queue
+from celery_monitor.records.task import TaskState
+from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
+from celery_monitor.store.health import read_banner_facts
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.receivers import read_clusters
+from celery_monitor.store.rollups.failures import read_open_groups
+from celery_monitor.store.tasks.page import count_states, count_tasks
 from celery_monitor.web.pages import Context, Page, View
 from celery_monitor.web.render import link
-from celery_monitor.web.shell import ShellReader
+from celery_monitor.web.wording import brief, counted, number
 
 SHELL_REGIONS = ("shell_nav", "shell_banners")
+FRESH_SECONDS = 0.4  # views of one refresh share one shell
+MOST_CACHED = 32
+DAY = 86400.0  # default range of the failures page
+BRIEF = 5  # characters
+FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
+
+
+@dataclass(frozen=True, slots=True)
+class NavItem:
+    """One entry of the navigation."""
+
+    path: str
+    label: str
+    icon: str
+    query: dict[str, str] = field(default_factory=dict)
+    count: str | None = None
+    means: str = ""  # title of the count
+    alarm: bool = False
+    current: bool = False
+    first: bool = False  # one of the five shown on a phone
+
+    @property
+    def brief(self) -> str | None:
+        """The count in at most five characters: ``2/3``, ``12 k``; of many workers, how many are up."""
+        if self.count is None or len(self.count) <= BRIEF:
+            return self.count
+        more = "+" if self.count.endswith("+") else ""
+        return brief(int(re.sub(r"/.*|\D", "", self.count))) + more
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What surrounds a view of one cluster or of all; ``nav`` differs by view."""
+
+    clusters: tuple[str, ...]
+    failed: Count  # that still need attention
+    banners: tuple[Finding, ...]
+    counts: Mapping[str, tuple[str | None, str]]  # of the navigation entries, with their titles
+    nav: tuple[NavItem, ...] = ()
+
+
+class ShellReader:
+    """Reads the shell of a view; the part that views share is cached for FRESH_SECONDS."""
+
+    def __init__(self, pages: Iterable[Page]) -> None:
+        self._pages = [page for page in pages if page.nav]
+        self._cache: dict[str | None, tuple[float, Shell]] = {}
+        self._lock = Lock()
+
+    def read(self, view: View) -> Shell:
+        shell = self._shared(view)
+        return replace(shell, nav=tuple(self._nav(view, shell)))
+
+    def _shared(self, view: View) -> Shell:
+        with self._lock:
+            read_at, shell = self._cache.get(view.cluster, (0.0, None))
+            if shell is None or time.monotonic() - read_at > FRESH_SECONDS:
+                shell = read_shell(view.store, view.settings.clusters, view.cluster, view.now)
+                if len(self._cache) >= MOST_CACHED:  # anybody may put any cluster name into a URL
+                    self._cache.clear()
+                self._cache[view.cluster] = (time.monotonic(), shell)
+            return shell
+
+    def _nav(self, view: View, shell: Shell) -> Iterable[NavItem]:
+        failed = view.path == "/tasks" and view.query.get("q") == UNHANDLED
+        for page in self._pages:
+            noun = page.path.strip("/") or "overview"
+            current = not failed and (view.path == page.path or view.path.startswith(f"{page.path}/"))
+            count, means = shell.counts.get(noun, (None, ""))
+            yield NavItem(
+                page.path, page.nav or "", noun, count=count, means=means, current=current, first=noun in FIRST
+            )
+            if noun == "tasks":
+                yield _failed_item(shell.failed, current=failed)
+
+
+def _failed_item(failed: Count, *, current: bool) -> NavItem:
+    return NavItem(
+        "/tasks",
+        "Failed",
+        "failed",
+        {"q": UNHANDLED},
+        counted(failed),
+        "failed tasks that nobody retried, muted or resolved",
+        alarm=failed.value > 0,
+        current=current,
+    )
+
+
+def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, now: float) -> Shell:
+    """The part of the shell that all views of a cluster share."""
+    facts, states = read_banner_facts(store, cluster, now), count_states(store, cluster)
+    up = sum(worker.status is not WorkerStatus.OFFLINE for worker in facts.workers)
+    groups = read_open_groups(store, since=now - DAY, cluster=cluster)
+    waiting = _waiting(read_queues(store, cluster))
+    return Shell(
+        clusters=tuple(sorted({*read_clusters(store), *configured})),
+        failed=unhandled(store, cluster, states[TaskState.FAILURE], now),
+        banners=banners(facts),
+        counts={
+            "tasks": (number(sum(states.values())), "recorded tasks"),
+            "failures": (number(groups), "open failures of the last 24 h"),
+            "queues": (None if waiting is None else number(waiting), "queues with waiting tasks"),
+            "workers": (f"{number(up)}/{number(len(facts.workers))}", "workers up, of all recorded"),
+        },
+    )
+
+
+def unhandled(store: Store, cluster: str | None, failed: int, now: float) -> Count:
+    """Failed tasks that still need attention: those that the filter UNHANDLED matches."""
+    if not failed:
+        return Count(0)
+    return count_tasks(store, parse(UNHANDLED, now).in_cluster(cluster))
+
+
+def _waiting(queues: Iterable[Queue]) -> int | None:
+    """Number of queues with waiting messages; ``None`` if no depth is known."""
+    depths = [queue.ready for queue in queues if queue.ready is not None]
+    return sum(depth > 0 for depth in depths) if depths else None
 
 
 def address(view: View) -> str:
-    """The path and query that bring this view back."""
+    """Path and query of this view, below the prefix."""
     query = urlencode(view.query.multi_items())
     return view.path + (f"?{query}" if query else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a browser says it looks at. Equal ones are read once for all who share them."""
+    """A view that a browser has open. Browsers with an equal one share its snapshot."""
 
     address: str  # path and query below the prefix
     base: str
     role: Role
-    held: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RowSet:
-    """The rows of a region: which, in what order, and the HTML of each and of those held beside them."""
+    """The rows of a region: the keys in order, and the HTML of each and of the extra rows."""
 
     order: tuple[str, ...]
     html: Mapping[str, str]
@@ -49,14 +185,14 @@ class RowSet:
 
 @dataclass(frozen=True, slots=True)
 class ViewSnapshot:
-    """Everything of a view that may change."""
+    """The parts of a view that may change."""
 
     regions: Mapping[str, str]
     rows: Mapping[str, RowSet]
 
 
 class Presenter:
-    """Knows the pages; reads and renders them."""
+    """Reads and renders the pages."""
 
     def __init__(self, pages: Iterable[Page], environment: Environment, store: Store, settings: Settings) -> None:
         self.pages = tuple(pages)
@@ -73,9 +209,9 @@ class Presenter:
         base: str,
         role: Role,
         params: Mapping[str, Any],
-        held: tuple[str, ...] = (),
+        extra: tuple[str, ...] = (),
     ) -> View:
-        return View(path, query, self._store, self._settings, time.time(), base, role, params, held)
+        return View(path, query, self._store, self._settings, time.time(), base, role, params, extra)
 
     def find(self, watched: Watched) -> tuple[Page, View]:
         """The page at an address. Raises NotFound."""
@@ -85,19 +221,19 @@ class Presenter:
             match = regex.match(plain)
             if match:
                 params = {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
-                return page, self.view(path, QueryParams(query), watched.base, watched.role, params, watched.held)
+                return page, self.view(path, QueryParams(query), watched.base, watched.role, params, watched.extra)
         raise NotFound(f"There is no page at {path}.")
 
-    def html(self, page: Page, view: View, extra: Context) -> str:
-        """The whole page. ``extra`` has what belongs to the request: actor, token, notice, theme."""
-        return self._environment.get_template(page.template).render(self._context(page, view) | extra)
+    def html(self, page: Page, view: View, request_context: Context) -> str:
+        """The whole page. ``request_context``: actor, token, notice, theme."""
+        return self._environment.get_template(page.template).render(self._context(page, view) | request_context)
 
-    def bare(self, template: str, view: View, extra: Context) -> str:
-        """A page that has nothing of its own, such as an error."""
-        return self._environment.get_template(template).render(self._common(view) | extra)
+    def bare(self, template: str, view: View, request_context: Context) -> str:
+        """A page without a context of its own, such as an error."""
+        return self._environment.get_template(template).render(self._common(view) | request_context)
 
     def snapshot(self, watched: Watched) -> ViewSnapshot:
-        """Reads and renders what may have changed. Raises MonitorError as the page would."""
+        """Reads and renders the live regions and rows. Raises MonitorError as the page does."""
         page, view = self.find(watched)
         context = self._context(page, view) | {"csrf_field": csrf_field("")}
         template = self._environment.get_template(page.template)
@@ -110,11 +246,11 @@ class Presenter:
         rows = page.rows[name]
         row: Callable[[Any], Markup] = self._environment.get_template(rows.template).make_module(context).row  # type: ignore[attr-defined]
         items = list(context[rows.items])
-        html = {rows.key(item): str(row(item)) for item in [*context["held"], *items]}
+        html = {rows.key(item): str(row(item)) for item in [*context["extra"], *items]}
         return RowSet(tuple(rows.key(item) for item in items), html)
 
     def _context(self, page: Page, view: View) -> Context:
-        common = self._common(view) | {"title": page.title, "script": page.script, "held": ()}
+        common = self._common(view) | {"title": page.title, "script": page.script, "extra": ()}
         return common | page.context(view)
 
     def _common(self, view: View) -> Context:
@@ -129,12 +265,12 @@ class Presenter:
 
 
 def csrf_field(token: str) -> Markup:
-    """The hidden field of a form. Live regions are shared by users: there it is empty, and the script fills it."""
+    """The hidden field of a form. In live regions, which users share, it is empty and app.js fills it in."""
     return Markup('<input type="hidden" name="csrf_token" value="{}">').format(token)
 
 
 def make_url(view: View) -> Callable[..., str]:
-    """``url(path, name=value)``: a link below our prefix that stays in the cluster looked at."""
+    """``url(path, name=value)``: a link below the prefix that keeps the selected cluster."""
 
     def url(path: str, **query: object) -> str:
         return link(view.base, str(path), {"cluster": view.cluster} | query)

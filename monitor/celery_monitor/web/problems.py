@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
-from celery_monitor.errors import Forbidden, InvalidInput, MethodNotAllowed, MonitorError, NotFound
+from celery_monitor.errors import INTERNAL_ERROR, Forbidden, InvalidInput, MethodNotAllowed, MonitorError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,13 @@ CHALLENGE = 'Basic realm="celery-monitor", charset="UTF-8"'
 
 
 def local_path(scope: Scope, prefix: str = "") -> str:
-    """The path below whatever we are mounted on and below our own prefix."""
+    """The path below the mount point and the URL prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "").rstrip("/")).removeprefix(prefix.rstrip("/"))
 
 
 def is_api(scope: Scope, prefix: str = "") -> bool:
-    """Whether JSON is spoken there."""
+    """Whether the path belongs to the JSON API."""
     return f"{local_path(scope, prefix)}/".startswith(API_PATH)
 
 
@@ -40,7 +40,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """Every error of the API."""
+    """The body of every error response."""
 
     error: Problem
 
@@ -64,7 +64,7 @@ def _show_as_text(_: Request, error: MonitorError) -> Response:
 
 
 def handlers(page: ErrorPage = _show_as_text) -> dict[Any, Handler]:
-    """Starlette's ``exception_handlers``: JSON below ``/api/v1``, what ``page`` makes elsewhere."""
+    """Starlette's ``exception_handlers``: JSON below ``/api/v1``, else the response of ``page``."""
 
     def show(request: Request, error: MonitorError, headers: Mapping[str, str] | None = None) -> Response:
         if is_api(request.scope, _prefix(request)):
@@ -78,7 +78,7 @@ def handlers(page: ErrorPage = _show_as_text) -> dict[Any, Handler]:
 
     def on_unexpected(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return show(request, MonitorError("Something failed on our side; the log of the dashboard says what."))
+        return show(request, MonitorError(INTERNAL_ERROR))
 
     return {MonitorError: show, HTTPException: on_http, Exception: on_unexpected}
 
@@ -96,6 +96,6 @@ def _from_http(error: HTTPException, request: Request) -> MonitorError:
         return MethodNotAllowed(f"{request.method} is not allowed here; allowed: {allowed}.", allowed=allowed)
     if error.status_code == 403:
         return Forbidden(error.detail)
-    refused = InvalidInput(error.detail) if error.status_code < 500 else MonitorError(error.detail)
-    refused.status = error.status_code
-    return refused
+    other = InvalidInput(error.detail) if error.status_code < 500 else MonitorError(error.detail)
+    other.status = error.status_code
+    return other

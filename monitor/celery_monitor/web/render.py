@@ -1,6 +1,6 @@
-"""Jinja alone renders pages, regions and rows; the files of ``static/`` are read and compressed once.
+"""The Jinja environment for pages, regions and rows; the files of ``static/``, read and compressed once.
 
-A static file is served under an address that changes with its content, so that browsers keep it.
+The URL of static files changes with their content, so that browsers may cache them for ever.
 """
 
 import gzip
@@ -56,7 +56,7 @@ class Assets:
         }
 
     def serve(self, request: Request) -> Response:
-        """``/static/{version}/{path}``; an older version gets today's file, which may not be kept."""
+        """``/static/{version}/{path}``; an older version gets the current file, uncached."""
         name = request.path_params["path"]
         if name not in self._plain:
             raise HTTPException(404)
@@ -94,7 +94,7 @@ def assets(name: str) -> Path:
 
 
 def content_hash(folder: Path) -> str:
-    """One short hash over every file below: part of the address of each, so that each may be cached for ever."""
+    """One short hash over all files below, for their URL."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
@@ -102,7 +102,7 @@ def content_hash(folder: Path) -> str:
 
 
 def verbatim(value: object) -> Markup:
-    """For form values and data attributes: escaped, hidden characters kept as they are."""
+    """For form values and data attributes: escaped, hidden characters unchanged."""
     return escape(value)
 
 
@@ -112,12 +112,12 @@ def path_part(value: object) -> str:
 
 
 def unquoted(text: str) -> str:
-    """A query as somebody would type it."""
+    """A query string, decoded."""
     return unquote_plus(text, errors="replace")
 
 
 def link(base: str, path: str, query: Mapping[str, object] | None = None) -> str:
-    """A path of ours below ``base`` with a query; what is None or empty is left out, a list stands once per item."""
+    """A path below ``base`` with a query; None and empty values are left out, a list is repeated."""
     given = [
         f"{_quoted(name)}={_quoted(str(each))}"
         for name, value in (query or {}).items()
@@ -133,18 +133,18 @@ def _quoted(text: str) -> str:
 
 
 def pretty_json(value: object) -> str:
-    """JSON for people: on one line where it is short, else indented; no escapes but the needed ones."""
+    """JSON for people: on one line if short, else indented; without ASCII escapes."""
     line = json.dumps(value, ensure_ascii=False)
     return line if len(line) <= ONE_LINE else json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _finalize(value: Any) -> Any:
-    """Every string that goes into a page shows its hidden characters, in text and attributes alike."""
+    """Makes hidden characters visible in every string of a page, in text and attributes."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def make_environment() -> Environment:
-    """The one environment: autoescape always on, an undefined name is an error."""
+    """Autoescape is always on; an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader(assets("templates")),
         autoescape=True,

@@ -1,7 +1,7 @@
-"""Numbers, durations, times, names in addresses, tracebacks and text from elsewhere, as people read them.
+"""Numbers, durations, times, tracebacks and untrusted text as people read them; names as parts of a URL.
 
-What stands for a task, queue or worker in an address is any text, line ends and slashes too. A traceback is shown in
-parts: frames of the application, and runs of library frames to be folded.
+A task, queue or worker name in a URL is any text, line ends and slashes included. A traceback is shown in parts:
+frames of the application, and runs of library frames to be folded.
 """
 
 import re
@@ -19,7 +19,7 @@ from celery_monitor.records.worker import WorkerStatus
 
 
 class NameConvertor(Convertor[str]):
-    """As Starlette's ``path``, whose dot stops at a line end."""
+    """Like Starlette's ``path``, but matches line ends too."""
 
     regex = r"[\s\S]*"
 
@@ -31,7 +31,7 @@ class NameConvertor(Convertor[str]):
 
 
 def register_names() -> None:
-    """Lets routes say ``{id:name}``."""
+    """Registers the convertor of ``{id:name}`` in routes."""
     register_url_convertor("name", NameConvertor())
 
 
@@ -40,7 +40,7 @@ MOST_FRAMES = 400
 
 
 class TracebackPart(NamedTuple):
-    """``kind``: ``frame`` (the application's), ``library`` (one or more frames), ``text`` (all else)."""
+    """``kind``: ``frame`` (of the application), ``library`` (one or more frames), ``text`` (the rest)."""
 
     kind: str
     text: str
@@ -48,7 +48,7 @@ class TracebackPart(NamedTuple):
 
 
 def parts(text: str) -> list[TracebackPart]:
-    """The traceback in order; neighbours of one kind that is not the application's stand together."""
+    """The traceback in order; adjacent library frames, and adjacent text, are joined."""
     found: list[TracebackPart] = []
     for kind, lines in _pieces(text):
         if found and found[-1].kind == kind != "frame":
@@ -88,7 +88,7 @@ GLYPHS: dict[TaskState, str] = {
     TaskState.REJECTED: "⤫",
     TaskState.LOST: "?",
 }
-# Whose colour and sign a workflow has.
+# The task state whose colour and glyph a workflow state uses.
 WORKFLOW_TASK_STATES: dict[WorkflowState, TaskState] = {
     WorkflowState.RUNNING: TaskState.STARTED,
     WorkflowState.WAITING: TaskState.PENDING,
@@ -104,7 +104,7 @@ WORKER_GLYPHS: dict[WorkerStatus, str] = {
     WorkerStatus.OFFLINE: "○",
 }
 
-# Bidi controls reorder what stands around them, and format characters hide; both are shown by their number.
+# Bidi controls reorder the text around them, and format characters hide; both are shown as code points.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -113,7 +113,7 @@ _JOINER = "\u200d"  # holds emoji together: 👩‍🚀 is three characters
 
 
 def number(value: float | None) -> str:
-    """A count: thin separators from five digits on."""
+    """A count, with thin separators from five digits on."""
     if value is None:
         return UNKNOWN
     text = f"{value:.0f}"
@@ -129,17 +129,17 @@ def brief(value: int) -> str:
 
 
 def counted(count: Count | None) -> str:
-    """A Count: one that stopped early carries a +."""
+    """A Count, with a + if counting stopped early."""
     if count is None:
         return UNKNOWN
     return number(count.value) if count.exact else f"{number(count.value)}+"
 
 
-SINCE_RECEIPT = "When the task could have started is not known: counted from when a worker received it"
+SINCE_RECEIPT = "Counted from receipt by the worker: the time before that is unknown"
 
 
 def since_receipt(share: float) -> str:
-    """``, since receipt``, ``, 12 % since receipt``; nothing where no wait is counted from a receipt."""
+    """``, since receipt``, ``, 12 % since receipt``; empty if no wait is counted from receipt."""
     if share >= 0.9995:
         return ", since receipt"
     if share <= 0.0:
@@ -175,25 +175,25 @@ def iso(at: float) -> str:
 
 
 def moment(at: float | None, kind: str = "ago") -> Markup:
-    """A ``<time>``. Without scripts it reads as UTC; with them as ``3 s ago`` in place, absolute on hover.
+    """A ``<time>``, in UTC; times.js turns it into ``3 s ago``, with the absolute time on hover.
 
-    ``kind``: ``ago`` relative, ``clock`` the time of day in the viewer's zone, ``since`` a duration that goes on.
+    ``kind``: ``ago`` relative, ``clock`` the time of day in the viewer's zone, ``since`` a running duration.
     """
     if at is None:
         return Markup('<span class="unknown">unknown</span>')
     try:
-        told = datetime.fromtimestamp(at, UTC)
+        date = datetime.fromtimestamp(at, UTC)
     except (ValueError, OverflowError, OSError):
         return Markup('<span class="unknown">impossible time</span>')
-    shown = f"{told:%H:%M:%S}" if kind == "clock" else f"{told:%b %d %H:%M:%S}"
-    return Markup(  # noqa: S704 - digits and names of months; Markup.format takes ten times as long
-        f'<time datetime="{iso(at)}" data-time="{escape(kind)}" title="{told:%Y-%m-%d %H:%M:%S} UTC">{shown}</time>'
+    shown = f"{date:%H:%M:%S}" if kind == "clock" else f"{date:%b %d %H:%M:%S}"
+    return Markup(  # noqa: S704 - digits and names of months; Markup.format is ten times as slow
+        f'<time datetime="{iso(at)}" data-time="{escape(kind)}" title="{date:%Y-%m-%d %H:%M:%S} UTC">{shown}</time>'
     )
 
 
 def visible(text: str) -> str:
-    """The text with control, bidi and other hidden characters shown by picture or number; line ends and tabs stay."""
-    if text.isascii() and text.isprintable():  # nearly every text, and much quicker than to look at each character
+    """The text with control, bidi and other hidden characters made visible; line ends and tabs stay."""
+    if text.isascii() and text.isprintable():  # nearly every text, and much faster than the regex
         return text
     return _HIDDEN.sub(_shown, text)
 
@@ -214,7 +214,7 @@ def _joins(text: str, at: int) -> bool:
 
 
 def short(text: str | None, length: int = 80) -> str:
-    """One line of at most ``length`` characters; what was cut is marked."""
+    """One line of at most ``length`` characters, with an ellipsis if cut."""
     if text is None:
         return UNKNOWN
     line = " ".join(text[: length * 4].split())

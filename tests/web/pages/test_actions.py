@@ -21,7 +21,7 @@ def record(house: House, **fields: object) -> None:
 
 
 def test_nothing_done_yet_says_what_will_stand_here(house: House) -> None:
-    assert "Nobody has changed anything yet" in house.text("/actions")
+    assert "No actions yet" in house.text("/actions")
 
 
 def test_who_what_why_and_outcome_are_shown(house: House) -> None:

@@ -61,8 +61,8 @@ def test_hostile_names_are_text_in_every_form(house: House) -> None:
 
 def test_what_is_no_number_is_said_on_the_worker_page(house: House) -> None:
     house.worker("mail1@shop")
-    assert "number &#39;many&#39; is no whole number" in post(house, "/workers/mail1@shop/grow", number="many")
-    assert "soft &#39;x&#39; is no number of seconds" in post(
+    assert "number &#39;many&#39; must be an integer" in post(house, "/workers/mail1@shop/grow", number="many")
+    assert "soft &#39;x&#39; must be a number of seconds" in post(
         house, "/workers/mail1@shop/time-limit", task="shop.pay", soft="x", hard=""
     )
 
@@ -88,10 +88,10 @@ def test_paused_queue_says_by_whom_and_who_takes_from_it_yet(house: House) -> No
     pause = Pause(cluster="shop", queue="emails", by="mira", at=house.now, workers=("a@shop", "b@shop"), reason="bank")
     save_pause(house.store, pause)
     assert "Paused by mira" in house.text("/queues/emails")
-    assert "2 workers were told to take no more from it." in house.text("/queues/emails")
+    assert "2 workers were asked to stop consuming it." in house.text("/queues/emails")
     assert "Yet" not in house.text("/queues/emails")
     house.worker("new@shop", queues=("emails",))
-    assert "Yet new@shop takes from it" in house.text("/queues/emails")
+    assert "Still consumed by new@shop" in house.text("/queues/emails")
     assert "paused" in house.text("/queues")
     end_pause(house.store, "shop", "emails")
     assert "Paused" not in house.text("/queues/emails")
@@ -107,7 +107,7 @@ def test_trail_is_filtered_and_paged_with_its_filter(house: House) -> None:
     assert ">q7<" in house.html("/actions?outcome=denied")
     assert ">q8<" not in house.html("/actions?outcome=denied")
     assert ">q0<" in house.html("/actions?actor=olga")
-    assert "No action is like that" in house.text("/actions?actor=olg")
+    assert "No matching actions" in house.text("/actions?actor=olg")
     assert ">worker.shutdown</td>" not in house.html("/actions?action=queue.*")
     page = house.html("/actions?action=queue.*&actor=mira")
     older = unescape(re.search(r'class="pager".*?href="([^"]+)"', page, re.DOTALL).group(1))  # type: ignore[union-attr]

@@ -22,25 +22,25 @@ def choose(browser: Browser, query: str = "state:failed", verb: str = "retry") -
 
 def test_all_that_match_are_offered_with_their_number_and_only_what_may_be_done(browser: Browser) -> None:
     failed = browser.get("/tasks?q=state:failed").text
-    assert 'data-verbs="retry" data-count="2">all 2 that match<' in failed
+    assert 'data-verbs="retry" data-count="2">Select all 2<' in failed
     running = browser.get("/tasks?q=state:started").text
-    assert 'data-verbs="revoke" data-count="1">all 1 that match<' in running
+    assert 'data-verbs="revoke" data-count="1">Select all 1<' in running
     assert "that match<" not in browser.get("/tasks?q=name:nothing").text
 
 
 def test_all_that_match_is_a_choice_of_the_list_without_a_script_too(browser: Browser) -> None:
     """The rows that stand on the page are not what is meant then."""
     page = browser.submit("/tasks", "/tasks/retry?q=state:failed", all="1", task=f"shop {shop.RUNNING}")
-    assert "Retry 2 tasks of shop?" in page
+    assert "Retry 2 tasks on shop?" in page
     page = browser.submit("/tasks", "/tasks/revoke?q=state:started", all="1")
-    assert "Revoke 1 task of shop?" in page
+    assert "Revoke 1 task on shop?" in page
     assert re.search(r'id="pick-matching" checked', browser.get("/tasks?q=state:failed&select=all").text)
     assert not re.search(r'id="pick-matching" checked', browser.get("/tasks?q=state:failed").text)
 
 
 def test_preview_shows_query_count_fidelity_samples_and_the_verb_on_the_button(browser: Browser) -> None:
     page = choose(browser)
-    assert "Retry 2 tasks of shop?" in page
+    assert "Retry 2 tasks on shop?" in page
     assert "<code>state:failed</code>" in page
     assert re.search(r"<dt>probable</dt><dd[^>]*>1<", page)
     assert re.search(r"<dt>unknown</dt><dd[^>]*>1<", page)
@@ -88,11 +88,11 @@ def test_totals_of_what_became_of_them_lead_to_just_these(browser: Browser, app:
     browser.submit("/jobs/1", "/jobs/1/start")
     store = app.state.store
     wait_for(lambda: read_job(store, 1).state is JobState.DONE, what="the end of the job")
-    assert "1 of which the record has nothing yet" in words(browser, "/jobs/1")
+    assert "1 not seen yet" in words(browser, "/jobs/1")
     new_id = sent_as(read_job(store, 1), shop.PROBABLE)
     ended = shop.events_of(new_id, time.time() - 7, "failed", exception="Declined('again')")
     Writer(store, "shop", Settings()).write([Delivery(events=ended, arrived=time.time())])
-    assert "1 sent again : 1 ✕ failed" in words(browser, "/jobs/1")
+    assert "1 retried : 1 ✕ failed" in words(browser, "/jobs/1")
     assert "of which the record has nothing" not in words(browser, "/jobs/1")
     found = re.search(r'href="([^"]+q=job%3A1(?:\+|%20)state%3Afailed[^"]*)"', browser.get("/jobs/1").text)
     assert found
@@ -120,7 +120,7 @@ def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:
 
 def test_a_rate_that_is_no_number_is_said_and_starts_nothing(browser: Browser, app: Starlette) -> None:
     choose(browser)
-    assert "is no number of tasks per second" in browser.submit("/jobs/1", "/jobs/1/start", rate="quick")
+    assert "is not a number of tasks per second" in browser.submit("/jobs/1", "/jobs/1/start", rate="quick")
     assert read_job(app.state.store, 1).state is JobState.PREVIEW
 
 
@@ -140,7 +140,7 @@ def test_a_failure_group_is_a_query_like_any_other(browser: Browser) -> None:
     found = re.search(r'href="/failures/(\d+)', browser.get("/failures").text)
     assert found
     query = f"group:{found.group(1)}"
-    assert "Retry 2 tasks of shop?" in choose(browser, query)
+    assert "Retry 2 tasks on shop?" in choose(browser, query)
 
 
 def test_links_that_sort_filter_and_page_keep_the_chosen_columns(browser: Browser) -> None:
@@ -157,22 +157,22 @@ def test_what_watches_a_job_or_the_list_is_told_of_progress(browser: Browser, ap
     choose(browser)
     presenter = app.state.presenter
     before = presenter.snapshot(Watched("/jobs/1", "", Role.OPERATOR))
-    assert "Retry 2 tasks of shop?" in before.regions["job"]
+    assert "Retry 2 tasks on shop?" in before.regions["job"]
     browser.submit("/jobs/1", "/jobs/1/start")
     wait_for(lambda: read_job(app.state.store, 1).state is JobState.DONE, what="the end of the job")
     after = presenter.snapshot(Watched("/jobs/1", "", Role.OPERATOR))
     assert "Job 1: done" in after.regions["job"]
     assert "Retry, job 1" in presenter.snapshot(Watched("/actions", "", Role.VIEWER)).regions["jobs"]
     listed = Watched("/tasks?q=state%3Afailed", "", Role.OPERATOR)
-    assert "all 2 that match" in presenter.snapshot(listed).regions["bulk"]
-    assert "all 2 that match" not in presenter.snapshot(Watched(listed.address, "", Role.VIEWER)).regions["bulk"]
+    assert "Select all 2" in presenter.snapshot(listed).regions["bulk"]
+    assert "Select all 2" not in presenter.snapshot(Watched(listed.address, "", Role.VIEWER)).regions["bulk"]
 
 
 def test_tasks_that_were_retried_are_left_out_until_the_box_is_ticked(browser: Browser, app: Starlette) -> None:
     link_retry(app.state.store, "shop", shop.PROBABLE, shop.SUCCEEDED, "exact", time.time())
     page = choose(browser)
     assert "1 skipped: already retried, succeeded" in page
-    assert "None of them can be sent again." in page
+    assert "None of them can be retried." in page
     page = browser.submit("/jobs/1", "/jobs/1/include-retried", include_retried="1")
     assert ">Retry 1 task<" in page
     assert re.search(r'name="include_retried" value="1" checked', page)

@@ -54,7 +54,7 @@ def test_empty_record_says_what_to_do_next(house: House) -> None:
 def test_receiver_without_workers_is_told_apart(house: House) -> None:
     house.write()
     text = house.text("/")
-    assert "Connected, and waiting for the first event" in text
+    assert "Connected, waiting for the first event" in text
     assert "celery-monitor serve --broker" not in text
 
 
@@ -89,9 +89,9 @@ def test_sentence_list_and_chart_count_the_same_failures_when_some_are_muted(hou
     set_failure_state(house.store, muted.id, FailureState.MUTED, house.now)
     html, text = house.html("/?range=15m"), house.text("/?range=15m")
     assert "8 failures in 15 min, 5 of them muted, 3 of them KeyError in shop.mail." in text
-    assert {each.name: each.rest for each in chart(html, "throughput").series}["failed"] == 8
+    assert {each.name: each.summary for each in chart(html, "throughput").series}["failed"] == 8
     assert re.findall(r'class="failure" href="/failures/(\d+)', html) == [str(3 - muted.id)]
-    assert "8 failures, 5 of them muted" in text[text.index("What fails most") :]
+    assert "8 failures, 5 of them muted" in text[text.index("Top failures") :]
 
 
 def test_charts_tell_what_the_record_says(house: House) -> None:
@@ -99,12 +99,12 @@ def test_charts_tell_what_the_record_says(house: House) -> None:
         fail(house, number)
     html = house.html("/?range=15m")
     throughput = chart(html, "throughput")
-    assert {each.name: each.rest for each in throughput.series} == {"succeeded": 0, "failed": 4}
+    assert {each.name: each.summary for each in throughput.series} == {"succeeded": 0, "failed": 4}
     assert throughput.step == 60
     run = chart(html, "run")
-    assert [each.rest for each in run.series] == pytest.approx([7.0] * 3, rel=0.03)
+    assert [each.summary for each in run.series] == pytest.approx([7.0] * 3, rel=0.03)
     wait = chart(html, "wait")
-    assert wait.series[0].rest == pytest.approx(2.0, rel=0.03)
+    assert wait.series[0].summary == pytest.approx(2.0, rel=0.03)
 
 
 def test_gap_is_in_every_chart(house: House) -> None:
@@ -153,7 +153,7 @@ def test_receiver_that_stands_by_is_said_until_it_is_silent(house: House) -> Non
     now = time.time()
     standby = StandbyReceiver(cluster="shop", host="<b>second", pid=812, since=now - 60, updated_at=now, listening=True)
     save_standby(house.store, standby)
-    assert "A receiver of shop on <b>second (process 812) stands by." in house.text("/")
+    assert "Standby receiver of shop on <b>second (process 812)." in house.text("/")
     (told,) = house.client.get("/api/v1/health").json()["items"][0]["standbys"]
     assert (told["host"], told["pid"], told["listening"]) == ("<b>second", 812, True)
     save_standby(house.store, msgspec.structs.replace(standby, updated_at=now - 60))

@@ -29,7 +29,7 @@ def row(house: House, name: str) -> str:
 
 
 def test_no_queue_says_what_brings_one(house: House) -> None:
-    assert "No queue has been measured" in house.text("/queues")
+    assert "No queues yet" in house.text("/queues")
 
 
 def test_what_is_not_known_is_called_unknown(house: House) -> None:
@@ -59,7 +59,7 @@ def test_age_of_the_oldest_is_exact_or_a_bound_or_unknown(house: House) -> None:
     measure(house, "rest", **known)
     assert ("at least" in row(house, "emails"), "at least" in row(house, "orders")) == (False, True)
     assert '<span class="unknown">unknown</span>' in row(house, "rest")
-    assert "Oldest waits for at least" in house.text("/queues/orders")
+    assert "Oldest message at least" in house.text("/queues/orders")
 
 
 def test_waits_that_are_counted_from_receipt_are_marked(house: House) -> None:
@@ -129,8 +129,8 @@ def test_page_offers_more_processes_and_another_worker(house: House) -> None:
         house.worker(name, queues=queues)
     house.worker("gone@shop", online=False, queues=("emails",))
     text = house.text("/queues/emails")
-    assert "Worker each of the 2 that take from it mail1@shop mail2@shop" in text
-    assert "Worker that is up and does not take from it rest@shop Add consumer" in text
+    assert "Worker each of the 2 consumers mail1@shop mail2@shop" in text
+    assert "Worker that does not consume this queue rest@shop Add consumer" in text
     assert "gone@shop" not in text
 
 
@@ -145,7 +145,7 @@ def test_paused_queue_offers_to_resume_and_nothing_that_would_fill_it(house: Hou
 
 
 def test_queue_that_is_not_known_is_not_found(house: House) -> None:
-    assert "No queue is called 'nope'" in house.text("/queues/nope", status=404)
+    assert "Queue 'nope' not found" in house.text("/queues/nope", status=404)
 
 
 def test_same_name_in_two_clusters_is_shown_apart(house: House) -> None:
@@ -182,4 +182,4 @@ def test_wait_and_tasks_by_name_are_those_of_the_queue(house: House) -> None:
     text = house.text("/queues/emails")
     assert "Tasks by name" in text
     assert re.search(r"shop\.mail 3 0 1\.5 s (3\.9|4\.0|4\.1) s", text)
-    assert "No task of this queue ended" in house.text("/queues/stock")
+    assert "No task of this queue finished" in house.text("/queues/stock")

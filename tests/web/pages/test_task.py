@@ -65,13 +65,13 @@ def test_retry_shows_the_arguments_then_sends_them_and_shows_the_new_task(
     app: Starlette, browser: Browser, redis_url: str
 ) -> None:
     asked = browser.get(f"/tasks/{shop.PROBABLE}?panel=retry").text
-    assert "Send it again with these arguments?" in asked
+    assert "Retry this task with these arguments?" in asked
     assert sent(redis_url) == []
     form = {name: unescape(value) for name, value in re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', asked)}
     assert form["confirm"] == "1"
     form.pop("csrf_token")
     page = browser.submit(f"/tasks/{shop.PROBABLE}", f"/tasks/{shop.PROBABLE}/retry", **form)
-    assert "Sent again as" in page
+    assert "Retried as" in page
     assert [body[:2] for body in sent(redis_url)] == [[[31, "EUR"], {}]]
     store = app.state.store
     (link,) = read_lineage(store, read_task(store, shop.PROBABLE)).retried_as
@@ -82,7 +82,7 @@ def test_retry_shows_the_arguments_then_sends_them_and_shows_the_new_task(
 
 def test_truncated_arguments_are_refused_and_the_editor_opens_empty(browser: Browser, redis_url: str) -> None:
     page = browser.get(f"/tasks/{shop.TRUNCATED}?panel=retry").text
-    assert "not known well enough" in page
+    assert "with the original arguments" in page
     assert "shortened with dots" in page
     assert re.findall(r"<textarea[^>]*>([^<]*)</textarea>", page) == ["", ""]
     browser.submit(f"/tasks/{shop.TRUNCATED}", f"/tasks/{shop.TRUNCATED}/retry", confirm="1")
@@ -101,21 +101,21 @@ def test_wrong_json_is_explained_and_what_was_typed_stays(browser: Browser, redi
 def test_edited_arguments_are_what_is_sent(browser: Browser, redis_url: str) -> None:
     typed = {"edited": "1", "confirm": "1", "args": '[7, "GBP"]', "kwargs": '{"card": "amex"}'}
     page = browser.submit(f"/tasks/{shop.TRUNCATED}", f"/tasks/{shop.TRUNCATED}/retry", **typed)
-    assert "Sent again as" in page
+    assert "Retried as" in page
     assert [body[:2] for body in sent(redis_url)] == [[[7, "GBP"], {"card": "amex"}]]
 
 
 def test_wrong_countdown_is_said_and_nothing_is_sent(browser: Browser, redis_url: str) -> None:
     typed = {"edited": "1", "confirm": "1", "args": "[7]", "kwargs": "{}", "countdown": "soon"}
     page = browser.submit(f"/tasks/{shop.TRUNCATED}", f"/tasks/{shop.TRUNCATED}/retry", **typed)
-    assert "is no number of seconds" in page
+    assert "must be a number of seconds" in page
     assert sent(redis_url) == []
 
 
 def test_task_id_that_ends_like_an_action_is_retried_itself(browser: Browser, redis_url: str) -> None:
     path = f"/tasks/{quote(shop.ODD, safe='')}"
     page = browser.submit(path, f"{path}/retry", confirm="1")
-    assert "Sent again as" in page
+    assert "Retried as" in page
     assert len(sent(redis_url)) == 1
 
 

@@ -1,7 +1,7 @@
-"""The JSON API: one table of operations makes the routes and the OpenAPI document.
+"""The JSON API: routes and the OpenAPI document come from one table of operations.
 
-Each module is a noun: what it may be asked, what it answers, and what it does. Every key of an answer is always there;
-times are epoch seconds; unknown is null.
+Each module is a noun with its parameters, answers and operations. An answer always has every key; times are epoch
+seconds; unknown is null.
 """
 
 from starlette.requests import Request
@@ -43,7 +43,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def routes() -> list[BaseRoute]:
-    """``/healthcheck`` and everything below ``/api/v1``, for app.py's table."""
+    """``/healthcheck`` and everything below ``/api/v1``."""
     register_names()
     return [
         Route("/healthcheck", healthcheck, name="healthcheck"),
@@ -53,10 +53,10 @@ def routes() -> list[BaseRoute]:
 
 
 def healthcheck(_: Request) -> PlainTextResponse:
-    """The web process is up; needs no login."""
+    """The web process is up. Needs no authentication."""
     return PlainTextResponse("OK")
 
 
 def openapi(request: Request) -> Response:
-    """The document that says all of this."""
+    """The OpenAPI document."""
     return json_response(document(OPERATIONS, request.scope.get("root_path", "")))

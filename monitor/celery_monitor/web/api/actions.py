@@ -1,4 +1,4 @@
-"""Who did what."""
+"""The audit trail."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,25 +9,25 @@ from celery_monitor.store.actions import read_actions
 from celery_monitor.web.api.operation import Call, Cursor, InCluster, Limit, Name, Operation, shapes
 
 ActionOutcome = Annotated[
-    Literal["done", "denied", "failed", "unconfirmed"], Meta(description="Those alone that ended so")
+    Literal["done", "denied", "failed", "unconfirmed"], Meta(description="Only actions with this outcome")
 ]
 
 
 class ActionListing(InCluster, frozen=True, kw_only=True):
-    """Which actions, how many, from where."""
+    """Filters and pagination."""
 
     actor: Name | None = None
     action: (
-        Annotated[str, Meta(pattern=NO_NUL, description="As worker.shutdown; worker.* for all on workers")] | None
+        Annotated[str, Meta(pattern=NO_NUL, description="Such as worker.shutdown; worker.* for all of workers")] | None
     ) = None
     outcome: ActionOutcome | UnsetType = UNSET
-    target: Annotated[str, Meta(pattern=NO_NUL, description="Task id, worker, queue")] | None = None
+    target: Annotated[str, Meta(pattern=NO_NUL, description="Task id, worker or queue")] | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
 
 class ActionItem(Struct, frozen=True, kw_only=True):
-    """Who did what, to what, why, and what came of it."""
+    """An action with its user, target, reason and result."""
 
     id: int | None
     at: float
@@ -44,7 +44,7 @@ class ActionItem(Struct, frozen=True, kw_only=True):
 
 
 class ActionPage(Struct, frozen=True, kw_only=True):
-    """Actions; ``next`` goes on where they end."""
+    """A page of actions; ``next`` is the cursor of the following page."""
 
     items: list[ActionItem]
     next: str | None
@@ -69,7 +69,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/actions",
         handle=list_actions,
-        summary="Who did what, newest first",
+        summary="List actions, newest first",
         answer=ActionPage,
         parameters=ActionListing,
     ),

@@ -1,4 +1,4 @@
-"""Kinds of failure, and what people have decided about them."""
+"""Failure groups and their state."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -43,13 +43,13 @@ FAILURE_STATES: dict[str, tuple[FailureState, ...] | None] = {
 }
 FailureStates = Annotated[
     Literal["unresolved", "open", "regressed", "resolved", "muted", "all"],
-    Meta(description="Which groups; unresolved are the open and the regressed ones"),
+    Meta(description="Groups in this state; unresolved: open and regressed"),
 ]
 GroupId = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a failure group")]
 
 
 class FailureListing(InCluster, frozen=True, kw_only=True):
-    """Failures since when, and in which state; without one, those that are neither resolved nor muted."""
+    """``since`` defaults to a day ago."""
 
     since: Time | UnsetType = UNSET
     state: FailureStates = "unresolved"
@@ -57,23 +57,23 @@ class FailureListing(InCluster, frozen=True, kw_only=True):
 
 
 class FailureAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One failure group; its numbers are of the span since then, of the last day unless that is given."""
+    """One failure group; ``since``, by default a day ago, is the start of the counted span."""
 
     id: GroupId
     since: Time | UnsetType = UNSET
 
 
 class VariantItem(Struct, frozen=True, kw_only=True):
-    """One message of a kind of failure; null: all that came after the first fifty."""
+    """One message of a failure group; null: all messages after the first fifty."""
 
     message: str | None
     count: int
 
 
 class FailureItem(Struct, frozen=True, kw_only=True):
-    """Failures of one kind; ``count``, ``workers`` and ``trend`` are of the asked span, in equal steps.
+    """A failure group; ``count``, ``workers`` and ``trend`` (in equal steps) cover the requested span.
 
-    Where messages differ in names, ``message`` has <name> and ``variants`` the messages with all their failures.
+    If messages differ in names only, ``message`` has <name>, and ``variants`` the messages with total counts.
     """
 
     id: int
@@ -96,14 +96,14 @@ class FailureItem(Struct, frozen=True, kw_only=True):
 
 
 class WorkerShare(Struct, frozen=True):
-    """Failures on one worker; null where it is not known."""
+    """Failures on one worker; null: unknown."""
 
     worker: str | None
     count: int
 
 
 class FailureDetail(FailureItem, frozen=True, kw_only=True):
-    """One kind of failure. ``count_all`` is since it was first seen; the sample is the latest task that is kept."""
+    """One failure group. ``count_all`` is the total since it was first seen; ``sample`` is the latest stored task."""
 
     count_all: int
     step: int
@@ -112,7 +112,7 @@ class FailureDetail(FailureItem, frozen=True, kw_only=True):
 
 
 class FailureChanged(Struct, frozen=True, kw_only=True):
-    """The state that the group has now."""
+    """The new state of the group."""
 
     id: int
     state: FailureState
@@ -120,7 +120,7 @@ class FailureChanged(Struct, frozen=True, kw_only=True):
 
 
 class FailureList(Struct, frozen=True):
-    """Kinds of failure, the most frequent first."""
+    """Failure groups, the most frequent first."""
 
     items: list[FailureItem]
 
@@ -195,7 +195,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/failures",
         handle=list_failures,
-        summary="Failures by kind, of the last day unless since says otherwise",
+        summary="List failure groups; by default of the last day",
         answer=FailureList,
         parameters=FailureListing,
     ),
@@ -204,7 +204,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/failures/{id}",
         handle=get_failure,
-        summary="One kind of failure, with the latest task that failed so",
+        summary="Get a failure group with its latest task",
         answer=FailureDetail,
         parameters=FailureAddress,
         errors=(NotFound,),

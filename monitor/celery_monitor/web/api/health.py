@@ -1,4 +1,4 @@
-"""The receivers, their gaps, and the clusters."""
+"""Receivers with their gaps and findings; clusters."""
 
 import time
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ GAPS_SHOWN = 7 * DAY
 
 
 class ReconciliationItem(Struct, frozen=True, kw_only=True):
-    """What was found out after a gap about tasks that had not ended: ``asked`` is the sum of the five that follow."""
+    """What happened to unfinished tasks during a gap. ``asked`` is the sum of the five counts that follow it."""
 
     began: float
     ended: float | None
@@ -47,7 +47,7 @@ class GapItem(Struct, frozen=True, kw_only=True):
 
 
 class StandbyItem(Struct, frozen=True, kw_only=True):
-    """A receiver that takes over when the one that writes dies."""
+    """A receiver that takes over if the active one fails."""
 
     host: str
     pid: int
@@ -56,7 +56,7 @@ class StandbyItem(Struct, frozen=True, kw_only=True):
 
 
 class HelperItem(Struct, frozen=True, kw_only=True):
-    """A thread or process of a receiver that keeps failing, or its own process (``receiver``)."""
+    """A failing thread or process of a receiver, or the receiver's own process (``receiver``)."""
 
     name: str
     error: str
@@ -65,7 +65,7 @@ class HelperItem(Struct, frozen=True, kw_only=True):
 
 
 class ResultBackendItem(Struct, frozen=True, kw_only=True):
-    """Where results are kept, as the options or the application say; ``reason``: why they cannot be read here."""
+    """The result backend from the options or the application; ``reason``: why it cannot be read."""
 
     address: str
     readable: bool
@@ -73,17 +73,17 @@ class ResultBackendItem(Struct, frozen=True, kw_only=True):
 
 
 class RefusedItem(Struct, frozen=True, kw_only=True):
-    """Events in a form that is not read, such as pickle, came from here within the last minute."""
+    """A worker that sent events in a refused content type, such as pickle, within the last minute."""
 
     hostname: str
     content_type: str
 
 
 class FindingItem(Struct, frozen=True, kw_only=True):
-    """One judged fact, as the overview's sentence and the banners of pages show it; docs/health.md lists the kinds.
+    """A finding, as shown on the overview and in banners; docs/health.md lists the kinds.
 
     ``then``: what it means for the tasks, or what to do. ``link``: a page, below the prefix.
-    ``since``: when it began, or when anything was last seen.
+    ``since``: when it began, or when something was last seen.
     """
 
     kind: str
@@ -95,9 +95,9 @@ class FindingItem(Struct, frozen=True, kw_only=True):
 
 
 class HealthItem(Struct, frozen=True, kw_only=True):
-    """The receiver of one cluster; nulls until it has said something of itself.
+    """The receiver of one cluster; fields are null until its first report.
 
-    ``result_backend`` is null where there is none, or where neither ``--result-backend`` nor ``-A`` names one.
+    ``result_backend`` is null without a backend, or if neither ``--result-backend`` nor ``-A`` is given.
     """
 
     cluster: str
@@ -148,11 +148,11 @@ def finding_item(finding: Finding) -> FindingItem:
 
 
 def unknown_health(cluster: str, found: list[FindingItem], backend: ResultBackendItem | None) -> HealthItem:
-    """A cluster whose receiver has never spoken."""
+    """A cluster whose receiver has not reported yet."""
     fields: dict[str, Any] = dict.fromkeys(HealthItem.__struct_fields__)
     empty: dict[str, Any] = {name: [] for name in ("gaps", "standbys", "helpers", "refused")}
-    known = {"cluster": cluster, "notices": (), "findings": found, "result_backend": backend}
-    return HealthItem(**(fields | empty | known))
+    given = {"cluster": cluster, "notices": (), "findings": found, "result_backend": backend}
+    return HealthItem(**(fields | empty | given))
 
 
 def gap_item(gap: Gap) -> GapItem:
@@ -191,17 +191,17 @@ def health_item(
 
 
 def get_health(call: Call, _: NoParameters) -> HealthList:
-    """Every cluster that we watch or have watched; ``null`` where its receiver has not spoken yet."""
+    """Every cluster that is or was monitored."""
     now = time.time()
     since = now - GAPS_SHOWN
-    spoken = {health.cluster: health for health in read_receivers(call.store, now)}
-    waiting = read_standbys(call.store, now)
-    names = sorted({*spoken, *call.settings.clusters})
+    reported = {health.cluster: health for health in read_receivers(call.store, now)}
+    standbys_of = read_standbys(call.store, now)
+    names = sorted({*reported, *call.settings.clusters})
     items = []
     for name in names:
         found = [finding_item(each) for each in findings(read_facts(call.store, name, now))]
-        backend, health = backend_item(call.settings, name), spoken.get(name)
-        gaps, standbys = read_gaps(call.store, since, name), waiting.get(name, ())
+        backend, health = backend_item(call.settings, name), reported.get(name)
+        gaps, standbys = read_gaps(call.store, since, name), standbys_of.get(name, ())
         if health is None:
             items.append(unknown_health(name, found, backend))
         else:
@@ -219,14 +219,14 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/health",
         handle=get_health,
-        summary="The receivers, and the spans of the last week in which they may have missed events",
+        summary="Get health: receivers, findings and the gaps of the last week",
         answer=HealthList,
     ),
     Operation(
         method="GET",
         path="/api/v1/clusters",
         handle=list_clusters,
-        summary="Clusters",
+        summary="List clusters",
         answer=ClusterList,
     ),
 )

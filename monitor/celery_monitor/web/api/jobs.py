@@ -1,6 +1,4 @@
-"""Bulk actions: a preview of every task that matches, then a job; its progress, the outcome of each task, and
-aborting it.
-"""
+"""Bulk actions: a preview of all matching tasks, then a job with its progress and the outcome of each task."""
 
 from typing import Annotated, Any, Literal
 
@@ -30,7 +28,7 @@ JobNumber = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Number of a job
 
 
 class AbortBody(Why, frozen=True, kw_only=True):
-    """Why a job is to end."""
+    """The reason for the abort."""
 
 
 class JobAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,21 +38,21 @@ class JobAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class JobListing(InCluster, frozen=True, kw_only=True):
-    """How many jobs."""
+    """Pagination."""
 
     limit: Limit = 50
 
 
 class JobTaskListing(JobAddress, frozen=True, kw_only=True):
-    """Which tasks of a job, how many, from where."""
+    """Filter and pagination."""
 
-    outcome: Annotated[JobOutcome, Meta(description="Only tasks of this outcome")] | None = None
+    outcome: Annotated[JobOutcome, Meta(description="Only tasks with this outcome")] | None = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
 
 class JobReasonItem(Struct, frozen=True, kw_only=True):
-    """How many tasks had this outcome for this reason."""
+    """Number of tasks with this outcome and reason."""
 
     outcome: JobOutcome
     reason: str
@@ -62,7 +60,7 @@ class JobReasonItem(Struct, frozen=True, kw_only=True):
 
 
 class JobItem(Struct, frozen=True, kw_only=True):
-    """A bulk action, and how far it is."""
+    """A bulk action and its progress."""
 
     id: int
     action: Literal["retry", "revoke"]
@@ -85,13 +83,13 @@ class JobItem(Struct, frozen=True, kw_only=True):
 
 
 class JobList(Struct, frozen=True, kw_only=True):
-    """Jobs that were started, the newest first."""
+    """Started jobs, newest first."""
 
     items: list[JobItem]
 
 
 class JobTaskItem(Struct, frozen=True, kw_only=True):
-    """What came of one task of a job."""
+    """The outcome of one task of a job."""
 
     id: str
     outcome: JobOutcome
@@ -100,7 +98,7 @@ class JobTaskItem(Struct, frozen=True, kw_only=True):
 
 
 class JobTaskPage(Struct, frozen=True, kw_only=True):
-    """Tasks of a job, in the order in which they are taken."""
+    """A page of a job's tasks, in the order in which they are processed."""
 
     items: list[JobTaskItem]
     next: str | None
@@ -152,27 +150,27 @@ def abort_bulk(call: Call, given: JobAddress, body: AbortBody) -> JobItem:
 
 
 class BulkBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What to do to every task that matches, how fast, and why."""
+    """A bulk action on all matching tasks."""
 
     action: Literal["retry", "revoke"]
     q: Query
     cluster: Cluster | None = None
     rate: Rate | None = None
     reason: Reason | None = None
-    # Null, when a preview is started: as in the preview; else no.
-    include_retried: Annotated[bool, Meta(description="Also send tasks that were retried before")] | None = None
+    # Null: as in the preview if one is started, else false.
+    include_retried: Annotated[bool, Meta(description="Also send already retried tasks")] | None = None
 
 
 class BulkStartBody(BulkBody, frozen=True, kw_only=True):
-    """The same, on the tasks of a preview, or else on those that match now."""
+    """A bulk action on the tasks of a preview, or on those that match now."""
 
     request_id: RequestId | None = None
-    # To JSON 7.0 is the integer 7; msgspec takes it for a number alone.
+    # JSON has one kind of number: 7.0 is 7, which msgspec refuses as an int.
     preview: Annotated[float, Meta(ge=1, le=2**31 - 1, multiple_of=1, description="Number of a preview")] | None = None
 
 
 class Fidelities(Struct, frozen=True, kw_only=True):
-    """How surely the arguments of tasks are known."""
+    """Number of tasks by the fidelity of their arguments."""
 
     exact: int
     probable: int
@@ -180,7 +178,7 @@ class Fidelities(Struct, frozen=True, kw_only=True):
 
 
 class SampleItem(Struct, frozen=True, kw_only=True):
-    """One task as it would be sent again."""
+    """One task as a retry would send it."""
 
     id: str
     name: str
@@ -191,11 +189,11 @@ class SampleItem(Struct, frozen=True, kw_only=True):
 
 
 class PreviewItem(Struct, frozen=True, kw_only=True):
-    """What would be done; ``id`` goes into the ``preview`` of the request that does it.
+    """A preview; ``id`` is the ``preview`` of the request that starts it.
 
-    ``count`` is exact. With ``estimated`` the other numbers are those of ``judged`` tasks, taken evenly from among all
-    and multiplied. ``fidelity`` is null where nothing is sent again. ``retried`` counts the tasks that somebody has
-    retried before, exactly; they are among ``skipped`` unless ``include_retried``.
+    ``count`` and ``retried`` (already retried tasks, which are ``skipped`` unless ``include_retried``) are exact. With
+    ``estimated`` the other numbers are extrapolated from ``judged`` evenly sampled tasks. ``fidelity`` is null for a
+    revoke.
     """
 
     id: int
@@ -247,9 +245,7 @@ def start_bulk(call: Call, _: NoParameters, body: BulkStartBody) -> JobItem:
 
 def _command(body: BulkBody, **more: Any) -> BulkCommand:
     if body.action == "revoke" and body.include_retried is not None:
-        raise Conflict(
-            "include_retried belongs to the action retry; leave it out of a revoke.", field="include_retried"
-        )
+        raise Conflict("include_retried is for the action retry; leave it out of a revoke.", field="include_retried")
     kind = BulkRetry if body.action == "retry" else BulkRevoke
     return kind(
         cluster=body.cluster,
@@ -266,7 +262,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/jobs",
         handle=list_bulk,
-        summary="Jobs, the newest first",
+        summary="List jobs, newest first",
         answer=JobList,
         parameters=JobListing,
     ),
@@ -274,7 +270,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/bulk/{id:int}",
         handle=get_bulk,
-        summary="How far a job is, with the most common reasons for what was not done",
+        summary="Get a job: progress and the most common reasons for skipped and failed tasks",
         answer=JobItem,
         parameters=JobAddress,
         errors=(NotFound,),
@@ -283,7 +279,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/bulk/{id:int}/tasks",
         handle=list_bulk_tasks,
-        summary="What came of each task of a job",
+        summary="List the tasks of a job with their outcomes",
         answer=JobTaskPage,
         parameters=JobTaskListing,
         errors=(NotFound,),
@@ -302,7 +298,7 @@ OPERATIONS = (
         method="POST",
         path="/api/v1/bulk/preview",
         handle=preview_bulk,
-        summary="What would be done to every task that matches; its tasks are chosen now, and nothing is done yet",
+        summary="Preview a bulk action; selects its tasks, sends nothing",
         answer=PreviewItem,
         body=BulkBody,
         errors=CHANGE_ERRORS,
@@ -311,7 +307,7 @@ OPERATIONS = (
         method="POST",
         path="/api/v1/bulk",
         handle=start_bulk,
-        summary="Retry or revoke every task of a preview, or every task that matches now, as a job",
+        summary="Retry or revoke all tasks of a preview, or all that match now, as a job",
         answer=JobItem,
         body=BulkStartBody,
         errors=CHANGE_ERRORS,

@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document, made from the table of operations that also makes the routes.
+"""The OpenAPI 3.1 document, generated from the same table of operations as the routes.
 
-msgspec makes the schemas; Starlette's generator only collects what stands in docstrings as YAML.
+msgspec generates the schemas; Starlette's generator only collects YAML from docstrings.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,17 +28,17 @@ ANY_ERRORS: tuple[type[MonitorError], ...] = (
     MonitorError,
     StoreUnavailable,
 )
-API_VERSION = "1"  # of /api/v1, whatever the version of the program
+API_VERSION = "1"  # of /api/v1, not of the program
 REFERENCE = "#/components/schemas/{name}"
 DESCRIPTION = """Every error has the shape of `ErrorBody`. Times are seconds since 1970 in UTC; unknown is null.
 
-Scripts sign in with basic authentication, where the dashboard has users. Requests that change something are sent as
-`application/json`; from a page in a browser they also need the header `X-CSRF-Token`."""
+If the dashboard has users, scripts sign in with basic authentication. Send POST requests as `application/json`; from a
+page in a browser they also need the header `X-CSRF-Token`."""
 Schema = dict[str, Any]
 
 
 def document(operations: Sequence[Operation], base: str = "") -> Schema:
-    """The whole document. ``base`` is the path under which the dashboard is served."""
+    """``base`` is the path under which the dashboard is served."""
     paths: dict[str, Schema] = {}
     for operation in operations:
         paths.setdefault(operation.public_path, {})[operation.method.lower()] = _operation(operation)
@@ -72,7 +72,7 @@ def _operation(operation: Operation) -> Schema:
         "operationId": operation.name,
         "summary": operation.summary,
         "parameters": _parameters(operation),
-        "responses": {"200": _found(operation), **_errors(operation)},
+        "responses": {"200": _success(operation), **_errors(operation)},
     }
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _content(operation.body)}
@@ -86,7 +86,7 @@ def _parameters(operation: Operation) -> list[Schema]:
 
 
 def _parameter(name: str, schema: Schema, *, in_path: bool) -> Schema:
-    """A query has no null: an optional parameter is one that may be left out."""
+    """A query has no null: an optional parameter may be left out."""
     alternatives = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     shown = {**schema, **alternatives[0]}
     shown.pop("anyOf", None)
@@ -107,9 +107,9 @@ def _errors(operation: Operation) -> Schema:
     }
 
 
-def _found(operation: Operation) -> Schema:
+def _success(operation: Operation) -> Schema:
     if not operation.media:
-        return _response("What was asked for", operation.answer)
+        return _response("Success", operation.answer)
     content = {media: {"schema": {"type": "string"}} for media in operation.media}
     return {"description": f"Lines, each one {operation.answer.__name__}", "content": content}
 

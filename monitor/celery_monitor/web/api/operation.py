@@ -1,7 +1,7 @@
-"""An operation of the JSON API: its declaration makes its route and its entry in the OpenAPI document.
+"""An operation of the JSON API, from whose declaration its route and its OpenAPI entry follow.
 
-Also what operations of several nouns share: parameters (what is not named is refused), answers (unknown is null),
-errors and the outcome of a change.
+Also what operations of several nouns share: parameters (unknown ones are refused), answers (unknown is null), errors
+and the outcome of a command.
 """
 
 import re
@@ -51,21 +51,21 @@ from celery_monitor.store.engine import Store
 from celery_monitor.web.security.guard import JSON_TYPE, actor_of, content_type
 
 DAY = 86400.0
-LONGEST_SPAN = 731 * DAY  # as long as rollups are kept
+LONGEST_SPAN = 731 * DAY  # the retention of roll-ups
 MOST_ITEMS = 500
 LATEST = 4_102_444_800.0  # the year 2100
 Cluster = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Name of a cluster")]
 Cursor = Annotated[
     str,
-    Meta(pattern=NO_NUL, description="Where to go on: next of the page before", extra_json_schema={"format": "cursor"}),
+    Meta(pattern=NO_NUL, description="next of the previous page", extra_json_schema={"format": "cursor"}),
 ]
-Limit = Annotated[int, Meta(ge=1, le=MOST_ITEMS, description="Most items of a page")]
+Limit = Annotated[int, Meta(ge=1, le=MOST_ITEMS, description="Maximum number of items")]
 Query = Annotated[
     str, Meta(pattern=NO_NUL, description="Filter; see docs/filters.md", extra_json_schema={"format": "task-filter"})
 ]
 TaskId = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Id of a task, percent-encoded")]
 Time = Annotated[float, Meta(ge=0, le=LATEST, description="Seconds since 1970, UTC")]
-Name = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="This one only, by its whole name")]
+Name = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Exact name")]
 
 
 class NoParameters(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +79,7 @@ class InCluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Why(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Nothing but a reason."""
+    """An optional reason, recorded with the action."""
 
     reason: Reason | None = None
 
@@ -88,7 +88,7 @@ Shape = TypeVar("Shape", bound=Struct)
 
 
 def shape(kind: type[Shape], record: object, **more: object) -> Shape:
-    """A record as the API shows it: the fields of ``kind``, by name."""
+    """A record as ``kind``: its fields are read by name."""
     fields: dict[str, Any] = {name: getattr(record, name) for name in kind.__struct_fields__ if name not in more}
     return kind(**fields, **more)
 
@@ -98,7 +98,7 @@ def shapes(kind: type[Shape], records: Iterable[object]) -> list[Shape]:
 
 
 class AnswerItem(Struct, frozen=True, kw_only=True):
-    """What one worker answered, or that it did not."""
+    """The answer of one worker; ``unconfirmed``: none."""
 
     worker: str
     outcome: Literal["done", "unconfirmed", "skipped", "failed"]
@@ -106,7 +106,7 @@ class AnswerItem(Struct, frozen=True, kw_only=True):
 
 
 class Told(Struct, frozen=True, kw_only=True):
-    """``unconfirmed``: it was sent, and not everybody who should have answered did, or has done it yet."""
+    """``unconfirmed``: sent, but not every worker has answered or done it yet."""
 
     outcome: Literal["done", "unconfirmed"]
     message: str
@@ -119,7 +119,7 @@ _path_parameter = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who asks, and what an answer is made from."""
+    """The user, and what a handler needs."""
 
     actor: Actor
     store: Store
@@ -130,11 +130,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """``handle`` takes the call, the parameters and, with a ``body``, the body. Its name is the operation's id, unless
-    ``id`` is given.
+    """``handle`` gets the call, the parameters and, if there is a ``body``, the body. Its name is the default ``id``.
 
-    ``errors`` are those beyond what any operation may answer. With ``media`` the handler gives a response itself, of
-    one of these types; ``answer`` is then the shape of one line.
+    ``errors`` come in addition to those of every operation. With ``media`` the handler returns a response of one of
+    these types; ``answer`` is then the shape of one line.
     """
 
     method: Literal["GET", "POST"]
@@ -163,7 +162,7 @@ class Operation:
 
 
 def route(operation: Operation) -> Route:
-    """A route that decodes, calls the handler in a thread, and encodes."""
+    """Decodes, calls the handler in a thread, encodes."""
     return Route(operation.path, _endpoint(operation), methods=[operation.method], name=operation.name)
 
 
@@ -176,7 +175,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
             body = _decode(operation.body, await request.body())
             given.append(_with_request_id(body, request.headers.get("idempotency-key")))
         response = await run_in_threadpool(_answer, operation, _call(request), given)
-        if request.method == "HEAD":  # what is streamed is not even begun
+        if request.method == "HEAD":  # a stream is not started
             return Response(status_code=response.status_code, headers=response.headers)
         return response
 
@@ -184,7 +183,7 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _answer(operation: Operation, call: Call, given: list[msgspec.Struct]) -> Response:
-    """In a thread from the first read to the last byte: a page of large arguments takes a while to encode."""
+    """Runs in a thread, encoding included: a page of large arguments takes a while to encode."""
     answer = operation.handle(call, *given)
     return answer if isinstance(answer, Response) else json_response(answer)
 
@@ -199,13 +198,13 @@ def _call(request: Request) -> Call:
 
 
 def read_parameters(operation: Operation, request: Request) -> msgspec.Struct:
-    """Path and query together. Raises InvalidInput for an unknown, a repeated or a wrong one, never ignores it."""
+    """Path and query parameters. Raises InvalidInput for an unknown, repeated or invalid one."""
     allowed = set(operation.parameters.__struct_fields__) - set(operation.path_parameters)
     for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
         if name not in allowed:
-            raise InvalidInput(f"Unknown parameter {name!r}; known are: {', '.join(sorted(allowed)) or 'none'}.")
+            raise InvalidInput(f"Unknown parameter {name!r}; use: {', '.join(sorted(allowed)) or 'none'}.")
         if times > 1:
-            raise InvalidInput(f"The parameter {name!r} stands {times} times; give it once.")
+            raise InvalidInput(f"The parameter {name!r} is given {times} times; give it once.")
     given = {**request.query_params, **request.path_params}
     try:
         return msgspec.convert(given, type=operation.parameters, strict=False)
@@ -219,15 +218,15 @@ def _decode(kind: type[msgspec.Struct], body: bytes) -> msgspec.Struct:
     except msgspec.ValidationError as error:
         raise _invalid("body", error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"The body is no JSON: {error}.") from None
+        raise InvalidInput(f"The body is not JSON: {error}.") from None
 
 
 def _with_request_id(body: msgspec.Struct, key: str | None) -> msgspec.Struct:
-    """The body, its request id taken from the header Idempotency-Key where that is given. Raises InvalidInput."""
+    """The body with the request id of the header Idempotency-Key, if given. Raises InvalidInput."""
     if key is None or "request_id" not in body.__struct_fields__:
         return body
-    said = getattr(body, "request_id", None)
-    if said not in {None, key}:
+    request_id = getattr(body, "request_id", None)
+    if request_id not in {None, key}:
         raise InvalidInput("request_id and the header Idempotency-Key differ; give one of them.")
     if not 0 < len(key) <= LONGEST_KEY:
         raise InvalidInput(f"Idempotency-Key must have 1 to {LONGEST_KEY} characters.")
@@ -236,7 +235,7 @@ def _with_request_id(body: msgspec.Struct, key: str | None) -> msgspec.Struct:
 
 def _invalid(what: str, error: msgspec.ValidationError) -> InvalidInput:
     message, _, place = str(error).partition(" - at `")
-    return InvalidInput(f"The {what} is wrong: {message}.", at=place.rstrip("`") or "$")
+    return InvalidInput(f"The {what} is not valid: {message}.", at=place.rstrip("`") or "$")
 
 
 CHANGE_ERRORS = (NotFound, Conflict, TooLarge, UnsupportedType)
@@ -250,23 +249,25 @@ _bodies: dict[str, type[Struct]] = {Why.__name__: Why}
 
 
 def answer_of(performed: Performed) -> Told:
-    """A refusal of every worker is a conflict; of some, it stands beside the answers of the others."""
+    """Raises Conflict if every worker refused; else refusals are among the answers."""
     answers = [AnswerItem(worker=each.id, outcome=each.outcome, message=each.message) for each in performed.results]
     if performed.outcome == "failed":
         raise Conflict(performed.message, answers=[structs.asdict(each) for each in answers])
     return Told(outcome=performed.outcome, message=performed.message, answers=answers)
 
 
-def done(call: Call, command: Command) -> Performed:
+def perform(call: Call, command: Command) -> Performed:
     return call.controller.perform(call.actor, command)
 
 
 def cluster_named(call: Call, name: str | None) -> str:
-    """The cluster that is named, or the only one."""
+    """The named cluster, or the only one. Raises Conflict."""
     if name is not None:
         return name
     if len(call.settings.clusters) != 1:
-        raise Conflict(f"Say which cluster: add cluster= to the address, one of {', '.join(call.settings.clusters)}.")
+        raise Conflict(
+            f"Several clusters are monitored: add cluster= to the URL, one of {', '.join(call.settings.clusters)}."
+        )
     return call.settings.clusters[0]
 
 
@@ -278,10 +279,10 @@ def operation(
     reply: Callable[[Performed], Struct] = answer_of,
     errors: tuple[type[MonitorError], ...] = ERRORS,
 ) -> Operation:
-    """The operation that performs a command. ``address`` finds the fields that the address gives, and may raise."""
+    """The operation that performs a command. ``address`` returns the fields that the path gives, and may raise."""
 
     def handle(call: Call, given: Struct, body: Struct) -> Struct:
-        return reply(done(call, command(**address(call, given), **_given(command, body))))
+        return reply(perform(call, command(**address(call, given), **_given(command, body))))
 
     return Operation(
         method="POST",
@@ -297,7 +298,7 @@ def operation(
 
 
 def body_of(command: type[Command]) -> type[Struct]:
-    """The request's body: the fields of a command that its address does not give. Commands may share one."""
+    """The request body: the fields of a command that the path does not give. Commands may share one."""
     if command.body not in _bodies:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
             (each.name, each.type) if each.required else (each.name, each.type, each.default)

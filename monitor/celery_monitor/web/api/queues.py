@@ -1,4 +1,4 @@
-"""Queues: how deep they are, what waits in them, and what may be done to them."""
+"""Queues: depth, waiting messages and commands."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class QueueAddress(InCluster, frozen=True, kw_only=True):
 
 
 class PauseItem(Struct, frozen=True, kw_only=True):
-    """Who paused a queue, since when, and which workers take from it again when it is resumed."""
+    """The pause of a queue; ``workers`` consume it again when it is resumed."""
 
     by: str
     at: float
@@ -44,12 +44,11 @@ class PauseItem(Struct, frozen=True, kw_only=True):
 
 
 class QueueItem(Struct, frozen=True, kw_only=True):
-    """One queue as last measured; null is what its broker cannot tell.
+    """One queue as last measured; null: not reported by its broker.
 
-    ``wait`` is how many seconds the tasks waited that workers started in the last five minutes; null: none was seen.
-    Of the share ``since_receipt`` it is only known how long they waited since a worker received them. ``oldest`` is
-    when the oldest waiting message was sent, and ``oldest_age`` the seconds since then; unless ``oldest_exact``, the
-    message is at least that old. Null: not known, or nothing waits.
+    ``wait``: wait time in seconds of tasks started in the last five minutes, null if there were none; the share
+    ``since_receipt`` is counted from receipt by the worker. ``oldest``: when the oldest waiting message was sent, with
+    ``oldest_age`` in seconds; unless ``oldest_exact`` it is at least that old. Null: unknown, or nothing waits.
     """
 
     name: str
@@ -73,14 +72,14 @@ class QueueList(Struct, frozen=True):
 
 
 class Purged(Struct, frozen=True, kw_only=True):
-    """How many messages were deleted. Their tasks are REVOKED within seconds."""
+    """The number of deleted messages. Their tasks become REVOKED within seconds."""
 
     purged: int
     message: str
 
 
 class QueueMessageItem(Struct, frozen=True, kw_only=True):
-    """A message that waits. ``body`` is bytes as text where it is not plain JSON; ``digest`` names this message."""
+    """A waiting message. ``body``: raw bytes as text, if it is not plain JSON; ``digest`` identifies the message."""
 
     digest: str
     size: int
@@ -99,7 +98,7 @@ class QueueMessageItem(Struct, frozen=True, kw_only=True):
 
 
 class ReadingItem(Struct, frozen=True, kw_only=True):
-    """The messages that are delivered next; ``hazard`` says what reading them has changed, if anything."""
+    """The messages that are delivered next; ``hazard``: what reading them has changed, if anything."""
 
     items: list[QueueMessageItem]
     more: bool
@@ -136,10 +135,10 @@ def _reading(performed: Performed) -> ReadingItem:
 
 
 def _queue(call: Call, given: QueueAddress) -> dict[str, Any]:
-    """A queue need not be in the record: a broker may have it, and nobody has looked yet."""
+    """The queue may be on the broker without being recorded yet."""
     clusters = {each.cluster for each in read_queues(call.store, given.cluster) if each.name == given.name}
     if len(clusters) > 1:
-        raise Conflict(f"Several clusters have a queue {given.name}; add cluster= to the address.")
+        raise Conflict(f"Several clusters have a queue {given.name}; add cluster= to the URL.")
     return {"cluster": clusters.pop() if clusters else cluster_named(call, given.cluster), "queue": given.name}
 
 
@@ -152,7 +151,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/queues",
         handle=list_queues,
-        summary="Queues as last measured",
+        summary="List queues as last measured",
         answer=QueueList,
         parameters=InCluster,
     ),

@@ -1,4 +1,4 @@
-"""What beat sends, and sending it now."""
+"""The schedule: its entries with their runs, and running one now."""
 
 import time
 from typing import Annotated
@@ -28,7 +28,7 @@ SCHEDULED_RUNS = 50
 
 
 class RunScheduledBody(InCluster, frozen=True, kw_only=True):
-    """Which entry of a schedule to send now; ``confirm``: its arguments were seen."""
+    """The entry to run now; ``confirm``: a person has checked its arguments."""
 
     name: Annotated[str, Meta(pattern=NO_NUL, min_length=1)]
     confirm: bool = False
@@ -36,7 +36,7 @@ class RunScheduledBody(InCluster, frozen=True, kw_only=True):
 
 
 class ScheduledRunItem(Struct, frozen=True, kw_only=True):
-    """A task that was sent for an entry."""
+    """A run of an entry."""
 
     id: str
     at: float
@@ -45,16 +45,16 @@ class ScheduledRunItem(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleItem(Struct, frozen=True, kw_only=True):
-    """Something that beat sends. Null is unknown; ``sure``: its runs are beat's by their sender, not by name alone.
+    """A schedule entry. Null: unknown. ``sure``: runs are matched by their sender, not by name and arguments only.
 
-    ``may_wait_in`` is a queue with messages among which an overdue one may be: then it is not said that beat missed it.
-    ``missed`` are the times at which it was due and nothing was sent; they, ``late`` and ``drift`` are since ``since``.
-    ``by_receipt``: of some runs it is only known when a worker took them, not when they were sent. What waited in a
-    queue looks missed then, so ``missed`` is a guess; ``late`` and ``drift`` are of what is known to be sent alone.
-    ``shared_with`` are entries that send the same: whose runs are whose cannot be told, so ``runs`` are of all of them,
-    ``last``, ``missed``, ``late`` and ``drift`` are null, and ``last_at`` is what beat itself keeps, if it does.
-    Where the receiver does not run or is behind, ``known_until`` is the moment since which nobody knows what was sent
-    (0: always); then ``overdue`` is null, and ``next`` may have passed.
+    ``may_wait_in``: a queue in which an overdue run may be waiting, so it is not counted as missed. ``missed``: times
+    at which a run was due and none was sent. ``missed``, ``late`` and ``drift`` cover the time since ``since``.
+    ``by_receipt``: of some runs only the receipt by a worker is known. A run that waited in a queue looks missed then,
+    so ``missed`` is a guess; ``late`` and ``drift`` only use runs with a known send time.
+    ``shared_with``: entries that send the same task and arguments. Their runs cannot be told apart, so ``runs`` has the
+    runs of all, ``last``, ``missed``, ``late`` and ``drift`` are null, and ``last_at`` is the time that beat recorded.
+    ``known_until``: if the receiver is down or behind, runs after this time are unknown (0: all runs); then ``overdue``
+    is null and ``next`` may have passed.
     """
 
     name: str
@@ -90,7 +90,7 @@ class ScheduleItem(Struct, frozen=True, kw_only=True):
 
 
 class UnreadItem(Struct, frozen=True, kw_only=True):
-    """Something of a schedule that could not be read: an entry, or with a null name all of a source."""
+    """An entry that could not be read; with a null name, a whole source."""
 
     cluster: str
     source: BeatSource | None
@@ -99,9 +99,9 @@ class UnreadItem(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleList(Struct, frozen=True):
-    """Every entry that could be read, and under ``unread`` what could not.
+    """The entries, and in ``unread`` what could not be read.
 
-    ``unheard`` are clusters whose schedule nobody has told yet, ``beats`` what is known of each cluster's beat.
+    ``unheard``: clusters whose schedule is still unknown. ``beats``: the beat of each cluster.
     """
 
     items: list[ScheduleItem]
@@ -111,7 +111,7 @@ class ScheduleList(Struct, frozen=True):
 
 
 class ScheduledSent(Struct, frozen=True, kw_only=True):
-    """The task that was sent."""
+    """The new task."""
 
     id: str
     message: str
@@ -150,10 +150,10 @@ def unread_items(beat: BeatHealth) -> list[UnreadItem]:
 
 def list_schedule(call: Call, given: InCluster) -> ScheduleList:
     now = time.time()
-    watched = [name for name in call.settings.clusters if given.cluster in (None, name)]
+    clusters = [name for name in call.settings.clusters if given.cluster in (None, name)]
     found = read_schedule(call.store, given.cluster, now, known_until(call.store, now))
-    unheard = [name for name in watched if schedule_reported_at(call.store, name) is None]
-    beats = [read_beat_health(call.store, name) for name in watched]
+    unheard = [name for name in clusters if schedule_reported_at(call.store, name) is None]
+    beats = [read_beat_health(call.store, name) for name in clusters]
     unread = [each for beat in beats for each in unread_items(beat)]
     return ScheduleList([schedule_item(each) for each in found], unread, unheard, beats)
 
@@ -161,7 +161,7 @@ def list_schedule(call: Call, given: InCluster) -> ScheduleList:
 def run_scheduled(call: Call, _: NoParameters, body: RunScheduledBody) -> ScheduledSent:
     named = [each.cluster for each in read_entries(call.store, body.cluster) if each.name == body.name]
     if len(named) != 1:
-        raise NotFound(f"{len(named)} clusters have an entry {body.name!r}; name one that exists, and its cluster.")
+        raise NotFound(f"{len(named)} clusters have an entry {body.name!r}; give the name of an entry and its cluster.")
     command = RunScheduled(cluster=named[0], entry=body.name, confirm=body.confirm, reason=body.reason)
     performed = call.controller.perform(call.actor, command)
     return ScheduledSent(id=only_result(performed).id, message=performed.message)
@@ -172,7 +172,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/schedule",
         handle=list_schedule,
-        summary="What beat sends: last, next, missed and late runs of the last day",
+        summary="List schedule entries with last, next, missed and late runs of the last day",
         answer=ScheduleList,
         parameters=InCluster,
     ),

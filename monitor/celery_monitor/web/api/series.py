@@ -1,4 +1,4 @@
-"""Throughput, wait, run time and depth over time."""
+"""Time series: throughput, wait time, run time and queue depth."""
 
 import time
 
@@ -24,7 +24,7 @@ HOUR = 3600.0
 
 
 class SeriesSpan(InCluster, frozen=True, kw_only=True):
-    """A span of time, of everything or of what is named."""
+    """A time span; all tasks, or those of a task name, queue or worker."""
 
     since: Time | UnsetType = UNSET
     until: Time | UnsetType = UNSET
@@ -34,11 +34,10 @@ class SeriesSpan(InCluster, frozen=True, kw_only=True):
 
 
 class BucketItem(Struct, frozen=True, kw_only=True):
-    """What happened from ``at`` on, for ``resolution`` seconds; null percentiles where nothing was measured.
+    """Counts of the ``resolution`` seconds from ``at`` on; percentiles are null if nothing was measured.
 
-    ``wait`` is of the runs that started then, ``run`` of those that ended. ``wait.since_receipt`` is the share of runs
-    whose wait is counted from receipt, since nothing tells when they could have started. Until the version that brought
-    this field all waits were counted so.
+    ``wait`` is of runs that started, ``run`` of runs that ended. ``wait.since_receipt``: share of runs whose wait is
+    counted from receipt, because the time before is unknown. Records from before this field have a share of 1.
     """
 
     at: float
@@ -55,7 +54,7 @@ class BucketItem(Struct, frozen=True, kw_only=True):
 
 
 class DepthItem(Struct, frozen=True, kw_only=True):
-    """A queue, or all together, at one time. ``oldest``: by then the oldest waiting message had been sent."""
+    """Depth of a queue, or of all, at one time. ``oldest``: latest possible send time of the oldest waiting message."""
 
     at: float
     ready: int | None
@@ -65,7 +64,7 @@ class DepthItem(Struct, frozen=True, kw_only=True):
 
 
 class SeriesItem(Struct, frozen=True, kw_only=True):
-    """The course of things. Within a gap the numbers are too small."""
+    """The time series. Counts within a gap are too low."""
 
     since: float
     until: float
@@ -107,7 +106,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/series",
         handle=get_series,
-        summary="Throughput, wait and run time over time, of the last hour unless since says otherwise",
+        summary="Get throughput, wait and run time over time; by default of the last hour",
         answer=SeriesItem,
         parameters=SeriesSpan,
     ),

@@ -1,4 +1,4 @@
-"""One task: all that is recorded of it, what may be done to it, and sending a task that a worker has registered."""
+"""One task: details and commands; and running a registered task."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,11 +29,11 @@ from celery_monitor.web.api.operation import (
     TaskId,
     Why,
     cluster_named,
-    done,
     json_text,
     only_result,
     operation,
     outcome,
+    perform,
     shape,
 )
 from celery_monitor.web.api.tasks import TaskItem, retried_item
@@ -46,9 +46,9 @@ class TaskAddress(InCluster, frozen=True, kw_only=True):
 
 
 class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How to send a task again. Without args and kwargs: with what is known of them."""
+    """How to retry a task; without args and kwargs, with its own."""
 
-    # Raw: what the caller wrote reaches the worker digit by digit.
+    # Raw, so that numbers reach the worker exactly as written.
     args: Annotated[Raw, Meta(extra_json_schema={"type": "array"})] | UnsetType = UNSET
     kwargs: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
     queue: Annotated[str, Meta(pattern=NO_NUL, min_length=1)] | None = None
@@ -60,7 +60,7 @@ class RetryBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class RunItem(Struct, frozen=True, kw_only=True):
-    """One attempt of a task on one worker. ``name`` is the task's, unless it was replaced by another one."""
+    """One attempt of a task on one worker. ``name`` differs from the task's if it was replaced by another one."""
 
     name: str | None
     worker: str | None
@@ -81,7 +81,7 @@ class RunItem(Struct, frozen=True, kw_only=True):
 
 
 class ArgumentsItem(Struct, frozen=True, kw_only=True):
-    """What a retry would send, how surely it is what was sent, and where it is known from."""
+    """The arguments that a retry would send, their fidelity and their source."""
 
     args: list[Any] | None
     kwargs: dict[str, Any] | None
@@ -91,7 +91,7 @@ class ArgumentsItem(Struct, frozen=True, kw_only=True):
 
 
 class MessageItem(Struct, frozen=True, kw_only=True):
-    """What a task's message tells beside the events. Its body is not shown."""
+    """What the message contains beyond the events. Its body is not shown."""
 
     name: str | None
     content_type: str | None
@@ -102,7 +102,7 @@ class MessageItem(Struct, frozen=True, kw_only=True):
     group: str | None
     group_index: int | None
     chord: str | None
-    # Null where the body is not opened here, and no worker has told.
+    # Null if the body is not decoded and no worker reported them.
     chain: int | None
     callbacks: int | None
     errbacks: int | None
@@ -111,21 +111,21 @@ class MessageItem(Struct, frozen=True, kw_only=True):
 
 
 class TaskDetail(TaskItem, frozen=True, kw_only=True):
-    """All that is known of one task."""
+    """One task in full."""
 
     runs: list[RunItem]
     arguments: ArgumentsItem
     message: MessageItem | None
     retry_of: str | None
     retried_as: list[str]
-    message_place: str | None  # of a task that waits: where its message is, as far as that was checked just now
-    worker_state: ProcessState | None  # of the process that has it; "shutting down": it finishes what it runs first
-    # When the receiver discovered it on a worker or in a queue, before any event of its sending or receipt.
+    message_place: str | None  # of a waiting task: where its message is, as checked just now
+    worker_state: ProcessState | None  # of the process that has the task; "shutting down": finishing its running tasks
+    # When it was discovered by querying workers or the broker; no sent or received event was seen.
     discovered_at: float | None = field(name="learnt")
 
 
 class Retried(Struct, frozen=True, kw_only=True):
-    """The new task, and how surely it has the old one's arguments."""
+    """The new task, and the fidelity of its arguments."""
 
     id: str
     fidelity: Fidelity | None
@@ -134,13 +134,13 @@ class Retried(Struct, frozen=True, kw_only=True):
 
 
 class FoundMessage(Struct, frozen=True, kw_only=True):
-    """It was found, and is kept like a captured one."""
+    """The message was found and is stored like a captured one."""
 
     message: str
 
 
 class Revoked(Struct, frozen=True, kw_only=True):
-    """``unconfirmed``: it was sent, and not every worker that should have answered did."""
+    """``unconfirmed``: sent, but not every worker answered."""
 
     outcome: Literal["done", "unconfirmed"]
     message: str
@@ -148,39 +148,39 @@ class Revoked(Struct, frozen=True, kw_only=True):
 
 def message_item(message: Message | None, redactor: Redactor) -> MessageItem | None:
     try:
-        known = facts(message) if message is not None else None
+        content = facts(message) if message is not None else None
     except Unreadable:
         return None
-    if message is None or known is None:
+    if message is None or content is None:
         return None
     return MessageItem(
-        name=known.name,
+        name=content.name,
         content_type=message.content_type,
         size=message.size,
-        priority=known.priority,
+        priority=content.priority,
         exchange=message.exchange,
         routing_key=message.routing_key,
-        group=known.group,
-        group_index=known.group_index,
+        group=content.group,
+        group_index=content.group_index,
         chord=message.chord,
         chain=message.chain if message.links else None,
         callbacks=message.callbacks if message.links else None,
         errbacks=message.errbacks if message.links else None,
-        stamps=stamps_of(known, redactor),
-        beat=known.beat,
+        stamps=stamps_of(content, redactor),
+        beat=content.beat,
     )
 
 
 def task_detail(
     task: Task, lineage: Lineage, found: FoundArguments, redactor: Redactor, worker_state: ProcessState | None = None
 ) -> TaskDetail:
-    known = without_secrets(found.arguments, redactor)
+    shown = without_secrets(found.arguments, redactor)
     arguments = ArgumentsItem(
-        args=known.args_value,
-        kwargs=known.kwargs_value,
-        fidelity=known.fidelity,
-        source=known.source,
-        reason=known.reason,
+        args=shown.args_value,
+        kwargs=shown.kwargs_value,
+        fidelity=shown.fidelity,
+        source=shown.source,
+        reason=shown.reason,
     )
     return shape(
         TaskDetail,
@@ -236,11 +236,11 @@ def _revoked(performed: Performed) -> Revoked:
 
 
 class RunBody(Why, frozen=True, kw_only=True):
-    """A task that a worker has registered."""
+    """A registered task to run."""
 
     name: Name
     queue: Name
-    # Raw: what the caller wrote reaches the worker digit by digit.
+    # Raw, so that numbers reach the worker exactly as written.
     args: Annotated[Raw, Meta(extra_json_schema={"type": "array"})] | UnsetType = UNSET
     kwargs: Annotated[Raw, Meta(extra_json_schema={"type": "object"})] | UnsetType = UNSET
     countdown: Seconds | None = None
@@ -266,7 +266,7 @@ def run_task(call: Call, given: InCluster, body: RunBody) -> Ran:
         reason=body.reason,
         request_id=body.request_id,
     )
-    performed = done(call, command)
+    performed = perform(call, command)
     return Ran(id=performed.results[0].id, outcome=outcome(performed), message=performed.message)
 
 
@@ -287,7 +287,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/tasks/{id:name}",
         handle=get_task,
-        summary="All that is known of one task",
+        summary="Get a task",
         answer=TaskDetail,
         parameters=TaskAddress,
         errors=(NotFound, Conflict),

@@ -1,7 +1,7 @@
 """Tasks that match a filter: a page of them, or all as a file.
 
-A file is streamed line by line, CSV for people and spreadsheets, NDJSON for programs; no chunk is read ahead, so a
-client that goes away ends it.
+A file is streamed: CSV for spreadsheets, NDJSON for programs. No chunk is read ahead, so the stream ends with its
+client.
 """
 
 import csv
@@ -23,12 +23,12 @@ from celery_monitor.web.wording import iso
 
 SORT_KEYS = [sign + key for key in ("received", *SORTS) for sign in ("-", "")]
 Sort = Annotated[
-    str, Meta(description="What to sort by; - in front: the largest first", extra_json_schema={"enum": SORT_KEYS})
+    str, Meta(description="Sort key; with a leading - in descending order", extra_json_schema={"enum": SORT_KEYS})
 ]
 
 
 class TaskListing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which tasks, in which order, how many."""
+    """Filter, order and pagination."""
 
     q: Query = ""
     sort: Sort = "-received"
@@ -37,17 +37,17 @@ class TaskListing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class RetriedItem(Struct, frozen=True, kw_only=True):
-    """The newest task as which a person retried another; ``state`` is null while nothing of it is recorded."""
+    """The latest retry by a person; ``state`` is null until an event of it arrives."""
 
     id: str
     state: TaskState | None
 
 
 class TaskItem(Struct, frozen=True, kw_only=True):
-    """One task in a list. What is of a run is of its latest: worker, retries, received to finished, runtime, wait, eta.
+    """One task of a list. Worker, retries, runtime, wait, eta and times from received on are of the latest run.
 
-    ``wait`` is in seconds, from ``wait_since`` to ``started``: from when the task was ``sent``, from its ``eta``, for a
-    ``retry`` from the end of its countdown; ``received`` where none of these is known: it may have waited longer.
+    ``wait`` is in seconds, from ``wait_since`` to ``started``: since it was ``sent``, since its ``eta``, for a
+    ``retry`` since the end of its countdown; since ``received`` if these are unknown, so it may have waited longer.
     """
 
     id: str
@@ -69,7 +69,7 @@ class TaskItem(Struct, frozen=True, kw_only=True):
     started: float | None
     finished: float | None
     runtime: float | None
-    runtime_estimated: bool  # from the record of its start and end: it was killed, lost, or replaced
+    runtime_estimated: bool  # from recorded start and end: it was killed, lost or replaced
     wait: float | None
     wait_since: WaitSince | None
     root_id: str | None
@@ -79,12 +79,12 @@ class TaskItem(Struct, frozen=True, kw_only=True):
 
 
 class TaskPage(Struct, frozen=True, kw_only=True):
-    """Tasks that match; ``next`` goes on where they end."""
+    """A page of tasks; ``next`` is the cursor of the following page."""
 
     items: list[TaskItem]
     next: str | None
     count: Count | None
-    searched: Count | None  # not null: only so many of the newest were searched; next goes on
+    searched: Count | None  # if not null, only so many of the newest tasks were searched; next continues
 
 
 def task_item(task: Task) -> TaskItem:
@@ -113,14 +113,14 @@ Format = Literal["csv", "ndjson"]
 MEDIA = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 COLUMNS = tuple(name for name in TaskItem.__struct_fields__ if name != "traceback")  # no list reads tracebacks
 TIMES = frozenset({"eta", "expires", "sent", "received", "started", "finished"})
-# A spreadsheet takes a cell that begins so for a formula, which may call programs or send data away; the wide forms
-# are those of East Asian keyboards.
+# A spreadsheet runs a cell that begins with one of these as a formula, which may call programs or send data away; the
+# wide forms are from East Asian keyboards.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _encode = msgspec.json.Encoder().encode
 
 
 def export(store: Store, wanted: Filter, format: Format) -> tuple[Count, Iterator[bytes]]:  # noqa: A002
-    """How many tasks match, as far as that is known up front, and the bytes of the file in chunks."""
+    """The number of matching tasks, as far as known up front, and the file in chunks."""
     lines = _csv if format == "csv" else _ndjson
     return count_tasks(store, wanted), _bytes(store, wanted, lines, b"" if format == "ndjson" else _head())
 
@@ -150,7 +150,7 @@ def _head() -> bytes:
 
 
 class _Text:
-    """What csv writes into; gives it back as bytes."""
+    """Collects what csv writes."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -166,7 +166,7 @@ def _rows(rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def _cell(name: str, value: object) -> object:
-    """Unknown is empty; a text that a spreadsheet would run is kept from it by an apostrophe."""
+    """Unknown is empty; text that a spreadsheet would run as a formula gets an apostrophe."""
     if value is None:
         return ""
     if name in TIMES:
@@ -183,18 +183,18 @@ def _time(value: object) -> object:
     try:
         return iso(value)
     except (ValueError, OverflowError, OSError):
-        return value  # no moment that a calendar has
+        return value  # outside of the calendar
 
 
 class Export(InCluster, frozen=True, kw_only=True):
-    """Which tasks, as what."""
+    """Filter and format."""
 
     q: Query = ""
     format: Annotated[Format, Meta(description="csv for spreadsheets, ndjson for programs")] = "csv"
 
 
 def export_tasks(call: Call, given: Export) -> StreamingResponse:
-    """Says how many rows are to come, where that is known without counting them all."""
+    """The headers have the number of rows, if known without counting them all."""
     wanted = parse(given.q, time.time()).in_cluster(given.cluster)
     count, chunks = export(call.store, wanted, given.format)
     headers = {
@@ -211,7 +211,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/tasks",
         handle=list_tasks,
-        summary="Tasks that match a filter, newest first",
+        summary="List tasks that match a filter, newest first",
         answer=TaskPage,
         parameters=TaskListing,
     ),
@@ -219,7 +219,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/export/tasks",
         handle=export_tasks,
-        summary="Every task that matches, newest first, as a file",
+        summary="Export all tasks that match a filter, newest first",
         answer=TaskItem,
         parameters=Export,
         media=tuple(MEDIA.values()),

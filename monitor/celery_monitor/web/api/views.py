@@ -1,4 +1,4 @@
-"""Saved views, and the search of the palette: things by name, each with the path that leads to it."""
+"""Saved views, and the search of the palette."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,9 +16,9 @@ from celery_monitor.web.api.operation import CHANGE_ERRORS, Call, InCluster, NoP
 from celery_monitor.web.render import link, path_part
 from celery_monitor.web.wording import short, visible
 
-SOMETHING = r"^[^\x00]*[^\x00\s][^\x00]*$"
+NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 ViewNumber = Annotated[int, Meta(ge=1, lt=2**31, description="Number of a saved view")]
-ViewName = Annotated[str, Meta(pattern=SOMETHING, max_length=LONGEST_NAME, description="Its name, for everybody")]
+ViewName = Annotated[str, Meta(pattern=NOT_BLANK, max_length=LONGEST_NAME, description="Name, for everyone")]
 PATH_PATTERN = r"^/([\w.~%:@!$&'()*+,;=-][\w./~%:@!$&'()*+,;=-]*)?$"
 
 
@@ -29,23 +29,23 @@ class ViewAddress(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class SaveViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A list to keep: its name, path and query."""
+    """A list to save under a name."""
 
     name: ViewName
     path: Annotated[str, Meta(pattern=PATH_PATTERN, max_length=LONGEST_PATH, description="Such as /tasks")]
-    query: Annotated[str, Meta(pattern=NO_NUL, max_length=LONGEST_QUERY, description="What stands behind the ?")] = ""
+    query: Annotated[str, Meta(pattern=NO_NUL, max_length=LONGEST_QUERY, description="Query without the ?")] = ""
     reason: Reason | None = None
 
 
 class RenameViewBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Another name for a view."""
+    """The new name of a view."""
 
     name: ViewName
     reason: Reason | None = None
 
 
 class ViewItem(Struct, frozen=True, kw_only=True):
-    """A list that somebody has named: its path below the dashboard's own, its query, who saved it and when."""
+    """A saved view; ``path`` is below the dashboard's prefix."""
 
     id: int
     name: str
@@ -62,7 +62,7 @@ class ViewList(Struct, frozen=True):
 
 
 class ViewDeleted(Struct, frozen=True):
-    """The view that is gone."""
+    """The deleted view."""
 
     id: int
     message: str
@@ -103,28 +103,28 @@ LONGEST_LABEL = 120
 
 
 class Search(InCluster, frozen=True, kw_only=True):
-    """What to look for, and how many of each kind."""
+    """Text to search for, and the limit per kind."""
 
     q: Annotated[
-        str, Meta(pattern=NO_NUL, max_length=LONGEST_TEXT, description="Part of a name, beginning of an id")
+        str, Meta(pattern=NO_NUL, max_length=LONGEST_TEXT, description="Part of a name, or beginning of an id")
     ] = ""
-    limit: Annotated[int, Meta(ge=1, le=20, description="Most of each kind")] = 6
+    limit: Annotated[int, Meta(ge=1, le=20, description="Maximum number per kind")] = 6
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """One thing; ``label`` and ``detail`` are for people, cut and with hidden characters shown."""
+    """One result; ``label`` and ``detail`` are shortened, with hidden characters made visible."""
 
     kind: Literal["task", "worker", "queue", "name", "view"]
     label: str
     detail: str
-    path: str  # below the dashboard's own, with its query
+    path: str  # below the dashboard's prefix, with its query
     cluster: str | None
     state: TaskState | None
-    term: str | None  # finds its tasks in a filter
+    term: str | None  # filter for its tasks
 
 
 class SearchResult(Struct, frozen=True):
-    """What was found: tasks, workers, queues, task names, saved views, at most so many of each."""
+    """Tasks, workers, queues, task names and saved views."""
 
     items: list[Found]
 
@@ -136,7 +136,7 @@ def search_everything(call: Call, given: Search) -> SearchResult:
 
 
 def _found(hit: Hit, cluster: str | None, *, several: bool) -> Found:
-    """Where there is one cluster, nobody is told of it, and no link narrows to it."""
+    """A single cluster is neither shown nor part of links."""
     detail = ", ".join(each for each in (hit.detail, hit.cluster if several else None) if each)
     return Found(
         kind=hit.kind,
@@ -162,7 +162,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/views",
         handle=list_views,
-        summary="Saved views, by name",
+        summary="List saved views by name",
         answer=ViewList,
     ),
     Operation(
@@ -189,7 +189,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/search",
         handle=search_everything,
-        summary="Tasks by the beginning of their id; workers, queues, task names and saved views by part of a name",
+        summary="Search tasks by beginning of the id; workers, queues, task names and saved views by part of a name",
         answer=SearchResult,
         parameters=Search,
     ),

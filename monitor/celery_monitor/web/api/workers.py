@@ -1,4 +1,4 @@
-"""Workers as they last reported, the tasks that one has, and the commands that one can be sent."""
+"""Workers as last reported, inspection of one worker, and commands."""
 
 import time
 from dataclasses import asdict
@@ -25,7 +25,7 @@ class WorkerAddress(InCluster, frozen=True, kw_only=True):
 
 
 class HeldItem(Struct, frozen=True, kw_only=True):
-    """A task that a worker has. ``started`` is by our clock; limits are those of its name, in seconds."""
+    """A task that a worker has. ``started`` is by the dashboard's clock; limits are of the task name, in seconds."""
 
     id: str
     name: str | None
@@ -40,7 +40,7 @@ class HeldItem(Struct, frozen=True, kw_only=True):
 
 
 class InsideItem(Struct, frozen=True, kw_only=True):
-    """What a worker says of itself now; null: it did not say. ``silent``: it did not answer at all."""
+    """The answers of a worker; null: no answer. ``silent``: it answered nothing at all."""
 
     silent: bool
     active: list[HeldItem] | None
@@ -53,21 +53,21 @@ class InsideItem(Struct, frozen=True, kw_only=True):
     refusals: dict[str, str]
 
 
-def inside_item(inside: Inside) -> InsideItem:
+def inspection_item(answers: Inside) -> InsideItem:
     return InsideItem(
-        silent=inside.silent,
-        active=_held(inside.active),
-        reserved=_held(inside.reserved),
-        scheduled=_held(inside.scheduled),
-        revoked=None if inside.revoked is None else list(inside.revoked),
-        stats=_plain(inside.stats),
-        conf=_plain(inside.conf),
-        registered=_plain(inside.registered),
-        refusals=dict(inside.refusals),
+        silent=answers.silent,
+        active=_inspected(answers.active),
+        reserved=_inspected(answers.reserved),
+        scheduled=_inspected(answers.scheduled),
+        revoked=None if answers.revoked is None else list(answers.revoked),
+        stats=_plain(answers.stats),
+        conf=_plain(answers.conf),
+        registered=_plain(answers.registered),
+        refusals=dict(answers.refusals),
     )
 
 
-def _held(tasks: tuple[InspectedTask, ...] | None) -> list[HeldItem] | None:
+def _inspected(tasks: tuple[InspectedTask, ...] | None) -> list[HeldItem] | None:
     return None if tasks is None else [HeldItem(**asdict(task)) for task in tasks]
 
 
@@ -76,16 +76,16 @@ def _plain(table: Any) -> Any:
 
 
 def inspect_worker(call: Call, given: WorkerAddress) -> InsideItem:
-    return inside_item(look_inside(call.settings, _find(call, given)))
+    return inspection_item(look_inside(call.settings, _find(call, given)))
 
 
 def _find(call: Call, given: WorkerAddress) -> Worker:
-    """The worker in the record. Raises NotFound, and Conflict where several clusters have one of that name."""
+    """The recorded worker. Raises NotFound, and Conflict if several clusters have one of that name."""
     found = [each for each in read_workers(call.store, given.cluster) if each.hostname == given.hostname]
     if not found:
-        raise NotFound(f"No worker is called {given.hostname!r}, at least none that was heard of.")
+        raise NotFound(f"Worker {given.hostname!r} not found.")
     if len(found) > 1:
-        raise Conflict(f"Several clusters have a worker {given.hostname}; add cluster= to the address.")
+        raise Conflict(f"Several clusters have a worker {given.hostname}; add cluster= to the URL.")
     return found[0]
 
 
@@ -99,7 +99,7 @@ def _cluster(call: Call, given: InCluster) -> dict[str, Any]:
 
 
 class ProcessItem(Struct, frozen=True, kw_only=True):
-    """A process that calls itself so. ``shutting down``: it sent worker-offline and finishes what it runs."""
+    """A process of this name. ``shutting down``: it sent worker-offline and finishes its running tasks."""
 
     pid: int | None
     state: ProcessState
@@ -111,7 +111,7 @@ class ProcessItem(Struct, frozen=True, kw_only=True):
 
 
 class WorkerItem(Struct, frozen=True, kw_only=True):
-    """One worker; nulls until it was asked. Times are of our clock, ``skew`` is ours minus the worker's."""
+    """One worker; null: unknown. Times are by the dashboard's clock, ``skew`` is that clock minus the worker's."""
 
     hostname: str
     cluster: str
@@ -134,7 +134,7 @@ class WorkerItem(Struct, frozen=True, kw_only=True):
     prefetch: int | None
     events_enabled: bool | None
     processes: list[ProcessItem]  # the worker's own first, then earlier and second ones
-    duplicates: list[int]  # process ids where several are up under this name, which is a mistake; else empty
+    duplicates: list[int]  # process ids, if several processes use this name by mistake
 
 
 class WorkerList(Struct, frozen=True):
@@ -163,7 +163,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/workers",
         handle=list_workers,
-        summary="Workers",
+        summary="List workers",
         answer=WorkerList,
         parameters=InCluster,
     ),
@@ -172,7 +172,7 @@ OPERATIONS = (
         method="GET",
         path=f"/api/v1/{ON_WORKER}inspect",
         handle=inspect_worker,
-        summary="Ask a worker what it has in hand, and for its figures, configuration and tasks",
+        summary="Inspect a worker: current tasks, stats, configuration and registered tasks",
         answer=InsideItem,
         parameters=WorkerAddress,
         errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),

@@ -1,4 +1,4 @@
-"""Workflows: their tasks, what they wait for, and their critical path."""
+"""Workflows: tasks, what they wait for, and critical path."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -12,7 +12,7 @@ from celery_monitor.records.task import TaskState, WorkflowState, WorkflowSummar
 from celery_monitor.store.tasks.workflows import read_steps, read_workflows
 from celery_monitor.web.api.operation import Call, Cursor, InCluster, Operation, TaskId, shape, shapes
 
-WorkflowLimit = Annotated[int, Meta(ge=1, le=100, description="Most workflows of a page")]
+WorkflowLimit = Annotated[int, Meta(ge=1, le=100, description="Maximum number of items")]
 
 
 class WorkflowAddress(InCluster, frozen=True, kw_only=True):
@@ -22,14 +22,14 @@ class WorkflowAddress(InCluster, frozen=True, kw_only=True):
 
 
 class WorkflowListing(InCluster, frozen=True, kw_only=True):
-    """How many workflows, from where."""
+    """Pagination."""
 
     limit: WorkflowLimit = 50
     cursor: Cursor | None = None
 
 
 class StepItem(Struct, frozen=True, kw_only=True):
-    """One task of a workflow; a null state: it is named as root or parent, and not in the record."""
+    """One task of a workflow; ``state`` is null if it is only known as root or parent of others."""
 
     id: str
     parent_id: str | None
@@ -54,9 +54,9 @@ class Waiting(Struct, frozen=True, kw_only=True):
 
 
 class WorkflowDetail(Struct, frozen=True, kw_only=True):
-    """A root task and all under it. What a chord waits for, events do not tell; ``complete``: no task is left out.
+    """A root task and its subtasks; ``complete``: none is left out. Events do not report what a chord waits for.
 
-    ``state`` is the workflow's, see WorkflowItem.
+    ``state``: see WorkflowItem.
     """
 
     root_id: str
@@ -72,11 +72,11 @@ class WorkflowDetail(Struct, frozen=True, kw_only=True):
 
 
 class WorkflowItem(Struct, frozen=True, kw_only=True):
-    """A root task with how many tasks of each state stand under it, itself included.
+    """A root task and the number of tasks by state, the root included.
 
-    ``state`` is the workflow's, not its root's: running while a task of it runs, waiting while none runs and some wait
-    for a worker, a retry or an ETA; of one in which nothing goes on, the worst end: lost, failed, rejected, revoked,
-    succeeded. Null: none of its tasks is in the record.
+    ``state`` is the workflow's, not the root's: running while a task runs; waiting while none runs and some wait for a
+    worker, a retry or an ETA; else the worst outcome: lost, failed, rejected, revoked, succeeded. Null: no task is
+    recorded.
     """
 
     root: StepItem
@@ -91,7 +91,7 @@ class WorkflowItem(Struct, frozen=True, kw_only=True):
 
 
 class WorkflowPage(Struct, frozen=True, kw_only=True):
-    """Workflows among the newest tasks; ``next`` goes on where they end."""
+    """A page of workflows among the newest tasks; ``next`` is the cursor of the following page."""
 
     items: list[WorkflowItem]
     next: str | None
@@ -138,7 +138,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/workflows",
         handle=list_workflows,
-        summary="Workflows of more than one task, those first that were heard of last",
+        summary="List workflows of more than one task, by last event",
         answer=WorkflowPage,
         parameters=WorkflowListing,
     ),
@@ -146,7 +146,7 @@ OPERATIONS = (
         method="GET",
         path="/api/v1/workflows/{root_id:path}",
         handle=get_workflow,
-        summary="One workflow: its tasks, what it waits for, and its critical path",
+        summary="Get a workflow: tasks, what it waits for, and critical path",
         answer=WorkflowDetail,
         parameters=WorkflowAddress,
         errors=(NotFound,),

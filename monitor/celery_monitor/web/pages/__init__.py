@@ -1,8 +1,8 @@
-"""What a page is. One noun in every place: ``pages/tasks.py`` · ``templates/tasks.html`` · ``/tasks``.
+"""Pages. One noun in every place: ``pages/tasks.py`` · ``templates/tasks.html`` · ``/tasks``.
 
 To add a page:
 
-1. ``monitor/celery_monitor/web/pages/queues.py`` reads the store and declares itself::
+1. ``monitor/celery_monitor/web/pages/queues.py`` reads the store and declares the page::
 
        def context(view: View) -> Context:
            return {"queues": queries.queues(view.store, view.cluster)}
@@ -10,33 +10,33 @@ To add a page:
        PAGE = Page("/queues", "queues.html", context, title="Queues", nav="Queues", regions=("queues",),
                    rows={"queues": Rows("_queue_row.html", "queues", key=lambda queue: queue.name)})
 
-   ``context`` runs in a thread, for the page and for its live update alike; it must depend on nothing but the view.
-   Raise a MonitorError (NotFound ...) and the reader sees it as a page.
+   ``context`` runs in a thread, for the page and for its live update; it must depend on the view only. A MonitorError
+   (NotFound ...) becomes an error page.
 2. ``templates/queues.html`` extends ``base.html`` and fills ``{% block content %}``. Each live region is a block of the
    same name around **one element with** ``id="region-<name>"``::
 
        {% block queues %}<section id="region-queues">...</section>{% endblock %}
 
-   It is rendered again after a commit and sent only if its HTML changed: so write times with ``{{ at | moment }}``
-   (``ago``, ``clock`` or ``since``), never as text that depends on now. A value that should tint when it changes
-   stands in an element with ``data-tint``.
-3. A region with rows that come and go is declared in ``rows`` instead of ``regions``: the block's element
-   ``<tbody id="region-queues" data-rows>`` has one element per item, made by the partial, with
+   It is rendered again after a commit and sent only if its HTML changed. So write times with ``{{ at | moment }}``
+   (``ago``, ``clock`` or ``since``), never as text that depends on now. An element with ``data-tint`` is tinted when
+   its value changes.
+3. A region whose rows change is declared in ``rows`` instead of ``regions``: the block's element
+   ``<tbody id="region-queues" data-rows>`` has one element per item, rendered by the partial, with
    ``data-key="{{ key | verbatim }}"``. Only changed rows are sent. With ``data-hold`` on the ``<tbody>``, new rows wait
-   behind "+12 new"; without, they are put in place at once. ``context["held"]`` has the items of ``view.held``: rows
-   that a browser still shows, though newer ones have taken their place; they are kept true as well.
+   behind "+12 new"; without, they are inserted at once. ``context["extra"]`` has the items of ``view.extra``: rows that
+   a browser still shows though they left the page; they are updated as well.
 4. Add ``queues.PAGE`` to ``PAGES`` in ``monitor/celery_monitor/web/app.py``; ``nav`` makes it appear in the
-navigation, in that order.
-5. A form posts to an address declared in ``actions``: ``{"enable-events": enable}`` serves
-   ``POST /queues/enable-events`` with ``enable(view, request) -> Result``: where to go next, or what to show instead.
+   navigation, in that order.
+5. A form posts to a path declared in ``actions``: ``{"enable-events": enable}`` serves
+   ``POST /queues/enable-events`` with ``enable(view, request) -> Result``: a redirect, or the page with more context.
    The form has ``{{ csrf_field }}``. Everything that changes a cluster goes through ``request.controller.perform``.
-6. Styles of its own go into ``static/css/<noun>.css`` (imported by ``static/css/index.css``), scripts of its own into
+6. Its styles go into ``static/css/<noun>.css`` (imported by ``static/css/index.css``), its script into
    ``static/<noun>.js``, named in ``Page.script``.
 
 Every template may use: ``view``, ``url(path, name=value ...)`` (keeps prefix and cluster), ``asset(file)``, and the
 macros of ``_macros.html``: ``state``, ``task_link``, ``worker_link``, ``queue_link``, ``name_link``, ``number``,
-``spell``, ``since``. Every string is escaped and shows its hidden characters by itself; use ``| verbatim`` in form
-values and ``data-`` attributes alone.
+``duration_of``, ``since``. Every string is escaped and its hidden characters are made visible; use ``| verbatim`` only
+in form values and ``data-`` attributes.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,24 +57,25 @@ Context = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What somebody looks at: all that is needed to read it again. ``cluster`` None: all of them."""
+    """A requested page with its parameters: all that is needed to read it again."""
 
     path: str
     query: QueryParams
     store: Store
     settings: Settings
     now: float
-    base: str = ""  # the prefix we are mounted under
+    base: str = ""  # the URL prefix
     role: Role = Role.VIEWER
-    params: Mapping[str, Any] = field(default_factory=dict)  # parts of the path
-    held: tuple[str, ...] = ()  # keys of rows that a browser still shows, though others have taken their place
+    params: Mapping[str, Any] = field(default_factory=dict)  # of the path
+    extra: tuple[str, ...] = ()  # keys of rows that the browser still shows, though they left the page
 
     @property
     def cluster(self) -> str | None:
+        """The selected cluster; ``None`` for all."""
         return self.query.get("cluster") or None
 
     def may(self, action: str) -> bool:
-        """Whether to offer an action. The door decides again when it is asked for."""
+        """Whether to offer an action. The controller checks again when it is performed."""
         return not self.settings.read_only and self.role >= REQUIRED_ROLE[action]
 
 
@@ -87,8 +88,8 @@ class Rows:
     key: Callable[[Any], str]
 
 
-class Door(Protocol):
-    """The one door to everything that changes a cluster: celery_monitor.control.perform.Controller."""
+class CommandRunner(Protocol):
+    """Performs everything that changes a cluster: celery_monitor.control.perform.Controller."""
 
     def perform(self, actor: Actor, command: Command) -> Performed: ...
 
@@ -97,31 +98,31 @@ class Door(Protocol):
     def look_again(self, actor: Actor, command: BulkRetry, *, include_retried: bool) -> Job: ...
 
 
-class Jobs(Protocol):
-    """What works at jobs: celery_monitor.control.jobs.Runner."""
+class JobRunner(Protocol):
+    """Runs jobs: celery_monitor.control.jobs.Runner."""
 
     def start(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class FormRequest:
-    """What somebody asks to be done: who, with which form, through which door."""
+    """A posted form: the user, its fields, and what performs it."""
 
     actor: Actor
-    controller: Door
+    controller: CommandRunner
     form: FormData
-    jobs: Jobs
+    jobs: JobRunner
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What follows a form: go ``to`` a path (303) with a ``notice``, or show the page again with ``context`` added."""
+    """The response to a form: a redirect ``to`` a path (303) with a notice, or the page again with ``context``."""
 
     to: str | None = None
     query: Mapping[str, object] = field(default_factory=dict)
     notice: str | None = None
     tone: str = "good"  # good, warning, bad
-    link: str | None = None  # path that the notice leads to, with its query
+    link: str | None = None  # path that the notice links to
     link_query: Mapping[str, object] = field(default_factory=dict)
     context: Context = field(default_factory=dict)
     status: int = 200
@@ -132,7 +133,7 @@ Act = Callable[[View, FormRequest], Result]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the dashboard; see the module's text."""
+    """A page of the dashboard; see the docstring of this module."""
 
     path: str
     template: str

@@ -1,4 +1,4 @@
-"""The audit trail: who did what, to what, why, and what came of it; denials too."""
+"""The audit trail: user, action, target, reason and result, denied actions included; and the latest jobs."""
 
 from celery_monitor.control.perform import REQUIRED_ROLE
 from celery_monitor.store.actions import read_actions
@@ -12,7 +12,7 @@ OUTCOMES = ("done", "unconfirmed", "failed", "denied")
 
 
 def context(view: View) -> Context:
-    """An empty field filters nothing; a value that nothing has finds nothing."""
+    """An empty field does not filter; an unknown value matches nothing."""
     wanted = {name: view.query.get(name) or None for name in FILTERS}
     trail = read_actions(
         view.store, limit=PAGE_SIZE, cursor=view.query.get("cursor") or None, cluster=view.cluster, **wanted

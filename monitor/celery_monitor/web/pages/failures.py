@@ -1,4 +1,4 @@
-"""What fails, grouped by what it has in common; and one group: why, where, since when, and what to do about it."""
+"""Failures grouped by cause; and one group with its trend, shares, latest task and actions."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -25,10 +25,19 @@ from celery_monitor.store.rollups.failures import (
 )
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
-from celery_monitor.web.charts import Chart, ChartSeries, bars, gap_spans, total_of
-from celery_monitor.web.forms import command_of, performing
+from celery_monitor.web.charts import (
+    RANGE_WORDS,
+    Chart,
+    ChartSeries,
+    TimeRange,
+    bars,
+    gap_spans,
+    parse_range,
+    step_words,
+    total_of,
+)
+from celery_monitor.web.forms import command_of, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.ranges import RANGE_WORDS, TimeRange, parse_range, step_words
 from celery_monitor.web.wording import parts
 
 MOST_GROUPS = 200
@@ -46,7 +55,7 @@ SHOWN = {
 
 
 class FailureShare(NamedTuple):
-    """One value among the failures of a group, and the query that shows them; ``None`` is unknown."""
+    """One value among the failures of a group, with its tasks as a query. A value of ``None`` is unknown."""
 
     value: str | None
     times: int
@@ -58,7 +67,7 @@ def context(view: View) -> Context:
     span = _span(view)
     shown = view.query.get("state") or "open"
     if shown not in SHOWN:
-        raise InvalidInput(f"there is no state {shown!r}; known are {', '.join(SHOWN)}")
+        raise InvalidInput(f"unknown state {shown!r}; use one of {', '.join(SHOWN)}")
     rows = read_failure_summaries(
         view.store,
         since=span.since,
@@ -89,8 +98,8 @@ def failure_context(view: View) -> Context:
     summary = read_failure_summary(view.store, number, since=span.since, now=span.until)
     group = summary.group
     trend = read_failure_trend(view.store, number, since=span.since, until=span.until)
-    kept = read_latest_failure(view.store, number, SAMPLES)
-    sample = read_task(view.store, kept[0].id, kept[0].cluster) if kept else None
+    latest = read_latest_failure(view.store, number, SAMPLES)
+    sample = read_task(view.store, latest[0].id, latest[0].cluster) if latest else None
     return {
         "title": group.exception_type,
         "group": group,
@@ -105,22 +114,22 @@ def failure_context(view: View) -> Context:
         "workers_total": len(trend.by_worker),
         "by_queue": _by_queue(view, number),
         "by_variant": _by_variant(group),
-        "by_shape": _by_shape(kept),
-        "compared": len(kept),
+        "by_shape": _by_shape(latest),
+        "compared": len(latest),
         "sample": sample,
         "parts": parts(sample.traceback) if sample and sample.traceback else [],
-        "tasks": kept[:LISTED],
+        "tasks": latest[:LISTED],
         "may": {verb_of(command): view.may(command.action) for command in FAILURE_COMMANDS},
         "may_retry": view.may("task.retry"),
     }
 
 
 def windows(span: TimeRange) -> list[tuple[str | None, str | None]]:
-    """The spans that are told, shortest first, each with its field of FailureWindows; the one looked at has none."""
-    told: list[tuple[str | None, str | None]] = [
+    """The ranges with a count, shortest first, each with its field of FailureWindows; the selected one has none."""
+    others: list[tuple[str | None, str | None]] = [
         (name, None if name == span.name else field) for name, field in WINDOWS
     ]
-    return told if span.name in dict(WINDOWS) else [(span.name, None), *told]
+    return others if span.name in dict(WINDOWS) else [(span.name, None), *others]
 
 
 def state_word(group: FailureGroup, now: float) -> str:
@@ -135,7 +144,7 @@ def change(command: type[ChangeFailure]) -> Act:
     def act(view: View, request: FormRequest) -> Result:
         group = read_failure_group(view.store, view.params["id"])
         make = partial(command_of, command, cluster=group.cluster, group=group.id)
-        return performing(f"/failures/{group.id}", view, request, make)
+        return perform_form(f"/failures/{group.id}", view, request, make)
 
     return act
 
@@ -154,9 +163,9 @@ def _chart(view: View, trend: FailureTrend) -> Chart:
         until=trend.at[-1] + trend.step,
         step=trend.step,
         at=trend.at,
-        series=[ChartSeries(name="failed", colour="--state-failed", values=trend.counts, rest=sum(trend.counts))],
+        series=[ChartSeries(name="failed", colour="--state-failed", values=trend.counts, summary=sum(trend.counts))],
         gaps=gap_spans(gaps, trend.since, trend.until),
-        told=total_of(trend.since, trend.until),
+        summary_of=total_of(trend.since, trend.until),
         partial=trend.at[-1] if trend.at[-1] + trend.step > view.now else None,
     )
 
@@ -167,7 +176,7 @@ def _by_queue(view: View, number: int) -> list[FailureShare]:
 
 
 def _by_variant(group: FailureGroup) -> list[FailureShare]:
-    """The messages that differ in names, each with the query for its tasks."""
+    """The messages of the group, which differ in names, each with its tasks as a query."""
     if len(group.variants) < 2:
         return []
     return [
@@ -181,7 +190,7 @@ def _named(names: Iterable[str]) -> Filter:
 
 
 def _by_shape(tasks: list[Task]) -> list[FailureShare]:
-    """The arguments with what differs masked: whether it is always the same kind of call that fails."""
+    """The arguments with their values masked: shows whether it is always the same kind of call that fails."""
     shapes = Counter(mask(f"{task.args or '(unknown)'} {task.kwargs or ''}".strip()) for task in tasks)
     return [FailureShare(shape, count) for shape, count in shapes.most_common(LISTED)]
 

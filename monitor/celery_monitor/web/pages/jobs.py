@@ -1,4 +1,4 @@
-"""A bulk action: what it would do, before anybody says yes; then how far it is, and what came of it."""
+"""A bulk action: its preview; once started, its progress and outcomes."""
 
 import math
 import time
@@ -23,7 +23,7 @@ COUNTED_EACH_TIME = 20_000
 RECOUNT_SECONDS = 5.0
 LISTABLE = (JobOutcome.DONE, JobOutcome.SKIPPED, JobOutcome.FAILED, JobOutcome.UNCONFIRMED)
 
-_known: WeakKeyDictionary[Store, dict[int, tuple[float, dict[TaskState, int]]]] = WeakKeyDictionary()
+_recounts: WeakKeyDictionary[Store, dict[int, tuple[float, dict[TaskState, int]]]] = WeakKeyDictionary()
 
 
 def context(view: View) -> Context:
@@ -43,40 +43,39 @@ def context(view: View) -> Context:
         "outcome": outcome,
         "members": members,
         "sent": _sent(view, job),
-        "became": _became(view, job, [each.new_id for each in members.items if each.new_id] if members else []),
+        "retries": _retries(view, job, [each.new_id for each in members.items if each.new_id] if members else []),
     }
 
 
 class SentTasks(NamedTuple):
-    """What became of the tasks that a job sent again, or revoked: how many are in which state, and of how many the
-    record has nothing yet, or no more."""
+    """The tasks that a job retried or revoked: how many are in each state; ``unseen``: not in the record."""
 
     total: int
     states: list[tuple[TaskState, int]]
-    unheard: int
+    unseen: int
 
 
 def _sent(view: View, job: Job) -> SentTasks | None:
     total = sum(job.count(each) for each in (JobOutcome.DONE, JobOutcome.UNCONFIRMED))
     if not total:
         return None
-    states = states_of_sent(view.store, job) if total <= COUNTED_EACH_TIME else _recent(view.store, job)
+    states = states_of_sent(view.store, job) if total <= COUNTED_EACH_TIME else _cached_states(view.store, job)
     listed = [(state, states[state]) for state in TaskState if states.get(state)]
     return SentTasks(total, listed, max(0, total - sum(states.values())))
 
 
-def _recent(store: Store, job: Job) -> dict[TaskState, int]:
-    """To count 100,000 takes 0.4 s, and the page is read again twice a second."""
-    known = _known.setdefault(store, {})
-    read_at, states = known.get(job.id, (0.0, {}))
+def _cached_states(store: Store, job: Job) -> dict[TaskState, int]:
+    """Counted every RECOUNT_SECONDS: 100,000 tasks take 0.4 s, and the page is read twice a second."""
+    recounts = _recounts.setdefault(store, {})
+    read_at, states = recounts.get(job.id, (0.0, {}))
     if not read_at or time.monotonic() - read_at > RECOUNT_SECONDS:
         states = states_of_sent(store, job)
-        known[job.id] = (time.monotonic(), states)
+        recounts[job.id] = (time.monotonic(), states)
     return states
 
 
-def _became(view: View, job: Job, new_ids: list[str]) -> dict[str, Task]:
-    """The new tasks that are in the record."""
+def _retries(view: View, job: Job, new_ids: list[str]) -> dict[str, Task]:
+    """The recorded tasks among ``new_ids``, by id."""
     found: dict[str, Task] = {}
     for at in range(0, len(new_ids), READ_AT_ONCE):
         asked = Filter(any_of(exactly("id", each) for each in new_ids[at : at + READ_AT_ONCE]))
@@ -86,10 +85,10 @@ def _became(view: View, job: Job, new_ids: list[str]) -> dict[str, Task]:
 
 
 def number(view: View) -> int:
-    """The job that the address names."""
+    """The job number in the path. Raises NotFound."""
     text = str(view.params["id"])
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise NotFound(f"There is no job {text!r}.")
+        raise NotFound(f"Job {text!r} not found.")
     return int(text)
 
 
@@ -102,12 +101,12 @@ def _outcome(view: View) -> JobOutcome | None:
 
 def _rate_now(job: Job, now: float) -> float | None:
     """Tasks per second since it started."""
-    taken = (job.ended or now) - job.started if job.started else 0.0
-    return (job.total - job.left) / taken if taken > 0 else None
+    seconds = (job.ended or now) - job.started if job.started else 0.0
+    return (job.total - job.left) / seconds if seconds > 0 else None
 
 
 def start(view: View, request: FormRequest) -> Result:
-    """Somebody says yes to a preview."""
+    """Starts the job of a preview."""
     job = read_job(view.store, number(view))
     kind = BulkRetry if job.verb == "retry" else BulkRevoke
     try:
@@ -126,7 +125,7 @@ def start(view: View, request: FormRequest) -> Result:
 
 
 def include_retried(view: View, request: FormRequest) -> Result:
-    """The same preview, with or without the tasks that were retried before."""
+    """Previews again, with or without already retried tasks."""
     job = read_job(view.store, number(view))
     command = BulkRetry(cluster=job.cluster, query=job.query, job=job.id)
     try:
@@ -139,7 +138,7 @@ def include_retried(view: View, request: FormRequest) -> Result:
 
 
 def abort(view: View, request: FormRequest) -> Result:
-    """Ends the job after the batch that is on its way."""
+    """Ends the job after its current batch."""
     job = read_job(view.store, number(view))
     try:
         performed = request.controller.perform(request.actor, AbortJob(cluster=job.cluster, job=job.id))
@@ -158,7 +157,7 @@ def _rate(request: FormRequest) -> float | None:
     except ValueError:
         rate = math.nan
     if math.isnan(rate):
-        raise InvalidInput(f"{text!r} is no number of tasks per second; leave it empty for as fast as it goes.")
+        raise InvalidInput(f"{text!r} is not a number of tasks per second; leave it empty for no limit.")
     return rate
 
 

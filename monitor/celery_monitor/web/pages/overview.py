@@ -1,4 +1,4 @@
-"""Is it healthy, what fails, what takes the time, what hangs: the page that stays open."""
+"""Health, charts, top failures, longest running and slowest tasks: the page that stays open."""
 
 from celery_monitor.core.health import findings, settled
 from celery_monitor.core.words import counted
@@ -9,9 +9,18 @@ from celery_monitor.store.health import read_facts, read_standbys
 from celery_monitor.store.rollups.failures import UNRESOLVED, read_failure_counts, read_failure_groups
 from celery_monitor.store.rollups.series import read_name_totals, read_series, record_began
 from celery_monitor.store.tasks.page import count_states, read_longest_running
-from celery_monitor.web.charts import depth, first_bucket, percentiles, throughput, wait_title
+from celery_monitor.web.charts import (
+    RANGE_WORDS,
+    TimeRange,
+    depth,
+    first_bucket,
+    parse_range,
+    percentiles,
+    step_words,
+    throughput,
+    wait_title,
+)
 from celery_monitor.web.pages import Context, Page, View
-from celery_monitor.web.ranges import RANGE_WORDS, TimeRange, parse_range, step_words
 
 LISTED = 6
 _STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
@@ -49,7 +58,7 @@ def _charts(view: View, span: TimeRange) -> Context:
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
             ("depth", "Waiting in queues", depth(series)),
             ("wait", wait_title(series), percentiles(series, "wait", view.now)),
-            ("run", "Run time: the code decides it", percentiles(series, "run", view.now)),
+            ("run", "Run time", percentiles(series, "run", view.now)),
         )
     }
 
@@ -58,7 +67,7 @@ def _lists(view: View, span: TimeRange) -> Context:
     store, cluster = view.store, view.cluster
     totals = read_name_totals(store, since=span.since, until=span.until, cluster=cluster)
     ran = [each for each in totals if each.run is not None]
-    began = first_bucket(span.since, span.until)  # so that chart and list count the same
+    began = first_bucket(span.since, span.until)  # so that charts and lists cover the same time
     return {
         "groups": read_failure_groups(store, since=began, cluster=cluster, states=UNRESOLVED, limit=LISTED),
         "settled": _settled(read_failure_counts(store, since=began, cluster=cluster)),
@@ -69,13 +78,13 @@ def _lists(view: View, span: TimeRange) -> Context:
 
 
 def _settled(failed: FailureCounts) -> str:
-    """What the chart counts and the list leaves out."""
+    """The failures that the chart counts and the list leaves out."""
     left_out = settled(failed)
     return f"{counted(failed.total, 'failure')}{left_out}" if left_out else ""
 
 
 def _worker_order(worker: Worker) -> tuple[int, str, str]:
-    """Who is gone comes last; of many, those that are silent are among the shown."""
+    """Silent workers first, offline ones last."""
     return _STATUS_ORDER[worker.status], worker.hostname, worker.cluster
 
 

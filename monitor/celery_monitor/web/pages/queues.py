@@ -1,4 +1,4 @@
-"""What waits, since when, and whether anybody takes it."""
+"""Queues: depth, age, rates and consumers; and one queue with charts, messages and controls."""
 
 from dataclasses import dataclass, replace
 from urllib.parse import quote
@@ -23,10 +23,18 @@ from celery_monitor.store.queues import (
 )
 from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.charts import depth, percentiles, sparkline, throughput, wait_title
-from celery_monitor.web.forms import Form, command_of, doing, fields, performing
+from celery_monitor.web.charts import (
+    RANGE_WORDS,
+    depth,
+    parse_range,
+    percentiles,
+    sparkline,
+    step_words,
+    throughput,
+    wait_title,
+)
+from celery_monitor.web.forms import Form, action_on, command_of, fields, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.ranges import RANGE_WORDS, parse_range, step_words
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
@@ -36,7 +44,7 @@ COMMANDS: tuple[type[Command], ...] = (*QUEUE_COMMANDS, GrowPool, AddConsumer)
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """A queue with what follows from its samples. Rates are per second; ``None`` is unknown."""
+    """A queue with rates and trend from its samples. Rates are per second; ``None`` is unknown."""
 
     queue: Queue
     out_rate: float | None
@@ -45,9 +53,9 @@ class QueueRow:
     trend: str
     growing: bool
     unattended: bool
-    wait: WaitPercentiles | None = None  # of the tasks that workers took lately
+    wait: WaitPercentiles | None = None  # of tasks started within RATE_SECONDS
     pause: Pause | None = None
-    takers: tuple[str, ...] = ()  # workers that take from it by what they last said, newer than the sample
+    consumers: tuple[str, ...] = ()  # workers, by their last report; newer than the sample
 
     @property
     def key(self) -> str:
@@ -65,11 +73,11 @@ def context(view: View) -> Context:
 
 
 def queue_context(view: View) -> Context:
-    """One queue. Several clusters may have one of that name: each is shown."""
+    """The queues of one name, of all selected clusters. Raises NotFound."""
     name = str(view.params["name"])
     rows = [row for row in read_rows(view) if row.queue.name == name]
     if not rows:
-        raise NotFound(f"No queue is called {name!r}. It may have been deleted, or never been measured.")
+        raise NotFound(f"Queue {name!r} not found. It may have been deleted, or not been measured yet.")
     span = parse_range(view.query, view.now)
     cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
     series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
@@ -96,7 +104,7 @@ def queue_context(view: View) -> Context:
 
 
 def read_messages(view: View, request: FormRequest) -> Result:
-    """The page with the messages on it. Reading marks them on some brokers, so it is no link that a robot follows."""
+    """The page with the next messages. A POST, since reading marks messages on RabbitMQ."""
     try:
         command = command_of(ReadQueue, fields(request.form), queue=str(view.params["name"]))
         performed = request.controller.perform(request.actor, command)
@@ -106,16 +114,16 @@ def read_messages(view: View, request: FormRequest) -> Result:
 
 
 def grow(view: View, request: FormRequest) -> Result:
-    """More processes at the workers that take from it: at one that is named, or at each."""
+    """Adds processes to the pool of one consumer of the queue, or of each."""
 
     def make(form: Form) -> Command:
         queue = Queue(cluster=form.get("of_cluster", ""), name=str(view.params["name"]))
-        takers = _takers(queue, read_workers(view.store, queue.cluster))
+        consumers = _consumers(queue, read_workers(view.store, queue.cluster))
         return command_of(
-            GrowPool, form, workers=tuple(each for each in takers if form.get("worker") in ("", None, each))
+            GrowPool, form, workers=tuple(each for each in consumers if form.get("worker") in ("", None, each))
         )
 
-    return performing(f"/queues/{_quoted(view)}", view, request, make)
+    return perform_form(f"/queues/{_quoted(view)}", view, request, make)
 
 
 def _add_consumer(name: str, form: Form) -> Command:
@@ -123,8 +131,8 @@ def _add_consumer(name: str, form: Form) -> Command:
 
 
 def _form_of(command: type[QueueCommand]) -> Act:
-    """The form that does something to a queue."""
-    return doing("/queues", "name", lambda name, form: command_of(command, form, queue=name))
+    """The form of a command to a queue."""
+    return action_on("/queues", "name", lambda name, form: command_of(command, form, queue=name))
 
 
 def _quoted(view: View) -> str:
@@ -132,19 +140,19 @@ def _quoted(view: View) -> str:
 
 
 def read_rows(view: View) -> list[QueueRow]:
-    """All queues: those that nobody empties first, then those that grow, then by name, so that rows stay in place."""
+    """All queues: those without consumers first, then growing ones, then by name, so that rows stay in place."""
     depths = read_depths(view.store, since=view.now - TREND_SECONDS, cluster=view.cluster)
     since = view.now - RATE_SECONDS
     flows = read_flows(view.store, "queue", since=since, now=view.now, cluster=view.cluster)
     waits = read_waits(view.store, since=since, cluster=view.cluster)
-    rising = read_growing_queues(view.store, view.cluster)
+    growing = read_growing_queues(view.store, view.cluster)
     pauses = read_pauses(view.store, view.cluster)
     workers = read_workers(view.store, view.cluster)
     rows = [
         replace(
-            _row(queue, depths, flows, view.now, rising),
+            _row(queue, depths, flows, view.now, growing),
             pause=pauses.get((queue.cluster, queue.name)),
-            takers=_takers(queue, workers),
+            consumers=_consumers(queue, workers),
             wait=waits.get((queue.cluster, queue.name)),
         )
         for queue in read_queues(view.store, view.cluster)
@@ -157,7 +165,7 @@ def _row(
     depths: dict[Key, list[QueueSample]],
     flows: Flows,
     now: float,
-    rising: set[tuple[str, str]],
+    growing: set[tuple[str, str]],
 ) -> QueueRow:
     samples = depths.get((queue.cluster, queue.name), [])
     flow = flows.of(queue.cluster, queue.name)
@@ -169,23 +177,23 @@ def _row(
         in_rate=None if out_rate is None or change is None else max(0.0, out_rate + change),
         drain_seconds=_drain(queue.ready, change),
         trend=sparkline([sample.ready for sample in samples]),
-        growing=grows(queue, samples, rising, now),
+        growing=grows(queue, samples, growing, now),
         unattended=unattended(queue),
     )
 
 
 def _idle(view: View, rows: list[QueueRow]) -> dict[str, list[str]]:
-    """By cluster, the workers that are up and do not take from the queue."""
-    takers = {(row.queue.cluster, name) for row in rows for name in row.takers}
+    """By cluster, the workers that are up and do not consume the queue."""
+    consumers = {(row.queue.cluster, name) for row in rows for name in row.consumers}
     idle: dict[str, list[str]] = {row.queue.cluster: [] for row in rows}
     for worker in read_workers(view.store, view.cluster):
         up = worker.status is not WorkerStatus.OFFLINE
-        if up and worker.cluster in idle and (worker.cluster, worker.hostname) not in takers:
+        if up and worker.cluster in idle and (worker.cluster, worker.hostname) not in consumers:
             idle[worker.cluster].append(worker.hostname)
     return idle
 
 
-def _takers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
+def _consumers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
     return tuple(
         worker.hostname
         for worker in workers
@@ -196,11 +204,11 @@ def _takers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
 
 
 def _change(queue: Queue, samples: list[QueueSample], now: float) -> float | None:
-    """Messages per second by which the queue grew, or shrank, over the span of the rates."""
-    known = [sample for sample in samples if sample.ready is not None and sample.at >= now - RATE_SECONDS]
-    if not known or queue.ready is None or now - known[0].at < 30:
+    """Change of the depth in messages per second over RATE_SECONDS."""
+    recent = [sample for sample in samples if sample.ready is not None and sample.at >= now - RATE_SECONDS]
+    if not recent or queue.ready is None or now - recent[0].at < 30:
         return None
-    return (queue.ready - (known[0].ready or 0)) / (now - known[0].at)
+    return (queue.ready - (recent[0].ready or 0)) / (now - recent[0].at)
 
 
 def _drain(ready: int | None, change: float | None) -> float | None:
@@ -222,7 +230,7 @@ QUEUE_PAGE = Page(
         **{verb_of(command): _form_of(command) for command in QUEUE_COMMANDS},
         verb_of(ReadQueue): read_messages,
         "grow": grow,
-        "add-consumer": doing("/queues", "name", _add_consumer),
+        "add-consumer": action_on("/queues", "name", _add_consumer),
     },
     script="charts.js",
 )

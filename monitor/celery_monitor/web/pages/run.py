@@ -1,4 +1,4 @@
-"""Run a task that workers have registered: a form for its name, arguments and queue."""
+"""Run a registered task: a form for its name, arguments and queue."""
 
 from urllib.parse import quote
 from uuid import uuid4
@@ -22,7 +22,7 @@ def context(view: View) -> Context:
     return {
         "clusters": clusters,
         "of_cluster": cluster,
-        "registered": lambda: _registered(view, cluster),  # asked when a page is made, not at each live update
+        "registered": lambda: _registered(view, cluster),  # called by the page, not by live updates
         "queues": sorted({queue.name for queue in read_queues(view.store, cluster)}) if cluster else [],
         "editor": {**empty, "queue": view.query.get("queue", "")},
         "editor_error": None,
@@ -33,21 +33,21 @@ def context(view: View) -> Context:
 
 
 def _registered(view: View, cluster: str | None) -> list[str] | None:
-    """The names that workers tell; ``None`` where nobody answers."""
+    """The task names that workers have registered; ``None`` if no worker answers."""
     if cluster is None:
         return None
     living = [
         worker.hostname for worker in read_workers(view.store, cluster) if worker.status is not WorkerStatus.OFFLINE
     ]
     try:
-        told = names_by_worker(view.settings, cluster, living) if living else {}
+        names = names_by_worker(view.settings, cluster, living) if living else {}
     except MonitorError:
-        return None  # the page says that nobody answered; sending says why
-    return sorted(set().union(*told.values())) if told else None
+        return None  # the page says that no worker answered; sending gives the reason
+    return sorted(set().union(*names.values())) if names else None
 
 
 def send(view: View, request: FormRequest) -> Result:
-    """Sends it, or shows the form again with what is wrong."""
+    """Sends the task, or shows the form again with the error."""
     form = fields(request.form)
     try:
         command = RunTask(
@@ -62,8 +62,8 @@ def send(view: View, request: FormRequest) -> Result:
         performed = request.controller.perform(request.actor, command)
     except MonitorError as error:
         editor = {name: form.get(name, "") for name in FIELDS}
-        wrong = {"editor_error": error.message, "editor_field": error.detail.get("field")}
-        return Result(context={"editor": editor, "of_cluster": form.get("of_cluster"), **wrong}, status=error.status)
+        problem = {"editor_error": error.message, "editor_field": error.detail.get("field")}
+        return Result(context={"editor": editor, "of_cluster": form.get("of_cluster"), **problem}, status=error.status)
     return Result(
         "/run",
         {"cluster": view.cluster},

@@ -1,4 +1,4 @@
-"""What beat sends: when it did last, when it will next, what it missed, and what became of it."""
+"""The schedule: last, next, missed and late runs of each entry, and their outcomes."""
 
 from celery_monitor.control.run import RunScheduled
 from celery_monitor.core.schedule import in_words
@@ -10,7 +10,7 @@ from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
 SHOWN_RUNS = 12
 SHOWN_UNREAD = 20
 SOURCES = {
-    "workers": "the workers",
+    "workers": "worker configuration",
     "app": "your application",
     "redbeat": "RedBeat",
     "django": "django-celery-beat",
@@ -19,8 +19,8 @@ SOURCES = {
 
 def context(view: View) -> Context:
     clusters = [view.cluster] if view.cluster else list(view.settings.clusters)
-    untold = known_until(view.store, view.now)
-    rows = read_schedule(view.store, view.cluster, view.now, untold)
+    until = known_until(view.store, view.now)
+    rows = read_schedule(view.store, view.cluster, view.now, until)
     beats = [read_beat_health(view.store, name) for name in clusters]
     overdue = [row for row in rows if row.standing.surely_overdue]
     return {
@@ -30,9 +30,9 @@ def context(view: View) -> Context:
         "shown_runs": SHOWN_RUNS,
         "overdue": overdue,
         "stopped": _stopped(rows),
-        "untold": {name: until for name, until in untold.items() if any(row.entry.cluster == name for row in rows)},
+        "unknown_since": {name: at for name, at in until.items() if any(row.entry.cluster == name for row in rows)},
         "sources": SOURCES,
-        "told_by": [each for each in SOURCES if any(row.entry.source == each for row in rows)],
+        "entry_sources": [each for each in SOURCES if any(row.entry.source == each for row in rows)],
         "beats": beats,
         "unread": [each for beat in beats for each in beat.unread_entries],
         "shown_unread": SHOWN_UNREAD,
@@ -45,7 +45,7 @@ def context(view: View) -> Context:
 
 
 def run(view: View, request: FormRequest) -> Result:
-    """Sends what an entry sends, after its arguments were seen."""
+    """Sends the task of an entry; the page has shown its arguments."""
     command = RunScheduled(
         cluster=str(request.form.get("of_cluster") or ""), entry=str(request.form.get("entry") or ""), confirm=True
     )
@@ -60,14 +60,14 @@ def run(view: View, request: FormRequest) -> Result:
 
 
 def _asked(view: View, rows: list[Scheduled]) -> Scheduled | None:
-    """The entry that somebody is about to run."""
+    """The entry to confirm before it is run."""
     wanted = (view.query.get("of"), view.query.get("run"))
     may = view.may(RunScheduled.action)
     return next((row for row in rows if may and (row.entry.cluster, row.entry.name) == wanted), None)
 
 
 def _stopped(rows: list[Scheduled]) -> list[str]:
-    """The clusters whose beat seems to have stopped."""
+    """The clusters whose entries are all overdue."""
     clusters = sorted({row.entry.cluster for row in rows})
     return [name for name in clusters if all_overdue([row for row in rows if row.entry.cluster == name])]
 

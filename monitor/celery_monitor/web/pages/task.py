@@ -1,4 +1,4 @@
-"""One task: what happened to it, with what, why it failed, and what can be done."""
+"""One task: runs, arguments, exception, details, retries and actions."""
 
 import json
 from typing import NamedTuple
@@ -26,13 +26,13 @@ from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.forms import TONES, command_of, fields, performing, seconds
+from celery_monitor.web.forms import TONES, command_of, fields, perform_form, seconds
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
 from celery_monitor.web.wording import parts
 
 PANELS = ("retry", "edit", "revoke", "terminate")
 ONE_LINE = 88
-MOST_DRAWN = 50  # runs in the timeline; the latest ones
+MOST_DRAWN = 50  # latest runs in the timeline
 
 
 class Bar(NamedTuple):
@@ -46,15 +46,15 @@ class Bar(NamedTuple):
     ended: bool
 
 
-class Repeat(NamedTuple):
-    """A task that this one was sent again as; ``task`` is None until a worker or the sender has told of it."""
+class Retry(NamedTuple):
+    """A retry of this task by a person; ``task`` is ``None`` until an event of it arrives."""
 
     link: Link
     task: Task | None
 
 
 def context(view: View) -> Context:
-    """Everything of one task. Raises NotFound."""
+    """Raises NotFound."""
     task = read_task(view.store, view.params["id"], view.cluster)
     lineage = read_lineage(view.store, task)
     found = look_up(view.store, view.settings, task)
@@ -71,10 +71,10 @@ def context(view: View) -> Context:
         "parts": parts(task.traceback) if task.traceback else [],
         "origin": _read(view.store, task.cluster, lineage.retry_of),
         "retry_of": lineage.retry_of,
-        "repeats": [Repeat(link, _read(view.store, task.cluster, link.id)) for link in reversed(lineage.retried_as)],
+        "retries": [Retry(link, _read(view.store, task.cluster, link.id)) for link in reversed(lineage.retried_as)],
         "can": allowed(view, task),
         "signals": SIGNALS,
-        "told": told(message, redactor),
+        "message_details": message_details(message, redactor),
         "can_find": _can_find(view, task, known),
         "find_hazard": HAZARD,
         **panel,
@@ -86,7 +86,7 @@ def context(view: View) -> Context:
 
 
 def allowed(view: View, task: Task) -> frozenset[str]:
-    """The actions that make sense in this state, for who looks."""
+    """The actions that this state and the user's role allow."""
     can = set()
     if view.may("task.retry") and task.state not in REFUSED:
         can |= {"retry", "edit"}
@@ -96,7 +96,7 @@ def allowed(view: View, task: Task) -> frozenset[str]:
 
 
 def _panel(view: View, task: Task, arguments: Arguments) -> Context:
-    """What is asked before something is done. Arguments that are not known can only be typed in."""
+    """The open confirmation. A task with unknown arguments can only be edited and retried."""
     panel = view.query.get("panel")
     if panel not in PANELS or panel not in allowed(view, task):
         panel = None
@@ -122,7 +122,7 @@ def _consumed(view: View, task: Task) -> Consumed | None:
 
 
 def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, worker_queues: Consumed | None) -> Context:
-    """What stands in the form at first. What is masked would be sent masked: nothing stands there then."""
+    """Initial values of the form: no masked values, since they would be sent masked."""
     known = found.arguments
     readable = not shown.masked or view.may("message.read")
     values = (known.args_value, known.kwargs_value) if readable else (None, None)
@@ -138,22 +138,22 @@ def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, wor
     }
 
 
-def told(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
-    """What its message tells beside the events, as a person reads it."""
+def message_details(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
+    """Labels and texts of what only the message contains."""
     if message is None:
         return []
     try:
         known = facts(message)
     except Unreadable:
         return []
-    place = f" (place {known.group_index + 1})" if known.group_index is not None else ""
+    member = f" (member {known.group_index + 1})" if known.group_index is not None else ""
     rows = [
         ("Real name", known.name if known.shadow else None),
         ("Priority", str(known.priority) if known.priority is not None else None),
-        ("Group", f"{known.group}{place}" if known.group else None),
-        ("Chord", f"before {message.chord}" if message.chord else None),
-        ("Chain", f"{message.chain} more behind it" if message.chain else None),
-        ("Links", None if message.links else "unknown: its body is not opened here"),
+        ("Group", f"{known.group}{member}" if known.group else None),
+        ("Chord body", message.chord),
+        ("Chain", f"{message.chain} more" if message.chain else None),
+        ("Callbacks and chain", None if message.links else "unknown: the message body is not decoded"),
         ("Callbacks", str(message.callbacks) if message.callbacks else None),
         ("Error callbacks", str(message.errbacks) if message.errbacks else None),
         ("Stamps", ", ".join(f"{name}={value}" for name, value in stamps_of(known, redactor).items()) or None),
@@ -164,7 +164,7 @@ def told(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
 
 
 def editable(value: object) -> str:
-    """What stands in the editor at first: nothing where nothing is known, never an invented ``[]``."""
+    """Initial text of an editor field: empty if the value is unknown, never an invented ``[]``."""
     return (
         "" if value is None else json.dumps(value, indent=2 if len(str(value)) > ONE_LINE else None, ensure_ascii=False)
     )
@@ -178,7 +178,7 @@ def _read(store: Store, cluster: str, task_id: str | None) -> Task | None:
 
 
 def timeline(task: Task) -> list[Bar]:
-    """The latest runs on one scale, from sending (or receipt) to the last thing known."""
+    """The latest runs on one scale, from sending (or receipt) to the last recorded time."""
     runs = task.runs[-MOST_DRAWN:]
     moments = [at for run in runs for at in (run.ready, run.received, run.started, run.ended) if at is not None]
     sent = [(run.invocation or task).sent for run in runs]
@@ -204,7 +204,7 @@ def _bar(run: Run, number: int, begin: float, span: float, sent: float | None) -
 
 
 def retry(view: View, request: FormRequest) -> Result:
-    """Sends it again as it is, or as it was edited."""
+    """Retries the task with its own or edited arguments."""
     form = fields(request.form)
     edited = form.get("edited") == "1"
     command = RetryTask(
@@ -221,30 +221,30 @@ def retry(view: View, request: FormRequest) -> Result:
         command = structs.replace(command, countdown=seconds(form, "countdown"))
         performed = request.controller.perform(request.actor, command)
     except (InvalidInput, ArgumentsUnknown, Conflict) as error:
-        return _ask_again(form, error, "edit" if edited or isinstance(error, ArgumentsUnknown) else "retry")
+        return _show_again(form, error, "edit" if edited or isinstance(error, ArgumentsUnknown) else "retry")
     except MonitorError as error:
         return _to_task(view, f"Nothing was sent. {error.message}", "bad")
     return _to_task(view, performed.message, TONES[performed.outcome])
 
 
 def revoke(view: View, request: FormRequest) -> Result:
-    """Tells the workers not to run it; with terminate, kills the process that does."""
+    """Revokes the task; with ``terminate``, the worker kills its process."""
     return _perform(view, request, RevokeTask)
 
 
 def find(view: View, request: FormRequest) -> Result:
-    """Looks for its message in its queue, where that has a price."""
+    """Searches the queue for the message on a broker where that touches messages."""
     return _perform(view, request, FindMessage)
 
 
 def _perform(view: View, request: FormRequest, command: type[RevokeTask | FindMessage]) -> Result:
     cluster, task_id = _cluster(view, fields(request.form)), view.params["id"]
     path = f"/tasks/{quote(task_id, safe='')}"
-    return performing(path, view, request, lambda form: command_of(command, form, cluster=cluster, id=task_id))
+    return perform_form(path, view, request, lambda form: command_of(command, form, cluster=cluster, id=task_id))
 
 
 def _can_find(view: View, task: Task, known: Arguments) -> bool:
-    """Whether the message may still be in a queue that is only looked into when somebody asks."""
+    """Whether the message may still be in a queue that is only searched on request."""
     if known.fidelity == "exact" or not view.may("task.find_message"):
         return False
     try:
@@ -258,11 +258,11 @@ def _cluster(view: View, form: dict[str, str]) -> str:
     return form.get("of_cluster") or read_task(view.store, view.params["id"], view.cluster).cluster
 
 
-def _ask_again(form: dict[str, str], error: MonitorError, panel: str) -> Result:
+def _show_again(form: dict[str, str], error: MonitorError, panel: str) -> Result:
     editor = {name: form.get(name, "") for name in ("args", "kwargs", "queue", "countdown")}
-    said = {"panel": panel, "editor_error": error.message, "editor_field": error.detail.get("field")}
-    kept = {"editor": editor} if form.get("edited") == "1" else {}
-    return Result(context={**said, **kept, "request_id": str(uuid4())}, status=error.status)
+    problem = {"panel": panel, "editor_error": error.message, "editor_field": error.detail.get("field")}
+    edited = {"editor": editor} if form.get("edited") == "1" else {}
+    return Result(context={**problem, **edited, "request_id": str(uuid4())}, status=error.status)
 
 
 def _to_task(view: View, notice: str, tone: str) -> Result:
@@ -274,7 +274,7 @@ PAGE = Page(
     "task.html",
     context,
     title="Task",
-    regions=("head", "timeline", "failure", "data", "repeats"),
+    regions=("head", "timeline", "failure", "data", "retries"),
     actions={"retry": retry, "revoke": revoke, "find-message": find},
     script="tasks.js",
 )

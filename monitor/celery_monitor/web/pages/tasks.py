@@ -1,4 +1,4 @@
-"""The list of tasks: query, facets, rows, and what can be done to those that are selected."""
+"""The list of tasks: filter, facets, rows, and actions on selected or all matching tasks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from celery_monitor.web.pages import Context, FormRequest, Page, Result, Rows, V
 
 NEWEST = "-received"
 SIZES = (25, 50, 100, 200)
-MOST_HELD = 60
-MOST_CHOICES = 8  # of a facet, beside those that are on
-LINKED = 30  # new ids that one link can name
+MOST_EXTRA = 60
+MOST_CHOICES = 8  # of a facet, plus the selected ones
+LINKED = 30  # new ids in the link of a notice
 COLUMNS = {
     "name": "Name",
     "args": "Arguments",
@@ -62,7 +62,7 @@ TABS: dict[str, str | None] = {"All": None, "Unfinished": "unfinished", "Failed"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A link that changes the query; ``on`` when it is what the query says now."""
+    """A link that changes the filter; ``on`` if the filter already has it."""
 
     label: str
     query: str
@@ -70,15 +70,15 @@ class Choice:
 
 
 def row_key(task: Task) -> str:
-    """A task's name on the page: ids repeat between clusters."""
+    """Cluster and id: an id may exist in several clusters."""
     return f"{task.cluster} {task.id}"
 
 
 def context(view: View) -> Context:
-    """Everything of the list; a wrong filter finds nothing and says what is wrong with it."""
+    """An invalid filter lists no tasks and shows its error."""
     text = view.query.get("q", "").strip()
     sort, limit = view.query.get("sort", NEWEST), _limit(view)
-    known: Context = {
+    common: Context = {
         "q": text,
         "columns": _columns(view),
         "col": _columns(view) if _columns(view) != SHOWN else None,
@@ -95,7 +95,7 @@ def context(view: View) -> Context:
     }
     try:
         asked = parse(text, view.now)
-        return known | _found(view, asked, sort, limit)
+        return common | _found(view, asked, sort, limit)
     except FilterError as error:
         empty = {
             "filter": Filter(),
@@ -107,7 +107,7 @@ def context(view: View) -> Context:
             "tabs": [],
             "offered": (),
         }
-        return known | empty | {"problem": error, "first": True}
+        return common | empty | {"problem": error, "first": True}
 
 
 def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
@@ -120,7 +120,7 @@ def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
         "filter": asked,
         "page": page,
         "tasks": page.items,
-        "held": _held(view),
+        "extra": _extra(view),
         "first": cursor is None,
         "chips": [Choice(str(each), str(asked.without(each)), True) for each in asked.terms],
         "facets": choices,
@@ -130,10 +130,10 @@ def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
     }
 
 
-def _held(view: View) -> list[Task]:
-    """Rows that are still on somebody's screen, though others have taken their place on the page."""
+def _extra(view: View) -> list[Task]:
+    """Tasks that the browser still shows, though they left the page."""
     found = []
-    for key in view.held[:MOST_HELD]:
+    for key in view.extra[:MOST_EXTRA]:
         cluster, _, task_id = key.partition(" ")
         try:
             found.append(read_task(view.store, task_id, cluster))
@@ -153,7 +153,7 @@ def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[Choic
 
 
 def _offered(view: View, states: list[tuple[Choice, Facet]]) -> Iterable[str]:
-    """What may be done to all that match, by the states they are in."""
+    """The bulk actions that the states of the matching tasks allow."""
     on = [facet.value for choice, facet in states if choice.on] or [facet.value for _, facet in states]
     if view.may("bulk.retry") and set(on) & RETRYABLE:
         yield "retry"
@@ -173,7 +173,7 @@ def _tabs(asked: Filter) -> Iterable[Choice]:
 
 
 def _instead(asked: Filter, field: str, label: str, term: Expression | None) -> Choice:
-    """A link to the same filter with ``term``, or nothing, in place of its terms of this field."""
+    """A link to the same filter with ``term``, or nothing, instead of its terms of this field."""
     rest = asked.without_field(field)
     on = [each for each in asked.terms if field_of(each) == field] == ([term] if term else [])
     return Choice(label, str(rest & term if term else rest), on)
@@ -192,10 +192,10 @@ def _limit(view: View) -> int:
 
 
 def retry(view: View, request: FormRequest) -> Result:
-    """Sends the selected tasks again, or all that match: what needs a look is shown first."""
+    """Retries the selected tasks, or previews all matching ones. Uncertain arguments are shown first."""
     if request.form.get("all") == "1":
         return bulk_retry(view, request)
-    confirmed, again = (request.form.get(name) == "1" for name in ("confirm", "include_retried"))
+    confirmed, include_retried = (request.form.get(name) == "1" for name in ("confirm", "include_retried"))
     request_id = str(request.form.get("request_id") or uuid4())
     selected = _selected(request)
     done: list[Performed] = []
@@ -207,7 +207,7 @@ def retry(view: View, request: FormRequest) -> Result:
                     RetryTasks(
                         cluster=cluster,
                         ids=tuple(ids),
-                        include_retried=again,
+                        include_retried=include_retried,
                         confirm=confirmed,
                         request_id=request_id,
                     ),
@@ -217,13 +217,13 @@ def retry(view: View, request: FormRequest) -> Result:
         preview = {"detail": error.detail, "message": error.message, "keys": _keys(selected), "request_id": request_id}
         return Result(context={"preview": preview})
     except MonitorError as error:
-        return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
+        return _back(view, f"{_summary(done)} {error.message}".strip(), "bad")
     new = [result.new_id for each in done for result in each.results if result.new_id]
-    return _back(view, _said(done), _tone(done), new)
+    return _back(view, _summary(done), _tone(done), new)
 
 
 def revoke(view: View, request: FormRequest) -> Result:
-    """Tells the workers not to run the selected tasks, or all that match."""
+    """Revokes the selected tasks, or previews all matching ones."""
     if request.form.get("all") == "1":
         return bulk_revoke(view, request)
     done: list[Performed] = []
@@ -231,17 +231,17 @@ def revoke(view: View, request: FormRequest) -> Result:
         for cluster, ids in _selected(request).items():
             done.append(request.controller.perform(request.actor, RevokeTasks(cluster=cluster, ids=tuple(ids))))
     except MonitorError as error:
-        return _back(view, f"{_said(done)} {error.message}".strip(), "bad")
-    return _back(view, _said(done), _tone(done))
+        return _back(view, f"{_summary(done)} {error.message}".strip(), "bad")
+    return _back(view, _summary(done), _tone(done))
 
 
 def bulk_retry(view: View, request: FormRequest) -> Result:
-    """Chooses every task that matches, and shows what would be sent."""
+    """Selects all matching tasks and previews their retry."""
     return _preview(view, request, BulkRetry)
 
 
 def bulk_revoke(view: View, request: FormRequest) -> Result:
-    """Chooses every task that matches, and shows what would be revoked."""
+    """Selects all matching tasks and previews their revocation."""
     return _preview(view, request, BulkRevoke)
 
 
@@ -259,12 +259,12 @@ def _selected(request: FormRequest) -> dict[str, list[str]]:
     if not keys:
         raise InvalidInput("No task is selected; select some in the list first.")
     if len(keys) > MAX_TASKS:
-        raise InvalidInput(f"{len(keys)} tasks are selected; at most {MAX_TASKS} go at once.")
+        raise InvalidInput(f"{len(keys)} tasks are selected; at most {MAX_TASKS} are allowed at once.")
     selected: dict[str, list[str]] = {}
     for key in keys:
         cluster, separator, task_id = key.partition(" ")
         if not separator:
-            raise InvalidInput(f"{key!r} names no task; it would be a cluster, a space and an id.")
+            raise InvalidInput(f"{key!r} is not a task; write cluster, space, id.")
         selected.setdefault(cluster, []).append(task_id)
     return selected
 
@@ -273,10 +273,10 @@ def _keys(selected: dict[str, list[str]]) -> list[str]:
     return [f"{cluster} {task_id}" for cluster, ids in selected.items() for task_id in ids]
 
 
-def _said(done: list[Performed]) -> str:
-    said = [each.message for each in done]
+def _summary(done: list[Performed]) -> str:
+    messages = [each.message for each in done]
     reasons = {result.message for each in done for result in each.results if result.outcome in {"skipped", "failed"}}
-    return " ".join([*(f"{text.rstrip('.')}." for text in said), *sorted(reasons)[:3]])
+    return " ".join([*(f"{text.rstrip('.')}." for text in messages), *sorted(reasons)[:3]])
 
 
 def _tone(done: list[Performed]) -> str:

@@ -1,4 +1,4 @@
-"""Saved views: what everybody finds in the list of tasks and in the palette; renamed and deleted here."""
+"""Saved views, which the task list and the palette offer to everyone: save, rename and delete."""
 
 from collections.abc import Callable
 from urllib.parse import parse_qs
@@ -18,7 +18,7 @@ def context(view: View) -> Context:
 
 
 def _to_list(form: Form) -> Result:
-    """Back to the list that was saved, or could not be."""
+    """Back to the list that the form belongs to."""
     path = form.get("path", "")
     own = path.startswith("/") and not path.startswith("//")
     return Result(path if own else "/tasks", parse_qs(form.get("query", "")))
@@ -28,7 +28,7 @@ def _to_views(_: Form) -> Result:
     return Result("/views")
 
 
-def _doing(make: Callable[[Form], ViewCommand], to: Callable[[Form], Result]) -> Act:
+def _action(make: Callable[[Form], ViewCommand], to: Callable[[Form], Result]) -> Act:
     def act(view: View, request: FormRequest) -> Result:
         form = fields(request.form)
         place = to(form)
@@ -60,8 +60,8 @@ PAGE = Page(
     context,
     title="Saved views",
     actions={
-        "save": _doing(_save, _to_list),
-        "rename": _doing(_rename, _to_views),
-        "delete": _doing(_delete, _to_views),
+        "save": _action(_save, _to_list),
+        "rename": _action(_rename, _to_views),
+        "delete": _action(_delete, _to_views),
     },
 )

@@ -1,4 +1,4 @@
-"""Who works: which workers can be counted on, what they have in hand, and which tell us nothing."""
+"""Workers: status, load, versions and events; and one worker with its current tasks, charts and controls."""
 
 import re
 from dataclasses import dataclass
@@ -23,17 +23,16 @@ from celery_monitor.store.rollups.series import read_series
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.charts import percentiles, throughput
-from celery_monitor.web.forms import Form, command_of, doing, performing
+from celery_monitor.web.charts import RANGE_WORDS, parse_range, percentiles, step_words, throughput
+from celery_monitor.web.forms import Form, action_on, command_of, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.ranges import RANGE_WORDS, parse_range, step_words
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
-MOST_HELD = 20
+MOST_CURRENT = 20
 ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
-MOST_STUCK = 5  # tasks named of a worker that may be stuck
-FOLD_SECONDS = 600.0  # an offline worker folds away when nothing was heard of it for this long
+MOST_STUCK = 5  # tasks listed of a worker that may be stuck
+FOLD_SECONDS = 600.0  # an offline worker is folded away after this time
 
 
 _PIECES = re.compile(r"([^0-9]*)([0-9]{0,18})")
@@ -41,15 +40,15 @@ _PIECES = re.compile(r"([^0-9]*)([0-9]{0,18})")
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker with what its runs and its fellows say of it."""
+    """A worker with its failure share and how it differs from the others."""
 
     worker: Worker
     flow: Flow | None
-    differs: bool  # its Celery is another version than most have
+    differs: bool  # runs another version of Celery than most
     skewed: bool
     silent_events: bool
-    processes_up: int  # under its name; 0 where there is one
-    processes: list[tuple[Worker | WorkerProcess, ProcessState]]  # where there are several; the worker's own first
+    processes_up: int  # of the same name; 0 if there is one
+    processes: list[tuple[Worker | WorkerProcess, ProcessState]]  # if there are several; the worker's own first
 
     @property
     def key(self) -> str:
@@ -57,7 +56,7 @@ class WorkerRow:
 
 
 class Stuck(NamedTuple):
-    """Why a worker may be stuck, and some of the tasks that it runs."""
+    """Why a worker may be stuck, and some of its running tasks."""
 
     words: str
     tasks: list[Task]
@@ -83,11 +82,11 @@ def context(view: View) -> Context:
 
 
 def worker_context(view: View) -> Context:
-    """One worker. Several clusters may have one of that name: each is shown."""
+    """The workers of one name, of all selected clusters. Raises NotFound."""
     hostname = str(view.params["hostname"])
     rows = [row for row in read_rows(view) if row.worker.hostname == hostname]
     if not rows:
-        raise NotFound(f"No worker is called {hostname!r}, at least none that was heard of.")
+        raise NotFound(f"Worker {hostname!r} not found.")
     span = parse_range(view.query, view.now)
     cluster = view.cluster or (rows[0].worker.cluster if len(rows) == 1 else None)
     series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, worker=hostname)
@@ -104,10 +103,10 @@ def worker_context(view: View) -> Context:
         "may_terminate": view.may("task.revoke"),
         "can": {command.action.partition(".")[2]: view.may(command.action) for command in WORKER_COMMANDS},
         "task_names": find_terms(view.store, "name", "", MOST_NAMES),
-        "queue_names_known": sorted({queue.name for queue in read_queues(view.store, cluster)}),
-        "asked": view.query.get("ask") == "1",
-        "held": _held(view, hostname),
-        "look": lambda worker: _look(view, worker),  # asked when a page is made, not at each live update
+        "known_queues": sorted({queue.name for queue in read_queues(view.store, cluster)}),
+        "inspected": view.query.get("ask") == "1",
+        "current": _current_tasks(view, hostname),
+        "inspect": lambda worker: _inspect(view, worker),  # called by the page, not by live updates
         "charts": (
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
             ("run", "Run time", percentiles(series, "run", view.now)),
@@ -125,7 +124,7 @@ def _stuck(view: View, worker: Worker) -> Stuck | None:
 
 
 def read_rows(view: View) -> list[WorkerRow]:
-    """All workers: the silent first, then those that are up, the offline last; by name, worker2 before worker10."""
+    """All workers: silent ones first, then online, then offline; by name, worker2 before worker10."""
     workers = read_workers(view.store, view.cluster)
     since = view.now - RATE_SECONDS
     flows = read_flows(view.store, "worker", since=since, now=view.now, cluster=view.cluster)
@@ -146,7 +145,7 @@ def read_rows(view: View) -> list[WorkerRow]:
 
 
 def enable_events(view: View, request: FormRequest) -> Result:
-    """Turns task events on at the workers of a cluster that have them off, or at the one that is named."""
+    """Turns on task events at the workers of a cluster that have them off, or at one of them."""
     cluster = str(request.form.get("cluster") or "")
     named = request.form.get("worker")
     silent = [
@@ -155,39 +154,39 @@ def enable_events(view: View, request: FormRequest) -> Result:
         if row.worker.cluster == cluster and row.silent_events and named in (None, row.worker.hostname)
     ]
     if not silent:
-        return Result("/workers", notice="No worker there has its task events off any more.")
+        return Result("/workers", notice="Task events are already on.")
     performed = request.controller.perform(request.actor, EnableEvents(cluster=cluster, workers=tuple(silent)))
     tone = {"done": "good", "unconfirmed": "warning"}.get(performed.outcome, "bad")
     return Result("/workers", notice=performed.message, tone=tone)
 
 
 def revoke_stamped(view: View, request: FormRequest) -> Result:
-    """Tells every worker of a cluster to skip tasks with a stamp."""
-    return performing("/workers", view, request, lambda form: command_of(RevokeStamped, form))
+    """Makes every worker of a cluster skip tasks with a stamp."""
+    return perform_form("/workers", view, request, lambda form: command_of(RevokeStamped, form))
 
 
 def _form_of(command: type[WorkerCommand]) -> Act:
-    """The form that asks a worker for something."""
+    """The form of a command to a worker."""
 
     def make(hostname: str, form: Form) -> WorkerCommand:
         return command_of(command, form, workers=(hostname,))
 
-    return doing("/workers", "hostname", make)
+    return action_on("/workers", "hostname", make)
 
 
-def _held(view: View, hostname: str) -> ListPage[Task]:
-    """What it has in hand as far as its events tell: the newest, and how many."""
+def _current_tasks(view: View, hostname: str) -> ListPage[Task]:
+    """Started and received tasks of the worker, from events: the newest, and how many."""
     found = Filter(exactly("worker", hostname)) & any_of((State("started"), State("received")))
-    return find_tasks(view.store, found.in_cluster(view.cluster), limit=MOST_HELD)
+    return find_tasks(view.store, found.in_cluster(view.cluster), limit=MOST_CURRENT)
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """A name in the order in which people count."""
+    """Sort key that orders numbers in a name by value."""
     return [(text, int(digits or 0)) for text, digits in _PIECES.findall(name)]
 
 
-def _look(view: View, worker: Worker) -> Inside | MonitorError:
-    """What the worker answers now, or why it cannot be asked."""
+def _inspect(view: View, worker: Worker) -> Inside | MonitorError:
+    """The worker's answer, or why it cannot be queried."""
     try:
         return look_inside(view.settings, worker)
     except MonitorError as error:
@@ -195,7 +194,7 @@ def _look(view: View, worker: Worker) -> Inside | MonitorError:
 
 
 def _processes(worker: Worker, now: float) -> list[tuple[Worker | WorkerProcess, ProcessState]]:
-    """Those that are up or shut down under the name, where the worker's own is not the only one."""
+    """The processes of this name that are up or shutting down, if there are several."""
     others = [(each, process_state(worker, each.pid, now)) for each in worker.others]
     shown = [pair for pair in others if pair[1] in {"online", "shutting down"}]
     return [(worker, process_state(worker, worker.pid, now)), *shown] if shown else []
@@ -212,7 +211,7 @@ def _folds(worker: Worker, now: float) -> bool:
 
 
 def _usual_versions(workers: list[Worker]) -> dict[str, str]:
-    """The version that most workers of each cluster have; the higher one of two that tie."""
+    """By cluster, the version that most workers run; the higher one of a tie."""
     usual = {}
     for cluster in {worker.cluster for worker in workers}:
         versions = [
@@ -239,7 +238,7 @@ WORKER_PAGE = Page(
     "worker.html",
     worker_context,
     title="Worker",
-    regions=("worker", "held", "charts"),
+    regions=("worker", "current", "charts"),
     actions={verb_of(command): _form_of(command) for command in WORKER_COMMANDS},
     script="charts.js",
 )

@@ -1,4 +1,4 @@
-"""Tasks that follow from one: which workflows there are, and the tree and timeline of one."""
+"""Workflows; and one workflow as a tree with a timeline."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ MOST_FOUND = 200
 
 
 class Line(NamedTuple):
-    """A row of the tree with its place in the timeline, in percent."""
+    """A row of the tree with its position in the timeline, in percent."""
 
     row: Row
     waited_from: float
@@ -91,7 +91,7 @@ def _opened(view: View) -> Opened | None:
 
 
 def _found(view: View, root_id: str, cluster: str, search: str) -> list[str]:
-    """The tasks of the workflow that a filter finds, the root among them. Raises FilterError."""
+    """Ids of the workflow's tasks that match a filter. Raises FilterError."""
     mine = any_of((exactly("root", root_id), exactly("id", root_id)))
     found = (parse(search, view.now) & mine).in_cluster(cluster)
     page = find_tasks(view.store, found, limit=MOST_FOUND)

@@ -1,7 +1,7 @@
-"""Who asks: basic authentication against argon2 hashes.
+"""Basic authentication against argon2 hashes.
 
 An entry is ``user:password``, ``user:hash``, ``user:role:password`` or ``user:role:hash``; without a role the user is
-admin. Without any entry everybody is ``anonymous``, and only this machine is listened to.
+admin. Without any entry every client is ``anonymous``, and only this machine may connect.
 """
 
 import binascii
@@ -21,7 +21,7 @@ from celery_monitor.errors import SettingsError, Unauthenticated
 
 ROLES = {role.name.lower(): role for role in Role}
 FOREIGN_HASH = re.compile(r"\$(2[abxy]?|[156]|apr1|y|scrypt|pbkdf2[\w-]*)\$|\{S?SHA\d*\}")
-SIGN_IN = "Sign in with a user name and password that the setting basic_auth names."
+SIGN_IN = "Sign in with a user name and password from the setting basic_auth."
 _hasher = argon2.PasswordHasher()
 
 
@@ -34,7 +34,7 @@ class User:
 
 
 def parse_user(entry: str) -> User:
-    """Reads one entry; hashes a plain password. Raises SettingsError, which never repeats the password."""
+    """Parses one entry; hashes a plain password. Raises SettingsError, which never contains the password."""
     name, separator, rest = entry.partition(":")
     word, _, after = rest.partition(":")
     role, password = (ROLES[word], after) if word in ROLES and after else (Role.ADMIN, rest)
@@ -56,12 +56,12 @@ def _checked_hash(name: str, text: str) -> str:
 
 
 def parse_users(entries: Sequence[str]) -> dict[str, User]:
-    """Users by name. Raises SettingsError, also when two entries name one user."""
+    """Users by name. Raises SettingsError, also for a repeated name."""
     users: dict[str, User] = {}
     for entry in entries:
         user = parse_user(entry)
         if user.actor.name in users:
-            raise SettingsError(f"basic_auth: two entries name the user {user.actor.name!r}; leave one")
+            raise SettingsError(f"basic_auth: two entries for the user {user.actor.name!r}; remove one")
         users[user.actor.name] = user
     return users
 
@@ -80,33 +80,33 @@ def parse_header(header: str) -> tuple[str, str]:
 
 
 class Gate:
-    """Checks passwords. argon2 takes about 50 ms and 64 MB on purpose: so it runs in few threads, never in the event
-    loop, and once per user, after which a keyed digest of the password is compared instead.
+    """Checks passwords. argon2 takes about 50 ms and 64 MB by design, so it runs in two threads, never in the event
+    loop, and once per user: after that, a keyed digest of the password is compared.
     """
 
     def __init__(self, users: dict[str, User]) -> None:
         self.users = users
         self._nobody = _hasher.hash(secrets.token_hex())
         self._key = secrets.token_bytes(32)
-        self._known: dict[str, bytes] = {}
+        self._digests: dict[str, bytes] = {}
         self._limiter = CapacityLimiter(2)
 
     async def admit(self, header: str) -> Actor:
-        """The actor whom an Authorization header proves. Raises Unauthenticated."""
+        """The user of an Authorization header. Raises Unauthenticated."""
         name, password = parse_header(header)
         digest = hmac.digest(self._key, password.encode(), hashlib.sha256)
-        if not self._remembers(name, digest) and not await to_thread.run_sync(
+        if not self._is_verified(name, digest) and not await to_thread.run_sync(
             self._verify, name, password, digest, limiter=self._limiter
         ):
             raise Unauthenticated(SIGN_IN)
         return self.users[name].actor
 
-    def _remembers(self, name: str, digest: bytes) -> bool:
-        return hmac.compare_digest(self._known.get(name, b""), digest)
+    def _is_verified(self, name: str, digest: bytes) -> bool:
+        return hmac.compare_digest(self._digests.get(name, b""), digest)
 
     def _verify(self, name: str, password: str, digest: bytes) -> bool:
-        """An unknown user takes as long as a wrong password, so that names cannot be guessed by the clock."""
-        if self._remembers(name, digest):
+        """An unknown user takes as long as a wrong password, so that timing reveals no names."""
+        if self._is_verified(name, digest):
             return True
         user = self.users.get(name)
         try:
@@ -115,5 +115,5 @@ class Gate:
             return False
         if user is None:
             return False
-        self._known[name] = digest
+        self._digests[name] = digest
         return True

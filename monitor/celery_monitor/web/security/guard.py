@@ -1,42 +1,73 @@
-"""The door: who may connect, from where, and that what changes something comes from our own page.
+"""The middleware before every route: security headers, body limit, host, user, origin and token.
 
-Everything is denied that is not allowed here: a new route needs no word of its own to be guarded.
+Whatever is not allowed here is denied: a new route needs no code to be guarded.
 
-A script that uses the JSON API needs no page token. It shows that it is no browser by sending none of the headers that
-every browser adds to a request which can change something, and by ``Content-Type: application/json``, which a page of
-another site cannot send without asking first (a preflight, which we never grant). Both must hold: the guard refuses any
-other type, and the operation refuses a body without one.
+A script that uses the JSON API needs no page token. It shows that it is not a browser by sending none of the headers
+that every browser adds to an unsafe request, and by ``Content-Type: application/json``, which a page of another site
+cannot send without a preflight, which is never granted. Both are required: the guard refuses any other type, and the
+operation refuses a body without a type.
 """
 
 from urllib.parse import parse_qsl
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celery_monitor.control.commands import ANONYMOUS, Actor
-from celery_monitor.errors import Forbidden, InvalidInput, MonitorError, SettingsError, Unauthenticated, UnsupportedType
+from celery_monitor.errors import (
+    Forbidden,
+    InvalidInput,
+    MonitorError,
+    SettingsError,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedType,
+)
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
 from celery_monitor.web.problems import error_json, error_text, is_api, local_path
 from celery_monitor.web.security.auth import SIGN_IN, Gate, User, parse_users
-from celery_monitor.web.security.headers import BodyLimit, SecurityHeaders
 from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_address, is_loopback, is_script
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
-SOCKET_FIELD = "token"  # in the query: a browser can send no header with a websocket handshake
+SOCKET_FIELD = "token"  # in the query: a browser cannot add a header to a websocket handshake
 FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TYPE = "application/json"
 MOST_FIELDS = 10_000
+BODY_LIMIT = 4 * 1024 * 1024
+
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "font-src 'self'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",  # no-referrer would make the Origin of our own forms "null"
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
 
 
 def check_bind(settings: Settings) -> None:
-    """Raises SettingsError when the dashboard would be open to other machines without authentication."""
+    """Raises SettingsError if other machines could connect without authentication."""
     _users(settings)
 
 
@@ -51,7 +82,7 @@ def _users(settings: Settings) -> dict[str, User]:
 
 
 def middleware(settings: Settings, store: Store) -> list[Middleware]:
-    """What stands before the routes, outermost first. Raises SettingsError as ``check_bind`` does."""
+    """Outermost first. Raises SettingsError as ``check_bind`` does."""
     secret = settings.secret_key or read_secret(store, "secret_key")
     return [
         Middleware(SecurityHeaders),
@@ -61,11 +92,11 @@ def middleware(settings: Settings, store: Store) -> list[Middleware]:
 
 
 def actor_of(connection: HTTPConnection) -> Actor:
-    """Who asks. Raises Unauthenticated where the guard let somebody through without a name (``/metrics``)."""
-    found = connection.scope.get("actor")
-    if not isinstance(found, Actor):
+    """The user. Raises Unauthenticated on a path that the guard leaves open (``/metrics``)."""
+    actor = connection.scope.get("actor")
+    if not isinstance(actor, Actor):
         raise Unauthenticated(SIGN_IN)
-    return found
+    return actor
 
 
 def page_token(connection: HTTPConnection) -> str:
@@ -75,14 +106,59 @@ def page_token(connection: HTTPConnection) -> str:
 
 
 def check_socket(websocket: HTTPConnection) -> None:
-    """Raises Forbidden unless our own page opens the socket. The guard has called it before a handler runs."""
+    """Raises Forbidden unless our own page opens the socket."""
     check_site(websocket.headers)
     tokens: Tokens = websocket.scope["tokens"]
     tokens.check(websocket.query_params.get(SOCKET_FIELD), actor_of(websocket))
 
 
+class SecurityHeaders:
+    """Adds the headers to every response, errors and static files included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] in {"http.response.start", "websocket.http.response.start"}:
+                headers = MutableHeaders(scope=message)
+                headers.update(SECURITY_HEADERS)
+                headers.setdefault("Cache-Control", "private, no-cache")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class BodyLimit:
+    """Reading more than ``limit`` bytes of a body raises TooLarge."""
+
+    def __init__(self, app: ASGIApp, limit: int = BODY_LIMIT) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        claimed = _content_length(scope)
+        read = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if max(claimed, read) > self.limit:
+                    raise TooLarge(f"The request is larger than {self.limit} bytes; send less.", limit=self.limit)
+            return message
+
+        await self.app(scope, receive_bounded, send)
+
+
+def _content_length(scope: Scope) -> int:
+    text = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+
+
 class Guard:
-    """Host, then user, then origin and token; the application sees nothing that fails one of them."""
+    """Checks host, then user, then origin and token, before the application is called."""
 
     def __init__(self, app: ASGIApp, settings: Settings, users: dict[str, User], secret: str) -> None:
         self.app = app
@@ -107,7 +183,7 @@ class Guard:
         path = local_path(scope, self.prefix)
         safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         if path == "/healthcheck" and safe:
-            return receive  # load balancers ask by any name, and it tells nothing
+            return receive  # load balancers use any host name, and it reveals nothing
         self.hosts.check(Headers(scope=scope))
         if path in OPEN_PATHS and safe:
             return receive
@@ -127,7 +203,7 @@ class Guard:
         check_site(request.headers)
         kind = content_type(request.headers)
         if is_api(request.scope, self.prefix):
-            if kind not in {JSON_TYPE, ""}:  # without a type, the operation that takes a body says what it takes
+            if kind not in {JSON_TYPE, ""}:  # an operation with a body refuses a missing type itself
                 raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}.", given=kind)
             if is_script(request.headers):
                 return request.receive
@@ -148,14 +224,14 @@ class Guard:
 
 
 def _check_peer(scope: Scope) -> None:
-    """Without users only this machine may ask, however we came to be served."""
+    """Without users only this machine may connect, whatever server runs the application."""
     peer = scope.get("client")
     if peer and is_address(peer[0]) and not is_loopback(peer[0]):
-        raise Forbidden("Without authentication only this machine is answered; set basic_auth.", client=peer[0])
+        raise Forbidden("Without authentication only this machine may connect; set basic_auth.", client=peer[0])
 
 
 def content_type(headers: Headers) -> str:
-    """The media type of a body, without parameters; empty where none is named."""
+    """The media type of a body, without parameters; empty if missing."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -1,6 +1,6 @@
 """Which requests come from our own page: host names, Sec-Fetch-Site, Origin and the page token.
 
-itsdangerous signs the token. Libraries for the whole, such as asgi-csrf, compare it with a cookie; here are none.
+itsdangerous signs the token. Libraries such as asgi-csrf compare it with a cookie, which we do not set.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host reaches this machine only."""
+    """Whether a host is this machine's loopback."""
     if not is_address(host):
         return host == "localhost"
     address = ip_address(host)
@@ -38,21 +38,21 @@ def is_loopback(host: str) -> bool:
 
 
 def split_host(host: str) -> tuple[str, int | None]:
-    """Name, in lower case and without brackets, and port of a Host header. Raises Forbidden for what is no host."""
+    """Name, in lower case and without brackets, and port of a Host header. Raises Forbidden for an invalid one."""
     try:
         parts = urlsplit(f"//{host}")
         name, port = parts.hostname, parts.port
     except ValueError:
         name, port = None, None
     if not name or parts.path or parts.query or parts.fragment or parts.username is not None:
-        raise Forbidden("The request's Host header names no host.")
+        raise Forbidden("The Host header of the request is not valid.")
     return name.rstrip("."), port
 
 
 class Hosts:
-    """The host names that we answer to: a page of another name whose DNS entry was turned on us reads nothing.
+    """The allowed host names. Protects from DNS rebinding: another site whose name resolves to this machine.
 
-    Where people sign in, any IP address will do: a page cannot have one as its name and ours as its address.
+    With users, any IP address is allowed: an address cannot be rebound.
     """
 
     def __init__(self, names: Iterable[str], *, any_address: bool) -> None:
@@ -65,11 +65,11 @@ class Hosts:
         name, _ = split_host(given[0] if len(given) == 1 else "")
         if is_loopback(name) or name in self.names or (self.any_address and is_address(name)):
             return
-        raise Forbidden(f"This dashboard does not answer to the name {name}; add it to the setting trusted_hosts.")
+        raise Forbidden(f"Host name {name} is not allowed; add it to the setting trusted_hosts.")
 
 
 def check_site(headers: Headers) -> None:
-    """Raises Forbidden when a browser says that another site's page asks.
+    """Raises Forbidden if a browser sends the request for a page of another site.
 
     Browsers that send no Sec-Fetch-Site (plain HTTP to another machine) still send Origin with a POST and with a
     websocket handshake.
@@ -84,29 +84,29 @@ def check_site(headers: Headers) -> None:
 
 
 def _is_own_origin(origin: str, host: str) -> bool:
-    """Scheme aside: behind a proxy that ends TLS we do not know our own."""
+    """Ignores the scheme, which is unknown behind a proxy that terminates TLS."""
     try:
         parts = urlsplit(origin)
         default = DEFAULT_PORTS.get(parts.scheme)
-        asked = urlsplit(f"//{host}")
+        own = urlsplit(f"//{host}")
         return bool(parts.hostname) and (parts.hostname, parts.port or default) == (
-            asked.hostname,
-            asked.port or default,
+            own.hostname,
+            own.port or default,
         )
     except ValueError:
         return False
 
 
 def is_script(headers: Headers) -> bool:
-    """No browser sent this: each one names an origin or a site with every request that can change something."""
+    """Whether no browser sent this: browsers add one of these headers to every unsafe request."""
     return not any(header in headers for header in BROWSER_HEADERS)
 
 
 class Tokens:
-    """Signed proofs that a page was rendered by us for this actor.
+    """Page tokens: they prove that this dashboard rendered the page for this user.
 
-    They do not expire: a dashboard stays open for weeks and must reconnect. Without the actor's own credentials and
-    our own origin a token opens nothing; another secret key ends them all.
+    They do not expire, since a dashboard stays open for weeks and must reconnect. A token is useless without the
+    user's credentials and our origin; a new secret key invalidates all of them.
     """
 
     def __init__(self, secret: str) -> None:
