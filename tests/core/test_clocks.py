@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from celery_monitor.core.workers import Clocks, OwnClock, after_setting, fold_worker, is_skewed, twin_pids
+from celery_monitor.core.workers import Clocks, OwnClock, after_setting, duplicate_pids, fold_worker, is_skewed
 from celery_monitor.records.event import Event
 from celery_monitor.records.worker import Worker, WorkerStatus
 from tests.factories import NOW, make_event
@@ -92,7 +92,7 @@ def test_an_event_that_comes_late_or_again_is_still_older() -> None:
     late = fold_worker(worker, beat(3, NOW + 3, pid=99), "shop", NOW + 3 + SKEW)
     assert [each.pid for each in late.others] == [99]  # another process of the name, and not the present one
     assert msgspec.structs.replace(late, others=()) == worker
-    assert twin_pids(late) == ()
+    assert duplicate_pids(late) == ()
 
 
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, 7.0])
@@ -113,12 +113,12 @@ def make_worker_whose_clock_was_set_too(worker: Worker, seconds: float) -> Worke
 
 def test_our_own_clock_is_set_and_what_arrived_before_is_read_again() -> None:
     own = OwnClock(NOW, 50.0)
-    assert own.set_by(NOW + 10.4, 60.0) == 0.0  # drift
-    assert own.read_again(NOW + 9, NOW + 10) == NOW + 9
-    assert own.set_by(NOW + 3611, 61.0) == pytest.approx(3599.6)
-    assert own.read_again(NOW + 10.9, NOW + 3611) == pytest.approx(NOW + 3610.5)
-    assert own.read_again(NOW + 3610.9, NOW + 3611) == NOW + 3610.9
-    assert own.set_by(NOW + 12, 62.0) == pytest.approx(-3600)
-    assert own.read_again(NOW + 3611.5, NOW + 12) == pytest.approx(NOW + 11.5)
-    assert own.read_again(NOW + 11.9, NOW + 12) == NOW + 11.9
-    assert own.read_again(NOW - 3000, NOW + 13) == NOW - 3000  # from the disk, long after
+    assert own.jump(NOW + 10.4, 60.0) == 0.0  # drift
+    assert own.current(NOW + 9, NOW + 10) == NOW + 9
+    assert own.jump(NOW + 3611, 61.0) == pytest.approx(3599.6)
+    assert own.current(NOW + 10.9, NOW + 3611) == pytest.approx(NOW + 3610.5)
+    assert own.current(NOW + 3610.9, NOW + 3611) == NOW + 3610.9
+    assert own.jump(NOW + 12, 62.0) == pytest.approx(-3600)
+    assert own.current(NOW + 3611.5, NOW + 12) == pytest.approx(NOW + 11.5)
+    assert own.current(NOW + 11.9, NOW + 12) == NOW + 11.9
+    assert own.current(NOW - 3000, NOW + 13) == NOW - 3000  # from the disk, long after

@@ -1,6 +1,13 @@
 """Processes under one node name: a restart, a warm shutdown, and two workers by mistake."""
 
-from celery_monitor.core.workers import after_setting, fold_worker, holder_state, process_of, process_state, twin_pids
+from celery_monitor.core.workers import (
+    after_setting,
+    duplicate_pids,
+    fold_worker,
+    process_of,
+    process_state,
+    task_process_state,
+)
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import Worker, WorkerStatus
 from tests.factories import NOW, make_event, make_run, make_task
@@ -18,7 +25,7 @@ def told(*events: tuple[str, float, int], worker: Worker | None = None) -> Worke
 
 def test_processes_that_beat_in_turn_are_two_and_neither_takes_the_name() -> None:
     worker = told(*(("heartbeat", second, 31 + second % 2) for second in range(12)))
-    assert twin_pids(worker) == (31, 32)
+    assert duplicate_pids(worker) == (31, 32)
     assert (worker.pid, worker.active) == (32, 4)
     assert process_state(worker, 31) == "online"
     other = process_of(worker, 31)
@@ -30,7 +37,7 @@ def test_restart_is_no_second_process() -> None:
     worker = told(("heartbeat", 0, 31), ("heartbeat", 3, 31), ("online", 4, 32), ("heartbeat", 6, 31))
     assert worker.pid == 32
     worker = told(*(("heartbeat", second, 32) for second in range(7, 25, 3)), worker=worker)
-    assert twin_pids(worker) == ()
+    assert duplicate_pids(worker) == ()
     assert process_state(worker, 31) == "silent"
 
 
@@ -38,7 +45,7 @@ def test_goodbye_of_the_old_process_is_not_the_new_ones() -> None:
     worker = told(("heartbeat", 0, 31), ("online", 4, 32), ("offline", 5, 31), ("heartbeat", 7, 32))
     assert (worker.pid, worker.status) == (32, WorkerStatus.ONLINE)
     assert process_state(worker, 31) == "shutting down"
-    assert twin_pids(told(*(("heartbeat", second, 32) for second in range(9, 30, 3)), worker=worker)) == ()
+    assert duplicate_pids(told(*(("heartbeat", second, 32) for second in range(9, 30, 3)), worker=worker)) == ()
 
 
 def test_goodbye_before_the_new_process_is_kept() -> None:
@@ -66,7 +73,7 @@ def test_second_process_takes_the_name_when_the_first_falls_silent() -> None:
     worker = told(*(("heartbeat", second, 31) for second in range(12, 24)), worker=worker)
     assert worker.pid == 31
     assert process_state(worker, 32) == "silent"
-    assert twin_pids(worker) == ()
+    assert duplicate_pids(worker) == ()
 
 
 def test_second_process_takes_the_name_when_the_first_says_goodbye() -> None:
@@ -79,7 +86,7 @@ def test_second_process_takes_the_name_when_the_first_says_goodbye() -> None:
 def test_state_of_the_holder_is_of_the_process_that_has_the_task() -> None:
     worker = told(("heartbeat", 0, 31), ("online", 4, 32), ("offline", 5, 31))
     task = make_task(runs=[make_run(pid=31)])
-    assert holder_state(task, [worker]) == "shutting down"
-    assert holder_state(make_task(runs=[make_run(pid=32)]), [worker]) == "online"
-    assert holder_state(task, []) is None
-    assert holder_state(make_task(state=TaskState.SUCCESS, runs=[make_run(pid=31)]), [worker]) is None
+    assert task_process_state(task, [worker]) == "shutting down"
+    assert task_process_state(make_task(runs=[make_run(pid=32)]), [worker]) == "online"
+    assert task_process_state(task, []) is None
+    assert task_process_state(make_task(state=TaskState.SUCCESS, runs=[make_run(pid=31)]), [worker]) is None

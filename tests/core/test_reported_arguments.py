@@ -35,18 +35,18 @@ def test_a_text_of_the_arguments_is_read_where_it_tells_the_values() -> None:
     [
         (json.dumps({"status": "FAILURE", "task_id": "t7", "result": None}).encode(), "needs result_extended"),
         (stored(args=None), "needs result_extended"),
-        (stored(args="('aaa...',)"), "a text of its arguments that is not believed"),
-        (stored(args="(<Order>,)"), "a text of its arguments that is not believed"),
-        (stored(kwargs="{'k': Decimal('1')}"), "a text of its arguments that is not believed"),
-        (stored(args="31"), "a text of something else than arguments"),
-        (stored(kwargs="[31]"), "a text of something else than arguments"),
-        (stored(task_id="t8"), "of something else"),
-        (b"[]", "of something else"),
-        (stored(args=[float("nan")]), "no JSON that is read here"),
-        (b'{"task_id": "t7", "args": [1], "args": [2], "kwargs": {}}', "no JSON that is read here"),
-        (pickle.dumps({"task_id": "t7", "args": [1], "kwargs": {}}), "no JSON that is read here"),
-        (b"\xff", "no JSON that is read here"),
-        (b"", "no JSON that is read here"),
+        (stored(args="('aaa...',)"), "stores only a text of its arguments"),
+        (stored(args="(<Order>,)"), "stores only a text of its arguments"),
+        (stored(kwargs="{'k': Decimal('1')}"), "stores only a text of its arguments"),
+        (stored(args="31"), "not a text of arguments"),
+        (stored(kwargs="[31]"), "not a text of arguments"),
+        (stored(task_id="t8"), "for something else"),
+        (b"[]", "for something else"),
+        (stored(args=[float("nan")]), "not JSON that can be read here"),
+        (b'{"task_id": "t7", "args": [1], "args": [2], "kwargs": {}}', "not JSON that can be read here"),
+        (pickle.dumps({"task_id": "t7", "args": [1], "kwargs": {}}), "not JSON that can be read here"),
+        (b"\xff", "not JSON that can be read here"),
+        (b"", "not JSON that can be read here"),
     ],
 )
 def test_a_result_that_does_not_tell_them_is_refused(value: bytes, words: str) -> None:
@@ -65,21 +65,23 @@ def test_a_worker_tells_values_or_their_text(args: Any, kwargs: Any, values: Any
     told = from_worker(WORKER, ["reserved", {"id": "t7", "name": "shop.pay", "args": args, "kwargs": kwargs}])
     assert (told.arguments.fidelity, told.arguments.source, told.name) == ("probable", "inspect", "shop.pay")
     assert (told.arguments.args_value, told.arguments.kwargs_value) == values
-    assert told.arguments.reason.startswith("told by worker1@shop, which has it as reserved; callbacks")
+    assert told.arguments.reason.startswith(
+        "from worker1@shop, where the task is reserved. A retry won't include callbacks"
+    )
 
 
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (None, "does not have it"),
-        ("ready", "does not have it"),
-        (["active"], "does not have it"),
-        (["active", {"args": [1]}], "does not have it"),
-        (["active", {"args": "('aaa...',)", "kwargs": {}}], "not believed"),
-        (["active", {"args": "(<Order>,)", "kwargs": {}}], "not believed"),
-        (["active", {"args": [object()], "kwargs": {}}], "more than JSON can carry"),
-        (["active", {"args": [float("inf")], "kwargs": {}}], "more than JSON can carry"),
-        (["active", {"args": {"a": 1}, "kwargs": {}}], "not believed"),
+        (None, "does not have the task"),
+        ("ready", "does not have the task"),
+        (["active"], "does not have the task"),
+        (["active", {"args": [1]}], "does not have the task"),
+        (["active", {"args": "('aaa...',)", "kwargs": {}}], "cannot be used"),
+        (["active", {"args": "(<Order>,)", "kwargs": {}}], "cannot be used"),
+        (["active", {"args": [object()], "kwargs": {}}], "what JSON cannot represent"),
+        (["active", {"args": [float("inf")], "kwargs": {}}], "what JSON cannot represent"),
+        (["active", {"args": {"a": 1}, "kwargs": {}}], "cannot be used"),
     ],
 )
 def test_a_worker_that_does_not_tell_them_is_not_believed(said: object, words: str) -> None:

@@ -17,7 +17,7 @@ from celery_monitor.core.schedule import (
     judge,
     judge_alike,
     may_wait_in,
-    next_look,
+    next_overdue,
     own_runs,
 )
 from celery_monitor.records.receiver import Gap
@@ -130,11 +130,11 @@ def test_what_nobody_tells_to_be_sent_may_wait_where_messages_do() -> None:
 def test_next_look_is_when_the_first_would_be_overdue() -> None:
     standings = [judge(entry(), [run(DAY + ago)], [], DAY, DAY + 61, sure=True) for ago in (0, 5, 30)]
     assert all(each.overdue is None for each in standings)
-    moment = next_look(standings, DAY + 61)
+    moment = next_overdue(standings, DAY + 61)
     assert DAY + 62.5 < moment < DAY + 62.6
     assert judge(entry(), [run(DAY)], [], DAY, moment, sure=True).overdue == DAY + 60
-    assert next_look(standings, moment) > DAY + 67
-    assert next_look([], DAY) == float("inf")
+    assert next_overdue(standings, moment) > DAY + 67
+    assert next_overdue([], DAY) == float("inf")
 
 
 def test_crontab_misses_and_late_runs_are_told() -> None:

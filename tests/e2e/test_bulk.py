@@ -60,7 +60,7 @@ def test_all_that_match_are_chosen_looked_at_run_and_accounted_for(
     page.goto(page.url)
     run_job(page, 30, "the bank is back")
     said = page.get_by_role("main")
-    expect(said).to_contain_text("Retry: 30 done, 1 skipped.")
+    expect(said).to_contain_text("30 tasks retried, 1 skipped.")
     why = page.get_by_role("region", name="Why")
     expect(why.get_by_role("row").filter(has_text="skipped")).to_contain_text("its arguments are not known")
     page.get_by_role("term").filter(has_text="skipped").locator("..").get_by_role("link").click()
@@ -92,7 +92,7 @@ def test_a_failure_group_is_retried_in_the_same_way(
     page.get_by_role("button", name="Retry all 3…").click()
     expect(page.get_by_role("region", name="Retry 3 tasks of shop?")).to_contain_text("group:")
     run_job(page, 3, "the bank is back")
-    expect(page.get_by_role("main")).to_contain_text("Retry: 3 done.")
+    expect(page.get_by_role("main")).to_contain_text("3 tasks retried.")
     page.goto(f"{product.address}tasks?q=state:succeeded")
     expect(page.get_by_text("3 tasks")).to_be_visible()
 

@@ -43,7 +43,7 @@ def test_pool_that_was_stopped_is_said_though_its_worker_answers(product: Produc
         for pid in pool(worker):
             os.kill(pid, signal.SIGSTOP)
         worker.send("shop.pick")
-        expect_words(page, rf"{worker.hostname} may be stuck: 1 task it has taken waits")
+        expect_words(page, rf"{worker.hostname} may be stuck: 1 received task not started")
         for pid in pool(worker):
             os.kill(pid, signal.SIGCONT)
         expect(page.get_by_text("may be stuck")).to_have_count(0, timeout=60_000)
@@ -54,7 +54,7 @@ def test_worker_that_was_stopped_is_said_to_be_silent(product: Product, redis_ur
         open_overview(page, product)
         os.killpg(worker.pid, signal.SIGSTOP)
         try:
-            expect_words(page, rf"{worker.hostname} has been silent for \d+ s, perhaps only busy")
+            expect_words(page, rf"{worker.hostname} has been silent for \d+ s, perhaps just busy")
         finally:
             os.killpg(worker.pid, signal.SIGCONT)
 

@@ -213,12 +213,12 @@ class Receiver:
     def _by_own_clock(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """These, arrived by our clock as it is now: somebody may have set it since."""
         now = time.time()
-        if seconds := self._clock.set_by(now, _steady()):
+        if seconds := self._clock.jump(now, _steady()):
             self._set_seconds += seconds
             log.warning("our own clock was set by %+.1f s", seconds)
         moved = []
         for each in deliveries:
-            arrived = each.arrived if each.concluded else self._clock.read_again(each.arrived, now)
+            arrived = each.arrived if each.concluded else self._clock.current(each.arrived, now)
             moved.append(each if arrived == each.arrived else msgspec.structs.replace(each, arrived=arrived))
         return moved
 

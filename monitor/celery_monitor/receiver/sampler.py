@@ -16,7 +16,7 @@ from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.findings import RecentSamples
 from celery_monitor.core.waits import Senders
-from celery_monitor.core.workers import twin_pids, twins
+from celery_monitor.core.workers import duplicate_pids, duplicates
 from celery_monitor.errors import MonitorError, Unsupported
 from celery_monitor.receiver.helpers import QUEUE_SAMPLER, SAMPLER, SCHEDULES, Helpers
 from celery_monitor.receiver.oldest_message import OldestMessages
@@ -254,7 +254,7 @@ class Sampler:
         """Asks everybody who is up."""
         self._inspected_at = now
         expected = [worker.hostname for worker in workers]
-        doubled = any(twins(worker) for worker in workers)
+        doubled = any(duplicates(worker) for worker in workers)
         queues = _ask(remote, "active_queues", expected, doubled=doubled)
         if not expected and not queues:
             return
@@ -315,7 +315,7 @@ def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bo
 
 
 def _twin_processes(workers: Sequence[Worker]) -> set[Process]:
-    return {(worker.hostname, pid) for worker in workers for pid in twin_pids(worker)}
+    return {(worker.hostname, pid) for worker in workers for pid in duplicate_pids(worker)}
 
 
 def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: bool) -> dict[str, list[Reply]]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from celery_monitor.core.lifecycle import CAPTURED, REMOVED, fold, is_lifecycle
 from celery_monitor.core.sanitize import Sanitizer
-from celery_monitor.core.waits import Senders, settle
+from celery_monitor.core.waits import Senders, set_ready_times
 from celery_monitor.core.workers import Clocks, after_setting, fold_worker, process_of
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth
@@ -245,7 +245,7 @@ class Writer:
                         self._early.keep(task_id, event)
                     told = not delivery.concluded and event.type not in _NOT_BY_A_WORKER
                     if event.type == "task-sent":
-                        self.senders.hear(event.hostname, event.timestamp, delivery.arrived)
+                        self.senders.observe(event.hostname, event.timestamp, delivery.arrived)
                     if told and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
@@ -360,7 +360,7 @@ class Writer:
                 task.queue = queue
                 said = True
         if said:
-            settle(task, self.senders, self._skews)
+            set_ready_times(task, self.senders, self._skews)
         return said
 
     def _save(

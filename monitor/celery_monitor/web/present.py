@@ -58,11 +58,19 @@ class ViewSnapshot:
 class Presenter:
     """Knows the pages; reads and renders them."""
 
-    def __init__(self, pages: Iterable[Page], environment: Environment, store: Store, settings: Settings) -> None:
+    def __init__(
+        self,
+        pages: Iterable[Page],
+        environment: Environment,
+        store: Store,
+        settings: Settings,
+        required_roles: Mapping[str, Role],
+    ) -> None:
         self.pages = tuple(pages)
         self._environment = environment
         self._store = store
         self._settings = settings
+        self._required_roles = required_roles
         self._shell = ShellReader(self.pages)
         self._patterns = [(compile_path(page.path), page) for page in self.pages]
 
@@ -75,7 +83,9 @@ class Presenter:
         params: Mapping[str, Any],
         held: tuple[str, ...] = (),
     ) -> View:
-        return View(path, query, self._store, self._settings, time.time(), base, role, params, held)
+        return View(
+            path, query, self._store, self._settings, time.time(), base, role, self._required_roles, params, held
+        )
 
     def find(self, watched: Watched) -> tuple[Page, View]:
         """The page at an address. Raises NotFound."""

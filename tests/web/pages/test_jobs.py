@@ -66,7 +66,7 @@ def test_yes_makes_a_job_that_ends_with_what_was_skipped_and_why(browser: Browse
     assert shop.TRUNCATED in browser.get("/jobs/1?outcome=skipped").text
     actions = browser.get("/actions").text
     assert "Retry, job 1" in actions
-    assert "Retry: 1 done, 1 skipped." in actions
+    assert "1 task retried, 1 skipped." in actions
 
 
 def test_it_shows_what_became_of_those_that_were_sent_again(browser: Browser, app: Starlette) -> None:

@@ -45,10 +45,8 @@ from typing import Any, Protocol
 
 from starlette.datastructures import FormData, QueryParams
 
-from celery_monitor.control.bulk import BulkCommand, BulkRetry
-from celery_monitor.control.commands import Actor, Command, Performed, Role
-from celery_monitor.control.perform import REQUIRED_ROLE
-from celery_monitor.records.job import Job
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.perform import Controller
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 
@@ -66,6 +64,7 @@ class View:
     now: float
     base: str = ""  # the prefix we are mounted under
     role: Role = Role.VIEWER
+    required_roles: Mapping[str, Role] = field(default_factory=dict)  # by action
     params: Mapping[str, Any] = field(default_factory=dict)  # parts of the path
     held: tuple[str, ...] = ()  # keys of rows that a browser still shows, though others have taken their place
 
@@ -74,8 +73,8 @@ class View:
         return self.query.get("cluster") or None
 
     def may(self, action: str) -> bool:
-        """Whether to offer an action. The door decides again when it is asked for."""
-        return not self.settings.read_only and self.role >= REQUIRED_ROLE[action]
+        """Whether to offer an action. The controller checks again when it is asked for."""
+        return not self.settings.read_only and self.role >= self.required_roles[action]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +86,8 @@ class Rows:
     key: Callable[[Any], str]
 
 
-class Door(Protocol):
-    """The one door to everything that changes a cluster: celery_monitor.control.perform.Controller."""
-
-    def perform(self, actor: Actor, command: Command) -> Performed: ...
-
-    def preview(self, actor: Actor, command: BulkCommand) -> Job: ...
-
-    def look_again(self, actor: Actor, command: BulkRetry, *, include_retried: bool) -> Job: ...
-
-
 class Jobs(Protocol):
-    """What works at jobs: celery_monitor.control.jobs.Runner."""
+    """Runs bulk jobs: celery_monitor.control.jobs.Runner."""
 
     def start(self) -> None: ...
 
@@ -108,7 +97,7 @@ class FormRequest:
     """What somebody asks to be done: who, with which form, through which door."""
 
     actor: Actor
-    controller: Door
+    controller: Controller
     form: FormData
     jobs: Jobs
 

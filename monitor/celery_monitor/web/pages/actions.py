@@ -1,6 +1,6 @@
 """The audit trail: who did what, to what, why, and what came of it; denials too."""
 
-from celery_monitor.control.perform import REQUIRED_ROLE
+from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.jobs import read_jobs
 from celery_monitor.web.pages import Context, Page, View
