@@ -122,7 +122,7 @@ def test_autoscale_needs_its_option(watch: Watch) -> None:
     with running_worker(url_of(watch), options=options) as scaling:
         watch.wait_for_worker(scaling)
         outcome, message = told(watch, Autoscale(**autoscale, workers=(scaling.hostname,)))
-        assert (outcome, message) == ("done", f"{scaling.hostname}: It answered: autoscale now max=3 min=2.")
+        assert (outcome, message) == ("done", f"{scaling.hostname}: Answer: autoscale now max=3 min=2.")
         outcome, message = told(watch, GrowPool(cluster=CLUSTER, workers=(scaling.hostname,)))
         assert outcome == "failed"
         assert "This worker autoscales (--autoscale)" in message
@@ -137,7 +137,7 @@ def test_pool_restart_needs_its_setting(watch: Watch) -> None:
     with running_worker(url_of(watch), config={"worker_pool_restarts": True}) as worker:
         watch.wait_for_worker(worker)
         outcome, message = told(watch, RestartPool(cluster=CLUSTER, workers=(worker.hostname,)))
-        assert (outcome, message) == ("done", f"{worker.hostname}: It answered: reload started.")
+        assert (outcome, message) == ("done", f"{worker.hostname}: Answer: reload started.")
 
 
 def test_consumer_is_added_and_cancelled_and_the_worker_really_does(watch: Watch) -> None:

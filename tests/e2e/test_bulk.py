@@ -54,7 +54,7 @@ def test_all_that_match_are_chosen_looked_at_run_and_accounted_for(
 
     asked = page.get_by_role("region", name="Retry 31 tasks of shop?")
     expect(asked).to_contain_text("matched exactly 31 tasks")
-    expect(asked).to_contain_text("1 skipped: its arguments are not known")
+    expect(asked).to_contain_text("1 skipped: arguments unknown")
     expect(asked).to_contain_text("30")
     late = worker.send("charge", str(ledger), "late", 1.0)
     page.goto(page.url)
@@ -62,7 +62,7 @@ def test_all_that_match_are_chosen_looked_at_run_and_accounted_for(
     said = page.get_by_role("main")
     expect(said).to_contain_text("30 tasks retried, 1 skipped.")
     why = page.get_by_role("region", name="Why")
-    expect(why.get_by_role("row").filter(has_text="skipped")).to_contain_text("its arguments are not known")
+    expect(why.get_by_role("row").filter(has_text="skipped")).to_contain_text("arguments unknown")
     page.get_by_role("term").filter(has_text="skipped").locator("..").get_by_role("link").click()
     expect(page.get_by_role("region", name="Tasks that are skipped").get_by_role("row")).to_have_count(2)
 

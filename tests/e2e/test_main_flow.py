@@ -98,7 +98,7 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
 
     said = page.get_by_role("status").filter(has_text="skipped")
     expect(said).to_contain_text("2 done, 1 skipped")
-    expect(said).to_contain_text("not known well enough")
+    expect(said).to_contain_text("Can't retry")
     page.get_by_role("link", name="Watch the new tasks").click()
     expect(page.get_by_role("row").filter(has_text="succeeded")).to_have_count(2)
     expect_live(page)

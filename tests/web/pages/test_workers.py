@@ -261,6 +261,6 @@ def test_worker_that_starts_nothing_says_what_is_to_be_done_on_its_host(house: H
     house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
     house.write(updated_at=house.now + 60, lag_seconds=0.1)
     text = house.text("/workers/mail1@shop")
-    assert "1 task it has taken waits" in text
+    assert "1 received task not started" in text
     assert "nothing can be terminated from here" in text
     assert "end process" in text
