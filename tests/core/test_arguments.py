@@ -1,4 +1,5 @@
 import json
+import pickle
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -7,7 +8,17 @@ from celery.utils.saferepr import saferepr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_monitor.core.arguments import MAX_JSON, MAX_REPR, Arguments, edit, judge, parse_json_arguments
+from celery_monitor.core.arguments import (
+    MAX_JSON,
+    MAX_REPR,
+    Arguments,
+    edit,
+    from_result,
+    from_worker,
+    judge,
+    parse_json_arguments,
+)
+from celery_monitor.core.message import Unreadable
 from celery_monitor.errors import InvalidInput
 from tests.factories import make_task
 
@@ -250,13 +261,101 @@ def test_half_of_unknown_arguments_is_not_enough() -> None:
 
 
 def test_nothing_typed_changes_nothing() -> None:
-    known = judged((31, "EUR"))
-    assert edit(known, None, None) is known
+    whole = judged((31, "EUR"))
+    assert edit(whole, None, None) is whole
     with pytest.raises(InvalidInput):
-        edit(known, "", None)
+        edit(whole, "", None)
 
 
 def test_arguments_that_their_sender_did_not_report_are_said_to_be_so() -> None:
     for arguments in (judge(make_task(args="", kwargs="")), judge(make_task(args="(31,)", kwargs=""))):
         assert arguments.fidelity == "unknown"
         assert arguments.reason.startswith("the sender reported no arguments")
+
+
+WORKER = "worker1@shop"
+
+
+def stored(**fields: object) -> bytes:
+    meta = {"status": "FAILURE", "task_id": "t7", "name": "shop.pay", "args": [31], "kwargs": {"k": None}, **fields}
+    return json.dumps(meta).encode()
+
+
+def test_an_extended_result_tells_the_arguments_with_name_and_queue() -> None:
+    reported = from_result(
+        "t7", stored(queue="payments", args=["a" * 5000, [[[[1]]]], "it's", {"__type__": "datetime"}])
+    )
+    assert (reported.arguments.fidelity, reported.arguments.source) == ("probable", "result")
+    assert reported.arguments.args_value == ["a" * 5000, [[[[1]]]], "it's", {"__type__": "datetime"}]
+    assert reported.arguments.kwargs_value == {"k": None}
+    assert (reported.name, reported.queue) == ("shop.pay", "payments")
+
+
+def test_a_text_of_the_arguments_is_read_where_it_tells_the_values() -> None:
+    """As django-celery-results keeps the publisher's."""
+    reported = from_result("t7", stored(args="(31, 'x')", kwargs="{'k': 1}"))
+    assert (reported.arguments.args_value, reported.arguments.kwargs_value) == ([31, "x"], {"k": 1})
+    assert (reported.arguments.fidelity, reported.arguments.source) == ("probable", "result")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (json.dumps({"status": "FAILURE", "task_id": "t7", "result": None}).encode(), "needs result_extended"),
+        (stored(args=None), "needs result_extended"),
+        (stored(args="('aaa...',)"), "stores only a text of its arguments"),
+        (stored(args="(<Order>,)"), "stores only a text of its arguments"),
+        (stored(kwargs="{'k': Decimal('1')}"), "stores only a text of its arguments"),
+        (stored(args="31"), "not a text of arguments"),
+        (stored(kwargs="[31]"), "not a text of arguments"),
+        (stored(task_id="t8"), "for something else"),
+        (b"[]", "for something else"),
+        (stored(args=[float("nan")]), "not JSON that can be read here"),
+        (b'{"task_id": "t7", "args": [1], "args": [2], "kwargs": {}}', "not JSON that can be read here"),
+        (pickle.dumps({"task_id": "t7", "args": [1], "kwargs": {}}), "not JSON that can be read here"),
+        (b"\xff", "not JSON that can be read here"),
+        (b"", "not JSON that can be read here"),
+    ],
+)
+def test_a_result_that_does_not_tell_them_is_refused(value: bytes, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        from_result("t7", value)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "values"),
+    [
+        ([31, "it's"], {"k": [1]}, ([31, "it's"], {"k": [1]})),
+        ("(31, 'x')", "{'k': 1}", ([31, "x"], {"k": 1})),
+    ],
+)
+def test_a_worker_tells_values_or_their_text(args: Any, kwargs: Any, values: Any) -> None:
+    reported = from_worker(WORKER, ["reserved", {"id": "t7", "name": "shop.pay", "args": args, "kwargs": kwargs}])
+    assert (reported.arguments.fidelity, reported.arguments.source, reported.name) == (
+        "probable",
+        "inspect",
+        "shop.pay",
+    )
+    assert (reported.arguments.args_value, reported.arguments.kwargs_value) == values
+    assert reported.arguments.reason.startswith(
+        "from worker1@shop, where the task is reserved. A retry won't include callbacks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "does not have the task"),
+        ("ready", "does not have the task"),
+        (["active"], "does not have the task"),
+        (["active", {"args": [1]}], "does not have the task"),
+        (["active", {"args": "('aaa...',)", "kwargs": {}}], "cannot be used"),
+        (["active", {"args": "(<Order>,)", "kwargs": {}}], "cannot be used"),
+        (["active", {"args": [object()], "kwargs": {}}], "what JSON cannot represent"),
+        (["active", {"args": [float("inf")], "kwargs": {}}], "what JSON cannot represent"),
+        (["active", {"args": {"a": 1}, "kwargs": {}}], "cannot be used"),
+    ],
+)
+def test_a_worker_that_does_not_tell_them_is_not_believed(answer: object, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        from_worker(WORKER, answer)

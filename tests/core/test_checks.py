@@ -45,7 +45,7 @@ def found(facts: BrokerFacts, record: RecordFacts = RECORD) -> dict[str, Finding
     return {each.kind: each for each in (*judge_workers(facts, record), *judge_transport(facts, record))}
 
 
-def told(**conf: object) -> BrokerFacts:
+def texts(**conf: object) -> BrokerFacts:
     return replace(GOOD, conf={**GOOD.conf, "mail@shop": {**GOOD_CONF, **conf}})
 
 
@@ -68,11 +68,11 @@ def test_nothing_is_wrong_with_a_good_set_up() -> None:
             "wrong",
             "No events received from mail@shop",
         ),
-        (told(worker_send_task_events=False), "task events", "unknown", "Unknown for mail@shop"),
-        (told(task_send_sent_event=False), "sent events", "wrong", "off on mail@shop"),
+        (texts(worker_send_task_events=False), "task events", "unknown", "Unknown for mail@shop"),
+        (texts(task_send_sent_event=False), "sent events", "wrong", "off on mail@shop"),
         (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes share the name pay@shop"),
-        (told(task_annotations=None), "exact retries", "note", "not used on mail@shop"),
-        (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 on mail@shop"),
+        (texts(task_annotations=None), "exact retries", "note", "not used on mail@shop"),
+        (texts(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 on mail@shop"),
         (replace(GOOD, senders={"pay@shop": Sender(-3600, "5.7.1")}), "clocks", "wrong", "off by up to 3600.0 s"),
         (
             replace(GOOD, senders={"pay@shop": Sender(0, "5.7.1"), "mail@shop": Sender(0, "5.8.0")}),
@@ -85,7 +85,7 @@ def test_nothing_is_wrong_with_a_good_set_up() -> None:
         (replace(GOOD, redis={}), "memory of Redis", "unknown", "This user may not read"),
         (on_redis(pubsub_limit="pubsub 1048576 0 0"), "bursts", "wrong", "pubsub is 1048576 0 0"),
         (on_redis(pubsub_limit=None), "bursts", "unknown", "This user may not read"),
-        (told(broker_transport_options={"visibility_timeout": 60}), "visibility_timeout", "wrong", "up to 90 s"),
+        (texts(broker_transport_options={"visibility_timeout": 60}), "visibility_timeout", "wrong", "up to 90 s"),
     ],
 )
 def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
 @pytest.mark.parametrize("former", ["monitor.capture", "celery_monitor.capture"])
 def test_a_worker_with_the_former_line_of_capture_gets_the_new_line(former: str) -> None:
     given = {"shop.pay": {"rate_limit": "5/s"}, "*": {"Request": f"{former}:RequestOnReceive"}}
-    finding = found(told(task_annotations=given))["exact retries"]
+    finding = found(texts(task_annotations=given))["exact retries"]
     assert (LEVELS[finding.tone], finding.text[:9]) == ("wrong", "mail@shop")
     line = finding.then.partition("task_annotations = ")[2]
     assert ast.literal_eval(line) == {**given, "*": {"Request": "celery_monitor_capture:RequestOnReceive"}}
@@ -113,7 +113,7 @@ def test_an_unlimited_redis_throws_nothing_away_whatever_its_policy() -> None:
 
 
 def test_the_record_knows_whose_events_are_off() -> None:
-    findings = found(told(worker_send_task_events=False), replace(RECORD, events_off=["mail@shop", "gone@shop"]))
+    findings = found(texts(worker_send_task_events=False), replace(RECORD, events_off=["mail@shop", "gone@shop"]))
     assert LEVELS[findings["task events"].tone] == "wrong"
     assert "mail@shop sends no task events" in findings["task events"].text
     assert "gone" not in findings["task events"].text
@@ -157,9 +157,9 @@ def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
     }
     assert "Workers accept pickle, yaml but not json" in found["content"].text
     assert "The entry 'nightly' of beat_schedule cannot be read: it names no task." in found["schedule"].text
-    told = [each.text for each in judge_application(application, workers_answered=True)]
-    assert "broker_transport_options.on_connect of shop cannot be used here: it is the function print." in told
-    assert not any("task_send_sent_event" in each for each in told)  # the workers' own is judged
+    texts = [each.text for each in judge_application(application, workers_answered=True)]
+    assert "broker_transport_options.on_connect of shop cannot be used here: it is the function print." in texts
+    assert not any("task_send_sent_event" in each for each in texts)  # the workers' own is judged
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ REDACTOR = Redactor(REDACTED_KEYS)
 
 def test_a_message_tells_what_events_leave_out() -> None:
     headers = {"shadow": "Pay", "group": "g7", "group_index": 2, "stamps": {"tenant": "acme", "token": "t0p"}}
-    known = facts(make_message(ID, headers={**headers, "celery_beat_task": "nightly"}, properties={"priority": 9}))
-    assert (known.name, known.shadow, known.priority) == ("shop.pay.charge", "Pay", 9)
-    assert (known.group, known.group_index, known.beat) == ("g7", 2, "nightly")
-    assert stamps_of(known, REDACTOR) == {"tenant": "acme", "token": "***"}
+    found = facts(make_message(ID, headers={**headers, "celery_beat_task": "nightly"}, properties={"priority": 9}))
+    assert (found.name, found.shadow, found.priority) == ("shop.pay.charge", "Pay", 9)
+    assert (found.group, found.group_index, found.beat) == ("g7", 2, "nightly")
+    assert stamps_of(found, REDACTOR) == {"tenant": "acme", "token": "***"}
 
 
 def test_a_json_message_is_exact_and_its_arguments_are_shown() -> None:
