@@ -195,7 +195,7 @@ def test_a_second_retry_of_all_leaves_out_what_the_first_sent(redis_shop: Shop) 
         "already retried, state unknown": 7,
         "already retried, succeeded": 1,
         "already retried, failed": 1,
-        "its queue is unknown: events name it only with task_send_sent_event": 1,
+        "queue unknown: events name it only with task_send_sent_event": 1,
     }
     assert (preview.preview.sendable, preview.preview.retried, preview.preview.warnings) == (3, 9, [])
     both = shop.preview(BulkRetry(query=query, include_retried=True))

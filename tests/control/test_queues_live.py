@@ -182,7 +182,7 @@ def test_purge_of_more_than_is_read_says_so(watch: Watch, monkeypatch: pytest.Mo
             watch.wait_for(task_id, TaskState.PENDING)
         performed = watch.perform(PurgeQueue(cluster=CLUSTER, queue=queue, confirm=queue), ADMIN)
         assert performed.message.startswith(
-            f"3 messages deleted from {queue}; 2 tasks are revoked. 1 were not read; their tasks are looked for"
+            f"3 messages deleted from {queue}; 2 tasks revoked. 1 not read: the tasks are checked"
         )
         for task_id in ids[:2]:
             watch.wait_for(task_id, TaskState.REVOKED)

@@ -220,7 +220,7 @@ def test_shutdown_is_typed_in_and_seen_to_happen(watch: Watch) -> None:
         assert watch.last_action().outcome == "denied"
         assert worker.process.poll() is None
         outcome, message = outcome_of(watch, ShutDownWorker(**to, confirm=worker.hostname))
-        assert (outcome, message.startswith(f"{worker.hostname}: It has said goodbye:")) == ("done", True)
+        assert (outcome, message.startswith(f"{worker.hostname}: Warm shutdown:")) == ("done", True)
         worker.process.wait(10)
 
 

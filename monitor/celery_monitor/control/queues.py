@@ -141,7 +141,7 @@ class PurgeQueue(QueueCommand, frozen=True, kw_only=True):
         number = messages_of(target.broker, target.settings, self.queue).purge(removed.add)
         concluded = removed.conclude(f"queue {self.queue} purged by {target.actor}")
         unread = number - removed.number
-        rest = f" {unread} were not read; their tasks are checked within minutes." if unread else ""
+        rest = f" {unread} not read: the tasks are checked within minutes." if unread else ""
         deleted = f"{counted(number, 'message')} deleted from {self.queue}; {counted(concluded, 'task')} revoked."
         return Performed(
             outcome="done",
