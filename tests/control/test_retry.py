@@ -102,8 +102,8 @@ def test_one_task_that_was_retried_asks_first_and_says_when_and_as_what(watch: W
     performed = watch.perform(RetryTask(cluster=CLUSTER, id=make_id(3), confirm=True))
     with pytest.raises(ConfirmationRequired) as caught:
         watch.perform(RetryTask(cluster=CLUSTER, id=make_id(3)))
-    said = f"already retried 0 s ago as {performed.results[0].new_id} (no event of it yet)."
-    assert said in caught.value.message
+    retried = f"already retried 0 s ago as {performed.results[0].new_id} (no event yet)."
+    assert retried in caught.value.message
     assert waiting(watch) == 1
 
 

@@ -67,7 +67,7 @@ def test_solo_worker_that_works_is_busy_and_no_alarm(product: Product, redis_url
             lambda: '"pool":"solo"' in product.get("api/v1/workers").replace(" ", ""), what="the pool of the worker"
         )
         worker.send("shop.pick", 12)
-        expect_words(page, rf"1 probably busy\.\s+{worker.hostname} has been silent for \d+ s, as a solo pool is")
+        expect_words(page, rf"1 probably busy\.\s+{worker.hostname} has been silent for \d+ s; a solo pool is silent")
         expect(page.get_by_role("region", name="Health")).not_to_contain_text("perhaps")
 
 
