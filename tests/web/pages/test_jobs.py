@@ -110,7 +110,7 @@ def test_an_abort_ends_it(browser: Browser, app: Starlette) -> None:
     browser.submit("/jobs/1", "/jobs/1/start", rate="0.05")
     store = app.state.store
     wait_for(lambda: sum(each.count for each in read_job(store, 1).reasons), what="the first task")
-    assert "Job 1 ends" in browser.submit("/jobs/1", "/jobs/1/abort")
+    assert "Job 1 is being aborted" in browser.submit("/jobs/1", "/jobs/1/abort")
     wait_for(lambda: read_job(store, 1).state is JobState.ABORTED, what="the end of the job")
     job = read_job(store, 1)
     assert job.left == 1

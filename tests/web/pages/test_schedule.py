@@ -91,7 +91,7 @@ def test_nobody_is_accused_of_what_the_receiver_may_not_have_seen(
     assert "Beat seems to have stopped" not in text
     assert "overdue" not in text.replace("so no entry is called overdue", "")
     assert "What beat sent in the last" in text
-    assert "is not known. The receiver is not running, hears nothing or is behind" in text
+    assert "is not known. The receiver does not run, hears nothing or is behind" in text
     assert text.count(", not known") == 2
     for item in house.client.get("/api/v1/schedule").json()["items"]:
         assert item["overdue"] is None
