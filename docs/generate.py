@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from celery_monitor.control import COMMANDS, REQUIRED_ROLE
 from celery_monitor.control.commands import Command, summary_of
-from celery_monitor.control.perform import COMMANDS, REQUIRED_ROLE
 from celery_monitor.core.filters.values import FIELDS, STATES_BY_WORD
 from celery_monitor.settings import ENVIRONMENT_PREFIX, SETTINGS, Settings
 

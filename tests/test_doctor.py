@@ -44,7 +44,7 @@ def test_a_good_set_up_is_said_to_be_good(broker_url: str, tmp_path: Path) -> No
     with running_worker(broker_url, config=WELL) as worker:
         code, found = examined(broker_url, tmp_path, "--node-id", f"test-{uuid4().hex[:8]}")
     unnamed = found.pop("result backend")
-    assert (unnamed["level"], unnamed["what"][:14]) == ("note", "None is named:")
+    assert (unnamed["level"], unnamed["what"][:15]) == ("note", "Not configured:")
     assert [each for each in found.values() if each["level"] != "ok"] == []
     assert code == 0
     assert worker.hostname in found["workers"]["what"]
@@ -74,7 +74,7 @@ def test_an_abandoned_queue_of_events_is_found_and_left_alone(amqp_url: str, tmp
         connection.channel().queue_declare(f"celeryev.{name}", durable=True, auto_delete=False)
     try:
         _, found = examined(amqp_url, tmp_path, "--node-id", name)
-        assert found["event queues"]["what"] == f"celeryev.{name} keeps 0 messages and has no consumer."
+        assert found["event queues"]["what"] == f"celeryev.{name} has 0 messages and no consumer."
         with Connection(host, user, password, virtual_host=vhost) as connection:
             connection.channel().queue_declare(f"celeryev.{name}", passive=True)
     finally:

@@ -38,7 +38,7 @@ def test_what_may_happen_twice_is_warned_of(state: TaskState) -> None:
 
 @pytest.mark.parametrize(
     ("why", "words"),
-    [("waiting", "still waits in its queue"), ("unacked", "deliver it again"), ("read", "may still do so")],
+    [("waiting", "is still in its queue"), ("unacked", "deliver it again"), ("read", "may still be")],
 )
 def test_a_message_that_the_broker_delivers_anyway_is_warned_of(why: str, words: str) -> None:
     message = make_message(make_id(0), why=why)

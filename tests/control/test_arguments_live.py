@@ -19,9 +19,9 @@ from celery_monitor.brokers import task_messages as held
 from celery_monitor.brokers.task_messages import find_task_messages
 from celery_monitor.control.arguments import FoundArguments, find_arguments, look_up
 from celery_monitor.control.bulk import BulkRetry
+from celery_monitor.control.commands import Target
 from celery_monitor.control.queues import FindMessage
 from celery_monitor.control.retry import RetryTask, RetryTasks
-from celery_monitor.control.target import Target
 from celery_monitor.core.message import facts
 from celery_monitor.errors import ConfirmationRequired, Conflict
 from celery_monitor.records.event import Event
@@ -88,7 +88,7 @@ def test_a_message_that_waits_in_redis_is_known_exactly_and_stays(redis_url: str
         task = watch.wait_for(sent.id, TaskState.PENDING)
         it = found(watch, task)
         assert (it.arguments.fidelity, it.arguments.source) == ("exact", "queue")
-        assert it.arguments.reason.startswith(f"the message in the queue {queue}: body, headers")
+        assert it.arguments.reason.startswith(f"original message, from the queue {queue}. A retry")
         assert it.arguments.args_value == [LONG, 31]
         assert it.message is not None
         assert (it.message.callbacks, facts(it.message).priority) == (1, 6)
@@ -172,7 +172,7 @@ def test_a_search_that_found_nothing_in_time_says_so(
         watch.wait_for(ids[0], TaskState.PENDING)
         it = found(watch, task)
         assert it.arguments.fidelity == "unknown"
-        assert "is not among the first 7 that were looked at" in it.arguments.reason
+        assert "is not among the first 7 in the broker" in it.arguments.reason
         assert found(watch, read_task(watch.store, ids[0], CLUSTER)).arguments.fidelity == "exact"
 
 
@@ -191,7 +191,7 @@ def test_what_lies_beside_is_passed_over(redis_url: str, tmp_path: Path) -> None
             client.set(queue, "no list")
         it = found(watch, task)
         assert it.arguments.fidelity == "unknown"
-        assert "could not be asked for its message" in it.arguments.reason
+        assert "could not be searched for its message" in it.arguments.reason
 
 
 def test_rabbitmq_is_only_looked_into_when_somebody_asks(amqp_url: str, tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def test_rabbitmq_is_only_looked_into_when_somebody_asks(amqp_url: str, tmp_path
         assert found(watch, lost).arguments.fidelity == "unknown"
 
         performed = watch.perform(FindMessage(cluster=CLUSTER, id=lost.id, reason="its worker died"))
-        assert performed.message == f"Its message was found in the queue {queue}, and is kept: a retry is exact."
+        assert performed.message == f"Message found in the queue {queue} and stored: a retry is exact."
         action = watch.last_action()
         assert (action.action, action.target, action.reason) == ("task.find_message", lost.id, "its worker died")
         wait_for(lambda: ready(amqp_url, queue) == 3, what="that they are put back")
         it = found(watch, lost)
         assert (it.arguments.fidelity, it.arguments.source) == ("exact", "queue")
-        assert f"in the queue {queue}, as it lay there when it was read" in it.arguments.reason
-        with pytest.raises(ConfirmationRequired, match="lay in its queue when it was read"):
+        assert f"from the queue {queue} when it was last read" in it.arguments.reason
+        with pytest.raises(ConfirmationRequired, match="was in the queue when that was read"):
             watch.perform(RetryTask(cluster=CLUSTER, id=lost.id))
         new_id = watch.perform(RetryTask(cluster=CLUSTER, id=lost.id, confirm=True)).results[0].new_id
         with Connection(amqp_url) as connection:
@@ -255,7 +255,7 @@ def test_redis_has_nothing_to_be_taken_out(redis_url: str, tmp_path: Path) -> No
     with watching(redis_url, tmp_path) as watch, sender(redis_url) as app:
         task_id = app.send_task("basic.echo").id
         watch.wait_for(task_id, TaskState.PENDING)
-        with pytest.raises(Conflict, match="it is done by itself"):
+        with pytest.raises(Conflict, match="found automatically"):
             watch.perform(FindMessage(cluster=CLUSTER, id=task_id))
 
 
@@ -314,11 +314,11 @@ def test_the_worker_tells_what_it_runs(broker_url: str, tmp_path: Path) -> None:
         it = found(watch, task)
         assert (it.arguments.fidelity, it.arguments.source) == ("probable", "inspect")
         assert it.arguments.args_value == [30.5]
-        assert it.arguments.reason.startswith(f"told by {worker.hostname}, which has it as active")
+        assert it.arguments.reason.startswith(f"from {worker.hostname}, where the task is active")
         assert look_up(watch.store, watch.settings, task).arguments == it.arguments
         worker.kill()
         assert look_up(watch.store, watch.settings, task).arguments == it.arguments  # remembered for two seconds
-        assert "does not tell them" in found(watch, task).arguments.reason
+        assert "did not report them" in found(watch, task).arguments.reason
 
 
 def test_a_cluster_that_is_not_watched_any_more_still_shows_its_record(redis_url: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
+import msgspec
 import pytest
 
 from celery_monitor.brokers.batch import batches
@@ -45,7 +46,7 @@ def test_every_task_that_matches_is_sent_once_and_linked(shop: Shop) -> None:
     assert shop.sent() == expected
     (link,) = read_lineage(shop.store, read_task(shop.store, make_id(777), CLUSTER)).retried_as
     assert link.id == sent_as(job, make_id(777))
-    assert job.message == "Retry: 1234 done."
+    assert job.message == "1234 tasks retried."
 
 
 @pytest.mark.slow
@@ -148,8 +149,8 @@ def test_what_cannot_be_sent_is_skipped_with_a_reason_that_can_be_counted(redis_
         (JobOutcome.SKIPPED, 3),
         (JobOutcome.SKIPPED, 1),
     ]
-    assert "dots" in job.reasons[1].reason
-    assert "queue is unknown" in job.reasons[2].reason
+    assert "shortened" in job.reasons[1].reason
+    assert "queue unknown" in job.reasons[2].reason
     skipped = read_job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3)
     rest = read_job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED, limit=3, cursor=skipped.next)
     assert {each.id for each in (*skipped.items, *rest.items)} == {make_id(number) for number in range(6, 10)}
@@ -166,7 +167,7 @@ def test_a_task_that_changed_or_was_sent_by_somebody_else_meanwhile_is_skipped(r
     job = shop.run(shop.start(BulkRetry(query="state:failed", job=first.id)))
     reasons = {each.reason: each.count for each in job.reasons if each.outcome is JobOutcome.SKIPPED}
     assert reasons == {
-        "it was failed when it was chosen, and is succeeded now": 1,
+        "failed when it was chosen, succeeded now": 1,
         "already retried, state unknown": 2,
     }
     skipped = read_job_tasks(shop.store, job, outcome=JobOutcome.SKIPPED).items
@@ -193,12 +194,12 @@ def test_a_second_retry_of_all_leaves_out_what_the_first_sent(redis_shop: Shop) 
         "already retried, state unknown": 7,
         "already retried, succeeded": 1,
         "already retried, failed": 1,
-        "its queue is unknown: events name it only with task_send_sent_event": 1,
+        "queue unknown: events name it only with task_send_sent_event": 1,
     }
     assert (preview.preview.sendable, preview.preview.retried, preview.preview.warnings) == (3, 9, [])
     both = shop.preview(BulkRetry(query=query, include_retried=True))
     assert (both.preview.sendable, both.preview.retried, both.include_retried) == (12, 9, True)
-    assert both.preview.warnings == ["9 tasks were already retried and run once more."]
+    assert both.preview.warnings == ["9 tasks already retried, would run again."]
     shop.run(shop.start(BulkRetry(query=query, job=preview.id)))
     assert sum(shop.sent().values()) == 9 + 3
     job = shop.run(shop.start(BulkRetry(query=query, job=both.id)))
@@ -212,14 +213,15 @@ def test_a_preview_includes_retried_tasks_when_somebody_ticks_the_box(redis_shop
     shop.run(shop.retry(f"id:{make_id(2)}"))
     preview = shop.preview(BulkRetry(query="state:failed"))
     command = BulkRetry(cluster=CLUSTER, query="state:failed", job=preview.id)
-    looked = [shop.controller.look_again(OLGA, command, include_retried=each) for each in (True, False, True)]
+    again, without = (msgspec.structs.replace(command, include_retried=each) for each in (True, False))
+    looked = [shop.controller.preview(OLGA, each) for each in (again, without, again)]
     assert [each.preview.sendable for each in (preview, *looked)] == [3, 4, 3, 4]
     job = shop.run(shop.start(command))
     assert job.count(JobOutcome.DONE) == 4
     with pytest.raises(Conflict, match="not the preview of a retry"):
-        shop.controller.look_again(OLGA, command, include_retried=False)
+        shop.controller.preview(OLGA, without)
     with pytest.raises(Forbidden):
-        shop.controller.look_again(VERA, command, include_retried=False)
+        shop.controller.preview(VERA, without)
 
 
 def test_two_jobs_at_once_send_each_task_once(shop: Shop) -> None:
@@ -260,7 +262,7 @@ def test_a_throttle_is_kept_and_an_abort_leaves_the_rest_alone(shop: Shop) -> No
     assert job.state is JobState.ABORTED
     assert 80 <= job.count(JobOutcome.DONE) == sent <= 40 * (elapsed + 2)
     assert job.left == 400 - sent
-    assert job.message == f"Aborted by olga. Retry: {sent} done, {400 - sent} not sent."
+    assert job.message == f"Aborted by olga. {sent} tasks retried, {400 - sent} not sent."
     with pytest.raises(Conflict, match="nothing to abort"):
         shop.controller.perform(OLGA, AbortJob(cluster=CLUSTER, job=job.id))
 
@@ -296,7 +298,7 @@ def test_revoke_tells_workers_in_batches_and_skips_what_has_ended(shop: Shop) ->
     ]
     shop.write(*waiting)
     job = shop.run(shop.start(BulkRevoke(query="name:shop.charge", reason="wrong price")))
-    assert JobReason(outcome=JobOutcome.SKIPPED, reason="it is failed: there is nothing left to revoke", count=3) in (
+    assert JobReason(outcome=JobOutcome.SKIPPED, reason="failed: there is nothing left to revoke", count=3) in (
         job.reasons
     )
     assert job.count(JobOutcome.UNCONFIRMED) == 5

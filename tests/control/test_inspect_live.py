@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_monitor.control.inspect import look_inside, task_limits
+from celery_monitor.control.inspect import query_worker, task_limits
 from celery_monitor.errors import NotFound
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import Worker, WorkerStatus
@@ -27,7 +27,7 @@ def test_worker_tells_what_it_has_in_hand(broker_url: str, tmp_path: Path) -> No
         watch.wait_for(running, TaskState.STARTED)
         held = worker.send("echo", {"password": "hunter2"}, countdown=500)
         watch.wait_for(held, TaskState.SCHEDULED)
-        inside = look_inside(watch.settings, read_worker(watch.store, worker.hostname))
+        inside = query_worker(watch.settings, read_worker(watch.store, worker.hostname))
         (active,) = inside.active or ()
         assert (active.id, active.name, active.args) == (running, "basic.sleep", "(6,)")
         assert active.started is not None
@@ -52,7 +52,7 @@ def test_one_argument_that_is_no_json_silences_that_answer_alone(
         watch.wait_for_worker(worker)
         running = worker.send("echo", object, countdown=500, serializer="pickle")
         watch.wait_for(running, TaskState.SCHEDULED)
-        inside = look_inside(watch.settings, read_worker(watch.store, worker.hostname))
+        inside = query_worker(watch.settings, read_worker(watch.store, worker.hostname))
         assert inside.active == ()
         assert inside.scheduled is None or inside.scheduled[0].id == running
 
@@ -63,11 +63,11 @@ def test_silent_worker_is_given_up(redis_url: str, tmp_path: Path) -> None:
         known = read_worker(watch.store, worker.hostname)
         os.kill(worker.pid, signal.SIGSTOP)
         try:
-            assert look_inside(watch.settings, known).silent
+            assert query_worker(watch.settings, known).silent
         finally:
             os.kill(worker.pid, signal.SIGCONT)
         with pytest.raises(NotFound):
-            look_inside(watch.settings, Worker(cluster="mail", hostname="a@mail", status=WorkerStatus.ONLINE))
+            query_worker(watch.settings, Worker(cluster="mail", hostname="a@mail", status=WorkerStatus.ONLINE))
         assert known.cluster == CLUSTER
 
 

@@ -10,9 +10,8 @@ import redis
 
 from celery_monitor.brokers.publish import Route, publisher
 from celery_monitor.control.arguments import FoundArguments, find_arguments
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import Actor, Role, Target
 from celery_monitor.control.retry import RetryTask, RetryTasks, find_route, prepare, send_all
-from celery_monitor.control.target import Target
 from celery_monitor.core.arguments import judge
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden
 from celery_monitor.records.receiver import Delivery
@@ -60,7 +59,7 @@ def test_two_presses_at_the_same_time_send_one_message(watch: Watch) -> None:
     with ThreadPoolExecutor(8) as pool:
         performed = list(pool.map(lambda _: watch.perform(command), range(8)))
     assert len({each.results[0].new_id for each in performed}) == 1
-    assert sum("Sent again" in each.message for each in performed) == 1
+    assert sum("Retried as" in each.message for each in performed) == 1
     assert waiting(watch) == 1
 
 
@@ -102,8 +101,8 @@ def test_one_task_that_was_retried_asks_first_and_says_when_and_as_what(watch: W
     performed = watch.perform(RetryTask(cluster=CLUSTER, id=make_id(3), confirm=True))
     with pytest.raises(ConfirmationRequired) as caught:
         watch.perform(RetryTask(cluster=CLUSTER, id=make_id(3)))
-    said = f"already retried 0 s ago as {performed.results[0].new_id} (no event of it yet)."
-    assert said in caught.value.message
+    retried = f"already retried 0 s ago as {performed.results[0].new_id} (no event yet)."
+    assert retried in caught.value.message
     assert waiting(watch) == 1
 
 
@@ -158,7 +157,7 @@ def test_a_name_that_is_not_known_whole_is_not_called(watch: Watch) -> None:
     watch_target = target_of(watch)
     failed = read_task(watch.store, make_id(1), CLUSTER).state
     for name in (None, "n" * 512, "shop.\ufffd"):
-        with pytest.raises(Conflict, match="not known whole"):
+        with pytest.raises(Conflict, match="full name is unknown"):
             prepare(watch_target, make_task(name=name, state=failed), FoundArguments(arguments=judge(make_task())))
 
 
@@ -169,7 +168,7 @@ def test_what_was_done_is_told_when_it_cannot_be_recorded(watch: Watch, redis_ur
         watch.perform(RetryTask(cluster=CLUSTER, id=make_id(1)))
     performed = watch.perform(RetryTask(cluster=CLUSTER, id=make_id(1), confirm=True))
     assert performed.outcome == "done"
-    assert "could not be written to the record of actions" in performed.message
+    assert "Not added to the record of actions" in performed.message
     assert waiting(watch) == 1
     with pytest.raises(Forbidden, match="vera is viewer"):
         watch.perform(RetryTask(cluster=CLUSTER, id=make_id(1), confirm=True), Actor("vera", Role.VIEWER))

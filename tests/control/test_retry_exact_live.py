@@ -326,7 +326,7 @@ def test_a_member_of_a_chord_runs_again_and_its_body_stays_failed(redis_url: str
         message = it.message(task)
         assert (message.chord, facts(message).group_index) == ("basic.mark", 0)
         assert facts(message).group == result.parent.id
-        with pytest.raises(ConfirmationRequired, match=r"chord's body basic\.mark stays failed"):
+        with pytest.raises(ConfirmationRequired, match=r"chord body basic\.mark stays failed"):
             it.retry(task)
         it.watch.wait_for(it.retry(task, confirm=True), TaskState.SUCCESS)
         assert result.state == "FAILURE"

@@ -50,7 +50,7 @@ def test_a_task_that_waits_in_its_queue_is_revoked(broker_url: str, tmp_path: Pa
         watch.wait_for(waiting, TaskState.PENDING)
         performed = watch.perform(revoke(waiting))
         assert performed.outcome == "done"
-        assert f"{worker.hostname} will drop it" in performed.message
+        assert f"{worker.hostname} will not run it" in performed.message
         watch.wait_for(waiting, TaskState.REVOKED)
 
 
@@ -59,9 +59,12 @@ def test_a_running_task_ends_only_when_terminated(broker_url: str, tmp_path: Pat
         watch.wait_for_worker(worker)
         running = worker.send("sleep", 30)
         watch.wait_for(running, TaskState.STARTED)
-        assert "runs it to its end" in watch.perform(revoke(running)).message
+        assert "finishes running it" in watch.perform(revoke(running)).message
         performed = watch.perform(revoke(running, terminate=True, signal="SIGKILL"))
-        assert (performed.outcome, performed.message) == ("done", f"{worker.hostname} kills the process that runs it.")
+        assert (performed.outcome, performed.message) == (
+            "done",
+            f"{worker.hostname} terminates the process that runs it.",
+        )
         watch.wait_for(running, TaskState.REVOKED)
         assert watch.last_action().parameters["signal"] == "SIGKILL"
 
@@ -112,7 +115,7 @@ def test_several_are_revoked_at_once(broker_url: str, tmp_path: Path) -> None:
         for task_id in held:
             watch.wait_for(task_id, TaskState.SCHEDULED)
         performed = watch.perform(RevokeTasks(cluster=CLUSTER, ids=(*held, done, "no such task")))
-        assert performed.message == "Revoke: 3 done, 2 skipped"
+        assert performed.message == "3 tasks revoked, 2 skipped."
         for task_id in held:
             watch.wait_for(task_id, TaskState.REVOKED)
         assert watch.last_action().count == 5

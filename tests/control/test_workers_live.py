@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.inspect import pool_processes, queue_names
+from celery_monitor.control.revoke import RevokeStamped
 from celery_monitor.control.workers import (
     WORKER_COMMANDS,
     AddConsumer,
@@ -23,7 +24,6 @@ from celery_monitor.control.workers import (
     GrowPool,
     RateLimit,
     RestartPool,
-    RevokeStamped,
     ShrinkPool,
     ShutDownWorker,
     TimeLimit,
@@ -65,7 +65,7 @@ def processes_of(watch: Watch, worker: Worker) -> int | None:
     return pool_processes(reply[worker.hostname].ok)
 
 
-def told(watch: Watch, command: WorkerCommand) -> tuple[str, str]:
+def outcome_of(watch: Watch, command: WorkerCommand) -> tuple[str, str]:
     """Outcome and message, which are also what is recorded."""
     performed = watch.perform(command, ADMIN)
     action = watch.last_action()
@@ -77,18 +77,18 @@ def test_pool_grows_and_shrinks_and_never_to_nothing(watch: Watch) -> None:
     with running_worker(url_of(watch), concurrency=1) as worker:
         watch.wait_for_worker(worker)
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
-        outcome, message = told(watch, GrowPool(**to, number=2))
+        outcome, message = outcome_of(watch, GrowPool(**to, number=2))
         assert outcome == "done"
-        assert "It answered: pool will grow. From 1 to 3 processes" in message
+        assert "Answer: pool will grow. From 1 to 3 processes" in message
         assert read_worker(watch.store, worker.hostname).pool_size == 3
         wait_for(lambda: processes_of(watch, worker) == 3, what="three processes")
-        outcome, message = told(watch, ShrinkPool(**to, number=1))
+        outcome, message = outcome_of(watch, ShrinkPool(**to, number=1))
         assert outcome == "done"
-        assert "It answered: pool will shrink. From 3 to 2 processes" in message
+        assert "Answer: pool will shrink. From 3 to 2 processes" in message
         wait_for(lambda: processes_of(watch, worker) == 2, what="two processes")
-        outcome, message = told(watch, ShrinkPool(**to, number=2))
+        outcome, message = outcome_of(watch, ShrinkPool(**to, number=2))
         assert outcome == "failed"
-        assert "leaves none to run tasks. Nothing was sent" in message
+        assert "would leave none. Nothing was sent" in message
         assert watch.wait_for(worker.send("add", 2, 3), TaskState.SUCCESS)
 
 
@@ -98,46 +98,46 @@ def test_busy_processes_are_not_taken_away(redis_watch: Watch) -> None:
         for _ in range(2):
             redis_watch.wait_for(worker.send("sleep", 4), TaskState.STARTED)
         command = ShrinkPool(cluster=CLUSTER, workers=(worker.hostname,), number=1)
-        outcome, message = told(redis_watch, command)
+        outcome, message = outcome_of(redis_watch, command)
         assert outcome == "failed"
-        assert "All its processes are busy, and none was taken away." in message
+        assert "All pool processes are busy, so none was removed." in message
 
 
 def test_pool_of_threads_says_that_it_is_fixed(redis_watch: Watch) -> None:
     with running_worker(url_of(redis_watch), pool="threads") as worker:
         redis_watch.wait_for_worker(worker)
-        outcome, message = told(redis_watch, GrowPool(cluster=CLUSTER, workers=(worker.hostname,)))
+        outcome, message = outcome_of(redis_watch, GrowPool(cluster=CLUSTER, workers=(worker.hostname,)))
         assert outcome == "failed"
-        assert "start the worker again with another --concurrency. It answered: AttributeError" in message
+        assert "restart the worker with another --concurrency. Answer: AttributeError" in message
 
 
 def test_autoscale_needs_its_option(watch: Watch) -> None:
     autoscale: dict[str, Any] = {"cluster": CLUSTER, "maximum": 3, "minimum": 2}
     with running_worker(url_of(watch)) as fixed:
         watch.wait_for_worker(fixed)
-        outcome, message = told(watch, Autoscale(**autoscale, workers=(fixed.hostname,)))
+        outcome, message = outcome_of(watch, Autoscale(**autoscale, workers=(fixed.hostname,)))
         assert outcome == "failed"
-        assert "was not started with --autoscale" in message
+        assert "Started without --autoscale" in message
     options = ("--without-gossip", "--without-mingle", "--autoscale=2,1")
     with running_worker(url_of(watch), options=options) as scaling:
         watch.wait_for_worker(scaling)
-        outcome, message = told(watch, Autoscale(**autoscale, workers=(scaling.hostname,)))
-        assert (outcome, message) == ("done", f"{scaling.hostname}: It answered: autoscale now max=3 min=2.")
-        outcome, message = told(watch, GrowPool(cluster=CLUSTER, workers=(scaling.hostname,)))
+        outcome, message = outcome_of(watch, Autoscale(**autoscale, workers=(scaling.hostname,)))
+        assert (outcome, message) == ("done", f"{scaling.hostname}: Answer: autoscale now max=3 min=2.")
+        outcome, message = outcome_of(watch, GrowPool(cluster=CLUSTER, workers=(scaling.hostname,)))
         assert outcome == "failed"
-        assert "It scales itself (--autoscale)" in message
+        assert "This worker autoscales (--autoscale)" in message
 
 
 def test_pool_restart_needs_its_setting(watch: Watch) -> None:
     with running_worker(url_of(watch)) as fixed:
         watch.wait_for_worker(fixed)
-        outcome, message = told(watch, RestartPool(cluster=CLUSTER, workers=(fixed.hostname,)))
+        outcome, message = outcome_of(watch, RestartPool(cluster=CLUSTER, workers=(fixed.hostname,)))
         assert outcome == "failed"
         assert "worker_pool_restarts = True" in message
     with running_worker(url_of(watch), config={"worker_pool_restarts": True}) as worker:
         watch.wait_for_worker(worker)
-        outcome, message = told(watch, RestartPool(cluster=CLUSTER, workers=(worker.hostname,)))
-        assert (outcome, message) == ("done", f"{worker.hostname}: It answered: reload started.")
+        outcome, message = outcome_of(watch, RestartPool(cluster=CLUSTER, workers=(worker.hostname,)))
+        assert (outcome, message) == ("done", f"{worker.hostname}: Answer: reload started.")
 
 
 def test_consumer_is_added_and_cancelled_and_the_worker_really_does(watch: Watch) -> None:
@@ -145,14 +145,14 @@ def test_consumer_is_added_and_cancelled_and_the_worker_really_does(watch: Watch
         watch.wait_for_worker(worker)
         more = f"{worker.queue}-more"
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,), "queue": more}
-        outcome, message = told(watch, AddConsumer(**to))
+        outcome, message = outcome_of(watch, AddConsumer(**to))
         assert outcome == "done"
-        assert f"It takes from {more}; now from {worker.queue}, {more}." in message
+        assert f"Now consumes {worker.queue}, {more}." in message
         assert queues_of(watch, worker) == [worker.queue, more]
         watch.wait_for(worker.send("add", 2, 3, queue=more), TaskState.SUCCESS)
-        outcome, message = told(watch, CancelConsumer(**to))
+        outcome, message = outcome_of(watch, CancelConsumer(**to))
         assert outcome == "done"
-        assert f"It takes no more from {more}" in message
+        assert f"Now consumes {worker.queue}. Tasks already received still run." in message
         assert queues_of(watch, worker) == [worker.queue]
         waiting = worker.send("add", 2, 3, queue=more)
         watch.wait_for(waiting, TaskState.PENDING)
@@ -164,23 +164,23 @@ def test_limits_are_set_cleared_and_refused(watch: Watch) -> None:
     with running_worker(url_of(watch), config={"worker_pool_restarts": True}) as worker:
         watch.wait_for_worker(worker)
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (worker.hostname,)}
-        outcome, message = told(watch, RateLimit(**to, task="basic.add", rate="7/m"))
+        outcome, message = outcome_of(watch, RateLimit(**to, task="basic.add", rate="7/m"))
         assert (outcome, "at most 7 per minute" in message) == ("done", True)
-        outcome, message = told(watch, RateLimit(**to, task="basic.add", rate="0"))
+        outcome, message = outcome_of(watch, RateLimit(**to, task="basic.add", rate="0"))
         assert (outcome, "without a limit" in message) == ("done", True)
-        outcome, message = told(watch, TimeLimit(**to, task="basic.sleep", soft=None, hard=1.0))
+        outcome, message = outcome_of(watch, TimeLimit(**to, task="basic.sleep", soft=None, hard=1.0))
         assert outcome == "unconfirmed"
-        assert "basic.sleep has no soft limit and a hard limit of 1 s from when its pool is restarted" in message
+        assert "basic.sleep has no soft limit and a hard limit of 1 s once the pool restarts" in message
         watch.wait_for(worker.send("sleep", 1.5), TaskState.SUCCESS)  # Celery said yes, and keeps the limits it had
-        assert told(watch, RestartPool(**to))[0] == "done"
+        assert outcome_of(watch, RestartPool(**to))[0] == "done"
         assert "TimeLimitExceeded" in str(watch.wait_for(worker.send("sleep", 30), TaskState.FAILURE).traceback)
         for command in (
             RateLimit(**to, task="shop.nope", rate="7/m"),
             TimeLimit(**to, task="shop.nope", soft=1, hard=2),
         ):
-            outcome, message = told(watch, command)
+            outcome, message = outcome_of(watch, command)
             assert outcome == "failed"
-            assert "It has no task of that name." in message
+            assert "The worker has no task of that name." in message
 
 
 def test_time_limit_on_threads_is_said_to_do_nothing(redis_watch: Watch) -> None:
@@ -188,9 +188,9 @@ def test_time_limit_on_threads_is_said_to_do_nothing(redis_watch: Watch) -> None
         redis_watch.wait_for_worker(worker)
         remember_pool(redis_watch, worker, "threads")
         command = TimeLimit(cluster=CLUSTER, workers=(worker.hostname,), task="basic.sleep", soft=None, hard=1.5)
-        outcome, message = told(redis_watch, command)
+        outcome, message = outcome_of(redis_watch, command)
         assert outcome == "failed"
-        assert "a threads pool keeps no time limits" in message
+        assert "a threads pool has no time limits" in message
 
 
 def test_events_are_turned_off_and_on_unless_the_worker_was_started_with_them(watch: Watch) -> None:
@@ -198,11 +198,11 @@ def test_events_are_turned_off_and_on_unless_the_worker_was_started_with_them(wa
         for worker in (quiet, loud):
             watch.wait_for_worker(worker)
         to: dict[str, Any] = {"cluster": CLUSTER, "workers": (quiet.hostname,)}
-        assert told(watch, EnableEvents(**to))[1].endswith("It answered: task events enabled.")
+        assert outcome_of(watch, EnableEvents(**to))[1].endswith("Answer: task events enabled.")
         watch.wait_for(quiet.send("add", 1, 2), TaskState.SUCCESS)
-        assert told(watch, DisableEvents(**to))[0] == "done"
+        assert outcome_of(watch, DisableEvents(**to))[0] == "done"
         assert read_worker(watch.store, quiet.hostname).events_enabled is False
-        outcome, message = told(watch, DisableEvents(cluster=CLUSTER, workers=(loud.hostname,)))
+        outcome, message = outcome_of(watch, DisableEvents(cluster=CLUSTER, workers=(loud.hostname,)))
         assert outcome == "failed"
         assert "started with -E" in message
 
@@ -219,8 +219,8 @@ def test_shutdown_is_typed_in_and_seen_to_happen(watch: Watch) -> None:
             watch.perform(ShutDownWorker(**to, confirm=worker.hostname))
         assert watch.last_action().outcome == "denied"
         assert worker.process.poll() is None
-        outcome, message = told(watch, ShutDownWorker(**to, confirm=worker.hostname))
-        assert (outcome, message.startswith(f"{worker.hostname}: It has said goodbye:")) == ("done", True)
+        outcome, message = outcome_of(watch, ShutDownWorker(**to, confirm=worker.hostname))
+        assert (outcome, message.startswith(f"{worker.hostname}: Warm shutdown:")) == ("done", True)
         worker.process.wait(10)
 
 
@@ -230,8 +230,8 @@ def test_shutdown_of_a_busy_worker_waits_for_its_task(redis_watch: Watch) -> Non
         running = worker.send("sleep", 6)
         redis_watch.wait_for(running, TaskState.STARTED)
         command = ShutDownWorker(cluster=CLUSTER, workers=(worker.hostname,), confirm=worker.hostname)
-        outcome, message = told(redis_watch, command)
-        assert (outcome, "ends once what it runs has ended" in message) == ("done", True)
+        outcome, message = outcome_of(redis_watch, command)
+        assert (outcome, "finishes running tasks" in message) == ("done", True)
         assert worker.process.poll() is None
         redis_watch.wait_for(running, TaskState.SUCCESS)
 
@@ -243,10 +243,10 @@ def test_busy_solo_worker_leaves_it_unconfirmed_and_does_it_later(watch: Watch) 
         running = worker.send("sleep", 4)  # a solo worker sends its events only afterwards
         wait_for(lambda: running in worker.log, what="the task at the worker")
         command = AddConsumer(cluster=CLUSTER, workers=(worker.hostname,), queue=f"{worker.queue}-more")
-        outcome, message = told(watch, command)
+        outcome, message = outcome_of(watch, command)
         assert outcome == "unconfirmed"
         assert "Sent, unconfirmed" in message
-        assert "A solo pool is silent while it runs a task." in message
+        assert "A solo pool does not answer while it runs a task." in message
         wait_for(lambda: f"{worker.queue}-more" in queues_of(watch, worker), what="the late consumer")
 
 
@@ -255,11 +255,11 @@ def test_worker_that_dies_between_click_and_answer(watch: Watch) -> None:
         watch.wait_for_worker(worker)
         os.kill(worker.pid, signal.SIGSTOP)  # it has the command, and does not come to answer it
         command = RateLimit(cluster=CLUSTER, workers=(worker.hostname,), task="basic.add", rate="9/s")
-        outcome, message = told(watch, command)
-        assert (outcome, "it did not answer" in message) == ("unconfirmed", True)
+        outcome, message = outcome_of(watch, command)
+        assert (outcome, "no answer" in message) == ("unconfirmed", True)
         worker.kill()
-        outcome, message = told(watch, command)
-        assert (outcome, "it did not answer" in message) == ("unconfirmed", True)
+        outcome, message = outcome_of(watch, command)
+        assert (outcome, "no answer" in message) == ("unconfirmed", True)
 
 
 def test_no_command_is_called_done_that_nobody_answered(watch: Watch) -> None:
@@ -309,8 +309,8 @@ def test_pickle_worker_breaks_nothing(watch: Watch, monkeypatch: pytest.MonkeyPa
 def test_tasks_with_a_stamp_are_revoked(watch: Watch) -> None:
     with running_worker(url_of(watch)) as worker:
         watch.wait_for_worker(worker)
-        outcome, message = told(watch, RevokeStamped(cluster=CLUSTER, workers=(), header="batch", stamps=("b7",)))
-        assert (outcome, "skips tasks with this stamp" in message) == ("done", True)
+        outcome, message = outcome_of(watch, RevokeStamped(cluster=CLUSTER, workers=(), header="batch", stamps=("b7",)))
+        assert (outcome, "skip tasks with this stamp" in message) == ("done", True)
         assert watch.last_action().target == "batch=b7"
         stamped = worker.send("add", 1, 2, headers={"stamps": {"batch": ["b7"]}, "stamped_headers": ["batch"]})
         watch.wait_for(stamped, TaskState.REVOKED)
@@ -326,8 +326,8 @@ def test_running_task_with_a_stamp_is_terminated(redis_watch: Watch) -> None:
         command = RevokeStamped(
             cluster=CLUSTER, workers=(), header="batch", stamps=("b8",), terminate=True, signal="SIGKILL"
         )
-        outcome, message = told(redis_watch, command)
-        assert (outcome, "It kills the processes" in message) == ("done", True)
+        outcome, message = outcome_of(redis_watch, command)
+        assert (outcome, "Running ones are terminated" in message) == ("done", True)
         redis_watch.wait_for(running, TaskState.REVOKED)
 
 

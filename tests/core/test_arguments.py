@@ -1,4 +1,5 @@
 import json
+import pickle
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -7,7 +8,17 @@ from celery.utils.saferepr import saferepr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_monitor.core.arguments import MAX_JSON, MAX_REPR, Arguments, edit, judge, parse_json_arguments
+from celery_monitor.core.arguments import (
+    MAX_JSON,
+    MAX_REPR,
+    Arguments,
+    edit,
+    from_result,
+    from_worker,
+    judge,
+    parse_json_arguments,
+)
+from celery_monitor.core.message import Unreadable
 from celery_monitor.errors import InvalidInput
 from tests.factories import make_task
 
@@ -61,37 +72,37 @@ def test_arguments_that_the_text_shows_whole_are_read_back(args: Any, kwargs: An
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        pytest.param(("a" * 3000,), "dots", id="a string cut inside its quotes"),
-        pytest.param((list(range(2000)),), "dots", id="a list cut at its end"),
-        pytest.param(("a" * 3000, 2), "dots", id="a string cut, and the rest with it"),
-        pytest.param((Custom(),), "object", id="a custom object"),
+        pytest.param(("a" * 3000,), "shortened", id="a string cut inside its quotes"),
+        pytest.param((list(range(2000)),), "shortened", id="a list cut at its end"),
+        pytest.param(("a" * 3000, 2), "shortened", id="a string cut, and the rest with it"),
+        pytest.param((Custom(),), "other than plain values", id="a custom object"),
         pytest.param(("a\\b",), "backslash", id="a backslash, which would read as backspace"),
         pytest.param(("it's",), "backslash", id="an apostrophe"),
         pytest.param(("C:\\new",), "backslash", id="a path"),
         pytest.param((b"abc",), "bytes", id="bytes"),
         pytest.param((b"\xff\xfe",), "bytes", id="bytes shown as hexadecimal"),
-        pytest.param((b"a', 'b",), "object|bytes", id="bytes with quotes"),
-        pytest.param(([[[1]]],), "dots", id="too deep"),
-        pytest.param((...,), "object|Ellipsis|ellipsis", id="Ellipsis itself"),
-        pytest.param(("wait...",), "dots", id="dots of its own, not told from a cut"),
+        pytest.param((b"a', 'b",), "other than plain values|bytes", id="bytes with quotes"),
+        pytest.param(([[[1]]],), "shortened", id="too deep"),
+        pytest.param((...,), "other than plain values|Ellipsis|ellipsis", id="Ellipsis itself"),
+        pytest.param(("wait...",), "shortened", id="dots of its own, not told from a cut"),
         pytest.param(("a\nb",), "control", id="a line feed"),
         pytest.param(("a\x00b",), "control", id="a NUL"),
         pytest.param(("a\x1b[31mb",), "control", id="an escape"),
         pytest.param(("a\x85b",), "control", id="a C1 control"),
         pytest.param(("***",), "masked", id="a mask"),
         pytest.param(("a\ufffdb",), "stored", id="a replacement character"),
-        pytest.param((float("nan"),), "object", id="not a number"),
-        pytest.param((float("inf"),), "object", id="infinity"),
+        pytest.param((float("nan"),), "other than plain values", id="not a number"),
+        pytest.param((float("inf"),), "other than plain values", id="infinity"),
         pytest.param(({1, 2},), "set", id="a set"),
         pytest.param((set(),), "set", id="an empty set"),
         pytest.param(((1, 2),), "tuple", id="a tuple inside"),
         pytest.param((Point(1, 2),), "tuple", id="a named tuple inside"),
-        pytest.param(({1: "a"},), "key", id="a whole number as key"),
-        pytest.param(({True: "a"},), "key", id="a truth value as key"),
-        pytest.param(({None: "a"},), "key", id="None as key"),
+        pytest.param(({1: "a"},), "the key", id="a whole number as key"),
+        pytest.param(({True: "a"},), "the key", id="a truth value as key"),
+        pytest.param(({None: "a"},), "the key", id="None as key"),
         pytest.param((1 + 2j,), "complex", id="a complex number"),
-        pytest.param((timedelta(1),), "object", id="a duration"),
-        pytest.param((10**2000,), "dots", id="a number cut short"),
+        pytest.param((timedelta(1),), "other than plain values", id="a duration"),
+        pytest.param((10**2000,), "shortened", id="a number cut short"),
     ],
 )
 def test_arguments_that_the_text_may_not_show_are_refused(args: Any, reason: str) -> None:
@@ -99,7 +110,7 @@ def test_arguments_that_the_text_may_not_show_are_refused(args: Any, reason: str
     assert arguments.fidelity == "unknown"
     assert (arguments.args, arguments.kwargs, arguments.args_value, arguments.kwargs_value) == (None,) * 4
     assert any(word in arguments.reason for word in reason.split("|")), arguments.reason
-    assert arguments.reason.startswith("args: ")
+    assert arguments.reason.startswith("args ")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +162,7 @@ def test_kwargs_are_a_dictionary_with_each_key_once(text: str) -> None:
 def test_arguments_that_no_event_carried_are_unknown_not_empty(args: str | None, kwargs: str | None) -> None:
     arguments = judge(make_task(args=args, kwargs=kwargs))
     assert (arguments.fidelity, arguments.args, arguments.args_value) == ("unknown", None, None)
-    assert arguments.reason == "no event carried its arguments"
+    assert arguments.reason == "no event contained its arguments"
 
 
 def test_a_text_cut_by_the_receiver_at_any_place_is_refused() -> None:
@@ -222,10 +233,10 @@ def test_the_editor_says_where_it_is_wrong(args: str, kwargs: str, field: str, l
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ("[NaN]", "NaN is no JSON"),
-        ("[-Infinity]", "Infinity is no JSON"),
+        ("[NaN]", "NaN is not JSON"),
+        ("[-Infinity]", "Infinity is not JSON"),
         ("[1e999]", "too large"),
-        ('[{"a": 1, "a": 2}]', "'a' is there twice"),
+        ('[{"a": 1, "a": 2}]', "duplicate key 'a'"),
         ('["\\ud800"]', "surrogate"),
         ("[" * 200 + "]" * 200, "levels deep"),
         ("[" * 100_000, "too deeply"),
@@ -250,13 +261,101 @@ def test_half_of_unknown_arguments_is_not_enough() -> None:
 
 
 def test_nothing_typed_changes_nothing() -> None:
-    known = judged((31, "EUR"))
-    assert edit(known, None, None) is known
+    whole = judged((31, "EUR"))
+    assert edit(whole, None, None) is whole
     with pytest.raises(InvalidInput):
-        edit(known, "", None)
+        edit(whole, "", None)
 
 
 def test_arguments_that_their_sender_did_not_report_are_said_to_be_so() -> None:
     for arguments in (judge(make_task(args="", kwargs="")), judge(make_task(args="(31,)", kwargs=""))):
         assert arguments.fidelity == "unknown"
-        assert arguments.reason.startswith("its sender reported no arguments")
+        assert arguments.reason.startswith("the sender reported no arguments")
+
+
+WORKER = "worker1@shop"
+
+
+def stored(**fields: object) -> bytes:
+    meta = {"status": "FAILURE", "task_id": "t7", "name": "shop.pay", "args": [31], "kwargs": {"k": None}, **fields}
+    return json.dumps(meta).encode()
+
+
+def test_an_extended_result_tells_the_arguments_with_name_and_queue() -> None:
+    reported = from_result(
+        "t7", stored(queue="payments", args=["a" * 5000, [[[[1]]]], "it's", {"__type__": "datetime"}])
+    )
+    assert (reported.arguments.fidelity, reported.arguments.source) == ("probable", "result")
+    assert reported.arguments.args_value == ["a" * 5000, [[[[1]]]], "it's", {"__type__": "datetime"}]
+    assert reported.arguments.kwargs_value == {"k": None}
+    assert (reported.name, reported.queue) == ("shop.pay", "payments")
+
+
+def test_a_text_of_the_arguments_is_read_where_it_tells_the_values() -> None:
+    """As django-celery-results keeps the publisher's."""
+    reported = from_result("t7", stored(args="(31, 'x')", kwargs="{'k': 1}"))
+    assert (reported.arguments.args_value, reported.arguments.kwargs_value) == ([31, "x"], {"k": 1})
+    assert (reported.arguments.fidelity, reported.arguments.source) == ("probable", "result")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (json.dumps({"status": "FAILURE", "task_id": "t7", "result": None}).encode(), "needs result_extended"),
+        (stored(args=None), "needs result_extended"),
+        (stored(args="('aaa...',)"), "stores only a text of its arguments"),
+        (stored(args="(<Order>,)"), "stores only a text of its arguments"),
+        (stored(kwargs="{'k': Decimal('1')}"), "stores only a text of its arguments"),
+        (stored(args="31"), "not a text of arguments"),
+        (stored(kwargs="[31]"), "not a text of arguments"),
+        (stored(task_id="t8"), "for something else"),
+        (b"[]", "for something else"),
+        (stored(args=[float("nan")]), "not JSON that can be read here"),
+        (b'{"task_id": "t7", "args": [1], "args": [2], "kwargs": {}}', "not JSON that can be read here"),
+        (pickle.dumps({"task_id": "t7", "args": [1], "kwargs": {}}), "not JSON that can be read here"),
+        (b"\xff", "not JSON that can be read here"),
+        (b"", "not JSON that can be read here"),
+    ],
+)
+def test_a_result_that_does_not_tell_them_is_refused(value: bytes, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        from_result("t7", value)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "values"),
+    [
+        ([31, "it's"], {"k": [1]}, ([31, "it's"], {"k": [1]})),
+        ("(31, 'x')", "{'k': 1}", ([31, "x"], {"k": 1})),
+    ],
+)
+def test_a_worker_tells_values_or_their_text(args: Any, kwargs: Any, values: Any) -> None:
+    reported = from_worker(WORKER, ["reserved", {"id": "t7", "name": "shop.pay", "args": args, "kwargs": kwargs}])
+    assert (reported.arguments.fidelity, reported.arguments.source, reported.name) == (
+        "probable",
+        "inspect",
+        "shop.pay",
+    )
+    assert (reported.arguments.args_value, reported.arguments.kwargs_value) == values
+    assert reported.arguments.reason.startswith(
+        "from worker1@shop, where the task is reserved. A retry won't include callbacks"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "does not have the task"),
+        ("ready", "does not have the task"),
+        (["active"], "does not have the task"),
+        (["active", {"args": [1]}], "does not have the task"),
+        (["active", {"args": "('aaa...',)", "kwargs": {}}], "cannot be used"),
+        (["active", {"args": "(<Order>,)", "kwargs": {}}], "cannot be used"),
+        (["active", {"args": [object()], "kwargs": {}}], "what JSON cannot represent"),
+        (["active", {"args": [float("inf")], "kwargs": {}}], "what JSON cannot represent"),
+        (["active", {"args": {"a": 1}, "kwargs": {}}], "cannot be used"),
+    ],
+)
+def test_a_worker_that_does_not_tell_them_is_not_believed(answer: object, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        from_worker(WORKER, answer)

@@ -45,7 +45,7 @@ def found(facts: BrokerFacts, record: RecordFacts = RECORD) -> dict[str, Finding
     return {each.kind: each for each in (*judge_workers(facts, record), *judge_transport(facts, record))}
 
 
-def told(**conf: object) -> BrokerFacts:
+def texts(**conf: object) -> BrokerFacts:
     return replace(GOOD, conf={**GOOD.conf, "mail@shop": {**GOOD_CONF, **conf}})
 
 
@@ -61,26 +61,31 @@ def test_nothing_is_wrong_with_a_good_set_up() -> None:
 @pytest.mark.parametrize(
     ("facts", "check", "level", "words"),
     [
-        (replace(GOOD, workers=[], conf={}, senders={}), "workers", "wrong", "No worker answers"),
-        (replace(GOOD, senders={"pay@shop": Sender(0, None)}), "heartbeats", "wrong", "mail@shop: no event"),
-        (told(worker_send_task_events=False), "task events", "unknown", "mail@shop: unknown"),
-        (told(task_send_sent_event=False), "sent events", "wrong", "off at mail@shop"),
-        (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes call themselves pay@shop"),
-        (told(task_annotations=None), "exact retries", "note", "not in use at mail@shop"),
-        (told(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 at mail@shop"),
+        (replace(GOOD, workers=[], conf={}, senders={}), "workers", "wrong", "No worker answered"),
+        (
+            replace(GOOD, senders={"pay@shop": Sender(0, None)}),
+            "heartbeats",
+            "wrong",
+            "No events received from mail@shop",
+        ),
+        (texts(worker_send_task_events=False), "task events", "unknown", "Unknown for mail@shop"),
+        (texts(task_send_sent_event=False), "sent events", "wrong", "off on mail@shop"),
+        (replace(GOOD, answers={"pay@shop": 3}), "node names", "wrong", "3 processes share the name pay@shop"),
+        (texts(task_annotations=None), "exact retries", "note", "not used on mail@shop"),
+        (texts(worker_prefetch_multiplier=0), "prefetch", "wrong", "0 on mail@shop"),
         (replace(GOOD, senders={"pay@shop": Sender(-3600, "5.7.1")}), "clocks", "wrong", "off by up to 3600.0 s"),
         (
             replace(GOOD, senders={"pay@shop": Sender(0, "5.7.1"), "mail@shop": Sender(0, "5.8.0")}),
             "Celery",
             "wrong",
-            "5.7.1 at pay@shop; 5.8.0 at mail@shop",
+            "5.7.1 on pay@shop; 5.8.0 on mail@shop",
         ),
         (on_redis(maxmemory_policy="allkeys-lru"), "memory of Redis", "wrong", "allkeys-lru"),
         (on_redis(used_memory=9_500), "memory of Redis", "wrong", "95% of maxmemory"),
-        (replace(GOOD, redis={}), "memory of Redis", "unknown", "does not tell"),
+        (replace(GOOD, redis={}), "memory of Redis", "unknown", "This user may not read"),
         (on_redis(pubsub_limit="pubsub 1048576 0 0"), "bursts", "wrong", "pubsub is 1048576 0 0"),
-        (on_redis(pubsub_limit=None), "bursts", "unknown", "does not tell"),
-        (told(broker_transport_options={"visibility_timeout": 60}), "visibility_timeout", "wrong", "up to 90 s"),
+        (on_redis(pubsub_limit=None), "bursts", "unknown", "This user may not read"),
+        (texts(broker_transport_options={"visibility_timeout": 60}), "visibility_timeout", "wrong", "up to 90 s"),
     ],
 )
 def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
@@ -97,7 +102,7 @@ def test_what_is_wrong_is_found_and_the_rest_is_not_blamed(
 @pytest.mark.parametrize("former", ["monitor.capture", "celery_monitor.capture"])
 def test_a_worker_with_the_former_line_of_capture_gets_the_new_line(former: str) -> None:
     given = {"shop.pay": {"rate_limit": "5/s"}, "*": {"Request": f"{former}:RequestOnReceive"}}
-    finding = found(told(task_annotations=given))["exact retries"]
+    finding = found(texts(task_annotations=given))["exact retries"]
     assert (LEVELS[finding.tone], finding.text[:9]) == ("wrong", "mail@shop")
     line = finding.then.partition("task_annotations = ")[2]
     assert ast.literal_eval(line) == {**given, "*": {"Request": "celery_monitor_capture:RequestOnReceive"}}
@@ -108,7 +113,7 @@ def test_an_unlimited_redis_throws_nothing_away_whatever_its_policy() -> None:
 
 
 def test_the_record_knows_whose_events_are_off() -> None:
-    findings = found(told(worker_send_task_events=False), replace(RECORD, events_off=["mail@shop", "gone@shop"]))
+    findings = found(texts(worker_send_task_events=False), replace(RECORD, events_off=["mail@shop", "gone@shop"]))
     assert LEVELS[findings["task events"].tone] == "wrong"
     assert "mail@shop sends no task events" in findings["task events"].text
     assert "gone" not in findings["task events"].text
@@ -123,7 +128,7 @@ def test_long_tasks_behind_a_prefetch_are_a_note() -> None:
     [
         ({"refusal": "attempt to write a readonly database"}, "database", "readonly"),
         ({"version": (12, 9)}, "version of the database", "12.9 is too old"),
-        ({"free_bytes": 1_000_000}, "disk", "0.0 GiB are free"),
+        ({"free_bytes": 1_000_000}, "disk", "0.0 GiB free"),
     ],
 )
 def test_a_database_in_trouble(change: dict[str, object], check: str, words: str) -> None:
@@ -150,17 +155,17 @@ def test_what_an_application_has_that_cannot_be_used_is_said() -> None:
         "content": "wrong",
         "sent events": "wrong",
     }
-    assert "Workers accept pickle, yaml and not json" in found["content"].text
+    assert "Workers accept pickle, yaml but not json" in found["content"].text
     assert "The entry 'nightly' of beat_schedule cannot be read: it names no task." in found["schedule"].text
-    told = [each.text for each in judge_application(application, workers_answered=True)]
-    assert "broker_transport_options.on_connect of shop cannot be used here: it is the function print." in told
-    assert not any("task_send_sent_event" in each for each in told)  # the workers' own is judged
+    texts = [each.text for each in judge_application(application, workers_answered=True)]
+    assert "broker_transport_options.on_connect of shop cannot be used here: it is the function print." in texts
+    assert not any("task_send_sent_event" in each for each in texts)  # the workers' own is judged
 
 
 @pytest.mark.parametrize(
     ("facts", "level", "words"),
     [
-        (None, "note", "None is named"),
+        (None, "note", "Not configured"),
         (ResultFacts("rpc://", "nobody else can read them", None), "note", "rpc:// cannot be read: nobody else"),
         (ResultFacts("redis://h", None, "The result backend does not answer."), "wrong", "does not answer"),
         (ResultFacts("redis://h", None, None), "ok", "Results in redis://h can be read."),
@@ -187,5 +192,5 @@ def test_a_worker_whose_events_are_refused_is_not_called_silent() -> None:
     judged = found(replace(GOOD, senders={"mail@shop": Sender(0, None)}, refused={"pay@shop": "x-pickle"}))
     assert LEVELS[judged["heartbeats"].tone] == "ok"
     assert LEVELS[judged["event serializer"].tone] == "wrong"
-    assert "Events of pay@shop are not read: they are x-pickle" in judged["event serializer"].text
+    assert "Events from pay@shop are refused: their format is x-pickle" in judged["event serializer"].text
     assert 'event_serializer = "json"' in judged["event serializer"].then

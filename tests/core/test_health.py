@@ -79,7 +79,7 @@ def growing(*queues: Queue) -> HealthFacts:
     return replace(WELL, queues=queues, growing={(queue.cluster, queue.name) for queue in queues})
 
 
-def told(facts: HealthFacts) -> str:
+def sentences(facts: HealthFacts) -> str:
     parts = [part for each in findings(facts) for part in (each, each.rest) if part is not None]
     return " ".join(part.text for part in parts)
 
@@ -100,7 +100,7 @@ def only(*given: Finding) -> Finding:
 
 
 def test_all_well_says_so() -> None:
-    assert told(WELL) == "3 workers up. Nothing is failing and no queue is growing."
+    assert sentences(WELL) == "3 workers up. Nothing is failing and no queue is growing."
     assert tones(WELL) == {"plain", "good"}
     assert banners(WELL) == ()
 
@@ -112,7 +112,7 @@ def test_the_example_of_the_specification_and_each_part_of_it_is_a_link() -> Non
         failures=FailureCounts(open=18),
         top_failure=make_group(7, "TimeoutError", "shop.pay", 14),
     )
-    assert told(facts) == (
+    assert sentences(facts) == (
         "2 of 3 workers up. emails is growing: 412 waiting, oldest 3 min. "
         "18 failures in 15 min, 14 of them TimeoutError in shop.pay."
     )
@@ -140,7 +140,7 @@ def test_every_kind_stands_in_its_document() -> None:
 
 def test_nothing_seen_yet() -> None:
     found = only(*findings(HealthFacts(now=NOW)))
-    assert (found.kind, found.text) == ("receiver", "No receiver has run on this record yet.")
+    assert (found.kind, found.text) == ("receiver", "No receiver has written to this database yet.")
     assert "celery-monitor serve --broker" in found.then
     assert only(*shown([make_health()], [])).text == "No worker has been seen yet."
 
@@ -148,8 +148,8 @@ def test_nothing_seen_yet() -> None:
 def test_receiver_that_stopped_writing() -> None:
     banner = only(*shown([make_health(updated_at=NOW - 16)], THREE))
     assert (banner.kind, banner.tone, banner.since) == ("receiver", "bad", NOW - 16)
-    assert told(replace(WELL, receivers=[make_health(updated_at=NOW - 16)])) == (
-        "The receiver does not run. 3 workers up."
+    assert sentences(replace(WELL, receivers=[make_health(updated_at=NOW - 16)])) == (
+        "The receiver is not running. 3 workers up."
     )
 
 
@@ -162,7 +162,7 @@ def test_receiver_that_says_nothing_for_seconds_may_be_busy() -> None:
 def test_broker_unreachable_comes_first_with_the_error_and_is_never_well() -> None:
     health = make_health(connected=False, error="connection refused at redis:6380", last_event_at=NOW - 31)
     facts = replace(WELL, receivers=[health])
-    assert told(facts) == "The broker cannot be reached: connection refused at redis:6380. 3 workers up."
+    assert sentences(facts) == "The broker cannot be reached: connection refused at redis:6380. 3 workers up."
     banner = only(*banners(facts))
     assert (banner.kind, banner.since) == ("broker", NOW - 31)
 
@@ -170,12 +170,12 @@ def test_broker_unreachable_comes_first_with_the_error_and_is_never_well() -> No
 def test_receiver_behind() -> None:
     banner = only(*shown([make_health(lag_seconds=95.0)], THREE))
     assert (banner.kind, banner.text) == ("lag", "The receiver is 1 min behind.")
-    assert "behind" not in told(replace(WELL, receivers=[make_health(lag_seconds=2.0)]))
+    assert "behind" not in sentences(replace(WELL, receivers=[make_health(lag_seconds=2.0)]))
 
 
 def test_record_that_is_not_written_says_why_instead_of_a_silent_receiver() -> None:
     banner = only(*shown([make_health(updated_at=NOW - 40, unwritten="disk full")], THREE))
-    assert (banner.kind, banner.text) == ("record", "The record is not being written: disk full.")
+    assert (banner.kind, banner.text) == ("record", "The database cannot be written: disk full.")
 
 
 def test_clusters_are_named_and_kept_apart() -> None:
@@ -206,7 +206,7 @@ def test_a_receiver_that_ends_before_it_can_say_anything() -> None:
     helper = FailingHelper(name="receiver", error="OSError: damaged", since=NOW - 7, failures=4)
     banner = only(*shown([make_health(connected=False, updated_at=None, helpers=(helper,))], []))
     assert (banner.kind, banner.tone) == ("receiver", "bad")
-    assert banner.text == "The receiver ended 4 times in a row: OSError: damaged."
+    assert banner.text == "The receiver exited 4 times in a row: OSError: damaged."
 
 
 def test_events_that_are_refused_or_malformed() -> None:
@@ -214,17 +214,16 @@ def test_events_that_are_refused_or_malformed() -> None:
     health = make_health(refused=refused, malformed_total=13, malformed_at=NOW - 3599)
     first, second = shown([health], THREE)
     assert first.text == (
-        "Events of a sender, pick@shop are not read: they are application/x-python-serialize, text/csv, "
-        "which is refused."
+        "Events from a sender, pick@shop are refused: their format is application/x-python-serialize, text/csv."
     )
-    assert (second.text, second.since, second.mark) == ("13 messages were no events.", NOW - 3599, "The last came")
+    assert (second.text, second.since, second.mark) == ("13 messages were not valid events.", NOW - 3599, "Last one")
     assert shown([make_health(malformed_total=1, malformed_at=NOW - 3601)], THREE) == ()
 
 
 def test_gap_that_lasts() -> None:
     gap = Gap(cluster="shop", began=NOW - 40, ended=None, cause="the broker restarted", dropped=7)
     banner = only(*shown([make_health()], THREE, [gap]))
-    assert banner.text == "Events are being missed: the broker restarted, 7 events known to be missing."
+    assert banner.text == "Events are being missed: the broker restarted, at least 7 events missing."
     assert banner.since == NOW - 40
 
 
@@ -238,13 +237,13 @@ def test_cause_of_a_gap_ends_with_one_full_stop() -> None:
 def test_several_gaps_are_one_finding() -> None:
     gaps = [Gap(cluster="shop", began=NOW - n, ended=NOW - n + 5, cause=f"cause {n}") for n in (900, 60, 300)]
     banner = only(*shown([make_health()], THREE, gaps))
-    assert banner.text == "Events of 5 s may be missing: cause 60 and 2 more gaps in this hour."
+    assert banner.text == "5 s of events may be missing: cause 60 and 2 more gaps in the last hour."
 
 
 def test_a_gap_is_said_last_and_its_time_is_not_called_well() -> None:
     gap = Gap(cluster="shop", began=NOW - 1000, ended=NOW - 890, cause="receiver was down")
     facts = replace(WELL, gaps=[gap])
-    assert told(facts) == "3 workers up. Events of 1 min may be missing: receiver was down."
+    assert sentences(facts) == "3 workers up. 1 min of events may be missing: receiver was down."
     assert tones(replace(facts, now=NOW + 20, receivers=[make_health(updated_at=NOW + 19)])) == {
         "plain",
         "warning",
@@ -257,46 +256,46 @@ def test_a_gap_is_said_last_and_its_time_is_not_called_well() -> None:
 
 def test_no_worker_is_bad_and_never_well() -> None:
     facts = replace(WELL, workers=[make_worker(status=WorkerStatus.OFFLINE)])
-    assert told(facts) == "No worker is up."
+    assert sentences(facts) == "No worker is up."
     assert tones(facts) == {"bad"}
     assert only(*banners(facts)).then == "Tasks wait until one starts."
 
 
 def test_unknown_failures_are_not_called_well() -> None:
-    assert told(replace(WELL, failures=None)) == "3 workers up."
+    assert sentences(replace(WELL, failures=None)) == "3 workers up."
 
 
 def test_worker_that_is_gone_is_named() -> None:
     facts = replace(WELL, workers=one_more(status=WorkerStatus.OFFLINE, offline_at=NOW - 40))
-    assert told(facts).startswith("3 of 4 workers up, without pick@shop.")
+    assert sentences(facts).startswith("3 of 4 workers up; pick@shop is down.")
     gone = [make_worker(name, status=WorkerStatus.OFFLINE, offline_at=NOW - 40) for name in "abc"]
-    assert told(replace(WELL, workers=[*THREE, *gone])).startswith("3 of 6 workers up.")
+    assert sentences(replace(WELL, workers=[*THREE, *gone])).startswith("3 of 6 workers up.")
 
 
 def test_silent_worker_is_named_with_its_silence() -> None:
     facts = replace(WELL, workers=one_more(status=WorkerStatus.SILENT, last_heartbeat=NOW - 4.3))
-    assert told(facts) == (
-        "3 of 4 workers up, without pick@shop. pick@shop has been silent for 4 s, perhaps only busy."
+    assert sentences(facts) == (
+        "3 of 4 workers up; pick@shop is down. pick@shop has been silent for 4 s, perhaps just busy."
     )
     assert findings(facts)[1].link == FindingLink("/workers/pick%40shop")
     assert banners(facts) == ()
 
 
 def test_silence_of_a_worker_that_never_sent_a_heartbeat_has_no_length() -> None:
-    assert "pick@shop is silent, perhaps" in told(replace(WELL, workers=one_more(status=WorkerStatus.SILENT)))
+    assert "pick@shop is silent, perhaps" in sentences(replace(WELL, workers=one_more(status=WorkerStatus.SILENT)))
 
 
 def test_many_silent_workers_are_counted() -> None:
     silent = [make_worker(name, status=WorkerStatus.SILENT) for name in "abc"]
     found = findings(replace(WELL, workers=[*THREE, *silent]))[1]
-    assert (found.text, found.tone) == ("3 workers are silent, perhaps only busy.", "warning")
+    assert (found.text, found.tone) == ("3 workers are silent, perhaps just busy.", "warning")
 
 
 def test_silent_solo_worker_is_probably_busy_and_no_alarm() -> None:
     facts = replace(WELL, workers=one_more(status=WorkerStatus.SILENT, pool="solo", last_heartbeat=NOW - 7))
-    assert told(facts) == (
+    assert sentences(facts) == (
         "3 of 4 workers up and 1 probably busy. "
-        "pick@shop has been silent for 7 s, as a solo pool is while it runs a task. "
+        "pick@shop has been silent for 7 s; a solo pool is silent while it runs a task. "
         "Nothing is failing and no queue is growing."
     )
     assert tones(facts) == {"plain", "good"}
@@ -318,14 +317,14 @@ def test_clock_skew_in_both_directions() -> None:
     assert only(*shown([make_health()], [make_worker(skew=-3.24)])).text == "worker1@shop: clock is off by up to 3.2 s."
     assert shown([make_health()], [make_worker(skew=2.0)]) == ()
     jumped = only(*shown([make_health()], [make_worker(skew=0.1, jump=-61.0)]))
-    assert jumped.text == "worker1@shop: clock was set by up to 1 min while it ran."
+    assert jumped.text == "worker1@shop: clock was set by up to 1 min while running."
 
 
 def test_two_processes_of_one_name_are_named_with_what_to_do() -> None:
     other = WorkerProcess(pid=31, first_seen=NOW - 90, last_heartbeat=NOW - 1, freq=2.0)
     worker = make_worker(pid=32, since=NOW - 90, last_heartbeat=NOW - 2, others=(other,))
     banner = only(*shown([make_health()], [worker]))
-    assert banner.text == "2 processes call themselves worker1@shop."
+    assert banner.text == "2 processes share the name worker1@shop."
     assert "-n worker1@%h" in banner.then
     assert "good" not in tones(replace(WELL, workers=[worker]))
 
@@ -334,26 +333,28 @@ def test_worker_whose_tasks_do_not_move_may_be_stuck() -> None:
     waiting = StalledWorker("pick@shop", 4.0, 2, started=False)
     running = StalledWorker("count@shop", 31.0, 2, started=True, usual=0.05)
     assert [each.text for each in findings(replace(WELL, stalls=Stalls(workers=[running, waiting])))[1:]] == [
-        "count@shop may be stuck: all 2 tasks it runs have run unusually long, one for 31 s; usually 0.1 s at most.",
-        "pick@shop may be stuck: 2 tasks it has taken wait, one for 4 s, and none is started.",
+        "count@shop may be stuck: all 2 running tasks take unusually long, the longest 31 s; usually 0.1 s at most.",
+        "pick@shop may be stuck: 2 received tasks not started, the longest for 4 s.",
     ]
     many = findings(replace(WELL, stalls=Stalls(workers=[running, waiting, waiting])))[1]
-    assert many == Finding("stuck worker", "bad", "3 workers may be stuck, one for 31 s.", link=FindingLink("/workers"))
+    assert many == Finding(
+        "stuck worker", "bad", "3 workers may be stuck, the longest for 31 s.", link=FindingLink("/workers")
+    )
 
 
 def test_what_was_not_counted_to_its_end_is_said_to_be_more() -> None:
     assert stalled_words(StalledWorker("pick@shop", 4.0, 400, started=False, at_least=True)) == (
-        "pick@shop may be stuck: at least 400 tasks it has taken wait, one for 4 s, and none is started."
+        "pick@shop may be stuck: at least 400 received tasks not started, the longest for 4 s."
     )
 
 
 def test_a_process_that_is_in_one_task_for_long_is_named_with_what_is_usual() -> None:
     task = LongTask("w1@shop", "shop.report", "a/b", 850.0, 21.0)
     part = findings(replace(WELL, stalls=Stalls(tasks=[task])))[1]
-    assert part.text == "w1@shop has been in shop.report for 14 min; usually 21 s at most."
+    assert part.text == "shop.report has been running for 14 min on w1@shop; usually 21 s at most."
     assert part.link == FindingLink("/tasks/a%2Fb")
-    text = told(replace(WELL, stalls=Stalls(tasks=[task] * 3)))
-    assert "3 tasks run unusually long, shop.report on w1@shop for 14 min." in text
+    text = sentences(replace(WELL, stalls=Stalls(tasks=[task] * 3)))
+    assert "3 tasks have been running unusually long; the longest is shop.report on w1@shop, 14 min." in text
 
 
 def test_a_long_task_is_not_said_beside_its_stuck_worker_or_workflow() -> None:
@@ -361,7 +362,7 @@ def test_a_long_task_is_not_said_beside_its_stuck_worker_or_workflow() -> None:
     stuck = StalledWorker("w1@shop", 850.0, 1, started=True)
     slow = SlowWorkflow("r7", "shop.report", 850.0, 21.0)
     for stalls in (Stalls(workers=[stuck], tasks=[task]), Stalls(workflows=[slow], tasks=[task])):
-        assert "has been in" not in told(replace(WELL, stalls=stalls))
+        assert "has been in" not in sentences(replace(WELL, stalls=stalls))
 
 
 # --- tasks, queues, schedule, workflows
@@ -369,10 +370,10 @@ def test_a_long_task_is_not_said_beside_its_stuck_worker_or_workflow() -> None:
 
 def test_lost_tasks_are_counted_and_never_well() -> None:
     facts = replace(WELL, lost=Count(3), lost_at=NOW - 125.0)
-    assert told(facts) == "3 workers up. 3 tasks are lost, newest 2 min ago."
+    assert sentences(facts) == "3 workers up. 3 tasks are lost, newest 2 min ago."
     assert findings(facts)[-1].link == FindingLink("/tasks", {"q": "state:lost retried:no finished:>-1d"})
-    assert "1 task is lost." in told(replace(WELL, lost=Count(1)))
-    assert "10\u202f000+ tasks are lost" in told(replace(WELL, lost=Count(10_000, exact=False)))
+    assert "1 task is lost." in sentences(replace(WELL, lost=Count(1)))
+    assert "10\u202f000+ tasks are lost" in sentences(replace(WELL, lost=Count(10_000, exact=False)))
 
 
 def test_queue_without_consumer_is_worse_than_growing() -> None:
@@ -383,7 +384,7 @@ def test_queue_without_consumer_is_worse_than_growing() -> None:
         "mail has 1 message and no consumer, oldest 2 h.",
         link=FindingLink("/queues/mail"),
     )
-    assert "growing" not in told(facts)
+    assert "growing" not in sentences(facts)
 
 
 def test_many_growing_queues_are_counted() -> None:
@@ -401,7 +402,7 @@ def test_hostile_queue_name_is_quoted_in_its_link() -> None:
 
 def test_age_that_is_a_bound_says_so() -> None:
     queue = make_queue("emails", 22, 190.0, oldest_exact=False, consumers=0)
-    assert told(growing(queue)).endswith("emails has 22 messages and no consumer, oldest at least 3 min.")
+    assert sentences(growing(queue)).endswith("emails has 22 messages and no consumer, oldest at least 3 min.")
 
 
 def paused(*queues: Queue) -> HealthFacts:
@@ -416,26 +417,27 @@ def paused(*queues: Queue) -> HealthFacts:
 
 def test_a_paused_queue_says_who_paused_it_and_when_instead_of_no_consumer() -> None:
     facts = paused(make_queue("payments", 22, consumers=0))
-    assert told(facts) == "3 workers up. payments was paused by ada 15 s ago, 22 waiting."
+    assert sentences(facts) == "3 workers up. payments was paused by ada 15 s ago, 22 waiting."
     assert findings(facts)[-1].link == FindingLink("/queues/payments")
     assert (
-        told(paused(make_queue("payments", None, consumers=0))) == "3 workers up. payments was paused by ada 15 s ago."
+        sentences(paused(make_queue("payments", None, consumers=0)))
+        == "3 workers up. payments was paused by ada 15 s ago."
     )
     many = paused(*(make_queue(f"q{number}", 9, consumers=0) for number in range(3)))
-    assert told(many) == "3 workers up. 3 queues are paused, q2 by ada 13 s ago."
-    assert "paused" not in told(paused(make_queue("payments", 22)))  # a worker consumes from it again
+    assert sentences(many) == "3 workers up. 3 queues are paused, q2 by ada 13 s ago."
+    assert "paused" not in sentences(paused(make_queue("payments", 22)))  # a worker consumes from it again
 
 
 def test_overdue_entries_are_said_and_a_stopped_beat_first() -> None:
     late = (overdue("nightly report", 200.0), overdue("cleaning", 70.0))
     facts = replace(WELL, beats=beat(*late))
-    assert told(facts) == (
+    assert sentences(facts) == (
         "3 workers up. nightly report should have been sent 3 min ago. cleaning should have been sent 1 min ago."
     )
     assert [each.link for each in findings(facts)[1:]] == [FindingLink("/schedule")] * 2
-    assert "3 entries of the schedule are overdue." in told(replace(WELL, beats=beat(*late, late[0])))
-    assert "Beat seems to have stopped: 2 entries" in told(replace(WELL, beats=beat(*late, stopped=True)))
-    assert told(replace(WELL, beats=beat(stopped=True))) == "3 workers up. Beat seems to have stopped."
+    assert "3 schedule entries are overdue." in sentences(replace(WELL, beats=beat(*late, late[0])))
+    assert "Beat seems to have stopped: 2 schedule entries" in sentences(replace(WELL, beats=beat(*late, stopped=True)))
+    assert sentences(replace(WELL, beats=beat(stopped=True))) == "3 workers up. Beat seems to have stopped."
 
 
 def test_entry_that_is_barely_late_is_not_yet_bad() -> None:
@@ -445,23 +447,28 @@ def test_entry_that_is_barely_late_is_not_yet_bad() -> None:
 
 def test_entry_that_may_wait_in_a_full_queue_is_not_held_against_beat() -> None:
     waiting = overdue("tick", 40, may_wait_in="picks")
-    assert told(replace(WELL, beats=beat(waiting))) == "3 workers up. tick was due 40 s ago and may wait in picks."
-    both = told(replace(WELL, beats=beat(overdue("count", 50), waiting)))
-    assert both == "3 workers up. count should have been sent 50 s ago. tick was due 40 s ago and may wait in picks."
-    many = told(replace(WELL, beats=beat(*[waiting] * 3)))
-    assert many == "3 workers up. 3 entries of the schedule were due and may wait in queues."
-    stopped = told(replace(WELL, beats=beat(waiting, stopped=True)))
+    assert (
+        sentences(replace(WELL, beats=beat(waiting)))
+        == "3 workers up. tick was due 40 s ago and may be waiting in picks."
+    )
+    both = sentences(replace(WELL, beats=beat(overdue("count", 50), waiting)))
+    assert (
+        both == "3 workers up. count should have been sent 50 s ago. tick was due 40 s ago and may be waiting in picks."
+    )
+    many = sentences(replace(WELL, beats=beat(*[waiting] * 3)))
+    assert many == "3 workers up. 3 schedule entries were due and may be waiting in queues."
+    stopped = sentences(replace(WELL, beats=beat(waiting, stopped=True)))
     assert stopped.startswith("3 workers up. Beat seems to have stopped. tick was")
 
 
 def test_workflow_that_stands_still_is_said_with_what_it_waits_for() -> None:
     one = replace(WELL, stuck=[make_waiting("a/b", "shop.pick", 190.0)])
-    assert told(one) == "3 workers up. A workflow has stood still for 3 min, waiting for shop.pick."
+    assert sentences(one) == "3 workers up. A workflow is stalled for 3 min, waiting for shop.pick."
     assert findings(one)[1].link == FindingLink("/workflows/a%2Fb")
     two = replace(WELL, stuck=[*one.stuck, make_waiting("c", None, 90.0)])
-    assert told(two) == "3 workers up. 2 workflows stand still, one for 3 min, waiting for shop.pick."
+    assert sentences(two) == "3 workers up. 2 workflows are stalled, the longest for 3 min, waiting for shop.pick."
     assert findings(two)[1].link == FindingLink("/workflows")
-    assert "2+ workflows stand still" in told(replace(two, stuck_more=True))
+    assert "2+ workflows are stalled" in sentences(replace(two, stuck_more=True))
 
 
 def test_workflow_that_waits_for_a_slow_task_may_be_stuck() -> None:
@@ -470,13 +477,15 @@ def test_workflow_that_waits_for_a_slow_task_may_be_stuck() -> None:
     assert found.text == "A workflow may be stuck: shop.count has run for 4 s; usually 1.2 s at most."
     assert (found.tone, found.link) == ("warning", FindingLink("/workflows/r7"))
     assert "good" not in tones(facts)
-    assert "may be stuck" not in told(replace(facts, stuck=[make_waiting("r7", "shop.count", 90.0)]))
+    assert "may be stuck" not in sentences(replace(facts, stuck=[make_waiting("r7", "shop.count", 90.0)]))
 
 
 def test_workflow_that_waits_for_something_new_is_told_without_alarm() -> None:
     slow = [SlowWorkflow("r7", "shop.count", 4.0, None), SlowWorkflow("r8", None, 3.5, None)]
     facts = replace(WELL, stalls=Stalls(workflows=slow))
-    assert "2 workflows wait, one for shop.count since 4 s; how long that usually runs is not known yet." in told(facts)
+    assert "2 workflows are waiting, one for shop.count for 4 s; its usual run time is not known yet." in sentences(
+        facts
+    )
     assert tones(facts) == {"plain", "good"}
 
 
@@ -492,21 +501,21 @@ def test_one_failure_is_singular_and_linked_to_its_group() -> None:
 
 def test_failures_of_one_kind() -> None:
     facts = replace(WELL, failures=FailureCounts(open=9), top_failure=make_group(5, "KeyError", "shop.cart", 9))
-    assert told(facts) == "3 workers up. 9 failures in 15 min, all KeyError in shop.cart."
+    assert sentences(facts) == "3 workers up. 9 failures in 15 min, all KeyError in shop.cart."
 
 
 def test_large_numbers_have_thin_separators() -> None:
-    assert "12\u202f345 failures" in told(replace(WELL, failures=FailureCounts(open=12_345)))
+    assert "12\u202f345 failures" in sentences(replace(WELL, failures=FailureCounts(open=12_345)))
 
 
 def test_new_kind_of_failure_is_said_however_rare_it_is() -> None:
     new = make_group(31, "KeyError", "shop.pick")
     top = make_group(7, "TimeoutError", "shop.pay", 8)
     facts = replace(WELL, failures=FailureCounts(open=9), top_failure=top, new_failures=[new])
-    assert told(facts).endswith("8 of them TimeoutError in shop.pay. New: KeyError in shop.pick.")
+    assert sentences(facts).endswith("8 of them TimeoutError in shop.pay. New: KeyError in shop.pick.")
     assert findings(facts)[-1].link == FindingLink("/failures/31")
     back = make_group(4, "OSError", None, state=FailureState.REGRESSED)
-    assert told(replace(facts, new_failures=[back, new, new])).endswith(
+    assert sentences(replace(facts, new_failures=[back, new, new])).endswith(
         "Back again: OSError, and 2 other kinds of failure."
     )
 
@@ -514,9 +523,11 @@ def test_new_kind_of_failure_is_said_however_rare_it_is() -> None:
 def test_failures_that_need_nobody_are_told_apart() -> None:
     top = make_group(5, "KeyError", "shop.cart", 30)
     facts = replace(WELL, failures=FailureCounts(open=32, muted=80), top_failure=top)
-    assert told(facts) == "3 workers up. 112 failures in 15 min, 80 of them muted, 30 of them KeyError in shop.cart."
+    assert (
+        sentences(facts) == "3 workers up. 112 failures in 15 min, 80 of them muted, 30 of them KeyError in shop.cart."
+    )
     facts = replace(facts, failures=FailureCounts(open=30, muted=80, resolved=2))
-    assert "112 failures in 15 min, 80 of them muted and 2 resolved, 30 of them" in told(facts)
+    assert "112 failures in 15 min, 80 of them muted and 2 resolved, 30 of them" in sentences(facts)
 
 
 def test_failures_that_are_all_muted_alarm_nobody() -> None:

@@ -337,10 +337,10 @@ def test_task_that_a_worker_was_found_to_run_is_discovered_and_its_late_events_a
 
 @pytest.mark.parametrize("eta", [None, "2026-06-01T12:00:00+00:00"])
 def test_task_that_a_worker_was_found_to_hold_has_an_unknown_receipt_and_yields_to_its_events(eta: str | None) -> None:
-    held = make_event("monitor-held", timestamp=NOW, uuid=make_id(6), eta=eta, discovered_at=NOW)
+    on_worker = make_event("monitor-held", timestamp=NOW, uuid=make_id(6), eta=eta, discovered_at=NOW)
     task = Task("shop", make_id(6))
-    assert fold(task, held)
-    assert not fold(task, held)
+    assert fold(task, on_worker)
+    assert not fold(task, on_worker)
     assert task.state is (TaskState.SCHEDULED if eta else TaskState.RECEIVED)
     assert (task.received, task.wait, task.discovered_at, task.worker) == (None, None, NOW, "worker1@shop")
     lost = make_event("task-lost", timestamp=NOW + 5, uuid=make_id(6), exception="it is gone")
@@ -358,11 +358,13 @@ def test_end_on_an_unknown_worker_yields_to_what_a_worker_says() -> None:
     lost = make_event(
         "task-lost", timestamp=NOW + 30, uuid=make_id(7), hostname="", pid=None, exception="nobody has it"
     )
-    known = make_event("task-succeeded", timestamp=NOW + 8, uuid=make_id(7), hostname="", pid=None, result="'paid'")
-    told = make_event("task-succeeded", timestamp=NOW + 8.1, uuid=make_id(7), result="'paid'", runtime=2.5)
+    from_backend = make_event(
+        "task-succeeded", timestamp=NOW + 8, uuid=make_id(7), hostname="", pid=None, result="'paid'"
+    )
+    reported = make_event("task-succeeded", timestamp=NOW + 8.1, uuid=make_id(7), result="'paid'", runtime=2.5)
     task = Task("shop", make_id(7))
     states = []
-    for event in (sent, lost, known, told):
+    for event in (sent, lost, from_backend, reported):
         fold(task, event)
         states.append((task.state, len(task.runs), task.worker))
     assert states == [

@@ -20,10 +20,10 @@ REDACTOR = Redactor(REDACTED_KEYS)
 
 def test_a_message_tells_what_events_leave_out() -> None:
     headers = {"shadow": "Pay", "group": "g7", "group_index": 2, "stamps": {"tenant": "acme", "token": "t0p"}}
-    known = facts(make_message(ID, headers={**headers, "celery_beat_task": "nightly"}, properties={"priority": 9}))
-    assert (known.name, known.shadow, known.priority) == ("shop.pay.charge", "Pay", 9)
-    assert (known.group, known.group_index, known.beat) == ("g7", 2, "nightly")
-    assert stamps_of(known, REDACTOR) == {"tenant": "acme", "token": "***"}
+    found = facts(make_message(ID, headers={**headers, "celery_beat_task": "nightly"}, properties={"priority": 9}))
+    assert (found.name, found.shadow, found.priority) == ("shop.pay.charge", "Pay", 9)
+    assert (found.group, found.group_index, found.beat) == ("g7", 2, "nightly")
+    assert stamps_of(found, REDACTOR) == {"tenant": "acme", "token": "***"}
 
 
 def test_a_json_message_is_exact_and_its_arguments_are_shown() -> None:
@@ -66,11 +66,11 @@ def test_packed_bodies_are_opened_up_to_a_bound(name: str, pack: object) -> None
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"headers": {"id": make_id(32)}}, "is of another task"),
-        ({"headers": {"task": "shop.start"}}, "of a call of shop.start, and the latest is of shop.pay.charge"),
-        ({"headers": {"argsrepr": "(30,)"}}, "of a call with other arguments"),
-        ({"headers": {"retries": 1}}, "attempt 2 alone, and attempt 3 may differ"),
-        ({"headers": {"retries": 2}, "routing_key": None, "queue": None}, "route is missing"),
+        ({"headers": {"id": make_id(32)}}, "belongs to another task"),
+        ({"headers": {"task": "shop.start"}}, "is from a call of shop.start, and the latest is of shop.pay.charge"),
+        ({"headers": {"argsrepr": "(30,)"}}, "is from a call with other arguments"),
+        ({"headers": {"retries": 1}}, "only for attempt 2, and attempt 3 may differ"),
+        ({"headers": {"retries": 2}, "routing_key": None, "queue": None}, "no content type or no route"),
         ({"headers": {"retries": 2}, "content_type": None}, "content type"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_message_that_is_not_the_last_attempt_s_is_not_exact(fields: dict[str,
 def test_message_of_the_call_that_was_replaced_is_not_exact() -> None:
     task = make_task(id=ID, args="(31,)", kwargs="{}", runs=[make_run(retries=0, replacing=1)])
     before = make_message(ID, headers={"replaced_task_nesting": 0, "argsrepr": "(31,)"})
-    assert "of the call that was replaced" in judge(task, before).reason
+    assert "from the call that was replaced" in judge(task, before).reason
     after = make_message(ID, headers={"replaced_task_nesting": 1, "argsrepr": "(31,)", "shadow": "pay for 31"})
     assert judge(task, after).fidelity == "exact"
 
@@ -114,10 +114,10 @@ def test_links_are_read_of_a_json_body_alone() -> None:
 @pytest.mark.parametrize(
     ("why", "source", "words"),
     [
-        ("waiting", "queue", "the message in the queue payments: body"),
-        ("read", "queue", "the message in the queue payments, as it lay there when it was read: body"),
-        ("unacked", "unacked", "its message, delivered to a worker and not acknowledged: body"),
-        ("received", "capture", "its message, as the worker got it: body"),
+        ("waiting", "queue", "original message, from the queue payments. A retry"),
+        ("read", "queue", "original message, from the queue payments when it was last read. A retry"),
+        ("unacked", "unacked", "original message, delivered to a worker and not acknowledged. A retry"),
+        ("received", "capture", "original message, captured by the worker. A retry"),
     ],
 )
 def test_a_message_names_where_it_is_from(why: str, source: str, words: str) -> None:

@@ -17,7 +17,7 @@ from celery_monitor.core.schedule import (
     judge,
     judge_alike,
     may_wait_in,
-    next_look,
+    next_overdue,
     own_runs,
 )
 from celery_monitor.records.receiver import Gap
@@ -117,24 +117,24 @@ def test_entry_that_stopped_is_overdue_unless_we_were_away() -> None:
 
 
 def test_what_nobody_tells_to_be_sent_may_wait_where_messages_do() -> None:
-    untold, told = run(DAY, client=None), run(DAY)
+    without_sender, with_sender = run(DAY, client=None), run(DAY)
     waiting = {"stock": 7, "mail": 12, "idle": 0, "deaf": None}
-    assert may_wait_in(entry(queue="stock"), untold, waiting) == "stock"
-    assert may_wait_in(entry(queue="stock"), told, waiting) is None
-    assert may_wait_in(entry(queue="idle"), untold, waiting) is None
-    assert may_wait_in(entry(queue="deaf"), untold, waiting) is None
-    assert may_wait_in(entry(), untold, waiting) == "mail"
-    assert may_wait_in(entry(), msgspec.structs.replace(untold, queue="stock"), waiting) == "stock"
+    assert may_wait_in(entry(queue="stock"), without_sender, waiting) == "stock"
+    assert may_wait_in(entry(queue="stock"), with_sender, waiting) is None
+    assert may_wait_in(entry(queue="idle"), without_sender, waiting) is None
+    assert may_wait_in(entry(queue="deaf"), without_sender, waiting) is None
+    assert may_wait_in(entry(), without_sender, waiting) == "mail"
+    assert may_wait_in(entry(), msgspec.structs.replace(without_sender, queue="stock"), waiting) == "stock"
 
 
 def test_next_look_is_when_the_first_would_be_overdue() -> None:
     standings = [judge(entry(), [run(DAY + ago)], [], DAY, DAY + 61, sure=True) for ago in (0, 5, 30)]
     assert all(each.overdue is None for each in standings)
-    moment = next_look(standings, DAY + 61)
+    moment = next_overdue(standings, DAY + 61)
     assert DAY + 62.5 < moment < DAY + 62.6
     assert judge(entry(), [run(DAY)], [], DAY, moment, sure=True).overdue == DAY + 60
-    assert next_look(standings, moment) > DAY + 67
-    assert next_look([], DAY) == float("inf")
+    assert next_overdue(standings, moment) > DAY + 67
+    assert next_overdue([], DAY) == float("inf")
 
 
 def test_crontab_misses_and_late_runs_are_told() -> None:
@@ -144,7 +144,7 @@ def test_crontab_misses_and_late_runs_are_told() -> None:
 
 
 def taken(at: float) -> ScheduledRun:
-    """A run of which task-sent told nothing."""
+    """A run without a task-sent event."""
     return msgspec.structs.replace(run(at, client=None), by_receipt=True)
 
 
@@ -154,8 +154,8 @@ def test_what_waited_in_a_queue_is_not_called_late_and_what_may_be_missed_is_a_g
     found = judge(entry(schedule), waited, [], DAY, DAY + 590, sure=False)
     assert (found.late, found.drift, found.by_receipt) == (None, None, True)
     assert found.missed is not None
-    told = [run(each.at) for each in waited]
-    assert judge(entry(schedule), told, [], DAY, DAY + 590, sure=True).late
+    sent = [run(each.at) for each in waited]
+    assert judge(entry(schedule), sent, [], DAY, DAY + 590, sure=True).late
 
 
 @pytest.mark.parametrize("schedule", ["60.0", "<crontab: * * * * * (m/h/dM/MY/d)>"])
@@ -192,7 +192,7 @@ def test_entries_that_send_the_same_are_alike_unless_each_has_its_queue() -> Non
     mail = [ScheduledRun(id="1", at=DAY, state=TaskState.SUCCESS, client=None, queue="mail")]
     assert in_own_queue(apart[0], apart, mail) == mail
     assert in_own_queue(apart[1], apart, mail) == []
-    nowhere = [run(DAY)]  # its queue is not known
+    nowhere = [run(DAY)]  # its queue is unknown
     found = entries_alike(apart, {each.name: in_own_queue(each, apart, nowhere) for each in apart})
     assert found == {"a": ("b",), "b": ("a",)}
 
@@ -202,8 +202,8 @@ def test_of_entries_that_send_the_same_only_beats_own_record_counts() -> None:
     found = judge_alike(entry("90.0"), runs, [], DAY, DAY + 250, shared_with=("other",))
     assert (found.last, found.last_at, found.next, found.overdue) == (None, None, None, None)
     assert (found.missed, found.late, found.drift, found.sure) == (None, None, None, False)
-    told = entry("90.0", source="redbeat", beat_last_at=DAY + 210, beat_next_at=DAY + 300, total=3)
-    found = judge_alike(told, runs, [], DAY, DAY + 250, shared_with=("other",))
+    stored = entry("90.0", source="redbeat", beat_last_at=DAY + 210, beat_next_at=DAY + 300, total=3)
+    found = judge_alike(stored, runs, [], DAY, DAY + 250, shared_with=("other",))
     assert (found.last_at, found.next, found.sure) == (DAY + 210, DAY + 300, False)
     silent = judge_alike(entry("90.0"), runs, [], DAY, DAY + 400, shared_with=("other",))
     assert silent.overdue == DAY + 330  # none of them was sent since
@@ -247,11 +247,11 @@ def test_crontab_that_has_only_just_run_once_misses_nothing() -> None:
 
 
 def test_beats_own_record_tells_last_and_next_where_no_task_is_seen() -> None:
-    told = entry(source="redbeat", beat_last_at=DAY + 60, beat_next_at=DAY + 120, total=4)
-    fine = judge(told, [], [], DAY, DAY + 124, sure=False)
+    stored = entry(source="redbeat", beat_last_at=DAY + 60, beat_next_at=DAY + 120, total=4)
+    fine = judge(stored, [], [], DAY, DAY + 124, sure=False)
     assert (fine.last, fine.last_at, fine.next, fine.overdue) == (None, DAY + 60, DAY + 120, None)
     gap = Gap(cluster="shop", began=DAY, ended=None, cause="away")
-    assert judge(told, [], [gap], DAY, DAY + 200, sure=False).overdue == DAY + 120
+    assert judge(stored, [], [gap], DAY, DAY + 200, sure=False).overdue == DAY + 120
 
 
 def test_new_entry_is_given_time_and_django_time_to_write() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from celery_monitor.core.lifecycle import fold
-from celery_monitor.core.waits import WINDOW, Senders, settle
+from celery_monitor.core.waits import WINDOW, Senders, set_ready_times
 from celery_monitor.records.event import Event
 from celery_monitor.records.task import Outcome, Task
 from tests.factories import NOW, make_event, make_id, make_run, make_task
@@ -15,7 +15,7 @@ def folded(*events: Event, senders: Senders | None = None, skews: dict[str, floa
     task = Task("shop", make_id(0))
     for event in events:
         fold(task, event)
-        settle(task, senders or Senders(), skews or {})
+        set_ready_times(task, senders or Senders(), skews or {})
     return task
 
 
@@ -119,7 +119,7 @@ def test_message_sent_later_under_the_same_id_leaves_the_wait_of_the_first_run()
             make_run(retries=0, received=NOW, started=NOW + 1),
         ],
     )
-    settle(task, Senders(), {})
+    set_ready_times(task, Senders(), {})
     assert [(run.wait, run.wait_since) for run in task.runs] == [(12.0, "sent"), (61.0, "sent")]
 
 
@@ -131,24 +131,24 @@ def test_client_whose_clock_is_ahead_says_nothing_of_the_wait_until_its_clock_is
     events = [sent(NOW + 900), received(NOW + 30), started(NOW + 30.5)]
     assert waited(folded(*events)) == (0.5, "received")
     senders = Senders()
-    senders.hear(CLIENT, NOW + 900, NOW + 0.1)
+    senders.observe(CLIENT, NOW + 900, NOW + 0.1)
     assert waited(folded(*events, senders=senders, skews={"worker1@shop": 0.2})) == (30.6, "sent")
 
 
 def test_client_whose_clock_is_behind_is_believed_to_be_so_when_it_lasts() -> None:
     events = [sent(NOW - 900), received(NOW + 30), started(NOW + 30.5)]
     senders, skews = Senders(), {"worker1@shop": 0.0}
-    senders.hear(CLIENT, NOW - 900, NOW)
+    senders.observe(CLIENT, NOW - 900, NOW)
     assert senders.skew(CLIENT) is None
-    senders.hear(CLIENT, NOW - 900 + WINDOW + 1, NOW + WINDOW + 1)
+    senders.observe(CLIENT, NOW - 900 + WINDOW + 1, NOW + WINDOW + 1)
     assert waited(folded(*events, senders=senders, skews=skews)) == (30.5, "sent")
 
 
 def test_events_that_were_on_the_way_for_long_tell_nothing_of_a_clock() -> None:
     senders = Senders()
     for late in (300.0, 200.0, 0.02):
-        senders.hear(CLIENT, NOW + 5 - late, NOW + 5)
-    senders.hear(CLIENT, NOW + WINDOW, NOW + WINDOW + 10)
+        senders.observe(CLIENT, NOW + 5 - late, NOW + 5)
+    senders.observe(CLIENT, NOW + WINDOW, NOW + WINDOW + 10)
     assert senders.skew("gen12@till") == pytest.approx(0.02)
     assert (senders.skew("gen811@elsewhere"), senders.skew(None)) == (None, None)
 
@@ -156,14 +156,14 @@ def test_events_that_were_on_the_way_for_long_tell_nothing_of_a_clock() -> None:
 def test_setting_our_own_clock_changes_no_wait() -> None:
     senders, skews = Senders(), {"worker1@shop": 0.0}
     for at in (NOW - 130, NOW - 65, NOW - 1):
-        senders.hear(CLIENT, at, at + 0.01)
+        senders.observe(CLIENT, at, at + 0.01)
     senders.own_clock_set(3600.0)
     events = [sent(NOW - 60), received(NOW), started(NOW + 0.5)]
     assert waited(folded(*events, senders=senders, skews={name: each + 3600 for name, each in skews.items()})) == (
         60.5,
         "sent",
     )
-    senders.hear(CLIENT, NOW + 2, NOW + 3602.01)
+    senders.observe(CLIENT, NOW + 2, NOW + 3602.01)
     assert senders.skew(CLIENT) == pytest.approx(3600.01)
 
 

@@ -54,15 +54,15 @@ def test_all_that_match_are_chosen_looked_at_run_and_accounted_for(
 
     asked = page.get_by_role("region", name="Retry 31 tasks on shop?")
     expect(asked).to_contain_text("matched exactly 31 tasks")
-    expect(asked).to_contain_text("1 skipped: its arguments are not known")
+    expect(asked).to_contain_text("1 skipped: arguments unknown")
     expect(asked).to_contain_text("30")
     late = worker.send("charge", str(ledger), "late", 1.0)
     page.goto(page.url)
     run_job(page, 30, "the bank is back")
     notice = page.get_by_role("main")
-    expect(notice).to_contain_text("Retry: 30 done, 1 skipped.")
+    expect(notice).to_contain_text("30 tasks retried, 1 skipped.")
     why = page.get_by_role("region", name="Reasons")
-    expect(why.get_by_role("row").filter(has_text="skipped")).to_contain_text("its arguments are not known")
+    expect(why.get_by_role("row").filter(has_text="skipped")).to_contain_text("arguments unknown")
     page.get_by_role("term").filter(has_text="skipped").locator("..").get_by_role("link").click()
     expect(page.get_by_role("region", name="Tasks: skipped").get_by_role("row")).to_have_count(2)
 
@@ -92,7 +92,7 @@ def test_a_failure_group_is_retried_in_the_same_way(
     page.get_by_role("button", name="Retry all 3…").click()
     expect(page.get_by_role("region", name="Retry 3 tasks on shop?")).to_contain_text("group:")
     run_job(page, 3, "the bank is back")
-    expect(page.get_by_role("main")).to_contain_text("Retry: 3 done.")
+    expect(page.get_by_role("main")).to_contain_text("3 tasks retried.")
     page.goto(f"{product.address}tasks?q=state:succeeded")
     expect(page.get_by_text("3 tasks")).to_be_visible()
 

@@ -14,7 +14,7 @@ import pytest
 from tests.faults.dashboard import Dashboard, serving
 from tests.workers import Worker, running_worker, wait_for
 
-UNWRITTEN = "is not being written"
+UNWRITTEN = "cannot be written"
 LOCKED_SECONDS = 30.0
 SMALL_DISK = "12m"
 

@@ -10,7 +10,7 @@ import pytest
 
 from celery_monitor.brokers.examine import examine_broker
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.core.workers import process_state, twin_pids
+from celery_monitor.core.workers import duplicate_pids, process_state
 from celery_monitor.receiver.reconcile import DEAF_SECONDS, Reconciler
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
@@ -158,7 +158,7 @@ def test_two_processes_of_one_name_are_judged_each_by_its_own_heartbeats(judged:
         judged.receive("worker-heartbeat", NOW + second, pid=31 + second % 2, freq=3.0, active=4)
         judged.step(NOW + second)
     worker = read_worker(judged.store, HOSTNAME, "shop")
-    assert twin_pids(worker) == (31, 32)
+    assert duplicate_pids(worker) == (31, 32)
     assert worker.pid == 32
     assert [(each.pid, each.active, each.last_heartbeat) for each in worker.others] == [(31, 4, NOW + 18)]
     assert judged.state(task_id) is TaskState.STARTED
@@ -323,7 +323,7 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
 
         def both() -> bool:
             worker = watch.worker("dup@shop")
-            pids = twin_pids(worker) if worker is not None else ()
+            pids = duplicate_pids(worker) if worker is not None else ()
             return pids == tuple(sorted((first.pid, second.pid)))
 
         wait_for(both, 20, "two processes of one name")

@@ -313,5 +313,5 @@ def test_clock_of_the_client_is_taken_into_account(store: Store) -> None:
     write(store, sent(1, -600))  # its clock is ahead
     assert oldest(store, ready=1, next_tasks=(make_id(1),), oldest=NOW - 2) == (2.0, False)
     senders = Senders()
-    senders.hear("gen7@till", NOW + 600, NOW - 30)
+    senders.observe("gen7@till", NOW + 600, NOW - 30)
     assert oldest(store, senders, ready=1, next_tasks=(make_id(1),)) == (30.0, True)

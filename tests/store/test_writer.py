@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
 from celery_monitor.core.quantiles import Sketch
-from celery_monitor.core.waits import Senders, settle
+from celery_monitor.core.waits import Senders, set_ready_times
 from celery_monitor.errors import StoreUnavailable
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
@@ -129,7 +129,7 @@ def test_messages_of_one_id_are_stored_whatever_the_order_and_the_batches(store:
     for event in reversed(REPLACED[name]):
         write(store, event)
     stored, expected = read_task(store, make_id(0), "shop"), folded(*REPLACED[name])
-    settle(expected, Senders(), {})
+    set_ready_times(expected, Senders(), {})
     assert stored.runs == expected.runs
     shown = ("state", "name", "args", "queue", "client", "sent", "root_id", "parent_id", "runtime_estimated")
     assert [getattr(stored, each) for each in shown] == [getattr(expected, each) for each in shown]
@@ -159,7 +159,7 @@ def test_retry_that_waits_is_stored_behind_the_run_that_asked_for_it(store: Stor
     stored = read_task(store, make_id(0), "shop")
     assert (stored.state, stored.exception, stored.started) == (TaskState.RETRY, "E()", NOW + 0.4)
     expected = folded(*events)
-    settle(expected, Senders(), {})
+    set_ready_times(expected, Senders(), {})
     assert stored.runs == expected.runs
     assert [run.waiting for run in stored.runs] == [False, False, True]
 

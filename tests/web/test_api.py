@@ -405,7 +405,7 @@ def test_health_names_every_cluster_and_does_not_guess(client: TestClient) -> No
 
 def test_health_lists_the_findings_of_each_cluster(client: TestClient) -> None:
     mail, shop = client.get("/api/v1/health").json()["items"]
-    assert [each["text"] for each in mail["findings"]] == ["No receiver has run on this record yet."]
+    assert [each["text"] for each in mail["findings"]] == ["No receiver has written to this database yet."]
     found = {each["kind"]: each for each in shop["findings"]}
     assert found["gap"]["text"].startswith("Events of ")
     assert found["gap"]["link"] == "/?range=1h"

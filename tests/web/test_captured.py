@@ -62,7 +62,7 @@ def waiting(settings: Settings) -> list[dict[str, Any]]:
 def test_the_page_says_exact_and_what_events_leave_out(browser: Browser) -> None:
     page = unescape(browser.get(f"/tasks/{PLAIN}").text)
     assert '<span class="fidelity exact"' in page
-    assert "Its message, as the worker got it" in page
+    assert "Original message, captured by the worker" in page
     facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
     assert facts["Real name"] == "shop.pay.charge"
     assert (facts["Priority"], facts["Stamps"]) == ("4", "tenant=acme")
@@ -122,7 +122,7 @@ def test_only_who_may_read_messages_edits_a_secret(settings: Settings) -> None:
 
 
 def test_a_member_of_a_chord_warns_that_its_body_stays_failed(browser: Browser) -> None:
-    assert "the chord's body shop.sum stays failed" in unescape(browser.get(f"/tasks/{CHORD}?panel=retry").text)
+    assert "the chord body shop.sum stays failed" in unescape(browser.get(f"/tasks/{CHORD}?panel=retry").text)
     headers = {"X-CSRF-Token": browser.token("/tasks"), "Origin": BASE}
     answer = browser.post(f"/api/v1/tasks/{CHORD}/retry", json={}, headers=headers)
     assert answer.status_code == 409

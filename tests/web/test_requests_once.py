@@ -69,7 +69,7 @@ def test_a_repeated_bulk_request_is_one_job(browser: Browser) -> None:
     assert len(browser.get("/api/v1/jobs").json()["items"]) == 1
     other = browser.post("/api/v1/bulk", json={"action": "retry", "q": "name:shop.*", "request_id": "night 3"})
     assert other.status_code == 409
-    assert "was another one" in other.json()["error"]["message"]
+    assert "is used by job" in other.json()["error"]["message"]
 
 
 def test_a_double_click_on_the_selection_sends_once(browser: Browser, redis_url: str) -> None:

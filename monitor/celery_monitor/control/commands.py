@@ -1,13 +1,15 @@
-"""A command: what a person asks for, as one Struct with everything about it.
+"""A command: one change that a person may request, as one Struct with everything about it.
 
-Its class names the action under which it is allowed and recorded, the role that it needs, its address in the JSON API
-and a note for the document; the types of its fields are its limits, and ``run`` does it. The first paragraph of its
-docstring is the summary in the JSON API and in docs/actions.md, the second describes the request body. Routes, the
-OpenAPI document, the parsing of forms, the check of roles, the record of actions and docs/actions.md follow.
+Its class has the action under which it is allowed and recorded, the required role, the route in the JSON API and a note
+for the document; the types of its fields are its limits, and ``run`` does it. The first paragraph of its docstring is
+the summary in the JSON API and in docs/actions.md, the second describes the request body. Routes, the OpenAPI document,
+the parsing of forms, the check of roles, the record of actions and docs/actions.md follow.
 """
 
 import math
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -19,16 +21,25 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, NoneType, StrType, Type, UnionType, VarTupleType
 
+from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.queues import ReadMessages
-from celery_monitor.control.target import Target, find_broker
+from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.arguments import Fidelity
-from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput
-from celery_monitor.settings import Settings
+from celery_monitor.core.words import counted
+from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput, NotFound
+from celery_monitor.records.job import Job
+from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.tasks.unfinished import queue_names
+from celery_monitor.store.workers import read_workers
+
+ANSWER_SECONDS = 2.0  # without an answer, after which a worker counts as silent
 
 
 class Role(IntEnum):
-    """Each role may do what the one before it may."""
+    """Each role includes the ones before it."""
 
     VIEWER = 1
     OPERATOR = 2
@@ -37,29 +48,71 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks. ``name`` goes into the record of actions."""
+    """The person who acts. ``name`` goes into the record of actions."""
 
     name: str
     role: Role
 
 
-ANONYMOUS = Actor("anonymous", Role.ADMIN)  # only behind a loopback address
+ANONYMOUS = Actor("anonymous", Role.ADMIN)  # only on a loopback address
 
 
-def require(actor: Actor, action: str, needed: Role) -> None:
+def require(actor: Actor, action: str, role: Role) -> None:
     """Raises Forbidden unless the actor's role may do the action."""
-    if actor.role < needed:
-        raise Forbidden(f"{actor.name} is {actor.role.name.lower()}; {action} needs the role {needed.name.lower()}")
+    if actor.role < role:
+        raise Forbidden(f"{actor.name} is {actor.role.name.lower()}; {action} needs the role {role.name.lower()}")
 
 
-MAX_TASKS = 1000  # of one command; more than a page is a job, not a click
-NO_NUL = r"^[^\x00]*$"  # nothing in the record has one, and PostgreSQL refuses it
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The cluster that a command acts on, and the name of the person it acts for."""
+
+    store: Store
+    settings: Settings
+    broker: Broker
+    actor: str = ""
+
+    @property
+    def cluster(self) -> str:
+        return self.broker.cluster
+
+    @property
+    def remote(self) -> Remote:
+        return Remote(self.broker, self.settings)
+
+    @staticmethod
+    def now() -> float:
+        return time.time()
+
+    def living_workers(self) -> list[str]:
+        """Workers that may have or consume a task: online, or silent because busy."""
+        workers = read_workers(self.store, self.cluster)
+        return [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
+
+    def queue_names(self) -> list[str]:
+        """Queues of this cluster: sampled, consumed by a worker, named by tasks or configured by the application."""
+        sampled = {queue.name for queue in read_queues(self.store, self.cluster)}
+        consumed = {name for worker in read_workers(self.store, self.cluster) for name in worker.queues or ()}
+        of_tasks = queue_names(self.store, self.cluster)
+        return sorted(sampled | consumed | of_tasks | configured_queues(self.broker, self.settings))
+
+
+def find_broker(settings: Settings, cluster: str) -> Broker:
+    """The broker of a cluster. Raises NotFound, which lists the monitored clusters."""
+    for broker in settings.broker:
+        if broker.cluster == cluster:
+            return broker
+    raise NotFound(f"there is no cluster {cluster!r}; the monitored ones are {', '.join(settings.clusters) or 'none'}")
+
+
+MAX_TASKS = 1000  # of one command; for more there are bulk jobs
+NO_NUL = r"^[^\x00]*$"  # PostgreSQL refuses NUL, so nothing in the record has one
 _unstorable = re.compile("[\\0\ud800-\udfff]")
 
 Text = Annotated[str, Meta(pattern=NO_NUL)]
 # RabbitMQ allows the name of a queue 255 bytes.
 Name = Annotated[str, Meta(pattern=NO_NUL, min_length=1, max_length=255, extra={"bytes": True})]
-TypedName = Annotated[Name, Meta(extra={"bytes": True, "strip": True})]  # in a form, blanks around it are a slip
+TypedName = Annotated[Name, Meta(extra={"bytes": True, "strip": True})]  # of a form: blanks around it are removed
 Signal = Literal["SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGUSR1"]
 SIGNALS: tuple[str, ...] = get_args(Signal)
 Reason = Annotated[
@@ -72,7 +125,7 @@ RequestId = Annotated[
         pattern=NO_NUL,
         min_length=1,
         max_length=200,
-        description="The same request, however often it comes, is done once; the header Idempotency-Key may say it too",
+        description="Repeated requests with this id are done once; the header Idempotency-Key is the same",
     ),
 ]
 Seconds = Annotated[
@@ -83,7 +136,7 @@ Seconds = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
-    """What came of one task; of a worker or a failure group, whose name or number is then the ``id``."""
+    """The result of one task; or of a worker or a failure group, whose name or number is then the ``id``."""
 
     id: str
     outcome: Literal["done", "unconfirmed", "skipped", "failed"]
@@ -92,42 +145,61 @@ class TaskResult:
     fidelity: Fidelity | None = None
 
 
+def done(name: str, message: str) -> TaskResult:
+    return TaskResult(id=name, outcome="done", message=message)
+
+
+def unconfirmed(name: str, message: str) -> TaskResult:
+    return TaskResult(id=name, outcome="unconfirmed", message=message)
+
+
+def failed(name: str, message: str) -> TaskResult:
+    return TaskResult(id=name, outcome="failed", message=message)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Performed:
-    """What came of a command. ``unconfirmed``: it was sent, and not everybody who should have answered did."""
+    """The result of a command. ``unconfirmed``: sent, but not everything that should have answered did."""
 
     outcome: Literal["done", "unconfirmed", "failed"]
     message: str
     results: tuple[TaskResult, ...] = ()
-    reading: ReadMessages | None = None  # what was read, of which nothing goes into the record of actions
+    reading: ReadMessages | None = None  # messages of a queue, which do not go into the record of actions
     details: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of_one(cls, result: TaskResult, details: Mapping[str, object]) -> "Performed":
+        """The result of a command with a single target."""
+        outcome = "failed" if result.outcome == "skipped" else result.outcome
+        return cls(outcome=outcome, message=result.message, results=(result,), details=details)
 
 
 class Command(Struct, frozen=True, kw_only=True):
-    """Something that a person asks for. Admins alone may, unless its class says otherwise."""
+    """A change that a person may request; by default only an admin."""
 
     action: ClassVar[str]
     role: ClassVar[Role] = Role.ADMIN
     route: ClassVar[str] = ""  # in the JSON API, below /api/v1/
     body: ClassVar[str] = "Why"  # name of the request body in the OpenAPI document
-    note: ClassVar[str] = ""  # what else to know, for docs/actions.md
-    subject: ClassVar[str] = ""  # format of what it is done to, for the record of actions
+    note: ClassVar[str] = ""  # for docs/actions.md
+    subject: ClassVar[str] = ""  # format of the target, for the record of actions
     address: ClassVar[tuple[str, ...]] = ("cluster",)  # fields that the address of the request gives
+    finds_cluster: ClassVar[bool] = False  # by find_cluster, where none is named
     cluster: str | None = None
     reason: Reason | None = None
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """What it is done to, for the record of actions."""
+        """The targets, for the record of actions."""
         return (self.subject.format(self),) if self.subject else ()
 
     def check(self) -> None:
-        """Raises InvalidInput for a value beyond its limits, or ConfirmationRequired, before anything is done."""
+        """Raises InvalidInput for a value outside its limits, or ConfirmationRequired, before anything is done."""
         for name, kind in kinds_of(type(self)).items():
             _check_value(name, kind, getattr(self, name))
 
     def check_texts(self) -> None:
-        """Raises InvalidInput for a text that no record of actions has room for, or no database stores."""
+        """Raises InvalidInput for a text that is too long for the record of actions, or that databases refuse."""
         for name in {"reason", "request_id"} & set(self.__struct_fields__):
             limit = plain(kinds_of(type(self))[name]).max_length  # type: ignore[attr-defined]
             if len(getattr(self, name) or "") > limit:
@@ -135,63 +207,71 @@ class Command(Struct, frozen=True, kw_only=True):
         values = [getattr(self, name) for name in self.__struct_fields__ if name not in {"args", "kwargs"}]
         for text in (*self.subjects, *values):
             if isinstance(text, str) and _unstorable.search(text):
-                raise InvalidInput("a NUL or half of a surrogate pair stands in a text")
+                raise InvalidInput("a text contains a NUL or half of a surrogate pair")
 
     def prepare(self, store: Store, settings: Settings, by: str) -> Callable[[], Performed]:
-        """What does it, in the name of ``by``. Raises NotFound for a cluster that is not watched."""
+        """A call that does it, in the name of ``by``. Raises NotFound for a cluster that is not monitored."""
         return partial(self.run, Target(store, settings, find_broker(settings, self.cluster or ""), by))
 
     def run(self, target: Target) -> Performed:
         """Does it. Raises a MonitorError with the reason where nothing was done."""
         raise NotImplementedError
 
+    def find_cluster(self, store: Store, settings: Settings) -> str:
+        """The cluster to act on. Only called where ``finds_cluster``."""
+        raise NotImplementedError
+
+    def preview(self, target: Target) -> Job:
+        """What ``run`` would do, as a job; nothing is done. Of bulk commands only."""
+        raise NotImplementedError
+
 
 class ClusterCommand(Command, frozen=True, kw_only=True):
-    """Something that is asked of one cluster, which is named."""
+    """A command for one cluster, which has to be named."""
 
     cluster: str
 
 
 @cache
 def kinds_of(command: type[Command]) -> Mapping[str, Type]:
-    """Its fields with their types and limits; of one that may be ``None``, what it is else."""
+    """The types of its fields, with their limits and without ``None``."""
     return {each.name: _kind(msgspec.inspect.type_info(each.type)) for each in msgspec.structs.fields(command)}
 
 
 def given_fields(command: type[Command]) -> list[msgspec.structs.FieldInfo]:
-    """What the request or the form gives beside its address."""
+    """The fields of the request body or form: those that are not in the address."""
     return [each for each in msgspec.structs.fields(command) if each.name not in command.address]
 
 
 def summary_of(command: type[Command]) -> str:
-    """What it does, in one line."""
+    """The first paragraph of the docstring, in one line."""
     return (getdoc(command) or "").partition("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
 def verb_of(command: type[Command]) -> str:
-    """The last part of its addresses, of the form and of the JSON API alike."""
+    """The last part of its address, the same for the form and for the JSON API."""
     return command.route.rpartition("/")[2]
 
 
 def is_whole(kind: Type) -> bool:
-    """JSON knows no whole numbers: to it, 3.0 is one."""
+    """Whether only whole numbers are allowed. In JSON 3.0 is one, so their type may be float."""
     return isinstance(kind, IntType) or (isinstance(kind, FloatType) and kind.multiple_of == 1)
 
 
 def plain(kind: Type) -> Type:
-    """The type without what was noted about it."""
+    """The type without its ``Meta.extra``."""
     return kind.type if isinstance(kind, Metadata) else kind
 
 
 def noted(kind: Type, name: str) -> Any:
-    """What its ``Meta.extra`` has under this name."""
+    """An entry of its ``Meta.extra``."""
     return (kind.extra or {}).get(name) if isinstance(kind, Metadata) else None
 
 
 def require_typed(typed: str | None, name: str, purpose: str) -> None:
-    """Raises ConfirmationRequired unless the name was typed as it is."""
+    """Raises ConfirmationRequired unless the name was typed exactly."""
     if typed != name:
-        raise ConfirmationRequired(f"To {purpose}, type its name as it stands: {name}.", name=name, field="confirm")
+        raise ConfirmationRequired(f"To {purpose}, type its name exactly: {name}.", name=name, field="confirm")
 
 
 def distinct(ids: Sequence[str]) -> list[str]:
@@ -202,15 +282,19 @@ def distinct(ids: Sequence[str]) -> list[str]:
     return once
 
 
-def summary(verb: str, results: Sequence[TaskResult], **details: object) -> Performed:
-    """One outcome for many: failed if anything failed or nothing was done, else unconfirmed if anything is."""
-    outcomes = [result.outcome for result in results]
-    counted = {word: outcomes.count(word) for word in ("done", "unconfirmed", "skipped", "failed") if word in outcomes}
-    message = f"{verb}: " + ", ".join(f"{number} {word}" for word, number in counted.items())
-    return Performed(outcome=_overall(counted.keys()), message=message, results=tuple(results), details=details)
+def summary(text: str, results: Sequence[TaskResult], noun: str = "task", **details: object) -> Performed:
+    """One outcome for many: failed if anything failed or nothing was done, else unconfirmed if anything is.
+
+    ``text`` is about those that are done, such as ``{} revoked``.
+    """
+    outcomes = Counter(result.outcome for result in results)
+    others = [f", {outcomes[word]} {word}" for word in ("unconfirmed", "skipped", "failed") if outcomes[word]]
+    message = f"{text.format(counted(outcomes['done'], noun))}{''.join(others)}."
+    return Performed(outcome=overall(outcomes.keys()), message=message, results=tuple(results), details=details)
 
 
-def _overall(words: Collection[str]) -> Literal["done", "unconfirmed", "failed"]:
+def overall(words: Collection[str]) -> Literal["done", "unconfirmed", "failed"]:
+    """The outcome of many."""
     if "failed" in words or not {"done", "unconfirmed"} & set(words):
         return "failed"
     return "unconfirmed" if "unconfirmed" in words else "done"

@@ -1,6 +1,6 @@
-"""What workers answer about themselves. Changes nothing, and does not wait for workers that are silent.
+"""Inspecting workers with Celery's remote control. Changes nothing.
 
-Which queues a worker consumes is remembered for a while: a task whose events name no queue came from one of these.
+Which queues a worker consumes is cached for a moment: a task whose events name no queue came from one of them.
 """
 
 import logging
@@ -13,7 +13,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.control.target import Target, find_broker
+from celery_monitor.control.commands import Target, find_broker
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.errors import MonitorError
 from celery_monitor.records.task import Task
@@ -21,7 +21,9 @@ from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.workers import read_workers
 
-FIRST_SECONDS = 1.5  # for the first answer; a worker that is silent then is asked nothing more
+log = logging.getLogger(__name__)
+
+FIRST_SECONDS = 1.5  # for the first answer; without one, no more questions are sent
 NEXT_SECONDS = 1.0
 MOST_TASKS = 500  # of each kind
 LIMITS = ("time_limit", "soft_time_limit", "rate_limit")
@@ -31,7 +33,7 @@ _SECRET = re.compile("API|TOKEN|KEY|SECRET|PASS|SIGNATURE|DATABASE", re.IGNORECA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedTask:
-    """A task that a worker says it has. ``started`` is by our clock; limits are those of the task's kind."""
+    """A task that a worker has. ``started`` is by our clock; the limits are those of its task name."""
 
     id: str
     name: str | None
@@ -46,7 +48,7 @@ class InspectedTask:
 
 
 class Usage(NamedTuple):
-    """What the main process of a worker has used since it started; ``None``: not said."""
+    """Resources that the main process of a worker has used since it started; ``None``: not reported."""
 
     uptime_seconds: float | None
     cpu_seconds: float | None
@@ -54,8 +56,8 @@ class Usage(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inside:
-    """What one worker says of itself; ``None``: it did not say. ``silent``: it did not answer at all."""
+class Inspected:
+    """Everything that one worker reports; ``None``: not reported. ``silent``: no answer at all."""
 
     silent: bool = False
     active: tuple[InspectedTask, ...] | None = None
@@ -69,55 +71,56 @@ class Inside:
     refusals: Mapping[str, str] = field(default_factory=dict)
 
 
-def look_inside(settings: Settings, worker: Worker) -> Inside:
-    """Asks one worker for everything. Raises BrokerUnavailable, NotFound for a cluster that is not watched."""
+def query_worker(settings: Settings, worker: Worker) -> Inspected:
+    """Asks one worker for everything. Raises BrokerUnavailable, and NotFound for a cluster that is not monitored."""
     remote = Remote(find_broker(settings, worker.cluster), settings)
     questions: tuple[tuple[str, Mapping[str, object]], ...] = (
         ("stats", {}),
-        ("active", {"safe": True}),  # else one argument that is no JSON silences the whole answer
+        ("active", {"safe": True}),  # else one argument that is not JSON suppresses the whole answer
         ("registered", {"taskinfoitems": list(LIMITS)}),
         ("conf", {}),
         ("revoked", {}),
         ("scheduled", {}),
         ("reserved", {}),
     )
-    said: dict[str, object] = {}
+    answers: dict[str, object] = {}
     refusals: dict[str, str] = {}
     for number, (question, arguments) in enumerate(questions):
         seconds = NEXT_SECONDS if number else FIRST_SECONDS
         reply = remote.ask(question, arguments, [worker.hostname], seconds).get(worker.hostname)
         if reply is None and not number:
-            return Inside(silent=True)
+            return Inspected(silent=True)
         if reply is not None and reply.error is None:
-            said[question] = reply.ok
+            answers[question] = reply.ok
         elif reply is not None:
             refusals[question] = str(reply.error)
-    return _read(said, refusals, worker, Redactor(settings.redact))
+    return _inspected(answers, refusals, worker, Redactor(settings.redact))
 
 
-def _read(said: Mapping[str, object], refusals: Mapping[str, str], worker: Worker, redactor: Redactor) -> Inside:
-    registered = task_limits(said["registered"]) if "registered" in said else None
-    limits = _Limits(registered or {}, said.get("conf"))
-    held = {kind: _tasks(said.get(kind), worker, redactor, limits) for kind in ("active", "reserved", "scheduled")}
-    revoked = said.get("revoked")
-    return Inside(
-        active=held["active"],
-        reserved=held["reserved"],
-        scheduled=held["scheduled"],
+def _inspected(
+    answers: Mapping[str, object], refusals: Mapping[str, str], worker: Worker, redactor: Redactor
+) -> Inspected:
+    registered = task_limits(answers["registered"]) if "registered" in answers else None
+    limits = _Limits(registered or {}, answers.get("conf"))
+    revoked = answers.get("revoked")
+    return Inspected(
+        active=_tasks(answers.get("active"), worker, redactor, limits),
+        reserved=_tasks(answers.get("reserved"), worker, redactor, limits),
+        scheduled=_tasks(answers.get("scheduled"), worker, redactor, limits),
         revoked=tuple(str(each) for each in revoked[:MOST_TASKS]) if isinstance(revoked, list) else None,
-        stats=_table(said.get("stats"), redactor),
-        usage=used(said.get("stats"), worker.sw_sys),
-        conf=_table(said.get("conf"), redactor),
+        stats=_table(answers.get("stats"), redactor),
+        usage=usage_of(answers.get("stats"), worker.sw_sys),
+        conf=_table(answers.get("conf"), redactor),
         registered=registered,
         refusals=refusals,
     )
 
 
-def used(stats: object, system: str | None) -> Usage | None:
-    """Of an answer to ``stats``. ``ru_maxrss`` is in KiB, on macOS in bytes (getrusage(2) of each)."""
+def usage_of(stats: object, system: str | None) -> Usage | None:
+    """The usage in an answer to ``stats``. ``ru_maxrss`` is in KiB, on macOS in bytes (getrusage(2) of each)."""
     if not isinstance(stats, dict):
         return None
-    rusage = stats.get("rusage")  # a sentence where the platform has none
+    rusage = stats.get("rusage")  # a sentence on platforms without it
     rusage = rusage if isinstance(rusage, dict) else {}
     cpu, peak = (_number(rusage.get("utime")), _number(rusage.get("stime"))), _number(rusage.get("maxrss"))
     unit = {"Linux": 1024, "FreeBSD": 1024, "Darwin": 1}.get(system or "")
@@ -141,22 +144,22 @@ class _Limits:
 
     def of(self, name: object, kind: str) -> float | None:
         own = self.registered.get(str(name), {}).get(kind)
-        given = own if own is not None else self.conf.get(f"task_{kind}")
+        limit = own if own is not None else self.conf.get(f"task_{kind}")
         try:
-            return float(given) if given is not None else None
+            return float(limit) if limit is not None else None
         except (TypeError, ValueError):
             return None
 
 
-def _tasks(given: object, worker: Worker, redactor: Redactor, limits: _Limits) -> tuple[InspectedTask, ...] | None:
-    if not isinstance(given, list):
+def _tasks(answer: object, worker: Worker, redactor: Redactor, limits: _Limits) -> tuple[InspectedTask, ...] | None:
+    if not isinstance(answer, list):
         return None
-    return tuple(_task(each, worker, redactor, limits) for each in given[:MOST_TASKS] if isinstance(each, dict))
+    return tuple(_task(each, worker, redactor, limits) for each in answer[:MOST_TASKS] if isinstance(each, dict))
 
 
-def _task(given: Mapping[str, object], worker: Worker, redactor: Redactor, limits: _Limits) -> InspectedTask:
-    """``scheduled`` wraps what the others give as it is."""
-    request = given.get("request", given)
+def _task(entry: Mapping[str, object], worker: Worker, redactor: Redactor, limits: _Limits) -> InspectedTask:
+    """``scheduled`` has the request inside the entry; in the other answers, the entry is the request."""
+    request = entry.get("request", entry)
     request = request if isinstance(request, dict) else {}
     delivery = request.get("delivery_info")
     pid = request.get("worker_pid")
@@ -168,7 +171,7 @@ def _task(given: Mapping[str, object], worker: Worker, redactor: Redactor, limit
         kwargs=_masked(request.get("kwargs"), redactor),
         pid=pid if isinstance(pid, int) else None,
         started=started + (worker.skew or 0.0) if isinstance(started, int | float) else None,
-        eta=_epoch(given.get("eta")),
+        eta=_epoch(entry.get("eta")),
         priority=delivery.get("priority") if isinstance(delivery, dict) else None,
         soft_limit=limits.of(request.get("name"), "soft_time_limit"),
         hard_limit=limits.of(request.get("name"), "time_limit"),
@@ -176,7 +179,7 @@ def _task(given: Mapping[str, object], worker: Worker, redactor: Redactor, limit
 
 
 def task_limits(registered: object) -> dict[str, dict[str, str]]:
-    """Limits by task name, of an answer to ``registered``: ``shop.pay [rate_limit=10/m time_limit=30]``."""
+    """Limits by task name, from an answer to ``registered``: ``shop.pay [rate_limit=10/m time_limit=30]``."""
     if not isinstance(registered, list):
         return {}
     parts = [str(each).partition(" [") for each in registered]
@@ -184,21 +187,21 @@ def task_limits(registered: object) -> dict[str, dict[str, str]]:
 
 
 def registered_names(registered: object) -> set[str]:
-    """The task names of an answer to ``registered``; what stands behind a name in brackets is left out."""
+    """The task names in an answer to ``registered``, without the brackets behind each name."""
     return set(task_limits(registered))
 
 
-def names_by_worker(settings: Settings, cluster: str, living: Sequence[str]) -> dict[str, set[str]]:
-    """The tasks that each worker has that answers."""
+def names_by_worker(settings: Settings, cluster: str, workers: Sequence[str]) -> dict[str, set[str]]:
+    """The registered tasks of each worker that answers."""
     remote = Remote(find_broker(settings, cluster), settings)
-    replies = remote.ask("registered", {"taskinfoitems": ["_"]}, timeout=FIRST_SECONDS, expected=living)
+    replies = remote.ask("registered", {"taskinfoitems": ["_"]}, timeout=FIRST_SECONDS, expected=workers)
     return {worker: registered_names(reply.ok) for worker, reply in replies.items() if reply.error is None}
 
 
 def pool_processes(stats: object) -> int | None:
-    """How many processes (or threads) the pool has, of an answer to ``stats``.
+    """The number of processes (or threads) in an answer to ``stats``.
 
-    prefork says its first size for ever, and the processes that live beside it.
+    ``max-concurrency`` of prefork stays at the first size, so its list of processes is counted.
     """
     pool = stats.get("pool") if isinstance(stats, dict) else None
     if not isinstance(pool, dict):
@@ -209,21 +212,21 @@ def pool_processes(stats: object) -> int | None:
 
 
 def queue_names(active_queues: object) -> list[str] | None:
-    """The queues that a worker takes from, of an answer to ``active_queues``."""
+    """The queues that a worker consumes, from an answer to ``active_queues``."""
     if not isinstance(active_queues, list):
         return None
     return [str(each.get("name")) for each in active_queues if isinstance(each, dict) and each.get("name")]
 
 
-def _table(given: object, redactor: Redactor) -> dict[str, str] | None:
-    """Flat, for people: ``pool.max-concurrency``; what may be secret is masked, by our words and by Celery's."""
-    if not isinstance(given, dict):
+def _table(answer: object, redactor: Redactor) -> dict[str, str] | None:
+    """A flat table for display: ``pool.max-concurrency``; secrets are masked by our key words and Celery's."""
+    if not isinstance(answer, dict):
         return None
     flat: dict[str, str] = {}
-    for name, value in _flat("", given):
+    for name, value in _flat("", answer):
         masked = redactor.text(repr({name: value}))
         plain = masked == repr({name: value}) and not (_SECRET.search(name) and isinstance(value, str))
-        flat[name] = str(value) if plain else _behind(name, masked)
+        flat[name] = str(value) if plain else _value_in(name, masked)
     return dict(sorted(flat.items()))
 
 
@@ -235,8 +238,8 @@ def _flat(prefix: str, table: Mapping[object, object]) -> list[tuple[str, object
     return rows
 
 
-def _behind(name: str, masked: str) -> str:
-    """The value in ``{name: value}``; the mask alone where the name itself was changed."""
+def _value_in(name: str, masked: str) -> str:
+    """The value in ``{name: value}``; just the mask if the name itself was changed."""
     start = f"{{{name!r}: "
     return masked[len(start) : -1] if masked.startswith(start) and not _SECRET.search(name) else "***"
 
@@ -258,46 +261,44 @@ def _epoch(value: object) -> float | None:
         return None
 
 
-log = logging.getLogger(__name__)
-
 ASK_SECONDS = 1.0
-REMEMBERED_SECONDS = 2.0  # for which the other tasks of a bulk retry do not ask again
-MOST_REMEMBERED = 1000
+CACHE_SECONDS = 2.0  # for the other tasks of a bulk retry
+MOST_CACHED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """The queues of one worker, empty where it does not say. ``same_process``: by the process that ran the task."""
+    """The queues of one worker, empty if unknown. ``same_process``: it is still the process that ran the task."""
 
     worker: str
     queues: tuple[str, ...] = ()
     same_process: bool = True
 
     @property
-    def sole(self) -> str | None:
+    def only_queue(self) -> str | None:
         """The only queue that the task can have come from."""
         return self.queues[0] if self.same_process and len(self.queues) == 1 else None
 
 
 def consumed(target: Target, task: Task) -> Consumed | None:
-    """What the worker of the latest run consumes; ``None`` for a task that no worker has had.
+    """The queues that the worker of the latest run consumes; ``None`` for a task that no worker received.
 
-    From the record, else the worker is asked now, within ASK_SECONDS.
+    From the record, else the worker is asked, for ASK_SECONDS at most.
     """
     run = task.run
     if run is None or run.worker is None:
         return None
     key = (target.settings.database, target.broker.url, run.worker, run.pid)
     now = time.monotonic()
-    with _remembering:
-        at, found = _remembered.get(key, (float("-inf"), None))
-    if found is not None and now - at < REMEMBERED_SECONDS:
+    with _cache_lock:
+        at, found = _cache.get(key, (float("-inf"), None))
+    if found is not None and now - at < CACHE_SECONDS:
         return found
     found = _find(target, run.worker, run.pid)
-    with _remembering:
-        if len(_remembered) >= MOST_REMEMBERED:
-            _remembered.clear()
-        _remembered[key] = (time.monotonic(), found)
+    with _cache_lock:
+        if len(_cache) >= MOST_CACHED:
+            _cache.clear()
+        _cache[key] = (time.monotonic(), found)
     return found
 
 
@@ -321,5 +322,5 @@ def _queues(target: Target, name: str, worker: Worker | None) -> tuple[str, ...]
 
 
 _Key = tuple[str, str, str, int | None]
-_remembered: dict[_Key, tuple[float, Consumed]] = {}
-_remembering = Lock()
+_cache: dict[_Key, tuple[float, Consumed]] = {}
+_cache_lock = Lock()

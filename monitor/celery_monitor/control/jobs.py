@@ -1,7 +1,7 @@
-"""Working at bulk jobs: a thread per job, in any web process; another one goes on where one died.
+"""Running bulk jobs: a thread per job, in any web process; if a process dies, another one continues its jobs.
 
-A job is held by a lease that every step renews. What a dead process had on its way is settled with the broker before
-anything else is sent, so that each task is sent once, or is said to be unconfirmed; see brokers/batch.py.
+A lease, renewed by every step, decides which process runs a job. What a dead process was sending is settled with the
+broker before anything else is sent, so that each task is sent once or reported as unconfirmed; see brokers/batch.py.
 """
 
 import logging
@@ -14,9 +14,10 @@ from uuid import uuid4
 
 from celery_monitor.brokers.batch import BATCH, Batches, batches
 from celery_monitor.control.bulk import Skip, plan_all, why_not_bulk_revoke
+from celery_monitor.control.commands import Target, find_broker, overall
 from celery_monitor.control.retry import PreparedRetry, call_of
-from celery_monitor.control.revoke import judge_revoke, tell
-from celery_monitor.control.target import Target, find_broker
+from celery_monitor.control.revoke import judge_revoke, send_revoke
+from celery_monitor.core.words import counted
 from celery_monitor.errors import BrokerUnavailable, MonitorError, StoreUnavailable
 from celery_monitor.records.job import Job, JobOutcome, JobState
 from celery_monitor.records.page import Action
@@ -51,11 +52,11 @@ LOOK_SECONDS = 1.0
 TIDY_SECONDS = 600.0
 LONGEST_PAUSE_SECONDS = 10.0
 MOST_AT_ONCE = 4  # jobs; each has a connection of its own to broker and database
-IN_DOUBT = "the dashboard or its connection ended while it was sent, and this broker cannot say whether it has it"
+IN_DOUBT = "the dashboard or its connection ended during sending, and this broker cannot tell whether it was sent"
 
 
 class Runner:
-    """Looks for jobs that nobody works at, and works at them."""
+    """Looks for jobs that no process runs, and runs them."""
 
     def __init__(self, store: Store, settings: Settings, lease_seconds: float = LEASE_SECONDS) -> None:
         self._store = store
@@ -67,7 +68,7 @@ class Runner:
         self._workers: list[Thread] = []
 
     def start(self) -> None:
-        """Begins, unless it has begun; at once where a job waits."""
+        """Starts, or looks for jobs at once if it has started."""
         if self._thread is None and not self._settings.read_only:
             self._stopped.clear()
             self._thread = Thread(target=self._run, name="jobs", daemon=True)
@@ -75,7 +76,7 @@ class Runner:
         self._woken.set()
 
     def stop(self) -> None:
-        """Ends after the batches that are under way; whoever runs next goes on with the rest."""
+        """Ends after the current batches; the next process continues."""
         self._stopped.set()
         self._woken.set()
         if self._thread is not None:
@@ -87,7 +88,7 @@ class Runner:
         while not self._stopped.is_set():
             self._woken.clear()
             try:
-                while self._take_one():
+                while self._start_one():
                     pass
                 if time.monotonic() - tidied > TIDY_SECONDS:
                     tidied = time.monotonic()
@@ -98,34 +99,34 @@ class Runner:
         for worker in self._workers:
             worker.join()
 
-    def _take_one(self) -> bool:
+    def _start_one(self) -> bool:
         self._workers = [each for each in self._workers if each.is_alive()]
         if len(self._workers) >= MOST_AT_ONCE or self._stopped.is_set():
             return False
         owner = str(uuid4())
-        found = claim_job(self._store, self._settings.clusters, owner, time.time(), self._lease_seconds)
-        if found is None:
+        claimed = claim_job(self._store, self._settings.clusters, owner, time.time(), self._lease_seconds)
+        if claimed is None:
             return False
-        target = Target(self._store, self._settings, find_broker(self._settings, found.cluster))
-        lease = JobLease(self._store, found.id, owner, self._lease_seconds)
-        worker = Thread(target=JobWork(target, lease, self._stopped).run, name=f"job {found.id}", daemon=True)
+        target = Target(self._store, self._settings, find_broker(self._settings, claimed.cluster))
+        lease = JobLease(self._store, claimed.id, owner, self._lease_seconds)
+        worker = Thread(target=JobWork(target, lease, self._stopped).run, name=f"job {claimed.id}", daemon=True)
         self._workers.append(worker)
         worker.start()
         return True
 
 
 class Stopped(Exception):
-    """This process ends; the job goes on in another."""
+    """This process ends; another one continues the job."""
 
 
-class Heart(Protocol):
-    """Something that must be shown that we live."""
+class Heartbeat(Protocol):
+    """A connection that needs a heartbeat during pauses."""
 
     def beat(self) -> None: ...
 
 
 class JobWork:
-    """One job, from the claim to its end or ours."""
+    """One job, from its claim until it or this process ends."""
 
     def __init__(self, target: Target, lease: JobLease, stopped: Event) -> None:
         self._target = target
@@ -136,13 +137,13 @@ class JobWork:
         self.job = read_job(target.store, lease.job)
 
     def run(self) -> None:
-        """Until the job has ended, another process has it, or we are stopped."""
+        """Until the job has ended, another process has it, or this one is stopped."""
         pause = 0.5
         while True:
             try:
                 self._attempt()
             except JobLeaseLost:
-                log.warning("job %s is with another process now", self._lease.job)
+                log.warning("another process runs job %s now", self._lease.job)
             except Stopped:
                 release(self._lease)
             except (BrokerUnavailable, StoreUnavailable) as error:
@@ -179,7 +180,7 @@ class JobWork:
         plans = plan_all(self._target, self.job, members)
         prepared = {number: each for number, each in plans.items() if isinstance(each, PreparedRetry)}
         skipped = [
-            EndedTask(number, JobOutcome.SKIPPED, each.of_task, each.reason)
+            EndedTask(number, JobOutcome.SKIPPED, each.for_task, each.reason)
             for number, each in plans.items()
             if isinstance(each, Skip)
         ]
@@ -188,21 +189,21 @@ class JobWork:
             for number, each in prepared.items()
         ]
         token = f"{self.job.token}.{uuid4().hex}"
-        going = begin_batch(self._lease, self.job, token, batch, skipped, time.time())
-        if going is None:
+        started = begin_batch(self._lease, self.job, token, batch, skipped, time.time())
+        if started is None:
             return
         ended: list[EndedTask] = []
         not_sent: list[str] = []
-        if going:
-            sending = sender.send_all(token, [call_of(prepared[each.number], each.new_id) for each in going])
+        if started:
+            sending = sender.send_all(token, [call_of(prepared[each.number], each.new_id) for each in started])
             not_sent = list(sending.refused)
-            ended = [_ended(each, sending.refused.get(each.new_id), sending.doubt) for each in going]
+            ended = [_ended(each, sending.refused.get(each.new_id), sending.doubt) for each in started]
         self.job.position = members[-1].number + 1
         end_batch(self._lease, self.job, self.job.position, ended, not_sent, time.time())
         self._renewed = time.monotonic()
 
     def _recover(self, sender: Batches) -> None:
-        """Settles what was on its way when a process or a connection ended."""
+        """Settles the batch that was being sent when a process or a connection ended."""
         if self.job.batch is None:
             return
         lease, now = self._lease, time.time()
@@ -225,24 +226,24 @@ class JobWork:
         self.job.batch = None
 
     def _revoke(self) -> None:
-        """Told twice, a worker does nothing the second time: what was under way in a crash is told again."""
+        """A repeated revoke does nothing, so the batch of a crash is simply sent again."""
         size = self._size(BATCH)
         while self._state() is not JobState.STOPPING:
             members = next_members(self._target.store, self.job, size)
             if not members:
                 break
-            ended = self._tell(members)
+            ended = self._revoke_batch(members)
             self.job.position = members[-1].number + 1
             end_batch(self._lease, self.job, self.job.position, ended, [], time.time())
             self._pace(len(members), None)
         self._finish()
 
-    def _tell(self, members: Sequence[Member]) -> list[EndedTask]:
+    def _revoke_batch(self, members: Sequence[Member]) -> list[EndedTask]:
         refused = {each.number: why for each in members if (why := why_not_bulk_revoke(each)) is not None}
         tasks = {each.number: each.task for each in members if each.number not in refused and each.task is not None}
         ended = [EndedTask(number, JobOutcome.SKIPPED, why) for number, why in refused.items()]
         if tasks:
-            answers = tell(self._target, [task.id for task in tasks.values()], False, "SIGTERM")
+            answers = send_revoke(self._target, [task.id for task in tasks.values()], False, "SIGTERM")
             for number, task in tasks.items():
                 result = judge_revoke(task, answers, terminate=False)
                 ended.append(EndedTask(number, JobOutcome(result.outcome), result.message))
@@ -257,8 +258,8 @@ class JobWork:
         self._renewed = time.monotonic()
         return renew(self._lease, time.time(), message)
 
-    def _pace(self, number: int, heart: Heart | None) -> None:
-        """Waits as long as the rate asks for; not too long for the lease, the broker, or whoever aborts."""
+    def _pace(self, number: int, connection: Heartbeat | None) -> None:
+        """Waits as the rate requires, but renews the lease and notices an abort meanwhile."""
         if self.job.rate is None:
             return
         self._due = max(self._due, time.monotonic() - 1.0) + number / self.job.rate
@@ -266,8 +267,8 @@ class JobWork:
             if self._stopped.wait(min(left, BEAT_SECONDS)):
                 raise Stopped
             if time.monotonic() - self._renewed >= BEAT_SECONDS:
-                if heart is not None:
-                    heart.beat()
+                if connection is not None:
+                    connection.beat()
                 if self._state() is JobState.STOPPING:
                     return
 
@@ -289,14 +290,14 @@ class JobWork:
     def _finish(self) -> None:
         self.job = read_job(self._target.store, self.job.id)
         aborted = self.job.state is JobState.STOPPING
-        said = outcome_text(self.job)
-        message = f"{self.job.message or 'Aborted.'} {said}" if aborted else said
+        counts = outcome_text(self.job)
+        message = f"{self.job.message or 'Aborted.'} {counts}" if aborted else counts
         state = JobState.ABORTED if aborted else JobState.DONE
-        outcome = "aborted" if aborted else _overall(self.job)
+        outcome = "aborted" if aborted else overall([each for each in JobOutcome if self.job.count(each)])
         finish_job(self._lease, state, message, self._action(message, outcome))
 
     def _fail(self, error: Exception) -> None:
-        message = f"{type(error).__name__}: {error}. What was not sent yet is left alone; the log says more."
+        message = f"{type(error).__name__}: {error}. Tasks not sent yet are left alone; see the log."
         try:
             finish_job(self._lease, JobState.FAILED, message, self._action(message, "failed"))
         except (JobLeaseLost, StoreUnavailable):
@@ -327,15 +328,9 @@ def _ended(sent: SentTask, refused: str | None, doubt: str | None) -> EndedTask:
 
 
 def outcome_text(job: Job) -> str:
-    """What came of a job, in words."""
-    words = (JobOutcome.DONE, JobOutcome.UNCONFIRMED, JobOutcome.SKIPPED, JobOutcome.FAILED)
-    counted = [f"{number} {outcome}" for outcome in words if (number := job.count(outcome))]
+    """The results of a job in words: ``31 tasks retried, 2 skipped.``"""
+    done = f"{counted(job.count(JobOutcome.DONE), 'task')} {'retried' if job.verb == 'retry' else 'revoked'}"
+    others = (JobOutcome.UNCONFIRMED, JobOutcome.SKIPPED, JobOutcome.FAILED)
+    counts = [f"{number} {outcome}" for outcome in others if (number := job.count(outcome))]
     left = [f"{job.left} not sent"] if job.left else []
-    return f"{job.verb.capitalize()}: {', '.join(counted + left)}."
-
-
-def _overall(job: Job) -> str:
-    done, doubtful, failed = (job.count(each) for each in (JobOutcome.DONE, JobOutcome.UNCONFIRMED, JobOutcome.FAILED))
-    if failed or not done + doubtful:
-        return "failed"
-    return "unconfirmed" if doubtful else "done"
+    return f"{', '.join([done, *counts, *left])}."

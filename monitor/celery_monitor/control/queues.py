@@ -1,9 +1,10 @@
-"""Commands for queues: pause and resume on all their workers, read, purge, delete a message, find a message.
+"""Commands for queues: pause and resume on all workers, read, purge, delete a message, find a message.
 
-RabbitMQ shows a message only by delivering it, so to read or to find one is an action that is recorded.
+RabbitMQ shows a message only by delivering it, so reading or finding one is an action that is recorded.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -14,22 +15,24 @@ from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.queues import QueueMessage, ReadMessages
 from celery_monitor.brokers.task_messages import can_read_by_delivery, find_by_delivery, of_removed
 from celery_monitor.brokers.transports import messages_of
-from celery_monitor.control.answers import done
 from celery_monitor.control.arguments import IN_BROKER
 from celery_monitor.control.commands import (
+    ANSWER_SECONDS,
     ClusterCommand,
     Name,
     Performed,
     Role,
+    Target,
     TaskResult,
     Text,
+    done,
     require_typed,
     summary,
 )
 from celery_monitor.control.inspect import queue_names
-from celery_monitor.control.target import ANSWER_SECONDS, Target
 from celery_monitor.control.workers import AddConsumer, CancelConsumer, WorkerCommand, ask_workers
 from celery_monitor.core.message import why_not_exact
+from celery_monitor.core.words import counted
 from celery_monitor.errors import Conflict, InvalidInput, NotFound
 from celery_monitor.records.event import Message
 from celery_monitor.records.queue import Pause
@@ -41,13 +44,14 @@ from celery_monitor.store.tasks.messages import keep_message, record_removals
 from celery_monitor.store.workers import read_workers
 
 ON_QUEUE = "queues/{name:name}/"
-MOST_READ = 100_000  # messages of a purge of which the tasks are concluded at once
+MOST_READ = 100_000  # messages of a purge whose tasks are concluded at once
 READING_SECONDS = 10.0
-MOST_KEPT, MOST_KEPT_BYTES = 1000, 32_000_000  # messages of a purge that are kept for a retry
+MOST_KEPT, MOST_KEPT_BYTES = 1000, 32_000_000  # messages of a purge that are stored for a retry
+GONE = "The worker is gone; one that starts in its place consumes the queue."
 
 
 class QueueCommand(ClusterCommand, frozen=True, kw_only=True):
-    """Something that is done to a queue."""
+    """A command for one queue."""
 
     role = Role.OPERATOR
     subject = "{0.queue}"
@@ -56,22 +60,19 @@ class QueueCommand(ClusterCommand, frozen=True, kw_only=True):
 
 
 class PauseQueue(QueueCommand, frozen=True, kw_only=True):
-    """Let no worker take from a queue."""
+    """Pause a queue: all its workers stop consuming it."""
 
     action = "queue.pause"
     route = ON_QUEUE + "pause"
-    note = (
-        "every worker that consumes it stops; what it has received still runs; one that is started later consumes it "
-        "again"
-    )
+    note = "tasks already received still run; a worker that starts later consumes the queue again"
 
     def run(self, target: Target) -> Performed:
-        """Every worker that takes from it is told to take no more. What they have taken already still runs."""
+        """Tells every worker that consumes the queue to stop."""
         workers = consumers(target, self.queue)
         if not workers:
-            raise Conflict(f"No worker takes from {self.queue}: there is nothing to pause.")
+            raise Conflict(f"No worker consumes {self.queue}: there is nothing to pause.")
         before = read_pauses(target.store, target.cluster).get((target.cluster, self.queue))
-        note = Pause(
+        pause = Pause(
             cluster=target.cluster,
             queue=self.queue,
             by=before.by if before else target.actor,
@@ -79,131 +80,128 @@ class PauseQueue(QueueCommand, frozen=True, kw_only=True):
             workers=tuple(sorted({*workers, *(before.workers if before else ())})),
             reason=self.reason,
         )
-        save_pause(target.store, note)  # first: a worker that was stopped and not noted would never be resumed
+        save_pause(target.store, pause)  # first, as a worker that is not in it would never be resumed
         cancel = CancelConsumer(cluster=target.cluster, workers=tuple(workers), queue=self.queue)
-        performed = _ask(target, cancel, "Pause")
+        performed = _ask(target, cancel, "Paused on {}")
         if not any(result.outcome in {"done", "unconfirmed"} for result in performed.results):
             _restore(target, self.queue, before)
         return performed
 
 
 class ResumeQueue(QueueCommand, frozen=True, kw_only=True):
-    """Let the workers take from a queue again."""
+    """Resume a paused queue."""
 
     action = "queue.resume"
     route = ON_QUEUE + "resume"
-    note = "the workers that a pause has stopped"
+    note = "on the workers that the pause has stopped"
 
     def run(self, target: Target) -> Performed:
-        """Who does not answer stays noted as stopped."""
-        noted = read_pauses(target.store, target.cluster).get((target.cluster, self.queue))
-        if noted is None:
-            hint = "To let a worker take from it, add it to that worker."
-            raise Conflict(f"{self.queue} is not paused from here. {hint}")
+        """A worker that does not answer stays in the pause."""
+        pause = read_pauses(target.store, target.cluster).get((target.cluster, self.queue))
+        if pause is None:
+            raise Conflict(f"{self.queue} was not paused from here. To consume it, add it to a worker.")
         workers = read_workers(target.store, target.cluster)
         offline = {worker.hostname for worker in workers if worker.status is WorkerStatus.OFFLINE}
-        present = tuple(name for name in noted.workers if name not in offline)
-        gone = [_gone(name) for name in noted.workers if name in offline]
-        if not present:
+        online = tuple(name for name in pause.workers if name not in offline)
+        gone = [done(name, GONE) for name in pause.workers if name in offline]
+        if not online:
             end_pause(target.store, target.cluster, self.queue)
             return Performed(
                 outcome="done",
-                message="The workers that were stopped are gone; those that were started since take from it by "
-                "themselves.",
+                message="The paused workers are gone; workers that started since then consume the queue.",
                 results=tuple(gone),
             )
-        add = AddConsumer(cluster=target.cluster, workers=present, queue=self.queue)
-        performed = _ask(target, add, "Resume", gone)
+        add = AddConsumer(cluster=target.cluster, workers=online, queue=self.queue)
+        performed = _ask(target, add, "Resumed on {}", gone)
         still = tuple(result.id for result in performed.results if result.outcome in {"unconfirmed", "failed"})
-        _restore(target, self.queue, msgspec.structs.replace(noted, workers=still) if still else None)
+        _restore(target, self.queue, msgspec.structs.replace(pause, workers=still) if still else None)
         return performed
 
 
 class PurgeQueue(QueueCommand, frozen=True, kw_only=True):
-    """Throw away all that waits.
+    """Delete all messages of a queue.
 
-    The name of what is ended or emptied, typed again.
+    The name of the worker or queue, typed as confirmation.
     """
 
     action = "queue.purge"
     role = Role.ADMIN
     route = ON_QUEUE + "purge"
     body = "ConfirmBody"
-    note = "type the queue's name; what workers have received is not touched"
+    note = "type the queue's name; tasks already received still run"
     confirm: str | None = None
 
     def check(self) -> None:
         super().check()
-        require_typed(self.confirm, self.queue, "throw away every message of this queue")
+        require_typed(self.confirm, self.queue, "delete all messages of this queue")
 
     def run(self, target: Target) -> Performed:
-        """Removes all messages, and concludes the tasks that they were of."""
-        removed = Removed(target, self.queue)
-        number = messages_of(target.broker, target.settings, self.queue).purge(removed.see)
+        """Deletes all messages and concludes their tasks."""
+        removed = RemovedMessages(target, self.queue)
+        number = messages_of(target.broker, target.settings, self.queue).purge(removed.add)
         concluded = removed.conclude(f"queue {self.queue} purged by {target.actor}")
-        messages = "1 message" if number == 1 else f"{number} messages"
         unread = number - removed.number
-        rest = f" {unread} were not read; their tasks are looked for within minutes." if unread else ""
+        rest = f" {unread} not read: the tasks are checked within minutes." if unread else ""
+        deleted = f"{counted(number, 'message')} deleted from {self.queue}; {counted(concluded, 'task')} revoked."
         return Performed(
             outcome="done",
-            message=f"{messages} deleted from {self.queue}; {_tasks(concluded)} revoked.{rest} Tasks that workers "
-            "have already received still run.",
+            message=f"{deleted}{rest} Tasks already received still run.",
             details={"purged": number, "concluded": concluded},
         )
 
 
 class ReadQueue(QueueCommand, frozen=True, kw_only=True):
-    """Look at what waits.
+    """Show the next messages of a queue.
 
-    How many messages.
+    The number of messages.
     """
 
     action = "queue.read"
     route = ON_QUEUE + "messages"
     body = "ReadBody"
     note = (
-        "Redis: nothing is touched. RabbitMQ: taken and put back at once, marked as redelivered, and counted by a "
-        "quorum queue"
+        "Redis: nothing changes. RabbitMQ: messages are delivered and returned at once, marked as redelivered, and "
+        "a quorum queue counts it"
     )
     limit: Annotated[float, Meta(ge=1, le=200, multiple_of=1)] = 50
 
     def run(self, target: Target) -> Performed:
-        """The messages that are delivered next, with when they were sent where the record has their tasks."""
+        """The messages that are delivered next, with the time of sending for recorded tasks."""
         reading = messages_of(target.broker, target.settings, self.queue).read(int(self.limit))
         reading = ReadMessages(
-            messages=tuple(_dated(target, message) for message in reading.messages),
+            messages=tuple(_with_sent(target, message) for message in reading.messages),
             more=reading.more,
             hazard=reading.hazard,
         )
-        message = f"{len(reading.messages)} messages of {self.queue} were read."
+        message = f"{counted(len(reading.messages), 'message')} of {self.queue} read."
         return Performed(outcome="done", message=message, reading=reading)
 
 
 class DeleteMessage(QueueCommand, frozen=True, kw_only=True):
-    """Throw one message away.
+    """Delete one message.
 
-    The digest of a message, as reading gave it.
+    The digest of a message, from reading the queue.
     """
 
     action = "queue.delete_message"
     role = Role.ADMIN
     route = ON_QUEUE + "delete-message"
     body = "DeleteBody"
-    note = "exactly the message that was read; on RabbitMQ those before it are put back as by reading"
+    note = "only the message that was read; on RabbitMQ the ones before it are returned, as in reading"
     digest: Name
     id: Text | None = None
 
     def run(self, target: Target) -> Performed:
-        """Removes it, keeps it for a retry, and concludes its task."""
+        """Deletes it, stores it for a retry, and concludes its task."""
         subject = f"Task {self.id}" if self.id else "The message"
         found = messages_of(target.broker, target.settings, self.queue).delete(self.digest)
         if found is None:
-            raise Conflict(f"{subject} was received by a worker meanwhile; it is not in {self.queue} any more.")
-        removed = Removed(target, self.queue)
-        removed.see(found)
+            raise Conflict(f"{subject} was received by a worker meanwhile; it is no longer in {self.queue}.")
+        removed = RemovedMessages(target, self.queue)
+        removed.add(found)
         concluded = removed.conclude(f"message deleted from {self.queue} by {target.actor}")
         task_id = removed.ids[0] if removed.ids else None
-        message = f"Message deleted; task {task_id} is revoked." if task_id else "Message deleted; it was not a task's."
+        message = f"Message deleted; task {task_id} revoked." if task_id else "Message deleted; it belonged to no task."
         details = {"id": task_id, "digest": self.digest, "concluded": concluded}
         return Performed(outcome="done", message=message, details=details)
 
@@ -211,8 +209,8 @@ class DeleteMessage(QueueCommand, frozen=True, kw_only=True):
 QUEUE_COMMANDS: tuple[type[QueueCommand], ...] = (PauseQueue, ResumeQueue, PurgeQueue, ReadQueue, DeleteMessage)
 
 
-class Removed:
-    """Messages that were removed from a queue: the tasks that they were of, and as many of them as are kept."""
+class RemovedMessages:
+    """Messages that were removed from a queue: the ids of their tasks, and as many messages as may be stored."""
 
     def __init__(self, target: Target, queue: str) -> None:
         self.number = 0
@@ -220,11 +218,11 @@ class Removed:
         self._target = target
         self._queue = queue
         self._kept: dict[str, Message] = {}
-        self._room = MOST_KEPT_BYTES if target.settings.capture else 0
+        self._free_bytes = MOST_KEPT_BYTES if target.settings.capture else 0
         self._until = time.monotonic() + READING_SECONDS
 
-    def see(self, removed: Any) -> bool:
-        """Gets one; whether to show the next."""
+    def add(self, removed: Any) -> bool:
+        """Adds one; whether to continue."""
         self.number += 1
         found = of_removed(removed, self._queue)
         if found is not None:
@@ -233,7 +231,7 @@ class Removed:
         return self.number < MOST_READ and time.monotonic() < self._until
 
     def conclude(self, text: str) -> int:
-        """Notes what became of the tasks, for the receiver to conclude; gives their number."""
+        """Stores the removal for the receiver, which concludes the tasks; returns their number."""
         ids = list(dict.fromkeys(self.ids))
         if ids:
             record_removals(self._target.store, self._target.cluster, ids, text, self._target.now(), self._kept)
@@ -241,34 +239,27 @@ class Removed:
 
     def _keep(self, task_id: str, message: Message) -> None:
         size = len(message.body or b"")
-        if size <= min(self._room, self._target.settings.max_message_bytes) and len(self._kept) < MOST_KEPT:
+        if size <= min(self._free_bytes, self._target.settings.max_message_bytes) and len(self._kept) < MOST_KEPT:
             self._kept[task_id] = message
-            self._room -= size
+            self._free_bytes -= size
 
 
 def consumers(target: Target, queue: str) -> list[str]:
-    """The workers that take from it: by what they say now, and of those who are silent, what they last said."""
+    """The workers that consume the queue: by their answers, or by the record for those that do not answer."""
     living = target.living_workers()
     replies = target.remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=living)
-    said = {name: queue_names(reply.ok) for name, reply in replies.items()}
+    reported = {name: queue_names(reply.ok) for name, reply in replies.items()}
     recorded = {worker.hostname: worker.queues for worker in read_workers(target.store, target.cluster)}
-    names = {*living, *said}
-    return sorted(name for name in names if queue in (said.get(name) or recorded.get(name) or ()))
+    names = {*living, *reported}
+    return sorted(name for name in names if queue in (reported.get(name) or recorded.get(name) or ()))
 
 
-def _ask(target: Target, command: WorkerCommand, verb: str, more: list[TaskResult] | None = None) -> Performed:
-    results = [*ask_workers(target, command).results, *(more or [])]
-    asked = summary(verb, results, workers={result.id: result.message for result in results})
-    message = f"{asked.message}. " + " ".join(f"{result.id}: {result.message}" for result in results[:5])
-    return Performed(outcome=asked.outcome, message=message, results=asked.results, details=asked.details)
-
-
-def _tasks(number: int) -> str:
-    return "1 task is" if number == 1 else f"{number} tasks are"
-
-
-def _gone(name: str) -> TaskResult:
-    return done(name, "It is gone; one that is started in its place takes from the queue by itself.")
+def _ask(target: Target, command: WorkerCommand, text: str, more: Sequence[TaskResult] = ()) -> Performed:
+    results = [*ask_workers(target, command).results, *more]
+    workers = {result.id: result.message for result in results}
+    performed = summary(text, results, noun="worker", workers=workers)
+    by_worker = " ".join(f"{result.id}: {result.message}" for result in results[:5])
+    return replace(performed, message=f"{performed.message} {by_worker}")
 
 
 def _restore(target: Target, queue: str, pause: Pause | None) -> None:
@@ -278,7 +269,7 @@ def _restore(target: Target, queue: str, pause: Pause | None) -> None:
         save_pause(target.store, pause)
 
 
-def _dated(target: Target, message: QueueMessage) -> QueueMessage:
+def _with_sent(target: Target, message: QueueMessage) -> QueueMessage:
     if message.sent is not None or message.id is None:
         return message
     try:
@@ -289,29 +280,29 @@ def _dated(target: Target, message: QueueMessage) -> QueueMessage:
 
 
 HAZARD = (
-    f"RabbitMQ shows no message without delivering it. Up to {task_messages.MOST_DELIVERED} are taken out of the queue "
-    "and put back at once: they are marked as redelivered from then on, may stand in another order if workers take "
-    "messages meanwhile, and a quorum queue counts it as a delivery."
+    f"RabbitMQ shows messages only by delivering them. Up to {task_messages.MOST_DELIVERED} are delivered and returned "
+    "at once: they stay marked as redelivered, their order may change if workers consume messages meanwhile, and a "
+    "quorum queue counts a delivery."
 )
 
 
 def why_not_find(target: Target, task: Task) -> str | None:
-    """Why its message is not looked for in this way; ``None`` where it may be."""
+    """Why the message of a task is not searched for with FindMessage; ``None`` if it may be."""
     if not can_read_by_delivery(target.broker):
-        return "Only a queue of RabbitMQ is looked into in this way; where reading is free, it is done by itself."
+        return "Only for RabbitMQ. On other brokers messages are found automatically."
     if task.state not in IN_BROKER:
         return f"Task {task.id} is {task.state.word}: its message has been acknowledged."
     if task.queue is None:
-        return f"The queue of task {task.id} is not known."
+        return f"The queue of task {task.id} is unknown."
     if not target.settings.capture:
-        return "No messages are kept here (--no-capture), and what is found could not be."
+        return "Messages are not stored here (--no-capture), so a found one could not be used."
     return None
 
 
 class FindMessage(ClusterCommand, frozen=True, kw_only=True):
-    """Look for a task's message in its queue on RabbitMQ, which takes messages out and puts them back.
+    """Find a task's message in its RabbitMQ queue, by delivering and returning messages.
 
-    Why to look for a message.
+    Why the message is searched for.
     """
 
     action = "task.find_message"
@@ -320,14 +311,14 @@ class FindMessage(ClusterCommand, frozen=True, kw_only=True):
     route = "tasks/{id:name}/find-message"
     body = "FindBody"
     note = (
-        "RabbitMQ only: messages of the task's queue are taken out and put back, as by reading it; what is found is "
-        "kept like a captured message"
+        "RabbitMQ only: messages of the task's queue are delivered and returned, as in reading it; the one found is "
+        "stored like a captured message"
     )
     address = ("cluster", "id")
     id: str
 
     def run(self, target: Target) -> Performed:
-        """Keeps it as a captured one. Raises Conflict where it cannot be looked for, or is not there."""
+        """Stores it like a captured message. Raises Conflict if it cannot be searched for, or is not there."""
         task = read_task(target.store, self.id, target.cluster)
         if why := why_not_find(target, task):
             raise Conflict(why)
@@ -335,19 +326,15 @@ class FindMessage(ClusterCommand, frozen=True, kw_only=True):
         found = find_by_delivery(target.broker, target.settings, task.id, queue)
         message = found.messages.get(task.id)
         if message is None:
-            looked = "the queue" if found.whole else f"the first {task_messages.MOST_DELIVERED} messages of the queue"
-            raise Conflict(f"Its message is not in {looked} {queue}. One that a worker has cannot be seen on RabbitMQ.")
+            where = "the queue" if found.whole else f"the first {task_messages.MOST_DELIVERED} messages of the queue"
+            raise Conflict(f"The message is not in {where} {queue}. RabbitMQ does not show messages that a worker has.")
         if why := why_not_exact(message, task):
-            raise Conflict(f"It was found in the queue {queue}, and cannot be used: {why}.")
+            raise Conflict(f"A message was found in the queue {queue}, but cannot be used: {why}.")
         kept = keep_message(target.store, task, message, target.now(), target.settings.max_message_bytes)
         if not kept:
             raise Conflict(
-                f"Its message was found in the queue {queue}, and is too large to keep: {message.size} bytes."
+                f"The message was found in the queue {queue}, but is too large to store: {message.size} bytes."
             )
-        said = f"Its message was found in the queue {queue}, and is kept: a retry is exact."
-        return Performed(
-            outcome="done",
-            message=said,
-            results=(TaskResult(id=task.id, outcome="done", message=said, fidelity="exact"),),
-            details={"queue": queue, "size": message.size},
-        )
+        text = f"Message found in the queue {queue} and stored: a retry is exact."
+        result = TaskResult(id=task.id, outcome="done", message=text, fidelity="exact")
+        return Performed.of_one(result, {"queue": queue, "size": message.size})

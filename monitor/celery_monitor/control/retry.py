@@ -1,7 +1,7 @@
-"""Sending tasks again: under a new id, to the queue they had, and only with arguments that are certain enough.
+"""Retrying tasks: with a new id, to the same queue, and only with arguments that are certain enough.
 
-A captured message is sent again as it was: the same bytes, headers, route and callbacks. Without one, a message is
-made from the name and the known arguments.
+A captured message is resent unchanged: the same bytes, headers, route and callbacks. Without one, a new message is
+built from the name and the arguments.
 """
 
 import json
@@ -24,15 +24,16 @@ from celery_monitor.control.commands import (
     RequestId,
     Role,
     Seconds,
+    Target,
     TaskResult,
     distinct,
     summary,
 )
 from celery_monitor.control.inspect import Consumed, consumed
-from celery_monitor.control.target import Target
 from celery_monitor.core.arguments import Arguments, edit, is_whole, without_secrets
 from celery_monitor.core.message import JSON, Unreadable, facts, json_text
 from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.words import counted
 from celery_monitor.errors import (
     ArgumentsUnknown,
     ConfirmationRequired,
@@ -49,18 +50,18 @@ from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_tas
 # Native delayed delivery puts these in front of a routing key: kombu/transport/native_delayed_delivery.py.
 DELAY = re.compile(r"^(?:[01]\.){28}")
 DELAYED_EXCHANGE_PREFIX = "celery_delayed_"
-# What brokers write into headers of a message that was delivered before.
+# Headers that brokers add to a message that was delivered before.
 DELIVERY_HEADERS = ("redelivered", "x-delivery-count", "x-acquired-count", "x-opt-")
 DEAD_LETTER = re.compile(r"^x-(?:first-|last-)?death")
-# Kept of the properties; the others are of one delivery, or (user_id) only true of who sent it first.
+# Properties to resend. Others belong to one delivery, or (user_id) to the first sender.
 PROPERTIES = ("priority", "delivery_mode", "reply_to", "message_id", "timestamp", "type", "app_id")
-REPR_LENGTH = 1024  # as Celery's own
+REPR_LENGTH = 1024  # as in Celery
 
 ArgumentsToSend = tuple[list[object], dict[str, object]]
 
 
 def route_of(message: Message) -> Route:
-    """Where the message came from; out of native delayed delivery, the queue that it was for."""
+    """The route of the message; for native delayed delivery, the queue that it was meant for."""
     exchange, key = message.exchange or "", message.routing_key or ""
     undelayed = DELAY.sub("", key)
     if undelayed != key or DELAYED_EXCHANGE_PREFIX in exchange:
@@ -76,9 +77,9 @@ def copy_of(
     countdown: float | None = None,
     edited: ArgumentsToSend | None = None,
 ) -> Copy:
-    """The message with a new id, no retries yet, no expiry, and an ETA only by ``countdown``, in seconds.
+    """The message with a new id, no retries, no expiry, and no ETA but that of ``countdown`` (seconds).
 
-    ``edited`` replaces the arguments of a JSON body; links stay. Raises Conflict where the body cannot be opened.
+    ``edited`` replaces the arguments of a JSON body; links stay. Raises Conflict if the body cannot be read.
     """
     headers = _headers(message, task_id, new_id, countdown)
     body = message.body or b""
@@ -89,7 +90,7 @@ def copy_of(
     given: dict[str, Any] = loads(message.properties)
     properties = {name: given[name] for name in PROPERTIES if given.get(name) is not None}
     if str(given.get("expiration", "")).isdecimal():
-        properties["expiration"] = int(given["expiration"]) / 1000  # milliseconds on the wire, seconds for kombu
+        properties["expiration"] = int(given["expiration"]) / 1000  # milliseconds in the message, seconds in kombu
     return Copy(
         id=new_id,
         route=route,
@@ -123,26 +124,25 @@ def _edited_body(message: Message, edited: ArgumentsToSend) -> bytes:
     try:
         document = json.loads(json_text(message))
     except (Unreadable, ValueError) as error:
-        raise Conflict(f"Its arguments cannot be replaced: {error}.") from None
+        raise Conflict(f"The arguments of this message cannot be replaced: {error}.") from None
     links = document[2] if isinstance(document, list) and len(document) > 2 else {}
     return json.dumps([*edited, links]).encode()
 
 
 SAMPLES = 5
-SAME_ID_SECONDS = 5.0  # within which a second press of the button is a double click
-DELAYED_EXCHANGE = "celery_delayed_"  # native delayed delivery stands there instead of the task's own exchange
-_REQUESTS = UUID("5b0c7d52-6f5f-4a8e-9d4b-0c5a3b9d3f61")  # of ids made from a request's
+SAME_ID_SECONDS = 5.0  # within which a second retry with the same id counts as a double click
+_REQUESTS = UUID("5b0c7d52-6f5f-4a8e-9d4b-0c5a3b9d3f61")  # namespace of task ids from request ids
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRetry:
-    """A task that can be sent again."""
+    """A task that can be retried."""
 
     task: Task
     name: str
     arguments: Arguments
     route: Route
-    message: Message | None = None  # what it is made of; None: of its name and arguments
+    message: Message | None = None  # the message to resend; None: a new one from name and arguments
     same_id: bool = False
     at: float | None = None  # when it was prepared
 
@@ -156,11 +156,11 @@ class PreparedRetry:
 
 
 class RetryTask(ClusterCommand, frozen=True, kw_only=True):
-    """Send a task again under a new id.
+    """Retry a task under a new id.
 
-    ``args`` and ``kwargs`` are JSON texts that replace what is known; ``countdown`` is in seconds. ``confirm`` says
-    that the arguments were seen. The same ``request_id`` sends at most once: a form carries one, so that a double
-    click is one retry. ``same_id`` sends it under the id that it has.
+    ``args`` and ``kwargs`` are JSON texts that replace the task's own; ``countdown`` is in seconds. ``confirm`` means
+    that the arguments were checked. The same ``request_id`` sends at most once: forms have one, so that a double click
+    is one retry. ``same_id`` reuses the same task id.
     """
 
     action = "task.retry"
@@ -177,7 +177,7 @@ class RetryTask(ClusterCommand, frozen=True, kw_only=True):
     request_id: RequestId | None = None
 
     def run(self, target: Target) -> Performed:
-        """Raises Conflict and its kin with the reason; nothing was sent then."""
+        """Raises Conflict or one of its subclasses with the reason; then nothing was sent."""
         task = read_task(target.store, self.id, target.cluster)
         if task.state not in WAITING:
             refuse(task)
@@ -191,22 +191,18 @@ class RetryTask(ClusterCommand, frozen=True, kw_only=True):
             result = _send(target, sender, prepared, self.request_id, self.countdown)
         if result.outcome == "failed":
             raise NotTaken(result.message)
-        return Performed(
-            outcome="unconfirmed" if result.outcome == "unconfirmed" else "done",
-            message=result.message,
-            results=(result,),
-            details={
-                "new_id": result.new_id,
-                "to": str(prepared.route),
-                "fidelity": result.fidelity,
-                "countdown": self.countdown,
-                "same_id": self.same_id,
-            },
-        )
+        details = {
+            "new_id": result.new_id,
+            "to": str(prepared.route),
+            "fidelity": result.fidelity,
+            "countdown": self.countdown,
+            "same_id": self.same_id,
+        }
+        return Performed.of_one(result, details)
 
 
 class RetryTasks(ClusterCommand, frozen=True, kw_only=True):
-    """Send several tasks again; each has an outcome of its own, and what cannot be sent is skipped with a reason.
+    """Retry several tasks; each has its own outcome, and those that cannot be sent are skipped with a reason.
 
     Tasks that were retried before are skipped unless ``include_retried``.
     """
@@ -223,16 +219,17 @@ class RetryTasks(ClusterCommand, frozen=True, kw_only=True):
         return self.ids
 
     def run(self, target: Target) -> Performed:
-        """What can be sent needs one confirmation."""
+        """One confirmation for all tasks that can be sent."""
         prepared, others, retried = _prepare_all(target, distinct(self.ids), self)
         skipped = [*others, *retried]
         if not self.confirm and (retried or any(each.needs_confirmation for each in prepared)):
             raise _confirmation_of_many(prepared, skipped, retried, Redactor(target.settings.redact))
         if not prepared:
-            return summary("Retry", skipped)
+            return summary("{} retried", skipped)
         with publisher(target.broker, target.settings) as sender:
             sent = send_all(target, sender, prepared, self.request_id, twice=self.include_retried)
-        return summary("Retry", [*sent, *skipped], new_ids={each.id: each.new_id for each in sent if each.new_id})
+        new_ids = {each.id: each.new_id for each in sent if each.new_id}
+        return summary("{} retried", [*sent, *skipped], new_ids=new_ids)
 
 
 def prepare(
@@ -243,7 +240,7 @@ def prepare(
     kwargs: str | None = None,
     queue: str | None = None,
 ) -> PreparedRetry:
-    """What would be sent, and where to. Raises Conflict, ArgumentsUnknown or InvalidInput."""
+    """The message to send and its route. Raises Conflict, ArgumentsUnknown or InvalidInput."""
     refuse(task)
     arguments, message = found.arguments, found.message
     if message is not None and arguments.fidelity == "exact" and (arguments.args is not None or args is kwargs is None):
@@ -255,7 +252,7 @@ def prepare(
 
 
 def refuse(task: Task, place: str | None = None) -> None:
-    """Raises Conflict for a task that waits, or runs. ``place``: where its message is, where that was checked."""
+    """Raises Conflict for a task that is waiting or running. ``place``: where its message is, if that was checked."""
     if why := why_not_retry(task, place):
         raise Conflict(f"Task {task.id} is {task.state.word}: {why}.", state=task.state.word)
 
@@ -263,67 +260,65 @@ def refuse(task: Task, place: str | None = None) -> None:
 def _prepare_call(
     target: Target, task: Task, found: FoundArguments, arguments: Arguments, queue: str | None
 ) -> PreparedRetry:
-    """A message of our own making, of what is known."""
+    """A new message from the name and the arguments."""
     name = found.name or task.name
     if name is None or not is_whole(name):
-        raise Conflict(f"The name of task {task.id} is not known whole, so nobody can be asked to run it.")
+        raise Conflict(f"Can't retry task {task.id}: its full name is unknown.")
     if arguments.args_value is None or arguments.kwargs_value is None:
         raise ArgumentsUnknown(
-            f"The arguments of {name} are not known well enough to send it again: {arguments.reason}. "
-            "Give args and kwargs as JSON.",
+            f"Can't retry {name}: {arguments.reason}. Use Edit and retry, or give args and kwargs as JSON.",
             reason=arguments.reason,
         )
     return PreparedRetry(task, name, arguments, find_route(target, task, queue, found.queue))
 
 
-def find_route(target: Target, task: Task, queue: str | None, told: str | None = None) -> Route:
-    """Where to send a task: Conflict lists the queues to choose from.
+def find_route(target: Target, task: Task, queue: str | None, stored: str | None = None) -> Route:
+    """The route for a task. Raises Conflict, which lists the queues to choose from.
 
-    The queue asked for, else the task's own, else its exchange and routing key, else the only queue that its worker
-    consumes. ``told``: what a result backend calls the queue. It is the routing key, so it is only taken where a queue
+    The requested queue, else the task's own, else its exchange and routing key, else the only queue that its worker
+    consumes. ``stored``: the queue in a result backend, which is really the routing key, so it is only used if a queue
     has that name (celery.backends.base).
     """
     if queue is not None:
-        return _asked_for(target, task, queue)
+        return _requested_route(target, task, queue)
     if route := recorded_route(task):
         return route
     found = consumed(target, task)
-    if found is not None and found.sole is not None and is_whole(found.sole):
-        return Route("", found.sole)
+    if found is not None and found.only_queue is not None and is_whole(found.only_queue):
+        return Route("", found.only_queue)
     names = target.queue_names()
-    if told in names:
-        return Route("", str(told))
+    if stored in names:
+        return Route("", str(stored))
     choice = list(found.queues) if found is not None and found.queues else names
     raise Conflict(
-        f"The queue of task {task.id} is unknown: events name it only with task_send_sent_event{_says(found)}. "
-        f"Choose {' or '.join(choice) if choice else 'one once a worker answers: no queue is known yet'}.",
+        f"The queue of task {task.id} is unknown: events name it only with task_send_sent_event{_consumes(found)}. "
+        f"Choose {' or '.join(choice) if choice else 'one once a worker answers; no queue is known yet'}.",
         queues=choice,
     )
 
 
-def _asked_for(target: Target, task: Task, queue: str) -> Route:
-    known = target.queue_names()
-    if queue not in known and ((found := consumed(target, task)) is None or queue not in found.queues):
-        raise Conflict(f"No queue {queue!r} is known; known are {', '.join(known) or 'none'}.", queues=known)
+def _requested_route(target: Target, task: Task, queue: str) -> Route:
+    names = target.queue_names()
+    if queue not in names and ((found := consumed(target, task)) is None or queue not in found.queues):
+        raise Conflict(f"Unknown queue {queue!r}. Known queues: {', '.join(names) or 'none'}.", queues=names)
     return Route("", queue)
 
 
-def _says(found: Consumed | None) -> str:
-    """What the worker of the task adds to it."""
+def _consumes(found: Consumed | None) -> str:
     if found is None:
         return ""
     if not found.queues:
-        return f", and {found.worker} does not say which queues it consumes"
+        return f", and {found.worker} did not report which queues it consumes"
     if not found.same_process:
         return f", and {found.worker} was restarted since; it consumes {', '.join(found.queues)} now"
     return f", and {found.worker} consumes {', '.join(found.queues)}"
 
 
 def recorded_route(task: Task) -> Route | None:
-    """Where a task went, as far as its events say so."""
+    """The route of a task, if its events contain it."""
     if task.queue and is_whole(task.queue):
         return Route("", task.queue)
-    if task.routing_key and task.exchange is not None and not task.exchange.startswith(DELAYED_EXCHANGE):
+    if task.routing_key and task.exchange is not None and not task.exchange.startswith(DELAYED_EXCHANGE_PREFIX):
         return Route(task.exchange, task.routing_key)
     return None
 
@@ -331,36 +326,36 @@ def recorded_route(task: Task) -> Route | None:
 def _prepare_all(
     target: Target, ids: list[str], command: RetryTasks
 ) -> tuple[list[PreparedRetry], list[TaskResult], list[TaskResult]]:
-    """What can be sent, what cannot, and what is left out because it was retried before."""
+    """Tasks that can be sent, tasks that cannot, and tasks that are skipped because they were retried before."""
     prepared = []
     skipped = []
     retried = []
     tasks = _tasks(target, ids)
-    known_of = find_all_arguments(target, [task for task in tasks.values() if isinstance(task, Task)])
+    found = find_all_arguments(target, [task for task in tasks.values() if isinstance(task, Task)])
     for task_id, task in tasks.items():
         try:
             if isinstance(task, NotFound):
                 raise task
-            if task.retried is not None and not _may_again(task, task.retried, command):
-                retried.append(TaskResult(id=task_id, outcome="skipped", message=_left_out(task.retried)))
+            if task.retried is not None and not _may_retry_again(task, task.retried, command):
+                retried.append(TaskResult(id=task_id, outcome="skipped", message=_already_retried(task.retried)))
                 continue
-            prepared.append(prepare(target, task, known_of[task.id]))
+            prepared.append(prepare(target, task, found[task.id]))
         except ArgumentsUnknown as error:
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message, fidelity="unknown"))
         except MonitorError as error:
-            if error.status >= 500:  # the record cannot be read: that is no fault of the task
+            if error.status >= 500:  # the record cannot be read, which is not about the task
                 raise
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message))
     return prepared, skipped, retried
 
 
-def _may_again(task: Task, link: Link, command: RetryTasks) -> bool:
-    """The second coming of a request finds its own link, and is answered with it."""
-    mine = command.request_id is not None and link.id == _new_id(task, command.request_id)
-    return command.include_retried or mine
+def _may_retry_again(task: Task, link: Link, command: RetryTasks) -> bool:
+    """A repeated request finds its own link, and gets the same answer."""
+    own = command.request_id is not None and link.id == _new_id(task, command.request_id)
+    return command.include_retried or own
 
 
-def _left_out(link: Link) -> str:
+def _already_retried(link: Link) -> str:
     words = retried_as_words(link)
     return f"{words[:1].upper()}{words[1:]}."
 
@@ -378,14 +373,14 @@ def _tasks(target: Target, ids: list[str]) -> dict[str, Task | NotFound]:
 def send_all(
     target: Target, sender: Publisher, prepared: list[PreparedRetry], request_id: str | None, *, twice: bool = False
 ) -> list[TaskResult]:
-    """One result each. Once a message is in doubt the connection is gone, and the rest is not sent.
+    """One result each. If it is uncertain whether a message was sent, the connection is lost, and the rest is not sent.
 
-    What somebody else retries meanwhile is skipped, unless ``twice``.
+    Tasks that somebody else retries meanwhile are skipped, unless ``twice``.
     """
     results: list[TaskResult] = []
     for each in prepared:
         if results and results[-1].outcome == "unconfirmed":
-            message = "Not sent: the connection to the broker was lost before."
+            message = "Not sent: the connection to the broker was lost."
             rest = prepared[len(results) :]
             return results + [TaskResult(id=one.task.id, outcome="failed", message=message) for one in rest]
         results.append(_send(target, sender, each, request_id, None, first_only=not twice))
@@ -401,7 +396,7 @@ def _send(
     *,
     first_only: bool = False,
 ) -> TaskResult:
-    """The link is written first, and taken back when the broker certainly has no message."""
+    """The link is stored first, and removed if the broker certainly has no message."""
     task = prepared.task
     new_id = task.id if prepared.same_id else _new_id(task, request_id)
     fidelity = prepared.arguments.fidelity
@@ -410,8 +405,8 @@ def _send(
     if not link_retry(target.store, cluster, task.id, new_id, fidelity, now, again_after, first_only=first_only):
         others = read_lineage(target.store, task).retried_as if first_only else ()
         if others and new_id not in {link.id for link in others}:
-            return TaskResult(id=task.id, outcome="skipped", message=_left_out(others[-1]))
-        message = f"This was asked for before: it is task {new_id}. Nothing was sent a second time."
+            return TaskResult(id=task.id, outcome="skipped", message=_already_retried(others[-1]))
+        message = f"Already sent by this request as task {new_id}. Nothing was sent a second time."
         return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
     try:
         sender.send(call_of(prepared, new_id, countdown))
@@ -420,22 +415,22 @@ def _send(
     except NotTaken as error:
         unlink_retry(target.store, target.cluster, task.id, new_id)
         return TaskResult(id=task.id, outcome="failed", message=error.message, fidelity=fidelity)
-    message = f"Sent again as {new_id} to {prepared.route}."
+    message = f"Retried as {new_id}, sent to {prepared.route}."
     return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
 
 
 def call_of(prepared: PreparedRetry, new_id: str, countdown: float | None = None) -> TaskCall | Copy:
-    """What is sent: the message itself where it is known."""
+    """The message to send: a copy of the original one if there is one."""
     task, arguments = prepared.task, prepared.arguments
+    args, kwargs = arguments.args_value or [], arguments.kwargs_value or {}
     if prepared.message is not None:
-        edited = (arguments.args_value or [], arguments.kwargs_value or {})
-        typed = edited if arguments.fidelity == "edited" else None
-        return copy_of(prepared.message, task.id, new_id, prepared.route, countdown, typed)
+        edited = (args, kwargs) if arguments.fidelity == "edited" else None
+        return copy_of(prepared.message, task.id, new_id, prepared.route, countdown, edited)
     return TaskCall(
         id=new_id,
         name=prepared.name,
-        args=arguments.args_value or [],
-        kwargs=arguments.kwargs_value or {},
+        args=args,
+        kwargs=kwargs,
         route=prepared.route,
         countdown=countdown,
         root_id=task.root_id if task.root_id != task.id else None,
@@ -444,7 +439,7 @@ def call_of(prepared: PreparedRetry, new_id: str, countdown: float | None = None
 
 
 def _new_id(task: Task, request_id: str | None) -> str:
-    """One request makes one id per task, so that its second coming finds the first one's link."""
+    """One id per request and task, so that a repeated request finds the link of the first one."""
     if request_id is None:
         return str(uuid4())
     return str(uuid5(_REQUESTS, f"{request_id}\0{task.cluster}\0{task.id}"))
@@ -452,9 +447,9 @@ def _new_id(task: Task, request_id: str | None) -> str:
 
 def _confirmation(prepared: PreparedRetry, redactor: Redactor) -> ConfirmationRequired:
     arguments = without_secrets(prepared.arguments, redactor)
-    words = f"{prepared.warning} " if prepared.warning else ""
+    warning = f"{prepared.warning} " if prepared.warning else ""
     return ConfirmationRequired(
-        f"{words}Look at the arguments, then confirm: {prepared.name} goes to {prepared.route}.",
+        f"{warning}Check the arguments, then confirm: {prepared.name} is sent to {prepared.route}.",
         args=arguments.args,
         kwargs=arguments.kwargs,
         fidelity=arguments.fidelity,
@@ -475,7 +470,7 @@ def _confirmation_of_many(
         {"id": each.task.id, "name": each.name, "args": clean.args, "kwargs": clean.kwargs} for each, clean in shown
     ]
     return ConfirmationRequired(
-        f"{len(prepared)} tasks can be sent again, {len(skipped)} are skipped. Check the arguments, then confirm.",
+        f"{counted(len(prepared), 'task')} can be retried, {len(skipped)} skipped. Check the arguments, then confirm.",
         sendable=len(prepared),
         skipped=len(skipped),
         retried=len(retried),

@@ -1,39 +1,54 @@
-"""Telling workers not to run a task, and killing the process that runs one; with what they answered."""
+"""Revoking tasks, terminating their processes, and what the workers' answers mean."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from celery_monitor.brokers.remote import Reply
 from celery_monitor.control.allowed import why_not_revoke
-from celery_monitor.control.commands import ClusterCommand, Performed, Role, Signal, TaskResult, distinct, summary
-from celery_monitor.control.target import ANSWER_SECONDS, Target
+from celery_monitor.control.commands import (
+    ANSWER_SECONDS,
+    ClusterCommand,
+    Name,
+    Performed,
+    Role,
+    Signal,
+    Target,
+    TaskResult,
+    TypedName,
+    distinct,
+    done,
+    failed,
+    summary,
+    unconfirmed,
+)
+from celery_monitor.control.workers import Answer, WorkerCommand, ask_workers
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.store.tasks.detail import read_task
 
-# A worker holds the task in these: its answer is the one that counts. Else any living worker may take it.
-HELD = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
-FORGETFUL = "workers remember a revoke only while they run, so a worker that starts later may still run it"
+# A worker has the task in these states, so its answer decides. In any other, every online worker may receive it.
+WITH_WORKER = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
+NOT_REMEMBERED = "workers remember a revoke only while they run, so a worker that starts later may still run it"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Who lives, and what they said."""
+    """The workers that were asked, and the replies of those that answered."""
 
-    living: tuple[str, ...]
+    workers: tuple[str, ...]
     replies: Mapping[str, Reply]
 
     @property
     def silent(self) -> list[str]:
-        return [worker for worker in self.living if worker not in self.replies]
-
-    @property
-    def agreed(self) -> list[str]:
-        return [worker for worker, reply in self.replies.items() if reply.error is None]
+        return [worker for worker in self.workers if worker not in self.replies]
 
 
 class RevokeTask(ClusterCommand, frozen=True, kw_only=True):
-    """Tell the workers not to run a task, or to end it.
+    """Tell the workers not to run a task, or terminate it.
 
     How to revoke a task.
     """
@@ -49,15 +64,14 @@ class RevokeTask(ClusterCommand, frozen=True, kw_only=True):
     signal: Signal = "SIGTERM"
 
     def run(self, target: Target) -> Performed:
-        """Raises Conflict when it is finished, or is to be terminated and does not run."""
+        """Raises Conflict for a task that is finished, or that is to be terminated and is not running."""
         task = read_task(target.store, self.id, target.cluster)
-        _check_legal(task, terminate=self.terminate)
-        answers = tell(target, [task.id], self.terminate, self.signal)
+        _check_allowed(task, terminate=self.terminate)
+        answers = send_revoke(target, [task.id], self.terminate, self.signal)
         result = judge_revoke(task, answers, terminate=self.terminate)
-        outcome = result.outcome if result.outcome in {"done", "failed"} else "unconfirmed"
         details = {"terminate": self.terminate, "answered": sorted(answers.replies), "silent": answers.silent}
         details |= {"signal": self.signal} if self.terminate else {}
-        return Performed(outcome=outcome, message=result.message, results=(result,), details=details)
+        return Performed.of_one(result, details)
 
 
 class RevokeTasks(ClusterCommand, frozen=True, kw_only=True):
@@ -74,72 +88,103 @@ class RevokeTasks(ClusterCommand, frozen=True, kw_only=True):
         return self.ids
 
     def run(self, target: Target) -> Performed:
-        tasks, skipped = _legal(target, distinct(self.ids), terminate=self.terminate)
+        tasks, skipped = _allowed(target, distinct(self.ids), terminate=self.terminate)
         if not tasks:
-            return summary("Revoke", skipped)
-        answers = tell(target, [task.id for task in tasks], self.terminate, self.signal)
+            return summary("{} revoked", skipped)
+        answers = send_revoke(target, [task.id for task in tasks], self.terminate, self.signal)
         results = [judge_revoke(task, answers, terminate=self.terminate) for task in tasks]
-        return summary("Revoke", [*results, *skipped], terminate=self.terminate, silent=answers.silent)
+        return summary("{} revoked", [*results, *skipped], terminate=self.terminate, silent=answers.silent)
 
 
-def _check_legal(task: Task, *, terminate: bool) -> None:
+class RevokeStamped(WorkerCommand, frozen=True, kw_only=True):
+    """Revoke tasks by a stamp on every worker.
+
+    Tasks with one of these stamps under this header.
+    """
+
+    action = "task.revoke_stamped"
+    route = "revoke-stamped"
+    body = "StampBody"
+    remote = "revoke_by_stamped_headers"
+    note = "sent to every worker that is up; one that starts later does not know of it"
+    workers: tuple[str, ...] = ()  # none: all that are up
+    header: TypedName
+    stamps: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
+    terminate: bool = False
+    signal: Signal = "SIGTERM"
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(f"{self.header}={stamp}" for stamp in self.stamps)
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        return {"headers": {self.header: list(self.stamps)}, "terminate": self.terminate, "signal": self.signal}
+
+    def run(self, target: Target) -> Performed:
+        workers = self.workers or tuple(target.living_workers())
+        if not workers:
+            raise Conflict("No worker is up to receive the revoke, and one that starts later would not know of it.")
+        return ask_workers(target, msgspec.structs.replace(self, workers=workers))
+
+    def judge(self, answer: Answer) -> TaskResult:
+        skips = "Will skip tasks with this stamp until the worker restarts."
+        if not self.terminate:
+            return answer.done(f"{skips} Running tasks continue.")
+        if "not terminated" in str(answer.value):
+            return answer.done(f"{skips} No running task has the stamp.")
+        return answer.done(f"{skips} Running ones are terminated: {answer.value}.")
+
+
+def _check_allowed(task: Task, *, terminate: bool) -> None:
     if why := why_not_revoke(task, terminate=terminate):
         raise Conflict(why, state=task.state.word)
 
 
-def _legal(target: Target, ids: Sequence[str], *, terminate: bool) -> tuple[list[Task], list[TaskResult]]:
+def _allowed(target: Target, ids: Sequence[str], *, terminate: bool) -> tuple[list[Task], list[TaskResult]]:
     tasks = []
     skipped = []
     for task_id in ids:
         try:
             task = read_task(target.store, task_id, target.cluster)
-            _check_legal(task, terminate=terminate)
+            _check_allowed(task, terminate=terminate)
             tasks.append(task)
         except (Conflict, NotFound) as error:
             skipped.append(TaskResult(id=task_id, outcome="skipped", message=error.message))
     return tasks, skipped
 
 
-def tell(target: Target, ids: Sequence[str], terminate: bool, signal: str) -> Answers:
-    """Tells every worker, and waits for what they say."""
-    living = tuple(target.living_workers())
+def send_revoke(target: Target, ids: Sequence[str], terminate: bool, signal: str) -> Answers:
+    """Sends the revoke to all workers and waits for their answers."""
+    workers = tuple(target.living_workers())
     arguments = {"task_id": list(ids), "terminate": terminate, "signal": signal}
-    return Answers(living, target.remote.ask("revoke", arguments, timeout=ANSWER_SECONDS, expected=living))
+    return Answers(workers, target.remote.ask("revoke", arguments, timeout=ANSWER_SECONDS, expected=workers))
 
 
 def judge_revoke(task: Task, answers: Answers, *, terminate: bool) -> TaskResult:
-    """What the answers mean for this task."""
-    if task.state in HELD and task.worker:
-        return _judge_held(task, task.worker, answers, terminate=terminate)
+    """The result of this task by the workers' answers."""
+    if task.state in WITH_WORKER and task.worker:
+        return _judge_with_worker(task, task.worker, answers, terminate=terminate)
     if errors := [f"{reply.worker}: {reply.error}" for reply in answers.replies.values() if reply.error]:
-        return TaskResult(id=task.id, outcome="failed", message="; ".join(errors))
+        return failed(task.id, "; ".join(errors))
     if not answers.replies:
-        return _unconfirmed(task, f"Sent, and no worker answered; {FORGETFUL}.")
+        return unconfirmed(task.id, f"Sent, but no worker answered; {NOT_REMEMBERED}.")
     if answers.silent:
-        return _unconfirmed(task, f"Sent, and {', '.join(answers.silent)} did not answer: it may still run there.")
-    message = f"{_number(answers.agreed)} will drop it when it comes; {FORGETFUL}."
-    return TaskResult(id=task.id, outcome="done", message=message)
+        return unconfirmed(task.id, f"Sent, but {', '.join(answers.silent)} did not answer: it may still run there.")
+    who = next(iter(answers.replies)) if len(answers.replies) == 1 else f"{len(answers.replies)} workers"
+    return done(task.id, f"{who} will not run it; {NOT_REMEMBERED}.")
 
 
-def _judge_held(task: Task, holder: str, answers: Answers, *, terminate: bool) -> TaskResult:
-    reply = answers.replies.get(holder)
+def _judge_with_worker(task: Task, worker: str, answers: Answers, *, terminate: bool) -> TaskResult:
+    reply = answers.replies.get(worker)
     if reply is None:
-        return _unconfirmed(task, f"Sent, and {holder}, which has the task, did not answer: it may do so later.")
+        return unconfirmed(task.id, f"Sent, but {worker}, which has the task, did not answer: it may do so later.")
     if reply.error:
-        return TaskResult(id=task.id, outcome="failed", message=f"{holder} answered: {reply.error}")
+        return failed(task.id, f"{worker} answered: {reply.error}")
     if terminate and task.id not in str(reply.ok):
-        return _unconfirmed(task, f"{holder} does not run it any more; it may have ended meanwhile ({reply.ok}).")
+        return unconfirmed(task.id, f"{worker} does not run it any more; it may have ended meanwhile ({reply.ok}).")
     if terminate:
-        return TaskResult(id=task.id, outcome="done", message=f"{holder} kills the process that runs it.")
+        return done(task.id, f"{worker} terminates the process that runs it.")
     if task.state is TaskState.STARTED:
-        message = f"{holder} runs it to its end: only terminating stops it. It will not be started again."
-        return TaskResult(id=task.id, outcome="done", message=message)
-    return TaskResult(id=task.id, outcome="done", message=f"{holder}, which has it, will not run it.")
-
-
-def _unconfirmed(task: Task, message: str) -> TaskResult:
-    return TaskResult(id=task.id, outcome="unconfirmed", message=message)
-
-
-def _number(workers: Sequence[str]) -> str:
-    return workers[0] if len(workers) == 1 else f"{len(workers)} workers"
+        return done(task.id, f"{worker} finishes running it and will not start it again. To stop it now, terminate it.")
+    return done(task.id, f"{worker}, which has it, will not run it.")

@@ -1,4 +1,4 @@
-"""Sending a task by name: one that workers have registered, or an entry of beat's schedule now."""
+"""Sending a task by name: one that workers have registered, or the task of a schedule entry."""
 
 from typing import Literal
 from uuid import UUID, uuid4, uuid5
@@ -13,12 +13,12 @@ from celery_monitor.control.commands import (
     RequestId,
     Role,
     Seconds,
+    Target,
     TaskResult,
     TypedName,
 )
 from celery_monitor.control.inspect import names_by_worker
 from celery_monitor.control.retry import find_route
-from celery_monitor.control.target import Target
 from celery_monitor.core.arguments import parse_json_arguments
 from celery_monitor.errors import ArgumentsUnknown, ConfirmationRequired, Conflict, NotFound, TakenUnknown
 from celery_monitor.records.schedule import ScheduleEntry
@@ -27,21 +27,21 @@ from celery_monitor.store.schedule import read_entry_runs, schedule_entry
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.workers import read_workers
 
-_REQUESTS = UUID("0f0ee3f5-14b4-4a4e-93a7-0d1d7f1f1c55")  # of ids made from a request's
+_REQUESTS = UUID("0f0ee3f5-14b4-4a4e-93a7-0d1d7f1f1c55")  # namespace of task ids from request ids
 
 
 class RunTask(ClusterCommand, frozen=True, kw_only=True):
-    """Send a task that a worker has registered.
+    """Run a task that a worker has registered.
 
     ``args`` and ``kwargs`` are JSON texts; ``countdown`` is in seconds. The same ``request_id`` gives the same task
-    id, so that a repeated form is recognised.
+    id, so that a repeated request is recognised.
     """
 
     action = "task.run"
     subject = "{0.name}"
     role = Role.OPERATOR
     route = "run"
-    note = "only tasks that a worker says it has; routes of your application do not apply"
+    note = "only registered tasks; sent by name, so your app's routes and task options don't apply"
     name: TypedName
     queue: Name
     args: str = "[]"
@@ -50,16 +50,15 @@ class RunTask(ClusterCommand, frozen=True, kw_only=True):
     request_id: RequestId | None = None
 
     def run(self, target: Target) -> Performed:
-        """Raises InvalidInput or Conflict with the reason; nothing was sent then."""
+        """Raises InvalidInput or Conflict with the reason; then nothing was sent."""
         args, kwargs = parse_json_arguments(self.args, self.kwargs)
-        known = target.queue_names()
-        if self.queue not in known:
-            names = ", ".join(known) or "none"
-            raise Conflict(f"No queue {self.queue!r} is known; known are {names}.", queues=known)
-        workers = workers_that_have(target, self.name)
+        names = target.queue_names()
+        if self.queue not in names:
+            raise Conflict(f"Unknown queue {self.queue!r}. Known queues: {', '.join(names) or 'none'}.", queues=names)
+        workers = workers_with_task(target, self.name)
         new_id = str(uuid5(_REQUESTS, self.request_id) if self.request_id else uuid4())
-        if _is_known(target, new_id):
-            return _performed("done", f"This was asked for before: it is task {new_id}.", new_id, self)
+        if _is_recorded(target, new_id):
+            return _performed("done", f"Already sent by this request as task {new_id}.", new_id, self)
         call = TaskCall(
             id=new_id, name=self.name, args=args, kwargs=kwargs, route=Route("", self.queue), countdown=self.countdown
         )
@@ -68,39 +67,38 @@ class RunTask(ClusterCommand, frozen=True, kw_only=True):
                 sender.send(call)
             except TakenUnknown as error:
                 return _performed("unconfirmed", error.message, new_id, self)
-        message = f"Sent {self.name} as {new_id} to queue {self.queue}. {_who_takes(target, self, workers)}"
+        message = f"Sent {self.name} as {new_id} to queue {self.queue}. {_consumer_warning(target, self, workers)}"
         return _performed("done", message.strip(), new_id, self)
 
 
-def workers_that_have(target: Target, name: str) -> list[str]:
-    """The workers that say they have the task. Raises Conflict where nobody does."""
+def workers_with_task(target: Target, name: str) -> list[str]:
+    """The workers that have registered the task. Raises Conflict if none has."""
     living = target.living_workers()
     names = names_by_worker(target.settings, target.cluster, living)
-    having = [worker for worker, tasks in names.items() if name in tasks]
-    if having:
-        return having
+    if workers := [worker for worker, tasks in names.items() if name in tasks]:
+        return workers
     if not names:
-        raise Conflict("No worker answered, so nobody is known to have this task. Try again when one does.")
+        raise Conflict("No worker answered, so it is unknown which one has this task. Try again when one answers.")
     silent = sorted(set(living) - set(names))
-    unasked = f" {', '.join(silent)} did not answer, and may have it." if silent else ""
-    raise Conflict(f"No worker that answered has a task {name!r}.{unasked}", workers=sorted(names))
+    others = f" {', '.join(silent)} did not answer and may have it." if silent else ""
+    raise Conflict(f"No worker that answered has a task {name!r}.{others}", workers=sorted(names))
 
 
-def _who_takes(target: Target, command: RunTask, having: list[str]) -> str:
-    """A warning where no worker takes from the queue, or one does that lacks the task."""
-    taking = {
+def _consumer_warning(target: Target, command: RunTask, workers: list[str]) -> str:
+    """A warning if no worker consumes the queue, or one does that has not registered the task."""
+    consumers = {
         worker.hostname
         for worker in read_workers(target.store, target.cluster)
         if worker.status is not WorkerStatus.OFFLINE and command.queue in (worker.queues or ())
     }
-    if not taking:
-        return "No worker is known to take from that queue: it waits there."
-    if lacking := sorted(taking - set(having)):
-        return f"{', '.join(lacking)} takes from that queue and did not say that it has the task: it may refuse it."
+    if not consumers:
+        return "No known worker consumes that queue: the task waits there."
+    if others := sorted(consumers - set(workers)):
+        return f"{', '.join(others)} also consumes that queue, but has not reported this task: it may refuse it."
     return ""
 
 
-def _is_known(target: Target, task_id: str) -> bool:
+def _is_recorded(target: Target, task_id: str) -> bool:
     try:
         read_task(target.store, task_id, target.cluster)
     except NotFound:
@@ -111,7 +109,7 @@ def _is_known(target: Target, task_id: str) -> bool:
 def _performed(outcome: Literal["done", "unconfirmed"], message: str, new_id: str, command: RunTask) -> Performed:
     result = TaskResult(id=new_id, outcome=outcome, message=message, new_id=new_id)
     details = {"new_id": new_id, "queue": command.queue, "countdown": command.countdown}
-    return Performed(outcome=outcome, message=message, results=(result,), details=details)
+    return Performed.of_one(result, details)
 
 
 _args = msgspec.json.Decoder(list[object])
@@ -119,26 +117,25 @@ _kwargs = msgspec.json.Decoder(dict[str, object])
 
 
 class RunScheduled(ClusterCommand, frozen=True, kw_only=True):
-    """Send what an entry of the schedule sends, now.
+    """Send the task of a schedule entry now.
 
-    ``confirm``: its arguments were seen.
+    ``confirm``: the arguments were checked.
     """
 
     action = "schedule.run"
     subject = "{0.entry}"
     role = Role.OPERATOR
     route = "schedule/run"
-    note = "the entry's task is sent once, now; beat's own next run stays as it was"
+    note = "sent once; the next run by beat does not change"
     entry: str
     confirm: bool = False
 
     def run(self, target: Target) -> Performed:
-        """Raises NotFound, ArgumentsUnknown, Conflict for an unknown queue, and asks back without ``confirm``."""
+        """Raises NotFound, ArgumentsUnknown, Conflict for an unknown queue, and ConfirmationRequired."""
         entry = schedule_entry(target.store, self.entry, target.cluster)
         if entry.args_json is None or entry.kwargs_json is None:
             raise ArgumentsUnknown(
-                f"The arguments of {entry.name!r} are not known well enough to send it: they hold something "
-                "that is not JSON, or a secret that is masked.",
+                f"Can't send {entry.name!r}: its arguments contain something that is not JSON, or a masked secret.",
                 args=entry.args,
                 kwargs=entry.kwargs,
             )
@@ -161,15 +158,13 @@ class RunScheduled(ClusterCommand, frozen=True, kw_only=True):
             sender.send(call)
         message = f"Sent {entry.task} as {call.id} to {route}."
         result = TaskResult(id=call.id, outcome="done", message=message, new_id=call.id)
-        return Performed(
-            outcome="done", message=message, results=(result,), details={"new_id": call.id, "to": str(route)}
-        )
+        return Performed.of_one(result, {"new_id": call.id, "to": str(route)})
 
 
 def _route(target: Target, entry: ScheduleEntry) -> Route:
-    """The queue that the entry names, else the one that its last run had."""
+    """The queue of the entry, else the route of its last run."""
     if entry.queue is not None:
         return Route("", entry.queue)
     for run in read_entry_runs(target.store, entry, 0.0, limit=5):
         return find_route(target, read_task(target.store, run.id, target.cluster), None)
-    raise Conflict(f"{entry.name!r} names no queue, and no run of it is in the record that would tell where it goes.")
+    raise Conflict(f"{entry.name!r} names no queue, and no run of it is recorded that shows one.")

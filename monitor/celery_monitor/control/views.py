@@ -1,4 +1,4 @@
-"""Commands that change the record alone: saved views, and the states of failure groups. Nothing reaches a broker."""
+"""Commands that change only the record: saved views, and the states of failure groups. No broker is involved."""
 
 import re
 import time
@@ -7,8 +7,7 @@ from functools import partial
 from typing import ClassVar
 from urllib.parse import parse_qsl, quote, urlencode
 
-from celery_monitor.control.commands import ClusterCommand, Command, Performed, Role, TaskResult
-from celery_monitor.control.target import Target
+from celery_monitor.control.commands import ClusterCommand, Command, Performed, Role, Target, done
 from celery_monitor.errors import Conflict, InvalidInput, NotFound
 from celery_monitor.records.failure import FailureState
 from celery_monitor.records.page import SavedView
@@ -21,15 +20,15 @@ LONGEST_NAME = 80
 LONGEST_PATH = 500
 LONGEST_QUERY = 4000
 MOST_FIELDS = 100
-PASSING = frozenset({"cursor", "panel"})  # where somebody stands in a list, which is no part of the list
-_path = re.compile(r"/(?!/)[\w./~%:@!$&'()*+,;=-]*", re.ASCII)  # of this dashboard: "//host" would be another's
+NOT_SAVED = frozenset({"cursor", "panel"})  # the position in a list, which is not part of the view
+_path = re.compile(r"/(?!/)[\w./~%:@!$&'()*+,;=-]*", re.ASCII)  # of this dashboard: "//host" would lead to another site
 
 
 class ViewCommand(Command, frozen=True, kw_only=True):
-    """Something about saved views. They belong to the dashboard: no cluster, no broker."""
+    """A command for saved views, which belong to no cluster."""
 
     role = Role.OPERATOR
-    note = "for everybody; of the dashboard, so it names no cluster, and a read-only dashboard refuses it too"
+    note = "for everybody, on all clusters; a read-only dashboard refuses it"
 
     def prepare(self, store: Store, _: Settings, by: str) -> Callable[[], Performed]:
         return partial(self.change, store, by)
@@ -40,9 +39,9 @@ class ViewCommand(Command, frozen=True, kw_only=True):
 
 
 class SaveView(ViewCommand, frozen=True, kw_only=True):
-    """Keep a list under a name, for everybody.
+    """Save a list under a name, for everybody.
 
-    ``query_string`` is what stands behind the ``?`` of its address.
+    ``query_string`` is the part of its address after ``?``.
     """
 
     action = "view.save"
@@ -59,7 +58,7 @@ class SaveView(ViewCommand, frozen=True, kw_only=True):
 
 
 class RenameView(ViewCommand, frozen=True, kw_only=True):
-    """Give a saved view another name."""
+    """Rename a saved view."""
 
     action = "view.rename"
     subject = "view {0.view}"
@@ -74,9 +73,9 @@ class RenameView(ViewCommand, frozen=True, kw_only=True):
 
 
 class DeleteView(ViewCommand, frozen=True, kw_only=True):
-    """Take a saved view away from everybody.
+    """Delete a saved view, for everybody.
 
-    Why a view is taken away.
+    Why the view is deleted.
     """
 
     action = "view.delete"
@@ -108,17 +107,17 @@ def _name(text: str) -> str:
 
 def _checked_path(path: str) -> str:
     if len(path) > LONGEST_PATH or not _path.fullmatch(path):
-        raise InvalidInput(f"{path[:LONGEST_PATH]!r} is no path of this dashboard, such as /tasks.", field="path")
+        raise InvalidInput(f"{path[:LONGEST_PATH]!r} is not a path of this dashboard, such as /tasks.", field="path")
     return path
 
 
 def canonical(text: str) -> str:
-    """A query in one form, without what only says where somebody stands. Raises InvalidInput."""
+    """The canonical form of a query, without the position in the list. Raises InvalidInput."""
     try:
         given = parse_qsl(text.removeprefix("?"), max_num_fields=MOST_FIELDS)
     except ValueError:
         raise InvalidInput(f"The query has more than {MOST_FIELDS} fields.", field="query") from None
-    query = urlencode([(name, value) for name, value in given if name not in PASSING], quote_via=quote)
+    query = urlencode([(name, value) for name, value in given if name not in NOT_SAVED], quote_via=quote)
     if len(query) > LONGEST_QUERY:
         raise InvalidInput(f"The query is longer than {LONGEST_QUERY} characters.", field="query")
     return query
@@ -128,7 +127,7 @@ ON_FAILURE = "failures/{id}/"
 
 
 class ChangeFailure(ClusterCommand, frozen=True, kw_only=True):
-    """Another state of a failure group."""
+    """Set the state of a failure group."""
 
     role = Role.OPERATOR
     subject = "failure group {0.group}"
@@ -140,48 +139,47 @@ class ChangeFailure(ClusterCommand, frozen=True, kw_only=True):
     group: int
 
     def run(self, target: Target) -> Performed:
-        """Raises NotFound, and Conflict where the group is in that state already."""
+        """Raises NotFound, and Conflict if the group is already in that state."""
         group = read_failure_group(target.store, self.group)
         if group.cluster != target.cluster:
-            raise NotFound(f"failure group {group.id} is not of the cluster {target.cluster}", id=group.id)
+            raise NotFound(f"failure group {group.id} does not belong to cluster {target.cluster}", id=group.id)
         unresolved = self.state is FailureState.OPEN and group.state in UNRESOLVED
         if group.state is self.state or unresolved:
-            raise Conflict(f"Failure group {group.id} is {group.state} already.", state=group.state)
+            raise Conflict(f"Failure group {group.id} is already {group.state}.", state=group.state)
         set_failure_state(target.store, group.id, self.state, target.now())
         details = {"before": group.state, "name": group.name, "exception_type": group.exception_type}
-        result = TaskResult(id=str(group.id), outcome="done", message=self.message)
-        return Performed(outcome="done", message=self.message, results=(result,), details=details)
+        return Performed.of_one(done(str(group.id), self.message), details)
 
 
 class ResolveFailure(ChangeFailure, frozen=True, kw_only=True):
-    """Call a kind of failure mended; its next failure is a regression.
+    """Mark a failure group as resolved; its next failure is a regression.
 
-    Why the state of a failure group is changed.
+    Why the state is changed.
     """
 
     action = "failure.resolve"
     route = ON_FAILURE + "resolve"
     note = "only marks the group; one that fails again is *regressed*"
     state = FailureState.RESOLVED
-    message = "Resolved. When it fails again, it is shown as regressed."
+    message = "Resolved. A new failure of this kind is shown as regressed."
 
 
 class MuteFailure(ChangeFailure, frozen=True, kw_only=True):
-    """Leave a kind of failure out of the open ones."""
+    """Mute a failure group: it leaves the list of open failures."""
 
     action = "failure.mute"
     route = ON_FAILURE + "mute"
     state = FailureState.MUTED
-    message = "Muted. It is still counted, and left out of the list of open failures."
+    message = "Muted. Still counted, but not in the list of open failures."
 
 
 class ReopenFailure(ChangeFailure, frozen=True, kw_only=True):
-    """Take a resolved or muted kind of failure back."""
+    """Reopen a resolved or muted failure group."""
 
     action = "failure.reopen"
     route = ON_FAILURE + "reopen"
     state = FailureState.OPEN
-    message = "Open again."
+    message = "Reopened."
 
 
 FAILURE_COMMANDS: tuple[type[ChangeFailure], ...] = (ResolveFailure, MuteFailure, ReopenFailure)

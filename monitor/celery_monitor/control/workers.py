@@ -1,43 +1,58 @@
-"""What is asked of workers: each command with Celery's own for it, its limits, and what an answer to it means.
+"""Commands to workers: Celery's own command for each, its limits, and what an answer means.
 
-A worker answers, refuses, or is silent; answers.py says what that means in general.
+Celery answers yes to almost everything, so a yes is checked where that is possible.
 """
 
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from celery_monitor.brokers.remote import Reply
-from celery_monitor.control.answers import Answer, consuming, done, failed, recorded, refused, silent, unconfirmed
 from celery_monitor.control.commands import (
+    ANSWER_SECONDS,
     MAX_TASKS,
     ClusterCommand,
     Name,
     Performed,
     Role,
-    Signal,
+    Target,
     TaskResult,
     TypedName,
+    done,
+    failed,
     require_typed,
     summary,
+    unconfirmed,
 )
-from celery_monitor.control.inspect import pool_processes
-from celery_monitor.control.target import ANSWER_SECONDS, Target
-from celery_monitor.errors import Conflict, InvalidInput
+from celery_monitor.control.inspect import pool_processes, queue_names
+from celery_monitor.errors import InvalidInput
 from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.workers import change_workers, read_workers
 
 ON_WORKER = "workers/{hostname:name}/"
-MAX_PROCESSES = 1000  # of one step of a pool; a slip of the finger must not fork a machine to death
+MAX_PROCESSES = 1000  # of one step of a pool; a typing error must not fork a machine to death
 RATE = r"^[0-9]{1,9}(\.[0-9]{1,9})?(/[smh])?$"  # celery.utils.time.rate
 UNITS = {"s": "second", "m": "minute", "h": "hour"}
-LIMITED_POOLS = {"prefork"}  # where time limits are kept, and processes replaced
-GOODBYE_SECONDS = 3.0  # in which an idle worker says goodbye
+PROCESS_POOLS = {"prefork"}  # pools with time limits and with processes to replace
+OFFLINE_SECONDS = 3.0  # in which an idle worker goes offline
+CONSUMING_SECONDS = 1.5  # in which a worker consumes, or stops consuming, a queue
 POLL_SECONDS = 0.05
+# Texts of celery/worker/control.py and celery/concurrency; the first that is found gives the advice.
+REFUSALS = (
+    ("not supported with autoscale", "This worker autoscales (--autoscale): change its range instead."),
+    ("Autoscale not enabled", "Started without --autoscale, so there is no range. Grow or shrink the pool."),
+    ("restarts not enabled", "Disabled by configuration: set worker_pool_restarts = True and restart the worker."),
+    ("All processes busy", "All pool processes are busy, so none was removed. Try again when one is free."),
+    ("unknown task", "The worker has no task of that name."),
+    ("event dispatcher unavailable", "The worker sends no events at all, or is just starting."),
+)
+FIXED_POOL = ("NotImplementedError", "has no attribute 'grow'", "has no attribute 'shrink'", "AttributeError")
 
 Processes = Annotated[float, Meta(ge=1, le=MAX_PROCESSES, multiple_of=1)]
 Limit = Annotated[
@@ -45,8 +60,35 @@ Limit = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The yes of one worker. ``processes``: how many it had before, for a command that changes their number."""
+
+    target: Target
+    worker: Worker
+    value: object
+    processes: int | None = None
+
+    @property
+    def text(self) -> str:
+        return f"Answer: {self.value}."
+
+    def done(self, message: str | None = None) -> TaskResult:
+        return done(self.worker.hostname, message or self.text)
+
+    def failed(self, message: str) -> TaskResult:
+        return failed(self.worker.hostname, message)
+
+    def save(self, **fields: object) -> None:
+        """Updates the record at once; the receiver would only ask the worker later."""
+        names = [self.worker.hostname]
+        change_workers(
+            self.target.store, self.target.cluster, names, lambda each: msgspec.structs.replace(each, **fields)
+        )
+
+
 class WorkerCommand(ClusterCommand, frozen=True, kw_only=True):
-    """Something that is asked of these workers. ``remote`` is Celery's name of it."""
+    """A command to these workers. ``remote`` is Celery's name for it."""
 
     role = Role.OPERATOR
     address = ("cluster", "workers")
@@ -59,21 +101,22 @@ class WorkerCommand(ClusterCommand, frozen=True, kw_only=True):
 
     @property
     def arguments(self) -> dict[str, object]:
-        """Those of Celery's command."""
+        """Arguments of Celery's command."""
         return {}
 
     def run(self, target: Target) -> Performed:
         return ask_workers(target, self)
 
     def judge(self, answer: Answer) -> TaskResult:
-        """What the yes of a worker means."""
+        """The result that a worker's yes stands for."""
         return answer.done()
 
 
 class ResizePool(WorkerCommand, frozen=True, kw_only=True):
-    """Another number of processes."""
+    """Change the number of processes."""
 
     body = "PoolBody"
+    note = "a pool of threads is fixed"
     number: Processes = 1
 
     @property
@@ -85,11 +128,11 @@ class ResizePool(WorkerCommand, frozen=True, kw_only=True):
         return int(self.number)
 
     def run(self, target: Target) -> Performed:
-        """Celery removes the last process without a word, and the worker then holds tasks that it never runs."""
+        """Celery would silently remove the last process, and the worker would then keep tasks that never run."""
         stats = target.remote.ask("stats", {}, distinct_workers(self), ANSWER_SECONDS)
         processes = {name: pool_processes(reply.ok) for name, reply in stats.items()}
         refused = {
-            name: f"It has {number} processes: taking {self.number} leaves none to run tasks. Nothing was sent to it."
+            name: f"The pool has {number} processes; removing {self.number} would leave none. Nothing was sent."
             for name, number in processes.items()
             if number is not None and number + self.change < 1
         }
@@ -98,31 +141,29 @@ class ResizePool(WorkerCommand, frozen=True, kw_only=True):
     def judge(self, answer: Answer) -> TaskResult:
         """Prefork checks every 5 seconds how many processes it should have."""
         if answer.processes is None:
-            return answer.done(f"{answer.text} How many processes it had is not known.")
+            return answer.done(f"{answer.text} The number of processes before is unknown.")
         after = answer.processes + self.change
-        answer.record(pool_size=after)
-        return answer.done(f"{answer.text} From {answer.processes} to {after} processes, within some seconds.")
+        answer.save(pool_size=after)
+        return answer.done(f"{answer.text} From {answer.processes} to {after} processes, within seconds.")
 
 
 class GrowPool(ResizePool, frozen=True, kw_only=True):
     """Add processes to a worker's pool.
 
-    By how many processes.
+    The number of processes.
     """
 
     action = "worker.pool_grow"
     route = ON_WORKER + "grow"
     remote = "pool_grow"
-    note = "a pool of threads is fixed"
 
 
 class ShrinkPool(ResizePool, frozen=True, kw_only=True):
-    """Take processes from a worker's pool, never the last."""
+    """Remove processes from a worker's pool, never the last one."""
 
     action = "worker.pool_shrink"
     route = ON_WORKER + "shrink"
     remote = "pool_shrink"
-    note = "a pool of threads is fixed"
 
     @property
     def change(self) -> int:
@@ -130,7 +171,7 @@ class ShrinkPool(ResizePool, frozen=True, kw_only=True):
 
 
 class RestartPool(WorkerCommand, frozen=True, kw_only=True):
-    """Replace each process of a worker's pool once it has ended what it runs."""
+    """Restart a worker's pool: each process is replaced once its task has ended."""
 
     action = "worker.pool_restart"
     route = ON_WORKER + "restart"
@@ -139,15 +180,13 @@ class RestartPool(WorkerCommand, frozen=True, kw_only=True):
 
     def judge(self, answer: Answer) -> TaskResult:
         pool = answer.worker.pool
-        if pool is not None and pool not in LIMITED_POOLS:
-            return answer.failed(
-                f"{answer.text} But a {pool} pool has no processes to replace: only modules are loaded."
-            )
+        if pool is not None and pool not in PROCESS_POOLS:
+            return answer.failed(f"{answer.text} But a {pool} pool has no processes: only modules are reloaded.")
         return answer.done()
 
 
 class Autoscale(WorkerCommand, frozen=True, kw_only=True):
-    """Change the range in which a worker scales itself.
+    """Change the range in which a worker autoscales.
 
     The new range of processes; minimum is at most maximum.
     """
@@ -171,10 +210,10 @@ class Autoscale(WorkerCommand, frozen=True, kw_only=True):
 
 
 class ConsumerCommand(WorkerCommand, frozen=True, kw_only=True):
-    """About one queue that a worker consumes, or is to."""
+    """Start or stop consuming one queue."""
 
     body = "ConsumerBody"
-    note = "Celery always says yes; what the worker then consumes is checked"
+    note = "Celery always answers yes; the queues that the worker then consumes are checked"
     queue: Name
 
     @property
@@ -182,13 +221,22 @@ class ConsumerCommand(WorkerCommand, frozen=True, kw_only=True):
         return {"queue": self.queue}
 
     def judge(self, answer: Answer) -> TaskResult:
-        return consuming(answer.target, answer.worker.hostname, self.queue, wanted=self.remote == "add_consumer")
+        wanted, name = self.remote == "add_consumer", answer.worker.hostname
+        queues = _queues_after(answer.target, name, self.queue, wanted=wanted)
+        if queues is None:
+            return unconfirmed(name, "Accepted, but the worker did not report which queues it consumes.")
+        answer.save(queues=tuple(sorted(queues)))
+        if (self.queue in queues) is not wanted:
+            consumes = "does not consume" if wanted else "still consumes"
+            return answer.failed(f"Accepted, but the worker {consumes} {self.queue}. See the worker's log.")
+        now = f"Now consumes {', '.join(sorted(queues)) or 'no queue'}."
+        return answer.done(now if wanted else f"{now} Tasks already received still run.")
 
 
 class AddConsumer(ConsumerCommand, frozen=True, kw_only=True):
-    """Let a worker take from one more queue.
+    """Make a worker consume another queue.
 
-    Which queue.
+    The queue.
     """
 
     action = "worker.add_consumer"
@@ -198,7 +246,7 @@ class AddConsumer(ConsumerCommand, frozen=True, kw_only=True):
 
 
 class CancelConsumer(ConsumerCommand, frozen=True, kw_only=True):
-    """Let a worker take no more from a queue."""
+    """Make a worker stop consuming a queue."""
 
     action = "worker.cancel_consumer"
     route = ON_WORKER + "cancel-consumer"
@@ -208,14 +256,14 @@ class CancelConsumer(ConsumerCommand, frozen=True, kw_only=True):
 class RateLimit(WorkerCommand, frozen=True, kw_only=True):
     """Limit how often a worker runs tasks of a name.
 
-    How many tasks of a name: 10/s, 5/m, 100/h, or 0 for no limit.
+    The task name, and its rate: 10/s, 5/m, 100/h, or 0 for no limit.
     """
 
     action = "worker.rate_limit"
     route = ON_WORKER + "rate-limit"
     body = "RateLimitBody"
     remote = "rate_limit"
-    note = "for each worker by itself; `0` removes it"
+    note = "for each worker separately; `0` removes the limit"
     task: TypedName
     rate: Annotated[str, Meta(pattern=RATE, extra={"strip": True})]
 
@@ -226,18 +274,18 @@ class RateLimit(WorkerCommand, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if not re.fullmatch(RATE, self.rate):
-            raise InvalidInput(f"rate {self.rate!r} is none; write 10/s, 5/m, 100/h, or 0 for no limit", field="rate")
+            raise InvalidInput(f"{self.rate!r} is not a rate; write 10/s, 5/m, 100/h, or 0 for no limit", field="rate")
 
     def judge(self, answer: Answer) -> TaskResult:
         number, _, unit = self.rate.partition("/")
         limit = f"at most {number} per {UNITS[unit or 's']}" if float(number) else "without a limit"
-        return answer.done(f"It runs {self.task} {limit}, until it is started again.")
+        return answer.done(f"Runs {self.task} {limit}, until the worker restarts.")
 
 
 class TimeLimit(WorkerCommand, frozen=True, kw_only=True):
     """Set both time limits of tasks of a name.
 
-    Both limits, always: Celery removes a limit that is not given, so null must be said.
+    Both limits are required, because Celery removes a limit that is not given; null removes it.
     """
 
     action = "worker.time_limit"
@@ -245,8 +293,8 @@ class TimeLimit(WorkerCommand, frozen=True, kw_only=True):
     body = "TimeLimitBody"
     remote = "time_limit"
     note = (
-        "both limits at once, an empty one is removed; Celery keeps the old ones until the pool is restarted or the "
-        "worker connects again; prefork only"
+        "both limits at once, an empty one is removed; Celery keeps the previous limits until the pool restarts or the "
+        "worker reconnects; prefork only"
     )
     task: TypedName
     soft: Limit | None
@@ -259,57 +307,56 @@ class TimeLimit(WorkerCommand, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if self.soft is not None and self.hard is not None and self.soft >= self.hard:
-            raise InvalidInput(f"soft {self.soft} never comes before hard {self.hard}", field="soft")
+            raise InvalidInput(f"soft limit {self.soft} must be below hard limit {self.hard}", field="soft")
 
     def judge(self, answer: Answer) -> TaskResult:
         """Celery's request classes keep the limits of the time they were made (celery.worker.request)."""
         pool = answer.worker.pool
-        if pool is not None and pool not in LIMITED_POOLS:
-            return answer.failed(f"{answer.text} But a {pool} pool keeps no time limits.")
+        if pool is not None and pool not in PROCESS_POOLS:
+            return answer.failed(f"{answer.text} But a {pool} pool has no time limits.")
         soft = "no soft limit" if self.soft is None else f"a soft limit of {self.soft:g} s"
         hard = "no hard limit" if self.hard is None else f"a hard limit of {self.hard:g} s"
         return unconfirmed(
             answer.worker.hostname,
-            f"{answer.text} {self.task} has {soft} and {hard} from when its pool is restarted or it connects to its "
-            "broker again; until then Celery keeps the limits from before.",
+            f"{answer.text} {self.task} has {soft} and {hard} once the pool restarts or the worker reconnects to its "
+            "broker; until then Celery keeps the previous limits.",
         )
 
 
 class EnableEvents(WorkerCommand, frozen=True, kw_only=True):
-    """Let a worker send task events."""
+    """Turn on a worker's task events."""
 
     action = "worker.enable_events"
     route = ON_WORKER + "enable-events"
     remote = "enable_events"
 
     def judge(self, answer: Answer) -> TaskResult:
-        answer.record(events_enabled=True)
+        answer.save(events_enabled=True)
         return answer.done()
 
 
 class DisableEvents(WorkerCommand, frozen=True, kw_only=True):
-    """Let a worker send no task events."""
+    """Turn off a worker's task events."""
 
     action = "worker.disable_events"
     route = ON_WORKER + "disable-events"
     remote = "disable_events"
-    note = "a worker started with `-E` cannot be told to stop"
+    note = "has no effect on a worker started with `-E`"
 
     def judge(self, answer: Answer) -> TaskResult:
-        """A worker started with -E sends every group, and finds that there is nothing to remove."""
+        """A worker started with -E sends all groups of events, and finds none to turn off."""
         if answer.value == "task events already disabled":
             return answer.failed(
-                "It has nothing to turn off. A worker that was started with -E sends task events whatever it is told: "
-                "start it without -E."
+                "Nothing to turn off: a worker started with -E always sends task events. Start it without -E."
             )
-        answer.record(events_enabled=False)
-        return answer.done("It sends no more task events: what it runs is not seen here from now on.")
+        answer.save(events_enabled=False)
+        return answer.done("Task events are off: tasks of this worker are not seen from now on.")
 
 
 class ShutDownWorker(WorkerCommand, frozen=True, kw_only=True):
-    """End a worker once what it runs has ended.
+    """Shut a worker down once its running tasks have ended.
 
-    The name of what is ended or emptied, typed again.
+    The name of the worker or queue, typed as confirmation.
     """
 
     action = "worker.shutdown"
@@ -323,63 +370,21 @@ class ShutDownWorker(WorkerCommand, frozen=True, kw_only=True):
     def check(self) -> None:
         super().check()
         if len(self.workers) != 1:
-            raise InvalidInput("workers are shut down one by one; name one")
+            raise InvalidInput("workers are shut down one at a time; name one")
         require_typed(self.confirm, self.workers[0], "shut this worker down")
 
     def run(self, target: Target) -> Performed:
-        """Workers do not answer this one: their goodbye does, once what they run has ended."""
+        """Workers do not answer a shutdown; their worker-offline event shows that it was received."""
         (name,) = self.workers
         alive = target.remote.ask("ping", {}, [name], ANSWER_SECONDS)
         target.remote.ask(self.remote, {}, [name], POLL_SECONDS)
-        offline = bool(alive) and _goes_offline(target, name)
-        outcome: Literal["done", "unconfirmed"] = "done" if offline else "unconfirmed"
-        if offline:
-            result = done(name, "It has said goodbye: it takes no more, and ends once what it runs has ended.")
-        elif alive:
-            result = unconfirmed(name, "Sent. It ends once what it runs has ended; it has not said goodbye yet.")
+        if not alive:
+            result = _no_answer(_workers(target, [name])[name])
+        elif _goes_offline(target, name):
+            result = done(name, "Warm shutdown: finishes running tasks, returns the rest.")
         else:
-            result = silent(recorded(target, [name])[name])
-        return Performed(outcome=outcome, message=f"{name}: {result.message}", results=(result,))
-
-
-class RevokeStamped(WorkerCommand, frozen=True, kw_only=True):
-    """Revoke tasks by a stamp on every worker.
-
-    Tasks with one of these stamps under this header.
-    """
-
-    action = "task.revoke_stamped"
-    route = "revoke-stamped"
-    body = "StampBody"
-    remote = "revoke_by_stamped_headers"
-    note = "told to every worker that is up; one that starts later does not know of it"
-    workers: tuple[str, ...] = ()  # none: everybody who is up
-    header: TypedName
-    stamps: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
-    terminate: bool = False
-    signal: Signal = "SIGTERM"
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        return tuple(f"{self.header}={stamp}" for stamp in self.stamps)
-
-    @property
-    def arguments(self) -> dict[str, object]:
-        return {"headers": {self.header: list(self.stamps)}, "terminate": self.terminate, "signal": self.signal}
-
-    def run(self, target: Target) -> Performed:
-        workers = self.workers or tuple(target.living_workers())
-        if not workers:
-            raise Conflict("No worker is up: nobody would hear of it, and one that starts later does not know of it.")
-        return ask_workers(target, msgspec.structs.replace(self, workers=workers))
-
-    def judge(self, answer: Answer) -> TaskResult:
-        skips = "It skips tasks with this stamp when their turn comes, until it is started again."
-        if not self.terminate:
-            return answer.done(f"{skips} What it runs already goes on.")
-        if "not terminated" in str(answer.value):
-            return answer.done(f"{skips} Nothing that it runs has the stamp.")
-        return answer.done(f"{skips} It kills the processes that run some: {answer.value}.")
+            result = unconfirmed(name, "Sent. The worker ends once its running tasks have ended; it is still online.")
+        return _performed(self, [result])
 
 
 WORKER_COMMANDS: tuple[type[WorkerCommand], ...] = (
@@ -394,12 +399,13 @@ def ask_workers(
     processes: Mapping[str, int | None] = MappingProxyType({}),
     refused: Mapping[str, str] = MappingProxyType({}),
 ) -> Performed:
-    """Sends it, with what each worker answered; the name of a worker stands as the ``id`` of its result.
+    """Sends the command. The ``id`` of each result is the worker's name.
 
-    ``processes`` is how many each had, where their number is to change; who is ``refused`` is not asked.
+    ``processes`` is how many each worker had, for a command that changes their number; those in ``refused`` are not
+    asked.
     """
     names = distinct_workers(command)
-    workers = recorded(target, names)
+    workers = _workers(target, names)
     asked = [name for name in names if name not in refused]
     replies = target.remote.ask(command.remote, command.arguments, asked, ANSWER_SECONDS)
     results = [
@@ -408,7 +414,7 @@ def ask_workers(
         else _judge(target, command, workers[name], replies.get(name), processes.get(name))
         for name in names
     ]
-    return _collected(command, results)
+    return _performed(command, results)
 
 
 def distinct_workers(command: WorkerCommand) -> list[str]:
@@ -423,29 +429,64 @@ def _judge(
     target: Target, command: WorkerCommand, worker: Worker, reply: Reply | None, processes: int | None
 ) -> TaskResult:
     if reply is None:
-        return silent(worker)
+        return _no_answer(worker)
     if reply.error is not None:
-        return refused(command.remote, worker, reply.error)
+        return failed(worker.hostname, f"{_advice(command.remote, worker, reply.error)} Answer: {reply.error}")
     return command.judge(Answer(target, worker, reply.ok, processes))
 
 
-def _collected(command: WorkerCommand, results: Sequence[TaskResult]) -> Performed:
-    """One worker's own words, or the sum of many."""
-    given = {name: value for name, value in command.arguments.items() if value is not None}
-    if len(results) > 1:
-        answers = {result.id: result.message for result in results}
-        return summary(command.remote.replace("_", " ").capitalize(), results, asked=given, answers=answers)
-    (result,) = results
-    outcome = "failed" if result.outcome == "skipped" else result.outcome
-    return Performed(
-        outcome=outcome, message=f"{result.id}: {result.message}", results=(result,), details={"asked": given}
+def _no_answer(worker: Worker) -> TaskResult:
+    """The worker may be gone, or may act later: workers do not check whether a command has expired."""
+    if worker.status is WorkerStatus.OFFLINE:
+        return unconfirmed(worker.hostname, "Sent, unconfirmed: the worker is offline and did not answer.")
+    busy = " A solo pool does not answer while it runs a task." if worker.pool == "solo" else ""
+    return unconfirmed(
+        worker.hostname, f"Sent, unconfirmed: no answer. The worker may be gone, or may act once it is free.{busy}"
     )
 
 
+def _advice(remote: str, worker: Worker, error: str) -> str:
+    for text, words in REFUSALS:
+        if text in error:
+            return words
+    if remote.startswith("pool_") and any(text in error for text in FIXED_POOL):
+        pool = f"A {worker.pool} pool" if worker.pool else "This pool"
+        return f"{pool} cannot change while it runs: restart the worker with another --concurrency."
+    return "Refused."
+
+
+def _performed(command: WorkerCommand, results: Sequence[TaskResult]) -> Performed:
+    """The message of the only worker, or counts of several."""
+    asked = {name: value for name, value in command.arguments.items() if value is not None}
+    if len(results) > 1:
+        answers = {result.id: result.message for result in results}
+        sent = f"{command.remote.replace('_', ' ').capitalize()}: done on {{}}"
+        return summary(sent, results, noun="worker", asked=asked, answers=answers)
+    (result,) = results
+    return replace(Performed.of_one(result, {"asked": asked}), message=f"{result.id}: {result.message}")
+
+
+def _queues_after(target: Target, name: str, queue: str, *, wanted: bool) -> list[str] | None:
+    """The consumed queues once they are as wanted, or after CONSUMING_SECONDS; ``None``: not reported."""
+    deadline = time.monotonic() + CONSUMING_SECONDS
+    while True:
+        reply = target.remote.ask("active_queues", {}, [name], ANSWER_SECONDS).get(name)
+        queues = queue_names(reply.ok) if reply else None
+        if queues is None or (queue in queues) is wanted or time.monotonic() > deadline:
+            return queues
+        time.sleep(POLL_SECONDS)
+
+
 def _goes_offline(target: Target, name: str) -> bool:
-    deadline = time.monotonic() + GOODBYE_SECONDS
+    deadline = time.monotonic() + OFFLINE_SECONDS
     while time.monotonic() < deadline:
-        if recorded(target, [name])[name].status is WorkerStatus.OFFLINE:
+        if _workers(target, [name])[name].status is WorkerStatus.OFFLINE:
             return True
         time.sleep(POLL_SECONDS)
     return False
+
+
+def _workers(target: Target, names: Sequence[str]) -> Mapping[str, Worker]:
+    """The workers by name, as recorded; one without a record has nothing but its name."""
+    unknown = {name: Worker(cluster=target.cluster, hostname=name, status=WorkerStatus.SILENT) for name in names}
+    return unknown | {worker.hostname: worker for worker in read_workers(target.store, target.cluster)}

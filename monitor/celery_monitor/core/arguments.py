@@ -1,10 +1,10 @@
 """The arguments of a task, and how certain they are.
 
-A message that a worker captured (celery_monitor_capture) is *exact*: it is sent again as it was, whatever is in it.
-Events carry no arguments, only a text that the publisher made of them with ``saferepr(maxlen=1024, maxlevels=3)``
-(celery/utils/saferepr.py). That text is cut, does not escape, and may have been written by hand, so it is used only
+A message that a worker captured (celery_monitor_capture) is *exact*: a retry sends it unchanged, whatever it contains.
+Events do not contain arguments, only a text of them that the sender made with ``saferepr(maxlen=1024, maxlevels=3)``
+(celery/utils/saferepr.py). That text is truncated, does not escape, and may be written by hand. So it is used only
 where nothing can have been lost (``read_repr``), and is *probable* even then. An extended result backend and the
-worker that has the task report the values themselves, but not the message: *probable*, too. JSON alone is read.
+worker that has the task report the values themselves but not the message: also *probable*. Only JSON is read.
 """
 
 import ast
@@ -23,29 +23,29 @@ from celery_monitor.records.event import Message
 from celery_monitor.records.task import Task
 
 Fidelity = Literal["exact", "probable", "unknown", "edited"]  # edited: typed by a person, for one retry
-SOURCE = "event"  # the publisher's repr, as an event carried it
-CAPTURE = "capture"  # the message, as a worker captured it
-QUEUE = "queue"  # the message, as it lies in its queue
-DELIVERED = "unacked"  # the message, as the broker keeps it until a worker acknowledges it
+EVENT = "event"  # the sender's repr, from an event
+CAPTURE = "capture"  # the message, captured by a worker
+QUEUE = "queue"  # the message, from its queue
+DELIVERED = "unacked"  # the message, which the broker keeps until it is acknowledged
 RESULT = "result"  # an extended result backend
-INSPECT = "inspect"  # what a worker said of the task that it has
+INSPECT = "inspect"  # the worker that has the task
 EDITOR = "editor"
-MAX_REPR = 1040  # stock saferepr never makes an uncut text longer: its limit, quotes, and closing brackets
+MAX_REPR = 1040  # longest text that is not truncated: the limit of saferepr, quotes, and closing brackets
 MAX_LEVELS = 3  # brackets within brackets that saferepr shows
-MAX_JSON = 1_000_000  # characters that the editor takes, of args and of kwargs
+MAX_JSON = 1_000_000  # characters accepted by the editor, each for args and kwargs
 MAX_JSON_LEVELS = 100
 
-_REPLACEMENT = "\ufffd"  # what a NUL or a lone surrogate became before it was stored
+_REPLACEMENT = "\ufffd"  # stored in the place of NUL and lone surrogates
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MASK = "***"
-# CPython 3.11 and 3.12 count the depth of a tree for all threads at once, and raise SystemError (cpython #106905).
+# CPython 3.11 and 3.12 share the recursion depth of ast among threads, and raise SystemError (cpython #106905).
 _parsing = Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """A task's arguments. Texts and values are all there, or none is: where they are unknown, and where they are
-    exact but in a form that is not opened here. ``masked``: a secret is left out, so they cannot be sent.
+    """A task's arguments. Texts and values are either all set or all ``None``: where they are unknown, or exact but in
+    a format that is not read here. ``masked``: a secret is left out, so they cannot be sent.
     """
 
     args: str | None
@@ -63,77 +63,74 @@ class Arguments:
 
 
 class Lossy(ValueError):
-    """A repr that cannot be believed; the message says why."""
+    """A repr that may have lost something. The message is a predicate: ``contain a backslash``."""
 
 
-PROBABLE = (
-    "read back from the text that the publisher made of the arguments; "
-    "callbacks, the rest of a chain, group, priority and custom headers are not known and not sent again"
+NOT_RESENT = "A retry won't include callbacks, chain, priority or headers"
+FROM_EVENT = f"rebuilt from the event text. {NOT_RESENT}"
+FROM_RESULT = f"from the result backend. {NOT_RESENT}"
+NOT_REPORTED = (
+    "the sender reported no arguments: clients other than Celery leave the headers argsrepr and kwargsrepr out"
 )
-
-
-NOT_REPORTED = "its sender reported no arguments: other clients than Celery's own leave the headers argsrepr out"
-SENT_WHOLE = "body, headers, links and priority are sent again as they were"
-EXACT = f"its message, as the worker got it: {SENT_WHOLE}"
+NOT_SHOWN = "its arguments cannot be shown"
+UNCHANGED = "A retry resends body, headers, callbacks and priority unchanged"
 
 
 class _Origin(NamedTuple):
+    """Where a message comes from, as a source and in words."""
+
     source: str
     words: str
 
 
 def _origin(message: Message) -> _Origin:
-    """Where a message is known from, for programs and for people."""
     queue = message.queue or "its queue"
     match message.why:
         case event.WAITING:
-            return _Origin(QUEUE, f"the message in the queue {queue}: {SENT_WHOLE}")
+            return _Origin(QUEUE, f"original message, from the queue {queue}. {UNCHANGED}")
         case event.READ:
-            return _Origin(QUEUE, f"the message in the queue {queue}, as it lay there when it was read: {SENT_WHOLE}")
+            return _Origin(QUEUE, f"original message, from the queue {queue} when it was last read. {UNCHANGED}")
         case event.UNACKED:
-            return _Origin(DELIVERED, f"its message, delivered to a worker and not acknowledged: {SENT_WHOLE}")
+            return _Origin(DELIVERED, f"original message, delivered to a worker and not acknowledged. {UNCHANGED}")
         case event.REMOVED:
-            return _Origin(QUEUE, f"the message that was removed from the queue {queue}: {SENT_WHOLE}")
+            return _Origin(QUEUE, f"original message, removed from the queue {queue}. {UNCHANGED}")
         case _:
-            return _Origin(CAPTURE, EXACT)
+            return _Origin(CAPTURE, f"original message, captured by the worker. {UNCHANGED}")
 
 
 def judge(task: Task, message: Message | None = None) -> Arguments:
-    """What is known of a task's arguments: by its captured message, else by the stored texts."""
+    """The arguments of a task, from its captured message, else from the stored texts."""
     if message is None:
         return _judge_texts(task)
     why_not = why_not_exact(message, task)
     if why_not is None:
         return _exact(message)
-    judged = _judge_texts(task)
-    return replace(judged, reason=f"{judged.reason}; {why_not}")
+    arguments = _judge_texts(task)
+    return replace(arguments, reason=f"{arguments.reason}; {why_not}")
 
 
 def _exact(message: Message) -> Arguments:
-    """Sent as it is. What is in it is only shown where it is JSON."""
+    """Sent unchanged. Its content is only shown if it is JSON."""
     origin = _origin(message)
     try:
         document = parse_json("body", json_text(message))
     except Unreadable as error:
-        return _unseen(origin, str(error))
+        return _not_shown(origin, str(error))
     except InvalidInput:
-        return _unseen(origin, NOT_SHOWN)
+        return _not_shown(origin, NOT_SHOWN)
     match document:
         case [list() as args, dict() as kwargs, *_]:
             return known(args, kwargs, "exact", origin.source, origin.words)
         case _:
-            return _unseen(origin, NOT_SHOWN)
+            return _not_shown(origin, NOT_SHOWN)
 
 
-NOT_SHOWN = "its arguments cannot be shown"
-
-
-def _unseen(origin: _Origin, why: str) -> Arguments:
+def _not_shown(origin: _Origin, why: str) -> Arguments:
     return replace(_unknown(f"{origin.words}; {why}"), fidelity="exact", source=origin.source)
 
 
 def without_secrets(arguments: Arguments, redactor: Redactor) -> Arguments:
-    """The arguments as they may be shown: a captured message holds secrets that events were stored without."""
+    """The arguments as they may be shown: a captured message contains its secrets, stored events do not."""
     if arguments.args is None or arguments.kwargs is None:
         return arguments
     texts = [redactor.text(arguments.args), redactor.text(arguments.kwargs)]
@@ -149,8 +146,8 @@ def without_secrets(arguments: Arguments, redactor: Redactor) -> Arguments:
 
 def _judge_texts(task: Task) -> Arguments:
     if task.args is None or task.kwargs is None:
-        return _unknown("no event carried its arguments")
-    if "" in {task.args, task.kwargs}:  # a worker reports the headers argsrepr and kwargsrepr as they came
+        return _unknown("no event contained its arguments")
+    if "" in {task.args, task.kwargs}:  # a worker reports empty headers argsrepr and kwargsrepr unchanged
         return _unknown(NOT_REPORTED)
     try:
         args = _within("args", task.args)
@@ -161,11 +158,11 @@ def _judge_texts(task: Task) -> Arguments:
         return _unknown("args are neither a tuple nor a list")
     if not isinstance(kwargs, dict):
         return _unknown("kwargs are not a dictionary")
-    return known(list(args), kwargs, "probable", SOURCE, PROBABLE)
+    return known(list(args), kwargs, "probable", EVENT, FROM_EVENT)
 
 
 def known(args: list[object], kwargs: dict[str, object], fidelity: Fidelity, source: str, reason: str) -> Arguments:
-    """Arguments that can be sent, with the JSON that shows them."""
+    """Arguments that can be sent, with their JSON for display."""
     return Arguments(
         args=json.dumps(args, ensure_ascii=False, allow_nan=False),
         kwargs=json.dumps(kwargs, ensure_ascii=False, allow_nan=False),
@@ -178,9 +175,9 @@ def known(args: list[object], kwargs: dict[str, object], fidelity: Fidelity, sou
 
 
 def edit(arguments: Arguments, args: str | None, kwargs: str | None) -> Arguments:
-    """What is known, with JSON that a person typed in the place of args, of kwargs or of both.
+    """The arguments with JSON that a person typed for args, kwargs or both.
 
-    Raises InvalidInput for what is no JSON; unknown stays unknown until both are given.
+    Raises InvalidInput for text that is not JSON. Unknown arguments stay unknown until both are given.
     """
     if args is None and kwargs is None:
         return arguments
@@ -188,11 +185,11 @@ def edit(arguments: Arguments, args: str | None, kwargs: str | None) -> Argument
     kwargs = arguments.kwargs if kwargs is None else kwargs
     if args is None or kwargs is None:
         return arguments
-    return known(*parse_json_arguments(args, kwargs), "edited", EDITOR, "typed in by hand")
+    return known(*parse_json_arguments(args, kwargs), "edited", EDITOR, "edited by hand")
 
 
 def is_whole(name: str) -> bool:
-    """Whether a name was certainly stored as it was sent: neither cut nor with characters replaced."""
+    """Whether a name was certainly stored unchanged: neither truncated nor with characters replaced."""
     return len(name) < NAME_LENGTH and _REPLACEMENT not in name
 
 
@@ -206,43 +203,43 @@ def _within(field: str, text: str) -> object:
     try:
         return read_repr(text)
     except Lossy as error:
-        raise Lossy(f"{field}: {error}") from None
+        raise Lossy(f"{field} {error}") from None
 
 
 def read_repr(text: str) -> object:
-    """The one JSON-able value of which saferepr makes this text, uncut; raises Lossy.
+    """The only JSON value for which saferepr gives this text; raises Lossy.
 
-    Without a backslash no string can hold an apostrophe, so quotes pair up as they look; without dots in a row
-    nothing was left out; and a value whose repr is the same text again has no second reading.
+    Without a backslash no string can contain an apostrophe, so quotes pair up as they look; without dots in a row
+    nothing was left out; and if the repr of the value is the same text, no other value fits.
     """
     _check_text(text)
     try:
         with _parsing:
             value: object = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise Lossy("not only plain values: an object, or something that was cut") from None
+        raise Lossy("contain something other than plain values, or were truncated") from None
     if _repr(value, 0) != text:
-        raise Lossy("reading it back gives another text than the publisher's")
+        raise Lossy("cannot be rebuilt exactly from the event text")
     return value
 
 
 def _check_text(text: str) -> None:
     if "..." in text or "…" in text:
-        raise Lossy("shortened with dots: it was too long or too deep to be sent whole")
+        raise Lossy("were shortened by the sender: too long or nested too deeply for an event")
     if len(text) > MAX_REPR:
-        raise Lossy("longer than Celery's limit, so written or cut by something else")
+        raise Lossy("are longer than Celery's limit, so the text is not Celery's")
     if _MASK in text:
-        raise Lossy("a secret in it is masked")
+        raise Lossy("contain a masked secret")
     if "\\" in text:
-        raise Lossy("a backslash in it, which the publisher's text does not escape")
+        raise Lossy("contain a backslash, which the event text does not escape")
     if _CONTROL.search(text):
-        raise Lossy("a control character in it")
+        raise Lossy("contain a control character")
     if _REPLACEMENT in text:
-        raise Lossy("a character in it could not be stored as it was")
+        raise Lossy("contain a character that could not be stored")
 
 
 def _repr(value: object, level: int) -> str:
-    """What saferepr makes of an accepted value; raises Lossy for any other."""
+    """The text of saferepr for an accepted value; raises Lossy for any other."""
     if isinstance(value, str):
         return f"'{value}'"
     if value is None or isinstance(value, (bool, int)):
@@ -250,41 +247,41 @@ def _repr(value: object, level: int) -> str:
     if isinstance(value, float):
         return _float(value)
     if level >= MAX_LEVELS:
-        raise Lossy("deeper than the publisher's text shows")
+        raise Lossy("are nested deeper than the event text shows")
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_key(key)}: {_repr(each, level + 1)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_repr(each, level + 1) for each in value) + "]"
     if isinstance(value, tuple):
         return _tuple(value, level)
-    raise Lossy(f"a {type(value).__name__} in it, which JSON cannot carry")
+    raise Lossy(f"contain a {type(value).__name__}, which JSON cannot represent")
 
 
 def _tuple(value: tuple[object, ...], level: int) -> str:
-    # The outermost holds the arguments. Inside, JSON would have made a list of it and pickle would not.
+    # The outermost tuple is the arguments. JSON turns an inner one into a list, pickle does not.
     if level:
-        raise Lossy("a tuple inside, and whether the worker got a tuple or a list is not known")
+        raise Lossy("contain a tuple, which the worker may have received as a list")
     inner = ", ".join(_repr(each, 1) for each in value)
     return f"({inner},)" if len(value) == 1 else f"({inner})"
 
 
 def _float(value: float) -> str:
     if not math.isfinite(value):
-        raise Lossy("an infinite number in it, which JSON cannot carry")
+        raise Lossy("contain an infinite number, which JSON cannot represent")
     return str(value)
 
 
 def _key(key: object) -> str:
-    # JSON turns {1: ...} into {"1": ...} and pickle does not: which of them the worker got is not known.
+    # JSON turns {1: ...} into {"1": ...}, pickle does not.
     if not isinstance(key, str):
-        raise Lossy(f"a key that is {key!r}, not a string")
+        raise Lossy(f"contain the key {key!r}, which is not a string")
     return f"'{key}'"
 
 
 def parse_json_arguments(args: str, kwargs: str) -> tuple[list[object], dict[str, object]]:
-    """What a person typed: a JSON array and a JSON object.
+    """Reads a JSON array and a JSON object that a person typed.
 
-    Raises InvalidInput whose detail has ``field`` and, where there is a place, ``line`` and ``column`` (from 1).
+    Raises InvalidInput, with ``field`` and for a syntax error ``line`` and ``column`` (from 1) in its detail.
     """
     args_value = parse_json("args", args)
     kwargs_value = parse_json("kwargs", kwargs)
@@ -296,9 +293,9 @@ def parse_json_arguments(args: str, kwargs: str) -> tuple[list[object], dict[str
 
 
 def parse_json(field: str, text: str) -> object:
-    """A value that JSON carries, and that every worker can be given. Raises InvalidInput for anything else."""
+    """The value of a JSON text. Raises InvalidInput, also for what not every broker and worker accepts."""
     if len(text) > MAX_JSON:
-        raise InvalidInput(f"{field}: {len(text)} characters are too many; at most {MAX_JSON}", field=field)
+        raise InvalidInput(f"{field}: {len(text)} characters are too many; the limit is {MAX_JSON}", field=field)
     try:
         value: object = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
@@ -317,7 +314,7 @@ def parse_json(field: str, text: str) -> object:
 
 
 def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON; write a number, a string or null")
+    raise ValueError(f"{word} is not JSON; write a number, a string or null")
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -325,12 +322,11 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return result
 
 
 def _check_value(field: str, value: object, level: int) -> None:
-    """A value that every broker and worker can be given."""
     if level > MAX_JSON_LEVELS:
         raise InvalidInput(f"{field}: nested more than {MAX_JSON_LEVELS} levels deep", field=field)
     if isinstance(value, dict):
@@ -346,13 +342,9 @@ def _check_value(field: str, value: object, level: int) -> None:
         raise InvalidInput(f"{field}: a number is too large", field=field)
 
 
-MISSING = "callbacks, the rest of a chain, group, priority and custom headers are not known and not sent again"
-FROM_RESULT = f"kept by the result backend; {MISSING}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedArguments:
-    """Arguments, with the task's real name and its queue where they were told too."""
+    """Arguments from a result backend or a worker, with the task's real name and its queue if they were reported."""
 
     arguments: Arguments
     name: str | None = None
@@ -360,18 +352,18 @@ class ReportedArguments:
 
 
 def from_result(task_id: str, stored: bytes) -> ReportedArguments:
-    """What a backend keeps of a task with ``result_extended``. Raises Unreadable, with the reason."""
+    """Reads what a result backend stores with ``result_extended``. Raises Unreadable, with the reason."""
     try:
         meta = parse_json("result", stored.decode("utf-8"))
     except (UnicodeDecodeError, InvalidInput):
-        raise Unreadable("what the result backend keeps of it is no JSON that is read here") from None
+        raise Unreadable("the result backend's entry is not JSON that can be read here") from None
     if not isinstance(meta, dict) or meta.get("task_id") != task_id:
-        raise Unreadable("what the result backend keeps under its id is of something else")
+        raise Unreadable("the result backend's entry is for something else")
     if {"args", "kwargs"} & set(meta.get("unread") or ()):
-        raise Unreadable("the result backend keeps its arguments as a pickle, which is never opened")
+        raise Unreadable("the result backend stores its arguments as a pickle, which is never opened")
     args, kwargs = _values(meta.get("args"), list), _values(meta.get("kwargs"), dict)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise Unreadable("the result backend keeps no arguments of it: that needs result_extended")
+        raise Unreadable("the result backend stores no arguments: that needs result_extended")
     return ReportedArguments(
         arguments=known(args, kwargs, "probable", RESULT, FROM_RESULT),
         name=_text(meta.get("name")),
@@ -379,42 +371,42 @@ def from_result(task_id: str, stored: bytes) -> ReportedArguments:
     )
 
 
-def _values(kept: object, kind: type) -> object:
-    """django-db keeps the publisher's text of them. Raises Unreadable where that does not tell the values."""
-    if not isinstance(kept, str):
-        return kept
+def _values(stored: object, kind: type) -> object:
+    """django-db stores the sender's repr. Raises Unreadable where the values cannot be rebuilt from it."""
+    if not isinstance(stored, str):
+        return stored
     try:
-        read = read_repr(kept)
+        values = read_repr(stored)
     except Lossy as error:
-        raise Unreadable(f"the result backend keeps a text of its arguments that is not believed: {error}") from None
-    read = list(read) if isinstance(read, tuple) else read
-    if not isinstance(read, kind):
-        raise Unreadable("the result backend keeps a text of something else than arguments under its id")
-    return read
+        raise Unreadable(f"the result backend stores only a text of its arguments: they {error}") from None
+    values = list(values) if isinstance(values, tuple) else values
+    if not isinstance(values, kind):
+        raise Unreadable("the result backend's entry is not a text of arguments")
+    return values
 
 
-def from_worker(worker: str, said: object) -> ReportedArguments:
-    """What a worker answers to ``query_task`` about one task: its state there, and the task. Raises Unreadable."""
-    match said:
-        case [str(place), {"args": args, "kwargs": kwargs, **rest}]:
-            reason = f"told by {worker}, which has it as {place}; {MISSING}"
+def from_worker(worker: str, answer: object) -> ReportedArguments:
+    """Reads a worker's answer to ``query_task`` for one task: its state there, and the task. Raises Unreadable."""
+    match answer:
+        case [str(state), {"args": args, "kwargs": kwargs, **rest}]:
+            reason = f"from {worker}, where the task is {state}. {NOT_RESENT}"
         case _:
-            raise Unreadable(f"{worker} does not have it")
+            raise Unreadable(f"{worker} does not have the task")
     try:
         values = parse_json_arguments(_json("args", args), _json("kwargs", kwargs))
     except (InvalidInput, Lossy) as error:
-        raise Unreadable(f"what {worker} tells of its arguments is not believed: {error}") from None
+        raise Unreadable(f"the arguments from {worker} cannot be used: {error}") from None
     return ReportedArguments(arguments=known(*values, "probable", INSPECT, reason), name=_text(rest.get("name")))
 
 
 def _json(field: str, value: object) -> str:
-    """A worker tells the values, or in older versions the publisher's text of them."""
+    """Workers report the values, or in older versions the sender's repr of them."""
     if isinstance(value, str):
-        value = read_repr(value)
+        value = _within(field, value)
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        raise Lossy(f"{field} hold more than JSON can carry") from None
+        raise Lossy(f"{field} contain what JSON cannot represent") from None
 
 
 def _text(value: object) -> str | None:

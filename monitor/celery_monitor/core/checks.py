@@ -1,6 +1,6 @@
-"""What is wrong with a set-up, and the fix: judged from facts that others have gathered. No I/O, no clock.
+"""The checks of ``doctor``: problems of a setup and their fixes, from facts collected elsewhere. No I/O, no clock.
 
-The kind of a finding is the check it comes from, ``then`` the fix. docs/doctor.md lists the checks.
+The kind of a finding is the name of its check, ``then`` is the fix. docs/doctor.md lists the checks.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from celery_monitor.core.findings import Finding, events_off, refused_events, shared_names, skewed_clocks
-from celery_monitor.core.words import named
+from celery_monitor.core.words import counted, named
 from celery_monitor.core.workers import SKEW_SECONDS
 from celery_monitor.records.application import Application
 from celery_monitor.records.receiver import ReceiverHealth
@@ -17,26 +17,26 @@ from celery_monitor.records.receiver import ReceiverHealth
 LEAST_DISK_BYTES = 1024**3
 LONG_RUN_SECONDS = 60.0
 OLDEST = {"postgresql": (13,), "sqlite": (3, 35)}  # SQLite's is the first with RETURNING
-KEEPS_EVENTS = (5, 7)  # the first Celery that keeps buffered events over a reconnect
-PUBSUB_BYTES = 32 * 1024**2  # Redis's own default; below it a burst cuts the receiver off
+KEEPS_EVENTS = (5, 7)  # the first Celery that keeps buffered events when it reconnects
+PUBSUB_BYTES = 32 * 1024**2  # Redis's default; below it a burst disconnects the receiver
 PUBSUB_FIX = "CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60', and the same in redis.conf"
 FULL_SHARE = 0.9
 VISIBILITY_SECONDS = 3600.0  # kombu's default on Redis
-SENT_EVENTS_FIX = "Set task_send_sent_event = True where tasks are sent from."
+SENT_EVENTS_FIX = "Set task_send_sent_event = True where tasks are sent."
 CAPTURE = "celery_monitor_capture"
 INSTALL = "pip install celery-monitor-capture; app.conf.task_annotations ="
 FORMER_CAPTURE = re.compile(r"(?:celery_)?monitor\.capture:")
 
 
 class Sender(NamedTuple):
-    """What the events of a worker show. ``skew`` is our clock minus its, in seconds."""
+    """Facts from the events of a worker. ``skew`` is our clock minus the worker's, in seconds."""
 
     skew: float
     version: str | None
 
 
 class EventQueue(NamedTuple):
-    """A queue of events on RabbitMQ."""
+    """An event queue on RabbitMQ."""
 
     name: str
     messages: int
@@ -45,14 +45,14 @@ class EventQueue(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerFacts:
-    """What a broker and its workers answered; ``None``: they did not."""
+    """Answers of a broker and its workers; ``None``: no answer."""
 
     transport: str
     workers: Sequence[str] = ()
-    answers: Mapping[str, int] = field(default_factory=dict)  # to one ping, by node name: one for each process
+    answers: Mapping[str, int] = field(default_factory=dict)  # to one ping, by node name; each process answers
     conf: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # by worker
-    senders: Mapping[str, Sender] | None = None  # of events while we listened
-    refused: Mapping[str, str] = field(default_factory=dict)  # the type of events that are not read, by sender
+    senders: Mapping[str, Sender] | None = None  # seen in the events of some seconds
+    refused: Mapping[str, str] = field(default_factory=dict)  # content types of refused events, by sender
     redis: Mapping[str, object] | None = None  # INFO, and the limit of CONFIG GET as pubsub_limit
     queues: Sequence[EventQueue] | None = None
     own_queue: str | None = None
@@ -60,12 +60,12 @@ class BrokerFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFacts:
-    """The database, and what the record of one cluster has."""
+    """The database, and recorded facts of one cluster."""
 
     product: Literal["sqlite", "postgresql"]
     version: tuple[int, ...] = ()
     exists: bool = True
-    refusal: str | None = None  # why it takes no writing
+    refusal: str | None = None  # why it cannot be written
     free_bytes: int | None = None
     events_off: Sequence[str] = ()
     events_on: Sequence[str] = ()
@@ -75,7 +75,7 @@ class RecordFacts:
 
 
 class ResultFacts(NamedTuple):
-    """The result backend of a cluster. ``reason``: why it is not read; ``refusal``: why it does not answer."""
+    """The result backend of a cluster. ``reason``: why it cannot be read; ``refusal``: why it does not answer."""
 
     address: str
     reason: str | None
@@ -86,12 +86,12 @@ class ResultFacts(NamedTuple):
 
 
 def judge_record(record: RecordFacts) -> Iterator[Finding]:
-    """Everything about the database."""
+    """Checks of the database."""
     if record.refusal is not None:
-        fix = "Give this user the right to write, or check --database."
-        yield Finding("database", "bad", f"It cannot be written: {record.refusal}.", fix)
+        fix = "Grant this user write access, or check --database."
+        yield Finding("database", "bad", f"Not writable: {record.refusal}.", fix)
     else:
-        text = "It can be written." if record.exists else "It does not exist yet; serve makes it."
+        text = "Writable." if record.exists else "Does not exist yet; serve creates it."
         yield Finding("database", "good", text)
     oldest, number = OLDEST[record.product], ".".join(map(str, record.version))
     if record.version and record.version < oldest:
@@ -100,7 +100,7 @@ def judge_record(record: RecordFacts) -> Iterator[Finding]:
     elif record.version:
         yield Finding("version of the database", "good", f"{record.product} {number}.")
     if record.free_bytes is not None:
-        text, low = f"{record.free_bytes / 1024**3:.1f} GiB are free on its disk.", record.free_bytes < LEAST_DISK_BYTES
+        text, low = f"{record.free_bytes / 1024**3:.1f} GiB free on its disk.", record.free_bytes < LEAST_DISK_BYTES
         yield Finding("disk", "bad" if low else "good", text, "Free space, or lower keep_tasks." if low else "")
 
 
@@ -108,15 +108,15 @@ def judge_record(record: RecordFacts) -> Iterator[Finding]:
 
 
 def judge_workers(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[Finding]:
-    """Everything about the workers of one broker."""
+    """Checks of the workers of one broker."""
     if facts.workers:
-        yield Finding("workers", "good", f"{len(facts.workers)} answer: {named(facts.workers)}.")
+        yield Finding("workers", "good", f"{len(facts.workers)} answered: {named(facts.workers)}.")
     else:
-        fix = "Start one on this broker; a solo pool does not answer while it works."
-        yield Finding("workers", "bad", "No worker answers.", fix)
-    doubled = {name: answers for name, answers in facts.answers.items() if answers > 1}
-    yield from shared_names(doubled)
-    if facts.workers and not doubled:
+        fix = "Start one on this broker; a solo pool does not answer while it runs a task."
+        yield Finding("workers", "bad", "No worker answered.", fix)
+    shared = {name: answers for name, answers in facts.answers.items() if answers > 1}
+    yield from shared_names(shared)
+    if facts.workers and not shared:
         yield Finding("node names", "good", "Each worker has its own.")
     yield from refused_events(facts.refused.items())
     if facts.workers:
@@ -132,11 +132,11 @@ def _heartbeats(facts: BrokerFacts) -> Iterator[Finding]:
         return
     silent = sorted(set(facts.workers) - facts.senders.keys() - facts.refused.keys())
     if silent:
-        text = f"{named(silent)}: no event came while we listened."
-        fix = "Start workers without --without-heartbeat; else their death is noticed late."
+        text = f"No events received from {named(silent)}."
+        fix = "Start workers without --without-heartbeat; otherwise a crash is noticed late."
         yield Finding("heartbeats", "bad", text, fix)
     else:
-        yield Finding("heartbeats", "good", "Every worker sends them.")
+        yield Finding("heartbeats", "good", "Sent by every worker.")
 
 
 def _task_events(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[Finding]:
@@ -146,11 +146,11 @@ def _task_events(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[Fin
     unknown = sorted(set(facts.workers) - on - set(off))
     yield from events_off(off)
     if unknown and not off:
-        text = f"{named(unknown)}: unknown; a worker does not report whether it runs with -E."
-        fix = "Start workers with -E. serve turns events on where they are off."
+        text = f"Unknown for {named(unknown)}: workers do not report whether they run with -E."
+        fix = "Start workers with -E. serve also turns events on."
         yield Finding("task events", "unknown", text, fix)
     elif not off:
-        yield Finding("task events", "good", "On at every worker.")
+        yield Finding("task events", "good", "On for every worker.")
 
 
 def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[Finding]:
@@ -159,8 +159,8 @@ def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[F
         return
     unsent = sorted(name for name, conf in facts.conf.items() if not conf.get("task_send_sent_event"))
     if unsent:
-        text = f"task_send_sent_event is off at {named(unsent)}: tasks are not seen until a worker receives them, and "
-        yield Finding("sent events", "bad", f"{text}queues may stay unknown.", SENT_EVENTS_FIX)
+        text = f"task_send_sent_event is off on {named(unsent)}: tasks are not seen until a worker receives them, and "
+        yield Finding("sent events", "bad", f"{text}their queues may stay unknown.", SENT_EVENTS_FIX)
     else:
         yield Finding("sent events", "good", "task_send_sent_event is on.")
     yield from _capture({name: str(conf.get("task_annotations")) for name, conf in facts.conf.items()})
@@ -168,15 +168,15 @@ def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[F
 
 
 def _capture(annotations: Mapping[str, str]) -> Iterator[Finding]:
-    """By worker, the text of its ``task_annotations``. A former line works until the package there is upgraded."""
+    """``annotations``: ``task_annotations`` by worker. The former name works until the package there is upgraded."""
     old = sorted(name for name, text in annotations.items() if FORMER_CAPTURE.search(text))
     bare = sorted(name for name, text in annotations.items() if name not in old and f"{CAPTURE}:" not in text)
     if old:
         line = FORMER_CAPTURE.sub(f"{CAPTURE}:", annotations[old[0]])
-        text = f"{named(old)}: the line for exact retries names a module that newer versions do not have."
+        text = f"{named(old)}: task_annotations names a module that newer versions do not have."
         yield Finding("exact retries", "bad", text, f"{INSTALL} {line}")
     if bare:
-        text = f"{CAPTURE} is not in use at {named(bare)}: retries are probable or refused there."
+        text = f"{CAPTURE} is not used on {named(bare)}: retries are probable or refused there."
         yield Finding("exact retries", "plain", text, f'{INSTALL} {{"*": {{"Request": "{CAPTURE}:Request"}}}}')
     if not (old or bare):
         yield Finding("exact retries", "good", f"All workers use {CAPTURE}.")
@@ -186,13 +186,13 @@ def _prefetch(facts: BrokerFacts, record: RecordFacts | None) -> Finding:
     many = {name: conf.get("worker_prefetch_multiplier") for name, conf in facts.conf.items()}
     unbounded = sorted(name for name, each in many.items() if each == 0)
     if unbounded:
-        text = f"worker_prefetch_multiplier is 0 at {named(unbounded)}: one worker takes everything."
+        text = f"worker_prefetch_multiplier is 0 on {named(unbounded)}: one worker prefetches all messages."
         return Finding("prefetch", "bad", text, "Set it to 1 or more.")
     longest = record.longest_run if record else None
     hoarding = sorted(name for name, each in many.items() if isinstance(each, int) and each > 1)
     if hoarding and longest is not None and longest > LONG_RUN_SECONDS:
-        text = f"Tasks run up to {longest:.0f} s, and {named(hoarding)} hold others back meanwhile."
-        return Finding("prefetch", "plain", text, "For long tasks, worker_prefetch_multiplier = 1.")
+        text = f"Tasks run up to {longest:.0f} s, and {named(hoarding)} prefetch others meanwhile."
+        return Finding("prefetch", "plain", text, "For long tasks, set worker_prefetch_multiplier = 1.")
     return Finding("prefetch", "good", "worker_prefetch_multiplier is bounded.")
 
 
@@ -210,29 +210,27 @@ def _versions(senders: Mapping[str, Sender]) -> Iterator[Finding]:
             by_version.setdefault(sender.version, []).append(name)
     dropping = sorted(name for version, names in by_version.items() if _drops_events(version) for name in names)
     if dropping:
-        text = (
-            f"{named(dropping)}: Celery before 5.7.0 drops the events that it holds when it reconnects to the broker."
-        )
+        text = f"{named(dropping)}: Celery before 5.7.0 drops buffered events when it reconnects to the broker."
         fix = "Upgrade Celery there to 5.7.0 or newer (celery#10401, #10417, #10435)."
         yield Finding("reconnects", "plain", text, fix)
     if len(by_version) > 1:
-        versions = "; ".join(f"{version} at {named(names)}" for version, names in sorted(by_version.items()))
-        yield Finding("Celery", "bad", f"Its versions differ: {versions}.", "Bring all workers to one version.")
+        versions = "; ".join(f"{version} on {named(names)}" for version, names in sorted(by_version.items()))
+        yield Finding("Celery", "bad", f"Versions differ: {versions}.", "Use one version on all workers.")
     elif by_version:
         yield Finding("Celery", "good", f"{next(iter(by_version))} everywhere.")
 
 
 def _drops_events(version: str) -> bool:
-    """Whether this Celery is older than 5.7.0; False for a version that is no number."""
+    """Whether this Celery is older than 5.7.0; False if the version is not a number."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return found is not None and (int(found[1]), int(found[2])) < KEEPS_EVENTS
 
 
-# The broker itself
+# The broker
 
 
 def judge_transport(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[Finding]:
-    """Everything about the broker itself."""
+    """Checks of the broker."""
     if facts.transport == "redis":
         info = facts.redis or {}
         yield _redis_memory(info)
@@ -246,28 +244,30 @@ def _redis_memory(info: Mapping[str, object]) -> Finding:
     limit, used, policy = info.get("maxmemory"), info.get("used_memory"), info.get("maxmemory_policy")
     if not isinstance(limit, int) or policy is None:
         return Finding(
-            "memory of Redis", "unknown", "Redis does not tell its limits to this user.", "Give it the right to INFO."
+            "memory of Redis", "unknown", "This user may not read the limits of Redis.", "Allow it the command INFO."
         )
     if limit and policy != "noeviction":
-        text = f"maxmemory-policy is {policy}: when memory is full, Redis throws queues away."
+        text = f"maxmemory-policy is {policy}: when memory is full, Redis evicts queues."
         return Finding(
             "memory of Redis", "bad", text, "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"
         )
     if limit and isinstance(used, int) and used > FULL_SHARE * limit:
-        text = f"{used / limit:.0%} of maxmemory are in use; beyond it no task can be sent."
+        text = f"{used / limit:.0%} of maxmemory used; at the limit no task can be sent."
         return Finding("memory of Redis", "bad", text, "Raise maxmemory, or empty queues.")
-    return Finding("memory of Redis", "good", "Nothing is thrown away." if limit else "No limit is set.")
+    return Finding("memory of Redis", "good", "Nothing is evicted." if limit else "No limit is set.")
 
 
 def _pubsub(limit: object) -> Finding:
     found = re.search(r"pubsub (\d+) (\d+) (\d+)", str(limit))
     if found is None:
-        return Finding("bursts", "unknown", "Redis does not tell client-output-buffer-limit to this user.")
+        return Finding("bursts", "unknown", "This user may not read client-output-buffer-limit.")
     hard, soft, seconds = map(int, found.groups())
     if (hard and hard < PUBSUB_BYTES) or (soft and soft < PUBSUB_BYTES // 4):
-        text = f"client-output-buffer-limit pubsub is {hard} {soft} {seconds}: a burst of events cuts the receiver off."
+        text = (
+            f"client-output-buffer-limit pubsub is {hard} {soft} {seconds}: a burst of events disconnects the receiver."
+        )
         return Finding("bursts", "bad", text, PUBSUB_FIX)
-    return Finding("bursts", "good", "client-output-buffer-limit pubsub leaves room.")
+    return Finding("bursts", "good", "client-output-buffer-limit pubsub is large enough.")
 
 
 def _visibility(facts: BrokerFacts, record: RecordFacts | None) -> Finding:
@@ -279,10 +279,10 @@ def _visibility(facts: BrokerFacts, record: RecordFacts | None) -> Finding:
     timeout = min((float(each) for each in given if isinstance(each, int | float)), default=VISIBILITY_SECONDS)
     longest = max(record.longest_run or 0.0, record.longest_eta or 0.0) if record else 0.0
     if longest > timeout:
-        text = f"It is {timeout:.0f} s, and tasks run or wait for their ETA up to {longest:.0f} s: Redis delivers them "
+        text = f"{timeout:.0f} s, but tasks run or wait for their ETA up to {longest:.0f} s: Redis delivers them "
         fix = f"broker_transport_options = {{'visibility_timeout': {int(longest * 2)}}}, the same everywhere"
         return Finding("visibility_timeout", "bad", f"{text}a second time.", fix)
-    seen = "longer than any run or ETA seen" if longest else "no long run or ETA was seen"
+    seen = "longer than any run or ETA seen" if longest else "no long run or ETA seen"
     return Finding("visibility_timeout", "good", f"{timeout:.0f} s; {seen}.")
 
 
@@ -291,49 +291,51 @@ def _event_queues(facts: BrokerFacts) -> Iterator[Finding]:
         return
     abandoned = [queue for queue in facts.queues if not queue.consumers]
     for queue in abandoned:
-        fix = f"Delete it if nobody will read it: rabbitmqctl delete_queue {queue.name}"
+        fix = f"Delete it if it is unused: rabbitmqctl delete_queue {queue.name}"
         if queue.name == facts.own_queue:
             fix = "Start the receiver, or delete the queue."
-        text = f"{queue.name} keeps {queue.messages} messages and has no consumer."
+        text = f"{queue.name} has {counted(queue.messages, 'message')} and no consumer."
         yield Finding("event queues", "bad", text, fix)
     if not abandoned:
-        yield Finding("event queues", "good", "None is without a consumer.")
+        yield Finding("event queues", "good", "All have a consumer.")
 
 
 # The application under -A, and results
 
 
 def judge_application(application: Application, workers_answered: bool) -> Iterator[Finding]:
-    """Everything about its configuration."""
-    shown = application.title
+    """Checks of the application's configuration."""
+    title = application.title
     for name, why in sorted(application.unusable.items()):
-        text = f"{name} of {shown} cannot be used here: {why}."
-        yield Finding("application", "plain", text, "Set it to plain values, or give it as an option.")
+        text = f"{name} of {title} cannot be used here: {why}."
+        yield Finding("application", "plain", text, "Use plain values, or set it with an option.")
     for why in application.problems.values():
-        yield Finding("application", "bad", f"{shown}: {why}.", "Start where workers start, with their environment.")
+        yield Finding(
+            "application", "bad", f"{title}: {why}.", "Start it in the same directory and environment as the workers."
+        )
     for each in application.unread:
         text = f"The entry {each.name!r} of beat_schedule cannot be read: {each.reason}."
         yield Finding("schedule", "bad", text, "Beat cannot read it either; fix the entry.")
     if not application.unusable and not application.problems:
-        yield Finding("application", "good", f"The configuration of {shown} is used.")
+        yield Finding("application", "good", f"The configuration of {title} is used.")
     accepted = application.setting("accept_content")
     if accepted and not {"json", "application/json"} & set(accepted):
         kinds = ", ".join(sorted(map(str, accepted)))
-        text = f"Workers accept {kinds} and not json: they refuse what is retried or run from here."
+        text = f"Workers accept {kinds} but not json: they refuse tasks retried or run from here."
         yield Finding("content", "bad", text, "Add json to accept_content.")
     if not workers_answered and application.setting("task_send_sent_event") is False:
-        text = f"task_send_sent_event is off in {shown}: a task is not seen until a worker receives it."
+        text = f"task_send_sent_event is off in {title}: tasks are not seen until a worker receives them."
         yield Finding("sent events", "bad", text, SENT_EVENTS_FIX)
 
 
 def judge_results(facts: ResultFacts | None) -> Finding:
-    """Whether results can be read: arguments and missed ends come from there."""
+    """Whether results can be read, which provide arguments and missed ends of tasks."""
     if facts is None:
-        text = "None is named: ends that were missed, and arguments that events cut, stay unknown."
-        return Finding("result backend", "plain", text, "Give --result-backend, or start with -A.")
+        text = "Not configured: missed ends of tasks, and arguments truncated in events, stay unknown."
+        return Finding("result backend", "plain", text, "Set --result-backend, or start with -A.")
     if facts.reason is not None:
-        fix = "Ends that were missed stay unknown; results are read from Redis or an SQL database."
+        fix = "Missed ends of tasks stay unknown; results can be read from Redis or an SQL database."
         return Finding("result backend", "plain", f"{facts.address} cannot be read: {facts.reason}.", fix)
     if facts.refusal is not None:
-        return Finding("result backend", "bad", facts.refusal, "Check its address, and that it runs.")
+        return Finding("result backend", "bad", facts.refusal, "Check its address and that it is running.")
     return Finding("result backend", "good", f"Results in {facts.address} can be read.")

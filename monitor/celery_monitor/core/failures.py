@@ -1,10 +1,9 @@
-"""The signature of a failure: what failures share that one fix would end.
+"""The signature of a failure, which groups failures by their likely cause.
 
-Numbers, ids, hex, quoted values, paths, addresses and times are masked in the message. The deciding frame is the
-deepest one in the application's own code: not in Python's library, an installed package, or Celery in a bundle; the
-name of a directory alone decides nothing, as an application may be in ``/srv/celery/app``. Work is bounded whatever
-the size of the texts: they are cut before they are matched, and no pattern can backtrack over more than a bounded
-piece.
+Numbers, ids, hex, quoted values, paths, addresses and times are masked in the message. The frame is the deepest one in
+the application's own code: not in the standard library, an installed package, or a bundled Celery. A directory name
+alone does not decide, as an application may be in ``/srv/celery/app``. The work is bounded for any size of text: texts
+are truncated before matching, and no pattern can backtrack over more than a bounded piece.
 """
 
 import re
@@ -17,25 +16,25 @@ _LIBRARY = re.compile(
     r"|/(?:lib|lib64)/(?:python|pypy)\d\.\d+t?/"  # the standard library
     r"|/python\d+\.zip/"
     r"|^[a-z]:/(?:.*/)?python[\d.]*/lib/"  # the standard library on Windows
-    r"|\.(?:whl|egg)/"  # a package that is run from its archive, or unpacked beside others (pex)
+    r"|\.(?:whl|egg)/"  # a package inside an archive, or unpacked beside others (pex)
     r"|\.(?:zip|pyz|pex|par)/(?:.*/)?(?:celery|kombu|billiard|amqp|vine)/",
     re.IGNORECASE,
 )
 
 
 def is_library(path: str) -> bool:
-    """Whether the file of a frame is a library's, by its path as a traceback names it."""
+    """Whether the file of a frame belongs to a library, by its path in a traceback."""
     return _LIBRARY.search(path.replace("\\", "/")) is not None
 
 
 UNKNOWN_EXCEPTION = "unknown exception"
-_MESSAGE_READ = 2048  # characters of a message that are looked at
+_MESSAGE_READ = 2048  # characters of a message
 _MESSAGE_KEPT = 500
-_TRACEBACK_READ = 16_384  # characters looked at, at the end and at the beginning
+_TRACEBACK_READ = 16_384  # characters at its end and at its start
 
-# The pool and the serialiser put these around an exception; only the traceback still names the real one.
+# The pool and the serialiser wrap exceptions in these; only the traceback names the real one.
 _WRAPPERS = frozenset({"ExceptionWithTraceback", "UnpickleableExceptionWrapper", "RemoteTraceback"})
-# Celery's own ends of a task, in words (billiard/exceptions.py, celery/exceptions.py).
+# Celery's own exceptions in words (billiard/exceptions.py, celery/exceptions.py).
 _IN_WORDS = {
     "TimeLimitExceeded": "ran over its hard time limit and was killed",
     "SoftTimeLimitExceeded": "ran over its soft time limit",
@@ -43,7 +42,7 @@ _IN_WORDS = {
 }
 _WORKER_LOST_CAUSE = re.compile(r"signal \d+ \(\w+\)|exitcode \d+")
 
-_ERRNO = re.compile(r"-?\d{1,9}, (?=['\"])")  # of an OSError: its text says the same
+_ERRNO = re.compile(r"-?\d{1,9}, (?=['\"])")  # of an OSError, whose text has the same meaning
 _NAMED = re.compile(r"<?([A-Za-z_][\w.]{0,200})")
 _HEADER = re.compile(r"[ |]{0,40}([A-Za-z_][\w.]{0,200})(?:: ?|$)")
 _FRAME = re.compile(r'File "([^"\n]{1,1000})", line \d+(?:, in ([^\n]{1,200}))?')
@@ -66,7 +65,7 @@ _MASKS = {
 _MASK = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _MASKS.items()))
 
 
-# Before these a capitalised word is a term of the program, not the name of a thing that fails.
+# After these, a capitalised word is a term of the program rather than a name.
 _BEFORE_TERMS = frozenset(
     re.findall(
         r"\w+",
@@ -87,9 +86,9 @@ _ENDS = ".,;:!?)"
 
 
 class Signature(NamedTuple):
-    """What makes a failure group. ``digest`` is 16 bytes over the task's name, the type, the message and the frame.
+    """The identity of a failure group. ``digest`` is 16 bytes over the task's name, type, message and frame.
 
-    ``variant`` is the message with the names in it that ``message`` leaves out; equal where there are none.
+    ``variant`` is the message with the names that are left out of ``message``; equal if there are none.
     """
 
     exception_type: str
@@ -100,7 +99,7 @@ class Signature(NamedTuple):
 
 
 def signature(name: str | None, exception: str | None, traceback: str | None) -> Signature:
-    """Of a task's name and the exception (a repr) and traceback of its failure event."""
+    """The signature of a task's name, and the exception (a repr) and traceback of its failure event."""
     header, frame = _read_traceback(traceback or "")
     exception_type, message = _read_exception(exception or "", header)
     if exception_type == "WorkerLostError":
@@ -112,15 +111,15 @@ def signature(name: str | None, exception: str | None, traceback: str | None) ->
 
 
 def digest_of(name: str | None, exception_type: str, message: str, frame: str | None) -> bytes:
-    """What tells one failure group from another."""
+    """The digest that identifies a failure group."""
     identity = "\0".join((name or "", exception_type, message, frame or ""))
     return blake2b(identity.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def unwrapped(exception: str | None, traceback: str | None) -> str | None:
-    """The repr of the exception inside a wrapper, as far as the traceback names it; any other exception as it is.
+    """The repr of the exception inside a wrapper, if the traceback names it; any other exception unchanged.
 
-    The pool ends a killed task with ``ExceptionWithTraceback()``, which tells nothing (billiard/einfo.py).
+    The pool ends a killed task with a bare ``ExceptionWithTraceback()`` (billiard/einfo.py).
     """
     named = _NAMED.match(exception or "")
     if named is None or _last_part(named[1]) not in _WRAPPERS:
@@ -133,7 +132,7 @@ def unwrapped(exception: str | None, traceback: str | None) -> str | None:
 
 
 def mask(message: str) -> str:
-    """The message without what differs between two failures of one kind; one line, at most 500 characters."""
+    """The message without values that differ between failures of one kind; one line, at most 500 characters."""
     text = " ".join(message[:_MESSAGE_READ].split())
     if _NEEDS_MASK.search(text):
         text = _MASK.sub(_placeholder, text)
@@ -143,8 +142,8 @@ def mask(message: str) -> str:
 def loosen(message: str) -> str:
     """A masked message without names: ``price list of <name> cannot be read``.
 
-    A name is a capitalised word (or several) inside a sentence: after a word in lower case, and before another one or,
-    after a preposition, at the end. What may be a term of the program stays: two errors must not become one.
+    A name is one or more capitalised words inside a sentence: after a lower-case word, and before another one or,
+    after a preposition, at the end. Possible terms of the program stay, so that two errors do not become one.
     """
     words = message.split(" ")
     kept: list[str] = []
@@ -161,7 +160,7 @@ def loosen(message: str) -> str:
 
 
 def names_in(message: str) -> list[str]:
-    """The names that ``loosen`` leaves out."""
+    """The names that ``loosen`` replaces."""
     words = message.split(" ")
     found = []
     at = 0
@@ -174,7 +173,7 @@ def names_in(message: str) -> list[str]:
 
 
 def _end_of_name(words: list[str], at: int) -> int:
-    """Behind the last word of the name that begins here; ``at``: none does."""
+    """The index after the last word of the name that starts at ``at``; ``at`` if there is none."""
     before = words[at - 1] if at else ""
     if not (before.isalpha() and before.islower()) or before in _BEFORE_TERMS:
         return at
@@ -186,12 +185,12 @@ def _end_of_name(words: list[str], at: int) -> int:
     if end == at:
         return at
     closed = end == len(words) or words[end - 1][-1] in _ENDS
-    goes_on = not closed and words[end].rstrip(_ENDS).isalpha() and words[end].islower()
-    return end if goes_on or before in _PREPOSITIONS else at
+    continues = not closed and words[end].rstrip(_ENDS).isalpha() and words[end].islower()
+    return end if continues or before in _PREPOSITIONS else at
 
 
 def _is_name(word: str) -> bool:
-    """``Acme``, ``Müller-Lüdenscheidt``, ``O'Brien``; not ACME, and not OrderLine, which is a term of the program."""
+    """``Acme``, ``Müller-Lüdenscheidt``, ``O'Brien``; not ACME or OrderLine, which are terms of the program."""
     parts = re.split("[-'\u2019]", word)
     first = parts[0]
     titled = all(part.isalpha() and (part[1:].islower() or len(part) == 1) for part in parts)
@@ -208,7 +207,7 @@ def _worker_lost(message: str) -> str:
 
 
 def _read_exception(exception: str, header: str) -> tuple[str, str]:
-    """Type and message, from the repr, or from the traceback's last line where the repr says too little."""
+    """Type and message, from the repr, or from the traceback's header line if the repr has too little."""
     named = _NAMED.match(exception)
     exception_type = _last_part(named[1]) if named else ""
     if named is None or exception_type in _WRAPPERS:
@@ -228,21 +227,21 @@ def _last_part(dotted: str) -> str:
 
 
 def _message(exception_type: str, rest: str) -> str:
-    """The message in what follows the type in a repr: ``('no stock')``, ``(2, 'No such file')``, ``: text>``."""
+    """The message after the type in a repr: ``('no stock')``, ``(2, 'No such file')``, ``: text>``."""
     text = rest.strip()
     if text.startswith("("):
         text = text[1:-1] if text.endswith(")") else text[1:]
     else:
         text = text.lstrip(": ").removesuffix(">")
     text = text.removesuffix(",")
-    if exception_type == "KeyError":  # its only argument is a value, not a sentence
+    if exception_type == "KeyError":  # its argument is a value, not a sentence
         return text
     errno = _ERRNO.match(text)
     return _unquoted(text[errno.end() :] if errno else text)
 
 
 def _unquoted(text: str) -> str:
-    """Without the quotes of a repr around the whole text."""
+    """The text without the quotes of a repr."""
     quote = text[:1]
     if quote not in {"'", '"'}:
         return text
@@ -263,21 +262,21 @@ def _read_traceback(traceback: str) -> tuple[str, str | None]:
 
 
 def _header_line(text: str) -> str:
-    """The first line after the last frame that is no source line; else the last line that says anything.
+    """The first line after the last frame that is not a source line; else the last non-empty line.
 
-    A message may have many lines, so the last line of a traceback need not name the exception.
+    A message may have many lines, so the exception is not always on the last line of a traceback.
     """
     lines = text[max(0, _last_frame(text, len(text))) :].split("\n")
     for line in lines[1:]:
         content = line.lstrip("| ")
         if content and not line.startswith(("  ", "  |  ", "    |  ")):
             return content[:_MESSAGE_READ]
-    said = [line for line in lines if line.strip(' "')]
-    return said[-1].strip()[:_MESSAGE_READ] if said else ""
+    filled = [line for line in lines if line.strip(' "')]
+    return filled[-1].strip()[:_MESSAGE_READ] if filled else ""
 
 
 def _application_frame(text: str) -> str | None:
-    """From the end backwards, the first frame that is no library's."""
+    """The last frame that is not in a library."""
     at = _last_frame(text, len(text))
     while at >= 0:
         match = _FRAME.match(text, at)
@@ -290,7 +289,7 @@ def _application_frame(text: str) -> str | None:
 
 
 def _last_frame(text: str, end: int) -> int:
-    """Where the last frame before ``end`` begins, or -1. Only an indented ``File "`` is a frame."""
+    """The index of the last frame before ``end``, or -1. Only an indented ``File "`` is a frame."""
     at = text.rfind(_FRAME_START, 0, end)
     while at > 0 and text[at - 1] not in _INDENT:
         at = text.rfind(_FRAME_START, 0, at)
@@ -298,7 +297,7 @@ def _last_frame(text: str, end: int) -> int:
 
 
 def _short(path: str) -> str:
-    """The file and the directory it is in, unless that one is named after a release."""
+    """The file with its directory, unless the directory is named after a release."""
     parts = path.split("/")[-2:]
     if len(parts) == 2 and (not parts[0] or _RELEASE.search(parts[0])):
         return parts[1]

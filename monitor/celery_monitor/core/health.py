@@ -1,8 +1,7 @@
-"""What there is to say of the health of a cluster: every fact is judged here, once. No I/O, no clock.
+"""The health of a cluster: every fact is judged here, once. No I/O, no clock.
 
-The sentence of the overview shows all findings, the banners of every page those of ``BANNERS``, the API lists them, and
-``doctor`` has the judgments of workers in common. What is not known is said to be unknown: without a broker nobody
-knows, and never is all well.
+The overview shows all findings, every page those of ``BANNERS`` as banners, the API lists them, and ``doctor`` shares
+the ones about workers. What is unknown is shown as unknown: without a broker, all is never well.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from celery_monitor.core.findings import (
     BARELY_SECONDS,
     GAP_SECONDS,
     GONE_SECONDS,
-    NAMED_APART,
+    MOST_OF_A_KIND,
     QUIET_SECONDS,
     SILENT_SECONDS,
     WINDOW_SECONDS,
@@ -30,7 +29,7 @@ from celery_monitor.core.findings import (
     unattended,
 )
 from celery_monitor.core.words import age_words, counted, named, number_words, reconciliation_words
-from celery_monitor.core.workers import SKEW_SECONDS, is_skewed, twin_pids
+from celery_monitor.core.workers import SKEW_SECONDS, duplicate_pids, is_skewed
 from celery_monitor.core.workflow import Stalls, may_be_busy, stalled_words, usual_words
 from celery_monitor.records.failure import FailureCounts, FailureGroup, FailureState
 from celery_monitor.records.page import Count
@@ -49,17 +48,17 @@ BANNERS = frozenset(
         *("no workers", "task events", "node names", "clocks"),
     }
 )
-# These warn of something else than failing tasks and growing queues.
+# Warnings that are not about failing tasks or growing queues.
 MINOR = frozenset({"workers", "lag", "gap", "malformed events", "clocks", "long task"})
 
 ALL_WELL = Finding("all well", "good", "Nothing is failing and no queue is growing.")
 
-Key = tuple[str, str]  # a cluster and a name in it
+Key = tuple[str, str]  # cluster and name
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthFacts:
-    """What is known of one cluster, or of all, at ``now``. Pages read no more than ``gaps`` for their banners."""
+    """The facts of one cluster, or of all, at ``now``. For banners, pages read only those up to ``gaps``."""
 
     now: float
     receivers: Sequence[ReceiverHealth] = ()
@@ -70,20 +69,20 @@ class HealthFacts:
     pauses: Mapping[Key, Pause] = field(default_factory=dict)
     beats: Sequence[BeatHealth] = ()
     stalls: Stalls = Stalls()
-    stuck: Sequence[WaitingStep] = ()  # workflows, the one that stands still longest first
+    stuck: Sequence[WaitingStep] = ()  # stalled workflows, the longest first
     stuck_more: bool = False  # there may be more of them
-    lost: Count = Count(0)  # what LOST lists
+    lost: Count = Count(0)  # tasks that match LOST
     lost_at: float | None = None  # the newest of them
     failures: FailureCounts | None = None  # of WINDOW_SECONDS; None: unknown
-    top_failure: FailureGroup | None = None  # the most common that nobody has muted or resolved
-    new_failures: Sequence[FailureGroup] = ()  # first seen, or back again, in WINDOW_SECONDS; the newest first
+    top_failure: FailureGroup | None = None  # the most common open one
+    new_failures: Sequence[FailureGroup] = ()  # new or regressed in WINDOW_SECONDS, the newest first
 
 
 def findings(facts: HealthFacts) -> tuple[Finding, ...]:
-    """All that there is to say, in the order in which it matters."""
+    """All findings, the most important first."""
     if not facts.receivers:
         start = "Start one: celery-monitor serve --broker redis://localhost:6379/0"
-        return (Finding("receiver", "warning", "No receiver has run on this record yet.", start),)
+        return (Finding("receiver", "warning", "No receiver has written to this database yet.", start),)
     found = [
         *_receivers(facts),
         *_workers(facts),
@@ -99,7 +98,7 @@ def findings(facts: HealthFacts) -> tuple[Finding, ...]:
 
 
 def banners(facts: HealthFacts) -> tuple[Finding, ...]:
-    """What every page says before anything else, the worst first."""
+    """The findings that every page shows at its top, the worst first."""
     found = [each for each in findings(facts) if each.kind in BANNERS]
     return tuple(sorted(found, key=lambda each: each.tone != "bad"))
 
@@ -111,14 +110,14 @@ def _is_well(facts: HealthFacts, found: Sequence[Finding]) -> bool:
     return up and facts.failures is not None and facts.failures.total == 0 and not missed and not wrong
 
 
-# Receivers, and what they say of events
+# Receivers
 
 
 def _receivers(facts: HealthFacts) -> Iterator[Finding]:
     for health in facts.receivers:
         name = _of(facts, health.cluster)
         yield from failing_helpers(health, facts.now, name)
-        if health.updated_at is not None:  # else its process ends before it can write anything
+        if health.updated_at is not None:  # else its process exits before it writes anything
             yield from _receiver(health, name, facts.now)
             refused = [(each.hostname or f"a sender{name}", each.content_type) for each in health.refused]
             yield from refused_events(refused)
@@ -132,52 +131,54 @@ def _of(facts: HealthFacts, cluster: str) -> str:
 def _receiver(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding]:
     updated = health.updated_at or 0.0
     if health.unwritten is not None:
-        then = "Events wait where there is room. These pages show what was known when it was last written."
-        text = f"The record{name} is not being written: {health.unwritten}."
+        then = "Events are buffered while there is room. These pages show the last recorded state."
+        text = f"The database{name} cannot be written: {health.unwritten}."
         yield Finding("record", "bad", text, then, since=health.last_event_at)
     if now - updated > SILENT_SECONDS and not health.unwritten:
-        then = "These pages show what was known when it last wrote. Start celery-monitor serve or receive."
-        yield Finding("receiver", "bad", f"The receiver{name} does not run.", then, since=updated, mark="Last heard")
+        then = "These pages show the last recorded state. Start celery-monitor serve or receive."
+        yield Finding("receiver", "bad", f"The receiver{name} is not running.", then, since=updated, mark="Last update")
     elif now - updated > QUIET_SECONDS and not health.unwritten:
-        text, then = f"The receiver{name} has said nothing for some seconds.", "It may be busy; these pages are old."
-        yield Finding("lag", "warning", text, then, since=updated, mark="Last heard")
+        text, then = (
+            f"The receiver{name} has not updated for some seconds.",
+            "It may be busy; pages may be out of date.",
+        )
+        yield Finding("lag", "warning", text, then, since=updated, mark="Last update")
     elif not health.connected:
         text = f"The broker{name} cannot be reached{f': {as_sentence(health.error)}' if health.error else '.'}"
-        then = "Events may be missed; it is tried again by itself."
+        then = "Events may be missed; the receiver keeps trying to reconnect."
         yield Finding("broker", "bad", text, then, since=health.last_event_at)
     elif health.lag_seconds is not None and health.lag_seconds > CAUGHT_UP_SECONDS:
         text = f"The receiver{name} is {age_words(health.lag_seconds)} behind."
-        yield Finding("lag", "warning", text, "These pages show what was true then.")
+        yield Finding("lag", "warning", text, "Pages are that much out of date.")
 
 
 def _malformed(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding]:
     if health.malformed_at is not None and now - health.malformed_at < GAP_SECONDS:
-        were = "was no event" if health.malformed_total == 1 else "were no events"
-        text = f"{counted(health.malformed_total, 'message')}{name} {were}."
-        since, mark = health.malformed_at, "The last came"
-        yield Finding("malformed events", "warning", text, "They are not stored.", since=since, mark=mark)
+        were = "was not a valid event" if health.malformed_total == 1 else "were not valid events"
+        text, since = f"{counted(health.malformed_total, 'message')}{name} {were}.", health.malformed_at
+        yield Finding("malformed events", "warning", text, "They are not stored.", since=since, mark="Last one")
 
 
 def _gaps(facts: HealthFacts) -> Iterator[Finding]:
     for cluster in dict.fromkeys(gap.cluster for gap in facts.gaps):
         gaps, name = [gap for gap in facts.gaps if gap.cluster == cluster], _of(facts, cluster)
         last = max(gaps, key=lambda gap: gap.began)
-        more = f" and {counted(len(gaps) - 1, 'more gap')} in this hour" if len(gaps) > 1 else ""
-        dropped = f", {counted(last.dropped, 'event')} known to be missing" if last.dropped else ""
+        more = f" and {counted(len(gaps) - 1, 'more gap')} in the last hour" if len(gaps) > 1 else ""
+        dropped = f", at least {counted(last.dropped, 'event')} missing" if last.dropped else ""
         lost = f"Events{name} are being missed"
         if last.ended is not None:
-            lost = f"Events{name} of {age_words(max(1.0, last.ended - last.began))} may be missing"
+            lost = f"{age_words(max(1.0, last.ended - last.began))} of events{name} may be missing"
         text, then = f"{lost}: {last.cause.rstrip('.')}{dropped}{more}.", _after_gap(last)
         yield Finding("gap", "warning", text, then, FindingLink("/", {"range": "1h"}), last.began, "Began")
 
 
 def _after_gap(gap: Gap) -> str:
-    """How far its tasks are reconciled."""
-    found = gap.reconciliation
-    if found is None:
-        return "Charts hatch that time; states may be old."
-    until = "Reconciled" if found.ended is not None else "Being reconciled"
-    return f"Charts hatch that time. {until}: {reconciliation_words(found)}."
+    """The state of its reconciliation."""
+    result = gap.reconciliation
+    if result is None:
+        return "Charts hatch that time; states may be out of date."
+    progress = "Reconciled" if result.ended is not None else "Being reconciled"
+    return f"Charts hatch that time. {progress}: {reconciliation_words(result)}."
 
 
 # Workers
@@ -188,15 +189,15 @@ def _workers(facts: HealthFacts) -> Iterator[Finding]:
     if alive:
         yield _workers_up(facts, alive)
     for health in facts.receivers:
-        known = [worker for worker in facts.workers if worker.cluster == health.cluster]
-        mine = [worker for worker in alive if worker.cluster == health.cluster]
-        if not mine and health.connected and health.updated_at is not None:
-            text = f"No worker{_of(facts, health.cluster)} {'is up' if known else 'has been seen yet'}."
-            tone: Tone = "bad" if known else "warning"
+        seen = any(worker.cluster == health.cluster for worker in facts.workers)
+        here = [worker for worker in alive if worker.cluster == health.cluster]
+        if not here and health.connected and health.updated_at is not None:
+            text = f"No worker{_of(facts, health.cluster)} {'is up' if seen else 'has been seen yet'}."
+            tone: Tone = "bad" if seen else "warning"
             yield Finding("no workers", tone, text, "Tasks wait until one starts.", FindingLink("/workers"))
-        off = [worker.hostname for worker in mine if worker.events_enabled is False]
+        off = [worker.hostname for worker in here if worker.events_enabled is False]
         yield from events_off(off, health.cluster)
-    yield from shared_names({each.hostname: len(pids) for each in alive if (pids := twin_pids(each))})
+    yield from shared_names({each.hostname: len(pids) for each in alive if (pids := duplicate_pids(each))})
     yield from skewed_clocks({worker.hostname: worker.skew or 0.0 for worker in alive if is_skewed(worker)})
     yield from _set_clocks([worker for worker in alive if abs(worker.jump) > SKEW_SECONDS])
     yield from _silent(facts)
@@ -210,8 +211,8 @@ def _workers_up(facts: HealthFacts, alive: Sequence[Worker]) -> Finding:
     busy = sum(may_be_busy(worker) for worker in alive)
     gone = [worker.hostname for worker in facts.workers if _is_gone(worker, facts.now)]
     also = f" and {number_words(busy)} probably busy" if busy else ""
-    without = f", without {' and '.join(gone)}" if 0 < len(gone) <= NAMED_APART else ""
-    text = f"{number_words(up)} of {counted(total, 'worker')} up{also}{without}."
+    down = f"; {' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} down" if 0 < len(gone) <= MOST_OF_A_KIND else ""
+    text = f"{number_words(up)} of {counted(total, 'worker')} up{also}{down}."
     return Finding("workers", "plain" if len(alive) == total else "warning", text, link=FindingLink("/workers"))
 
 
@@ -224,25 +225,23 @@ def _set_clocks(workers: Sequence[Worker]) -> Iterator[Finding]:
     if workers:
         largest = age_words(max(abs(worker.jump) for worker in workers))
         clocks = "clock was" if len(workers) == 1 else "clocks were"
-        text = f"{named([worker.hostname for worker in workers])}: {clocks} set by up to {largest} while it ran."
-        then = (
-            "Times go on as if it had not been, until it starts anew; they are uncertain by the delay of that moment."
-        )
+        text = f"{named([worker.hostname for worker in workers])}: {clocks} set by up to {largest} while running."
+        then = "Times continue by the clock as it was before, with a small error, until the worker restarts."
         yield Finding("clocks", "warning", text, then, FindingLink("/workers"))
 
 
 def _silent(facts: HealthFacts) -> Iterator[Finding]:
     silent = [worker for worker in facts.workers if worker.status is WorkerStatus.SILENT]
-    for worker in [each for each in silent if may_be_busy(each)][:NAMED_APART]:
-        text = f"{_silence(worker, facts.now)}, as a solo pool is while it runs a task."
+    for worker in [each for each in silent if may_be_busy(each)][:MOST_OF_A_KIND]:
+        text = f"{_silence(worker, facts.now)}; a solo pool is silent while it runs a task."
         yield Finding("busy worker", "plain", text, link=_worker(worker.hostname))
     others = [worker for worker in silent if not may_be_busy(worker)]
-    if len(others) > NAMED_APART:
-        text = f"{number_words(len(others))} workers are silent, perhaps only busy."
+    if len(others) > MOST_OF_A_KIND:
+        text = f"{number_words(len(others))} workers are silent, perhaps just busy."
         yield Finding("silent worker", "warning", text, link=FindingLink("/workers"))
         return
     for worker in others:
-        text = f"{_silence(worker, facts.now)}, perhaps only busy."
+        text = f"{_silence(worker, facts.now)}, perhaps just busy."
         yield Finding("silent worker", "warning", text, link=_worker(worker.hostname))
 
 
@@ -254,20 +253,22 @@ def _silence(worker: Worker, now: float) -> str:
 
 def _stalled(facts: HealthFacts) -> Iterator[Finding]:
     stalled, long = facts.stalls.workers, facts.stalls.other_tasks
-    if len(stalled) > NAMED_APART:
-        text = f"{number_words(len(stalled))} workers may be stuck, one for {age_words(stalled[0].seconds)}."
+    if len(stalled) > MOST_OF_A_KIND:
+        text = f"{number_words(len(stalled))} workers may be stuck, the longest for {age_words(stalled[0].seconds)}."
         yield Finding("stuck worker", "bad", text, link=FindingLink("/workers"))
     else:
         for each in stalled:
             yield Finding("stuck worker", "bad", stalled_words(each), link=_worker(each.hostname))
-    if len(long) > NAMED_APART:
+    if len(long) > MOST_OF_A_KIND:
         first, query = long[0], {"q": "state:started", "sort": "started"}
-        text = f"{number_words(len(long))} tasks run unusually long, {first.name} on {first.hostname}"
-        text = f"{text} for {age_words(first.seconds)}."
+        longest = f"the longest is {first.name} on {first.hostname}, {age_words(first.seconds)}"
+        text = f"{number_words(len(long))} tasks have been running unusually long; {longest}."
         yield Finding("long task", "warning", text, link=FindingLink("/tasks", query))
         return
     for task in long:
-        text = f"{task.hostname} has been in {task.name} for {age_words(task.seconds)}{usual_words(task.usual)}."
+        text = (
+            f"{task.name} has been running for {age_words(task.seconds)} on {task.hostname}{usual_words(task.usual)}."
+        )
         link = _worker(task.hostname) if task.id is None else FindingLink(f"/tasks/{quote(task.id, safe='')}")
         yield Finding("long task", "warning", text, link=link)
 
@@ -289,7 +290,7 @@ def _lost(facts: HealthFacts) -> Iterator[Finding]:
 
 
 def is_paused(queue: Queue, pauses: Mapping[Key, Pause]) -> bool:
-    """Somebody paused it, and nobody is known to consume from it since then."""
+    """Whether it was paused, and no worker is known to consume it since then."""
     return (queue.cluster, queue.name) in pauses and not queue.consumers
 
 
@@ -298,12 +299,12 @@ def _queues(facts: HealthFacts) -> Iterator[Finding]:
     paused = [(pauses[queue.cluster, queue.name], queue) for queue in facts.queues if is_paused(queue, pauses)]
     yield from _paused(sorted(paused, key=lambda each: -each[0].at), facts.now)
     running = [queue for queue in facts.queues if not is_paused(queue, pauses)]
-    for queue in [queue for queue in running if unattended(queue)][:NAMED_APART]:
+    for queue in [queue for queue in running if unattended(queue)][:MOST_OF_A_KIND]:
         waiting = counted(queue.ready or 0, "message")
         text = f"{queue.name} has {waiting} and no consumer{_oldest(queue, facts.now)}."
         yield Finding("queue without consumer", "bad", text, link=_queue(queue))
     growing = [each for each in running if (each.cluster, each.name) in facts.growing and not unattended(each)]
-    if len(growing) > NAMED_APART:
+    if len(growing) > MOST_OF_A_KIND:
         text = f"{number_words(len(growing))} queues are growing."
         yield Finding("growing queue", "warning", text, link=FindingLink("/queues"))
         return
@@ -313,8 +314,8 @@ def _queues(facts: HealthFacts) -> Iterator[Finding]:
 
 
 def _paused(paused: Sequence[tuple[Pause, Queue]], now: float) -> Iterator[Finding]:
-    """The one that was paused last comes first."""
-    if len(paused) > NAMED_APART:
+    """The last paused queue comes first."""
+    if len(paused) > MOST_OF_A_KIND:
         last = paused[0][0]
         text = (
             f"{number_words(len(paused))} queues are paused, {last.queue} by {last.by} {age_words(now - last.at)} ago."
@@ -340,19 +341,19 @@ def _queue(queue: Queue) -> FindingLink:
 def _schedule(facts: HealthFacts) -> Iterator[Finding]:
     overdue = [entry for beat in facts.beats for entry in beat.overdue]
     unsent = [entry for entry in overdue if entry.may_wait_in is None]
-    entries = counted(len(unsent), "entry of the schedule is", "entries of the schedule are")
+    entries = counted(len(unsent), "schedule entry is", "schedule entries are")
     if any(beat.stopped or beat.lock_free_since is not None for beat in facts.beats):
         text = f"Beat seems to have stopped{f': {entries} overdue' if unsent else ''}."
         yield Finding("beat", "bad", text, link=FindingLink("/schedule"))
-    elif len(unsent) > NAMED_APART:
+    elif len(unsent) > MOST_OF_A_KIND:
         yield Finding("overdue entry", "bad", f"{entries} overdue.", link=FindingLink("/schedule"))
     else:
         yield from (_overdue(entry, facts.now) for entry in unsent)
-    waiting = [entry for entry in overdue if entry.may_wait_in is not None]  # nobody is accused
-    texts = [f"{number_words(len(waiting))} entries of the schedule were due and may wait in queues."]
-    if len(waiting) <= NAMED_APART:
+    waiting = [entry for entry in overdue if entry.may_wait_in is not None]  # which is not beat's fault
+    texts = [f"{number_words(len(waiting))} schedule entries were due and may be waiting in queues."]
+    if len(waiting) <= MOST_OF_A_KIND:
         due = [(each, f"was due {age_words(facts.now - each.since)} ago") for each in waiting]
-        texts = [f"{each.name} {words} and may wait in {each.may_wait_in}." for each, words in due]
+        texts = [f"{each.name} {words} and may be waiting in {each.may_wait_in}." for each, words in due]
     yield from (Finding("overdue entry", "warning", text, link=FindingLink("/schedule")) for text in texts)
 
 
@@ -369,31 +370,32 @@ def _workflows(facts: HealthFacts) -> Iterator[Finding]:
         longest, number = facts.stuck[0], len(facts.stuck)
         seconds = age_words(facts.now - longest.since)
         waits = f", waiting for {longest.name}" if longest.name else ""
-        text, link = f"A workflow has stood still for {seconds}{waits}.", _workflow(longest.root_id)
+        text, link = f"A workflow is stalled for {seconds}{waits}.", _workflow(longest.root_id)
         if number > 1:
             more = "+" if facts.stuck_more else ""
-            text, link = f"{number}{more} workflows stand still, one for {seconds}{waits}.", FindingLink("/workflows")
+            text = f"{number}{more} workflows are stalled, the longest for {seconds}{waits}."
+            link = FindingLink("/workflows")
         yield Finding("stuck workflow", "warning", text, link=link)
     if len(facts.stuck) <= 1:
         yield from _slow(facts)
 
 
 def _slow(facts: HealthFacts) -> Iterator[Finding]:
-    """Of a workflow that waits for a name of which nothing is known, no more is said than that it waits."""
+    """A workflow that waits for a task name without a usual run time is only said to wait."""
     roots = {each.root_id for each in facts.stuck}
     slow = [each for each in facts.stalls.workflows if each.root_id not in roots]
     if not slow:
         return
     first = slow[0]
-    alike = sum((each.usual is None) == (first.usual is None) for each in slow)
-    link = _workflow(first.root_id) if alike == 1 else FindingLink("/workflows")
-    name, seconds = first.name or "a task without a name", age_words(first.seconds)
+    number = sum((each.usual is None) == (first.usual is None) for each in slow)
+    link = _workflow(first.root_id) if number == 1 else FindingLink("/workflows")
+    name, seconds = first.name or "an unnamed task", age_words(first.seconds)
     if first.usual is None:
-        subject = "A workflow waits" if alike == 1 else f"{number_words(alike)} workflows wait, one"
-        text = f"{subject} for {name} since {seconds}; how long that usually runs is not known yet."
+        subject = "A workflow has waited" if number == 1 else f"{number_words(number)} workflows are waiting, one"
+        text = f"{subject} for {name} for {seconds}; its usual run time is not known yet."
         yield Finding("slow workflow", "plain", text, link=link)
         return
-    subject = "A workflow" if alike == 1 else f"{number_words(alike)} workflows"
+    subject = "A workflow" if number == 1 else f"{number_words(number)} workflows"
     where = f" on {first.worker}" if first.worker else ""
     text = f"{subject} may be stuck: {name} has run for {seconds}{where}{usual_words(first.usual)}."
     yield Finding("slow workflow", "warning", text, link=link)

@@ -1,13 +1,13 @@
-"""Which message each run is of, and which messages wait. No I/O, no clock.
+"""Which message each run belongs to, and which messages wait. No I/O, no clock.
 
-One task id may stand for several messages: retries, what ``self.replace()`` sent, and the same id sent again. Workers
+One task id may have several messages: retries, replacements by ``self.replace()``, and the same id sent again. Workers
 report the content of a message in task-received; senders report it, with its route, in task-sent, by a clock that may
-be an hour off. So a message is recognised by what it says, and times decide only where that is equal:
+be an hour off. So messages are recognised by their content, and times decide only between equal ones:
 
 ==================================================  =================================================================
 seen                                                concluded
 ==================================================  =================================================================
-sent and received with the same arguments, retries  one message, whatever the clocks say. The name may differ: a
+sent and received with the same arguments, retries  one message, whatever the clocks show. The name may differ: a
 and parent                                          worker reports the task's shadow name
 as many sent as received                            paired in the order of each side's clock
 more sent than received                             the rest waits: the task is PENDING again, also after it ended.
@@ -27,11 +27,12 @@ retries = 0, same name, other parent of one root,   the same: the last message o
 and the run before has started and not ended        sent. A signature with a fixed id that two tasks of a workflow send
                                                     is no replacement, and shows by the end of the run before
 retries > 0                                         a retry of the run before, of the same name
-same name, nothing of the above                     redelivered or sent again: the run before is not said to have ended
+same name, none of the above                        redelivered or sent again: the run before is not concluded to have
+                                                    ended
 ==================================================  =================================================================
 
-A run that is replaced ends when its successor was sent: that event is stamped on the same machine. Through a chain or
-a chord that moment is later than the run's end, so how long the run took stays unknown.
+A replaced run ends when its successor was sent, as that event is stamped on the same machine. Through a chain or a
+chord that time is later than the end of the run, so its run time stays unknown.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,12 +43,11 @@ import msgspec
 from celery_monitor.records.event import Event
 from celery_monitor.records.task import Invocation, Run
 
-SKEW_SECONDS = 60.0  # by which a sender's clock may be ahead, where times have to decide
-JUST_SECONDS = 1.0  # between a sending, which is stamped when it is done, and the receipt by a worker that is free
-GONE_SECONDS = 45.0  # after which a message that no worker received is looked for
-KEPT_CHARACTERS = (
-    2000  # of the arguments of an earlier run: more than fidelity.MAX_REPR, so none that is cut is believed
-)
+SKEW_SECONDS = 60.0  # by which a sender's clock may be ahead where times decide
+JUST_SECONDS = 1.0  # between sending, which is stamped afterwards, and receipt by a free worker
+GONE_SECONDS = 45.0  # after which a message that no worker received is searched for
+# Of the arguments of an earlier run; more than arguments.MAX_REPR, so a truncated text is never used for a retry.
+KEPT_CHARACTERS = 2000
 DIRECTLY, THROUGH_OTHERS = 1, 2  # how a message came to replace another one: Run.replacing
 _Key = tuple[int, str | None, str | None, int, str | None]
 
@@ -62,7 +62,7 @@ class SentMessage(NamedTuple):
 
 
 def replacing_of(event: Event) -> int:
-    """How the message of this event came to replace another one of its id; 0 where it says nothing of the kind."""
+    """How the message of this event replaces another one of its id; 0 if it does not."""
     if event.parent_id is None or event.retries:
         return 0
     if event.parent_id == event.uuid:
@@ -71,7 +71,7 @@ def replacing_of(event: Event) -> int:
 
 
 def replaced_by(run: Run, after: Run) -> bool:
-    """Whether the next message of the task says that this run ended by sending it."""
+    """Whether the next message of the task shows that this run ended by sending it."""
     if after.retries:
         return False
     if after.replacing:
@@ -81,40 +81,40 @@ def replaced_by(run: Run, after: Run) -> bool:
         return False
     if one.name != other.name:
         return True
-    known = None not in {one.parent_id, other.parent_id, one.root_id}
-    return known and one.root_id == other.root_id and run.started is not None
+    complete = None not in {one.parent_id, other.parent_id, one.root_id}
+    return complete and one.root_id == other.root_id and run.started is not None
 
 
 def is_same(run: Run, other: Run) -> bool:
-    """Whether two runs may be of one message, by what it says."""
+    """Whether two runs may belong to one message, by its content."""
     one, two = run.invocation, other.invocation
     if one is None or two is None:
         return one is two
     return _key(one, run.retries, run.replacing) == _key(two, other.retries, other.replacing)
 
 
-def settle(runs: Sequence[Run], messages: Iterable[SentMessage]) -> list[SentMessage]:
-    """Leaves each message of which an end was concluded to that end, unless a worker received the message after all.
+def assign_concluded(runs: Sequence[Run], messages: Iterable[SentMessage]) -> list[SentMessage]:
+    """Assigns messages to the ends that were concluded for them, unless a worker received the message after all.
 
-    What comes back are the messages of all other runs.
+    Returns the messages of all other runs.
     """
     sent = _distinct(messages)
     received = [run for run in runs if run.received is not None and run.invocation is not None]
     for run in runs:
         if run.worker is not None or run.invocation is None:
             continue
-        known = run.invocation
+        message = (run.invocation.sent, run.invocation.client)
         run.invocation = None
-        own = [each for each in sent if (each.invocation.sent, each.invocation.client) == (known.sent, known.client)]
-        if own and _is_to_spare(own[0], received, sent):
+        own = [each for each in sent if (each.invocation.sent, each.invocation.client) == message]
+        if own and _is_surplus(own[0], received, sent):
             sent.remove(own[0])
             run.invocation = own[0].invocation
             run.retries, run.eta, run.replacing = own[0].retries, own[0].eta, own[0].replacing
     return sent
 
 
-def _is_to_spare(message: SentMessage, received: Iterable[Run], sent: Iterable[SentMessage]) -> bool:
-    """Whether more messages that say the same were sent than received."""
+def _is_surplus(message: SentMessage, received: Iterable[Run], sent: Iterable[SentMessage]) -> bool:
+    """Whether more messages with this content were sent than received."""
     key = _key(message.invocation, message.retries, message.replacing)
     receipts = [run for run in received if run.invocation and _key(run.invocation, run.retries, run.replacing) == key]
     equal = [each for each in sent if _key(each.invocation, each.retries, each.replacing) == key]
@@ -122,7 +122,7 @@ def _is_to_spare(message: SentMessage, received: Iterable[Run], sent: Iterable[S
 
 
 def pair(runs: Sequence[Run], messages: Iterable[SentMessage]) -> list[Run]:
-    """Gives each run the message that was sent for it; what is left over comes back as runs that wait."""
+    """Gives each run the message that was sent for it; returns the other messages as runs that wait."""
     sent = _distinct(messages)
     if not sent:
         return []
@@ -136,9 +136,9 @@ def pair(runs: Sequence[Run], messages: Iterable[SentMessage]) -> list[Run]:
 
 
 def _distinct(messages: Iterable[SentMessage]) -> list[SentMessage]:
-    # A run that only shares a message does not know which attempt it was.
-    known = sorted(messages, key=lambda each: (each.replacing, each.retries is not None))
-    found = {(each.invocation.sent, each.invocation.client): each for each in known}
+    # A run that only shares a message has no number of retries.
+    last_wins = sorted(messages, key=lambda each: (each.replacing, each.retries is not None))
+    found = {(each.invocation.sent, each.invocation.client): each for each in last_wins}
     return sorted(found.values(), key=lambda each: each.invocation.sent or 0.0)
 
 
@@ -152,35 +152,35 @@ def _pair_equal(received: list[Run], sent: list[SentMessage]) -> list[SentMessag
         messages.setdefault(_key(each.invocation, each.retries, each.replacing), []).append(each)
     left = []
     for key, given in messages.items():
-        mine = given
+        equal = given
         theirs = runs.get(key, [])
-        if key[3] == DIRECTLY and len(mine) > len(theirs) > 0:
-            mine = _latest_first(mine, theirs)
-        elif len(mine) > len(theirs) == 1:
-            mine = _just_sent_first(mine, theirs[0].received or 0.0)
-        if len(mine) >= len(theirs):
-            for run, each in zip(theirs, mine, strict=False):
-                _tell(run, each)
-            left += mine[len(theirs) :]
+        if key[3] == DIRECTLY and len(equal) > len(theirs) > 0:
+            equal = _latest_first(equal, theirs)
+        elif len(equal) > len(theirs) == 1:
+            equal = _just_sent_first(equal, theirs[0].received or 0.0)
+        if len(equal) >= len(theirs):
+            for run, each in zip(theirs, equal, strict=False):
+                _assign(run, each)
+            left += equal[len(theirs) :]
         else:
             for run in theirs:
-                _tell(run, _last_before(mine, run))
+                _assign(run, _last_before(equal, run))
     return left
 
 
 def _latest_first(sent: list[SentMessage], runs: list[Run]) -> list[SentMessage]:
-    """Of the messages of a task that replaces itself, those first that its runs must be of.
+    """The messages of a task that replaces itself, with those of its runs first.
 
-    Each is sent by the run of the one before, so of those before the last receipt none still waits. Both times are
-    of the machine that the run was on.
+    Each is sent by the run of the previous one, so none from before the last receipt still waits. Both times are by
+    the clock of one machine.
     """
     before = [each for each in sent if (each.invocation.sent or 0.0) <= (runs[-1].received or 0.0)]
-    mine = before[-len(runs) :]
-    return [*mine, *(each for each in sent if each not in mine)] if len(mine) == len(runs) else sent
+    received = before[-len(runs) :]
+    return [*received, *(each for each in sent if each not in received)] if len(received) == len(runs) else sent
 
 
 def _just_sent_first(sent: list[SentMessage], received: float) -> list[SentMessage]:
-    """The message sent just before the receipt, where all others are so old that they may be lost (lost_tasks.py)."""
+    """With the message sent just before the receipt first, if all others are so old that they may be lost."""
     ages = [received - (each.invocation.sent or 0.0) for each in sent]
     just = [each for each, age in zip(sent, ages, strict=True) if abs(age) < JUST_SECONDS]
     if len(just) != 1 or any(age < GONE_SECONDS for each, age in zip(sent, ages, strict=True) if each is not just[0]):
@@ -203,7 +203,7 @@ def _pair_alike(bare: list[Run], sent: list[SentMessage]) -> list[SentMessage]:
 def _pair_found(
     bare: list[Run], sent: list[SentMessage], find: Callable[[SentMessage], Run | None]
 ) -> list[SentMessage]:
-    """Gives each message the run that ``find`` picks of those in ``bare``; the messages left over come back."""
+    """Gives each message the run that ``find`` selects from ``bare``; returns the other messages."""
     left = []
     for each in sent:
         run = find(each)
@@ -211,7 +211,7 @@ def _pair_found(
             left.append(each)
         else:
             bare.remove(run)
-            _tell(run, each)
+            _assign(run, each)
     return left
 
 
@@ -219,8 +219,8 @@ def _is_alike(run: Run, sent: SentMessage) -> bool:
     known = run.invocation
     if known is None or (known.name != sent.invocation.name and None not in {known.name, sent.invocation.name}):
         return False
-    mine = _key(known, run.retries, run.replacing)
-    return (mine[0], *mine[3:]) == (sent.retries or 0, *_key(sent.invocation, sent.retries, sent.replacing)[3:])
+    key = _key(known, run.retries, run.replacing)
+    return (key[0], *key[3:]) == (sent.retries or 0, *_key(sent.invocation, sent.retries, sent.replacing)[3:])
 
 
 def _pair_without_receipt(bare: list[Run], runs: Sequence[Run], sent: list[SentMessage]) -> list[SentMessage]:
@@ -242,7 +242,7 @@ def _fits(run: Run, sent: SentMessage) -> bool:
 
 
 def _is_overtaken(sent: SentMessage, run: Run, runs: Sequence[Run]) -> bool:
-    """Whether a message that was sent later was received before the run began."""
+    """Whether a message that was sent later was received before the run started."""
     at = sent.invocation.sent or 0.0
     return any(at < each.received < begin(run) for each in runs if each.received is not None)
 
@@ -251,44 +251,44 @@ def _may_precede(sent: SentMessage, at: float | None) -> bool:
     return at is not None and sent.invocation.sent is not None and sent.invocation.sent <= at + SKEW_SECONDS
 
 
-def _tell(run: Run, sent: SentMessage) -> None:
-    """The route and the sender are the event's; so is the name, which is never a shadow."""
-    said, known = sent.invocation, run.invocation
+def _assign(run: Run, message: SentMessage) -> None:
+    """Route, sender and name are from task-sent, whose name is never a shadow."""
+    sent, known = message.invocation, run.invocation
     if known is None:
-        run.invocation = said
+        run.invocation = sent
     else:
         run.invocation = msgspec.structs.replace(
             known,
-            name=said.name or known.name,
-            args=said.args if known.args is None else known.args,
-            kwargs=said.kwargs if known.kwargs is None else known.kwargs,
-            queue=said.queue or known.queue,
-            exchange=said.exchange if said.routing_key is not None else known.exchange,
-            routing_key=said.routing_key or known.routing_key,
-            client=said.client,
-            sent=said.sent,
-            expires=said.expires if known.expires is None else known.expires,
-            root_id=known.root_id or said.root_id,
-            parent_id=known.parent_id or said.parent_id,
+            name=sent.name or known.name,
+            args=sent.args if known.args is None else known.args,
+            kwargs=sent.kwargs if known.kwargs is None else known.kwargs,
+            queue=sent.queue or known.queue,
+            exchange=sent.exchange if sent.routing_key is not None else known.exchange,
+            routing_key=sent.routing_key or known.routing_key,
+            client=sent.client,
+            sent=sent.sent,
+            expires=sent.expires if known.expires is None else known.expires,
+            root_id=known.root_id or sent.root_id,
+            parent_id=known.parent_id or sent.parent_id,
         )
     if run.received is None:
-        run.retries = sent.retries if run.retries is None else run.retries
-        run.eta = sent.eta if run.eta is None else run.eta
-        run.replacing = sent.replacing
+        run.retries = message.retries if run.retries is None else run.retries
+        run.eta = message.eta if run.eta is None else run.eta
+        run.replacing = message.replacing
 
 
 def unsent(known: Invocation) -> Invocation:
-    """What is left of a message's content when the event of its sending is looked at apart from it."""
+    """The message without the facts of its task-sent event."""
     if known.sent is None:
         return known
     return msgspec.structs.replace(known, sent=None, client=None, queue=None, exchange=None, routing_key=None)
 
 
 def inherit(runs: Sequence[Run]) -> None:
-    """What a message of which no sender reported anything shares with the one before it.
+    """Copies the route from the previous run to a message without a task-sent event.
 
-    A run of which nothing but its start was recorded is of the same message. Celery sends a retry where the first
-    message came from, and so does a broker that delivers a message again.
+    A run with nothing but a start is of the same message. Celery sends a retry to where the first message came from,
+    and so does a broker that redelivers.
     """
     before: Run | None = None
     for run in runs:
@@ -300,17 +300,17 @@ def inherit(runs: Sequence[Run]) -> None:
 
 
 def _inherited(run: Run, before: Run, known: Invocation) -> Invocation:
-    mine = run.invocation
-    if mine is None:
+    own = run.invocation
+    if own is None:
         return known
     again = run.retries or is_same(run, before)
-    if mine.sent is not None or mine.name != known.name or not again or mine.routing_key or mine.queue:
-        return mine
-    return msgspec.structs.replace(mine, queue=known.queue, exchange=known.exchange, routing_key=known.routing_key)
+    if own.sent is not None or own.name != known.name or not again or own.routing_key or own.queue:
+        return own
+    return msgspec.structs.replace(own, queue=known.queue, exchange=known.exchange, routing_key=known.routing_key)
 
 
 def bounded(known: Invocation) -> Invocation:
-    """As an earlier run keeps it."""
+    """The message with shortened arguments, as it is stored for an earlier run."""
     if len(known.args or "") <= KEPT_CHARACTERS >= len(known.kwargs or ""):
         return known
     return msgspec.structs.replace(known, args=_cut(known.args), kwargs=_cut(known.kwargs))
@@ -321,7 +321,7 @@ def _is_paired(run: Run) -> bool:
 
 
 def _key(known: Invocation, retries: int | None, replacing: int) -> _Key:
-    # Of a retry and a replacement the parent says nothing: it is the task itself.
+    # A retry or a replacement has the task itself as its parent.
     parent = None if retries or replacing else known.parent_id
     return retries or 0, _cut(known.args), _cut(known.kwargs), replacing, parent
 
@@ -331,7 +331,7 @@ def _cut(text: str | None) -> str | None:
 
 
 def begin(run: Run) -> float:
-    """The first moment that its worker reported; when its message was sent, while none did."""
+    """The first time that its worker reported, else when its message was sent."""
     if run.worker is None and run.invocation is not None and run.invocation.sent is not None:
         return run.invocation.sent
     moments = [time for time in (run.received, run.started, run.ended) if time is not None]

@@ -1,9 +1,9 @@
-"""fold: one event into what is known of its task. No I/O, no clock.
+"""fold: applies one event to its task. No I/O, no clock.
 
-A task is a set of facts: each run was received, started and ended at times stamped by one worker. Events come
-late, twice, out of order, or not at all, so the common case (the next event of the only run) is taken directly,
-and every other case by sorting all facts anew: whatever the order of arrival, the same facts give the same task.
-Which message a run is of, and whether a task waits again, is decided in invocations.py.
+A task is a set of facts: each run was received, started and ended at times stamped by one worker. Events arrive
+late, twice, out of order, or not at all. The common case (the next event of the only run) is applied directly; in any
+other case all facts are sorted again, so the same facts give the same task in whatever order they arrive.
+Which message a run belongs to, and whether a task waits again, is decided in invocations.py.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from celery_monitor.records.event import Event
 from celery_monitor.records.task import FINISHED_STATES, Invocation, Outcome, Run, Task, TaskState
 
 CAPTURED = "capture-message"  # sent by celery_monitor_capture
-# By name once: Python 3.11 looks a member of an enum up in a function of its own, each time.
+# Looked up once: in Python 3.11 each access to an enum member is a function call.
 _RECEIVED, _STARTED, _SCHEDULED = TaskState.RECEIVED, TaskState.STARTED, TaskState.SCHEDULED
 _REJECTED, _REVOKED, _REQUEUED = Outcome.REJECTED, Outcome.REVOKED, Outcome.REQUEUED
-# What is concluded after a gap. No name that an application would give to an event of its own.
-RUNNING, HELD_BY_WORKER, IN_QUEUE = "monitor-running", "monitor-held", "monitor-waiting"
-REMOVED = "monitor-removed"  # its message was removed from its queue, by us or since it expired; the exception says how
-_UNRUN = frozenset({Outcome.LOST, _REVOKED})  # of what no worker is known to have
+# Events concluded after a gap, with names that no application uses for its own events.
+RUNNING, ON_WORKER, IN_QUEUE = "monitor-running", "monitor-held", "monitor-waiting"
+REMOVED = "monitor-removed"  # the message was removed from its queue, by us or as expired; the exception tells which
+_NOT_RUN = frozenset({Outcome.LOST, _REVOKED})  # concluded for a task that no worker has
 _OUTCOMES = {
     "task-succeeded": Outcome.SUCCEEDED,
     "task-failed": Outcome.FAILED,
@@ -33,7 +33,7 @@ _OUTCOMES = {
     "task-rejected": Outcome.REJECTED,
     "task-cancelled": Outcome.CANCELLED,
     REMOVED: Outcome.REVOKED,
-    "task-lost": Outcome.LOST,  # ours: reconcile.py says so, with its evidence as the exception
+    "task-lost": Outcome.LOST,  # from reconcile.py, with its evidence as the exception
 }
 _STATES = {
     Outcome.SUCCEEDED: TaskState.SUCCESS,
@@ -44,26 +44,26 @@ _STATES = {
     Outcome.REQUEUED: TaskState.PENDING,
     Outcome.CANCELLED: TaskState.RETRY,  # unacknowledged, so the broker delivers it again
     Outcome.LOST: TaskState.LOST,
-    Outcome.REPLACED: TaskState.PENDING,  # never of the last run: what replaced it comes behind
+    Outcome.REPLACED: TaskState.PENDING,  # never the last run, which is the replacement
 }
 
 
 def fold(task: Task, event: Event) -> bool:
-    """Takes an event into its task; True if it said anything new. Never raises for an Event.
+    """Applies an event to its task; True if anything changed. Never raises for an Event.
 
-    An event of a type that is not a task's lifecycle says nothing.
+    Other events than those of a task's lifecycle change nothing.
     """
     handler = _HANDLERS.get(event.type)
     return handler(task, event) if handler else False
 
 
 def is_lifecycle(event_type: str) -> bool:
-    """``fold`` knows this type."""
+    """Whether ``fold`` handles this type."""
     return event_type in _HANDLERS
 
 
 def parse_time(text: str | None) -> float | None:
-    """Epoch seconds of an ISO time as Celery sends it; one without a zone is UTC. ``None`` if it is no time."""
+    """Epoch seconds of an ISO time from Celery; without a zone it is UTC. ``None`` if it is not a time."""
     if not text:
         return None
     try:
@@ -78,10 +78,10 @@ def _sent(task: Task, event: Event) -> bool:
         runs = task.runs
         # The first event of a task, or the second one of its only message.
         if not runs and not event.retries and not replacing_of(event):
-            _tell_sending(task, event)
+            _set_sent(task, event)
             return True
         if len(runs) == 1 and runs[0].received is not None and _is_of_message(task, event, runs[0]):
-            _tell_sending(task, event)
+            _set_sent(task, event)
             return True
     elif task.sent == event.timestamp and task.client == event.hostname:
         return False
@@ -90,8 +90,8 @@ def _sent(task: Task, event: Event) -> bool:
     return _rearrange(task, None, message)
 
 
-def _tell_sending(task: Task, event: Event) -> None:
-    """Of all that is known of a message, this event alone tells its route, and the name that is no shadow."""
+def _set_sent(task: Task, event: Event) -> None:
+    """Only this event has the route of the message, and its real name rather than a shadow."""
     task.discovered_at = None
     task.sent, task.client = event.timestamp, event.hostname
     task.queue = event.queue or task.queue
@@ -103,7 +103,7 @@ def _tell_sending(task: Task, event: Event) -> None:
 
 
 def _is_of_message(task: Task, event: Event, run: Run) -> bool:
-    """Whether an event tells of the message that the task shows, which ``run`` is of."""
+    """Whether an event is about the message that the task shows, which ``run`` belongs to."""
     same = _agree(event.args, task.args) and _agree(event.kwargs, task.kwargs)
     if not same or (event.retries or 0) != (run.retries or 0) or replacing_of(event) != run.replacing:
         return False
@@ -117,7 +117,7 @@ def _agree(one: str | None, other: str | None) -> bool:
 def _received(task: Task, event: Event) -> bool:
     task.discovered_at = None
     if task.runs:
-        _take_back(task)
+        _drop_wrong_end(task)
     eta = parse_time(event.eta) if event.eta else None
     if not task.runs:
         replacing = 0 if event.parent_id is None else replacing_of(event)
@@ -140,7 +140,7 @@ def _received(task: Task, event: Event) -> bool:
 
 
 def _invocation(task: Task, event: Event, sent: float | None = None) -> Invocation:
-    """What an event says of its message. A retried task names itself as its parent."""
+    """The message of an event. A retried task names itself as its parent."""
     return Invocation(
         name=event.name,
         args=event.args,
@@ -165,22 +165,22 @@ def _started(task: Task, event: Event) -> bool:
             run.started = event.timestamp
             task.state = _STARTED
             return True
-    _take_back(task)
-    if task.discovered_at is not None and any(_told_already(run, event) for run in runs):
+    _drop_wrong_end(task)
+    if task.discovered_at is not None and any(_is_same_start(run, event) for run in runs):
         return False
     return _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))
 
 
-def _take_back(task: Task) -> None:
-    """A worker has the task after all: that it would not run was concluded of its message alone."""
+def _drop_wrong_end(task: Task) -> None:
+    """A worker has the task after all: its end was concluded only from its message."""
     last = task.runs[-1] if task.runs else None
-    if last is not None and last.worker is None and last.outcome in _UNRUN:
+    if last is not None and last.worker is None and last.outcome in _NOT_RUN:
         _drop_concluded(task)
         task.state = _state_of(task)
 
 
-def _told_already(run: Run, event: Event) -> bool:
-    """Its worker was asked since when it runs, and the event of its start came after all."""
+def _is_same_start(run: Run, event: Event) -> bool:
+    """Whether the start was already recorded from the worker's answer, before its event arrived."""
     same = run.worker == event.hostname and run.pid == event.pid and run.received is None and run.started is not None
     return same and abs(event.timestamp - (run.started or 0.0)) < DUPLICATE_SECONDS
 
@@ -195,7 +195,7 @@ def _ended(task: Task, event: Event) -> bool:
     elif exception is not None:
         exception = unwrapped(exception, event.traceback)
     if not event.hostname:
-        return _ended_somewhere(task, event, outcome)
+        return _ended_without_worker(task, event, outcome)
     runs = task.runs
     if runs and runs[-1].worker is None and runs[-1].ended is not None:
         _drop_concluded(task)
@@ -203,8 +203,8 @@ def _ended(task: Task, event: Event) -> bool:
     if len(runs) == 1:
         run = runs[0]
         begun = run.started if run.started is not None else run.received
-        mine = run.worker == event.hostname and run.ended is None
-        if mine and (begun <= event.timestamp if begun is not None else event.pid in (None, run.pid)):
+        same = run.worker == event.hostname and run.ended is None
+        if same and (begun <= event.timestamp if begun is not None else event.pid in (None, run.pid)):
             run.ended = event.timestamp
             run.outcome = outcome
             run.runtime = event.runtime if event.runtime is not None else measured(run)
@@ -228,21 +228,21 @@ def _ended(task: Task, event: Event) -> bool:
 
 
 def _drop_concluded(task: Task) -> None:
-    """Takes back what was concluded without knowing the worker: what its worker says counts."""
+    """Removes an end that was concluded without a worker; the worker's own events count."""
     last = task.runs.pop()
-    if task.runs:  # the message waits for the run that is now told of
+    if task.runs:  # the message waits again, for the run that is being reported
         task.runs.append(Run(retries=last.retries, eta=last.eta, replacing=last.replacing, invocation=last.invocation))
 
 
-def _ended_somewhere(task: Task, event: Event, outcome: Outcome) -> bool:
-    """An end that was found out, and nobody knows on which worker. Where a run goes on, its worker would be named."""
+def _ended_without_worker(task: Task, event: Event, outcome: Outcome) -> bool:
+    """An end that was concluded without a worker. If a run were active, its worker would be named."""
     last = task.runs[-1] if task.runs else None
     if last is not None and not last.waiting and last.ended is None and last.started is None and event.type == REMOVED:
-        last.ended, last.outcome = event.timestamp, _REQUEUED  # it lay in the queue: its worker had given it back
+        last.ended, last.outcome = event.timestamp, _REQUEUED  # it was in the queue, so the worker had returned it
     if last is not None and not last.waiting and (last.ended is None or task.state in FINISHED_STATES):
         return False
     if last is not None and not last.waiting and last.worker is None:
-        _drop_concluded(task)  # it was believed lost, nobody knew where
+        _drop_concluded(task)  # it was concluded to be lost, without a worker
         last = task.runs[-1] if task.runs else None
     retries = None if last is None else last.retries if last.waiting else (last.retries or 0) + 1
     ended = Run(None, None, retries, ended=event.timestamp, outcome=outcome, runtime=event.runtime, result=event.result)
@@ -253,7 +253,7 @@ def _ended_somewhere(task: Task, event: Event, outcome: Outcome) -> bool:
 
 
 def _append(task: Task, run: Run) -> None:
-    """Puts a run behind the others; it is of the message that waits, if one does."""
+    """Adds a run after the others; it gets the message that waits, if there is one."""
     _open(task)
     runs = list(task.runs)
     if runs and runs[-1].waiting:
@@ -267,47 +267,42 @@ def _append(task: Task, run: Run) -> None:
 
 
 def _running(task: Task, event: Event) -> bool:
-    """Its worker says that it runs, since when, and with what: the event of its start was missed."""
-    _take_back(task)
-    other = _is_of_another(task, event)
-    if other:  # it was replaced, and nobody told
+    """From its worker's answer: it is running, since when, and with which arguments. The start event was missed."""
+    _drop_wrong_end(task)
+    if _is_of_another(task, event):  # it was replaced, without any event
         fact = Fact(event.timestamp, "started", event.hostname, event.pid, invocation=_invocation(task, event))
-        return not any(_is_known(run, event) for run in task.runs) and _rearrange(task, fact)
-    known = any(run.worker == event.hostname and run.started is not None and run.ended is None for run in task.runs)
-    discovered = _discover(task, event)
-    return (not known and _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))) or discovered
+        return not any(_is_recorded(run, event) for run in task.runs) and _rearrange(task, fact)
+    active = any(run.worker == event.hostname and run.started is not None and run.ended is None for run in task.runs)
+    changed = _discover(task, event)
+    return (not active and _rearrange(task, Fact(event.timestamp, "started", event.hostname, event.pid))) or changed
 
 
-def _is_known(run: Run, event: Event) -> bool:
+def _is_recorded(run: Run, event: Event) -> bool:
     same = run.invocation is not None and run.invocation.name == event.name
     return same and run.worker == event.hostname and run.started is not None and run.ended is None
 
 
 def _is_of_another(task: Task, event: Event) -> bool:
-    """Whether it tells of another message than the task shows: under a shadow the name differs, and nothing else."""
+    """Whether it is about another message than the task shows. With a shadow, only the name differs."""
     if task.name is None or event.name is None or task.name == event.name:
         return False
     return None in {task.args, event.args} or (task.args, task.kwargs) != (event.args, event.kwargs)
 
 
-def _held(task: Task, event: Event) -> bool:
-    """A worker says that it has the task and has not begun it. When it was received nobody knows any more."""
-    discovered = _discover(task, event)
-    _take_back(task)
+def _on_worker(task: Task, event: Event) -> bool:
+    """From a worker's answer: it has the task and has not started it. The time of receipt is unknown."""
+    changed = _discover(task, event)
+    _drop_wrong_end(task)
     last = task.runs[-1] if task.runs else None
     if last is not None and not last.waiting and (last.ended is None or task.state in FINISHED_STATES):
-        return discovered
+        return changed
     _append(task, Run(event.hostname, event.pid, event.retries, eta=parse_time(event.eta)))
     task.state = _state_of(task)
     return True
 
 
-def _waiting(task: Task, event: Event) -> bool:
-    """Its message lies in a queue, and nobody told that it was sent."""
-    return _discover(task, event)
-
-
 def _discover(task: Task, event: Event) -> bool:
+    """Sets what the event adds to the task, which may have been unknown before."""
     if _is_of_another(task, event):
         return False
     before = msgspec.structs.astuple(task)
@@ -321,9 +316,9 @@ def _discover(task: Task, event: Event) -> bool:
 
 
 def _captured(task: Task, event: Event) -> bool:
-    """The message itself: it knows what events leave out, and is no event in the task's life.
+    """The message itself, with facts that events leave out. It is not a lifecycle event.
 
-    It may come before anything else is known of the task, and makes none by itself.
+    It may arrive before any event of the task, and does not create the task.
     """
     message = event.message
     if message is None or (task.name is not None and event.name not in {None, task.name}):
@@ -333,8 +328,8 @@ def _captured(task: Task, event: Event) -> bool:
     if task.routing_key is None:
         task.exchange, task.routing_key = message.exchange, message.routing_key
     _identify(task, event, latest=False)
-    known = bool(task.runs) or task.sent is not None
-    return known and before != (task.name, task.queue, task.exchange, task.routing_key, task.root_id, task.parent_id)
+    exists = bool(task.runs) or task.sent is not None
+    return exists and before != (task.name, task.queue, task.exchange, task.routing_key, task.root_id, task.parent_id)
 
 
 def _due(task: Task, _: Event) -> bool:
@@ -346,7 +341,7 @@ def _due(task: Task, _: Event) -> bool:
 
 
 def _found(task: Task, event: Event) -> bool:
-    """The worker still knows a task that was believed lost."""
+    """The worker still has a task that was concluded to be lost."""
     found = False
     for run in task.runs:
         if run.outcome is Outcome.LOST and run.worker == event.hostname and run.pid == event.pid:
@@ -358,7 +353,7 @@ def _found(task: Task, event: Event) -> bool:
 
 
 def _identify(task: Task, event: Event, *, latest: bool) -> None:
-    """What the message says of itself. A retry may bring other arguments: the latest run's are the task's."""
+    """Sets name, arguments and relations from the message. The arguments of the latest run are the task's."""
     task.name = task.name or event.name
     if latest or task.args is None:
         task.args = event.args if event.args is not None else task.args
@@ -375,13 +370,13 @@ _Snapshot = tuple[object, ...]
 
 
 def _rearrange(task: Task, fact: Fact | None, message: Run | None = None) -> bool:
-    """Sorts all facts of the task anew with one more, or with one more message. False if nothing comes of it."""
+    """Sorts all facts of the task again with one more fact or message. False if nothing changed."""
     before = _snapshot(task)
     _open(task)
-    known = list(task.runs)
-    if not known and task.sent is not None:
-        known.append(Run(invocation=_own_invocation(task)))
-    facts, sent = facts_of(known), sent_of(known if message is None else [*known, message])
+    recorded = list(task.runs)
+    if not recorded and task.sent is not None:
+        recorded.append(Run(invocation=_own_invocation(task)))
+    facts, sent = facts_of(recorded), sent_of(recorded if message is None else [*recorded, message])
     if fact is not None:
         facts.append(fact)
     runs = arrange(facts, sent)
@@ -415,7 +410,7 @@ def _own_invocation(task: Task) -> Invocation:
 
 
 def _open(task: Task) -> None:
-    """Gives every run its own message, until they are closed again."""
+    """Gives every run its own message, until ``_close``."""
     own = _own_invocation(task)
     for run in task.runs:
         if run.invocation is None:
@@ -423,42 +418,44 @@ def _open(task: Task) -> None:
 
 
 def _close(task: Task, runs: list[Run]) -> None:
-    """The task shows the message of its latest run; only runs of another one keep theirs."""
+    """Puts the message of the latest run into the task; only runs of other messages keep theirs."""
     own = _own_invocation(task)
     task.runs = [] if len(runs) == 1 and _is_plain(runs[0]) else runs
     if not runs:
         return
     shown = task.run or runs[-1]
-    mine = shown.invocation
-    if mine is not None:
-        # What was discovered by asking, before any event of the message.
-        if own.sent is None and mine.queue is None and mine.routing_key is None and own.name in {None, mine.name}:
-            mine = msgspec.structs.replace(mine, queue=own.queue, exchange=own.exchange, routing_key=own.routing_key)
-        if mine.parent_id is None and (shown.retries or shown.replacing):
-            mine = msgspec.structs.replace(mine, parent_id=_parent_before(runs))
-        _show(task, mine)
+    latest = shown.invocation
+    if latest is not None:
+        # A route that was discovered by asking workers, before any event had it.
+        if own.sent is None and latest.queue is None and latest.routing_key is None and own.name in {None, latest.name}:
+            latest = msgspec.structs.replace(
+                latest, queue=own.queue, exchange=own.exchange, routing_key=own.routing_key
+            )
+        if latest.parent_id is None and (shown.retries or shown.replacing):
+            latest = msgspec.structs.replace(latest, parent_id=_first_parent(runs))
+        _show(task, latest)
     for run in runs:
         if run.invocation is not None:
-            run.invocation = None if run is shown or run.invocation == mine else bounded(run.invocation)
+            run.invocation = None if run is shown or run.invocation == latest else bounded(run.invocation)
 
 
 def _is_plain(run: Run) -> bool:
-    """A first message that was sent, and nothing more: the task has no run yet."""
+    """Whether it is just a first message that was sent: the task has no run yet."""
     return run.waiting and not run.retries and not run.replacing
 
 
-def _parent_before(runs: list[Run]) -> str | None:
-    """A retried or replaced task names itself as its parent: the one that called it is that of its first message."""
-    known = [run.invocation.parent_id for run in runs if run.invocation is not None]
-    return next((parent for parent in reversed(known) if parent is not None), None)
+def _first_parent(runs: list[Run]) -> str | None:
+    """A retried or replaced task names itself as its parent; the real one is in an earlier message."""
+    parents = [run.invocation.parent_id for run in runs if run.invocation is not None]
+    return next((parent for parent in reversed(parents) if parent is not None), None)
 
 
-def _show(task: Task, known: Invocation) -> None:
-    task.name = known.name
-    task.args, task.kwargs = known.args, known.kwargs
-    task.queue, task.exchange, task.routing_key = known.queue, known.exchange, known.routing_key
-    task.client, task.sent, task.expires = known.client, known.sent, known.expires
-    task.root_id, task.parent_id = known.root_id, known.parent_id
+def _show(task: Task, message: Invocation) -> None:
+    task.name = message.name
+    task.args, task.kwargs = message.args, message.kwargs
+    task.queue, task.exchange, task.routing_key = message.queue, message.exchange, message.routing_key
+    task.client, task.sent, task.expires = message.client, message.sent, message.expires
+    task.root_id, task.parent_id = message.root_id, message.parent_id
 
 
 def _state_of(task: Task) -> TaskState:
@@ -491,11 +488,11 @@ _HANDLERS: dict[str, Callable[[Task, Event], bool]] = {
     "task-received": _received,
     "task-started": _started,
     CAPTURED: _captured,
-    "task-due": _due,  # ours: no event tells that an ETA has come
-    "task-queue-discovered": lambda _task, _event: False,  # ours: the writer names the only queue of its worker
+    "task-due": _due,  # ours: Celery has no event for an ETA
+    "task-queue-discovered": lambda _task, _event: False,  # ours: the writer sets the only queue of the worker
     "task-found": _found,  # ours: reconcile.py
-    RUNNING: _running,  # ours, as the next two: concluded after a gap by lost_tasks.py
-    HELD_BY_WORKER: _held,
-    IN_QUEUE: _waiting,
+    RUNNING: _running,  # ours, like the next two: from lost_tasks.py after a gap
+    ON_WORKER: _on_worker,
+    IN_QUEUE: _discover,
     **dict.fromkeys(_OUTCOMES, _ended),
 }

@@ -1,7 +1,7 @@
-"""Percentiles that can be added up: a histogram with buckets of 2 % relative error (as in DDSketch).
+"""Percentiles that can be merged: a histogram with buckets of 2 % relative error (as in DDSketch).
 
-A bucket's number is the logarithm of its values, so sketches of minutes add up to hours, and what was counted
-by mistake can be subtracted again. The library ddsketch cannot subtract, and stores sketches through protobuf.
+A bucket's number is the logarithm of its values, so sketches of minutes add up to hours, and corrections can be
+subtracted. The library ddsketch cannot subtract, and stores sketches with protobuf.
 """
 
 import math
@@ -27,7 +27,7 @@ def bucket(seconds: float) -> int:
 
 
 def to_bytes(counts: Mapping[int, int]) -> bytes | None:
-    """Counts of durations by bucket as they are stored; ``None`` when empty."""
+    """Counts of durations by bucket, as stored; ``None`` if empty."""
     return _encode(counts) if counts else None
 
 
@@ -41,7 +41,7 @@ class Sketch:
 
     @classmethod
     def from_bytes(cls, blob: bytes | None) -> "Sketch":
-        """The sketch that ``to_bytes`` gave; empty for ``None``."""
+        """The sketch from ``to_bytes``; empty for ``None``."""
         return cls(_decode(blob) if blob else None)
 
     @classmethod
@@ -53,11 +53,11 @@ class Sketch:
         return sketch
 
     def to_bytes(self) -> bytes | None:
-        """As it is stored; ``None`` when empty."""
+        """As stored; ``None`` if empty."""
         return to_bytes(self.counts)
 
     def add(self, counts: Mapping[int, int]) -> None:
-        """Adds counts by bucket, negative ones too; an empty bucket goes away."""
+        """Adds counts by bucket, also negative ones; empty buckets are removed."""
         for number, count in counts.items():
             total = self.counts.get(number, 0) + count
             if total > 0:
@@ -78,7 +78,7 @@ class Sketch:
         return sum(_middle(number) * count for number, count in self.counts.items())
 
     def quantiles(self, shares: Sequence[float]) -> list[float] | None:
-        """The durations in seconds below which these shares lie; ``None`` when empty."""
+        """The durations in seconds below which these shares lie; ``None`` if empty."""
         if not self.counts:
             return None
         numbers = sorted(self.counts)

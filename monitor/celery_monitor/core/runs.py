@@ -1,8 +1,7 @@
-"""Runs out of facts: which of the received, started and ended belong together. No I/O, no clock.
+"""Runs from facts: which received, started and ended belong together. No I/O, no clock.
 
-Only times stamped by one worker can be compared. So facts are paired worker by worker in the order of its
-clock, and the runs of all workers are then put in order by their number of retries, and by time where that
-does not decide.
+Only times stamped by one worker can be compared. So facts are paired for each worker in the order of its clock, and
+the runs of all workers are then sorted by their number of retries, and by time where that does not decide.
 """
 
 from collections.abc import Iterable
@@ -13,28 +12,28 @@ from typing import Literal, NamedTuple
 from celery_monitor.core.invocations import (
     DIRECTLY,
     SentMessage,
+    assign_concluded,
     begin,
     inherit,
     is_same,
     pair,
     replaced_by,
-    settle,
     unsent,
 )
 from celery_monitor.records.task import Invocation, Outcome, Run
 
 _TERMINAL = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.REVOKED, Outcome.REJECTED})
 _RAN = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.RETRIED})
-_CUT_OFF = frozenset({Outcome.REVOKED, Outcome.CANCELLED, Outcome.LOST})  # the run time is an estimate
-# A hard time limit fails once when it strikes, and once when the process is gone; the result backend tells what an
-# event tells a moment later.
+_INTERRUPTED = frozenset({Outcome.REVOKED, Outcome.CANCELLED, Outcome.LOST})  # their run time is an estimate
+# A hard time limit is reported when it is reached and again when the process is gone; an end from the result backend
+# is reported again by its event.
 DUPLICATE_SECONDS = 5.0
-UNSEEN_START_SECONDS = 0.5  # nearer than this, a start that was reported is believed before one that was not
+UNSEEN_START_SECONDS = 0.5  # by which a reported start is preferred to one that was not reported
 _RANK = {"received": 0, "started": 1, "ended": 2}
 
 
 class Fact(NamedTuple):
-    """One thing that a worker said of a task."""
+    """One event of a run, as its worker reported it."""
 
     time: float
     kind: Literal["received", "started", "ended"]
@@ -53,9 +52,9 @@ class Fact(NamedTuple):
 
 
 def facts_of(runs: Iterable[Run]) -> list[Fact]:
-    """The facts that runs were made of. That a run was replaced is concluded, and no fact.
+    """The facts that runs were built from. REPLACED is a conclusion, not a fact.
 
-    Nor is the message of a run without a receipt, unless its worker was asked: it was inherited, or paired.
+    Neither is the message of a run without a receipt, as it was inherited or paired, unless its worker was asked.
     """
     facts = []
     runs = list(runs)
@@ -81,7 +80,7 @@ def facts_of(runs: Iterable[Run]) -> list[Fact]:
 
 
 def sent_of(runs: Iterable[Run]) -> list[SentMessage]:
-    """The messages of these runs of which it was reported that they were sent."""
+    """The messages of these runs that have a task-sent event."""
     return [
         SentMessage(run.invocation, run.retries, run.eta, run.replacing)
         for run in runs
@@ -90,8 +89,8 @@ def sent_of(runs: Iterable[Run]) -> list[SentMessage]:
 
 
 def measured(run: Run) -> float | None:
-    """Seconds by the worker's own clock, for a run whose end did not say how long it took."""
-    if run.started is None or run.ended is None or (run.outcome not in _RAN and run.outcome not in _CUT_OFF):
+    """Run time in seconds by the worker's clock, for an end without a run time."""
+    if run.started is None or run.ended is None or (run.outcome not in _RAN and run.outcome not in _INTERRUPTED):
         return None
     return max(0.0, run.ended - run.started)
 
@@ -111,9 +110,9 @@ def _end_of(run: Run, ended: float) -> Fact:
 
 
 def arrange(facts: Iterable[Fact], sent: Iterable[SentMessage] = ()) -> list[Run]:
-    """The runs that these facts tell of, the latest last. The order of the facts does not matter.
+    """The runs of these facts, the latest last. The order of the facts does not matter.
 
-    Messages that were sent and not received are runs that wait. Every run has its own message.
+    Messages that were sent but not received are runs that wait. Every run has its own message.
     """
     by_worker: dict[str | None, list[Fact]] = {}
     for fact in facts:
@@ -124,7 +123,7 @@ def arrange(facts: Iterable[Fact], sent: Iterable[SentMessage] = ()) -> list[Run
     for run in runs:
         if run.runtime is None:
             run.runtime = measured(run)
-    left = settle(runs, sent)
+    left = assign_concluded(runs, sent)
     runs = [run for run in runs if run.worker or run.outcome is not Outcome.LOST or run.invocation]
     waiting = pair(runs, left)
     runs = _with_waiting(_in_order(runs), waiting) if waiting else _in_order(runs)
@@ -136,7 +135,7 @@ def arrange(facts: Iterable[Fact], sent: Iterable[SentMessage] = ()) -> list[Run
 def _runs_on_one_worker(facts: list[Fact]) -> list[Run]:
     runs: list[Run] = []
     seen: set[tuple[float, str, Outcome | None]] = set()
-    # What was concluded about a worker (lost) counts only where the worker itself said nothing.
+    # A conclusion about a worker (lost) counts only if the worker reported nothing.
     for fact in sorted(facts, key=lambda fact: (fact.outcome is Outcome.LOST, fact.time, _RANK[fact.kind])):
         what = (fact.time, fact.kind, fact.outcome)
         if what not in seen:
@@ -152,7 +151,7 @@ def _receive(runs: list[Run], fact: Fact) -> None:
 
 
 def _start(runs: list[Run], fact: Fact) -> None:
-    for run in runs:  # the earliest that waits
+    for run in runs:  # the first one that waits
         if run.started is None and run.ended is None and _may_be_one(run, fact):
             run.started = fact.time
             return
@@ -160,7 +159,7 @@ def _start(runs: list[Run], fact: Fact) -> None:
 
 
 def _may_be_one(run: Run, fact: Fact) -> bool:
-    """A worker that was asked what it runs names the task."""
+    """Whether a run and a start may be of one message: a worker's answer contains the task name."""
     one, other = run.invocation, fact.invocation
     if one is None or other is None or None in {one.name, other.name} or one.name == other.name:
         return True
@@ -190,10 +189,10 @@ def _end(runs: list[Run], fact: Fact) -> None:
 
 
 def _ending(running: list[Run], fact: Fact) -> Run:
-    """Which of several runs ends. A retry is received before the run that asked for it has ended.
+    """Which of several runs ended. A retry is received before the run that requested it has ended.
 
-    A message that is delivered again while it runs makes two runs of one process: how long the task took tells which
-    of them ended. A run that replaced itself sends no end.
+    A message that is redelivered while it runs makes two runs of one process; the run time shows which of them ended.
+    A run that replaced itself has no end event.
     """
     if len(running) == 1:
         return running[0]
@@ -210,26 +209,26 @@ def _ending(running: list[Run], fact: Fact) -> Run:
 
 
 def _number_among(run: Run, others: list[Run]) -> int:
-    """Its number of retries; where no receipt told it, at least that of the runs before it."""
+    """Its number of retries; without a receipt, at least that of the earlier runs."""
     if run.retries is not None:
         return run.retries
     return max((_number(each.retries) for each in others if begin(each) < begin(run)), default=-1)
 
 
 def _follows(run: Run, after: Run) -> bool:
-    """Whether a run ended by sending the next message: that shows that it ran, unless both are of one message."""
+    """Whether a run ended by sending the next message, which shows that it ran, unless both are of one message."""
     return replaced_by(run, after) and (run.started is not None or not is_same(run, after))
 
 
 def _distance(run: Run, start: float) -> float:
-    """Seconds between when a run began and when the one that ended must have begun."""
+    """Seconds between the start of a run and the start of the one that ended."""
     if run.started is not None:
         return abs(run.started - start)
     return UNSEEN_START_SECONDS if run.received is not None and run.received <= start + UNSEEN_START_SECONDS else inf
 
 
 def _is_duplicate(run: Run, fact: Fact) -> bool:
-    """An end that adds nothing to a run that has ended; a failure replaces the rejection that came with it."""
+    """Whether an end is a duplicate for a run that has ended; a failure replaces the rejection that came with it."""
     if run.outcome is Outcome.REJECTED and fact.outcome is Outcome.FAILED:
         _finish(run, fact)
         return True
@@ -244,7 +243,7 @@ def _is_duplicate(run: Run, fact: Fact) -> bool:
 
 
 def _is_hollow(fact: Fact) -> bool:
-    """The success that a greenlet reports when it was killed: no task ran to its end without a run time."""
+    """Whether it is the success that a killed greenlet reports: without run time and result."""
     return fact.outcome is Outcome.SUCCEEDED and fact.runtime is None and fact.result is None
 
 
@@ -270,10 +269,10 @@ _PLACES = {"received": _receive, "started": _start, "ended": _end}
 
 
 def _in_order(runs: list[Run]) -> list[Run]:
-    """A first attempt begins a cycle; a redelivery, a replacement, or the same id sent again, begins another one.
+    """A first attempt starts a cycle; a redelivery, a replacement, or the same id sent again, starts another one.
 
-    Its retries follow by number, whatever other workers' clocks say; what ended the cycle is its last run.
-    The cycle of which something was heard last is the last. A replacement is never the first.
+    Its retries follow by number, whatever the clocks of other workers show; the run that ended the cycle is its last.
+    The cycle with the latest event is the last. A replacement is never the first.
     """
     runs.sort(key=begin)
     firsts = [run for run in runs if not run.retries]
@@ -285,23 +284,23 @@ def _in_order(runs: list[Run]) -> list[Run]:
             cycles[_cycle_of(run, firsts)].append(run)
     cycles.sort(key=lambda cycle: max(_last(run, runs) for run in cycle))
     if cycles[0][0].replacing:
-        # A run without a receipt may be any of its worker.
-        known = [cycle for cycle in cycles if cycle[0].received is not None or cycle[0].worker != cycles[0][0].worker]
-        original = next((cycle for cycle in known if not cycle[0].replacing), cycles[0])
+        # A run without a receipt may be any run of its worker.
+        certain = [cycle for cycle in cycles if cycle[0].received is not None or cycle[0].worker != cycles[0][0].worker]
+        original = next((cycle for cycle in certain if not cycle[0].replacing), cycles[0])
         cycles.remove(original)
         cycles.insert(0, original)
     return [run for cycle in cycles for run in sorted(cycle, key=_place_in_cycle)]
 
 
 def _cycle_of(run: Run, firsts: list[Run]) -> int:
-    """The place of the first attempt that a retry repeats: the last one before it, of its name if there is one."""
+    """The index of the first attempt of a retry: the last one before it, with its name if there is one."""
     same = [number for number, first in enumerate(firsts) if _name(first) == _name(run)] or list(range(len(firsts)))
     before = [number for number in same if begin(firsts[number]) <= begin(run)]
     return before[-1] if before else same[0]
 
 
 def _with_waiting(runs: list[Run], waiting: list[Run]) -> list[Run]:
-    """Messages that nobody received yet, behind what was sent before them. What was replaced came first."""
+    """Inserts messages that no worker has received after those sent before them. The replaced one is the first."""
     for message in waiting:
         place = len(runs)
         while place and not _precedes(runs[place - 1], message):
@@ -312,7 +311,7 @@ def _with_waiting(runs: list[Run], waiting: list[Run]) -> list[Run]:
 
 
 def _precedes(run: Run, message: Run) -> bool:
-    """Whether a run is of an earlier message than one that waits. The clocks of two senders are compared last."""
+    """Whether a run is of an earlier message than one that waits. Clocks of two senders are compared last."""
     sent = begin(message)
     attempt, attempts = _number(message.retries), _number(run.retries)
     of_one_call = not message.replacing and _name(run) == _name(message) and attempt != attempts
@@ -320,12 +319,12 @@ def _precedes(run: Run, message: Run) -> bool:
         return attempts < attempt
     if run.invocation is not None and run.invocation.sent is not None:
         return run.invocation.sent <= sent
-    may_be_its_own = run.invocation is None or (bool(run.retries) and _name(run) == _name(message))
-    return (bool(message.replacing) and not may_be_its_own) or begin(run) <= sent
+    may_be_same = run.invocation is None or (bool(run.retries) and _name(run) == _name(message))
+    return (bool(message.replacing) and not may_be_same) or begin(run) <= sent
 
 
 def _end_replaced(runs: list[Run]) -> None:
-    """Where the next message says so, a run has ended by sending it."""
+    """Ends runs that, by their next message, ended by sending it."""
     for run, after in pairwise(runs):
         if run.ended is None and not run.waiting and _follows(run, after):
             at = _replaced_at(run, after)
@@ -338,7 +337,7 @@ def _end_replaced(runs: list[Run]) -> None:
 
 
 def _replaced_at(run: Run, after: Run) -> float | None:
-    """By the clock of its own worker, where that stamped anything of the next message."""
+    """By the clock of its own worker, if that stamped an event of the next message."""
     if after.replacing == DIRECTLY and after.invocation is not None and after.invocation.sent is not None:
         return after.invocation.sent
     return begin(after) if run.worker == after.worker else None
@@ -349,7 +348,7 @@ def _place_in_cycle(run: Run) -> tuple[bool, int, float]:
 
 
 def _last(run: Run, runs: list[Run]) -> float:
-    """When its worker last said something of the run; while it runs, not before what the worker said of older runs."""
+    """The time of the run's last event; while it runs, not before the last event of older runs on its worker."""
     if run.ended is not None and run.outcome is not Outcome.LOST and (run.worker or run.invocation is None):
         return run.ended
     if run.started is None:

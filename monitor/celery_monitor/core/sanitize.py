@@ -1,11 +1,11 @@
-"""What an event must be before it is stored: numbers within bounds, texts within bounds, no secrets.
+"""Cleaning events before they are stored: numbers and texts within bounds, secrets masked.
 
-Secrets are masked in Python reprs, JSON, headers and URLs. A text may be truncated, nested or escaped several times
-over, so it cannot be parsed for certain: what is under a key that names a secret is masked up to where it certainly
-ends, else up to the end of the text. Too much may be masked, never too little.
+Secrets are masked in Python reprs, JSON, headers and URLs. A text may be truncated, nested or escaped several times, so
+it cannot be parsed reliably: the value of a key that names a secret is masked up to where it certainly ends, else up to
+the end of the text. Too much may be masked, never too little.
 
-Nearly every event is clean. So names and numbers are checked by the decoder, and the texts of several events at once;
-only where something is found is the event checked field by field.
+Nearly all events are clean. So names and numbers are checked by the decoder, and the texts of several events at once;
+an event is only checked field by field if something is found.
 """
 
 import math
@@ -22,7 +22,7 @@ MASK = "***"
 _URL = re.compile(r"(://)([^\s'\"\\]*+)")
 _PORT = re.compile(r"\d{1,5}(?:[/?#,)\]}]|$)")
 
-# After the word, the rest of its key, a closing quote (escaped as deep as the text is), and what assigns.
+# After the word: the rest of its key, a closing quote (escaped as deep as the text), and the assignment.
 _AFTER_WORD = re.compile(
     r"(?P<rest>[^'\"\\:=,&\n]{0,200}+)(?P<quote>(?:\\*+['\"])?)\s*+(?P<assign>=>|:|=|,)\s*+(?:[bBuU](?=\\*+['\"]))?"
 )
@@ -41,17 +41,17 @@ _KEY_LOOK_BACK = 96
 
 
 class Redactor:
-    """Masks values under keys that contain one of the given words, whatever the case; ``-`` and ``_`` are one."""
+    """Masks values of keys that contain one of the words, ignoring case; ``-`` and ``_`` are equal."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         words = {form for key in keys for form in _forms(key) if form}
         self._words = tuple(sorted(_shortest(words)))
-        # What every word contains at least one of, in few pieces: ``key`` for api_key, apikey and access-key.
+        # Every word contains at least one of these few pieces: ``key`` for api_key, apikey and access-key.
         self._pieces = tuple(_shortest({_last_part(key) for key in keys if key.strip()}))
         self._word = re.compile("|".join(map(re.escape, self._words)) or r"(?!)", re.IGNORECASE)
 
     def suspects(self, text: str) -> bool:
-        """False where ``text`` has nothing to mask, for certain and quickly."""
+        """A quick check: False if ``text`` certainly has nothing to mask."""
         lower = text.lower()
         for piece in self._pieces:
             if piece in lower:
@@ -59,7 +59,7 @@ class Redactor:
         return "://" in text
 
     def text(self, repr_text: str) -> str:
-        """The text with its secrets masked; the same text where it has none. Masking twice changes nothing."""
+        """The text with its secrets masked, or the same object. Masking twice changes nothing."""
         lower = repr_text.lower()
         for word in self._words:
             if word in lower:
@@ -70,7 +70,7 @@ class Redactor:
         return repr_text
 
     def cut(self, text: str) -> str:
-        """The text of something that is no repr: all of it from the first word on that names a secret is masked."""
+        """For text that is not a repr: masks everything after the first word that names a secret."""
         word = self._word.search(text)
         return f"{text[: word.end()]}{MASK}" if word else _URL.sub(_mask_user, text)
 
@@ -90,7 +90,7 @@ class Redactor:
 
 
 def _shortest(words: set[str]) -> Iterator[str]:
-    """Without those that contain another, by which they are found."""
+    """Without words that contain another one, which finds them, too."""
     return (word for word in words if not any(other in word for other in words - {word}))
 
 
@@ -101,12 +101,12 @@ def _forms(key: str) -> tuple[str, ...]:
 
 
 def _last_part(key: str) -> str:
-    """What stands behind the last joint; the empty text, which everything contains, where there is nothing else."""
+    """The part after the last joint; the empty text, which every text contains, if there is none."""
     return key.strip().lower().replace("-", "_").strip("_").rpartition("_")[2]
 
 
 def _is_pair(text: str, word_start: int, after: re.Match[str]) -> bool:
-    """``('Authorization', 'Bearer x')`` or ``['--token', 'x']``: a quoted plain name that is no value of a key."""
+    """``('Authorization', 'Bearer x')`` or ``['--token', 'x']``: a quoted plain name that is not the value of a key."""
     if not after["quote"] or " " in after["rest"]:
         return False
     start = max(0, word_start - _KEY_LOOK_BACK)
@@ -114,7 +114,7 @@ def _is_pair(text: str, word_start: int, after: re.Match[str]) -> bool:
 
 
 def _value_end(text: str, after: re.Match[str]) -> int:
-    """Where the value certainly ends; the end of the text where that cannot be known."""
+    """Where the value certainly ends; the end of the text if that is unknown."""
     at = after.end()
     quote = _QUOTE.match(text, at)
     if quote:
@@ -130,7 +130,7 @@ def _value_end(text: str, after: re.Match[str]) -> int:
 
 
 def _string_end(text: str, opening: re.Match[str]) -> int:
-    """Behind the quote that closes. A quote within is escaped deeper; then where the string ends is not certain."""
+    """After the closing quote. With a more deeply escaped quote inside, the end of the string is uncertain."""
     depth, quote = len(opening[1]), opening[2]
     for other in _QUOTE.finditer(text, opening.end()):
         if other[2] != quote:
@@ -142,7 +142,7 @@ def _string_end(text: str, opening: re.Match[str]) -> int:
 
 
 def _bracket_end(text: str, at: int) -> int:
-    """Behind the bracket that closes. An escape within makes it uncertain which quotes are quotes."""
+    """After the closing bracket. With an escape inside, it is uncertain which quotes are quotes."""
     depth = 0
     match = _BRACKET_OR_QUOTE.search(text, at)
     while match:
@@ -161,12 +161,12 @@ def _bare_end(text: str, at: int, ends: re.Pattern[str]) -> int:
     if end is None:
         return len(text)
     if _KEY_GOES_ON.match(text, end.start()) or text[at : end.start()].rstrip().endswith((":", "=")):
-        return len(text)  # that was the middle of a key, such as 'token:42'; its value comes later
+        return len(text)  # it was the middle of a key, such as 'token:42'; its value follows
     return end.start()
 
 
 def _masked(text: str, after: re.Match[str], end: int) -> str:
-    """The mask in the quotes that the value had, or else those of its key."""
+    """The mask in the quotes of the value, or else those of its key."""
     if end == after.end():
         return ""
     quote = _QUOTE.match(text, after.end(), end)
@@ -196,13 +196,13 @@ def _first_slash(authority: str) -> int:
     return at if at >= 0 else len(authority)
 
 
-LATEST_TIME = 32_503_680_000.0  # the year 3000; a later stamp is no time
+LATEST_TIME = 32_503_680_000.0  # the year 3000; a later timestamp is invalid
 _LARGEST_INT = 2**31 - 1
-CUT = "…"  # behind a text that was cut: fidelity.py knows it
+CUT = "…"  # ends a truncated text, also for arguments.py
 
 
 class Fields(NamedTuple):
-    """What is looked at in an event: names, longer texts, numbers."""
+    """The fields of an event to check: names, longer texts, numbers."""
 
     names: tuple[str, ...]
     texts: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ _ALL = Fields(
     ("args", "kwargs", "result", "exception", "traceback"),
     ("pid", "retries", "active", "processed"),
 )
-# Of these types, only what fold takes from them; of all others, everything.
+# For these types, only the fields that fold uses; for all others, every field.
 _FIELDS = {
     "task-sent": Fields(_MESSAGE, ("args", "kwargs"), ("pid", "retries")),
     "task-received": Fields(_MESSAGE, ("args", "kwargs"), ("pid", "retries")),
@@ -226,16 +226,16 @@ _FIELDS = {
     "task-retried": _ENDED,
 }
 NAME_LENGTH = 512
-MAX_HEADERS = 1_000_000  # characters of a captured message's headers; beyond, they are no message's
-AT_ONCE = 25  # events whose texts are looked at together
+MAX_HEADERS = 1_000_000  # characters of a captured message's headers and properties; more is not a message
+AT_ONCE = 25  # events whose texts are checked together
 _Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_INT)]
 
 
 class Checked(Event, frozen=True, gc=False, kw_only=True):
-    """An event whose names and numbers need no cleaning: the JSON decoder looks at them in C.
+    """An event whose names and numbers need no cleaning, as checked by the JSON decoder, in C.
 
-    Only of a body without NUL. A captured message is never such an event. Its texts are not looked at.
+    Only for a body without NUL and without a captured message. The texts are not checked.
     """
 
     type: _Name
@@ -260,7 +260,7 @@ class Checked(Event, frozen=True, gc=False, kw_only=True):
 
 
 class Sanitizer:
-    """Cleans events; gives the same event back where there is nothing to clean."""
+    """Cleans events; returns the same event if there is nothing to clean."""
 
     def __init__(self, max_text: int, redact: Sequence[str], max_message: int = 1024 * 1024) -> None:
         self._max_message = max_message
@@ -268,7 +268,7 @@ class Sanitizer:
         self._redactor = Redactor(redact)
 
     def clean_all(self, events: Sequence[Event]) -> Iterator[Event | None]:
-        """Each event as it may be stored; ``None`` in the place of one whose time or task id is none."""
+        """Each event as it may be stored; ``None`` for one with an invalid time or without a task id."""
         for start in range(0, len(events), AT_ONCE):
             some = events[start : start + AT_ONCE]
             if self._are_clean(some):
@@ -277,7 +277,7 @@ class Sanitizer:
                 yield from map(self.clean, some)
 
     def _are_clean(self, events: Sequence[Event]) -> bool:
-        """For certain; False only means that they must be looked at closely."""
+        """Whether they are certainly clean; False means that each has to be checked."""
         if set(map(type, events)) != {Checked}:
             return False
         given = [t for e in events for t in (e.args, e.kwargs, e.result, e.exception, e.traceback) if t]
@@ -285,7 +285,7 @@ class Sanitizer:
         return len(texts) <= self._max_text and not self._redactor.suspects(texts)
 
     def clean(self, event: Event) -> Event | None:
-        """The event as it may be stored; ``None`` for one whose time or task id is none."""
+        """The event as it may be stored; ``None`` for one with an invalid time or without a task id."""
         if not 0 < event.timestamp < LATEST_TIME or (event.uuid is None and event.type.startswith("task-")):
             return None
         return self._cleaned(event)
@@ -314,7 +314,7 @@ class Sanitizer:
         return msgspec.structs.replace(event, **changes) if changes else event
 
     def _message(self, message: Message) -> Message | None:
-        """Bounded. Nothing in it is masked, or it could not be sent again: so it is stored apart, and not shown."""
+        """Bounded but not masked, so that it can be resent. Therefore it is stored separately and not shown."""
         if len(message.headers) + len(message.properties) > MAX_HEADERS:
             return None
         names = ("why", "content_type", "content_encoding", "exchange", "routing_key", "queue", "chord")
@@ -324,7 +324,7 @@ class Sanitizer:
         return msgspec.structs.replace(message, body=body, **short)
 
     def text(self, text: str) -> str:
-        """A text with its secrets masked, then cut to what is kept."""
+        """A text with its secrets masked, then truncated."""
         if not plain(text):
             text = storable(text)
         masked = self._redactor.text(text)
@@ -334,7 +334,7 @@ class Sanitizer:
 
 
 def plain(text: str) -> bool:
-    """Any database stores it as it is."""
+    """Whether every database can store the text unchanged."""
     if "\0" in text:
         return False
     if text.isascii():
@@ -347,5 +347,5 @@ def plain(text: str) -> bool:
 
 
 def storable(text: str) -> str:
-    """NUL and lone surrogates, which databases refuse, as U+FFFD."""
+    """The text with NUL and lone surrogates, which databases refuse, as U+FFFD."""
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

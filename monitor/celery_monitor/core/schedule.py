@@ -1,6 +1,7 @@
-"""When beat was due and what became of it. No I/O, no clock.
+"""When schedule entries were due, and whether beat sent them. No I/O, no clock.
 
-Beat says nothing of itself: what it sent is known by name and arguments, and by its sender where task-sent tells it.
+Beat does not report its runs: they are inferred from tasks with the entry's name and arguments, and from the sender if
+there are task-sent events.
 """
 
 from collections import defaultdict
@@ -15,19 +16,19 @@ from celery_monitor.records.receiver import Gap
 from celery_monitor.records.schedule import ScheduledRun, ScheduleEntry
 
 LATE_SECONDS = 5.0  # beat wakes up at least this often
-SOON_SECONDS = 2.5  # after which it is said that an entry was due and has not been seen
+SOON_SECONDS = 2.5  # after which an unseen entry is shown as due
 LATE_SHARE = 0.1  # of an interval
-FIRST_SECONDS = 330.0  # a beat that sleeps learns of a new entry after five minutes at most
-SYNC_SECONDS = 200.0  # after which django-celery-beat has written down what it sent
+FIRST_SECONDS = 330.0  # a sleeping beat notices a new entry within five minutes
+SYNC_SECONDS = 200.0  # after which django-celery-beat has saved its runs
 LONGEST_SEARCH_DAYS = 4 * 366 + 1  # the 29th of February
 MOST_DUE = 2000
 _WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 
 def may_wait_in(entry: ScheduleEntry, last: ScheduledRun | None, waiting: Mapping[str, int | None]) -> str | None:
-    """The queue in which what is not seen may wait: sending tells of itself only where ``task_send_sent_event`` is on.
+    """The queue in which an unseen run may wait, as sending is only reported with ``task_send_sent_event``.
 
-    ``waiting`` are the messages in each queue; of an entry whose queue is not known, any of them may be it.
+    ``waiting`` is the number of messages by queue; if the entry's queue is unknown, it may be any of them.
     """
     if last is not None and last.client is not None:
         return None
@@ -37,34 +38,34 @@ def may_wait_in(entry: ScheduleEntry, last: ScheduledRun | None, waiting: Mappin
 
 
 class EntryState(NamedTuple):
-    """How an entry does. Times are epoch seconds, ``None`` is unknown; counts are of the time since ``since``."""
+    """The state of an entry. Times are epoch seconds, ``None`` is unknown; counts are from ``since`` on."""
 
     last: ScheduledRun | None
-    last_at: float | None  # of ``last``, or what beat's own record tells where that is newer
+    last_at: float | None  # of ``last``, or from beat's own storage if that is newer
     next: float | None
     overdue: float | None  # since when it should have been sent again
-    drift: float | None  # seconds: by how much sending is late, in the middle
-    missed: tuple[float, ...] | None  # when it was due and nothing was sent; ``None``: cannot be told
+    drift: float | None  # median delay of sending, in seconds
+    missed: tuple[float, ...] | None  # when it was due and nothing was sent; ``None``: unknown
     late: int | None
     runs: tuple[ScheduledRun, ...]  # the newest first
-    sure: bool  # by its sender, not by name and arguments alone
+    sure: bool  # by its sender, not just by name and arguments
     since: float
     may_wait_in: str | None = None  # a queue with messages among which the overdue one may be
-    by_receipt: bool = False  # of some runs it is not known when they were sent: ``missed`` is a guess
-    shared_with: tuple[str, ...] = ()  # entries whose runs cannot be told from its own: ``runs`` are of all of them
+    by_receipt: bool = False  # some runs have no time of sending: ``missed`` is a guess
+    shared_with: tuple[str, ...] = ()  # entries with indistinguishable runs: ``runs`` are of all of them
 
     @property
     def surely_overdue(self) -> bool:
-        """It was not sent; what was sent and only waits is not held against beat."""
+        """It was certainly not sent, rather than waiting in a queue."""
         return self.overdue is not None and self.may_wait_in is None
 
 
 def own_runs(
     runs: Mapping[str, Sequence[ScheduledRun]], alike: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[tuple[ScheduledRun, ...], bool]]:
-    """The runs of each entry that beat sent, and whether that is sure: it has one sender for all its entries.
+    """The runs of each entry that beat sent, and whether that is certain: beat is one sender for all its entries.
 
-    A sender of several entries is beat, and anybody else sent the task for reasons of their own. ``alike``, of
+    A sender of several entries is beat; other senders sent the task for other reasons. ``alike``, from
     ``entries_alike``: one run that may be of two entries does not make its sender a sender of both.
     """
     entries: dict[str, set[str]] = defaultdict(set)
@@ -73,20 +74,20 @@ def own_runs(
             if run.client is not None:
                 entries[run.client].add(name)
     beats = {client for client, names in entries.items() if any(names - {each, *alike[each]} for each in names)}
-    judged = {}
+    result = {}
     for name, found in runs.items():
-        mine = tuple(run for run in found if run.client in beats)
-        judged[name] = (mine, True) if mine else (tuple(found), False)
-    return judged
+        own = tuple(run for run in found if run.client in beats)
+        result[name] = (own, True) if own else (tuple(found), False)
+    return result
 
 
 def entries_alike(
     entries: Sequence[ScheduleEntry], runs: Mapping[str, Sequence[ScheduledRun]]
 ) -> dict[str, tuple[str, ...]]:
-    """Of each entry the others of its cluster whose runs cannot be told from its own.
+    """For each entry, the others of its cluster with indistinguishable runs.
 
-    Events carry a task's name and arguments and not the entry it was sent for. So two entries that send the same are
-    alike, unless each names a queue of its own; and so are entries that share a run whose arguments are not known.
+    Events have a task's name and arguments but not its entry. So two entries that send the same are alike, unless
+    each names its own queue; and so are entries that share a run with unknown arguments.
     """
     alike: dict[str, set[str]] = defaultdict(set)
     of_run: dict[str, list[str]] = defaultdict(list)
@@ -107,7 +108,7 @@ def entries_alike(
 def in_own_queue(
     entry: ScheduleEntry, entries: Sequence[ScheduleEntry], runs: Sequence[ScheduledRun]
 ) -> list[ScheduledRun]:
-    """Its runs, without those in the queue of another entry that sends the same."""
+    """The runs of an entry, without those in the queue of another entry that sends the same."""
     same = (entry.task, entry.args, entry.kwargs)
     others = [each for each in entries if each is not entry and (each.task, each.args, each.kwargs) == same]
     theirs = {each.queue for each in others if _have_own_queues(entry, each)}
@@ -127,16 +128,16 @@ def judge_alike(
     *,
     shared_with: tuple[str, ...],
 ) -> EntryState:
-    """The same of an entry whose runs may be another's: what beat itself keeps of it counts alone.
+    """``judge`` for an entry that shares its runs with others: only beat's own storage counts.
 
-    That it is overdue is still sure where none of them was sent in time; what it missed, and its last run, are not.
+    It is still certainly overdue if none of them was sent in time. Missed runs and the last run are unknown.
     """
     seen = runs[0].at if runs else None
     newest = max((at for at in (seen, entry.beat_last_at) if at is not None), default=None)
     by_receipt = any(run.by_receipt for run in runs)
     overdue, upcoming = _due(entry, seen, newest, gaps, now) if entry.enabled else (None, None)
     if entry.every is not None and entry.beat_next_at is None and entry.beat_last_at is None:
-        upcoming = None  # counted from a run that may be another's
+        upcoming = None  # it would be counted from a run of another entry
     return EntryState(
         last=None,
         last_at=entry.beat_last_at,
@@ -156,9 +157,9 @@ def judge_alike(
 def judge(
     entry: ScheduleEntry, runs: Sequence[ScheduledRun], gaps: Sequence[Gap], since: float, now: float, *, sure: bool
 ) -> EntryState:
-    """What the record tells of an entry; time in which events may have been missed accuses nobody.
+    """The state of an entry by its recorded runs. Times with missing events count neither as missed nor late.
 
-    What was only seen when a worker took it may have waited for it: of that, nobody knows whether beat was late.
+    A run that was first seen when a worker received it may have waited, so its delay is unknown.
     """
     by_receipt = any(run.by_receipt for run in runs)
     last = runs[0] if runs else None
@@ -171,7 +172,7 @@ def judge(
         missed, late, drift = _by_spacing(entry.every, runs, gaps, _grace(entry))
     elif entry.minutes is not None and _zone(entry) is not None:
         missed, late, drift = _by_calendar(entry, runs, gaps, since, now)
-    if not entry.enabled:  # nobody knows since when, so nothing is held against it
+    if not entry.enabled:  # since when is unknown, so nothing counts as missed
         return EntryState(last, last_at, None, None, drift, None, late, tuple(runs), sure, since, None, by_receipt)
     overdue, upcoming = _due(entry, seen, last_at, gaps, now)
     return EntryState(last, last_at, upcoming, overdue, drift, missed, late, tuple(runs), sure, since, None, by_receipt)
@@ -180,34 +181,34 @@ def judge(
 def _due(
     entry: ScheduleEntry, seen: float | None, last_at: float | None, gaps: Sequence[Gap], now: float
 ) -> tuple[float | None, float | None]:
-    """Since when it is overdue, and when it is due next."""
+    """Overdue since, and due next."""
     if entry.starts is not None and entry.starts > now:
         return None, max(entry.starts, _next(entry, entry.starts, now) or 0.0) if entry.minutes else entry.starts
     after = entry.beat_next_at if entry.beat_next_at is not None else _next(entry, last_at, now)
     if after is None or after + _patience(entry, seen, last_at) >= now:
         return None, after
-    # What beat itself says is due is so even where events may have been missed.
+    # What beat itself reports as due is reliable even where events are missing.
     overdue = after if entry.beat_next_at is not None or not _in_gap(gaps, after, now) else None
     return overdue, None if entry.every is not None else _next(entry, now, now)
 
 
 def _patience(entry: ScheduleEntry, seen: float | None, last_at: float | None) -> float:
-    """Seconds after its time in which an entry is not said to be overdue."""
+    """Seconds after its time before an entry counts as overdue."""
     if entry.source == "django" and last_at is not None and (seen is None or last_at - seen > LATE_SECONDS):
         return _grace(entry) + SYNC_SECONDS
     if entry.source == "redbeat" and last_at is None:
         return FIRST_SECONDS
-    return SOON_SECONDS if entry.beat_next_at is None else _grace(entry)  # what a scheduler tells is seconds old
+    return SOON_SECONDS if entry.beat_next_at is None else _grace(entry)  # a scheduler's own storage is seconds old
 
 
-def next_look(standings: Sequence[EntryState], now: float) -> float:
-    """When the next of them would be said to be overdue, if it is not seen before; infinite where none is due."""
-    moments = (each.next + SOON_SECONDS + 0.01 for each in standings if each.next is not None)
-    return min((each for each in moments if each > now), default=float("inf"))
+def next_overdue(states: Sequence[EntryState], now: float) -> float:
+    """When the next entry would become overdue if it is not sent; infinite if none is due."""
+    times = (each.next + SOON_SECONDS + 0.01 for each in states if each.next is not None)
+    return min((each for each in times if each > now), default=float("inf"))
 
 
 def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[float]:
-    """When a crontab is due, in order, ``since`` left out. Nothing where it, or its time zone, is not known."""
+    """When a crontab is due after ``since``, in order. Nothing if it or its time zone is unknown."""
     zone = _zone(entry)
     if zone is None or None in (entry.minutes, entry.hours, entry.weekdays, entry.days, entry.months):
         return
@@ -226,7 +227,7 @@ def due_times(entry: ScheduleEntry, since: float, until: float) -> Iterator[floa
 
 
 def in_words(entry: ScheduleEntry) -> str | None:
-    """``every 10 s``, ``every 2 minutes``, ``at 07:30 on Monday``; ``None`` where it is not understood."""
+    """``every 10 s``, ``every 2 minutes``, ``at 07:30 on Monday``; ``None`` for an unknown kind of schedule."""
     if entry.once_at is not None:
         return f"once, at {datetime.fromtimestamp(entry.once_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if entry.every is not None:
@@ -267,11 +268,11 @@ def _by_spacing(
         elif between > 0.5 * every and not (newer.by_receipt or older.by_receipt):
             drifts.append(between - every)
             late += between > every + grace
-    return tuple(sorted(missed)[-MOST_DUE:]), _known(late, drifts, runs), median(drifts) if drifts else None
+    return tuple(sorted(missed)[-MOST_DUE:]), _late_or_unknown(late, drifts, runs), median(drifts) if drifts else None
 
 
-def _known(late: int, judged: Sequence[float], runs: Sequence[ScheduledRun]) -> int | None:
-    """Nothing is known of it where no run could be judged, since nobody tells when they were sent."""
+def _late_or_unknown(late: int, judged: Sequence[float], runs: Sequence[ScheduledRun]) -> int | None:
+    """``None`` if no run could be judged, because their times of sending are unknown."""
     return None if not judged and any(run.by_receipt for run in runs) else late
 
 
@@ -280,7 +281,7 @@ def _by_calendar(
 ) -> tuple[tuple[float, ...] | None, int | None, float | None]:
     if not runs:
         return None, None, None
-    begin = max(since, runs[-1].at - 60.0)  # before its first run nobody knows whether the entry was there
+    begin = max(since, runs[-1].at - 60.0)  # it is unknown whether the entry existed before its first run
     due = [at for at, _ in zip(due_times(entry, begin, now - 60.0), range(MOST_DUE), strict=False)]
     times = sorted((run.at, run.by_receipt) for run in runs)
     missed = []
@@ -294,7 +295,7 @@ def _by_calendar(
         elif not _in_gap(gaps, moment - 1.0, min(following, moment + 120.0)):
             missed.append(moment)
     late = sum(each > LATE_SECONDS for each in lateness)
-    return tuple(missed), _known(late, lateness, runs), median(lateness) if lateness else None
+    return tuple(missed), _late_or_unknown(late, lateness, runs), median(lateness) if lateness else None
 
 
 def _in_gap(gaps: Sequence[Gap], began: float, ended: float) -> bool:
@@ -324,8 +325,10 @@ def _time_words(minutes: Sequence[int], hours: Sequence[int]) -> str:
         return "every minute" if step == 1 else f"every {step} minutes"
     if len(minutes) * len(hours) <= 6:
         return "at " + ", ".join(f"{hour:02}:{minute:02}" for hour in hours for minute in minutes)
-    told = f"at minute {_listed(minutes)}" if step is None else "every minute" if step == 1 else f"every {step} minutes"
-    return told if len(hours) == 24 else f"{told} of the hours {_listed(hours)}"
+    minute = (
+        f"at minute {_listed(minutes)}" if step is None else "every minute" if step == 1 else f"every {step} minutes"
+    )
+    return minute if len(hours) == 24 else f"{minute} of the hours {_listed(hours)}"
 
 
 def _day_words(entry: ScheduleEntry) -> str:

@@ -1,23 +1,22 @@
-"""When a run could have started: from then on it waits. No I/O, no clock.
+"""When a run could have started, which is when its wait begins. No I/O, no clock.
 
-A worker tells when it received a message, which is late: behind a long queue, or with a paused one, a message waits
-before any worker sees it. So a run is ready
+The time of receipt is too late for that: in a long or paused queue, a message waits before any worker receives it.
+So a run is ready
 
 ====================================  ==============================================================================
 run                                   ready
 ====================================  ==============================================================================
 the first of a message                when the message was sent, or at its ETA where that is later
 a retry                               at its ETA; without one, when the retry was sent, or when the run before ended
-the message was delivered once more   not known: the broker does not tell when it put the message back
-nothing tells when it was sent        not known: an ETA may lie in the past when the task is sent
+the message was redelivered           unknown: the broker does not report when it requeued the message
+the time of sending is unknown        unknown: an ETA may be in the past when the task is sent
 ====================================  ==============================================================================
 
-Where that is not known, or comes out later than the receipt, the wait is counted from receipt, and says so
-(``Run.wait_since``); a run that its worker received before its ETA waits from the ETA on.
+If that is unknown, or later than the receipt, the wait is counted from receipt, which ``Run.wait_since`` shows. A run
+that was received before its ETA waits from the ETA on.
 
-``sent`` is stamped by the clock of the client, all else by clocks of workers. The offset of both clocks is taken
-into account where they differ by more than CLOCKS_AGREE; less is left as it is, since delays look the same. The times
-that are shown stay as they were stamped.
+``sent`` is stamped by the clock of the client, all other times by clocks of workers. Clock offsets above CLOCKS_AGREE
+are corrected; smaller ones cannot be told from delays. The times that are shown stay as they were stamped.
 """
 
 from collections.abc import Mapping
@@ -27,14 +26,14 @@ import msgspec
 from celery_monitor.records.task import Outcome, Run, Task
 
 CLOCKS_AGREE = 1.0  # seconds
-STAMPED_AFTER = 0.05  # seconds by which a worker may begin a task before the client has stamped it as sent
-WINDOW = 60.0  # seconds of arrivals in which one event at least comes without delay
+STAMPED_AFTER = 0.05  # seconds by which a worker may start a task before the client stamps it as sent
+WINDOW = 60.0  # seconds in which at least one event arrives without delay
 MOST_CLIENTS = 10_000
-_DELIVERED_AGAIN = frozenset({None, Outcome.REQUEUED, Outcome.CANCELLED, Outcome.LOST})  # the message goes on to live
+_DELIVERED_AGAIN = frozenset({None, Outcome.REQUEUED, Outcome.CANCELLED, Outcome.LOST})  # the message still exists
 
 
 class _Offset(msgspec.Struct):
-    """The smallest delay between stamp and arrival, in the window that began then and in the one before."""
+    """The smallest delay between stamp and arrival, in the current window and in the one before."""
 
     began: float
     low: float
@@ -42,10 +41,10 @@ class _Offset(msgspec.Struct):
 
     @property
     def skew(self) -> float | None:
-        """Our clock minus the host's; ``None``: not known.
+        """Our clock minus the host's; ``None``: unknown.
 
-        Events that come before their time come from a clock that is ahead. Those that come late may only have been
-        on the way for long, as after we were away: that is believed when it has lasted for a window.
+        Events that arrive before their time show a clock that is ahead. Late ones may just be delayed, as after a
+        downtime of ours, so a clock that is behind is only believed after a whole window.
         """
         if self.before is None:
             return self.low if self.low < 0 else None
@@ -53,44 +52,44 @@ class _Offset(msgspec.Struct):
 
 
 class Senders:
-    """The clocks of the hosts that send tasks, by how long their events are on the way."""
+    """The clocks of the hosts that send tasks, by the delay of their events."""
 
     def __init__(self) -> None:
         self._hosts: dict[str, _Offset] = {}
-        self._clients: dict[str, _Offset] = {}  # the same, by the names of their processes
+        self._clients: dict[str, _Offset] = {}  # the same by process name
         self._off: set[str] = set()
-        self.agree = True  # no clock is known to be off
+        self.agree = True  # no clock is off
 
-    def hear(self, client: str, stamp: float, arrived: float) -> None:
-        """An event of a client (``gen4711@host``) has arrived."""
-        known = self._clients.get(client)
-        if known is None or arrived - stamp < known.low or arrived - known.began > WINDOW:
-            self._learn(client, arrived - stamp, arrived)
+    def observe(self, client: str, stamp: float, arrived: float) -> None:
+        """Adds the delay of an event of a client (``gen4711@host``)."""
+        offset = self._clients.get(client)
+        if offset is None or arrived - stamp < offset.low or arrived - offset.began > WINDOW:
+            self._update(client, arrived - stamp, arrived)
 
     def skew(self, client: str | None) -> float | None:
-        """Our clock minus the client's; ``None``: not known."""
-        known = self._hosts.get(_host(client)) if client else None
-        return None if known is None else known.skew
+        """Our clock minus the client's; ``None``: unknown."""
+        offset = self._hosts.get(_host(client)) if client else None
+        return None if offset is None else offset.skew
 
     def own_clock_set(self, seconds: float) -> None:
-        """Moves the offsets of other clocks, after our own clock was set forward by so many seconds."""
-        for known in self._hosts.values():
-            known.began += seconds
-            known.low += seconds
-            known.before = None if known.before is None else known.before + seconds
+        """Shifts all offsets after our own clock was set forward by these seconds."""
+        for offset in self._hosts.values():
+            offset.began += seconds
+            offset.low += seconds
+            offset.before = None if offset.before is None else offset.before + seconds
 
-    def _learn(self, client: str, seen: float, arrived: float) -> None:
+    def _update(self, client: str, delay: float, arrived: float) -> None:
         if len(self._clients) >= MOST_CLIENTS:
             self._clients.clear()
             self._hosts.clear()
             self._off.clear()
         host = _host(client)
-        known = self._clients[client] = self._hosts.setdefault(host, _Offset(arrived, seen))
-        if arrived - known.began > WINDOW:
-            known.began, known.before, known.low = arrived, known.low, seen
-        elif seen < known.low:
-            known.low = seen
-        if abs(known.skew or 0.0) > CLOCKS_AGREE / 2:
+        offset = self._clients[client] = self._hosts.setdefault(host, _Offset(arrived, delay))
+        if arrived - offset.began > WINDOW:
+            offset.began, offset.before, offset.low = arrived, offset.low, delay
+        elif delay < offset.low:
+            offset.low = delay
+        if abs(offset.skew or 0.0) > CLOCKS_AGREE / 2:
             self._off.add(host)
         else:
             self._off.discard(host)
@@ -101,10 +100,10 @@ def _host(client: str) -> str:
     return client.rpartition("@")[2]
 
 
-def settle(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
-    """Finds out when each run was ready. ``skews``: our clock minus that of each worker.
+def set_ready_times(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
+    """Sets when each run was ready. ``skews``: our clock minus that of each worker.
 
-    What was found out earlier is kept: of several answers the earliest counts, so their order does not matter.
+    The earliest of several results counts, so the order of events does not matter.
     """
     runs = task.runs
     if len(runs) == 1 and not runs[0].retries and _is_plain(task, runs[0], senders, skews):
@@ -120,7 +119,7 @@ def settle(task: Task, senders: Senders, skews: Mapping[str, float]) -> None:
 
 
 def _is_plain(task: Task, run: Run, senders: Senders, skews: Mapping[str, float]) -> bool:
-    """Most tasks: nobody tells when they are sent, or all clocks agree and no ETA is given."""
+    """Most tasks: the time of sending is unknown, or all clocks agree and there is no ETA."""
     sent = task.sent
     if sent is None or run.ready == sent:
         return True
@@ -133,7 +132,7 @@ def _is_plain(task: Task, run: Run, senders: Senders, skews: Mapping[str, float]
 
 
 def _ready(task: Task, run: Run, previous: Run | None, senders: Senders, skews: Mapping[str, float]) -> float | None:
-    """In the clock of the run's worker; ``None``: not known, or not before its receipt."""
+    """By the clock of the run's worker; ``None``: unknown, or not before its receipt."""
     arrived = run.received if run.received is not None else run.started
     if arrived is None or (run.eta is not None and run.eta > arrived):
         return None
@@ -145,39 +144,39 @@ def _ready(task: Task, run: Run, previous: Run | None, senders: Senders, skews: 
     if not run.retries:
         moment = None if sent is None else max(sent, run.eta or 0.0)
     elif previous is not None and (previous.retries or 0) >= run.retries:
-        moment = sent  # delivered once more, unless somebody has sent it anew
+        moment = sent  # redelivered, unless it was sent again
     else:
-        asked = sent if sent is not None and previous is not None else _asked_for(previous, skews, skew)
-        moment = asked if run.eta is None else max(run.eta, asked or 0.0)
+        retried = sent if sent is not None and previous is not None else _retried_at(previous, skews, skew)
+        moment = retried if run.eta is None else max(run.eta, retried or 0.0)
     return moment if moment is not None and moment <= arrived else None
 
 
 def _sent(sent: float, run: Run, previous: Run | None, arrived: float) -> float | None:
-    """When the message of this run was sent, if it is the one that was sent then.
+    """When the message of this run was sent, if ``sent`` is about this message.
 
-    The client stamps it behind the sending, so a worker may have received it by then.
+    The client stamps the time after sending, so a worker may have received the message before.
     """
     latest = arrived + CLOCKS_AGREE
     if run.started is not None:
         latest = min(latest, run.started + STAMPED_AFTER)
     if sent > latest:
         return None
-    if previous is not None and previous.invocation == run.invocation:  # one message for both, as far as is known
+    if previous is not None and previous.invocation == run.invocation:  # probably one message for both
         begun = previous.started if previous.started is not None else previous.received
         if previous.outcome in _DELIVERED_AGAIN or begun is None or sent <= begun:
             return None
     return min(sent, arrived)
 
 
-def _asked_for(previous: Run | None, skews: Mapping[str, float], skew: float | None) -> float | None:
-    """When the run before asked for the retry."""
+def _retried_at(previous: Run | None, skews: Mapping[str, float], skew: float | None) -> float | None:
+    """When the previous run requested the retry."""
     if previous is None or previous.outcome is not Outcome.RETRIED or previous.ended is None:
         return None
     return moved(previous.ended, skews.get(previous.worker or ""), skew)
 
 
 def moved(at: float, theirs: float | None, ours: float | None) -> float:
-    """A time of one clock by another, where both are known to disagree."""
+    """A time of one clock converted to another, if their difference is known and large enough."""
     if theirs is None or ours is None or abs(theirs - ours) <= CLOCKS_AGREE:
         return at
     return at + theirs - ours

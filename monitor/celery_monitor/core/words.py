@@ -31,19 +31,19 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def reconciliation_words(found: Reconciliation) -> str:
-    """What came of a gap, in numbers; of unknown ones, too."""
-    if found.together_with is not None:
+def reconciliation_words(result: Reconciliation) -> str:
+    """The results of reconciling a gap, in numbers."""
+    if result.together_with is not None:
         return "reconciled together with a later gap"
     parts = [
-        f"{found.asked} unended tasks were asked for",
-        f"the result backend knew {found.backend} ends",
-        f"workers had {found.workers}",
-        f"the broker had {found.queue}",
-        f"{found.lost} are lost",
-        f"{found.unknown} remain unknown",
+        f"{counted(result.asked, 'unfinished task')} checked",
+        f"{result.backend} ended by the result backend",
+        f"{result.workers} on workers",
+        f"{result.queue} in the broker",
+        f"{result.lost} lost",
+        f"{result.unknown} unknown",
     ]
-    discovered = found.discovered_on_workers + found.discovered_in_queues
-    parts += [f"{discovered} tasks were learnt of by asking"] if discovered else []
-    parts += [] if found.complete else ["not everybody and everything could be asked"]
+    discovered = result.discovered_on_workers + result.discovered_in_queues
+    parts += [f"{counted(discovered, 'task')} discovered"] if discovered else []
+    parts += [] if result.complete else ["some sources did not answer"]
     return "; ".join(parts)

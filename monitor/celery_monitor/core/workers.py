@@ -1,11 +1,11 @@
-"""Workers as their events describe them, and clocks that are set while they run.
+"""Workers from their events, and clocks that are set while they run.
 
-A node name is not a process: a rolling restart has the old and the new one under one name, and two workers may be
-started with one name by mistake (Celery only warns). So each process has heartbeats and a shutdown of its own.
+A node name is not a process: in a rolling restart the old and the new process have one name, and two workers may be
+started with one name by mistake (Celery only warns). So each process has its own heartbeats and shutdown.
 
-A worker counts its events, whatever its clock shows. An event with a higher count and an earlier time shows that the
-clock was set back; one that is stamped later than it arrived, by the clock's known offset, that it was set forward.
-From then on the worker's times are converted to its clock as it was before, so that runs have consistent times.
+A worker numbers its events. A later number with an earlier time shows that the clock was set back; a time later than
+the arrival, by the clock's known offset, that it was set forward. From then on the worker's times are converted to its
+clock as it was before, so that runs have consistent times.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,36 +18,36 @@ from celery_monitor.records.event import Event
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.records.worker import Worker, WorkerProcess, WorkerStatus
 
-JUMP_SECONDS = 5.0  # less than that is drift, or events that overtook each other
+JUMP_SECONDS = 5.0  # less is drift, or events that overtook each other
 OWN_SECONDS = 1.0
 
 
 class OwnClock:
-    """Our own clock beside one that nobody can set; it goes on while the machine sleeps."""
+    """Our clock compared to a monotonic one that also runs during sleep."""
 
     def __init__(self, now: float, steady: float) -> None:
         self._ahead = now - steady
-        self._set_by = 0.0  # of what has arrived and is not read yet, the time may be by the clock as it was before
+        self._jump = 0.0  # events that were not read yet may have an arrival time from before it
 
-    def set_by(self, now: float, steady: float) -> float:
-        """Seconds by which the clock was set forward since this was last asked; 0 where it only drifted."""
+    def jump(self, now: float, steady: float) -> float:
+        """Seconds by which the clock was set forward since the last call; 0 if it only drifted."""
         ahead = now - steady
         seconds, self._ahead = ahead - self._ahead, ahead
         if abs(seconds) < OWN_SECONDS:
             return 0.0
-        self._set_by = seconds
+        self._jump = seconds
         return seconds
 
-    def read_again(self, arrived: float, now: float) -> float:
-        """A time of arrival, in order, by the clock as it is now: of the two that it may be, what is nearer to now."""
-        if self._set_by and abs(arrived + self._set_by - now) < abs(arrived - now):
-            return arrived + self._set_by
-        self._set_by = 0.0
+    def current(self, arrived: float, now: float) -> float:
+        """An arrival time by the clock as it is now: with or without the last jump, whichever is nearer to now."""
+        if self._jump and abs(arrived + self._jump - now) < abs(arrived - now):
+            return arrived + self._jump
+        self._jump = 0.0
         return arrived
 
 
 class Newest(msgspec.Struct):
-    """The event with the highest count that a worker's process has sent."""
+    """The latest event of a worker process, by its number."""
 
     pid: int | None
     clock: int
@@ -55,29 +55,29 @@ class Newest(msgspec.Struct):
 
 
 class Clocks:
-    """The clocks of the workers of one cluster, by their processes."""
+    """The clocks of one cluster's workers, by process."""
 
     def __init__(self) -> None:
         self._last: dict[str, Newest] = {}
         self._jumps: dict[str, tuple[int | None, float]] = {}
 
     def forget(self) -> None:
-        """Nothing that is in memory is sure; what was stored is restored."""
+        """Clears the state in memory; ``restore`` adds what is stored."""
         self._last.clear()
         self._jumps.clear()
 
     def restore(self, hostname: str, pid: int | None, jump: float) -> None:
-        """What an earlier receiver found out."""
+        """Adds a jump that an earlier receiver detected."""
         if jump and hostname not in self._jumps:
             self._jumps[hostname] = (pid, jump)
 
     def jump_of(self, hostname: str, pid: int | None) -> float:
-        """Seconds by which this process's clock was set forward since it was first heard."""
+        """Seconds by which this process's clock was set forward since its first event."""
         process, jump = self._jumps.get(hostname, (None, 0.0))
         return jump if process == pid else 0.0
 
     def steady(self, events: Sequence[Event]) -> bool:
-        """Nobody has set a clock, as the last event of each worker shows: none of these is to be corrected."""
+        """Whether no clock was set, by the last event of each worker: then no event needs correction."""
         if self._jumps:
             return False
         newest = {event.hostname: event for event in events}
@@ -86,27 +86,27 @@ class Clocks:
             if last is None or last.pid != event.pid or abs(event.timestamp - last.stamp) > JUMP_SECONDS:
                 return False
         for hostname, event in newest.items():
-            self._hear(self._last[hostname], event)
+            self._advance(self._last[hostname], event)
         return True
 
     def corrected(self, event: Event, arrived: float, skews: Mapping[str, float]) -> Event:
-        """The event with the time that the clock would say if nobody had set it. ``skews`` are as they were before."""
+        """The event with its time by the clock as if it had not been set. ``skews`` are from before the event."""
         hostname, pid, stamp = event.hostname, event.pid, event.timestamp
         last = self._last.get(hostname)
         if last is not None and last.pid == pid and abs(stamp - last.stamp) <= JUMP_SECONDS:
-            self._hear(last, event)
+            self._advance(last, event)
         elif hostname in skews and event.type != CAPTURED:
-            self._look(event, stamp + skews[hostname] - arrived)
+            self._detect_jump(event, stamp + skews[hostname] - arrived)
         jump = self.jump_of(hostname, pid)
         return msgspec.structs.replace(event, timestamp=max(0.0, stamp - jump)) if jump else event
 
     @staticmethod
-    def _hear(last: Newest, event: Event) -> None:
+    def _advance(last: Newest, event: Event) -> None:
         if (event.clock or 0) > last.clock:
             last.clock, last.stamp = event.clock or 0, event.timestamp
 
-    def _look(self, event: Event, ahead: float) -> None:
-        """Whether the clock was set since the worker's newest event. ``ahead``: seconds it arrived before its stamp."""
+    def _detect_jump(self, event: Event, ahead: float) -> None:
+        """Notes whether the clock was set since the worker's latest event. ``ahead``: seconds from arrival to stamp."""
         hostname, pid, stamp = event.hostname, event.pid, event.timestamp
         last = self._last.get(hostname)
         if last is not None and last.pid == pid:
@@ -119,13 +119,13 @@ class Clocks:
 
 
 SKEW_DRIFT_SECONDS = 0.05  # by which a clock may move between two heartbeats
-SKEW_SECONDS = 2.0  # from here on people are told
-SET_BACK_SECONDS = 60.0  # no event arrives so long before one that was stored earlier
+SKEW_SECONDS = 2.0  # a larger skew is shown
+SET_BACK_SECONDS = 60.0  # an arrival earlier than this before a stored one shows a clock that was set back
 GRACE_SECONDS = 1.0  # beyond two intervals, for a heartbeat on its way
-# A process that sent worker-offline and then no end of a task for this long was killed, as far as anybody can tell.
-# Celery's own supervisord example waits as long (stopwaitsecs = 600) before it kills.
+# A process that sent worker-offline and then no end of a task for this long counts as killed. Celery's supervisord
+# example waits as long (stopwaitsecs = 600) before it kills.
 SHUTDOWN_SECONDS = 600.0
-OVERLAP_SECONDS = 5.0  # for which both processes beat before they are two workers, not a restart
+OVERLAP_SECONDS = 5.0  # of heartbeats from both processes, after which it is not a restart but two workers
 KEPT_SECONDS = 3600.0  # after its last heartbeat, another process is forgotten
 MOST_OTHERS = 8
 
@@ -134,7 +134,7 @@ ProcessState = Literal["online", "silent", "shutting down", "offline"]
 
 
 def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float) -> Worker:
-    """The worker after one of its events, which was read at ``arrived`` by our clock."""
+    """Applies an event that arrived at ``arrived`` by our clock."""
     worker = known or Worker(
         cluster=cluster,
         hostname=event.hostname,
@@ -147,14 +147,14 @@ def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float
         other = process_of(worker, event.pid)
         at = event.timestamp + _skew_of(other, event, arrived)
         if not _takes_over(worker, other, event, at, arrived):
-            return _with_other(worker, _heard(other, event, arrived))
+            return _with_other(worker, _fold_process(other, event, arrived))
         worker = _replaced(worker, other, event.pid, arrived)
     skew = _skew(worker, event, arrived)
     at = event.timestamp + skew
     if _is_older(worker, event, at, arrived):
         return worker
     if worker.sent_offline and not event.type.startswith("worker-"):
-        return msgspec.structs.replace(worker, skew=skew)  # it ends what it runs
+        return msgspec.structs.replace(worker, skew=skew)  # it finishes its running tasks
     fresh: dict[str, object] = {"skew": skew, "last_heartbeat": at}
     if worker.pid is None:
         fresh["pid"] = event.pid
@@ -173,58 +173,58 @@ def fold_worker(known: Worker | None, event: Event, cluster: str, arrived: float
 
 
 def process_of(worker: Worker, pid: int | None) -> WorkerProcess | None:
-    """The process of this number that is not the worker's present one."""
+    """The process with this pid among those that are not the current one."""
     return next((each for each in worker.others if each.pid == pid), None)
 
 
-def twins(worker: Worker) -> tuple[WorkerProcess, ...]:
-    """The processes that are up under the worker's name beside its own: started so by mistake.
+def duplicates(worker: Worker) -> tuple[WorkerProcess, ...]:
+    """Other processes that are up with the worker's name: workers started with one name by mistake.
 
-    In a restart the old one falls silent, or says goodbye. These go on beating, long after the other one has begun.
+    In a restart the old process goes silent or offline. These continue to send heartbeats long after the other start.
     """
     if worker.status is WorkerStatus.OFFLINE or worker.since is None or worker.last_heartbeat is None:
         return ()
-    begun = worker.since + OVERLAP_SECONDS
+    overlapped = worker.since + OVERLAP_SECONDS
     return tuple(
         each
         for each in worker.others
         if each.offline_at is None
-        and each.last_heartbeat >= begun
+        and each.last_heartbeat >= overlapped
         and each.last_heartbeat >= worker.last_heartbeat - overdue_seconds(each.freq)
     )
 
 
-def twin_pids(worker: Worker) -> tuple[int, ...]:
-    """All processes that call themselves so, where there are several; else none."""
-    others = twins(worker)
+def duplicate_pids(worker: Worker) -> tuple[int, ...]:
+    """The pids of all processes with the worker's name if there are several, else none."""
+    others = duplicates(worker)
     pids = {each.pid for each in others} | {pid for pid in (worker.pid,) if pid is not None}
     return tuple(sorted(pids)) if others else ()
 
 
 def process_state(worker: Worker, pid: int | None, now: float | None = None) -> ProcessState:
-    """What is known of the process that has a task, by the worker that stands under its name.
+    """The state of the process that has a task.
 
-    With ``now``, one that said goodbye long ago is offline: of a task that it has, the receiver knows better.
+    With ``now``, a process that went offline long ago counts as offline rather than shutting down.
     """
     if pid is None or pid == worker.pid:
         if worker.status is WorkerStatus.OFFLINE:
-            return _after_goodbye(worker.offline_at, now) if worker.sent_offline else "offline"
+            return _after_offline(worker.offline_at, now) if worker.sent_offline else "offline"
         return "online" if worker.status is WorkerStatus.ONLINE else "silent"
     other = process_of(worker, pid)
     if other is None:
         return "offline"
     if other.offline_at is not None:
-        return _after_goodbye(other.offline_at, now)
-    heard = other.last_heartbeat + overdue_seconds(other.freq) >= (worker.last_heartbeat or 0.0)
-    return "online" if heard else "silent"
+        return _after_offline(other.offline_at, now)
+    beating = other.last_heartbeat + overdue_seconds(other.freq) >= (worker.last_heartbeat or 0.0)
+    return "online" if beating else "silent"
 
 
-def _after_goodbye(offline_at: float | None, now: float | None) -> ProcessState:
+def _after_offline(offline_at: float | None, now: float | None) -> ProcessState:
     return "offline" if now is not None and now - (offline_at or 0.0) > SHUTDOWN_SECONDS else "shutting down"
 
 
-def holder_state(task: Task, workers: Iterable[Worker]) -> ProcessState | None:
-    """Of the process that has the task now; ``None`` where nobody is known to have it."""
+def task_process_state(task: Task, workers: Iterable[Worker]) -> ProcessState | None:
+    """The state of the process that has the task now; ``None`` if none is known to have it."""
     if task.state not in ON_WORKER_STATES or task.run is None:
         return None
     found = [worker for worker in workers if (worker.cluster, worker.hostname) == (task.cluster, task.worker)]
@@ -232,16 +232,16 @@ def holder_state(task: Task, workers: Iterable[Worker]) -> ProcessState | None:
 
 
 def overdue_seconds(freq: float | None) -> float:
-    """Seconds of silence that no heartbeat on its way explains; of one that sends none, nothing is ever overdue."""
+    """Seconds after which a heartbeat is overdue; infinite for a worker that sends none."""
     return 2 * freq + GRACE_SECONDS if freq else float("inf")
 
 
 def _takes_over(worker: Worker, other: WorkerProcess | None, event: Event, at: float, arrived: float) -> bool:
-    """Whether the process of this event stands for the worker from now on."""
+    """Whether the process of this event becomes the worker's current one."""
     if event.type == "worker-offline":
         return False
     if other is not None and other.offline_at is not None:
-        return event.type == "worker-online"  # the system gave the number again; else it ends what it runs
+        return event.type == "worker-online"  # the pid was reused; otherwise it is finishing its tasks
     if not event.type.startswith("worker-"):
         return other is None and not _is_older(worker, event, at, arrived)
     if worker.status is WorkerStatus.OFFLINE:
@@ -252,7 +252,7 @@ def _takes_over(worker: Worker, other: WorkerProcess | None, event: Event, at: f
 
 
 def _replaced(worker: Worker, other: WorkerProcess | None, pid: int, arrived: float) -> Worker:
-    """Another process under the name: what was asked of the one before is void."""
+    """The worker with another current process; answers of the previous one are dropped."""
     before = WorkerProcess(
         pid=worker.pid or 0,
         first_seen=worker.since or worker.first_seen or arrived,
@@ -264,16 +264,16 @@ def _replaced(worker: Worker, other: WorkerProcess | None, pid: int, arrived: fl
         processed=worker.processed,
         pool=worker.pool,
     )
-    again = other is not None and other.offline_at is None
+    returning = other is not None and other.offline_at is None
     fresh = msgspec.structs.replace(
         worker,
         pid=pid,
-        since=other.first_seen if other is not None and again else arrived,
-        skew=other.skew if other is not None and again else None,
-        last_heartbeat=other.last_heartbeat if other is not None and again else None,
+        since=other.first_seen if other is not None and returning else arrived,
+        skew=other.skew if other is not None and returning else None,
+        last_heartbeat=other.last_heartbeat if other is not None and returning else None,
         jump=0.0,
         inspected_at=None,
-        queues=None,  # it may have been started with others
+        queues=None,  # it may consume others
         rusage=None,
         events_enabled=None,
         others=tuple(each for each in worker.others if each.pid != pid),
@@ -281,7 +281,7 @@ def _replaced(worker: Worker, other: WorkerProcess | None, pid: int, arrived: fl
     return _with_other(fresh, before)
 
 
-def _heard(other: WorkerProcess | None, event: Event, arrived: float) -> WorkerProcess:
+def _fold_process(other: WorkerProcess | None, event: Event, arrived: float) -> WorkerProcess:
     skew = _skew_of(other, event, arrived)
     at = event.timestamp + skew
     if other is None:
@@ -296,7 +296,7 @@ def _heard(other: WorkerProcess | None, event: Event, arrived: float) -> WorkerP
 
 
 def _with_other(worker: Worker, process: WorkerProcess) -> Worker:
-    """The newest few; what was last heard of long ago is forgotten."""
+    """Adds a process to the latest few; those without recent heartbeats are dropped."""
     newest = max(process.last_heartbeat, worker.last_heartbeat or 0.0)
     rest = [each for each in worker.others if each.pid != process.pid]
     kept = [each for each in (*rest, process) if newest - each.last_heartbeat < KEPT_SECONDS]
@@ -310,7 +310,7 @@ def _skew_of(other: WorkerProcess | None, event: Event, arrived: float) -> float
 
 
 def _is_older(worker: Worker, event: Event, at: float, arrived: float) -> bool:
-    """It came late: both clocks say so. By one alone, it is that clock that was set back."""
+    """Whether the event is older than the last one by both clocks. By just one clock, that clock was set back."""
     if worker.last_heartbeat is None or at >= worker.last_heartbeat:
         return False
     if arrived < worker.last_heartbeat - SET_BACK_SECONDS:
@@ -319,28 +319,28 @@ def _is_older(worker: Worker, event: Event, at: float, arrived: float) -> bool:
 
 
 def after_setting(worker: Worker, seconds: float) -> Worker:
-    """The same, told by our own clock after it was set by so many seconds."""
-    moments = _moved(worker, ("skew", "last_heartbeat", "offline_at", "inspected_at", "since"), seconds)
+    """The worker with its times shifted after our own clock was set by these seconds."""
+    times = _shifted(worker, ("skew", "last_heartbeat", "offline_at", "inspected_at", "since"), seconds)
     others = tuple(
-        msgspec.structs.replace(each, **_moved(each, ("skew", "first_seen", "last_heartbeat", "offline_at"), seconds))
+        msgspec.structs.replace(each, **_shifted(each, ("skew", "first_seen", "last_heartbeat", "offline_at"), seconds))
         for each in worker.others
     )
-    return msgspec.structs.replace(worker, **moments, others=others)
+    return msgspec.structs.replace(worker, **times, others=others)
 
 
-def _moved(holder: Worker | WorkerProcess, names: Sequence[str], seconds: float) -> dict[str, float | None]:
-    moments = {name: getattr(holder, name) for name in names}
-    return {name: None if at is None else at + seconds for name, at in moments.items()}
+def _shifted(process: Worker | WorkerProcess, names: Sequence[str], seconds: float) -> dict[str, float | None]:
+    times = {name: getattr(process, name) for name in names}
+    return {name: None if at is None else at + seconds for name, at in times.items()}
 
 
 def is_skewed(worker: Worker) -> bool:
-    """Its clock is off; not where it was set while it ran and agrees with ours now, as on a machine of ours."""
+    """Whether its clock is off. A clock that was set while the worker ran and now agrees with ours is not."""
     skew = worker.skew or 0.0
     return min(abs(skew), abs(skew - worker.jump)) > SKEW_SECONDS
 
 
 def _skew(worker: Worker, event: Event, arrived: float) -> float:
-    """Our clock minus the worker's. Delay on the way only adds to it, so the smallest difference is the best."""
+    """Our clock minus the worker's. Delays only increase the difference, so the smallest one is used."""
     seen = arrived - event.timestamp
     if worker.skew is None or event.pid != worker.pid:
         return seen

@@ -1,8 +1,7 @@
 """The tree of a workflow, from its tasks' parents, and which workers, tasks and workflows may be stuck.
 
-Events name a task's parent and root and no more: not which tasks were one group, nor what a chord still waits for. A
-worker whose pool hangs still sends heartbeats and answers, so only its tasks show it: what is stuck is a guess, made
-from how long tasks of the same name usually run.
+Events have a task's parent and root, but not its group or what a chord waits for. A worker whose pool hangs still sends
+heartbeats and answers, so only its tasks show that. What is stuck is a guess, from the usual run times of task names.
 """
 
 from collections import Counter, defaultdict
@@ -21,7 +20,7 @@ PAGE_ROWS = 100
 
 
 class Row(NamedTuple):
-    """A line of the tree: one task, or all of one name under one parent. ``page`` rows of a bundle are shown."""
+    """A line of the tree: one task, or a bundle of all tasks of one name under one parent."""
 
     depth: int
     step: Step  # of a bundle, the first
@@ -36,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """Which bundle is unfolded, and from which of its tasks on."""
+    """The bundle that is unfolded, and the index of its first shown task."""
 
     parent: str
     name: str
@@ -45,13 +44,13 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Steps by id, and their children in the order in which they came."""
+    """Steps by id, and their children in order of arrival."""
 
     root: Step
     steps: dict[str, Step]
     children: dict[str, list[str]]
     detached: frozenset[str]
-    below: dict[str, Counter[TaskState | None]]  # tasks by state in each subtree, its top included
+    below: dict[str, Counter[TaskState | None]]  # tasks by state in each subtree, including its root
 
     @property
     def unfinished(self) -> list[Step]:
@@ -59,12 +58,12 @@ class Tree:
 
     @property
     def span(self) -> tuple[float, float] | None:
-        """From the first thing known to the last."""
-        moments = [at for step in self.steps.values() for at in moments_of(step)]
-        return (min(moments), max(moments)) if moments else None
+        """The times of the first and the last event."""
+        times = [at for step in self.steps.values() for at in times_of(step)]
+        return (min(times), max(times)) if times else None
 
     def path_to(self, step_id: str) -> list[Step]:
-        """From the root down to a step."""
+        """The steps from the root to this one."""
         parents = {child: parent for parent, children in self.children.items() for child in children}
         path = [step_id]
         while path[-1] in parents:
@@ -87,41 +86,41 @@ _DECIDING: tuple[tuple[WorkflowState, frozenset[TaskState]], ...] = (
 
 
 def state_of(states: Iterable[TaskState | None]) -> WorkflowState | None:
-    """The state of a workflow from those of its tasks: whatever still goes on first, then the worst end.
+    """The state of a workflow from those of its tasks: unfinished states first, then the worst end.
 
-    ``None`` stands for a task that is not in the record, and is the answer where no task is.
+    ``None`` is a task that is not recorded, and the result if no task is.
     """
     present = set(states)
     return next((word for word, deciding in _DECIDING if present & deciding), None)
 
 
 def build(steps: Sequence[Step]) -> Tree:
-    """The tree; the first step is its root. Who has no known parent, or is its own ancestor, hangs on the root."""
+    """The tree; the first step is its root. A step without a recorded parent, or in a cycle, is put under the root."""
     root = steps[0]
-    known = {step.id: step for step in steps}
+    by_id = {step.id: step for step in steps}
     children: dict[str, list[str]] = {}
     detached = set()
     for step in steps[1:]:
-        parent = step.parent_id if step.parent_id in known and step.parent_id != step.id else None
+        parent = step.parent_id if step.parent_id in by_id and step.parent_id != step.id else None
         if parent is None:
             detached.add(step.id)
         children.setdefault(parent or root.id, []).append(step.id)
     reached = set(_reached(root.id, children))
-    for lost in [each for each in known if each not in reached]:  # a circle
-        parent_id = known[lost].parent_id
-        if parent_id is not None and lost in children.get(parent_id, ()):
-            children[parent_id].remove(lost)
-        children.setdefault(root.id, []).append(lost)
-        detached.add(lost)
+    for step_id in [each for each in by_id if each not in reached]:  # in a cycle
+        parent_id = by_id[step_id].parent_id
+        if parent_id is not None and step_id in children.get(parent_id, ()):
+            children[parent_id].remove(step_id)
+        children.setdefault(root.id, []).append(step_id)
+        detached.add(step_id)
     order = _reached(root.id, children)
-    return Tree(root, known, children, frozenset(detached), _below(order, known, children))
+    return Tree(root, by_id, children, frozenset(detached), _below(order, by_id, children))
 
 
 def critical_path(tree: Tree) -> list[Step]:
-    """The way to the unfinished task of which nothing was heard for longest; of a finished workflow, to its end."""
-    unfinished = [step for step in tree.unfinished if moments_of(step)]
+    """The path to the unfinished task without events for longest; in a finished workflow, to the last end."""
+    unfinished = [step for step in tree.unfinished if times_of(step)]
     if unfinished:
-        return tree.path_to(min(unfinished, key=lambda step: max(moments_of(step))).id)
+        return tree.path_to(min(unfinished, key=lambda step: max(times_of(step))).id)
     ended = [step for step in tree.steps.values() if step.ended is not None]
     return tree.path_to(max(ended, key=lambda step: step.ended or 0.0).id) if ended else []
 
@@ -133,12 +132,12 @@ def waiting_for(tree: Tree) -> list[tuple[TaskState, str | None, str | None, int
 
 
 def _waits_in(step: Step) -> str | None:
-    """A task that runs, or has its time to come, waits in no queue."""
+    """The queue of a waiting task; a running or scheduled task is in none."""
     return step.queue if step.state in {TaskState.PENDING, TaskState.RETRY, TaskState.RECEIVED} else None
 
 
 def tree_rows(tree: Tree, opened: Opened | None = None, critical: AbstractSet[str] = frozenset()) -> list[Row]:
-    """The lines of the tree: children of one name become one line where they are more than a few."""
+    """The lines of the tree; more than FEW children of one name become a bundle."""
     found: list[Row] = []
     stack: list[tuple[int, Row | None, str]] = [(0, None, tree.root.id)]
     while stack and len(found) < MOST_ROWS:
@@ -161,7 +160,7 @@ def tree_rows(tree: Tree, opened: Opened | None = None, critical: AbstractSet[st
 
 
 def rows_to(tree: Tree, wanted: Iterable[str], critical: AbstractSet[str] = frozenset()) -> list[Row]:
-    """The lines of these tasks and of all above them, nothing folded."""
+    """The lines of these tasks and of their ancestors, without bundles."""
     parents = {child: parent for parent, children in tree.children.items() for child in children}
     kept: set[str] = set()
     for each in wanted:
@@ -179,23 +178,23 @@ def rows_to(tree: Tree, wanted: Iterable[str], critical: AbstractSet[str] = froz
     return found
 
 
-def moments_of(step: Step) -> list[float]:
-    """When anything is known to have happened to it; an ETA has not happened."""
+def times_of(step: Step) -> list[float]:
+    """The times of its events; an ETA is none."""
     return [at for at in (step.sent, step.received, step.started, step.ended) if at is not None]
 
 
 def _line(tree: Tree, step_id: str, depth: int, critical: AbstractSet[str]) -> Row:
     step, below = tree.steps[step_id], tree.below[step_id]
-    moments = moments_of(step)
-    first, last = (min(moments), max(moments)) if moments else (None, None)
+    times = times_of(step)
+    first, last = (min(times), max(times)) if times else (None, None)
     inside = step_id in critical
     return Row(depth, step, sum(below.values()), below, first, last, critical=inside, detached=step_id in tree.detached)
 
 
 def _bundle(tree: Tree, ids: list[str], depth: int, critical: AbstractSet[str], *, opened: bool) -> Row:
     states: Counter[TaskState | None] = Counter(tree.steps[each].state for each in ids)
-    moments = [at for each in ids for at in moments_of(tree.steps[each])]
-    first, last = (min(moments), max(moments)) if moments else (None, None)
+    times = [at for each in ids for at in times_of(tree.steps[each])]
+    first, last = (min(times), max(times)) if times else (None, None)
     inside = not critical.isdisjoint(ids)
     return Row(depth, tree.steps[ids[0]], len(ids), states, first, last, bundle=True, opened=opened, critical=inside)
 
@@ -208,7 +207,7 @@ def _by_name(tree: Tree, step_id: str) -> dict[str | None, list[str]]:
 
 
 def _reached(root_id: str, children: dict[str, list[str]]) -> list[str]:
-    """All that hang on the root, each after its parent."""
+    """All descendants of the root, each after its parent."""
     order = []
     stack = [root_id]
     while stack:
@@ -222,7 +221,7 @@ def _below(
     order: list[str], steps: dict[str, Step], children: dict[str, list[str]]
 ) -> dict[str, Counter[TaskState | None]]:
     below: dict[str, Counter[TaskState | None]] = {}
-    leaves = {state: Counter([state]) for state in {step.state for step in steps.values()}}  # most are alike
+    leaves = {state: Counter([state]) for state in {step.state for step in steps.values()}}  # shared, as most are equal
     for each in reversed(order):
         state = steps[each].state
         if each not in children:
@@ -238,25 +237,25 @@ def _below(
     return below
 
 
-LEAST_SECONDS = 3.0  # shorter than this nothing is unusual
-TIMES_USUAL = 3.0  # longer than so many times what 99 of 100 took
-LEAST_RUNS = 5  # fewer say nothing of what is usual
+LEAST_SECONDS = 3.0  # nothing shorter is unusual
+TIMES_USUAL = 3.0  # times the 99th percentile is unusual
+LEAST_RUNS = 5  # needed for a usual run time
 
 
 class ActiveTask(NamedTuple):
-    """A task that a worker has. Times are of our clock; ``started`` is ``None`` while it waits there."""
+    """A task that a worker has. Times are by our clock; ``started`` is False while it waits there."""
 
     cluster: str
     worker: str
     name: str | None
-    since: float  # it was started, or could have been
+    since: float  # when it was started, or could have been
     started: bool
     root_id: str | None = None
     id: str | None = None
 
 
 class LongTask(NamedTuple):
-    """A task in which a pool process has been far longer than tasks of its name usually run."""
+    """A task that has been running far longer than tasks of its name usually do."""
 
     hostname: str
     name: str
@@ -267,14 +266,14 @@ class LongTask(NamedTuple):
 
 
 class Usual(NamedTuple):
-    """How long tasks of a name run."""
+    """The usual run time of a task name, in seconds."""
 
     runs: int
     p99: float
 
 
 class StalledWorker(NamedTuple):
-    """A worker that may be stuck: the longest any of its tasks has run (``started``) or waited."""
+    """A worker that may be stuck; ``seconds`` is the longest that one of its tasks has run (``started``) or waited."""
 
     hostname: str
     seconds: float
@@ -285,7 +284,7 @@ class StalledWorker(NamedTuple):
 
 
 class SlowWorkflow(NamedTuple):
-    """A workflow that waits for a task that runs unusually long, or (``usual`` is ``None``) nobody knows how long."""
+    """A workflow that waits for a task with an unusual, or (``usual`` is ``None``) unknown, run time."""
 
     root_id: str
     name: str | None
@@ -303,7 +302,7 @@ class Stalls(NamedTuple):
 
     @property
     def other_tasks(self) -> list[LongTask]:
-        """Without those of these workers and workflows."""
+        """The tasks that are not part of these workers or workflows."""
         hostnames = {worker.hostname for worker in self.workers}
         roots = {each.root_id for each in self.workflows}
         return [task for task in self.tasks if task.hostname not in hostnames and task.root_id not in roots]
@@ -311,32 +310,32 @@ class Stalls(NamedTuple):
 
 def stalled_workers(
     workers: Sequence[Worker],
-    held: Sequence[ActiveTask],
+    active: Sequence[ActiveTask],
     usual: Mapping[str, Usual],
     now: float,
     more_waiting: Set[tuple[str, str]] = frozenset(),
 ) -> list[StalledWorker]:
-    """Workers that are up, of which every task runs unusually long, and that have no room or start nothing.
+    """Online workers whose running tasks all take unusually long, and that are full or start nothing.
 
-    ``held`` has to hold all that the workers have started, for that is said of them; of those in ``more_waiting``,
-    (cluster, hostname), more tasks wait than it holds.
+    ``active`` has to contain all tasks that the workers have started. Workers in ``more_waiting``, (cluster, hostname),
+    have more waiting tasks than it contains.
     """
     by_worker: dict[tuple[str, str], list[ActiveTask]] = defaultdict(list)
-    for task in held:
+    for task in active:
         by_worker[task.cluster, task.worker].append(task)
     found = []
     for worker in workers:
-        mine = by_worker.get((worker.cluster, worker.hostname), [])
-        if worker.status is WorkerStatus.ONLINE and mine and (stalled := _stalled(worker, mine, usual, now)):
+        tasks = by_worker.get((worker.cluster, worker.hostname), [])
+        if worker.status is WorkerStatus.ONLINE and tasks and (stalled := _stalled(worker, tasks, usual, now)):
             more = not stalled.started and (worker.cluster, worker.hostname) in more_waiting
             found.append(stalled._replace(at_least=more))
     return sorted(found, key=lambda each: -each.seconds)
 
 
-def slow_workflows(held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[SlowWorkflow]:
-    """One for each root: its task that has run longest."""
+def slow_workflows(active: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[SlowWorkflow]:
+    """Slow workflows, with the task of each that has been running longest."""
     found: dict[str, SlowWorkflow] = {}
-    for task in sorted(held, key=lambda each: -each.since):
+    for task in sorted(active, key=lambda each: -each.since):
         seconds = now - task.since
         known = _usual(usual, task.name)
         unusual = _overlong(task, usual, now) or (known is None and seconds > LEAST_SECONDS)
@@ -346,31 +345,32 @@ def slow_workflows(held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: 
     return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
 
 
-def long_tasks(held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[LongTask]:
+def long_tasks(active: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[LongTask]:
     """The longest first."""
     found = [
         LongTask(task.worker, task.name, task.id, now - task.since, known.p99, task.root_id)
-        for task in held
+        for task in active
         if task.started and task.name and _overlong(task, usual, now) and (known := _usual(usual, task.name))
     ]
     return sorted(found, key=lambda each: -each.seconds)
 
 
 def may_be_busy(worker: Worker) -> bool:
-    """A solo pool neither beats nor answers while it runs a task, and its events of that wait until it ends."""
+    """Whether a silent worker is probably busy: a solo pool sends nothing while it runs a task."""
     return worker.pool == "solo" and worker.status is WorkerStatus.SILENT
 
 
 def stalled_words(stalled: StalledWorker) -> str:
-    """Why a worker may be stuck."""
+    """The reason why a worker may be stuck."""
     seconds = age_words(stalled.seconds)
     if not stalled.started:
-        waits = counted(stalled.tasks, "task it has taken waits", "tasks it has taken wait")
-        waits = f"at least {waits}" if stalled.at_least else waits
-        return f"{stalled.hostname} may be stuck: {waits}, one for {seconds}, and none is started."
-    all_run = "its only task has run" if stalled.tasks == 1 else f"all {number_words(stalled.tasks)} tasks it runs have"
-    ran = f"{all_run} for {seconds}" if stalled.tasks == 1 else f"{all_run} run unusually long, one for {seconds}"
-    return f"{stalled.hostname} may be stuck: {ran}{usual_words(stalled.usual)}."
+        received = counted(stalled.tasks, "received task")
+        received = f"at least {received}" if stalled.at_least else received
+        return f"{stalled.hostname} may be stuck: {received} not started, the longest for {seconds}."
+    running = f"its only task has been running for {seconds}"
+    if stalled.tasks > 1:
+        running = f"all {number_words(stalled.tasks)} running tasks take unusually long, the longest {seconds}"
+    return f"{stalled.hostname} may be stuck: {running}{usual_words(stalled.usual)}."
 
 
 def usual_words(p99: float | None) -> str:
@@ -382,12 +382,12 @@ def usual_words(p99: float | None) -> str:
 
 
 def _stalled(
-    worker: Worker, held: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float
+    worker: Worker, tasks: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float
 ) -> StalledWorker | None:
-    running = [task for task in held if task.started]
-    waiting = [task for task in held if not task.started and now - task.since > LEAST_SECONDS]
+    running = [task for task in tasks if task.started]
+    waiting = [task for task in tasks if not task.started and now - task.since > LEAST_SECONDS]
     if (worker.active or 0) > len(running) or not all(_overlong(task, usual, now) for task in running):
-        return None  # its heartbeat may tell of tasks that we never heard of
+        return None  # its heartbeat may count tasks without events
     full = worker.pool_size is not None and min(len(running), worker.active or 0) >= worker.pool_size > 0
     if running and (full or waiting):
         oldest = min(running, key=lambda task: task.since)

@@ -212,12 +212,12 @@ class Receiver:
     def _correct_arrivals(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Arrival times by our present clock, which may have been set since."""
         now = time.time()
-        if seconds := self._clock.set_by(now, _steady()):
+        if seconds := self._clock.jump(now, _steady()):
             self._clock_change += seconds
             log.warning("our own clock was set by %+.1f s", seconds)
         moved = []
         for each in deliveries:
-            arrived = each.arrived if each.concluded else self._clock.read_again(each.arrived, now)
+            arrived = each.arrived if each.concluded else self._clock.current(each.arrived, now)
             moved.append(each if arrived == each.arrived else msgspec.structs.replace(each, arrived=arrived))
         return moved
 

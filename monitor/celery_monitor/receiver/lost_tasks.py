@@ -22,7 +22,7 @@ import msgspec
 
 from celery_monitor.brokers.results import StoredResult
 from celery_monitor.brokers.task_messages import LocatedMessage
-from celery_monitor.core.lifecycle import HELD_BY_WORKER, IN_QUEUE, REMOVED, RUNNING
+from celery_monitor.core.lifecycle import IN_QUEUE, ON_WORKER, REMOVED, RUNNING
 from celery_monitor.core.words import age_words
 from celery_monitor.core.workers import SHUTDOWN_SECONDS, overdue_seconds, process_of
 from celery_monitor.records.event import Event
@@ -418,7 +418,7 @@ def _found_on_worker(
     started = found.started if found.listed == "active" else None
     return msgspec.structs.replace(
         event,
-        type=HELD_BY_WORKER if started is None else RUNNING,
+        type=ON_WORKER if started is None else RUNNING,
         timestamp=now if started is None else started,
         hostname=found.hostname,
         pid=worker.pid,

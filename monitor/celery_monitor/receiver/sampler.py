@@ -26,7 +26,7 @@ from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.findings import RecentSamples
 from celery_monitor.core.waits import Senders, moved
-from celery_monitor.core.workers import twin_pids, twins
+from celery_monitor.core.workers import duplicate_pids, duplicates
 from celery_monitor.errors import MonitorError, Unsupported
 from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, SAMPLER, SCHEDULES, HelperFailures
 from celery_monitor.receiver.schedules import Schedules
@@ -197,7 +197,7 @@ class Sampler:
         self._pinged = False
         self._inspected_at = 0.0
         self._newcomers = Newcomers(settings.inspect_seconds)
-        self._twins_asked: set[Process] = set()  # processes that share a node name, when all were last asked
+        self._duplicates_asked: set[Process] = set()  # processes that share a node name, when all were last asked
         self._worker_is_new = threading.Event()
         self._queues_are_new = threading.Event()
         self._switches = TaskEventsSwitch(store, cluster, remote, settings, notice)
@@ -278,8 +278,8 @@ class Sampler:
             return None
         workers = self._workers_up()
         twin_processes = _twin_processes(workers)
-        if twin_processes - self._twins_asked or now - self._inspected_at >= self._settings.inspect_seconds:
-            self._twins_asked = twin_processes
+        if twin_processes - self._duplicates_asked or now - self._inspected_at >= self._settings.inspect_seconds:
+            self._duplicates_asked = twin_processes
             self._inspect(remote, workers, now)
         elif new := self._newcomers.due(workers, now):
             alone = sorted(set(new) - {hostname for hostname, _ in twin_processes})
@@ -331,7 +331,7 @@ class Sampler:
         """Asks all workers that are up."""
         self._inspected_at = now
         expected = [worker.hostname for worker in workers]
-        doubled = any(twins(worker) for worker in workers)
+        doubled = any(duplicates(worker) for worker in workers)
         queues = _ask(remote, "active_queues", expected, doubled=doubled)
         if not expected and not queues:
             return
@@ -392,7 +392,7 @@ def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bo
 
 
 def _twin_processes(workers: Sequence[Worker]) -> set[Process]:
-    return {(worker.hostname, pid) for worker in workers for pid in twin_pids(worker)}
+    return {(worker.hostname, pid) for worker in workers for pid in duplicate_pids(worker)}
 
 
 def _ask(remote: Remote, question: str, expected: Sequence[str], *, doubled: bool) -> dict[str, list[Reply]]:

@@ -23,7 +23,7 @@ from celery_monitor.brokers.beat import (
 )
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.core.schedule import next_look
+from celery_monitor.core.schedule import next_overdue
 from celery_monitor.errors import MonitorError
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import BeatHealth, BeatSource, OverdueEntry, ScheduleEntry, UnreadEntry
@@ -240,7 +240,7 @@ class Schedules:
         if is_caught_up(self._store, self._cluster, now):  # else what was sent is not stored yet
             rows = read_schedule(self._store, self._cluster, now, {}, RUNS)
             judged = replace(judged, overdue=_overdue(rows), stopped=all_overdue(rows))
-            soonest = min(soonest, next_look([row.standing for row in rows], now))
+            soonest = min(soonest, next_overdue([row.standing for row in rows], now))
         if self._stored is None or _differs(judged, self._stored):
             self._stored = replace(judged, at=now)
             save_beat_health(self._store, self._stored)

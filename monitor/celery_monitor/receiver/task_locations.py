@@ -14,7 +14,7 @@ from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.brokers.results import ResultReader, StoredResult
 from celery_monitor.brokers.task_messages import can_read_by_delivery, can_read_messages, survey
-from celery_monitor.core.workers import process_state, twins
+from celery_monitor.core.workers import duplicates, process_state
 from celery_monitor.receiver.lost_tasks import (
     AGAIN_SECONDS,
     RESERVED_STATES,
@@ -108,7 +108,7 @@ class TaskLocations:
         found = survey(self.remote.broker, self.remote.settings, queues)
         names = {worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE}
         on_workers, answered = self._ask(names)
-        answered -= {worker.hostname for worker in workers if twins(worker)}
+        answered -= {worker.hostname for worker in workers if duplicates(worker)}
         return measured._replace(
             on_workers=on_workers,
             messages=found.messages,
@@ -220,7 +220,7 @@ class StartedCheck:
         for process in processes:
             worker = by_name.get(process.hostname)
             # With two processes of one name it is unknown which one replied.
-            if worker is not None and worker.pid == process.pid and not twins(worker):
+            if worker is not None and worker.pid == process.pid and not duplicates(worker):
                 counted |= self._ask(worker, process, now)
         self._absent = counted
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from celery_monitor.core.lifecycle import CAPTURED, REMOVED, fold, is_lifecycle
 from celery_monitor.core.sanitize import Sanitizer
-from celery_monitor.core.waits import Senders, settle
+from celery_monitor.core.waits import Senders, set_ready_times
 from celery_monitor.core.workers import Clocks, after_setting, fold_worker, process_of
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth
@@ -243,7 +243,7 @@ class Writer:
                         self._pending.add(task_id, event)
                     from_worker = not delivery.concluded and event.type not in _NOT_FROM_WORKER
                     if event.type == "task-sent":
-                        self.senders.hear(event.hostname, event.timestamp, delivery.arrived)
+                        self.senders.observe(event.hostname, event.timestamp, delivery.arrived)
                     if from_worker and event.hostname not in skews:
                         batch.by_worker.setdefault(event.hostname, []).append((event, delivery.arrived))
                 elif event.type in {"worker-heartbeat", "worker-online", "worker-offline"}:
@@ -357,7 +357,7 @@ class Writer:
                 task.queue = queue
                 changed = True
         if changed:
-            settle(task, self.senders, self._skews)
+            set_ready_times(task, self.senders, self._skews)
         return changed
 
     def _save(

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.errors import MonitorError
@@ -92,7 +93,7 @@ def create_app(settings: Settings) -> Starlette:
     register_names()
     store = open_store(settings.database)
     environment = make_environment()
-    presenter = Presenter(PAGES, environment, store, settings)
+    presenter = Presenter(PAGES, environment, store, settings, REQUIRED_ROLE)
     table = routes(presenter)
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,

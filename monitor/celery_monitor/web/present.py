@@ -194,11 +194,19 @@ class ViewSnapshot:
 class Presenter:
     """Reads and renders the pages."""
 
-    def __init__(self, pages: Iterable[Page], environment: Environment, store: Store, settings: Settings) -> None:
+    def __init__(
+        self,
+        pages: Iterable[Page],
+        environment: Environment,
+        store: Store,
+        settings: Settings,
+        required_roles: Mapping[str, Role],
+    ) -> None:
         self.pages = tuple(pages)
         self._environment = environment
         self._store = store
         self._settings = settings
+        self._required_roles = required_roles
         self._shell = ShellReader(self.pages)
         self._patterns = [(compile_path(page.path), page) for page in self.pages]
 
@@ -211,7 +219,9 @@ class Presenter:
         params: Mapping[str, Any],
         extra: tuple[str, ...] = (),
     ) -> View:
-        return View(path, query, self._store, self._settings, time.time(), base, role, params, extra)
+        return View(
+            path, query, self._store, self._settings, time.time(), base, role, self._required_roles, params, extra
+        )
 
     def find(self, watched: Watched) -> tuple[Page, View]:
         """The page at an address. Raises NotFound."""

@@ -70,8 +70,8 @@ def test_what_is_no_number_is_said_on_the_worker_page(house: House) -> None:
 def test_shutdown_and_purge_ask_for_the_name(house: House) -> None:
     house.worker("mail1@shop")
     queue(house, "emails")
-    assert "type its name as it stands: mail1@shop" in post(house, "/workers/mail1@shop/shutdown", confirm="mail1")
-    assert "type its name as it stands: emails" in post(house, "/queues/emails/purge", confirm="")
+    assert "type its name exactly: mail1@shop" in post(house, "/workers/mail1@shop/shutdown", confirm="mail1")
+    assert "type its name exactly: emails" in post(house, "/queues/emails/purge", confirm="")
     assert read_actions(house.store).items == []
 
 

@@ -130,9 +130,9 @@ def test_forms_change_the_state_and_say_what_it_means(browser: Browser) -> None:
     page = f"/failures/{number}"
     assert "shown as regressed" in browser.submit(page, f"{page}/resolve")
     assert read_failure_group(store, number).state is FailureState.RESOLVED
-    assert "resolved already" in browser.submit(page, f"{page}/resolve")
-    assert "left out of the list" in browser.submit(page, f"{page}/mute", reason="the bank is slow")
-    assert "Open again" in browser.submit(page, f"{page}/reopen")
+    assert "already resolved" in browser.submit(page, f"{page}/resolve")
+    assert "not in the list" in browser.submit(page, f"{page}/mute", reason="the bank is slow")
+    assert "Reopened" in browser.submit(page, f"{page}/reopen")
     trail = [(each.action, each.reason, each.outcome) for each in read_actions(store, limit=4).items]
     assert trail[:2] == [("failure.reopen", None, "done"), (MuteFailure.action, "the bank is slow", "done")]
     assert trail[2] == (ResolveFailure.action, None, "failed")

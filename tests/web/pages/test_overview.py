@@ -44,7 +44,7 @@ def chart(html: str, name: str) -> Chart:
 
 def test_empty_record_says_what_to_do_next(house: House) -> None:
     text = house.text("/")
-    assert "No receiver has run on this record yet" in text
+    assert "No receiver has written to this database yet" in text
     assert "celery-monitor serve --broker" in text
     assert "celery -A your_app worker -E" in text
     assert "task_send_sent_event = True" in text
@@ -68,7 +68,7 @@ def test_sentence_names_workers_queue_and_failures(house: House) -> None:
         queue = Queue(cluster="shop", name="emails", ready=ready, **known)  # type: ignore[arg-type]
         save_queues(house.store, "shop", [queue], house.now - 60 * minutes)
     text = house.text("/")
-    assert "1 of 2 workers up, without worker9@shop. emails is growing: 412 waiting, oldest 3 min." in text
+    assert "1 of 2 workers up; worker9@shop is down. emails is growing: 412 waiting, oldest 3 min." in text
     assert "3 failures in 15 min, all TimeoutError in shop.pay." in text
 
 
@@ -162,7 +162,7 @@ def test_receiver_that_stands_by_is_said_until_it_is_silent(house: House) -> Non
 
 def test_silence_of_a_worker_without_heartbeats_is_not_said_to_be_none(house: House) -> None:
     house.worker("worker7@shop", status=WorkerStatus.SILENT, last_heartbeat=None)
-    assert "worker7@shop is silent, perhaps only busy." in house.text("/")
+    assert "worker7@shop is silent, perhaps just busy." in house.text("/")
 
 
 def test_lost_and_paused_are_said_with_their_cause_and_lead_to_them(house: House) -> None:

@@ -83,7 +83,7 @@ def test_retry_shows_the_arguments_then_sends_them_and_shows_the_new_task(
 def test_truncated_arguments_are_refused_and_the_editor_opens_empty(browser: Browser, redis_url: str) -> None:
     page = browser.get(f"/tasks/{shop.TRUNCATED}?panel=retry").text
     assert "with the original arguments" in page
-    assert "shortened with dots" in page
+    assert "shortened by the sender" in page
     assert re.findall(r"<textarea[^>]*>([^<]*)</textarea>", page) == ["", ""]
     browser.submit(f"/tasks/{shop.TRUNCATED}", f"/tasks/{shop.TRUNCATED}/retry", confirm="1")
     assert sent(redis_url) == []

@@ -144,7 +144,7 @@ def test_selected_tasks_are_shown_before_they_are_sent_and_sent_once(browser: Br
         after = browser.submit("/tasks", "/tasks/retry?q=state:failed", **confirmed)
         browser.submit("/tasks", "/tasks/retry?q=state:failed", **confirmed)
         assert broker.llen("payments") == 1
-    assert "Retry: 1 done, 1 skipped." in after
+    assert "1 task retried, 1 skipped." in after
     assert "Show new tasks" in after
 
 

@@ -45,7 +45,7 @@ def test_a_view_is_renamed_and_deleted(browser: Browser) -> None:
 
 def test_a_view_of_another_site_is_neither_kept_nor_followed(browser: Browser) -> None:
     page = browser.submit("/tasks", "/views/save", name="x", path="//evil.example", query="")
-    assert "is no path of this dashboard" in page
+    assert "is not a path of this dashboard" in page
     assert saved_links(page) == []
 
 

@@ -59,7 +59,7 @@ def beat(house: House, second: float, pid: int, kind: str = "heartbeat", hostnam
 def test_two_processes_of_one_name_are_named_with_what_to_do(house: House) -> None:
     for second in range(10):
         beat(house, second, 31 + second % 2)
-    words = "2 processes call themselves dup@shop."
+    words = "2 processes share the name dup@shop."
     assert words in house.text("/")
     assert f"{words} Remote control reaches all of them" in house.text("/workers")
     text = house.text("/workers/dup@shop")
@@ -210,7 +210,7 @@ def test_worker_that_may_be_stuck_names_the_tasks_that_end_it(house: House) -> N
     house.worker("mail1@shop", pool_size=1, active=1)
     house.write(updated_at=house.now + 60, lag_seconds=0.1)  # a receiver that has been silent accuses nobody
     text = house.text("/workers/mail1@shop")
-    assert "mail1@shop may be stuck: its only task has run for" in text
+    assert "mail1@shop may be stuck: its only task has been running for" in text
     link = f'href="/tasks/{make_id(0)}?panel=terminate&amp;signal=SIGKILL"'
     assert link in house.html("/workers/mail1@shop")
     asked = house.html(f"/tasks/{make_id(0)}?panel=terminate&signal=SIGKILL")
@@ -261,6 +261,6 @@ def test_worker_that_starts_nothing_says_what_is_to_be_done_on_its_host(house: H
     house.write(make_event("task-received", timestamp=house.now - 90, name="shop.mail", args="()", **known))
     house.write(updated_at=house.now + 60, lag_seconds=0.1)
     text = house.text("/workers/mail1@shop")
-    assert "1 task it has taken waits" in text
+    assert "1 received task not started" in text
     assert "none can be terminated from here" in text
     assert "kill process" in text

@@ -114,6 +114,6 @@ def test_workflow_that_stands_still_comes_first_with_what_it_waits_for(house: Ho
     text = house.text("/workflows")
     assert "1 workflow is stalled. 3 tasks, 2 of them shop.pick received , no event since" in text
     assert text.count("3 tasks, 2 of them shop.pick") == 2
-    assert "A workflow has stood still for 1 min, waiting for shop.pick." in house.text("/")
+    assert "A workflow is stalled for 1 min, waiting for shop.pick." in house.text("/")
     task(house, 32, None, timestamp=house.now)
     assert "stalled" not in house.text("/workflows")

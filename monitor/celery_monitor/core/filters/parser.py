@@ -1,10 +1,10 @@
-r"""The filter language: text to Filter and back. No SQL, no clock.
+r"""The filter language: parsing text to a Filter. No SQL, no clock.
 
     state:failed -name:shop.report.* (queue:payments OR queue:mail) runtime:>5s received:>-1h "connection reset"
 
-A term is ``field:value`` or a bare word. Terms stand for *and*; ``OR`` binds less tightly; ``-`` negates; ``*`` stands
-for any text outside quotes; inside them ``\"`` and ``\\`` are a quote and a backslash. ``field:""`` is *unknown*.
-Whatever is wrong raises FilterError with its column; nothing wrong ever matches everything.
+A term is ``field:value`` or a bare word. Adjacent terms mean *and*; ``OR`` binds less tightly; ``-`` negates; ``*``
+outside quotes matches any text; inside quotes ``\"`` and ``\\`` are a quote and a backslash. ``field:""`` is *unknown*.
+Errors raise FilterError with the column; an invalid filter never matches everything.
 """
 
 import re
@@ -41,7 +41,7 @@ from celery_monitor.core.filters.values import (
 )
 from celery_monitor.errors import FilterError
 
-# Failures that still need somebody: nobody retried them, and nobody muted or resolved their group.
+# Failures that need attention: not retried, and their group is neither muted nor resolved.
 UNHANDLED = "state:failed retried:no -group:muted -group:resolved"
 LONGEST_TEXT = 2000
 DEEPEST = 20
@@ -54,7 +54,7 @@ _KEYWORDS = {keyword: re.compile(rf"{keyword}(?![^\s()])") for keyword in ("AND"
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What was asked. ``now`` is the moment that relative times were counted from; it takes no part in equality."""
+    """A filter. ``now`` is the base of relative times, and is not compared."""
 
     expression: Expression = All()
     now: float = field(default=0.0, compare=False)
@@ -67,24 +67,24 @@ class Filter:
 
     @property
     def terms(self) -> tuple[Expression, ...]:
-        """The conditions that must all hold."""
+        """The conditions that must all be met."""
         return self.expression.terms if isinstance(self.expression, All) else (self.expression,)
 
     def __and__(self, condition: Expression) -> "Filter":
-        """And this condition as well, unless it is there already."""
+        """With this condition added, unless it is already present."""
         added = (each for each in Filter(condition).terms if each not in self.terms)
         return self._of([*self.terms, *added])
 
     def without(self, term: Expression) -> "Filter":
-        """Less one of its terms."""
+        """Without one of its terms."""
         return self._of(each for each in self.terms if each != term)
 
     def without_field(self, name: str) -> "Filter":
-        """Less every condition that is about this field alone."""
+        """Without the terms that are only about this field."""
         return self._of(each for each in self.terms if field_of(each) != name)
 
     def in_cluster(self, name: str | None) -> "Filter":
-        """And of this cluster; ``None``: of any."""
+        """Limited to this cluster; ``None``: any cluster."""
         return self if name is None else self & exactly("cluster", name)
 
     def _of(self, terms: Iterable[Expression]) -> "Filter":
@@ -92,12 +92,12 @@ class Filter:
 
 
 def parse(text: str, now: float) -> Filter:
-    """The filter that the text stands for; empty text matches all. Raises FilterError."""
+    """The filter of a text; empty text matches all tasks. Raises FilterError."""
     if len(text) > LONGEST_TEXT:
         raise FilterError(f"a filter has at most {LONGEST_TEXT} characters", LONGEST_TEXT + 1)
     bad = re.search("[\x00\ud800-\udfff]", text)
     if bad:
-        raise FilterError(f"the character {bad[0]!r} is in no task", bad.start() + 1)
+        raise FilterError(f"the character {bad[0]!r} cannot be in a task", bad.start() + 1)
     return Filter(_Parser(text, now).parse(), now)
 
 
@@ -137,7 +137,7 @@ class _Parser:
             return All()
         expression = self._alternatives(0)
         if self.at < len(self.text):
-            raise FilterError("this parenthesis closes nothing", self.at + 1)
+            raise FilterError("unmatched closing parenthesis", self.at + 1)
         return expression
 
     def _alternatives(self, depth: int) -> Expression:
@@ -154,7 +154,7 @@ class _Parser:
 
     def _one(self, depth: int) -> Expression:
         if depth > DEEPEST:
-            raise FilterError(f"parentheses and negations go at most {DEEPEST} deep", self.at + 1)
+            raise FilterError(f"parentheses and negations can be nested at most {DEEPEST} deep", self.at + 1)
         if self.at == len(self.text) or self.text[self.at] == ")" or self._at("OR") or self._at("AND"):
             raise FilterError("a term is missing here", self.at + 1)
         if self._keyword("NOT") or self._take("-"):
@@ -179,7 +179,7 @@ class _Parser:
         if name is None:
             value = self._value()
             if not value.text:
-                raise FilterError("there is nothing to search for here", column)
+                raise FilterError("the search text is empty", column)
             return Word(value.pattern)
         self.at = name.end()
         return make_leaf(name[1], column, self._value(), self.now)
@@ -202,7 +202,7 @@ class _Parser:
     def _bare(self) -> str:
         match = _BARE.match(self.text, self.at)
         if match is None:
-            raise FilterError("put text that has a parenthesis in it between quotes", self.at + 1)
+            raise FilterError("put text with a parenthesis in quotes", self.at + 1)
         self.at = match.end()
         return match[0]
 
@@ -227,37 +227,37 @@ class _Parser:
 
 
 def make_leaf(name: str, column: int, value: _Value, now: float) -> Leaf:
-    """The condition ``name:value``. Raises FilterError with all that is known if the field is not."""
+    """The condition ``name:value``. Raises FilterError, which lists all fields for an unknown one."""
     base, dot, key = name.partition(".")
-    known = FIELDS.get(base.lower())
-    if known is None or (dot and (known.name != "kwargs" or not key)):
+    field = FIELDS.get(base.lower())
+    if field is None or (dot and (field.name != "kwargs" or not key)):
         raise FilterError(f"there is no field {name!r}; quote it to search for the text", column, FIELD_NAMES)
     if not value.parts:
-        raise FilterError(f'{name}: needs a value; {name}:"" is unknown', value.column)
-    if known.kind is Kind.STATE:
+        raise FilterError(f'{name}: needs a value; {name}:"" means unknown', value.column)
+    if field.kind is Kind.STATE:
         return State(read_state(value.text, value.column))
-    if known.kind is Kind.RETRIED:
+    if field.kind is Kind.RETRIED:
         return RetriedCondition(read_retried(value.text, value.column))
     if not value.text and not key:
-        if known.name == "job":
+        if field.name == "job":
             raise FilterError("job: needs the number of a job", value.column)
-        if known.name in {"id", "cluster"}:
-            raise FilterError(f"every task has its {known.name}", value.column)
-        return Unknown(known.name)
-    if known.kind in {Kind.NAME, Kind.ID, Kind.TEXT}:
-        return Match(known.name, _checked(known.kind, key, value), key or None)
-    if known.kind is Kind.GROUP and value.text[0].isalpha():
+        if field.name in {"id", "cluster"}:
+            raise FilterError(f"every task has a known {field.name}", value.column)
+        return Unknown(field.name)
+    if field.kind in {Kind.NAME, Kind.ID, Kind.TEXT}:
+        return Match(field.name, _checked(field.kind, key, value), key or None)
+    if field.kind is Kind.GROUP and value.text[0].isalpha():
         return InGroups(read_group_word(value.text, value.column))
-    kind = Kind.NUMBER if known.kind is Kind.GROUP else known.kind
+    kind = Kind.NUMBER if field.kind is Kind.GROUP else field.kind
     interval = read_interval(kind, value.text, value.column, now)
-    if known.name == "job" and not interval.is_point:
-        raise FilterError("job: takes the number of one job", value.column)
-    return ValueRange(known.name, interval)
+    if field.name == "job" and not interval.is_point:
+        raise FilterError("job: needs the number of one job", value.column)
+    return ValueRange(field.name, interval)
 
 
 def _checked(kind: Kind, key: str, value: _Value) -> Pattern:
-    """Ids and single keyword arguments are found by their beginning only: the rest could not be told apart."""
+    """Ids and single keyword arguments can only be found by their prefix."""
     pattern = value.pattern
     if (kind is Kind.ID or key) and not pattern.literal and pattern.prefix is None:
-        raise FilterError("a wildcard can only stand at the end here", value.column)
+        raise FilterError("a wildcard is only allowed at the end here", value.column)
     return pattern

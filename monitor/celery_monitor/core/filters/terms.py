@@ -1,4 +1,4 @@
-"""What a filter is made of: conditions, joined by *not*, *all* and *any*; each prints as it is written."""
+"""The terms of a filter: conditions, joined by *not*, *all* and *any*; ``str`` gives their filter text."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -12,13 +12,13 @@ KEYWORDS = {"OR", "AND", "NOT"}
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A bare word: a part of the name, the id, the arguments or the exception, in any case."""
+    """A bare word: a part of the name, id, arguments or exception, ignoring case."""
 
     pattern: Pattern
 
     @property
     def field(self) -> None:
-        """It is about several fields."""
+        """None, as it searches several fields."""
 
     def __str__(self) -> str:
         first, *rest = self.pattern.pieces
@@ -46,7 +46,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class RetriedCondition:
-    """Whether a person retried it (``yes``, ``no``), or the state of the newest retry; empty: unknown."""
+    """Whether a person retried it (``yes``, ``no``), or the state of the newest retry; empty: state unknown."""
 
     word: str
 
@@ -74,7 +74,7 @@ class InGroups:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The text of a field fits a pattern; ``key`` is KEY of ``kwargs.KEY``."""
+    """The text of a field matches a pattern; ``key`` is KEY of ``kwargs.KEY``."""
 
     field: str
     pattern: Pattern
@@ -86,7 +86,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class ValueRange:
-    """A number, duration or time lies in an interval."""
+    """A number, duration or time is in an interval."""
 
     field: str
     interval: Interval
@@ -97,7 +97,7 @@ class ValueRange:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """The field has no known value."""
+    """The field is unknown."""
 
     field: str
 
@@ -107,7 +107,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """Everything that the term does not match, tasks of which it is unknown included."""
+    """All tasks that the term does not match, including those with an unknown field."""
 
     term: "Expression"
 
@@ -140,7 +140,7 @@ Expression = Leaf | Not | All | Any
 
 
 def exactly(field: str, value: str | int) -> Match | ValueRange | Unknown:
-    """The condition that a field is this text or number; empty text: that it is unknown."""
+    """The condition that a field equals this text or number; empty text: the field is unknown."""
     if isinstance(value, int):
         limit = Limit(float(value), inclusive=True)
         return ValueRange(field, Interval(str(value), limit, limit))
@@ -148,12 +148,12 @@ def exactly(field: str, value: str | int) -> Match | ValueRange | Unknown:
 
 
 def any_of(terms: Iterable[Expression]) -> Expression:
-    """The condition that at least one of these holds."""
+    """The condition that at least one of these is met."""
     return join(Any, terms)
 
 
 def leaves(expression: Expression) -> Iterator[Leaf]:
-    """Every condition in it, at any depth."""
+    """All conditions in it, at any depth."""
     if isinstance(expression, Not):
         yield from leaves(expression.term)
     elif isinstance(expression, All | Any):
@@ -164,7 +164,7 @@ def leaves(expression: Expression) -> Iterator[Leaf]:
 
 
 def field_of(expression: Expression) -> str | None:
-    """The one field that an expression is about."""
+    """The field of an expression, if it has only one."""
     found = {leaf.field for leaf in leaves(expression)}
     return found.pop() if len(found) == 1 else None
 
@@ -187,7 +187,7 @@ def _between_quotes(piece: str) -> str:
 
 
 def join(kind: type[All] | type[Any], terms: Iterable[Expression]) -> Expression:
-    """One term is itself; equal kinds are one level, so that each filter has one form."""
+    """Joins terms. A single term is returned as is, and nested terms of one kind are flattened: one canonical form."""
     flat: list[Expression] = []
     for each in terms:
         flat.extend(each.terms if isinstance(each, kind) else (each,))

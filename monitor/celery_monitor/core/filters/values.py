@@ -1,6 +1,6 @@
-"""The fields that a filter knows, and how each of their values is written: no grammar, no SQL.
+"""The fields of a filter, and the syntax of their values: no grammar, no SQL.
 
-Durations are seconds, times UTC epoch seconds. What is read here has one canonical spelling, which reads back equal.
+Durations are seconds, times UTC epoch seconds. Every value has one canonical text, which parses to an equal value.
 """
 
 import re
@@ -19,7 +19,7 @@ STATES_BY_WORD: dict[str, frozenset[TaskState]] = {word: frozenset({state}) for 
 }
 YES, NO = "yes", "no"
 RETRIED_WORDS = (YES, NO, *STATES_BY_WORD)
-# What is open on the page of failures has come back in part; that part has a word of its own.
+# Regressed groups are open, too, and also have their own word.
 GROUPS_BY_WORD: dict[str, frozenset[FailureState]] = {
     "open": frozenset({FailureState.OPEN, FailureState.REGRESSED}),
     **{state.value: frozenset({state}) for state in FailureState if state is not FailureState.OPEN},
@@ -28,14 +28,14 @@ LONGEST_DURATION = 10 * 366 * 86400.0
 
 
 class Kind(StrEnum):
-    """What the values of a field are."""
+    """The kind of a field's values."""
 
     STATE = "state"
     RETRIED = "retried"  # yes, no, or a state's word
     GROUP = "group"  # a number, or the word of a group's state
-    NAME = "name"  # whole and case-sensitive, ``*`` stands for anything
-    ID = "id"  # whole, or a beginning followed by ``*``
-    TEXT = "text"  # a part of the text, any case; with ``*`` the whole text
+    NAME = "name"  # the whole name, case-sensitive; ``*`` matches anything
+    ID = "id"  # the whole id, or a prefix followed by ``*``
+    TEXT = "text"  # a part of the text, ignoring case; with ``*`` the whole text
     NUMBER = "number"
     DURATION = "duration"
     TIME = "time"
@@ -43,7 +43,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of the language, with what its documentation and the autocomplete say."""
+    """One field, with its help for documentation and autocomplete."""
 
     name: str
     kind: Kind
@@ -54,31 +54,31 @@ class Field:
 FIELDS: dict[str, Field] = {
     each.name: each
     for each in (
-        Field("state", Kind.STATE, "what is known of the task now", "state:failed"),
+        Field("state", Kind.STATE, "current state of the task", "state:failed"),
         Field(
             "retried",
             Kind.RETRIED,
-            'whether a person retried it: yes, no, or the state of the newest retry; retried:"" is unknown yet',
+            'whether a person retried it: yes, no, or the state of the newest retry; retried:"" means state unknown',
             "retried:succeeded",
         ),
         Field("name", Kind.NAME, "task name", "name:shop.pay.*"),
-        Field("queue", Kind.NAME, 'queue it was sent to; queue:"" is unknown', "queue:payments"),
+        Field("queue", Kind.NAME, 'queue it was sent to; queue:"" means unknown', "queue:payments"),
         Field("worker", Kind.NAME, "worker of the latest run", "worker:celery@web-1"),
         Field("cluster", Kind.NAME, "cluster, as named with --broker", "cluster:default"),
-        Field("id", Kind.ID, "task id, or its beginning", "id:4f2a*"),
+        Field("id", Kind.ID, "task id, or its prefix", "id:4f2a*"),
         Field("root", Kind.ID, "id of the workflow's first task; finds the whole workflow", "root:4f2a9c01*"),
         Field("parent", Kind.ID, "id of the task that sent it", "parent:4f2a9c01*"),
         Field("group", Kind.GROUP, "failure group: its number, or open, regressed, resolved, muted", "group:17"),
-        Field("job", Kind.NUMBER, "bulk action: tasks that it sent again, or revoked", "job:7"),
-        Field("args", Kind.TEXT, "positional arguments, as the sender described them", "args:EUR"),
+        Field("job", Kind.NUMBER, "bulk job: tasks that it retried or revoked", "job:7"),
+        Field("args", Kind.TEXT, "positional arguments, as reported by the sender", "args:EUR"),
         Field("kwargs", Kind.TEXT, "keyword arguments; kwargs.KEY:value for one of them", "kwargs.card:visa"),
         Field("result", Kind.TEXT, "result of the latest run", "result:OK"),
         Field("exception", Kind.TEXT, "exception of the latest run", "exception:TimeoutError"),
         Field("traceback", Kind.TEXT, "traceback of the latest run", "traceback:pay.py"),
-        Field("retries", Kind.NUMBER, "times that the task was retried", "retries:>2"),
-        Field("runtime", Kind.DURATION, "run time of the latest run; an estimate where it was cut off", "runtime:>5s"),
-        Field("wait", Kind.DURATION, "time from when it could run to its start", "wait:100ms..2s"),
-        Field("sent", Kind.TIME, "when the task was sent, where that is known", "sent:>-15m"),
+        Field("retries", Kind.NUMBER, "number of retries", "retries:>2"),
+        Field("runtime", Kind.DURATION, "run time of the latest run; an estimate if it was interrupted", "runtime:>5s"),
+        Field("wait", Kind.DURATION, "time from when it could start to its start", "wait:100ms..2s"),
+        Field("sent", Kind.TIME, "when the task was sent, if known", "sent:>-15m"),
         Field("received", Kind.TIME, "when a worker received it", "received:2026-11-01..2026-11-02"),
         Field("started", Kind.TIME, "when the latest run started", "started:>-1h"),
         Field("finished", Kind.TIME, "when the latest run ended", "finished:>=2026-11-01T08:30"),
@@ -89,7 +89,7 @@ FIELD_NAMES = tuple(FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Text with wildcards: the pieces between them. One piece has no wildcard."""
+    """Text with wildcards, as the pieces between them. A single piece has no wildcard."""
 
     pieces: tuple[str, ...]
 
@@ -99,11 +99,11 @@ class Pattern:
 
     @property
     def prefix(self) -> str | None:
-        """What the text has to begin with, where that is all there is to it."""
+        """The prefix, if the pattern is only a prefix."""
         return self.pieces[0] if len(self.pieces) == 2 and not self.pieces[1] else None
 
     def matches(self, text: str) -> bool:
-        """Whether the whole text fits, each case as written."""
+        """Whether the whole text matches, case-sensitive."""
         first, *middle = self.pieces
         if not middle:
             return text == first
@@ -129,7 +129,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class ValueSpan:
-    """A value as it was written: a day is as long as a day, a duration is a point."""
+    """A value as a span: a date is a whole day, a duration is a point."""
 
     start: float
     end: float
@@ -151,7 +151,7 @@ class ValueSpan:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From ``low`` to ``high``. ``text`` is canonical and alone decides equality, for relative times move on."""
+    """From ``low`` to ``high``. Only the canonical ``text`` decides equality, because relative times move on."""
 
     text: str
     low: Limit | None = field(compare=False)
@@ -159,12 +159,12 @@ class Interval:
 
     @property
     def is_point(self) -> bool:
-        """One value alone lies in it."""
+        """Whether it contains exactly one value."""
         return self.low is not None and self.low == self.high
 
     @property
     def number(self) -> int:
-        """The whole number that alone lies in it. Raises ValueError where there are others."""
+        """The only whole number in it. Raises ValueError if there are others."""
         if self.low is None or self.low != self.high:
             raise ValueError(f"{self.text} is not one number")
         return int(self.low.value)
@@ -177,17 +177,17 @@ class Interval:
 
 
 def read_state(text: str, column: int) -> str:
-    """The canonical word; Celery's own names (FAILURE) are understood too."""
+    """The canonical word; Celery's names (FAILURE) are accepted, too."""
     word = text.lower()
     if word.upper() in TaskState.__members__:
         return TaskState[word.upper()].word
     if word not in STATES_BY_WORD:
-        raise FilterError(f"there is no state {text!r}", column, tuple(STATES_BY_WORD))
+        raise FilterError(f"{text!r} is not a state", column, tuple(STATES_BY_WORD))
     return word
 
 
 def read_retried(text: str, column: int) -> str:
-    """``yes``, ``no``, or the canonical word of a state; empty: the state of the retry is unknown."""
+    """``yes``, ``no``, or the canonical word of a state; empty: state of the retry unknown."""
     word = text.lower()
     if word in {"", YES, NO}:
         return word
@@ -198,11 +198,11 @@ def read_retried(text: str, column: int) -> str:
 
 
 def read_group_word(text: str, column: int) -> str:
-    """The state of failure groups, in a word."""
+    """The word for a state of failure groups."""
     word = text.lower()
     if word not in GROUPS_BY_WORD:
-        known = ("17", *GROUPS_BY_WORD)
-        raise FilterError(f"{text!r} is neither the number nor the state of a failure group", column, known)
+        allowed = ("17", *GROUPS_BY_WORD)
+        raise FilterError(f"{text!r} is not the number or state of a failure group", column, allowed)
     return word
 
 
@@ -218,7 +218,7 @@ def read_interval(kind: Kind, text: str, column: int, now: float) -> Interval:
         return _read_between(kind, text, column, now)
     span = _read_span(kind, text, column, now)
     if span.start == span.end and kind is not Kind.NUMBER:
-        raise FilterError(f"no task has exactly {text}; write >{text} or a range {text}..", column)
+        raise FilterError(f"no task has exactly {text}; use >{text} or a range {text}..", column)
     return Interval(span.text, span.from_start(), span.to_end())
 
 
@@ -227,9 +227,9 @@ def _read_between(kind: Kind, text: str, column: int, now: float) -> Interval:
     low = _read_span(kind, first, column, now) if first else None
     high = _read_span(kind, second, column + len(first) + 2, now) if second else None
     if low is None and high is None:
-        raise FilterError("a range needs at least one end", column)
+        raise FilterError("a range needs a start or an end", column)
     if low and high and low.relative == high.relative and low.start > high.start:
-        raise FilterError(f"the range {text} ends before it begins", column)
+        raise FilterError(f"the range {text} ends before it starts", column)
     written = f"{low.text if low else ''}..{high.text if high else ''}"
     return Interval(written, low.from_start() if low else None, high.to_end() if high else None)
 
@@ -242,12 +242,12 @@ def _read_span(kind: Kind, text: str, column: int, now: float) -> ValueSpan:
         return ValueSpan(seconds, seconds, format_duration(seconds))
     if kind is Kind.TIME:
         return _read_time(text, column, now)
-    raise FilterError(f"a {kind} has no order", column)
+    raise FilterError(f"a {kind} cannot be a range", column)
 
 
 def _read_number(text: str, column: int) -> ValueSpan:
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise FilterError(f"{text!r} is no whole number", column)
+        raise FilterError(f"{text!r} is not an integer", column)
     return ValueSpan(float(text), float(text), str(int(text)))
 
 
@@ -255,10 +255,10 @@ _FACTORS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
 
 
 def read_duration(text: str, column: int) -> float:
-    """Seconds of ``250ms``, ``5s``, ``1.5h``, ``2d``; a number alone is seconds."""
+    """Seconds of ``250ms``, ``5s``, ``1.5h``, ``2d``; a plain number is in seconds."""
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|[smhd]?)", text)
     if match is None:
-        raise FilterError(f"{text!r} is no duration", column, ("250ms", "5s", "3m", "2h", "7d"))
+        raise FilterError(f"{text!r} is not a duration", column, ("250ms", "5s", "3m", "2h", "7d"))
     number, unit = float(match[1]), match[2]
     seconds = round(number / 1000 if unit == "ms" else number * _FACTORS[unit], 9)
     if seconds > LONGEST_DURATION:
@@ -267,7 +267,7 @@ def read_duration(text: str, column: int) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest spelling that reads back as the same float."""
+    """The shortest text that parses to the same float."""
     for unit in ("d", "h", "m", "s"):
         if seconds and seconds % _FACTORS[unit] == 0:
             return f"{int(seconds / _FACTORS[unit])}{unit}"
@@ -279,7 +279,7 @@ def format_duration(seconds: float) -> str:
 
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:T([0-9]{2}:[0-9]{2})(:[0-9]{2}(\.[0-9]{1,6})?)?Z?)?")
 
-_KNOWN_TIMES = ("-15m", "-1h", "-7d", "2026-11-01", "2026-11-01T08:30", "2026-11-01T08:30:05")
+_EXAMPLE_TIMES = ("-15m", "-1h", "-7d", "2026-11-01", "2026-11-01T08:30", "2026-11-01T08:30:05")
 
 
 def _read_time(text: str, column: int, now: float) -> ValueSpan:
@@ -289,10 +289,10 @@ def _read_time(text: str, column: int, now: float) -> ValueSpan:
     match = _TIME.fullmatch(text)
     written = text.removesuffix("Z")
     if match is None:
-        raise FilterError(f"{text!r} is no time", column, _KNOWN_TIMES)
+        raise FilterError(f"{text!r} is not a time", column, _EXAMPLE_TIMES)
     try:
         start = datetime.fromisoformat(written).replace(tzinfo=UTC).timestamp()
     except ValueError as error:
-        raise FilterError(f"{text!r} is no time: {error}", column, _KNOWN_TIMES) from None
+        raise FilterError(f"{text!r} is not a time: {error}", column, _EXAMPLE_TIMES) from None
     length = 86400.0 if match[2] is None else 60.0 if match[3] is None else 1.0 if match[4] is None else 0.0
     return ValueSpan(start, start + length, written)

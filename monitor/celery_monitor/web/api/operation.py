@@ -30,7 +30,6 @@ from celery_monitor.control.commands import (
     kinds_of,
     summary_of,
 )
-from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.errors import (
     ArgumentsUnknown,
@@ -48,6 +47,7 @@ from celery_monitor.errors import (
 )
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
+from celery_monitor.web.pages import JobRunner
 from celery_monitor.web.security.guard import JSON_TYPE, actor_of, content_type
 
 DAY = 86400.0
@@ -125,7 +125,7 @@ class Call:
     store: Store
     settings: Settings
     controller: Controller
-    runner: Runner
+    runner: JobRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from celery_monitor.control.run import RunTask
 from celery_monitor.core.arguments import Fidelity, without_secrets
 from celery_monitor.core.message import Unreadable, facts, stamps_of
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.core.workers import ProcessState, holder_state
+from celery_monitor.core.workers import ProcessState, task_process_state
 from celery_monitor.errors import Conflict, NotFound, NotTaken, TakenUnknown
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Lineage, Outcome, Task, WaitSince
@@ -199,7 +199,7 @@ def task_detail(
 def get_task(call: Call, given: TaskAddress) -> TaskDetail:
     task = read_task(call.store, given.id, given.cluster)
     found = look_up(call.store, call.settings, task)
-    state = holder_state(task, read_workers(call.store, task.cluster))
+    state = task_process_state(task, read_workers(call.store, task.cluster))
     return task_detail(task, read_lineage(call.store, task), found, Redactor(call.settings.redact), state)
 
 

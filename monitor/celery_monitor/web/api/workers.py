@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from celery_monitor.control.commands import NO_NUL
-from celery_monitor.control.inspect import Inside, InspectedTask, look_inside
-from celery_monitor.control.workers import ON_WORKER, WORKER_COMMANDS, RevokeStamped
-from celery_monitor.core.workers import ProcessState, process_state, twin_pids
+from celery_monitor.control.inspect import Inspected, InspectedTask, query_worker
+from celery_monitor.control.revoke import RevokeStamped
+from celery_monitor.control.workers import ON_WORKER, WORKER_COMMANDS
+from celery_monitor.core.workers import ProcessState, duplicate_pids, process_state
 from celery_monitor.errors import BrokerUnavailable, Conflict, NotFound, Unsupported
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store.workers import read_workers
@@ -53,7 +54,7 @@ class InsideItem(Struct, frozen=True, kw_only=True):
     refusals: dict[str, str]
 
 
-def inspection_item(answers: Inside) -> InsideItem:
+def inspection_item(answers: Inspected) -> InsideItem:
     return InsideItem(
         silent=answers.silent,
         active=_inspected(answers.active),
@@ -76,7 +77,7 @@ def _plain(table: Any) -> Any:
 
 
 def inspect_worker(call: Call, given: WorkerAddress) -> InsideItem:
-    return inspection_item(look_inside(call.settings, _find(call, given)))
+    return inspection_item(query_worker(call.settings, _find(call, given)))
 
 
 def _find(call: Call, given: WorkerAddress) -> Worker:
@@ -149,7 +150,7 @@ def list_workers(call: Call, given: InCluster) -> WorkerList:
 
 
 def worker_item(worker: Worker, now: float) -> WorkerItem:
-    return shape(WorkerItem, worker, processes=process_items(worker, now), duplicates=list(twin_pids(worker)))
+    return shape(WorkerItem, worker, processes=process_items(worker, now), duplicates=list(duplicate_pids(worker)))
 
 
 def process_items(worker: Worker, now: float) -> list[ProcessItem]:

@@ -45,10 +45,8 @@ from typing import Any, Protocol
 
 from starlette.datastructures import FormData, QueryParams
 
-from celery_monitor.control.bulk import BulkCommand, BulkRetry
-from celery_monitor.control.commands import Actor, Command, Performed, Role
-from celery_monitor.control.perform import REQUIRED_ROLE
-from celery_monitor.records.job import Job
+from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.perform import Controller
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 
@@ -66,6 +64,7 @@ class View:
     now: float
     base: str = ""  # the URL prefix
     role: Role = Role.VIEWER
+    required_roles: Mapping[str, Role] = field(default_factory=dict)  # by action
     params: Mapping[str, Any] = field(default_factory=dict)  # of the path
     extra: tuple[str, ...] = ()  # keys of rows that the browser still shows, though they left the page
 
@@ -76,7 +75,7 @@ class View:
 
     def may(self, action: str) -> bool:
         """Whether to offer an action. The controller checks again when it is performed."""
-        return not self.settings.read_only and self.role >= REQUIRED_ROLE[action]
+        return not self.settings.read_only and self.role >= self.required_roles[action]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +85,6 @@ class Rows:
     template: str
     items: str
     key: Callable[[Any], str]
-
-
-class CommandRunner(Protocol):
-    """Performs everything that changes a cluster: celery_monitor.control.perform.Controller."""
-
-    def perform(self, actor: Actor, command: Command) -> Performed: ...
-
-    def preview(self, actor: Actor, command: BulkCommand) -> Job: ...
-
-    def look_again(self, actor: Actor, command: BulkRetry, *, include_retried: bool) -> Job: ...
 
 
 class JobRunner(Protocol):
@@ -109,7 +98,7 @@ class FormRequest:
     """A posted form: the user, its fields, and what performs it."""
 
     actor: Actor
-    controller: CommandRunner
+    controller: Controller
     form: FormData
     jobs: JobRunner
 

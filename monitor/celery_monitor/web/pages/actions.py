@@ -1,6 +1,6 @@
 """The audit trail: user, action, target, reason and result, denied actions included; and the latest jobs."""
 
-from celery_monitor.control.perform import REQUIRED_ROLE
+from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.jobs import read_jobs
 from celery_monitor.web.pages import Context, Page, View

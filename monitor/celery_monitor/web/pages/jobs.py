@@ -127,11 +127,10 @@ def start(view: View, request: FormRequest) -> Result:
 def include_retried(view: View, request: FormRequest) -> Result:
     """Previews again, with or without already retried tasks."""
     job = read_job(view.store, number(view))
-    command = BulkRetry(cluster=job.cluster, query=job.query, job=job.id)
+    again = request.form.get("include_retried") == "1"
+    command = BulkRetry(cluster=job.cluster, query=job.query, job=job.id, include_retried=again)
     try:
-        request.controller.look_again(
-            request.actor, command, include_retried=request.form.get("include_retried") == "1"
-        )
+        request.controller.preview(request.actor, command)
     except MonitorError as error:
         return _back(view, job, error.message, "bad")
     return Result(f"/jobs/{job.id}", {"cluster": view.cluster})

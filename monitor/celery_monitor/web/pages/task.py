@@ -9,16 +9,15 @@ from msgspec import structs
 
 from celery_monitor.control.allowed import REFUSED, SAME_ID, warnings_of
 from celery_monitor.control.arguments import WAITING, FoundArguments, look_up
-from celery_monitor.control.commands import SIGNALS
+from celery_monitor.control.commands import SIGNALS, Target, find_broker
 from celery_monitor.control.inspect import Consumed, consumed
 from celery_monitor.control.queues import HAZARD, FindMessage, why_not_find
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.revoke import RevokeTask
-from celery_monitor.control.target import Target, find_broker
 from celery_monitor.core.arguments import Arguments, without_secrets
 from celery_monitor.core.message import Unreadable, facts, stamps_of
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.core.workers import holder_state
+from celery_monitor.core.workers import task_process_state
 from celery_monitor.errors import ArgumentsUnknown, Conflict, InvalidInput, MonitorError, NotFound
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Link, Run, Task, TaskState
@@ -80,7 +79,7 @@ def context(view: View) -> Context:
         **panel,
         **_editor(view, task, found, arguments, panel["consumed"]),
         "place": found.place if task.state in WAITING else None,
-        "worker_state": holder_state(task, read_workers(view.store, task.cluster)),
+        "worker_state": task_process_state(task, read_workers(view.store, task.cluster)),
         "warning": " ".join(warnings_of(task, message)) or None,
     }
 
@@ -128,7 +127,7 @@ def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, wor
     values = (known.args_value, known.kwargs_value) if readable else (None, None)
     texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
     empty = not readable or known.args_value is None
-    queue = task.queue or (worker_queues.sole if worker_queues else None) or found.queue
+    queue = task.queue or (worker_queues.only_queue if worker_queues else None) or found.queue
     return {
         "editor": {**texts, "queue": queue, "countdown": ""},
         "editor_empty": empty,

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from celery_monitor.control.commands import SIGNALS, verb_of
-from celery_monitor.control.inspect import Inside, look_inside
-from celery_monitor.control.workers import WORKER_COMMANDS, EnableEvents, RevokeStamped, WorkerCommand
+from celery_monitor.control.inspect import Inspected, query_worker
+from celery_monitor.control.revoke import RevokeStamped
+from celery_monitor.control.workers import WORKER_COMMANDS, EnableEvents, WorkerCommand
 from celery_monitor.core.filters.parser import Filter
 from celery_monitor.core.filters.terms import State, any_of, exactly
 from celery_monitor.core.findings import RENAME, shared_names
-from celery_monitor.core.workers import ProcessState, is_skewed, process_state, twin_pids
+from celery_monitor.core.workers import ProcessState, duplicate_pids, is_skewed, process_state
 from celery_monitor.core.workflow import stalled_words
 from celery_monitor.errors import MonitorError, NotFound
 from celery_monitor.records.page import ListPage
@@ -136,7 +137,7 @@ def read_rows(view: View) -> list[WorkerRow]:
             differs=worker.sw_ver is not None and worker.sw_ver != usual.get(worker.cluster),
             skewed=_skewed(worker),
             silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
-            processes_up=len(twin_pids(worker)),
+            processes_up=len(duplicate_pids(worker)),
             processes=_processes(worker, view.now),
         )
         for worker in workers
@@ -185,10 +186,10 @@ def _natural(name: str) -> list[tuple[str, int]]:
     return [(text, int(digits or 0)) for text, digits in _PIECES.findall(name)]
 
 
-def _inspect(view: View, worker: Worker) -> Inside | MonitorError:
+def _inspect(view: View, worker: Worker) -> Inspected | MonitorError:
     """The worker's answer, or why it cannot be queried."""
     try:
-        return look_inside(view.settings, worker)
+        return query_worker(view.settings, worker)
     except MonitorError as error:
         return error
 
