@@ -8,7 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,10 @@ handed_over = later("celery_monitor.serve:handed_over")
 examine = later("celery_monitor.doctor:examine")
 lines = later("celery_monitor.doctor:lines")
 to_json = later("celery_monitor.doctor:to_json")
+perform_locally = later("celery_monitor.control.perform:perform_locally")
+open_store = later("celery_monitor.store.engine:open_store")
+read_users = later("celery_monitor.store.users:read_users")
+read_tokens = later("celery_monitor.store.sessions:read_tokens")
 
 
 class Failure(click.ClickException):
@@ -241,6 +247,93 @@ def demo(**options: Any) -> None:
     if not 0 < options["rate"] <= MOST_RATE:
         raise Failure(f"--rate: write tasks per second, above 0 and up to {MOST_RATE:g}")
     run_demo(demo_of(**options), stop_on_signals(), click.echo)
+
+
+ROLE_NAMES = click.Choice(["viewer", "operator", "admin"])
+NAME = click.Argument(["name"])
+ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, default="viewer", show_default=True)
+PASSWORD = click.Option(
+    ["--password-stdin"], is_flag=True, help="Read the password from standard input instead of asking for it."
+)
+DAYS = click.Option(["--days"], type=float, metavar="N", help="Days after which the token expires. [default: never]")
+
+
+@main.group(cls=Group)
+def users() -> None:
+    """Add, list and change the users who can sign in.
+
+    \b
+    Example:
+      celery-monitor users add ada --role admin --database sqlite:///celery-monitor.db
+    """
+
+
+@main.group(cls=Group)
+def tokens() -> None:
+    """Create, list and revoke API tokens for scripts."""
+
+
+def _database_command(group: click.Group, name: str, run: Runner, text: str, *params: click.Parameter) -> None:
+    """A command that works on the database alone."""
+    without = [each for each in SETTINGS if each != "database"]
+
+    def callback(config: Path | None, database: str | None, **options: Any) -> None:
+        run(_load({"config": config, "database": database, "log_level": "warning"}), **options)
+
+    command = ClickCommand(name, callback=callback, params=[*params, *setting_options(without)], help=text)
+    group.add_command(command)
+
+
+def _performing(action: str) -> Runner:
+    def run(settings: Settings, *, password_stdin: bool | None = None, **options: Any) -> None:
+        if password_stdin is not None:
+            options["password"] = _read_password(from_stdin=password_stdin)
+        performed = perform_locally(settings, action, **options)
+        click.echo(performed.message)
+        if performed.secret is not None:
+            click.echo(performed.secret)
+
+    return run
+
+
+def _read_password(*, from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+
+
+def _list_users(settings: Settings) -> None:
+    with closing(open_store(settings.database)) as store:
+        for user in read_users(store):
+            click.echo(f"{user.name}  {user.role.name.lower()}{'  disabled' if user.disabled else ''}")
+
+
+def _list_tokens(settings: Settings) -> None:
+    with closing(open_store(settings.database)) as store:
+        for token in read_tokens(store):
+            click.echo(
+                f"{token.name}  {token.role.name.lower()}  expires {_day(token.expires_at)}  "
+                f"last used {_day(token.used_at)}"
+            )
+
+
+def _day(at: float | None) -> str:
+    return "never" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+_database_command(
+    users, "add", _performing("user.add"), "Add a user; the first one becomes admin.", NAME, ROLE, PASSWORD
+)
+_database_command(users, "list", _list_users, "List the users.")
+_database_command(users, "role", _performing("user.role"), "Change the role of a user.", NAME, ROLE)
+_database_command(users, "password", _performing("user.password"), "Set a new password.", NAME, PASSWORD)
+_database_command(users, "disable", _performing("user.disable"), "Disable a user and end the user's sessions.", NAME)
+_database_command(users, "enable", _performing("user.enable"), "Let a disabled user sign in again.", NAME)
+_database_command(users, "remove", _performing("user.remove"), "Remove a user.", NAME)
+_database_command(users, "sign-out", _performing("session.end_all"), "End all sessions of a user.", NAME)
+_database_command(tokens, "add", _performing("token.make"), "Create a token and print it, once.", NAME, ROLE, DAYS)
+_database_command(tokens, "list", _list_tokens, "List the tokens.")
+_database_command(tokens, "revoke", _performing("token.revoke"), "Revoke a token.", NAME)
 
 
 @click.command(

@@ -124,9 +124,8 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
 
 
 def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announce) -> None:
-    check_bind(settings)
+    check_access(settings)
     with closing(bind(settings.host, settings.port)) as listener:
-        prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
         supervise(
@@ -135,6 +134,12 @@ def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announ
             ready=lambda: answers(settings),
             announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C ends it)"),
         )
+
+
+def check_access(settings: Settings) -> None:
+    """The same, and raises SettingsError where other machines could act without signing in."""
+    with closing(open_store(settings.database)) as store:
+        check_bind(settings, store)
 
 
 def prepare_store(settings: Settings) -> None:

@@ -252,10 +252,14 @@ class Settings:
     basic_auth: tuple[str, ...] = _setting(
         (),
         str,
-        "user:password or user:argon2-hash, optionally user:role:hash; may be given several times",
+        "user:role:password or user:role:argon2-hash; without a role a viewer; may be given several times",
         multiple=True,
         metavar="USER:HASH",
     )
+    session_idle_hours: float = _setting(
+        24.0, parse_float, "hours after which a session that is not used ends", metavar="HOURS"
+    )
+    session_days: float = _setting(30.0, parse_float, "days after which any session ends", metavar="DAYS")
     read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
     secret_key: str | None = _setting(
         None, str, "key that signs page tokens; made and kept in the database when unset", metavar="TEXT"

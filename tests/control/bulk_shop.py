@@ -15,7 +15,8 @@ import redis
 from kombu import Connection
 
 from celery_monitor.control.bulk import BulkCommand, BulkRetry
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import (Actor)
+from celery_monitor.records.user import Role
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.records.event import Event as TaskEvent

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from celery_monitor.control.commands import Command, Role, given_fields
+from celery_monitor.control.commands import (Command, given_fields)
+from celery_monitor.records.user import Role
 from celery_monitor.control.perform import COMMANDS
 from celery_monitor.control.queues import ReadQueue
 from celery_monitor.control.workers import Autoscale, CancelConsumer, RateLimit, RevokeStamped, TimeLimit

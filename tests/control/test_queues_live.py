@@ -10,7 +10,8 @@ import pytest
 from celery import Celery
 
 from celery_monitor.control import queues
-from celery_monitor.control.commands import Actor, Performed, Role
+from celery_monitor.control.commands import (Actor, Performed)
+from celery_monitor.records.user import Role
 from celery_monitor.control.queues import DeleteMessage, PauseQueue, PurgeQueue, QueueCommand, ReadQueue, ResumeQueue
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.run import RunTask

@@ -10,7 +10,8 @@ import redis
 
 from celery_monitor.brokers.publish import Route, publisher
 from celery_monitor.control.arguments import FoundArguments, find_arguments
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import (Actor)
+from celery_monitor.records.user import Role
 from celery_monitor.control.retry import RetryTask, RetryTasks, find_route, prepare, send_all
 from celery_monitor.control.target import Target
 from celery_monitor.core.arguments import judge

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import (Actor)
+from celery_monitor.records.user import Role
 from celery_monitor.control.perform import Controller
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.revoke import RevokeTask, RevokeTasks

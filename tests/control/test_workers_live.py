@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import (Actor)
+from celery_monitor.records.user import Role
 from celery_monitor.control.inspect import pool_processes, queue_names
 from celery_monitor.control.workers import (
     WORKER_COMMANDS,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celery_monitor.control.bulk import BulkCommand
-from celery_monitor.control.commands import Actor, Command, Performed, Role
+from celery_monitor.control.commands import (Actor, Command, Performed)
+from celery_monitor.records.user import Role
 from celery_monitor.control.perform import Controller
 from celery_monitor.errors import NotFound
 from celery_monitor.receiver.sources.make import make_source

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import (Actor)
+from celery_monitor.records.user import Role
 from celery_monitor.control.perform import Controller
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.errors import Conflict

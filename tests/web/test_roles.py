@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.testclient import TestClient
 
-from celery_monitor.control.commands import Actor, Role
+from celery_monitor.control.commands import (Actor)
+from celery_monitor.records.user import Role
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.settings import Broker, Settings

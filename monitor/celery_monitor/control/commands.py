@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from functools import cache, partial
 from inspect import getdoc
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -23,16 +22,9 @@ from celery_monitor.brokers.queues import ReadMessages
 from celery_monitor.control.target import Target, find_broker
 from celery_monitor.core.arguments import Fidelity
 from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-
-
-class Role(IntEnum):
-    """Each role may do what the one before it may."""
-
-    VIEWER = 1
-    OPERATOR = 2
-    ADMIN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +93,7 @@ class Performed:
     results: tuple[TaskResult, ...] = ()
     reading: ReadMessages | None = None  # what was read, of which nothing goes into the record of actions
     details: Mapping[str, object] = field(default_factory=dict)
+    secret: str | None = field(default=None, repr=False)  # shown once, and in no record
 
 
 class Command(Struct, frozen=True, kw_only=True):

@@ -2,31 +2,36 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
+from getpass import getuser
 from typing import Any, TypeVar
 
 import msgspec
 
 from celery_monitor.control.bulk import AbortJob, BulkCommand, BulkRetry, BulkRevoke, cluster_of, look_again, preview
-from celery_monitor.control.commands import Actor, Command, Performed, Role, require
+from celery_monitor.control.commands import Actor, Command, Performed, require
 from celery_monitor.control.queues import QUEUE_COMMANDS, FindMessage
 from celery_monitor.control.retry import RetryTask, RetryTasks
 from celery_monitor.control.revoke import RevokeTask, RevokeTasks
 from celery_monitor.control.run import RunScheduled, RunTask
 from celery_monitor.control.target import Target, find_broker
+from celery_monitor.control.users import USER_COMMANDS
 from celery_monitor.control.views import FAILURE_COMMANDS, VIEW_COMMANDS
 from celery_monitor.control.workers import WORKER_COMMANDS, RevokeStamped
 from celery_monitor.errors import ConfirmationRequired, Forbidden, MonitorError, StoreUnavailable
 from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import record_action
-from celery_monitor.store.engine import Store
+from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.jobs import read_job
 
 COMMANDS: tuple[type[Command], ...] = (
     RetryTask, RetryTasks, RevokeTask, RevokeTasks, RevokeStamped, FindMessage, RunTask, RunScheduled, BulkRetry,
     BulkRevoke, AbortJob, *FAILURE_COMMANDS, *VIEW_COMMANDS, *WORKER_COMMANDS, *QUEUE_COMMANDS,
+    *USER_COMMANDS,
 )  # fmt: skip
 REQUIRED_ROLE: dict[str, Role] = {
     **{command.action: command.role for command in COMMANDS},
@@ -130,6 +135,14 @@ class Controller:
             log.exception("not recorded: %s by %s on %s: %s", action.action, action.actor, subjects, outcome)
             return False
         return True
+
+
+def perform_locally(settings: Settings, action: str, **fields: Any) -> Performed:
+    """Performs a command on the database alone, as the user of this machine who runs the command line."""
+    command = next(each for each in COMMANDS if each.action == action)
+    actor = Actor(f"{getuser()} (command line)", Role.ADMIN)
+    with closing(open_store(settings.database)) as store:
+        return Controller(store, replace(settings, read_only=False)).perform(actor, command(**fields))
 
 
 def _require_writable(settings: Settings, command: Command) -> None:

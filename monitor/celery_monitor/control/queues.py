@@ -16,16 +16,7 @@ from celery_monitor.brokers.task_messages import can_take_messages, of_removed, 
 from celery_monitor.brokers.transports import messages_of
 from celery_monitor.control.answers import done
 from celery_monitor.control.arguments import IN_BROKER
-from celery_monitor.control.commands import (
-    ClusterCommand,
-    Name,
-    Performed,
-    Role,
-    TaskResult,
-    Text,
-    require_typed,
-    summary,
-)
+from celery_monitor.control.commands import ClusterCommand, Name, Performed, TaskResult, Text, require_typed, summary
 from celery_monitor.control.inspect import queue_names
 from celery_monitor.control.target import ANSWER_SECONDS, Target
 from celery_monitor.control.workers import AddConsumer, CancelConsumer, WorkerCommand, ask_workers
@@ -34,6 +25,7 @@ from celery_monitor.errors import Conflict, InvalidInput, NotFound
 from celery_monitor.records.event import Message
 from celery_monitor.records.queue import Pause
 from celery_monitor.records.task import Task
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import end_pause, read_pauses, save_pause
 from celery_monitor.store.tasks.detail import read_task

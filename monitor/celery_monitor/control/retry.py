@@ -18,16 +18,7 @@ from kombu.utils.json import loads
 from celery_monitor.brokers.publish import Copy, Publisher, Route, TaskCall, publisher
 from celery_monitor.control.allowed import retried_as_words, warnings_of, why_not_retry
 from celery_monitor.control.arguments import WAITING, FoundArguments, find_all_arguments, find_arguments
-from celery_monitor.control.commands import (
-    ClusterCommand,
-    Performed,
-    RequestId,
-    Role,
-    Seconds,
-    TaskResult,
-    distinct,
-    summary,
-)
+from celery_monitor.control.commands import ClusterCommand, Performed, RequestId, Seconds, TaskResult, distinct, summary
 from celery_monitor.control.inspect import Consumed, consumed
 from celery_monitor.control.target import Target
 from celery_monitor.core.arguments import Arguments, edit, is_whole, without_secrets
@@ -44,6 +35,7 @@ from celery_monitor.errors import (
 )
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Link, Task
+from celery_monitor.records.user import Role
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from celery_monitor.store.tasks.rows import link_retry, unlink_retry
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from celery_monitor.brokers.remote import Reply
 from celery_monitor.control.allowed import why_not_revoke
-from celery_monitor.control.commands import ClusterCommand, Performed, Role, Signal, TaskResult, distinct, summary
+from celery_monitor.control.commands import ClusterCommand, Performed, Signal, TaskResult, distinct, summary
 from celery_monitor.control.target import ANSWER_SECONDS, Target
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.records.task import Task, TaskState
+from celery_monitor.records.user import Role
 from celery_monitor.store.tasks.detail import read_task
 
 # A worker holds the task in these: its answer is the one that counts. Else any living worker may take it.

@@ -6,22 +6,14 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 
 from celery_monitor.brokers.publish import Route, TaskCall, publisher
-from celery_monitor.control.commands import (
-    ClusterCommand,
-    Name,
-    Performed,
-    RequestId,
-    Role,
-    Seconds,
-    TaskResult,
-    TypedName,
-)
+from celery_monitor.control.commands import ClusterCommand, Name, Performed, RequestId, Seconds, TaskResult, TypedName
 from celery_monitor.control.inspect import names_by_worker
 from celery_monitor.control.retry import find_route
 from celery_monitor.control.target import Target
 from celery_monitor.core.arguments import parse_json_arguments
 from celery_monitor.errors import ArgumentsUnknown, ConfirmationRequired, Conflict, NotFound, TakenUnknown
 from celery_monitor.records.schedule import ScheduleEntry
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.schedule import read_entry_runs, schedule_entry
 from celery_monitor.store.tasks.detail import read_task

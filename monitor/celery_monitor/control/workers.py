@@ -19,7 +19,6 @@ from celery_monitor.control.commands import (
     ClusterCommand,
     Name,
     Performed,
-    Role,
     Signal,
     TaskResult,
     TypedName,
@@ -29,6 +28,7 @@ from celery_monitor.control.commands import (
 from celery_monitor.control.inspect import pool_processes
 from celery_monitor.control.target import ANSWER_SECONDS, Target
 from celery_monitor.errors import Conflict, InvalidInput
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import Worker, WorkerStatus
 
 ON_WORKER = "workers/{hostname:name}/"

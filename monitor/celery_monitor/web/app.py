@@ -41,6 +41,7 @@ from celery_monitor.web.pages import (
     schedule,
     task,
     tasks,
+    users,
     views,
     workers,
     workflows,
@@ -48,7 +49,8 @@ from celery_monitor.web.pages import (
 from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
-from celery_monitor.web.security.guard import actor_of, middleware, page_token
+from celery_monitor.web.security.guard import actor_of, make_gate, middleware, page_token
+from celery_monitor.web.security.sign_in import SignIn
 from celery_monitor.web.wording import register_names
 
 PAGES: tuple[Page, ...] = (  # in the order of the navigation
@@ -68,6 +70,7 @@ PAGES: tuple[Page, ...] = (  # in the order of the navigation
     run.PAGE,
     jobs.PAGE,
     views.PAGE,
+    users.PAGE,
 )
 THEMES = ("light", "dark")
 NOTICE_COOKIE = "celery_monitor_notice"
@@ -95,10 +98,11 @@ def create_app(settings: Settings) -> Starlette:
     store = open_store(settings.database)
     environment = make_environment()
     presenter = Presenter(PAGES, environment, store, settings)
-    table = routes(presenter)
+    gate = make_gate(settings, store)
+    table = [*SignIn(settings, store, gate, environment).routes(), *routes(presenter)]
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
-        middleware=middleware(settings, store),
+        middleware=middleware(settings, store, gate),
         exception_handlers=handlers(error_page),
         lifespan=_lifespan,
     )

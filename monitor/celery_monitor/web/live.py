@@ -20,8 +20,8 @@ from typing import Protocol
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from celery_monitor.control.commands import Role
 from celery_monitor.errors import MonitorError
+from celery_monitor.records.user import Role
 from celery_monitor.web.present import RowSet, ViewSnapshot, Watched
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from starlette.datastructures import QueryParams
 from starlette.routing import compile_path
 
-from celery_monitor.control.commands import Role
 from celery_monitor.core.filters.terms import exactly
 from celery_monitor.errors import NotFound
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.web.pages import Context, Page, View

@@ -3,7 +3,7 @@ import time
 
 from starlette.applications import Starlette
 
-from celery_monitor.control.commands import Role
+from celery_monitor.records.user import Role
 from celery_monitor.records.job import JobOutcome, JobState
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings

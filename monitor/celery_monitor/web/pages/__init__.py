@@ -46,9 +46,10 @@ from typing import Any, Protocol
 from starlette.datastructures import FormData, QueryParams
 
 from celery_monitor.control.bulk import BulkCommand, BulkRetry
-from celery_monitor.control.commands import Actor, Command, Performed, Role
+from celery_monitor.control.commands import Actor, Command, Performed
 from celery_monitor.control.perform import REQUIRED_ROLE
 from celery_monitor.records.job import Job
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 
