@@ -255,6 +255,9 @@ ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, default="viewer", 
 PASSWORD = click.Option(
     ["--password-stdin"], is_flag=True, help="Read the password from standard input instead of asking for it."
 )
+NO_PASSWORD = click.Option(
+    ["--no-password"], is_flag=True, help="The user signs in at a trusted proxy or an identity provider."
+)
 DAYS = click.Option(["--days"], type=float, metavar="N", help="Days after which the token expires. [default: never]")
 
 
@@ -285,8 +288,10 @@ def _database_command(group: click.Group, name: str, run: Runner, text: str, *pa
 
 
 def _performing(action: str) -> Runner:
-    def run(settings: Settings, *, password_stdin: bool | None = None, **options: Any) -> None:
-        if password_stdin is not None:
+    def run(
+        settings: Settings, *, password_stdin: bool | None = None, no_password: bool = False, **options: Any
+    ) -> None:
+        if password_stdin is not None and not no_password:
             options["password"] = _read_password(from_stdin=password_stdin)
         performed = perform_locally(settings, action, **options)
         click.echo(performed.message)
@@ -322,7 +327,7 @@ def _day(at: float | None) -> str:
 
 
 _database_command(
-    users, "add", _performing("user.add"), "Add a user; the first one becomes admin.", NAME, ROLE, PASSWORD
+    users, "add", _performing("user.add"), "Add a user; the first one becomes admin.", NAME, ROLE, PASSWORD, NO_PASSWORD
 )
 _database_command(users, "list", _list_users, "List the users.")
 _database_command(users, "role", _performing("user.role"), "Change the role of a user.", NAME, ROLE)

@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -125,7 +125,7 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
 
 def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announce) -> None:
     check_access(settings)
-    with closing(bind(settings.host, settings.port)) as listener:
+    with _listening(settings) as listener:
         settings = with_port(settings, listener)
         address = url_of(settings)
         supervise(
@@ -178,6 +178,41 @@ def web_job(settings: Settings, listener: socket.socket) -> ChildJob:
     )
 
 
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The listening socket; a socket file is removed at the end. Raises SettingsError."""
+    if settings.unix_socket is None:
+        with closing(bind(settings.host, settings.port)) as listener:
+            yield listener
+        return
+    file = Path(settings.unix_socket)
+    with closing(bind_file(file)) as listener:
+        yield listener
+    file.unlink(missing_ok=True)
+
+
+def bind_file(file: Path) -> socket.socket:
+    """A listening socket file for our user and group. Raises SettingsError where another process listens on it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if file.is_socket() and listener.connect_ex(str(file)) != 0:
+            file.unlink()  # left by a process that was killed
+            listener.close()
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o117)
+        try:
+            listener.bind(str(file))
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {file}: {error.strerror or error}; choose another --unix-socket"
+        ) from None
+    return listener
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises SettingsError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -198,11 +233,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 def with_port(settings: Settings, listener: socket.socket) -> Settings:
     """The port that ``--port 0`` got."""
+    if settings.unix_socket is not None:
+        return settings
     return replace(settings, port=int(listener.getsockname()[1]))
 
 
 def url_of(settings: Settings) -> str:
-    """The address that a browser on this machine can open."""
+    """The address that a browser on this machine can open; of a socket file, what a proxy is given."""
+    if settings.unix_socket is not None:
+        return f"unix:{settings.unix_socket}"
     host = _reachable(settings.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.url_prefix.rstrip('/')}/"
 
@@ -225,6 +264,10 @@ def _get(settings: Settings, path: str) -> bytes | None:
     client = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=ANSWER_SECONDS)
     with closing(client):
         try:
+            if settings.unix_socket is not None:
+                client.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                client.sock.settimeout(ANSWER_SECONDS)
+                client.sock.connect(settings.unix_socket)
             client.request("GET", f"{settings.url_prefix.rstrip('/')}{path}")
             return client.getresponse().read()
         except OSError:

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,22 @@ def parse_prefix(text: str) -> str:
     if not re.fullmatch(r"/?|(/[\w.~-]+)+/?", text, re.ASCII):
         raise SettingsError(f"{quoted(text)} is not a path; write for example /celery")
     return text
+
+
+def parse_network(text: str) -> str:
+    """An IP address or a network, such as 10.0.0.0/8."""
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        raise SettingsError(f"{quoted(text)} is not an address or network; write for example 10.0.0.0/8") from None
+
+
+def parse_header_name(text: str) -> str:
+    """The name of an HTTP header; none that says something else already."""
+    name = text.lower()
+    if not re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}", name) or name in {"authorization", "cookie", "host"}:
+        raise SettingsError(f"{quoted(text)} is not a header for this; write for example X-Forwarded-User")
+    return name
 
 
 def parse_name(text: str) -> str:
@@ -246,6 +263,9 @@ class Settings:
         "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
     )
     port: int = _setting(5555, parse_port, "port to listen on; 0 takes a free one", metavar="PORT")
+    unix_socket: str | None = _setting(
+        None, str, "socket file to listen on instead of --host and --port, for a proxy on this machine", metavar="FILE"
+    )
     url_prefix: str = _setting(
         "", parse_prefix, "path under which the dashboard is served, such as /celery", metavar="PATH"
     )
@@ -255,6 +275,17 @@ class Settings:
         "user:role:password or user:role:argon2-hash; without a role a viewer; may be given several times",
         multiple=True,
         metavar="USER:HASH",
+    )
+    auth_proxy_header: str | None = _setting(
+        None, parse_header_name, "header by which a trusted proxy names the user who signed in there", metavar="HEADER"
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        parse_network,
+        "address or network of a proxy whose X-Forwarded-For, X-Forwarded-Proto and --auth-proxy-header are believed; "
+        "may be given several times",
+        multiple=True,
+        metavar="ADDRESS",
     )
     session_idle_hours: float = _setting(
         24.0, parse_float, "hours after which a session that is not used ends", metavar="HOURS"

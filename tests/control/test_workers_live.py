@@ -11,8 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.control.commands import (Actor)
-from celery_monitor.records.user import Role
+from celery_monitor.control.commands import Actor
 from celery_monitor.control.inspect import pool_processes, queue_names
 from celery_monitor.control.workers import (
     WORKER_COMMANDS,
@@ -32,6 +31,7 @@ from celery_monitor.control.workers import (
 )
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden, InvalidInput
 from celery_monitor.records.task import TaskState
+from celery_monitor.records.user import Role
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.workers import change_workers, read_worker
 from tests.control.watch import CLUSTER, Watch, watching

@@ -56,7 +56,7 @@ class AddUser(UserCommand, frozen=True, kw_only=True):
     subject = "{0.name}"
     name: UserName
     role_name: RoleName = "viewer"
-    password: str
+    password: str | None = None  # None: a trusted proxy or an identity provider says who signs in
 
     def change(self, store: Store, settings: Settings, _: str) -> Performed:
         if _unprintable.search(self.name):
@@ -66,7 +66,7 @@ class AddUser(UserCommand, frozen=True, kw_only=True):
         user = User(
             name=self.name,
             role=ROLES[self.role_name],
-            password=hash_password(self.password),
+            password=None if self.password is None else hash_password(self.password),
             created_at=time.time(),
         )
         added = users.add_user(store, user, first=Role.ADMIN if not settings.basic_auth else None)

@@ -40,7 +40,7 @@ def add_user(store: Store, user: User, *, first: Role | None = None) -> User:
         role = user.role if count or first is None else first
         values = {**_values(user), "role": int(role)}
         statement = store.insert(_table).values(values).on_conflict_do_nothing(index_elements=["name"])
-        if not connection.execute(statement).rowcount:
+        if connection.execute(statement.returning(_table.c.name)).first() is None:
             raise Conflict(f"There is a user {user.name!r} already.", name=user.name)
         return _one(connection, user.name)
 

@@ -28,6 +28,7 @@ from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
 from celery_monitor.web.security.headers import BodyLimit, SecurityHeaders
 from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, must_sign_in, sign_in_address
 from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loopback, is_script
+from celery_monitor.web.security.proxy import TrustedProxies
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
@@ -42,7 +43,10 @@ MOST_FIELDS = 10_000
 
 def check_bind(settings: Settings, store: Store) -> None:
     """Raises SettingsError when the dashboard would be open to other machines without authentication."""
-    if is_loopback(settings.host.strip("[]")) or must_sign_in(settings, store):
+    if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
+        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
+    alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
+    if alone or must_sign_in(settings, store):
         return
     raise SettingsError(
         f"refusing to listen on {settings.host or 'every address'} without authentication: anybody there could retry "
@@ -62,6 +66,7 @@ def middleware(settings: Settings, store: Store, gate: Gate | None = None) -> li
     secret = settings.secret_key or read_secret(store, "secret_key")
     return [
         Middleware(SecurityHeaders),
+        Middleware(TrustedProxies, networks=settings.trusted_proxies, unix_socket=settings.unix_socket is not None),
         Middleware(BodyLimit),
         Middleware(Guard, settings=settings, identities=Identities(settings, store, gate), secret=secret),
     ]
@@ -165,7 +170,10 @@ class Guard:
             await RedirectResponse(address, 303)(scope, receive, send)
             return
         respond = error_json if is_api(scope, self.prefix) else error_text
-        await respond(error)(scope, receive, send)
+        response = respond(error)
+        if not is_script(Headers(scope=scope)) and "www-authenticate" in response.headers:
+            del response.headers["www-authenticate"]  # a browser would ask for a password over our page
+        await response(scope, receive, send)
 
 
 def _is_browser(scope: Scope) -> bool:

@@ -11,13 +11,14 @@ from starlette.requests import HTTPConnection
 
 from celery_monitor.control.commands import ANONYMOUS, Actor
 from celery_monitor.errors import Forbidden, Unauthenticated
-from celery_monitor.records.user import Session
+from celery_monitor.records.user import Role, Session
 from celery_monitor.settings import Settings
 from celery_monitor.store import sessions
 from celery_monitor.store.engine import Store
 from celery_monitor.store.users import find_user, has_users
 from celery_monitor.web.security.auth import SIGN_IN, Gate
 from celery_monitor.web.security.origin import is_address, is_loopback
+from celery_monitor.web.security.proxy import FROM_PROXY
 
 SESSION_COOKIE = "celery_monitor_session"
 HOUR = 3600.0
@@ -63,12 +64,30 @@ class Identities:
             return await to_thread.run_sync(self._by_token, given.strip())
         if authorization:
             return Identity(await self._gate.admit(authorization, peer_of(connection)), "password")
+        if name := self._named_by_proxy(connection):
+            return Identity(await to_thread.run_sync(self._proxied, name), "proxy")
         if secret := connection.cookies.get(SESSION_COOKIE):
             return await to_thread.run_sync(self._by_session, secret)
         if await to_thread.run_sync(partial(must_sign_in, self._settings, self._store)):
             raise Unauthenticated(SIGN_IN)
         _check_peer(connection)
         return Identity(ANONYMOUS, "none")
+
+    def _named_by_proxy(self, connection: HTTPConnection) -> str | None:
+        header = self._settings.auth_proxy_header
+        if header is None or not connection.scope.get(FROM_PROXY):
+            return None
+        given = connection.headers.getlist(header)
+        if len(given) > 1:  # one of them may be the client's own
+            raise Unauthenticated(f"The proxy sent the header {header} twice.")
+        return given[0] if given else None
+
+    def _proxied(self, name: str) -> Actor:
+        """With the role of the stored user of this name; a viewer where there is none."""
+        user = find_user(self._store, name)
+        if user is not None and user.disabled:
+            raise Unauthenticated("This user is disabled.")
+        return Actor(name, user.role if user else Role.VIEWER)
 
     def _by_token(self, secret: str) -> Identity:
         token, now = sessions.find_token(self._store, secret), time.time()
@@ -103,7 +122,7 @@ class Identities:
 
 def must_sign_in(settings: Settings, store: Store) -> bool:
     """Whether there is anybody who can."""
-    return bool(settings.basic_auth) or has_users(store)
+    return bool(settings.basic_auth or settings.auth_proxy_header) or has_users(store)
 
 
 def peer_of(connection: HTTPConnection) -> str:

@@ -18,6 +18,7 @@ from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.web.present import csrf_field, make_asset
 from celery_monitor.web.security.auth import Gate
+from celery_monitor.web.security.guard import page_token
 from celery_monitor.web.security.identity import (
     DAY,
     HOUR,
@@ -140,7 +141,7 @@ class SignIn:
         common = {
             "base": base,
             "asset": make_asset(base, str(self._environment.globals["static"])),
-            "csrf_field": csrf_field(request.scope.get("page_token", "")),
+            "csrf_field": csrf_field(page_token(request) if "identity" in request.scope else ""),
             "theme": request.cookies.get("celery_monitor_theme"),
         }
         return HTMLResponse(self._environment.get_template(template).render({**common, **context}), status)
