@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -121,6 +122,15 @@ def parse_prefix(text: str) -> str:
     """A path, or nothing."""
     if not re.fullmatch(r"/?|(/[\w.~-]+)+/?", text, re.ASCII):
         raise SettingsError(f"{quoted(text)} is not a path; write for example /celery")
+    return text
+
+
+def parse_issuer(text: str) -> str:
+    """The address of an identity provider: https, or http on this machine."""
+    check_http(text)
+    parts = urlsplit(text)
+    if parts.scheme != "https" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
+        raise SettingsError(f"{quoted(text)} is not https; anybody on the way could sign in")
     return text
 
 
@@ -275,6 +285,37 @@ class Settings:
         "user:role:password or user:role:argon2-hash; without a role a viewer; may be given several times",
         multiple=True,
         metavar="USER:HASH",
+    )
+    oidc_provider: str = _setting(
+        "oidc",
+        parse_choice("oidc", "google", "github", "gitlab", "okta", "keycloak"),
+        "identity provider to sign in with: oidc for any by --oidc-issuer, or google, github, gitlab, okta, keycloak",
+        metavar="NAME",
+    )
+    oidc_issuer: str | None = _setting(
+        None, parse_issuer, "address of the identity provider; google, github and gitlab have one", metavar="URL"
+    )
+    oidc_client_id: str | None = _setting(
+        None, str, "client id at the identity provider; turns signing in there on", metavar="TEXT"
+    )
+    oidc_client_secret: str | None = _setting(None, str, "client secret at the identity provider", metavar="TEXT")
+    oidc_role_claim: str | None = _setting(
+        None, str, "claim whose values the three settings below may name, such as groups", metavar="CLAIM"
+    )
+    oidc_admins: tuple[str, ...] = _setting(
+        (),
+        str,
+        "who is admin: an address (ada@example.com), a domain (@example.com) or a value of --oidc-role-claim; may be "
+        "given several times",
+        multiple=True,
+        metavar="WHO",
+    )
+    oidc_operators: tuple[str, ...] = _setting(
+        (), str, "who is operator; as --oidc-admins", multiple=True, metavar="WHO"
+    )
+    oidc_viewers: tuple[str, ...] = _setting((), str, "who is viewer; as --oidc-admins", multiple=True, metavar="WHO")
+    oidc_default_role: str = _setting(
+        "none", parse_choice("none", "viewer"), "role of anybody else who can sign in there", metavar="ROLE"
     )
     auth_proxy_header: str | None = _setting(
         None, parse_header_name, "header by which a trusted proxy names the user who signed in there", metavar="HEADER"
@@ -446,6 +487,7 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_clusters(settings)
     _check_source(settings)
+    _check_oidc(settings)
     return settings
 
 
@@ -494,6 +536,21 @@ def _parse_one(name: str, parse: Callable[[str], object], value: object) -> obje
         return parse(value if isinstance(value, str) else str(value))
     except MonitorError as error:
         raise type(error)(f"{name}: {error.message}") from None
+
+
+def _check_oidc(settings: Settings) -> None:
+    """An identity provider that is named can be reached, and somebody has a role."""
+    if settings.oidc_client_id is None:
+        return
+    if settings.oidc_issuer is None and settings.oidc_provider not in {"google", "github", "gitlab"}:
+        raise SettingsError(
+            f"oidc_issuer is missing: write the address of {settings.oidc_provider}, as its users see it"
+        )
+    if settings.oidc_client_secret is None:
+        raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
+    anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
+    if not anybody and settings.oidc_default_role == "none":
+        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
 
 
 def _check_source(settings: Settings) -> None:

@@ -21,9 +21,9 @@ from starlette.websockets import WebSocket
 
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
-from celery_monitor.errors import MonitorError
+from celery_monitor.errors import MonitorError, SettingsError
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Changes, open_store
+from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api
 from celery_monitor.web.live import Live
 from celery_monitor.web.pages import (
@@ -49,7 +49,7 @@ from celery_monitor.web.pages import (
 from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
-from celery_monitor.web.security.guard import actor_of, make_gate, middleware, page_token
+from celery_monitor.web.security.guard import actor_of, make_gate, middleware, page_token, secret_of
 from celery_monitor.web.security.sign_in import SignIn
 from celery_monitor.web.wording import register_names
 
@@ -99,7 +99,7 @@ def create_app(settings: Settings) -> Starlette:
     environment = make_environment()
     presenter = Presenter(PAGES, environment, store, settings)
     gate = make_gate(settings, store)
-    table = [*SignIn(settings, store, gate, environment).routes(), *routes(presenter)]
+    table = [*sign_in_routes(SignIn(settings, store, gate, environment), settings, store), *routes(presenter)]
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
         middleware=middleware(settings, store, gate),
@@ -114,6 +114,19 @@ def create_app(settings: Settings) -> Starlette:
     app.state.static_version = str(environment.globals["static"]).rpartition("/")[2]
     app.state.live = Live(presenter.snapshot, lambda: Changes(store))
     return app
+
+
+def sign_in_routes(sign_in: SignIn, settings: Settings, store: Store) -> list[Route]:
+    """Also those of an identity provider, where one is set. Raises SettingsError without the extra that it needs."""
+    if settings.oidc_client_id is None:
+        return sign_in.routes()
+    try:
+        from celery_monitor.web.security.oidc import Provider  # noqa: PLC0415 - an extra that few need
+    except ImportError as error:
+        raise SettingsError(f"oidc_client_id needs {error.name}; pip install 'celery-monitor[oidc]'") from None
+    provider = Provider(settings, sign_in, secret_of(settings, store))
+    sign_in.provider = provider.title
+    return [*provider.routes(), *sign_in.routes()]
 
 
 @asynccontextmanager

@@ -59,11 +59,16 @@ def make_gate(settings: Settings, store: Store) -> Gate:
     return Gate(parse_accounts(settings.basic_auth), partial(find_user, store))
 
 
+def secret_of(settings: Settings, store: Store) -> str:
+    """What signs page tokens."""
+    return settings.secret_key or read_secret(store, "secret_key")
+
+
 def middleware(settings: Settings, store: Store, gate: Gate | None = None) -> list[Middleware]:
     """What stands before the routes, outermost first. Raises SettingsError as ``check_bind`` does."""
     gate = gate or make_gate(settings, store)
     check_bind(settings, store)
-    secret = settings.secret_key or read_secret(store, "secret_key")
+    secret = secret_of(settings, store)
     return [
         Middleware(SecurityHeaders),
         Middleware(TrustedProxies, networks=settings.trusted_proxies, unix_socket=settings.unix_socket is not None),
@@ -133,8 +138,9 @@ class Guard:
             return receive
         if path.startswith(STATIC_PATH) and safe:  # the same for everybody, and the sign-in page needs them
             return receive
-        if path == SIGN_IN_PATH and scope["type"] == "http":
-            check_site(Headers(scope=scope))
+        if f"{path}/".startswith(f"{SIGN_IN_PATH}/") and scope["type"] == "http":
+            if not safe:  # an identity provider leads back here by a link
+                check_site(Headers(scope=scope))
             return receive
         scope["identity"] = await self.identities.identify(HTTPConnection(scope))
         scope["actor"] = scope["identity"].actor

@@ -122,7 +122,7 @@ class Identities:
 
 def must_sign_in(settings: Settings, store: Store) -> bool:
     """Whether there is anybody who can."""
-    return bool(settings.basic_auth or settings.auth_proxy_header) or has_users(store)
+    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or has_users(store)
 
 
 def peer_of(connection: HTTPConnection) -> str:

@@ -16,6 +16,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import sessions
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
+from celery_monitor.store.users import has_users
 from celery_monitor.web.present import csrf_field, make_asset
 from celery_monitor.web.security.auth import Gate
 from celery_monitor.web.security.guard import page_token
@@ -38,9 +39,10 @@ class SignIn:
 
     def __init__(self, settings: Settings, store: Store, gate: Gate, environment: Environment) -> None:
         self._settings = settings
-        self._store = store
+        self.store = store
         self._gate = gate
         self._environment = environment
+        self.provider: str | None = None  # the title of an identity provider, where one is set
 
     def routes(self) -> list[Route]:
         return [
@@ -52,7 +54,7 @@ class SignIn:
         ]
 
     def show(self, request: Request) -> Response:
-        return self._page(request, next_path(request.query_params.get("next", "/")))
+        return self.page(request, next_path(request.query_params.get("next", "/")))
 
     async def sign_in(self, request: Request) -> Response:
         form = await request.form()
@@ -62,7 +64,7 @@ class SignIn:
             actor = await self._gate.check(name, password, peer_of(request))
         except MonitorError as error:
             message = WRONG if isinstance(error, Unauthenticated) else error.message
-            return self._page(request, following, name=name, error=message, status=error.status)
+            return self.page(request, following, name=name, error=message, status=error.status)
         return await self.open(request, actor.name, None, "password", following)
 
     async def open(self, request: Request, name: str, role: Role | None, source: str, following: str) -> Response:
@@ -95,9 +97,9 @@ class SignIn:
     def _open(self, session: Session) -> str:
         idle, oldest = self._settings.session_idle_hours * HOUR, self._settings.session_days * DAY
         now = session.created_at
-        sessions.delete_expired(self._store, used_before=now - idle, created_before=now - oldest)
-        secret = sessions.open_session(self._store, session)
-        record(self._store, "session.sign_in", session.user, "done", f"Signed in from {session.address}.")
+        sessions.delete_expired(self.store, used_before=now - idle, created_before=now - oldest)
+        secret = sessions.open_session(self.store, session)
+        record(self.store, "session.sign_in", session.user, "done", f"Signed in from {session.address}.")
         return secret
 
     async def sign_out(self, request: Request) -> Response:
@@ -116,24 +118,32 @@ class SignIn:
     def _end_sessions(self, identity: Identity, *, everywhere: bool) -> None:
         name = identity.actor.name
         if everywhere:
-            count = sessions.end_sessions(self._store, name)
+            count = sessions.end_sessions(self.store, name)
         elif identity.session:
-            sessions.end_session(self._store, identity.session)
+            sessions.end_session(self.store, identity.session)
             count = 1
         else:
             return
         ended = "1 session" if count == 1 else f"{count} sessions"
-        record(self._store, "session.sign_out", name, "done", f"Signed out; {ended} ended.")
+        record(self.store, "session.sign_out", name, "done", f"Signed out; {ended} ended.")
 
     def account(self, request: Request) -> Response:
         identity: Identity = request.scope["identity"]
-        own = sessions.read_sessions(self._store, identity.actor.name)
+        own = sessions.read_sessions(self.store, identity.actor.name)
         return self._show(request, "account.html", {"identity": identity, "sessions": own, "title": "Account"})
 
-    def _page(
-        self, request: Request, following: str, *, name: str = "", error: str | None = None, status: int = 200
+    def page(
+        self, request: Request, following: str = "/", *, name: str = "", error: str | None = None, status: int = 200
     ) -> Response:
-        context = {"following": following, "name": name, "error": error, "title": "Sign in"}
+        """The sign-in page, which leads to ``following``."""
+        context = {
+            "following": following,
+            "name": name,
+            "error": error,
+            "title": "Sign in",
+            "provider": self.provider,
+            "passwords": self._gate.accounts or has_users(self.store),
+        }
         return self._show(request, "sign_in.html", context, status)
 
     def _show(self, request: Request, template: str, context: Mapping[str, object], status: int = 200) -> Response:
