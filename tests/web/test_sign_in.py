@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from celery_monitor.control.perform import perform_locally
 from celery_monitor.records.user import Role, Session
@@ -189,6 +190,24 @@ def test_socket_needs_the_session_too(client: TestClient) -> None:
     with client.websocket_connect(f"ws://127.0.0.1:5757/live?token={token.group(1)}", headers=OWN_PAGE) as socket:
         socket.send_json({"view": "/tasks"})
         assert "regions" in socket.receive_json()
+
+
+@pytest.mark.parametrize(("action", "more"), [("session.end_all", {}), ("user.role", {"role_name": "viewer"})])
+def test_socket_ends_with_its_session_or_role(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, action: str, more: dict[str, str]
+) -> None:
+    monkeypatch.setattr("celery_monitor.web.app.SESSION_CHECK_SECONDS", 0.1)
+    sign_in(client)
+    token = re.search(r'data-token="([^"]+)"', client.get("/tasks", headers=BROWSER).text)
+    assert token
+    with client.websocket_connect(f"ws://127.0.0.1:5757/live?token={token.group(1)}", headers=OWN_PAGE) as socket:
+        socket.send_json({"view": "/tasks"})
+        socket.receive_json()
+        perform_locally(client.app.state.settings, action, name="ada", **more)  # type: ignore[attr-defined]
+        with pytest.raises(WebSocketDisconnect) as caught:
+            for _ in range(100):
+                socket.receive_json()
+    assert caught.value.code == 4401
 
 
 def test_page_of_users_is_for_admins(client: TestClient, store: Store) -> None:

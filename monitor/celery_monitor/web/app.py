@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
-from celery_monitor.errors import MonitorError, SettingsError
+from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api
@@ -77,6 +77,8 @@ NOTICE_COOKIE = "celery_monitor_notice"
 THEME_COOKIE = "celery_monitor_theme"
 LONGEST_NOTICE = 1500
 NOTICE_SECONDS = 60
+SESSION_CHECK_SECONDS = 5.0
+SIGNED_OUT = 4401
 
 Handler = Callable[[Request], Response]
 
@@ -201,7 +203,27 @@ def error_page(request: Request, error: MonitorError) -> Response:
 async def live(websocket: WebSocket) -> None:
     """The handshake has been checked by the guard that stands before every route."""
     hub: Live = websocket.app.state.live
-    await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
+    watch = asyncio.create_task(_close_with_session(websocket))
+    try:
+        await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
+    finally:
+        watch.cancel()
+
+
+async def _close_with_session(websocket: WebSocket) -> None:
+    """Closes the socket of somebody who has been signed out, or has another role now."""
+    actor, identities = actor_of(websocket), websocket.scope["identities"]
+    while True:
+        await asyncio.sleep(SESSION_CHECK_SECONDS)
+        try:
+            if (await identities.identify(websocket)).actor == actor:
+                continue
+        except StoreUnavailable:
+            continue  # it says nothing about the session
+        except MonitorError:
+            pass
+        await websocket.close(SIGNED_OUT, "sign in again")
+        return
 
 
 def _base(request: Request) -> str:

@@ -121,7 +121,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         try:
-            scope["tokens"] = self.tokens
+            scope["tokens"], scope["identities"] = self.tokens, self.identities
             receive = await self._check(scope, receive)
         except MonitorError as error:
             await self._refuse(error, scope, receive, send)
