@@ -121,37 +121,41 @@ def test_default_role_is_of_anybody_the_provider_knows() -> None:
 
 
 def test_sign_in_at_a_real_provider(sqlite_url: str) -> None:
-    with provider(sub="u-31", email="ada@example.com", email_verified=True) as issuer:
-        with dashboard(sqlite_url, issuer) as client:
-            page = client.get("/sign-in?next=/tasks%3Fq%3Dx").text
-            assert "Sign in with single sign-on" in page
-            away = client.get("/sign-in/provider?next=/tasks%3Fq%3Dx").headers["location"]
-            asked = parse_qs(urlsplit(away).query)
-            assert asked["code_challenge_method"] == ["S256"]
-            assert {"state", "nonce", "code_challenge"} <= asked.keys()
-            assert "s3cret" not in away
-            back = httpx.post(away, data={"sub": "u-31"}).headers["location"]
-            response = client.get(callback_of(back))
-            assert (response.status_code, response.headers["location"]) == (303, "/tasks?q=x"), response.text
-            assert "Role: operator" in client.get("/account").text
-            (session,) = read_sessions(client.app.state.store)  # type: ignore[attr-defined]
-            assert (session.user, session.source, session.role) == ("ada@example.com", "oidc", Role.OPERATOR)
-            # The same answer a second time: its state is used up.
-            assert client.get(callback_of(back)).status_code == 401
+    with (
+        provider(sub="u-31", email="ada@example.com", email_verified=True) as issuer,
+        dashboard(sqlite_url, issuer) as client,
+    ):
+        page = client.get("/sign-in?next=/tasks%3Fq%3Dx").text
+        assert "Sign in with single sign-on" in page
+        away = client.get("/sign-in/provider?next=/tasks%3Fq%3Dx").headers["location"]
+        asked = parse_qs(urlsplit(away).query)
+        assert asked["code_challenge_method"] == ["S256"]
+        assert {"state", "nonce", "code_challenge"} <= asked.keys()
+        assert "s3cret" not in away
+        back = httpx.post(away, data={"sub": "u-31"}).headers["location"]
+        response = client.get(callback_of(back))
+        assert (response.status_code, response.headers["location"]) == (303, "/tasks?q=x"), response.text
+        assert "Role: operator" in client.get("/account").text
+        (session,) = read_sessions(client.app.state.store)  # type: ignore[attr-defined]
+        assert (session.user, session.source, session.role) == ("ada@example.com", "oidc", Role.OPERATOR)
+        # The same answer a second time: its state is used up.
+        assert client.get(callback_of(back)).status_code == 401
 
 
 def test_who_has_no_role_is_refused_and_recorded(sqlite_url: str) -> None:
-    with provider(sub="u-32", email="eve@example.com", email_verified=True) as issuer:
-        with dashboard(sqlite_url, issuer) as client:
-            away = client.get("/sign-in/provider").headers["location"]
-            back = httpx.post(away, data={"sub": "u-32"}).headers["location"]
-            response = client.get(callback_of(back))
-            assert response.status_code == 403
-            assert "has no role" in response.text
-            store = client.app.state.store  # type: ignore[attr-defined]
-            assert read_sessions(store) == []
-            (action,) = read_actions(store).items
-            assert (action.actor, action.outcome) == ("eve@example.com", "denied")
+    with (
+        provider(sub="u-32", email="eve@example.com", email_verified=True) as issuer,
+        dashboard(sqlite_url, issuer) as client,
+    ):
+        away = client.get("/sign-in/provider").headers["location"]
+        back = httpx.post(away, data={"sub": "u-32"}).headers["location"]
+        response = client.get(callback_of(back))
+        assert response.status_code == 403
+        assert "has no role" in response.text
+        store = client.app.state.store  # type: ignore[attr-defined]
+        assert read_sessions(store) == []
+        (action,) = read_actions(store).items
+        assert (action.actor, action.outcome) == ("eve@example.com", "denied")
 
 
 def test_refusal_at_the_provider_opens_nothing(sqlite_url: str) -> None:
