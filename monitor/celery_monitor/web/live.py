@@ -120,7 +120,7 @@ class Live:
             # The sender may have found out first that the browser is gone; then to listen would raise.
             while websocket.application_state is WebSocketState.CONNECTED:
                 text = await websocket.receive_text()
-                ask = _parse(text)
+                ask = parse_request(text)
                 if ask is None:
                     await websocket.close(POLICY_VIOLATION, "say which view, as {'view': '/tasks'}")
                     return
@@ -220,7 +220,8 @@ async def _deliver(client: Client, websocket: WebSocket) -> None:
         await websocket.close(TRY_AGAIN_LATER, "too slow; connect again")
 
 
-def _parse(text: str) -> ViewRequest | None:
+def parse_request(text: str) -> ViewRequest | None:
+    """``None`` for what is no request."""
     if len(text) > LONGEST_VIEW:
         return None
     try:
