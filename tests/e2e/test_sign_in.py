@@ -14,18 +14,8 @@ from tests.web.test_oidc import provider
 
 
 def add_user(database: Path, name: str, password: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "celery_monitor",
-        "users",
-        "add",
-        name,
-        "--password-stdin",
-        "--database",
-        f"sqlite:///{database}",
-        *options,
-    ]
+    command = [sys.executable, "-m", "celery_monitor", "users", "add", name, "--password-stdin"]
+    command += ["--database", f"sqlite:///{database}"]
     subprocess.run(command, input=f"{password}\n", text=True, check=True, env=environ(), capture_output=True)
 
 
