@@ -20,7 +20,7 @@ import click
 from celery_monitor import __version__
 from celery_monitor.addresses import check_broker, masked, transport_of
 from celery_monitor.errors import MonitorError
-from celery_monitor.settings import REMOVED, SETTINGS, Settings, load
+from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load
 from celery_monitor.supervise import configure_logging, resolve_without_gc, stop_on_signals
 
 EXIT_WRONG = 1
@@ -29,7 +29,8 @@ RESUME = "resume"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
-    "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file."
+    "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file. What may "
+    "hold a password can stand in a file of its own: --basic-auth-file FILE, CELERY_MONITOR_BROKER_FILE and so on."
 )
 MOST_RATE = 10_000.0
 PACKAGED = {"redis", "amqp"}  # transports whose libraries are always there
@@ -136,7 +137,12 @@ def setting_options(without: Sequence[str] = ()) -> list[click.Parameter]:
     config = click.Option(
         ["--config"], type=click.Path(path_type=Path), metavar="FILE", help="TOML file with settings."
     )
-    return [config, *(_setting_option(name) for name in SETTINGS if name not in without)]
+    files = [
+        click.Option([f"--{name.replace('_', '-')}"], metavar="FILE", hidden=True)
+        for name, secret in SECRET_FILES.items()
+        if secret not in without
+    ]
+    return [config, *(_setting_option(name) for name in SETTINGS if name not in without), *files]
 
 
 def _setting_option(name: str) -> click.Option:
@@ -169,9 +175,20 @@ def _load(options: dict[str, Any]) -> Settings:
     return settings
 
 
+def _shows_secret(name: str, value: object) -> bool:
+    """Whether an option that was given holds a secret: any but an address without a password."""
+    if value is None or value == () or name not in SETTINGS or not SETTINGS[name].metadata["secret"]:
+        return False
+    texts = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+    return any("://" not in text or masked(text) != text for text in texts)
+
+
 def _command(name: str, run: Runner, text: str) -> ClickCommand:
     def callback(**options: Any) -> None:
+        secret = any(_shows_secret(each, value) for each, value in options.items())
         settings = _load(options)
+        if secret:  # in the list of processes, where everybody on this machine reads it
+            start_afresh(settings, RESUME, name)
         run(settings, stop_on_signals(), click.echo)
 
     return ClickCommand(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
@@ -352,16 +369,20 @@ _database_command(tokens, "revoke", _performing("token.revoke"), "Revoke a token
 def celery_command(ctx: click.Context, /, **options: Any) -> None:
     """Watch this application's broker and serve the dashboard (celery-monitor)."""
     settings = _load(options | {"app": application_name(sys.argv, os.environ)})
-    start_afresh(replace(settings, application=loaded(ctx.obj.app, settings.app)), RESUME)
+    start_afresh(replace(settings, application=loaded(ctx.obj.app, settings.app)), RESUME, "serve")
+
+
+RUNNERS: dict[str, Runner] = {"serve": run_serve, "receive": run_receive, "web": run_web}
 
 
 @main.command(RESUME, cls=ClickCommand, hidden=True)
+@click.argument("command", type=click.Choice([*RUNNERS]))
 @click.argument("descriptor", type=int)
-def resume(descriptor: int) -> None:
-    """Go on with the settings that ``celery -A proj monitor`` has read."""
+def resume(command: str, descriptor: int) -> None:
+    """Go on with settings that were read already: by ``celery -A proj monitor``, or from options with secrets."""
     settings = handed_over(descriptor)
     configure_logging(settings.log_level)
-    run_serve(settings, stop_on_signals(), click.echo)
+    RUNNERS[command](settings, stop_on_signals(), click.echo)
 
 
 def application_name(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:

@@ -18,7 +18,17 @@ from typing import NamedTuple
 
 import demo_workers
 from celery_monitor.errors import Unsupported
-from celery_monitor.serve import Announce, bind, check_access, is_connected, receiver_jobs, url_of, web_job, with_port
+from celery_monitor.serve import (
+    Announce,
+    bind,
+    check_access,
+    is_connected,
+    prepare_store,
+    receiver_jobs,
+    url_of,
+    web_job,
+    with_port,
+)
 from celery_monitor.settings import Settings, load
 from celery_monitor.supervise import ChildJob, Program, supervise
 from demo_workers.scaling import WORKERS, worker_arguments
@@ -60,6 +70,7 @@ def run(demo: Demo, stop: Event, announce: Announce) -> None:
         broker_url = f"redis://127.0.0.1:{redis.port}/0" if redis else demo.broker
         settings = with_port(demo_settings(demo, broker_url, directory), listener)
         check_access(settings)
+        prepare_store(settings)
         shop = Shop(demo, broker_url, directory)
         jobs = [redis_job(redis, directory)] if redis else []
         jobs += [web_job(settings, listener), *receiver_jobs(settings), *shop.jobs()]

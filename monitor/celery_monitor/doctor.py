@@ -25,6 +25,7 @@ from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavail
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.examine import look_at_record
+from celery_monitor.store.users import has_users_yet
 from celery_monitor.web.security.guard import check_bind
 from celery_monitor.web.security.identity import must_sign_in
 
@@ -98,7 +99,7 @@ def _dashboard(settings: Settings) -> Report:
     try:
         with closing(connect_only(settings.database)) as store:
             check_bind(settings, store)
-            users = must_sign_in(settings, store)
+            users = must_sign_in(settings, has_users_yet(store))
     except SettingsError as error:
         fix = "Add a user with celery-monitor users add, or listen on --host 127.0.0.1."
         return Report("dashboard", address, [Finding("access", "bad", error.message, fix)])

@@ -63,8 +63,8 @@ def with_brokers(settings: Settings) -> Settings:
     )
 
 
-def start_afresh(settings: Settings, command: str) -> NoReturn:
-    """Goes on as a program that holds none of the user's modules: this process has loaded the application.
+def start_afresh(settings: Settings, *command: str) -> NoReturn:
+    """Goes on as a program that holds none of the user's modules, and no secret in its arguments.
 
     The settings go through memory, not through a command line or an environment that others could read.
     """
@@ -74,7 +74,7 @@ def start_afresh(settings: Settings, command: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # -P: a module of the project that has the name of ours is not taken for it.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", command, str(descriptor)])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", *command, str(descriptor)])  # noqa: S606
 
 
 def _memory() -> int:
@@ -94,7 +94,7 @@ def handed_over(descriptor: int) -> Settings:
             file.seek(0)
             return msgspec.json.decode(file.read(), type=Settings)
     except (OSError, ValueError):
-        raise SettingsError("this command is for celery -A proj monitor alone; start celery-monitor serve") from None
+        raise SettingsError("this command is for celery-monitor itself; start celery-monitor serve") from None
 
 
 def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
@@ -126,6 +126,7 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
 def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announce) -> None:
     check_access(settings)
     with _listening(settings) as listener:
+        prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
         supervise(
@@ -137,8 +138,8 @@ def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announ
 
 
 def check_access(settings: Settings) -> None:
-    """The same, and raises SettingsError where other machines could act without signing in."""
-    with closing(open_store(settings.database)) as store:
+    """Raises SettingsError where other machines could act without signing in."""
+    with closing(connect_only(settings.database)) as store:
         check_bind(settings, store)
 
 

@@ -238,8 +238,16 @@ def parse_choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _setting(default: Any, parse: Callable[[str], Any], help: str, *, multiple: bool = False, metavar: str = "") -> Any:  # noqa: A002
-    metadata = {"parse": parse, "help": help, "multiple": multiple, "metavar": metavar}
+def _setting(
+    default: Any,
+    parse: Callable[[str], Any],
+    help: str,  # noqa: A002
+    *,
+    multiple: bool = False,
+    metavar: str = "",
+    secret: bool = False,
+) -> Any:
+    metadata = {"parse": parse, "help": help, "multiple": multiple, "metavar": metavar, "secret": secret}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -250,7 +258,12 @@ class Settings:
     """One value per setting. The metadata is what --help, docs/settings.md and the TOML reader use."""
 
     broker: tuple[Broker, ...] = _setting(
-        (), parse_broker, "broker to watch, may be given several times", multiple=True, metavar="[NAME=]URL"
+        (),
+        parse_broker,
+        "broker to watch, may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+        secret=True,
     )
     app: str | None = _setting(
         None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
@@ -262,12 +275,14 @@ class Settings:
         "db+postgresql://...; else that of --app; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
+        secret=True,
     )
     database: str = _setting(
         "sqlite:///celery-monitor.db",
         parse_database,
         "where the record is kept: sqlite:/// or postgresql://",
         metavar="URL",
+        secret=True,
     )
     host: str = _setting(
         "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
@@ -285,6 +300,7 @@ class Settings:
         "user:role:password or user:role:argon2-hash; without a role a viewer; may be given several times",
         multiple=True,
         metavar="USER:HASH",
+        secret=True,
     )
     oidc_provider: str = _setting(
         "oidc",
@@ -298,7 +314,9 @@ class Settings:
     oidc_client_id: str | None = _setting(
         None, str, "client id at the identity provider; turns signing in there on", metavar="TEXT"
     )
-    oidc_client_secret: str | None = _setting(None, str, "client secret at the identity provider", metavar="TEXT")
+    oidc_client_secret: str | None = _setting(
+        None, str, "client secret at the identity provider", metavar="TEXT", secret=True
+    )
     oidc_role_claim: str | None = _setting(
         None, str, "claim whose values the three settings below may name, such as groups", metavar="CLAIM"
     )
@@ -334,7 +352,7 @@ class Settings:
     session_days: float = _setting(30.0, parse_float, "days after which any session ends", metavar="DAYS")
     read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
     secret_key: str | None = _setting(
-        None, str, "key that signs page tokens; made and kept in the database when unset", metavar="TEXT"
+        None, str, "key that signs page tokens; made and kept in the database when unset", metavar="TEXT", secret=True
     )
     trusted_hosts: tuple[str, ...] = _setting(
         (), str, "host names the page may be asked for by, beyond loopback and --host", multiple=True, metavar="HOST"
@@ -346,10 +364,14 @@ class Settings:
         metavar="NAME",
     )
     broker_options: dict[str, object] = _setting(
-        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON"
+        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON", secret=True
     )
     broker_api: str | None = _setting(
-        None, parse_http, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
+        None,
+        parse_http,
+        "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/",
+        metavar="URL",
+        secret=True,
     )
     redbeat: tuple[Broker, ...] = _setting(
         (),
@@ -357,6 +379,7 @@ class Settings:
         "where RedBeat keeps its entries, if not on the broker; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
+        secret=True,
     )
     redbeat_key_prefix: str = _setting("redbeat:", str, "RedBeat's redbeat_key_prefix", metavar="TEXT")
     beat_database: tuple[Broker, ...] = _setting(
@@ -365,6 +388,7 @@ class Settings:
         "database of django-celery-beat, sqlite:/// or postgresql://; only read; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
+        secret=True,
     )
     node_id: str = _setting(
         "celery-monitor",
@@ -464,6 +488,8 @@ class Settings:
 
 
 SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
+FILE_SUFFIX = "_file"
+SECRET_FILES = {f"{name}{FILE_SUFFIX}": name for name, f in SETTINGS.items() if f.metadata["secret"]}
 
 
 REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
@@ -477,22 +503,47 @@ def known() -> str:
 def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
     """Settings from given options over the environment over a TOML file over defaults.
 
-    An option that is ``None`` or an empty tuple was not given. Raises SettingsError.
+    A setting that may hold a secret can be read from a file of its own instead, which ``<name>_file`` names. An option
+    that is ``None`` or an empty tuple was not given. Raises SettingsError.
     """
     given: dict[str, object] = {}
-    given |= _from_file(file) if file else {}
-    given |= _from_environment(environ)
-    given |= {_checked(name): value for name, value in options.items() if value is not None and value != ()}
+    given |= _read_files(_from_file(file)) if file else {}
+    given |= _read_files(_from_environment(environ))
+    given |= _read_files(
+        {_checked(name): value for name, value in options.items() if value is not None and value != ()}
+    )
     values = {name: _parsed(name, value) for name, value in given.items()}
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_clusters(settings)
     _check_source(settings)
-    _check_oidc(settings)
     return settings
 
 
+def _read_files(given: dict[str, object]) -> dict[str, object]:
+    """The same with each ``<name>_file`` replaced by what the file holds: one value, or a value on each line."""
+    read: dict[str, object] = {}
+    for name, value in given.items():
+        secret = SECRET_FILES.get(name)
+        if secret is None:
+            read[name] = value
+            continue
+        if secret in given:
+            raise SettingsError(f"{secret} and {name} are both given; leave one")
+        try:
+            lines = [line.strip() for line in Path(str(value)).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise SettingsError(f"{name}: cannot read {value}: {reason}") from None
+        values = tuple(line for line in lines if line and not line.startswith("#"))
+        if not values or (len(values) > 1 and not SETTINGS[secret].metadata["multiple"]):
+            wanted = "one value a line" if SETTINGS[secret].metadata["multiple"] else "one line"
+            raise SettingsError(f"{name}: {value} has {len(values)} lines with a value; it must have {wanted}")
+        read[secret] = values if SETTINGS[secret].metadata["multiple"] else values[0]
+    return read
+
+
 def _checked(name: str) -> str:
-    if name not in SETTINGS:
+    if name not in SETTINGS and name not in SECRET_FILES:
         near = get_close_matches(name, SETTINGS, 1)
         hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {known()}")
         raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
@@ -514,7 +565,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     for variable, text in environ.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
             name = _checked(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
-            given[name] = tuple(text.split()) if SETTINGS[name].metadata["multiple"] else text
+            multiple = name in SETTINGS and SETTINGS[name].metadata["multiple"]
+            given[name] = tuple(text.split()) if multiple else text
     return given
 
 
@@ -536,21 +588,6 @@ def _parse_one(name: str, parse: Callable[[str], object], value: object) -> obje
         return parse(value if isinstance(value, str) else str(value))
     except MonitorError as error:
         raise type(error)(f"{name}: {error.message}") from None
-
-
-def _check_oidc(settings: Settings) -> None:
-    """An identity provider that is named can be reached, and somebody has a role."""
-    if settings.oidc_client_id is None:
-        return
-    if settings.oidc_issuer is None and settings.oidc_provider not in {"google", "github", "gitlab"}:
-        raise SettingsError(
-            f"oidc_issuer is missing: write the address of {settings.oidc_provider}, as its users see it"
-        )
-    if settings.oidc_client_secret is None:
-        raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
-    anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
-    if not anybody and settings.oidc_default_role == "none":
-        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
 
 
 def _check_source(settings: Settings) -> None:

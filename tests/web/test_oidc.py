@@ -21,7 +21,9 @@ from celery_monitor.errors import SettingsError
 from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings, load
 from celery_monitor.store.actions import read_actions
+from celery_monitor.store.engine import open_store
 from celery_monitor.store.sessions import read_sessions
+from celery_monitor.web.security.guard import check_bind
 from celery_monitor.web.security.oidc import email_of, role_of
 from tests.servers import free_port, wait_for_port
 from tests.web.shop import BASE, serving
@@ -326,10 +328,21 @@ def test_provider_that_is_away_is_said(sqlite_url: str) -> None:
         ({"oidc_client_id": "x"}, "oidc_issuer"),
         ({"oidc_client_id": "x", "oidc_provider": "google"}, "oidc_client_secret"),
         ({"oidc_client_id": "x", "oidc_provider": "google", "oidc_client_secret": "y"}, "nobody"),
-        ({"oidc_issuer": "http://sso.example.com"}, "https"),
-        ({"oidc_provider": "myspace"}, "keycloak"),
     ],
 )
-def test_settings_that_let_nobody_in_are_refused(options: dict[str, object], says: str) -> None:
+def test_settings_that_let_nobody_in_are_refused_at_start(
+    sqlite_url: str, options: dict[str, object], says: str
+) -> None:
+    store = open_store(sqlite_url)
+    with pytest.raises(SettingsError, match=says):
+        check_bind(load(options, {}), store)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"oidc_issuer": "http://sso.example.com"}, "https"), ({"oidc_provider": "myspace"}, "keycloak")],
+)
+def test_provider_that_cannot_be_meant_is_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         load(options, {})

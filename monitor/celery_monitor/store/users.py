@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, func, inspect, select, update
 
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.records.user import Role, User
@@ -29,6 +29,13 @@ def has_users(store: Store) -> bool:
     """Whether anybody can sign in by a password that is stored here."""
     with store.read() as connection:
         return connection.execute(select(_table.c.name).limit(1)).first() is not None
+
+
+def has_users_yet(store: Store) -> bool:
+    """The same of a database that may not have been migrated."""
+    with store.read() as connection:
+        known = inspect(connection).has_table(_table.name)
+    return known and has_users(store)
 
 
 def add_user(store: Store, user: User, *, first: Role | None = None) -> User:

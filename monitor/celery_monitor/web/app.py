@@ -8,6 +8,7 @@ import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pkgutil import resolve_name
 from threading import Event, Thread
 from urllib.parse import quote
 
@@ -123,10 +124,10 @@ def sign_in_routes(sign_in: SignIn, settings: Settings, store: Store) -> list[Ro
     if settings.oidc_client_id is None:
         return sign_in.routes()
     try:
-        from celery_monitor.web.security.oidc import Provider  # noqa: PLC0415 - an extra that few need
+        provider_of = resolve_name("celery_monitor.web.security.oidc:Provider")
     except ImportError as error:
         raise SettingsError(f"oidc_client_id needs {error.name}; pip install 'celery-monitor[oidc]'") from None
-    provider = Provider(settings, sign_in, secret_of(settings, store))
+    provider = provider_of(settings, sign_in, secret_of(settings, store))
     sign_in.provider = provider.title
     return [*provider.routes(), *sign_in.routes()]
 

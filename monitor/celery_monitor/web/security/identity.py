@@ -3,7 +3,6 @@
 import re
 import time
 from dataclasses import dataclass
-from functools import partial
 from urllib.parse import urlencode
 
 from anyio import to_thread
@@ -68,7 +67,7 @@ class Identities:
             return Identity(await to_thread.run_sync(self._proxied, name), "proxy")
         if secret := connection.cookies.get(SESSION_COOKIE):
             return await to_thread.run_sync(self._by_session, secret)
-        if await to_thread.run_sync(partial(must_sign_in, self._settings, self._store)):
+        if must_sign_in(self._settings, await to_thread.run_sync(has_users, self._store)):
             raise Unauthenticated(SIGN_IN)
         _check_peer(connection)
         return Identity(ANONYMOUS, "none")
@@ -120,9 +119,9 @@ class Identities:
         return None if user is None or user.disabled else Actor(user.name, user.role)
 
 
-def must_sign_in(settings: Settings, store: Store) -> bool:
-    """Whether there is anybody who can."""
-    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or has_users(store)
+def must_sign_in(settings: Settings, users: bool) -> bool:
+    """Whether there is anybody who can; ``users``: some are stored."""
+    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or users
 
 
 def peer_of(connection: HTTPConnection) -> str:
