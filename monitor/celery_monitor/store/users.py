@@ -1,5 +1,6 @@
 """Users that were added on the page or by command; those of the setting basic_auth are not stored."""
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, inspect, select, update
@@ -32,7 +33,9 @@ def has_users(store: Store) -> bool:
 
 
 def has_users_yet(store: Store) -> bool:
-    """The same of a database that may not have been migrated."""
+    """The same of a database that may not have been made or migrated yet; makes nothing."""
+    if store.is_sqlite and not Path(store.engine.url.database or "").exists():
+        return False
     with store.read() as connection:
         known = inspect(connection).has_table(_table.name)
     return known and has_users(store)
