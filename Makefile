@@ -61,7 +61,7 @@ format: .venv/ready node_modules/.package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ./capture --editable ".[demo,postgresql]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ./capture --editable ".[demo,postgresql,oidc]" --group dev
 	touch $@
 
 node_modules/.package-lock.json: package-lock.json .venv/ready

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,9 +109,9 @@ def test_help_shows_the_way_in(tmp_path: Path) -> None:
         (("serve",), "give --broker redis://"),
         (("serve", "--brokr", "redis://x"), "there is no option --brokr; did you mean --broker?"),
         (("serve", "--broker", "localhost"), "broker: default: not a URL"),
-        (("web", "--port", "http"), "port: 'http' is not an integer"),
-        (("web", "--port", "70000"), "choose a --port"),
-        (("serve", "--broker", "redis://127.0.0.1:1/0", "--host", "0.0.0.0"), "--basic-auth"),
+        (("web", "--port", "http"), "port: 'http' is not a whole number"),
+        (("web", "--port", "70000"), "choose another --port"),
+        (("serve", "--broker", "redis://127.0.0.1:1/0", "--host", "0.0.0.0"), "users add"),
         (("serve", "-A", "no.such.app"), "no.such.app"),
         (("web", "--config", "nowhere.toml"), "cannot read nowhere.toml"),
         (("receive", "--broker", "redis://127.0.0.1:1", "--database", "sqlite:////nowhere/at/all.db"), "nowhere"),
@@ -189,3 +190,25 @@ def test_the_applications_name_is_found(
     arguments: tuple[str, ...], variables: dict[str, str], name: str | None
 ) -> None:
     assert application_name(arguments, variables) == name
+
+
+def command_lines(process: subprocess.Popen[str]) -> str:
+    """Of a program and of all that it started, as every user of this machine can read them."""
+    lines = subprocess.run(
+        ["ps", "-o", "args=", "--ppid", str(process.pid), "-p", str(process.pid)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return lines.stdout
+
+
+def test_no_secret_of_an_option_stands_in_the_list_of_processes(redis_url: str, tmp_path: Path) -> None:
+    secret = "s3cret-of-ada"
+    options = ("--broker", redis_url, "--port", "0", "--basic-auth", f"ada:admin:{secret}", "--secret-key", secret)
+    with running(["celery_monitor", "serve", *options], tmp_path) as (process, url):
+        assert len(command_lines(process).splitlines()) >= 3
+        assert secret not in command_lines(process)
+        header = {"Authorization": f"Basic {b64encode(f'ada:{secret}'.encode()).decode()}"}
+        with urllib.request.urlopen(urllib.request.Request(url, headers=header), timeout=10) as answer:
+            assert answer.status == 200

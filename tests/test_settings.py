@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from celery_monitor.errors import SettingsError
-from celery_monitor.settings import SETTINGS, Broker, Settings, load, parse_broker
+from celery_monitor.settings import SECRET_FILES, SETTINGS, Broker, Settings, load, parse_broker
 
 ROOT = Path(__file__).parent.parent
 OTHER = {
@@ -21,6 +21,10 @@ OTHER = {
     "url_prefix": ("/shop", "/shop"),
     "source": ("kombu", "kombu"),
     "log_level": ("error", "error"),
+    "oidc_provider": ("okta", "okta"),
+    "oidc_issuer": ("https://sso.example.com/shop", "https://sso.example.com/shop"),
+    "oidc_default_role": ("viewer", "viewer"),
+    "trusted_proxies": ("10.7.0.0/16", ("10.7.0.0/16",)),
 }
 
 
@@ -68,6 +72,40 @@ def test_option_goes_before_environment_before_file(tmp_path: Path) -> None:
     environ = {"CELERY_MONITOR_PORT": "7002", "CELERY_MONITOR_HOST": "127.0.0.3", "HOME": "/"}
     settings = load({"port": "7003", "host": None, "broker": ()}, environ, file)
     assert (settings.port, settings.host, settings.node_id) == (7003, "127.0.0.3", "file")
+
+
+SECRETS = sorted(SECRET_FILES.values())
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_each_secret_can_stand_in_a_file_of_its_own(name: str, tmp_path: Path) -> None:
+    text, value = other_text(name)
+    secret = tmp_path / "secret"
+    secret.write_text(f"# who may\n\n{text}\n", encoding="utf-8")
+    config = tmp_path / "monitor.toml"
+    config.write_text(f'{name}_file = "{secret}"\n', encoding="utf-8")
+    found = (
+        load({f"{name}_file": str(secret)}, {}),
+        load({}, {f"CELERY_MONITOR_{name.upper()}_FILE": str(secret)}),
+        load({}, {}, config),
+    )
+    assert [getattr(each, name) for each in found] == [value] * 3
+
+
+def test_file_of_a_secret_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    two, none = tmp_path / "two", tmp_path / "none"
+    two.write_text("one\ntwo\n", encoding="utf-8")
+    none.write_text("# nothing\n", encoding="utf-8")
+    for given, words in (
+        ({"secret_key_file": str(two)}, "2 lines"),
+        ({"basic_auth_file": str(none)}, "0 lines"),
+        ({"secret_key_file": str(tmp_path / "away")}, "No such file"),
+        ({"secret_key_file": str(tmp_path)}, "cannot read"),
+        ({"secret_key": "x", "secret_key_file": str(two)}, "leave one"),
+        ({"port_file": str(two)}, "no setting"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            load(given, {})
 
 
 def test_several_values_in_each_place(tmp_path: Path) -> None:

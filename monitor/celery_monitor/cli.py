@@ -8,7 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import click
 from celery_monitor import __version__
 from celery_monitor.addresses import check_broker, masked, transport_of
 from celery_monitor.errors import MonitorError
-from celery_monitor.settings import REMOVED, SETTINGS, Settings, load
+from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load
 from celery_monitor.supervise import configure_logging, resolve_without_gc, stop_on_signals
 
 EXIT_WRONG = 1
@@ -27,7 +29,8 @@ RESUME = "resume"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
-    "--config file (sample_seconds = 5). Options override the environment, which overrides the file."
+    "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file. What may "
+    "hold a password can stand in a file of its own: --basic-auth-file FILE, CELERY_MONITOR_BROKER_FILE and so on."
 )
 MOST_RATE = 10_000.0
 PACKAGED = {"redis", "amqp"}  # transports whose libraries are always installed
@@ -56,6 +59,10 @@ handed_over = later("celery_monitor.serve:handed_over")
 examine = later("celery_monitor.doctor:examine")
 lines = later("celery_monitor.doctor:lines")
 to_json = later("celery_monitor.doctor:to_json")
+perform_locally = later("celery_monitor.control.users:perform_locally")
+open_store = later("celery_monitor.store.engine:open_store")
+read_users = later("celery_monitor.store.users:read_users")
+read_tokens = later("celery_monitor.store.sessions:read_tokens")
 
 
 class Failure(click.ClickException):
@@ -130,7 +137,12 @@ def setting_options(without: Sequence[str] = ()) -> list[click.Parameter]:
     config = click.Option(
         ["--config"], type=click.Path(path_type=Path), metavar="FILE", help="TOML file with settings."
     )
-    return [config, *(_setting_option(name) for name in SETTINGS if name not in without)]
+    files = [
+        click.Option([f"--{name.replace('_', '-')}"], metavar="FILE", hidden=True)
+        for name, secret in SECRET_FILES.items()
+        if secret not in without
+    ]
+    return [config, *(_setting_option(name) for name in SETTINGS if name not in without), *files]
 
 
 def _setting_option(name: str) -> click.Option:
@@ -163,9 +175,20 @@ def _load(options: dict[str, Any]) -> Settings:
     return settings
 
 
+def _shows_secret(name: str, value: object) -> bool:
+    """Whether an option that was given holds a secret: any but an address without a password."""
+    if value is None or value == () or name not in SETTINGS or not SETTINGS[name].metadata["secret"]:
+        return False
+    texts = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+    return any("://" not in text or masked(text) != text for text in texts)
+
+
 def _command(name: str, run: Runner, text: str) -> ClickCommand:
     def callback(**options: Any) -> None:
+        secret = any(_shows_secret(each, value) for each, value in options.items())
         settings = _load(options)
+        if secret:  # in the list of processes, where everybody on this machine reads it
+            start_afresh(settings, RESUME, name)
         run(settings, stop_on_signals(), click.echo)
 
     return ClickCommand(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
@@ -243,6 +266,98 @@ def demo(**options: Any) -> None:
     run_demo(demo_of(**options), stop_on_signals(), click.echo)
 
 
+ROLE_NAMES = click.Choice(["viewer", "operator", "admin"])
+NAME = click.Argument(["name"])
+ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, default="viewer", show_default=True)
+PASSWORD = click.Option(
+    ["--password-stdin"], is_flag=True, help="Read the password from standard input instead of asking for it."
+)
+NO_PASSWORD = click.Option(
+    ["--no-password"], is_flag=True, help="The user signs in at a trusted proxy or an identity provider."
+)
+DAYS = click.Option(["--days"], type=float, metavar="N", help="Days after which the token expires. [default: never]")
+
+
+@main.group(cls=Group)
+def users() -> None:
+    """Add, list and change the users who can sign in.
+
+    \b
+    Example:
+      celery-monitor users add ada --role admin --database sqlite:///celery-monitor.db
+    """
+
+
+@main.group(cls=Group)
+def tokens() -> None:
+    """Create, list and revoke API tokens for scripts."""
+
+
+def _database_command(group: click.Group, name: str, run: Runner, text: str, *params: click.Parameter) -> None:
+    """A command that works on the database alone."""
+    without = [each for each in SETTINGS if each != "database"]
+
+    def callback(config: Path | None, database: str | None, **options: Any) -> None:
+        run(_load({"config": config, "database": database, "log_level": "warning"}), **options)
+
+    command = ClickCommand(name, callback=callback, params=[*params, *setting_options(without)], help=text)
+    group.add_command(command)
+
+
+def _performing(action: str) -> Runner:
+    def run(
+        settings: Settings, *, password_stdin: bool | None = None, no_password: bool = False, **options: Any
+    ) -> None:
+        if password_stdin is not None and not no_password:
+            options["password"] = _read_password(from_stdin=password_stdin)
+        performed = perform_locally(settings, action, **options)
+        click.echo(performed.message)
+        if performed.secret is not None:
+            click.echo(performed.secret)
+
+    return run
+
+
+def _read_password(*, from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+
+
+def _list_users(settings: Settings) -> None:
+    with closing(open_store(settings.database)) as store:
+        for user in read_users(store):
+            click.echo(f"{user.name}  {user.role.name.lower()}{'  disabled' if user.disabled else ''}")
+
+
+def _list_tokens(settings: Settings) -> None:
+    with closing(open_store(settings.database)) as store:
+        for token in read_tokens(store):
+            click.echo(
+                f"{token.name}  {token.role.name.lower()}  expires {_day(token.expires_at)}  "
+                f"last used {_day(token.used_at)}"
+            )
+
+
+def _day(at: float | None) -> str:
+    return "never" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+_database_command(
+    users, "add", _performing("user.add"), "Add a user; the first one becomes admin.", NAME, ROLE, PASSWORD, NO_PASSWORD
+)
+_database_command(users, "list", _list_users, "List the users.")
+_database_command(users, "role", _performing("user.role"), "Change the role of a user.", NAME, ROLE)
+_database_command(users, "password", _performing("user.password"), "Set a new password.", NAME, PASSWORD)
+_database_command(users, "disable", _performing("user.disable"), "Disable a user and end the user's sessions.", NAME)
+_database_command(users, "enable", _performing("user.enable"), "Let a disabled user sign in again.", NAME)
+_database_command(users, "remove", _performing("user.remove"), "Remove a user.", NAME)
+_database_command(users, "sign-out", _performing("session.end_all"), "End all sessions of a user.", NAME)
+_database_command(tokens, "add", _performing("token.make"), "Create a token and print it, once.", NAME, ROLE, DAYS)
+_database_command(tokens, "list", _list_tokens, "List the tokens.")
+_database_command(tokens, "revoke", _performing("token.revoke"), "Revoke a token.", NAME)
+
+
 @click.command(
     "monitor",
     cls=ClickCommand,
@@ -254,16 +369,20 @@ def demo(**options: Any) -> None:
 def celery_command(ctx: click.Context, /, **options: Any) -> None:
     """Monitor this app's broker and serve the dashboard (celery-monitor)."""
     settings = _load(options | {"app": application_name(sys.argv, os.environ)})
-    start_afresh(replace(settings, application=loaded(ctx.obj.app, settings.app)), RESUME)
+    start_afresh(replace(settings, application=loaded(ctx.obj.app, settings.app)), RESUME, "serve")
+
+
+RUNNERS: dict[str, Runner] = {"serve": run_serve, "receive": run_receive, "web": run_web}
 
 
 @main.command(RESUME, cls=ClickCommand, hidden=True)
+@click.argument("command", type=click.Choice([*RUNNERS]))
 @click.argument("descriptor", type=int)
-def resume(descriptor: int) -> None:
-    """Continue with the settings that ``celery -A proj monitor`` has read."""
+def resume(command: str, descriptor: int) -> None:
+    """Go on with settings that were read already: by ``celery -A proj monitor``, or from options with secrets."""
     settings = handed_over(descriptor)
     configure_logging(settings.log_level)
-    run_serve(settings, stop_on_signals(), click.echo)
+    RUNNERS[command](settings, stop_on_signals(), click.echo)
 
 
 def application_name(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:

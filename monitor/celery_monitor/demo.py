@@ -18,10 +18,19 @@ from typing import NamedTuple
 
 import demo_workers
 from celery_monitor.errors import Unsupported
-from celery_monitor.serve import Announce, bind, is_connected, prepare_store, receiver_jobs, url_of, web_job, with_port
+from celery_monitor.serve import (
+    Announce,
+    bind,
+    check_access,
+    is_connected,
+    prepare_store,
+    receiver_jobs,
+    url_of,
+    web_job,
+    with_port,
+)
 from celery_monitor.settings import Settings, load
 from celery_monitor.supervise import ChildJob, Program, supervise
-from celery_monitor.web.security.guard import check_bind
 from demo_workers.scaling import WORKERS, worker_arguments
 
 OWN_BROKER = "redis"
@@ -60,7 +69,7 @@ def run(demo: Demo, stop: Event, announce: Announce) -> None:
         redis = find_redis(free_port(), directory) if demo.broker == OWN_BROKER else None
         broker_url = f"redis://127.0.0.1:{redis.port}/0" if redis else demo.broker
         settings = with_port(demo_settings(demo, broker_url, directory), listener)
-        check_bind(settings)
+        check_access(settings)
         prepare_store(settings)
         shop = Shop(demo, broker_url, directory)
         jobs = [redis_job(redis, directory)] if redis else []

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -20,11 +21,13 @@ from celery_monitor.core.checks import (
     judge_workers,
 )
 from celery_monitor.core.findings import Finding, Tone, failing_helpers
-from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
+from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
 from celery_monitor.settings import Broker, Settings
-from celery_monitor.store.engine import database_without_password
+from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.health import read_record_facts
+from celery_monitor.store.users import has_users_yet
 from celery_monitor.web.security.guard import check_bind
+from celery_monitor.web.security.identity import must_sign_in
 
 INDENT = " " * 9
 LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}
@@ -94,11 +97,15 @@ def _results(broker: Broker, settings: Settings) -> ResultFacts | None:
 def _dashboard(settings: Settings) -> Report:
     address = f"{settings.host}:{settings.port}"
     try:
-        check_bind(settings)
+        with closing(connect_only(settings.database)) as store:
+            check_bind(settings, store)
+            users = must_sign_in(settings, has_users_yet(store))
     except SettingsError as error:
-        fix = "Add --basic-auth USER:PASSWORD, or listen on --host 127.0.0.1."
+        fix = "Add a user with celery-monitor users add, or listen on --host 127.0.0.1."
         return Report("dashboard", address, [Finding("access", "bad", error.message, fix)])
-    who = "for users with a password" if settings.basic_auth else "on this machine only"
+    except StoreUnavailable:  # which has a report of its own
+        users = bool(settings.basic_auth)
+    who = "for users who sign in" if users else "on this machine only"
     return Report("dashboard", address, [Finding("access", "good", f"It is open {who}.")])
 
 

@@ -7,8 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,8 +63,8 @@ def with_brokers(settings: Settings) -> Settings:
     )
 
 
-def start_afresh(settings: Settings, command: str) -> NoReturn:
-    """Replaces this process, which has loaded the user's application, by one without the user's modules.
+def start_afresh(settings: Settings, *command: str) -> NoReturn:
+    """Goes on as a program that holds none of the user's modules, and no secret in its arguments.
 
     The settings are passed in memory: others could read a command line or an environment.
     """
@@ -73,8 +73,8 @@ def start_afresh(settings: Settings, command: str) -> NoReturn:
         file.write(msgspec.json.encode(settings))
     sys.stdout.flush()
     sys.stderr.flush()
-    # -P: a module of the project must not shadow one of ours.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", command, str(descriptor)])  # noqa: S606
+    # -P: a module of the project that has the name of ours is not taken for it.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", *command, str(descriptor)])  # noqa: S606
 
 
 def _memory() -> int:
@@ -94,7 +94,7 @@ def handed_over(descriptor: int) -> Settings:
             file.seek(0)
             return msgspec.json.decode(file.read(), type=Settings)
     except (OSError, ValueError):
-        raise SettingsError("this command is internal to celery -A proj monitor; use celery-monitor serve") from None
+        raise SettingsError("this command is for celery-monitor itself; start celery-monitor serve") from None
 
 
 def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
@@ -124,8 +124,8 @@ def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
 
 
 def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announce) -> None:
-    check_bind(settings)
-    with closing(bind(settings.host, settings.port)) as listener:
+    check_access(settings)
+    with _listening(settings) as listener:
         prepare_store(settings)
         settings = with_port(settings, listener)
         address = url_of(settings)
@@ -135,6 +135,12 @@ def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announ
             ready=lambda: answers(settings),
             announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C to stop)"),
         )
+
+
+def check_access(settings: Settings) -> None:
+    """Raises SettingsError where other machines could act without signing in."""
+    with closing(connect_only(settings.database)) as store:
+        check_bind(settings, store)
 
 
 def prepare_store(settings: Settings) -> None:
@@ -173,6 +179,41 @@ def web_job(settings: Settings, listener: socket.socket) -> ChildJob:
     )
 
 
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The listening socket; a socket file is removed at the end. Raises SettingsError."""
+    if settings.unix_socket is None:
+        with closing(bind(settings.host, settings.port)) as listener:
+            yield listener
+        return
+    file = Path(settings.unix_socket)
+    with closing(bind_file(file)) as listener:
+        yield listener
+    file.unlink(missing_ok=True)
+
+
+def bind_file(file: Path) -> socket.socket:
+    """A listening socket file for our user and group. Raises SettingsError where another process listens on it."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if file.is_socket() and listener.connect_ex(str(file)) != 0:
+            file.unlink()  # left by a process that was killed
+            listener.close()
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o117)
+        try:
+            listener.bind(str(file))
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {file}: {error.strerror or error}; choose another --unix-socket"
+        ) from None
+    return listener
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one. Raises SettingsError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -192,12 +233,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def with_port(settings: Settings, listener: socket.socket) -> Settings:
-    """Settings with the port that the listener got."""
+    """The port that ``--port 0`` got."""
+    if settings.unix_socket is not None:
+        return settings
     return replace(settings, port=int(listener.getsockname()[1]))
 
 
 def url_of(settings: Settings) -> str:
-    """The URL for a browser on this machine."""
+    """The address that a browser on this machine can open; of a socket file, what a proxy is given."""
+    if settings.unix_socket is not None:
+        return f"unix:{settings.unix_socket}"
     host = _reachable(settings.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.url_prefix.rstrip('/')}/"
 
@@ -220,6 +265,10 @@ def _get(settings: Settings, path: str) -> bytes | None:
     client = http.client.HTTPConnection(_reachable(settings.host), settings.port, timeout=ANSWER_SECONDS)
     with closing(client):
         try:
+            if settings.unix_socket is not None:
+                client.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                client.sock.settimeout(ANSWER_SECONDS)
+                client.sock.connect(settings.unix_socket)
             client.request("GET", f"{settings.url_prefix.rstrip('/')}{path}")
             return client.getresponse().read()
         except OSError:

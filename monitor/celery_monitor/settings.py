@@ -9,8 +9,10 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -123,6 +125,31 @@ def parse_prefix(text: str) -> str:
     return text
 
 
+def parse_issuer(text: str) -> str:
+    """The address of an identity provider: https, or http on this machine."""
+    check_http(text)
+    parts = urlsplit(text)
+    if parts.scheme != "https" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
+        raise SettingsError(f"{quoted(text)} is not https; anybody on the way could sign in")
+    return text
+
+
+def parse_network(text: str) -> str:
+    """An IP address or a network, such as 10.0.0.0/8."""
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        raise SettingsError(f"{quoted(text)} is not an address or network; write for example 10.0.0.0/8") from None
+
+
+def parse_header_name(text: str) -> str:
+    """The name of an HTTP header; none that says something else already."""
+    name = text.lower()
+    if not re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}", name) or name in {"authorization", "cookie", "host"}:
+        raise SettingsError(f"{quoted(text)} is not a header for this; write for example X-Forwarded-User")
+    return name
+
+
 def parse_name(text: str) -> str:
     """A valid queue name."""
     if not text.isprintable() or not 0 < len(text.encode(errors="replace")) <= LONGEST_NAME:
@@ -211,8 +238,16 @@ def parse_choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _setting(default: Any, parse: Callable[[str], Any], help: str, *, multiple: bool = False, metavar: str = "") -> Any:  # noqa: A002
-    metadata = {"parse": parse, "help": help, "multiple": multiple, "metavar": metavar}
+def _setting(
+    default: Any,
+    parse: Callable[[str], Any],
+    help: str,  # noqa: A002
+    *,
+    multiple: bool = False,
+    metavar: str = "",
+    secret: bool = False,
+) -> Any:
+    metadata = {"parse": parse, "help": help, "multiple": multiple, "metavar": metavar, "secret": secret}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -223,7 +258,12 @@ class Settings:
     """One value per setting. --help, docs/settings.md and the TOML reader use the metadata."""
 
     broker: tuple[Broker, ...] = _setting(
-        (), parse_broker, "broker to monitor, may be given several times", multiple=True, metavar="[NAME=]URL"
+        (),
+        parse_broker,
+        "broker to monitor, may be given several times",
+        multiple=True,
+        metavar="[NAME=]URL",
+        secret=True,
     )
     app: str | None = _setting(
         None, str, "Celery application (module:attribute) whose configuration to use; imports your code", metavar="APP"
@@ -235,30 +275,88 @@ class Settings:
         "db+postgresql://...; else that of --app; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
+        secret=True,
     )
     database: str = _setting(
         "sqlite:///celery-monitor.db",
         parse_database,
         "database for the record: sqlite:/// or postgresql://",
         metavar="URL",
+        secret=True,
     )
     host: str = _setting(
         "127.0.0.1", str, "address to listen on; anything but loopback needs authentication", metavar="ADDRESS"
     )
     port: int = _setting(5555, parse_port, "port to listen on; 0 picks a free one", metavar="PORT")
+    unix_socket: str | None = _setting(
+        None, str, "socket file to listen on instead of --host and --port, for a proxy on this machine", metavar="FILE"
+    )
     url_prefix: str = _setting(
         "", parse_prefix, "path under which the dashboard is served, such as /celery", metavar="PATH"
     )
     basic_auth: tuple[str, ...] = _setting(
         (),
         str,
-        "user:password or user:argon2-hash, optionally user:role:hash; may be given several times",
+        "user:role:password or user:role:argon2-hash; without a role a viewer; may be given several times",
         multiple=True,
         metavar="USER:HASH",
+        secret=True,
     )
+    oidc_provider: str = _setting(
+        "oidc",
+        parse_choice("oidc", "google", "github", "gitlab", "okta", "keycloak"),
+        "identity provider to sign in with: oidc for any by --oidc-issuer, or google, github, gitlab, okta, keycloak",
+        metavar="NAME",
+    )
+    oidc_issuer: str | None = _setting(
+        None, parse_issuer, "address of the identity provider; google, github and gitlab have one", metavar="URL"
+    )
+    oidc_client_id: str | None = _setting(
+        None, str, "client id at the identity provider; turns signing in there on", metavar="TEXT"
+    )
+    oidc_client_secret: str | None = _setting(
+        None, str, "client secret at the identity provider", metavar="TEXT", secret=True
+    )
+    oidc_role_claim: str | None = _setting(
+        None, str, "claim whose values the three settings below may name, such as groups", metavar="CLAIM"
+    )
+    oidc_admins: tuple[str, ...] = _setting(
+        (),
+        str,
+        "who is admin: an address (ada@example.com), a domain (@example.com) or a value of --oidc-role-claim; may be "
+        "given several times",
+        multiple=True,
+        metavar="WHO",
+    )
+    oidc_operators: tuple[str, ...] = _setting(
+        (), str, "who is operator; as --oidc-admins", multiple=True, metavar="WHO"
+    )
+    oidc_viewers: tuple[str, ...] = _setting((), str, "who is viewer; as --oidc-admins", multiple=True, metavar="WHO")
+    oidc_default_role: str = _setting(
+        "none", parse_choice("none", "viewer"), "role of anybody else who can sign in there", metavar="ROLE"
+    )
+    auth_proxy_header: str | None = _setting(
+        None, parse_header_name, "header by which a trusted proxy names the user who signed in there", metavar="HEADER"
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        parse_network,
+        "address or network of a proxy whose X-Forwarded-For, X-Forwarded-Proto and --auth-proxy-header are believed; "
+        "may be given several times",
+        multiple=True,
+        metavar="ADDRESS",
+    )
+    session_idle_hours: float = _setting(
+        24.0, parse_float, "hours after which a session that is not used ends", metavar="HOURS"
+    )
+    session_days: float = _setting(30.0, parse_float, "days after which any session ends", metavar="DAYS")
     read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
     secret_key: str | None = _setting(
-        None, str, "key that signs page tokens; by default generated and stored in the database", metavar="TEXT"
+        None,
+        str,
+        "key that signs page tokens; by default generated and stored in the database",
+        metavar="TEXT",
+        secret=True,
     )
     trusted_hosts: tuple[str, ...] = _setting(
         (),
@@ -274,10 +372,14 @@ class Settings:
         metavar="NAME",
     )
     broker_options: dict[str, object] = _setting(
-        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON"
+        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON", secret=True
     )
     broker_api: str | None = _setting(
-        None, parse_http, "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/", metavar="URL"
+        None,
+        parse_http,
+        "RabbitMQ management API, such as http://guest:guest@localhost:15672/api/",
+        metavar="URL",
+        secret=True,
     )
     redbeat: tuple[Broker, ...] = _setting(
         (),
@@ -285,6 +387,7 @@ class Settings:
         "Redis with RedBeat's entries, if not the broker; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
+        secret=True,
     )
     redbeat_key_prefix: str = _setting("redbeat:", str, "RedBeat's redbeat_key_prefix", metavar="TEXT")
     beat_database: tuple[Broker, ...] = _setting(
@@ -293,6 +396,7 @@ class Settings:
         "database of django-celery-beat, sqlite:/// or postgresql://; only read; may be given several times",
         multiple=True,
         metavar="[NAME=]URL",
+        secret=True,
     )
     node_id: str = _setting(
         "celery-monitor",
@@ -392,6 +496,8 @@ class Settings:
 
 
 SETTINGS = {f.name: f for f in fields(Settings) if f.metadata}
+FILE_SUFFIX = "_file"
+SECRET_FILES = {f"{name}{FILE_SUFFIX}": name for name, f in SETTINGS.items() if f.metadata["secret"]}
 
 
 REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
@@ -400,12 +506,15 @@ REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and 
 def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
     """Options override the environment, which overrides the TOML file, which overrides the defaults.
 
-    An option of ``None`` or an empty tuple is not set. Raises SettingsError.
+    A setting that may hold a secret can be read from a file of its own instead, which ``<name>_file`` names. An option
+    of ``None`` or an empty tuple is not set. Raises SettingsError.
     """
     given: dict[str, object] = {}
-    given |= _from_file(file) if file else {}
-    given |= _from_environment(environ)
-    given |= {_checked(name): value for name, value in options.items() if value is not None and value != ()}
+    given |= _read_files(_from_file(file)) if file else {}
+    given |= _read_files(_from_environment(environ))
+    given |= _read_files(
+        {_checked(name): value for name, value in options.items() if value is not None and value != ()}
+    )
     values = {name: _parsed(name, value) for name, value in given.items()}
     settings = Settings(**values)  # type: ignore[arg-type]
     _check_clusters(settings)
@@ -413,8 +522,31 @@ def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path |
     return settings
 
 
+def _read_files(given: dict[str, object]) -> dict[str, object]:
+    """The same with each ``<name>_file`` replaced by what the file holds: one value, or a value on each line."""
+    read: dict[str, object] = {}
+    for name, value in given.items():
+        secret = SECRET_FILES.get(name)
+        if secret is None:
+            read[name] = value
+            continue
+        if secret in given:
+            raise SettingsError(f"{secret} and {name} are both given; leave one")
+        try:
+            lines = [line.strip() for line in Path(str(value)).read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise SettingsError(f"{name}: cannot read {value}: {reason}") from None
+        values = tuple(line for line in lines if line and not line.startswith("#"))
+        if not values or (len(values) > 1 and not SETTINGS[secret].metadata["multiple"]):
+            wanted = "one value a line" if SETTINGS[secret].metadata["multiple"] else "one line"
+            raise SettingsError(f"{name}: {value} has {len(values)} lines with a value; it must have {wanted}")
+        read[secret] = values if SETTINGS[secret].metadata["multiple"] else values[0]
+    return read
+
+
 def _checked(name: str) -> str:
-    if name not in SETTINGS:
+    if name not in SETTINGS and name not in SECRET_FILES:
         near = get_close_matches(name, SETTINGS, 1)
         hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(SETTINGS))}")
         raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
@@ -436,7 +568,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     for variable, text in environ.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
             name = _checked(variable.removeprefix(ENVIRONMENT_PREFIX).lower())
-            given[name] = tuple(text.split()) if SETTINGS[name].metadata["multiple"] else text
+            multiple = name in SETTINGS and SETTINGS[name].metadata["multiple"]
+            given[name] = tuple(text.split()) if multiple else text
     return given
 
 

@@ -15,12 +15,12 @@ import redis
 from kombu import Connection
 
 from celery_monitor.control.bulk import BulkCommand, BulkRetry
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.records.event import Event as TaskEvent
 from celery_monitor.records.job import Job, JobState
 from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.jobs import read_job

@@ -11,10 +11,10 @@ import pytest
 from celery_monitor.brokers.batch import batches
 from celery_monitor.brokers.publish import Route, TaskCall
 from celery_monitor.control.bulk import AbortJob, BulkRetry, BulkRevoke
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.errors import Conflict, FilterError, Forbidden, InvalidInput, NotFound
 from celery_monitor.records.job import JobOutcome, JobReason, JobState
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.jobs import JobLease, SentTask, begin_batch, claim_job, read_job_tasks, read_jobs, sent_as
 from celery_monitor.store.tasks.detail import read_lineage, read_task

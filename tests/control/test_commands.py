@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from celery_monitor.control import COMMANDS
-from celery_monitor.control.commands import Command, Role, given_fields
+from celery_monitor.control.commands import Command, given_fields
 from celery_monitor.control.queues import ReadQueue
 from celery_monitor.control.revoke import RevokeStamped
 from celery_monitor.control.workers import Autoscale, CancelConsumer, RateLimit, TimeLimit
 from celery_monitor.errors import InvalidInput
+from celery_monitor.records.user import Role
 from celery_monitor.web.api import OPERATIONS
 from celery_monitor.web.api.operation import body_of
 from celery_monitor.web.forms import command_of

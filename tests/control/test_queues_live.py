@@ -10,12 +10,13 @@ import pytest
 from celery import Celery
 
 from celery_monitor.control import queues
-from celery_monitor.control.commands import Actor, Performed, Role
+from celery_monitor.control.commands import Performed
 from celery_monitor.control.queues import DeleteMessage, PauseQueue, PurgeQueue, QueueCommand, ReadQueue, ResumeQueue
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.run import RunTask
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden, InvalidInput, NotFound
 from celery_monitor.records.task import TaskState
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.store.queues import read_pauses
 from celery_monitor.store.tasks.detail import read_task
 from tests.apps.basic import make_app

@@ -10,11 +10,12 @@ import redis
 
 from celery_monitor.brokers.publish import Route, publisher
 from celery_monitor.control.arguments import FoundArguments, find_arguments
-from celery_monitor.control.commands import Actor, Role, Target
+from celery_monitor.control.commands import Target
 from celery_monitor.control.retry import RetryTask, RetryTasks, find_route, prepare, send_all
 from celery_monitor.core.arguments import judge
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden
 from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task
 from celery_monitor.store.writer import Writer

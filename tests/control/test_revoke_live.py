@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.perform import Controller
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.revoke import RevokeTask, RevokeTasks
 from celery_monitor.control.workers import EnableEvents
 from celery_monitor.errors import BrokerUnavailable, Conflict, Forbidden, InvalidInput
 from celery_monitor.records.task import TaskState
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Broker
 from tests.control.watch import CLUSTER, OPERATOR, Watch, make_settings, watching
 from tests.workers import running_worker

@@ -11,7 +11,6 @@ import pytest
 from msgspec.structs import replace
 
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.inspect import pool_processes, queue_names
 from celery_monitor.control.revoke import RevokeStamped
 from celery_monitor.control.workers import (
@@ -31,6 +30,7 @@ from celery_monitor.control.workers import (
 )
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden, InvalidInput
 from celery_monitor.records.task import TaskState
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.workers import change_workers, read_worker
 from tests.control.watch import CLUSTER, Watch, watching

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from celery_monitor.control.bulk import BulkCommand
-from celery_monitor.control.commands import Actor, Command, Performed, Role
+from celery_monitor.control.commands import Command, Performed
 from celery_monitor.control.perform import Controller
 from celery_monitor.errors import NotFound
 from celery_monitor.receiver.sources import make_source
 from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
 from celery_monitor.records.task import Task, TaskState
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store

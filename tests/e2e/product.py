@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import urlopen
 from uuid import uuid4
@@ -122,9 +122,13 @@ def _wait_until_ready(product: Product) -> None:
         return found.group(1) if found else None
 
     def connected() -> bool:
-        with suppress(URLError, ValueError):  # the receiver has not written its health yet
+        try:
             return bool(product.health()["connected"])
-        return False
+        except HTTPError as error:
+            error.close()
+            return error.code == 401  # only who signs in sees more
+        except (URLError, ValueError):  # the receiver has not written its health yet
+            return False
 
     product.address = wait_for(address, START_SECONDS, "the address of serve")
     wait_for(connected, START_SECONDS, "the receiver's connection")

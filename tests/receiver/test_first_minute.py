@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import pytest
 
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.perform import Controller
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.errors import Conflict
 from celery_monitor.records.task import TaskState
+from celery_monitor.records.user import Actor, Role
 from tests.control.watch import make_settings
 from tests.receiver.watching import CLUSTER, Watching, watching
 from tests.workers import Worker, running_worker, wait_for

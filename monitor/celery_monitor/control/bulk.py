@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from celery_monitor.control.allowed import REFUSED, WARNINGS, retried_as_words, retried_words, why_not_revoke
 from celery_monitor.control.arguments import FoundArguments, find_all_arguments
-from celery_monitor.control.commands import ClusterCommand, Command, Performed, RequestId, Role, Target
+from celery_monitor.control.commands import ClusterCommand, Command, Performed, RequestId, Target
 from celery_monitor.control.inspect import consumed
 from celery_monitor.control.retry import SAMPLES, PreparedRetry, prepare, recorded_route
 from celery_monitor.control.revoke import NOT_REMEMBERED
@@ -18,6 +18,7 @@ from celery_monitor.core.words import counted
 from celery_monitor.errors import ArgumentsUnknown, Conflict, InvalidInput, NotFound
 from celery_monitor.records.job import Job, JobPreview, JobState
 from celery_monitor.records.task import Task, TaskState
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.jobs import (

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from functools import cache, partial
 from inspect import getdoc
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -28,6 +27,7 @@ from celery_monitor.core.arguments import Fidelity
 from celery_monitor.core.words import counted
 from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput, NotFound
 from celery_monitor.records.job import Job
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store
@@ -36,25 +36,6 @@ from celery_monitor.store.tasks.unfinished import queue_names
 from celery_monitor.store.workers import read_workers
 
 ANSWER_SECONDS = 2.0  # without an answer, after which a worker counts as silent
-
-
-class Role(IntEnum):
-    """Each role includes the ones before it."""
-
-    VIEWER = 1
-    OPERATOR = 2
-    ADMIN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """The person who acts. ``name`` goes into the record of actions."""
-
-    name: str
-    role: Role
-
-
-ANONYMOUS = Actor("anonymous", Role.ADMIN)  # only on a loopback address
 
 
 def require(actor: Actor, action: str, role: Role) -> None:
@@ -166,6 +147,7 @@ class Performed:
     results: tuple[TaskResult, ...] = ()
     reading: ReadMessages | None = None  # messages of a queue, which do not go into the record of actions
     details: Mapping[str, object] = field(default_factory=dict)
+    secret: str | None = field(default=None, repr=False)  # shown once, and in no record
 
     @classmethod
     def of_one(cls, result: TaskResult, details: Mapping[str, object]) -> "Performed":

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from celery_monitor.control.commands import Actor, Command, Performed, Target, find_broker, require
+from celery_monitor.control.commands import Command, Performed, Target, find_broker, require
 from celery_monitor.errors import ConfirmationRequired, Forbidden, MonitorError, StoreUnavailable
 from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
+from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store

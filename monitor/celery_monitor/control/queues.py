@@ -21,7 +21,6 @@ from celery_monitor.control.commands import (
     ClusterCommand,
     Name,
     Performed,
-    Role,
     Target,
     TaskResult,
     Text,
@@ -37,6 +36,7 @@ from celery_monitor.errors import Conflict, InvalidInput, NotFound
 from celery_monitor.records.event import Message
 from celery_monitor.records.queue import Pause
 from celery_monitor.records.task import Task
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import end_pause, read_pauses, save_pause
 from celery_monitor.store.tasks.detail import read_task

@@ -22,7 +22,6 @@ from celery_monitor.control.commands import (
     ClusterCommand,
     Performed,
     RequestId,
-    Role,
     Seconds,
     Target,
     TaskResult,
@@ -45,6 +44,7 @@ from celery_monitor.errors import (
 )
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Link, Task
+from celery_monitor.records.user import Role
 from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task, unlink_retry
 
 # Native delayed delivery puts these in front of a routing key: kombu/transport/native_delayed_delivery.py.

@@ -14,7 +14,6 @@ from celery_monitor.control.commands import (
     ClusterCommand,
     Name,
     Performed,
-    Role,
     Signal,
     Target,
     TaskResult,
@@ -28,6 +27,7 @@ from celery_monitor.control.commands import (
 from celery_monitor.control.workers import Answer, WorkerCommand, ask_workers
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.records.task import Task, TaskState
+from celery_monitor.records.user import Role
 from celery_monitor.store.tasks.detail import read_task
 
 # A worker has the task in these states, so its answer decides. In any other, every online worker may receive it.

@@ -11,7 +11,6 @@ from celery_monitor.control.commands import (
     Name,
     Performed,
     RequestId,
-    Role,
     Seconds,
     Target,
     TaskResult,
@@ -22,6 +21,7 @@ from celery_monitor.control.retry import find_route
 from celery_monitor.core.arguments import parse_json_arguments
 from celery_monitor.errors import ArgumentsUnknown, ConfirmationRequired, Conflict, NotFound, TakenUnknown
 from celery_monitor.records.schedule import ScheduleEntry
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.schedule import read_entry_runs, schedule_entry
 from celery_monitor.store.tasks.detail import read_task

@@ -7,10 +7,11 @@ from functools import partial
 from typing import ClassVar
 from urllib.parse import parse_qsl, quote, urlencode
 
-from celery_monitor.control.commands import ClusterCommand, Command, Performed, Role, Target, done
+from celery_monitor.control.commands import ClusterCommand, Command, Performed, Target, done
 from celery_monitor.errors import Conflict, InvalidInput, NotFound
 from celery_monitor.records.failure import FailureState
 from celery_monitor.records.page import SavedView
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.rollups.failures import UNRESOLVED, read_failure_group, set_failure_state

@@ -20,7 +20,6 @@ from celery_monitor.control.commands import (
     ClusterCommand,
     Name,
     Performed,
-    Role,
     Target,
     TaskResult,
     TypedName,
@@ -32,6 +31,7 @@ from celery_monitor.control.commands import (
 )
 from celery_monitor.control.inspect import pool_processes, queue_names
 from celery_monitor.errors import InvalidInput
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store.workers import change_workers, read_workers
 

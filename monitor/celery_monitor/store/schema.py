@@ -450,3 +450,46 @@ removal = Table(
     Column("text", Text, nullable=False),  # who deleted it, and how
     sqlite_with_rowid=False,
 )
+
+# Who may sign in, beside the users of the setting basic_auth.
+user_account = Table(
+    "user_account",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", SmallInteger, nullable=False),
+    Column("password", Text),  # argon2 hash
+    Column("disabled", SmallInteger, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Browsers that have signed in. The key is the SHA-256 of what their cookie holds.
+user_session = Table(
+    "user_session",
+    metadata,
+    Column("key", LargeBinary, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),  # names it where the key must not stand
+    Column("user", Text, nullable=False),
+    Column("role", SmallInteger),  # of a user who is not stored; else the role that the user has now
+    Column("source", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Index("user_session_user", "user", "used_at"),
+    sqlite_with_rowid=False,
+)
+
+# Keys for scripts: the SHA-256 of each.
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("key", LargeBinary, nullable=False, unique=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("role", SmallInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("used_at", Double),
+)

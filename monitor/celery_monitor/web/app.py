@@ -6,6 +6,7 @@ import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pkgutil import resolve_name
 from threading import Event, Thread
 from urllib.parse import quote
 
@@ -20,9 +21,9 @@ from starlette.websockets import WebSocket
 from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
-from celery_monitor.errors import MonitorError
+from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.settings import Settings
-from celery_monitor.store.engine import Changes, open_store
+from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api
 from celery_monitor.web.live import Live
 from celery_monitor.web.pages import (
@@ -40,6 +41,7 @@ from celery_monitor.web.pages import (
     schedule,
     task,
     tasks,
+    users,
     views,
     workers,
     workflows,
@@ -47,7 +49,8 @@ from celery_monitor.web.pages import (
 from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
-from celery_monitor.web.security.guard import actor_of, middleware, page_token
+from celery_monitor.web.security.guard import actor_of, make_gate, middleware, page_token, secret_of
+from celery_monitor.web.security.sign_in import SignIn
 from celery_monitor.web.wording import register_names
 
 PAGES: tuple[Page, ...] = (  # in the order of the navigation
@@ -67,12 +70,15 @@ PAGES: tuple[Page, ...] = (  # in the order of the navigation
     run.PAGE,
     jobs.PAGE,
     views.PAGE,
+    users.PAGE,
 )
 THEMES = ("light", "dark")
 NOTICE_COOKIE = "celery_monitor_notice"
 THEME_COOKIE = "celery_monitor_theme"
 LONGEST_NOTICE = 1500
 NOTICE_SECONDS = 60
+SESSION_CHECK_SECONDS = 5.0
+SIGNED_OUT = 4401
 
 Handler = Callable[[Request], Response]
 
@@ -94,10 +100,11 @@ def create_app(settings: Settings) -> Starlette:
     store = open_store(settings.database)
     environment = make_environment()
     presenter = Presenter(PAGES, environment, store, settings, REQUIRED_ROLE)
-    table = routes(presenter)
+    gate = make_gate(settings, store)
+    table = [*sign_in_routes(SignIn(settings, store, gate, environment), settings, store), *routes(presenter)]
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
-        middleware=middleware(settings, store),
+        middleware=middleware(settings, store, gate),
         exception_handlers=handlers(error_page),
         lifespan=_lifespan,
     )
@@ -109,6 +116,19 @@ def create_app(settings: Settings) -> Starlette:
     app.state.static_version = str(environment.globals["static"]).rpartition("/")[2]
     app.state.live = Live(presenter.snapshot, lambda: Changes(store))
     return app
+
+
+def sign_in_routes(sign_in: SignIn, settings: Settings, store: Store) -> list[Route]:
+    """Also those of an identity provider, where one is set. Raises SettingsError without the extra that it needs."""
+    if settings.oidc_client_id is None:
+        return sign_in.routes()
+    try:
+        provider_of = resolve_name("celery_monitor.web.security.oidc:Provider")
+    except ImportError as error:
+        raise SettingsError(f"oidc_client_id needs {error.name}; pip install 'celery-monitor[oidc]'") from None
+    provider = provider_of(settings, sign_in, secret_of(settings, store))
+    sign_in.provider = provider.title
+    return [*provider.routes(), *sign_in.routes()]
 
 
 @asynccontextmanager
@@ -183,7 +203,27 @@ def error_page(request: Request, error: MonitorError) -> Response:
 async def live(websocket: WebSocket) -> None:
     """The guard has checked the handshake."""
     hub: Live = websocket.app.state.live
-    await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
+    watch = asyncio.create_task(_close_with_session(websocket))
+    try:
+        await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
+    finally:
+        watch.cancel()
+
+
+async def _close_with_session(websocket: WebSocket) -> None:
+    """Closes the socket of somebody who has been signed out, or has another role now."""
+    actor, identities = actor_of(websocket), websocket.scope["identities"]
+    while True:
+        await asyncio.sleep(SESSION_CHECK_SECONDS)
+        try:
+            if (await identities.identify(websocket)).actor == actor:
+                continue
+        except StoreUnavailable:
+            continue  # it says nothing about the session
+        except MonitorError:
+            pass
+        await websocket.close(SIGNED_OUT, "sign in again")
+        return
 
 
 def _base(request: Request) -> str:

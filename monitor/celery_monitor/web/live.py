@@ -20,8 +20,8 @@ from typing import Protocol
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from celery_monitor.control.commands import Role
 from celery_monitor.errors import INTERNAL_ERROR, MonitorError
+from celery_monitor.records.user import Role
 from celery_monitor.web.present import RowSet, ViewSnapshot, Watched
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Live:
             # The sender may have noticed first that the browser is gone; receiving would raise then.
             while websocket.application_state is WebSocketState.CONNECTED:
                 text = await websocket.receive_text()
-                request = _parse(text)
+                request = parse_request(text)
                 if request is None:
                     await websocket.close(POLICY_VIOLATION, "send the view, as {'view': '/tasks'}")
                     return
@@ -220,7 +220,8 @@ async def _deliver(client: Client, websocket: WebSocket) -> None:
         await websocket.close(TRY_AGAIN_LATER, "too slow; connect again")
 
 
-def _parse(text: str) -> ViewRequest | None:
+def parse_request(text: str) -> ViewRequest | None:
+    """``None`` for what is no request."""
     if len(text) > LONGEST_VIEW:
         return None
     try:

@@ -16,7 +16,6 @@ from markupsafe import Markup
 from starlette.datastructures import QueryParams
 from starlette.routing import compile_path
 
-from celery_monitor.control.commands import Role
 from celery_monitor.core.filters.parser import UNHANDLED, parse
 from celery_monitor.core.filters.terms import exactly
 from celery_monitor.core.findings import Finding
@@ -25,6 +24,7 @@ from celery_monitor.errors import NotFound
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import TaskState
+from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store

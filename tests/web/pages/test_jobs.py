@@ -3,9 +3,9 @@ import time
 
 from starlette.applications import Starlette
 
-from celery_monitor.control.commands import Role
 from celery_monitor.records.job import JobOutcome, JobState
 from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.jobs import read_job, sent_as
 from celery_monitor.store.tasks.detail import link_retry

@@ -20,7 +20,6 @@ from starlette.routing import Route
 
 from celery_monitor.control.commands import (
     NO_NUL,
-    Actor,
     Command,
     Performed,
     Reason,
@@ -45,6 +44,7 @@ from celery_monitor.errors import (
     Unsupported,
     UnsupportedType,
 )
+from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.web.pages import JobRunner

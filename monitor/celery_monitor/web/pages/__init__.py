@@ -45,8 +45,8 @@ from typing import Any, Protocol
 
 from starlette.datastructures import FormData, QueryParams
 
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.perform import Controller
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 

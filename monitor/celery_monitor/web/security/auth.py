@@ -1,7 +1,7 @@
 """Basic authentication against argon2 hashes.
 
 An entry is ``user:password``, ``user:hash``, ``user:role:password`` or ``user:role:hash``; without a role the user is
-admin. Without any entry every client is ``anonymous``, and only this machine may connect.
+a viewer. Without any entry everybody is ``anonymous``, and only this machine is listened to.
 """
 
 import binascii
@@ -10,41 +10,51 @@ import hmac
 import re
 import secrets
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import argon2
 from anyio import CapacityLimiter, to_thread
 
-from celery_monitor.control.commands import Actor, Role
 from celery_monitor.errors import SettingsError, Unauthenticated
+from celery_monitor.records.user import ROLES, Actor, Role, User
 
-ROLES = {role.name.lower(): role for role in Role}
 FOREIGN_HASH = re.compile(r"\$(2[abxy]?|[156]|apr1|y|scrypt|pbkdf2[\w-]*)\$|\{S?SHA\d*\}")
-SIGN_IN = "Sign in with a user name and password from the setting basic_auth."
+SIGN_IN = "Sign in first."
 _hasher = argon2.PasswordHasher()
 
 
 @dataclass(frozen=True, slots=True)
-class User:
-    """One entry of the setting ``basic_auth``, its password hashed."""
+class Account:
+    """A name, the role it gives, and the argon2 hash of its password."""
 
     actor: Actor
     hash: str
 
 
-def parse_user(entry: str) -> User:
-    """Parses one entry; hashes a plain password. Raises SettingsError, which never contains the password."""
+def _entry(entry: str) -> tuple[Actor, str]:
+    """Who an entry of basic_auth names, and the password or hash. Raises SettingsError, which never repeats it."""
     name, separator, rest = entry.partition(":")
     word, _, after = rest.partition(":")
-    role, password = (ROLES[word], after) if word in ROLES and after else (Role.ADMIN, rest)
+    role, password = (ROLES[word], after) if word in ROLES and after else (Role.VIEWER, rest)
     if not name or not separator or not password:
         raise SettingsError("basic_auth: write user:password, user:argon2-hash or user:role:argon2-hash")
+    return Actor(name, role), password
+
+
+def named(entries: Sequence[str]) -> list[Actor]:
+    """The users of the setting basic_auth, without a look at their passwords."""
+    return [_entry(entry)[0] for entry in entries]
+
+
+def parse_account(entry: str) -> Account:
+    """Reads one entry; hashes a plain password. Raises SettingsError, which never repeats the password."""
+    actor, password = _entry(entry)
     if password.startswith("$argon2"):
-        return User(Actor(name, role), _checked_hash(name, password))
+        return Account(actor, _checked_hash(actor.name, password))
     if FOREIGN_HASH.match(password):
-        raise SettingsError(f"basic_auth: the hash of {name!r} is not argon2; make one with the argon2 command")
-    return User(Actor(name, role), _hasher.hash(password))
+        raise SettingsError(f"basic_auth: the hash of {actor.name!r} is not argon2; make one with the argon2 command")
+    return Account(actor, _hasher.hash(password))
 
 
 def _checked_hash(name: str, text: str) -> str:
@@ -55,15 +65,15 @@ def _checked_hash(name: str, text: str) -> str:
     return text
 
 
-def parse_users(entries: Sequence[str]) -> dict[str, User]:
-    """Users by name. Raises SettingsError, also for a repeated name."""
-    users: dict[str, User] = {}
+def parse_accounts(entries: Sequence[str]) -> dict[str, Account]:
+    """Accounts by name. Raises SettingsError, also when two entries name one user."""
+    accounts: dict[str, Account] = {}
     for entry in entries:
-        user = parse_user(entry)
-        if user.actor.name in users:
-            raise SettingsError(f"basic_auth: two entries for the user {user.actor.name!r}; remove one")
-        users[user.actor.name] = user
-    return users
+        account = parse_account(entry)
+        if account.actor.name in accounts:
+            raise SettingsError(f"basic_auth: two entries name the user {account.actor.name!r}; leave one")
+        accounts[account.actor.name] = account
+    return accounts
 
 
 def parse_header(header: str) -> tuple[str, str]:
@@ -84,36 +94,52 @@ class Gate:
     loop, and once per user: after that, a keyed digest of the password is compared.
     """
 
-    def __init__(self, users: dict[str, User]) -> None:
-        self.users = users
+    def __init__(self, accounts: Mapping[str, Account], find: Callable[[str], User | None] = lambda _: None) -> None:
+        self.accounts = accounts  # of the setting basic_auth
+        self._find = find  # those that are stored
         self._nobody = _hasher.hash(secrets.token_hex())
         self._key = secrets.token_bytes(32)
-        self._digests: dict[str, bytes] = {}
+        self._verified: dict[str, tuple[bytes, str]] = {}  # digest of the password, and the hash that it fits
         self._limiter = CapacityLimiter(2)
 
-    async def admit(self, header: str) -> Actor:
-        """The user of an Authorization header. Raises Unauthenticated."""
+    async def admit(self, header: str, address: str = "") -> Actor:
+        """The actor whom an Authorization header proves. Raises Unauthenticated."""
         name, password = parse_header(header)
-        digest = hmac.digest(self._key, password.encode(), hashlib.sha256)
-        if not self._is_verified(name, digest) and not await to_thread.run_sync(
-            self._verify, name, password, digest, limiter=self._limiter
+        return await self.check(name, password, address)
+
+    async def check(self, name: str, password: str, address: str) -> Actor:
+        """The actor whom a name and a password prove; ``address`` is the client's. Raises Unauthenticated."""
+        account = self.accounts.get(name) or await to_thread.run_sync(self._stored, name)
+        digest = hmac.digest(self._key, password.encode(errors="replace"), hashlib.sha256)
+        if not self._was_verified(account, digest) and not await to_thread.run_sync(
+            self._verify, account, password, digest, limiter=self._limiter
         ):
             raise Unauthenticated(SIGN_IN)
-        return self.users[name].actor
+        if account is None:
+            raise Unauthenticated(SIGN_IN)
+        return account.actor
 
-    def _is_verified(self, name: str, digest: bytes) -> bool:
-        return hmac.compare_digest(self._digests.get(name, b""), digest)
+    def _stored(self, name: str) -> Account | None:
+        user = self._find(name)
+        if user is None or user.disabled or user.password is None:
+            return None
+        return Account(Actor(user.name, user.role), user.password)
 
-    def _verify(self, name: str, password: str, digest: bytes) -> bool:
-        """An unknown user takes as long as a wrong password, so that timing reveals no names."""
-        if self._is_verified(name, digest):
+    def _was_verified(self, account: Account | None, digest: bytes) -> bool:
+        if account is None:
+            return False
+        verified, fits = self._verified.get(account.actor.name, (b"", ""))
+        return fits == account.hash and hmac.compare_digest(verified, digest)
+
+    def _verify(self, account: Account | None, password: str, digest: bytes) -> bool:
+        """An unknown user takes as long as a wrong password, so that names cannot be guessed by the clock."""
+        if self._was_verified(account, digest):
             return True
-        user = self.users.get(name)
         try:
-            _hasher.verify(user.hash if user else self._nobody, password)
+            _hasher.verify(account.hash if account else self._nobody, password)
         except argon2.exceptions.VerificationError:
             return False
-        if user is None:
+        if account is None:
             return False
-        self._digests[name] = digest
+        self._verified[account.actor.name] = (digest, account.hash)
         return True

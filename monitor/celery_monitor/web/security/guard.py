@@ -8,16 +8,16 @@ cannot send without a preflight, which is never granted. Both are required: the 
 operation refuses a body without a type.
 """
 
-from urllib.parse import parse_qsl
+from functools import partial
+from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from celery_monitor.control.commands import ANONYMOUS, Actor
 from celery_monitor.errors import (
-    Forbidden,
     InvalidInput,
     MonitorError,
     SettingsError,
@@ -25,15 +25,20 @@ from celery_monitor.errors import (
     Unauthenticated,
     UnsupportedType,
 )
+from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
+from celery_monitor.store.users import find_user, has_users_yet
 from celery_monitor.web.problems import error_json, error_text, is_api, local_path
-from celery_monitor.web.security.auth import SIGN_IN, Gate, User, parse_users
-from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_address, is_loopback, is_script
+from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
+from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, must_sign_in, sign_in_address
+from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loopback, is_script
+from celery_monitor.web.security.proxy import TrustedProxies
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
+STATIC_PATH = "/static/"
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
 SOCKET_FIELD = "token"  # in the query: a browser cannot add a header to a websocket handshake
@@ -66,28 +71,55 @@ SECURITY_HEADERS = {
 }
 
 
-def check_bind(settings: Settings) -> None:
-    """Raises SettingsError if other machines could connect without authentication."""
-    _users(settings)
-
-
-def _users(settings: Settings) -> dict[str, User]:
-    users = parse_users(settings.basic_auth)
-    if users or is_loopback(settings.host.strip("[]")):
-        return users
+def check_bind(settings: Settings, store: Store) -> None:
+    """Raises SettingsError when the dashboard would be open to other machines without authentication."""
+    _check_provider(settings)
+    if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
+        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
+    alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
+    if alone or must_sign_in(settings, has_users_yet(store)):
+        return
     raise SettingsError(
         f"refusing to listen on {settings.host or 'every address'} without authentication: anybody there could retry "
-        "and revoke tasks. Add --basic-auth USER:PASSWORD, or listen on --host 127.0.0.1"
+        "and revoke tasks. Add a user with celery-monitor users add, or listen on --host 127.0.0.1"
     )
 
 
-def middleware(settings: Settings, store: Store) -> list[Middleware]:
-    """Outermost first. Raises SettingsError as ``check_bind`` does."""
-    secret = settings.secret_key or read_secret(store, "secret_key")
+def _check_provider(settings: Settings) -> None:
+    """An identity provider that is named can be reached, and somebody has a role."""
+    if settings.oidc_client_id is None:
+        return
+    if settings.oidc_issuer is None and settings.oidc_provider not in {"google", "github", "gitlab"}:
+        raise SettingsError(
+            f"oidc_issuer is missing: write the address of {settings.oidc_provider}, as its users see it"
+        )
+    if settings.oidc_client_secret is None:
+        raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
+    anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
+    if not anybody and settings.oidc_default_role == "none":
+        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
+
+
+def make_gate(settings: Settings, store: Store) -> Gate:
+    """What checks passwords. Raises SettingsError for an entry of basic_auth that cannot be used."""
+    return Gate(parse_accounts(settings.basic_auth), partial(find_user, store))
+
+
+def secret_of(settings: Settings, store: Store) -> str:
+    """What signs page tokens."""
+    return settings.secret_key or read_secret(store, "secret_key")
+
+
+def middleware(settings: Settings, store: Store, gate: Gate | None = None) -> list[Middleware]:
+    """What stands before the routes, outermost first. Raises SettingsError as ``check_bind`` does."""
+    gate = gate or make_gate(settings, store)
+    check_bind(settings, store)
+    secret = secret_of(settings, store)
     return [
         Middleware(SecurityHeaders),
+        Middleware(TrustedProxies, networks=settings.trusted_proxies, unix_socket=settings.unix_socket is not None),
         Middleware(BodyLimit),
-        Middleware(Guard, settings=settings, users=_users(settings), secret=secret),
+        Middleware(Guard, settings=settings, identities=Identities(settings, store, gate), secret=secret),
     ]
 
 
@@ -102,14 +134,19 @@ def actor_of(connection: HTTPConnection) -> Actor:
 def page_token(connection: HTTPConnection) -> str:
     """The token for the page's forms (field ``csrf_token``), fetches (``X-CSRF-Token``) and socket (``?token=``)."""
     tokens: Tokens = connection.scope["tokens"]
-    return tokens.make(actor_of(connection))
+    return tokens.make(actor_of(connection), _session_of(connection))
+
+
+def _session_of(connection: HTTPConnection) -> str:
+    identity: Identity = connection.scope["identity"]
+    return identity.session
 
 
 def check_socket(websocket: HTTPConnection) -> None:
     """Raises Forbidden unless our own page opens the socket."""
     check_site(websocket.headers)
     tokens: Tokens = websocket.scope["tokens"]
-    tokens.check(websocket.query_params.get(SOCKET_FIELD), actor_of(websocket))
+    tokens.check(websocket.query_params.get(SOCKET_FIELD), actor_of(websocket), _session_of(websocket))
 
 
 class SecurityHeaders:
@@ -160,10 +197,13 @@ def _content_length(scope: Scope) -> int:
 class Guard:
     """Checks host, then user, then origin and token, before the application is called."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, users: dict[str, User], secret: str) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, identities: Identities, secret: str) -> None:
         self.app = app
-        self.gate = Gate(users) if users else None
-        self.hosts = Hosts((settings.host, *settings.trusted_hosts), any_address=bool(users))
+        self.identities = identities
+        loopback = is_loopback(settings.host.strip("[]"))
+        self.hosts = Hosts(
+            (settings.host, *settings.trusted_hosts), any_address=not loopback or bool(settings.basic_auth)
+        )
         self.tokens = Tokens(secret)
         self.prefix = settings.url_prefix
 
@@ -172,7 +212,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         try:
-            scope["tokens"] = self.tokens
+            scope["tokens"], scope["identities"] = self.tokens, self.identities
             receive = await self._check(scope, receive)
         except MonitorError as error:
             await self._refuse(error, scope, receive, send)
@@ -187,19 +227,20 @@ class Guard:
         self.hosts.check(Headers(scope=scope))
         if path in OPEN_PATHS and safe:
             return receive
-        scope["actor"] = await self._admit(scope)
+        if path.startswith(STATIC_PATH) and safe:  # the same for everybody, and the sign-in page needs them
+            return receive
+        if f"{path}/".startswith(f"{SIGN_IN_PATH}/") and scope["type"] == "http":
+            if not safe:  # an identity provider leads back here by a link
+                check_site(Headers(scope=scope))
+            return receive
+        scope["identity"] = await self.identities.identify(HTTPConnection(scope))
+        scope["actor"] = scope["identity"].actor
         if scope["type"] == "websocket":
             check_socket(HTTPConnection(scope))
             return receive
-        return receive if safe else await self._check_unsafe(Request(scope, receive), scope["actor"])
+        return receive if safe else await self._check_unsafe(Request(scope, receive))
 
-    async def _admit(self, scope: Scope) -> Actor:
-        if self.gate is not None:
-            return await self.gate.admit(Headers(scope=scope).get("authorization", ""))
-        _check_peer(scope)
-        return ANONYMOUS
-
-    async def _check_unsafe(self, request: Request, actor: Actor) -> Receive:
+    async def _check_unsafe(self, request: Request) -> Receive:
         check_site(request.headers)
         kind = content_type(request.headers)
         if is_api(request.scope, self.prefix):
@@ -207,27 +248,43 @@ class Guard:
                 raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}.", given=kind)
             if is_script(request.headers):
                 return request.receive
+        actor, session = actor_of(request), _session_of(request)
         token = request.headers.get(CSRF_HEADER)
         if token is None and kind == FORM_TYPE:
             body = await request.body()
-            self.tokens.check(_form_token(body), actor)
+            self.tokens.check(_form_token(body), actor, session)
             return _replay(body, request.receive)
-        self.tokens.check(token, actor)
+        self.tokens.check(token, actor, session)
         return request.receive
 
     async def _refuse(self, error: MonitorError, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # answered with 403; a browser's script sees neither status nor text
             await send({"type": "websocket.close", "code": 1008, "reason": error.message})
             return
+        if isinstance(error, Unauthenticated) and not is_api(scope, self.prefix) and _is_browser(scope):
+            path = scope["path"].removeprefix(base := scope.get("root_path", "").rstrip("/"))
+            address = sign_in_address(base + self.prefix, _following(scope, path.removeprefix(self.prefix)))
+            await RedirectResponse(address, 303)(scope, receive, send)
+            return
         respond = error_json if is_api(scope, self.prefix) else error_text
-        await respond(error)(scope, receive, send)
+        response = respond(error)
+        if not is_script(Headers(scope=scope)) and "www-authenticate" in response.headers:
+            del response.headers["www-authenticate"]  # a browser would ask for a password over our page
+        await response(scope, receive, send)
 
 
-def _check_peer(scope: Scope) -> None:
-    """Without users only this machine may connect, whatever server runs the application."""
-    peer = scope.get("client")
-    if peer and is_address(peer[0]) and not is_loopback(peer[0]):
-        raise Forbidden("Without authentication only this machine may connect; set basic_auth.", client=peer[0])
+def _is_browser(scope: Scope) -> bool:
+    """A script sends no Sec-Fetch-Mode and does not ask for HTML."""
+    headers = Headers(scope=scope)
+    return headers.get("sec-fetch-mode", "navigate") == "navigate" and "text/html" in headers.get("accept", "")
+
+
+def _following(scope: Scope, path: str) -> str:
+    """Where the sign-in page leads: what was asked for, or the start page after a form."""
+    if scope["method"] not in SAFE_METHODS:
+        return "/"
+    query = scope["query_string"].decode("latin-1")
+    return quote(path, safe="/:@", errors="replace") + (f"?{query}" if query else "")
 
 
 def content_type(headers: Headers) -> str:

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from itsdangerous import BadSignature, URLSafeSerializer
 from starlette.datastructures import Headers
 
-from celery_monitor.control.commands import Actor
 from celery_monitor.errors import Forbidden
+from celery_monitor.records.user import Actor
 
 BROWSER_HEADERS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
 OWN_SITES = frozenset({"same-origin", "none"})
@@ -103,26 +103,27 @@ def is_script(headers: Headers) -> bool:
 
 
 class Tokens:
-    """Page tokens: they prove that this dashboard rendered the page for this user.
+    """Signed proofs that a page was rendered by us for this actor and session.
 
-    They do not expire, since a dashboard stays open for weeks and must reconnect. A token is useless without the
-    user's credentials and our origin; a new secret key invalidates all of them.
+    They do not expire by themselves: a dashboard stays open for weeks and must reconnect. Without the actor's own
+    credentials and our own origin a token opens nothing; the end of its session ends it, and another secret key ends
+    them all.
     """
 
     def __init__(self, secret: str) -> None:
         self._serializer = URLSafeSerializer(secret, salt="page-token")
 
-    def make(self, actor: Actor) -> str:
+    def make(self, actor: Actor, session: str) -> str:
         """A token of URL-safe characters."""
-        token = self._serializer.dumps(actor.name)
+        token = self._serializer.dumps([actor.name, session])
         return token if isinstance(token, str) else token.decode()
 
-    def check(self, token: str | None, actor: Actor) -> None:
-        """Raises Forbidden unless the token was made for this actor."""
-        if not token or self._name_in(token) != actor.name:
+    def check(self, token: str | None, actor: Actor, session: str) -> None:
+        """Raises Forbidden unless the token was made for this actor and session."""
+        if not token or self._content(token) != [actor.name, session]:
             raise Forbidden("The page's token is missing or not yours; reload the page and try again.")
 
-    def _name_in(self, token: str) -> object:
+    def _content(self, token: str) -> object:
         try:
             return self._serializer.loads(token)
         except BadSignature:

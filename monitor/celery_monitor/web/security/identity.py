@@ -1,0 +1,135 @@
+"""Who asks: an API token, a password, a trusted proxy's header, or the session of a browser that has signed in."""
+
+import re
+import time
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from anyio import to_thread
+from starlette.requests import HTTPConnection
+
+from celery_monitor.errors import Forbidden, Unauthenticated
+from celery_monitor.records.user import ANONYMOUS, Actor, Role, Session
+from celery_monitor.settings import Settings
+from celery_monitor.store import sessions
+from celery_monitor.store.engine import Store
+from celery_monitor.store.users import find_user, has_users
+from celery_monitor.web.security.auth import SIGN_IN, Gate
+from celery_monitor.web.security.origin import is_address, is_loopback
+from celery_monitor.web.security.proxy import FROM_PROXY
+
+SESSION_COOKIE = "celery_monitor_session"
+HOUR = 3600.0
+DAY = 86400.0
+SIGN_IN_PATH = "/sign-in"
+LONGEST_NEXT = 4000
+_own_path = re.compile(r"/(?![/\\])[^\\\x00-\x1f\x7f]*")
+
+
+def next_path(text: str) -> str:
+    """Where to go after signing in: a path of ours, never another site's address."""
+    return text if len(text) <= LONGEST_NEXT and _own_path.fullmatch(text) else "/"
+
+
+def sign_in_address(base: str, path: str) -> str:
+    """The address of the sign-in page that leads back to ``path``."""
+    query = "" if path in {"", "/"} else f"?{urlencode({'next': path})}"
+    return f"{base}{SIGN_IN_PATH}{query}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks, and by what that is proved. ``session`` is what page tokens are bound to beside the name."""
+
+    actor: Actor
+    source: str  # session, password, token, proxy, none
+    session: str = ""
+
+
+class Identities:
+    """Finds out who asks. Sessions and tokens are read anew for each request, so what is revoked ends at once."""
+
+    def __init__(self, settings: Settings, store: Store, gate: Gate) -> None:
+        self._settings = settings
+        self._store = store
+        self._gate = gate
+
+    async def identify(self, connection: HTTPConnection) -> Identity:
+        """Raises Unauthenticated; Forbidden where nobody has to sign in, and another machine asks."""
+        authorization = connection.headers.get("authorization", "")
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return await to_thread.run_sync(self._by_token, given.strip())
+        if authorization:
+            return Identity(await self._gate.admit(authorization, peer_of(connection)), "password")
+        if name := self._named_by_proxy(connection):
+            return Identity(await to_thread.run_sync(self._proxied, name), "proxy")
+        if secret := connection.cookies.get(SESSION_COOKIE):
+            return await to_thread.run_sync(self._by_session, secret)
+        if must_sign_in(self._settings, await to_thread.run_sync(has_users, self._store)):
+            raise Unauthenticated(SIGN_IN)
+        _check_peer(connection)
+        return Identity(ANONYMOUS, "none")
+
+    def _named_by_proxy(self, connection: HTTPConnection) -> str | None:
+        header = self._settings.auth_proxy_header
+        if header is None or not connection.scope.get(FROM_PROXY):
+            return None
+        given = connection.headers.getlist(header)
+        if len(given) > 1:  # one of them may be the client's own
+            raise Unauthenticated(f"The proxy sent the header {header} twice.")
+        return given[0] if given else None
+
+    def _proxied(self, name: str) -> Actor:
+        """With the role of the stored user of this name; a viewer where there is none."""
+        user = find_user(self._store, name)
+        if user is not None and user.disabled:
+            raise Unauthenticated("This user is disabled.")
+        return Actor(name, user.role if user else Role.VIEWER)
+
+    def _by_token(self, secret: str) -> Identity:
+        token, now = sessions.find_token(self._store, secret), time.time()
+        if token is None or (token.expires_at is not None and token.expires_at <= now):
+            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
+        if now - (token.used_at or 0.0) > sessions.TOUCH_SECONDS:
+            sessions.touch_token(self._store, token, now)
+        return Identity(Actor(f"token:{token.name}", token.role), "token")
+
+    def _by_session(self, secret: str) -> Identity:
+        session, now = sessions.find_session(self._store, secret), time.time()
+        actor = None if session is None or self._is_over(session, now) else self._actor_of(session)
+        if session is None or actor is None:
+            raise Unauthenticated(SIGN_IN)
+        if now - session.used_at > sessions.TOUCH_SECONDS:
+            sessions.touch_session(self._store, session, now)
+        return Identity(actor, "session", session.id)
+
+    def _is_over(self, session: Session, now: float) -> bool:
+        idle = self._settings.session_idle_hours * HOUR
+        return now - session.used_at > idle or now - session.created_at > self._settings.session_days * DAY
+
+    def _actor_of(self, session: Session) -> Actor | None:
+        """``None`` where the user is gone or disabled. The role is the one that the user has now."""
+        if session.role is not None:  # an identity provider said so
+            return Actor(session.user, session.role)
+        if account := self._gate.accounts.get(session.user):
+            return account.actor
+        user = find_user(self._store, session.user)
+        return None if user is None or user.disabled else Actor(user.name, user.role)
+
+
+def must_sign_in(settings: Settings, users: bool) -> bool:
+    """Whether there is anybody who can; ``users``: some are stored."""
+    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or users
+
+
+def peer_of(connection: HTTPConnection) -> str:
+    """The client's address, as far as it is known."""
+    return connection.client.host if connection.client else ""
+
+
+def _check_peer(connection: HTTPConnection) -> None:
+    """Without users only this machine may ask, however we came to be served."""
+    peer = connection.client
+    if peer and is_address(peer.host) and not is_loopback(peer.host):
+        raise Forbidden("Without authentication only this machine is answered; add a user.", client=peer.host)
