@@ -23,9 +23,9 @@ from celery_monitor.core.checks import (
 from celery_monitor.core.findings import Finding, Tone, failing_helpers
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
 from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.health import read_record_facts
-from celery_monitor.store.users import has_users_yet
 from celery_monitor.web.security.guard import check_bind
 from celery_monitor.web.security.identity import must_sign_in
 

@@ -5,7 +5,8 @@ from sqlalchemy import select
 
 from celery_monitor.errors import NotFound
 from celery_monitor.records.user import ApiToken, Role, Session
-from celery_monitor.store import schema, sessions
+from celery_monitor.store import schema
+from celery_monitor.store.accounts import sessions
 from celery_monitor.store.engine import Store
 from tests.factories import NOW
 

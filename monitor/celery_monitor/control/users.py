@@ -17,7 +17,7 @@ from celery_monitor.control.perform import Controller
 from celery_monitor.errors import Conflict, InvalidInput
 from celery_monitor.records.user import ROLES, Actor, ApiToken, Role, User
 from celery_monitor.settings import Settings
-from celery_monitor.store import sessions, users
+from celery_monitor.store.accounts import sessions, users
 from celery_monitor.store.engine import Store, open_store
 
 DAY = 86400.0

@@ -27,9 +27,9 @@ from celery_monitor.errors import (
 )
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.users import find_user, has_users_yet
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
-from celery_monitor.store.users import find_user, has_users_yet
 from celery_monitor.web.problems import error_json, error_text, is_api, local_path
 from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
 from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, must_sign_in, sign_in_address

@@ -11,9 +11,9 @@ from starlette.requests import HTTPConnection
 from celery_monitor.errors import Forbidden, Unauthenticated
 from celery_monitor.records.user import ANONYMOUS, Actor, Role, Session
 from celery_monitor.settings import Settings
-from celery_monitor.store import sessions
+from celery_monitor.store.accounts import sessions
+from celery_monitor.store.accounts.users import find_user, has_users
 from celery_monitor.store.engine import Store
-from celery_monitor.store.users import find_user, has_users
 from celery_monitor.web.security.auth import SIGN_IN, Gate
 from celery_monitor.web.security.origin import is_address, is_loopback
 from celery_monitor.web.security.proxy import FROM_PROXY

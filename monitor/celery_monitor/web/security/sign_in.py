@@ -13,10 +13,10 @@ from celery_monitor.errors import MonitorError, Unauthenticated
 from celery_monitor.records.page import Action
 from celery_monitor.records.user import Role, Session
 from celery_monitor.settings import Settings
-from celery_monitor.store import sessions
+from celery_monitor.store.accounts import sessions
+from celery_monitor.store.accounts.users import has_users
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
-from celery_monitor.store.users import has_users
 from celery_monitor.web.present import csrf_field, make_asset
 from celery_monitor.web.security.auth import Gate
 from celery_monitor.web.security.guard import page_token

@@ -1,0 +1,1 @@
+"""Who may sign in, and what proves it: users, sessions of browsers, API tokens."""
