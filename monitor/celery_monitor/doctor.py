@@ -26,8 +26,7 @@ from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.health import read_record_facts
-from celery_monitor.web.security.guard import check_bind
-from celery_monitor.web.security.identity import must_sign_in
+from celery_monitor.web.security.access import check_bind, must_sign_in
 
 INDENT = " " * 9
 LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}

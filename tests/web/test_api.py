@@ -407,7 +407,7 @@ def test_health_lists_the_findings_of_each_cluster(client: TestClient) -> None:
     mail, shop = client.get("/api/v1/health").json()["items"]
     assert [each["text"] for each in mail["findings"]] == ["No receiver has written to this database yet."]
     found = {each["kind"]: each for each in shop["findings"]}
-    assert found["gap"]["text"].startswith("Events of ")
+    assert found["gap"]["text"].startswith("50 s of events may be missing")
     assert found["gap"]["link"] == "/?range=1h"
     assert found["gap"]["since"] == shop["gaps"][0]["began"]
     assert "Nothing is failing" not in str(shop["findings"])

@@ -39,7 +39,7 @@ def test_preview_start_watch_and_outcomes(client: TestClient) -> None:
     assert [each["id"] for each in (*first["items"], *second["items"])] == [PROBABLE, TRUNCATED]
     assert first["items"][0]["new_id"] in client.get(f"/api/v1/tasks/{PROBABLE}").json()["retried_as"]
     (skipped,) = client.get(f"{address}/tasks?outcome=skipped").json()["items"]
-    assert "not known" in skipped["reason"]
+    assert "arguments unknown" in skipped["reason"]
     assert [each["id"] for each in client.get("/api/v1/jobs").json()["items"]] == [job["id"]]
 
 

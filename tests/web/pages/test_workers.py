@@ -252,7 +252,7 @@ def test_worker_of_which_not_all_tasks_were_read_is_not_accused(house: House) ->
         house.write(*old, *(others if others_too else []))
         house.worker("mail1@shop", pool_size=1, active=1)
         house.write(updated_at=house.now + 60, lag_seconds=0.1)
-        assert ("all 2 tasks it runs" in house.text("/workers/mail1@shop")) is not others_too
+        assert ("all 2 running tasks" in house.text("/workers/mail1@shop")) is not others_too
 
 
 def test_worker_that_starts_nothing_says_what_is_to_be_done_on_its_host(house: House) -> None:

@@ -20,19 +20,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from celery_monitor.errors import (
     InvalidInput,
     MonitorError,
-    SettingsError,
     TooLarge,
     Unauthenticated,
     UnsupportedType,
 )
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
-from celery_monitor.store.accounts.users import find_user, has_users_yet
+from celery_monitor.store.accounts.users import find_user
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
 from celery_monitor.web.problems import error_json, error_text, is_api, local_path
+from celery_monitor.web.security.access import check_bind
 from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
-from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, must_sign_in, sign_in_address
+from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, sign_in_address
 from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loopback, is_script
 from celery_monitor.web.security.proxy import TrustedProxies
 
@@ -69,35 +69,6 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-
-
-def check_bind(settings: Settings, store: Store) -> None:
-    """Raises SettingsError when the dashboard would be open to other machines without authentication."""
-    _check_provider(settings)
-    if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
-        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
-    alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
-    if alone or must_sign_in(settings, has_users_yet(store)):
-        return
-    raise SettingsError(
-        f"refusing to listen on {settings.host or 'every address'} without authentication: anybody there could retry "
-        "and revoke tasks. Add a user with celery-monitor users add, or listen on --host 127.0.0.1"
-    )
-
-
-def _check_provider(settings: Settings) -> None:
-    """An identity provider that is named can be reached, and somebody has a role."""
-    if settings.oidc_client_id is None:
-        return
-    if settings.oidc_issuer is None and settings.oidc_provider not in {"google", "github", "gitlab"}:
-        raise SettingsError(
-            f"oidc_issuer is missing: write the address of {settings.oidc_provider}, as its users see it"
-        )
-    if settings.oidc_client_secret is None:
-        raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
-    anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
-    if not anybody and settings.oidc_default_role == "none":
-        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
 
 
 def make_gate(settings: Settings, store: Store) -> Gate:

@@ -14,10 +14,11 @@ from celery_monitor.settings import Settings
 from celery_monitor.store.accounts import sessions
 from celery_monitor.store.accounts.users import find_user, has_users
 from celery_monitor.store.engine import Store
+from celery_monitor.web.security.access import must_sign_in
 from celery_monitor.web.security.auth import SIGN_IN, Gate
 from celery_monitor.web.security.origin import is_address, is_loopback
-from celery_monitor.web.security.proxy import FROM_PROXY
 
+FROM_PROXY = "from_trusted_proxy"  # in the scope of a request that came through one
 SESSION_COOKIE = "celery_monitor_session"
 HOUR = 3600.0
 DAY = 86400.0
@@ -116,11 +117,6 @@ class Identities:
             return account.actor
         user = find_user(self._store, session.user)
         return None if user is None or user.disabled else Actor(user.name, user.role)
-
-
-def must_sign_in(settings: Settings, users: bool) -> bool:
-    """Whether there is anybody who can; ``users``: some are stored."""
-    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or users
 
 
 def peer_of(connection: HTTPConnection) -> str:

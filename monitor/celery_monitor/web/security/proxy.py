@@ -6,7 +6,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-FROM_PROXY = "from_trusted_proxy"  # in the scope
+from celery_monitor.web.security.identity import FROM_PROXY
+
 UNIX_PEER = "127.0.0.1"  # a socket file has no address; who may open it is a matter of its permissions
 
 

@@ -1,0 +1,41 @@
+"""Whether anybody has to sign in, and whether the dashboard may be started so."""
+
+from celery_monitor.errors import SettingsError
+from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.users import has_users_yet
+from celery_monitor.store.engine import Store
+from celery_monitor.web.security.origin import is_loopback
+
+
+def must_sign_in(settings: Settings, users: bool) -> bool:
+    """Whether there is anybody who can; ``users``: some are stored."""
+    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or users
+
+
+def check_bind(settings: Settings, store: Store) -> None:
+    """Raises SettingsError when the dashboard would be open to other machines without authentication."""
+    _check_provider(settings)
+    if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
+        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
+    alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
+    if alone or must_sign_in(settings, has_users_yet(store)):
+        return
+    raise SettingsError(
+        f"refusing to listen on {settings.host or 'every address'} without authentication: anybody there could retry "
+        "and revoke tasks. Add a user with celery-monitor users add, or listen on --host 127.0.0.1"
+    )
+
+
+def _check_provider(settings: Settings) -> None:
+    """An identity provider that is named can be reached, and somebody has a role."""
+    if settings.oidc_client_id is None:
+        return
+    if settings.oidc_issuer is None and settings.oidc_provider not in {"google", "github", "gitlab"}:
+        raise SettingsError(
+            f"oidc_issuer is missing: write the address of {settings.oidc_provider}, as its users see it"
+        )
+    if settings.oidc_client_secret is None:
+        raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
+    anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
+    if not anybody and settings.oidc_default_role == "none":
+        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
