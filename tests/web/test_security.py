@@ -20,7 +20,6 @@ from celery_monitor.web.security.guard import (
     BODY_LIMIT,
     CONTENT_SECURITY_POLICY,
     actor_of,
-    check_bind,
     make_gate,
     middleware,
     page_token,
