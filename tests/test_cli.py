@@ -212,3 +212,24 @@ def test_no_secret_of_an_option_stands_in_the_list_of_processes(redis_url: str, 
         header = {"Authorization": f"Basic {b64encode(f'ada:{secret}'.encode()).decode()}"}
         with urllib.request.urlopen(urllib.request.Request(url, headers=header), timeout=10) as answer:
             assert answer.status == 200
+
+
+def test_users_and_tokens_are_managed_from_the_command_line(tmp_path: Path) -> None:
+    def run(*arguments: str, given: str = "") -> str:
+        command = [sys.executable, "-m", "celery_monitor", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environ(), input=given, capture_output=True, text=True, timeout=60
+        )
+        return done.stdout if done.returncode == 0 else f"{done.returncode} {done.stderr}"
+
+    assert run("users", "add", "ada", "--password-stdin", given="l0ng enough\n") == "Added ada as admin.\n"
+    assert run("users", "add", "ned", "--role", "operator", "--no-password") == "Added ned as operator.\n"
+    assert run("users", "disable", "ned").startswith("Disabled ned")
+    assert run("users", "list") == "ada  admin\nned  operator  disabled\n"
+    assert run("users", "remove", "ada") == "2 Error: ada is the only admin; make another user admin first.\n"
+    assert run("users", "password", "ada", "--password-stdin", given="short\n").startswith("2 Error: A password must")
+    said, secret = run("tokens", "add", "ci", "--days", "7").splitlines()
+    assert (said, secret[:4]) == ("Created the API token 'ci'.", "cmt_")
+    assert run("tokens", "list").startswith("ci  viewer  expires 20")
+    assert run("tokens", "revoke", "ci") == "Revoked the API token 'ci'.\n"
+    assert run("tokens", "revoke", "ci") == "2 Error: There is no API token 'ci'.\n"

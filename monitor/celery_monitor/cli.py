@@ -297,8 +297,9 @@ def _database_command(group: click.Group, name: str, run: Runner, text: str, *pa
     """A command that works on the database alone."""
     without = [each for each in SETTINGS if each != "database"]
 
-    def callback(config: Path | None, database: str | None, **options: Any) -> None:
-        run(_load({"config": config, "database": database, "log_level": "warning"}), **options)
+    def callback(config: Path | None, database: str | None, database_file: str | None, **options: Any) -> None:
+        given = {"config": config, "database": database, "database_file": database_file, "log_level": "warning"}
+        run(_load(given), **options)
 
     command = ClickCommand(name, callback=callback, params=[*params, *setting_options(without)], help=text)
     group.add_command(command)

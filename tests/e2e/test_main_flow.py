@@ -65,7 +65,7 @@ def test_failed_task_is_found_retried_and_seen_to_succeed_without_reload(
     worker.send("sleep", 3)  # the only process is busy: the new task has to wait, and its success comes by itself
     shown.get_by_role("button", name="Retry task").click()
 
-    expect(page.get_by_text("Retried as")).to_be_visible()
+    expect(page.get_by_role("heading", name="Retried as")).to_be_visible()
     loads: list[str] = []
     page.on("framenavigated", lambda frame: loads.append(frame.url))
     expect_live(page)
@@ -83,8 +83,9 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
     product: Product, worker: Worker, ledger: str, page: Page
 ) -> None:
     fail_some(worker, ledger)
+    # All failures before the page is opened: a row that comes later waits behind "1 new".
+    wait_for(lambda: product.count("state:failed name:basic.charge") == 3, what="three failures")
     page.goto(f"{product.address}tasks?q=state:failed+name:basic.charge")
-    # All rows before the pointer is on the list: a row that comes later waits behind "1 new".
     expect(page.get_by_role("row").filter(has_text="was refused")).to_have_count(3)
     expect(page.get_by_text("3 tasks")).to_be_visible()
     for order in ("1701", "1702", "1703"):
@@ -97,7 +98,7 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
     asked.get_by_role("button", name="Retry 2 tasks").click()
 
     notice = page.get_by_role("status").filter(has_text="skipped")
-    expect(notice).to_contain_text("2 done, 1 skipped")
+    expect(notice).to_contain_text("2 tasks retried, 1 skipped")
     expect(notice).to_contain_text("Can't retry")
     page.get_by_role("link", name="Show new tasks").click()
     expect(page.get_by_role("row").filter(has_text="succeeded")).to_have_count(2)
