@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.conftest import Faults
 from tests.e2e.product import Product, kill, serving
-from tests.workers import Worker, running_worker
+from tests.workers import Worker, running_worker, wait_for
 
 STALE_AFTER_SECONDS = 13  # static/live.js: the server says something every 4 s
 LOST = "WebSocket connection to|ERR_CONNECTION|ERR_EMPTY_RESPONSE"
@@ -47,6 +47,8 @@ def test_row_under_the_pointer_stays_while_hundreds_of_tasks_arrive(
     product: Product, worker: Worker, page: Page
 ) -> None:
     add(worker, 30)
+    # Before the page is opened: a row that comes later waits.
+    wait_for(lambda: product.count("state:succeeded") == 30, what="30 successes")
     page.goto(f"{product.address}tasks")
     rows = page.locator("tbody tr[data-key]")
     expect(rows.filter(has_text="succeeded")).to_have_count(30)

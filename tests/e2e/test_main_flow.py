@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.product import Product, serving
-from tests.workers import Worker, running_worker
+from tests.workers import Worker, running_worker, wait_for
 
 
 @pytest.fixture

@@ -234,6 +234,17 @@ def test_late_end_takes_a_lost_task_back(judged: Judged) -> None:
     assert judged.status() is WorkerStatus.ONLINE
 
 
+def test_worker_without_heartbeats_is_judged_by_its_last_event(judged: Judged) -> None:
+    task_id = make_id()
+    judged.receive("task-received", NOW, uuid=task_id, name="shop.pay.charge")
+    judged.receive("task-started", NOW + 1, uuid=task_id)
+    for second in range(1, 120):
+        judged.step(NOW + second)
+    task = read_task(judged.store, task_id, "shop")
+    assert task.state is TaskState.LOST
+    assert "its last event came" in (task.exception or "")
+
+
 def test_killed_worker_loses_its_task_and_a_redelivery_takes_it_back(amqp_url: str, tmp_path: Path) -> None:
     with watching(amqp_url, tmp_path) as watch, running_worker(amqp_url, concurrency=1, config=LATE) as worker:
         task_id = worker.send("sleep", 3)

@@ -304,8 +304,9 @@ def _overdue(worker: Worker) -> float:
 
 def _last_event(worker: Worker, now: float) -> str:
     ago = seconds_ago(worker.last_heartbeat, now)
-    due = f"its last heartbeat came {ago} (one is due every {worker.freq:g} s)"
-    return due if worker.freq else f"its last event came {ago}"
+    if not worker.freq:  # without heartbeats
+        return f"its last event came {ago}"
+    return f"its last heartbeat came {ago} (one is due every {worker.freq:g} s)"
 
 
 class GapWork(NamedTuple):
