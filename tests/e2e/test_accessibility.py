@@ -88,7 +88,7 @@ def previewed(page: Page, base: str) -> str:
     page.locator(".views-menu summary").click()
     page.get_by_label("Name for this view").fill("What failed")
     page.get_by_label("Name for this view").press("Enter")
-    page.get_by_label(re.compile("^Select all [0-9]")).check()
+    page.get_by_label(re.compile("Select all [0-9]")).check()
     page.get_by_role("button", name=re.compile("^Retry all")).click()
     page.wait_for_url("**/jobs/*")
     return page.url
