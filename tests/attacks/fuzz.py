@@ -8,6 +8,7 @@ import argparse
 import random
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 from starlette.testclient import TestClient
 
 from celery_monitor.core.arguments import judge
+from celery_monitor.core.failures import signature
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.message import Unreadable, facts, with_links
 from celery_monitor.core.sanitize import Sanitizer
@@ -29,6 +31,7 @@ from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.writer import Writer
 from celery_monitor.web.live import parse_request
+from celery_monitor.web.wording import exception_line, parts, short, visible
 from tests.web.shop import BASE, fill, serving
 
 FILTERS = (
@@ -50,10 +53,12 @@ BODIES = (
 )
 CAPTURED = b'[[31, "EUR"], {"key": "v", "deep": {"a": [1, 2]}}, {"callbacks": null, "chain": [], "chord": null}]'
 HEADERS = b'{"id":"u-31","task":"shop.pay","stamps":{"a":1}}'
+FAILURE = b"Traceback (most recent call last):\n  File \"/srv/shop/pay.py\", line 7, in charge\nE: card 'x\\'y' at 12"
 FRAME = b'{"view":"/tasks?q=state%3Afailed","held":["a","b"],"deflate":true}'
 PIECES = (
     *(b'"', b"\\", b"{", b"[", b"(", b")", b"]", b"}", b":", b",", b"'", b"-", b"*", b"\0", b"\xff", b"\xed\xa0\x80"),
     *(b"\\u0000", b"\\ud800", b"1e308", b"-1", b"NaN", b"null", b"true", b"://u:p@h", b"token=", b"OR", b"..", b"%00"),
+    *(b"1e400", b"2147483648", b")" * 300, b"\\'" * 200, b".zip/" * 100, b'  File "a.py", line 1\n' * 20),
     *(b"[" * 200, b"(" * 200, b"\\" * 300, b"9" * 300, b"a" * 300, b'{"a":' * 100),
 )
 UNSAFE_PATHS = (
@@ -114,6 +119,16 @@ class Doors:
     def read_packed_event(self, data: bytes) -> None:
         for kind in ("application/x-msgpack", "application/x-yaml", "application/x-pickle"):
             to_json(data, Content(kind))
+        for compression in ("gzip", "bzip2", "xz", "brotli"):
+            to_json(data, Content("application/json", compression))
+        to_json(zlib.compress(data), Content("application/json", "application/x-gzip"))
+
+    def show_text(self, data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        signature("shop.pay", text, text)
+        parts(text)
+        exception_line(text)
+        short(visible(text))
 
     def read_captured_body(self, data: bytes) -> None:
         message = Message(
@@ -153,7 +168,8 @@ class Doors:
             "event": (EVENTS, 0.45, self.read_event),
             "event, stored": (EVENTS, 0.02, self.store_event),
             "event, msgpack and YAML": (EVENTS, 0.02, self.read_packed_event),
-            "captured body": ((CAPTURED,), 0.2, self.read_captured_body),
+            "captured body": ((CAPTURED,), 0.19, self.read_captured_body),
+            "text of a failure": ((FAILURE,), 0.01, self.show_text),
             "captured headers": ((HEADERS,), 0.1, self.read_captured_headers),
             "API body": (BODIES, 0.01, self.post),
             "page of tasks": (FILTERS, 0.005, self.show),

@@ -156,6 +156,7 @@ def test_receiver_that_stopped_writing() -> None:
 def test_receiver_that_says_nothing_for_seconds_may_be_busy() -> None:
     banner = only(*shown([make_health(updated_at=NOW - 3.5)], THREE))
     assert (banner.kind, banner.tone, banner.since) == ("lag", "warning", NOW - 3.5)
+    assert banner.text == "The receiver is 3 s behind: it has not updated for 3 s."
     assert shown([make_health(updated_at=NOW - 2.5)], THREE) == ()
 
 
@@ -171,6 +172,13 @@ def test_receiver_behind() -> None:
     banner = only(*shown([make_health(lag_seconds=95.0)], THREE))
     assert (banner.kind, banner.text) == ("lag", "The receiver is 1 min behind.")
     assert "behind" not in sentences(replace(WELL, receivers=[make_health(lag_seconds=2.0)]))
+
+
+def test_silence_of_a_connected_receiver_is_lag() -> None:
+    """It may be at work on a batch, and says so only afterwards."""
+    assert make_health(updated_at=NOW - 2.5, lag_seconds=0.5).lag(NOW) == 0.5
+    assert make_health(updated_at=NOW - 8.0, lag_seconds=0.5).lag(NOW) == 8.5
+    assert make_health(updated_at=NOW - 8.0, connected=False).lag(NOW) is None
 
 
 def test_record_that_is_not_written_says_why_instead_of_a_silent_receiver() -> None:

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from celery_monitor.core.arguments import judge, without_secrets
-from celery_monitor.core.message import MAX_READ, Unreadable, facts, json_text, stamps_of, with_links
+from celery_monitor.core.message import (
+    DECOMPRESSORS,
+    MAX_READ,
+    MOST_MEMORY,
+    TooLarge,
+    Unreadable,
+    decompressed,
+    facts,
+    json_text,
+    stamps_of,
+    with_links,
+)
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.settings import REDACTED_KEYS
 from tests.factories import make_id, make_message, make_run, make_task
@@ -125,3 +136,34 @@ def test_a_message_names_where_it_is_from(why: str, source: str, words: str) -> 
         judged = judge(make_task(id=ID, runs=[make_run(retries=0)]), make_message(ID, why=why, content_type=kind))
         assert (judged.fidelity, judged.source) == ("exact", source)
         assert judged.reason.startswith(words)
+
+
+COMPRESS = {"application/x-gzip": zlib.compress, "application/x-bz2": bz2.compress, "application/x-xz": lzma.compress}
+
+
+@pytest.mark.parametrize(("name", "compress"), COMPRESS.items())
+def test_content_within_the_bound_is_whole(name: str, compress: object) -> None:
+    assert decompressed(compress(b"x" * 1000), name, 1000) == b"x" * 1000  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("name", "compress"), COMPRESS.items())
+def test_content_beyond_the_bound_is_refused(name: str, compress: object) -> None:
+    with pytest.raises(TooLarge):
+        decompressed(compress(b"x" * 10_000_000), name, 1000)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", DECOMPRESSORS)
+def test_damaged_data_is_a_value_error(name: str) -> None:
+    with pytest.raises(ValueError, match=r"not |incomplete"):
+        decompressed(b"[1, 2]", name, 1000)
+
+
+def test_lzma_that_asks_for_too_much_memory_is_refused() -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2 * MOST_MEMORY}]
+    with pytest.raises(ValueError, match="limit"):
+        decompressed(lzma.compress(b"x", filters=filters), "application/x-xz", 1000)
+
+
+def test_unknown_format_is_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        decompressed(b"x", "application/x-brotli", 1000)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_monitor.core.quantiles import RELATIVE_ERROR, Sketch, bucket
+from celery_monitor.core.quantiles import LONGEST, RELATIVE_ERROR, Sketch, bucket
 
 durations = st.lists(st.floats(1e-5, 1e6), min_size=1)
 
@@ -32,3 +32,11 @@ def test_what_is_taken_out_leaves_nothing() -> None:
 
 def test_a_duration_of_zero_is_counted() -> None:
     assert Sketch.of([0.0, 0.0]).count == 2
+
+
+def test_every_number_has_a_bucket_and_sums_stay_numbers() -> None:
+    odd = Sketch.of([math.inf, math.nan, 1e308, -1e308, 5e-324])
+    assert odd.count == 5
+    assert odd.total < math.inf
+    (largest,) = odd.quantiles((1.0,)) or []
+    assert largest == pytest.approx(LONGEST, rel=2 * RELATIVE_ERROR)

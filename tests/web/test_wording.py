@@ -1,5 +1,8 @@
+import math
+
 import pytest
 
+from celery_monitor.core.words import age_words
 from celery_monitor.records.page import Count
 from celery_monitor.web.wording import (
     TracebackPart,
@@ -11,6 +14,7 @@ from celery_monitor.web.wording import (
     number,
     parts,
     short,
+    since_receipt,
     visible,
 )
 
@@ -31,6 +35,29 @@ from celery_monitor.web.wording import (
 )
 def test_duration_is_written_as_people_say_it(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+ODD = (math.inf, -math.inf, math.nan, 1e308, -1e308, 1e30, 10**400, -(10**400), 2**63, 5e-324, -0.0)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_every_number_is_written_shortly(value: float) -> None:
+    for text in (duration(value), number(value), brief(value), since_receipt(value), age_words(value)):  # type: ignore[arg-type]
+        assert len(text) < 30
+    assert "<" in moment(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(math.inf, "over 100000 d"), (math.nan, "unknown"), (1e10, "over 100000 d"), (-1e308, "−over 100000 d")],
+)
+def test_duration_beyond_all_lives_is_rounded(value: float, text: str) -> None:
+    assert duration(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1e308, "over 1e15"), (-(10**400), "−over 1e15"), (math.nan, "unknown")])
+def test_number_beyond_all_counts_is_rounded(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.settings import SETTINGS, Broker, Settings
 
 CRONTAB = re.compile(r"<crontab: (.+) \(([mhdMY/]+)\)>")
-_FIELD = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\S+")
+_FIELD = re.compile(r"\{[^{}]*\}|\[[^\[\]]*\]|\S+")
 _FREQUENCY = re.compile(r"<freq: (.+)>")
 _CLOCK = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from celery_monitor.addresses import require_events
 from celery_monitor.brokers.amqp import read_management_api
-from celery_monitor.brokers.connection import app_for, link
+from celery_monitor.brokers.connection import app_for, keep_compressed, link
 from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.checks import BrokerFacts, EventQueue, Sender
@@ -108,7 +108,7 @@ def _listen(
                 listened.senders[event.hostname] = Sender(now - event.timestamp, event.sw_ver)
 
     try:
-        with Consumer(connection.channel(), [queue], on_message=receive, no_ack=True):
+        with Consumer(keep_compressed(connection.channel()), [queue], on_message=receive, no_ack=True):
             deadline = time.monotonic() + seconds
             while (
                 set(workers) - listened.senders.keys() - listened.refused.keys()

@@ -34,9 +34,11 @@ MAX_REPR = 1040  # longest text that is not truncated: the limit of saferepr, qu
 MAX_LEVELS = 3  # brackets within brackets that saferepr shows
 MAX_JSON = 1_000_000  # characters accepted by the editor, each for args and kwargs
 MAX_JSON_LEVELS = 100
+MAX_KEY_SHOWN = 100  # characters of a key in an error
 
 _REPLACEMENT = "\ufffd"  # stored in the place of NUL and lone surrogates
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MASK = "***"
 # CPython 3.11 and 3.12 share the recursion depth of ast among threads, and raise SystemError (cpython #106905).
 _parsing = Lock()
@@ -320,10 +322,14 @@ def _no_constant(word: str) -> NoReturn:
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"duplicate key {twice!r}")
+        raise ValueError(f"duplicate key {_first_twice(pairs)[:MAX_KEY_SHOWN]!r}")
     return result
+
+
+def _first_twice(pairs: list[tuple[str, object]]) -> str:
+    """The first key that has been there before."""
+    seen: set[str] = set()
+    return next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
 
 def _check_value(field: str, value: object, level: int) -> None:
@@ -336,7 +342,7 @@ def _check_value(field: str, value: object, level: int) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_value(field, each, level + 1)
-    elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
         raise InvalidInput(f"{field}: half of a surrogate pair cannot be sent", field=field)
     elif isinstance(value, float) and not math.isfinite(value):
         raise InvalidInput(f"{field}: a number is too large", field=field)

@@ -16,15 +16,23 @@ _LIBRARY = re.compile(
     r"|/(?:lib|lib64)/(?:python|pypy)\d\.\d+t?/"  # the standard library
     r"|/python\d+\.zip/"
     r"|^[a-z]:/(?:.*/)?python[\d.]*/lib/"  # the standard library on Windows
-    r"|\.(?:whl|egg)/"  # a package inside an archive, or unpacked beside others (pex)
-    r"|\.(?:zip|pyz|pex|par)/(?:.*/)?(?:celery|kombu|billiard|amqp|vine)/",
+    r"|\.(?:whl|egg)/",  # a package inside an archive, or unpacked beside others (pex)
     re.IGNORECASE,
 )
+_ARCHIVE = re.compile(r"\.(?:zip|pyz|pex|par)/", re.IGNORECASE)
+_BUNDLED = re.compile(r"/(?:celery|kombu|billiard|amqp|vine)/", re.IGNORECASE)
+
+
+MOST_PATH = 4096  # characters, as a file system has them
 
 
 def is_library(path: str) -> bool:
     """Whether the file of a frame belongs to a library, by its path in a traceback."""
-    return _LIBRARY.search(path.replace("\\", "/")) is not None
+    path = path[:MOST_PATH].replace("\\", "/")
+    if _LIBRARY.search(path):
+        return True
+    archive = _ARCHIVE.search(path)
+    return archive is not None and _BUNDLED.search(path, archive.end() - 1) is not None
 
 
 UNKNOWN_EXCEPTION = "unknown exception"
@@ -55,7 +63,7 @@ _CLOCK = r"\d\d:\d\d:\d\d(?:[.,]\d+)?"
 _MASKS = {
     "url": r"[A-Za-z][A-Za-z+]{1,15}://[^\s'\"<>]++",
     "email": r"[\w.+-]{1,64}+@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",
-    "value": r"(?<!\w)[bru]?(?:'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\")(?!\w)",
+    "value": r"(?<![\w\\])[bru]?(?:'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\")(?!\w)",
     "path": r"(?<![\w.<>/\\])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s'\",:;()<>]++",
     "time": rf"\b\d{{4}}-\d\d-\d\d(?:[T ](?:{_CLOCK}|\d\d:\d\d)(?:Z|[+-]\d\d:?\d\d)?)?|\b{_CLOCK}",
     "id": r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b|\b0[xX][0-9a-fA-F]+|\b(?=\w{0,32}?\d)\w{12,}+",

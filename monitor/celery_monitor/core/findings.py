@@ -83,7 +83,6 @@ def _grew(before: int, window: Sequence[int]) -> bool:
     return window[-1] - before >= max(GROWTH_LEAST, before // 10) and window[-1] >= PEAK_SHARE * max(window)
 
 
-QUIET_SECONDS = 3.0  # a receiver writes its health every second
 SILENT_SECONDS = 15.0  # after which a receiver is not just busy
 ENDING_SECONDS = 120.0  # since its last exit; a process that keeps exiting is restarted within 30 s
 FEWEST_ENDINGS = 2

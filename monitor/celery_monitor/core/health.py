@@ -14,7 +14,6 @@ from celery_monitor.core.findings import (
     GAP_SECONDS,
     GONE_SECONDS,
     MOST_OF_A_KIND,
-    QUIET_SECONDS,
     SILENT_SECONDS,
     WINDOW_SECONDS,
     Finding,
@@ -34,7 +33,7 @@ from celery_monitor.core.workflow import Stalls, may_be_busy, stalled_words, usu
 from celery_monitor.records.failure import FailureCounts, FailureGroup, FailureState
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Pause, Queue
-from celery_monitor.records.receiver import CAUGHT_UP_SECONDS, Gap, ReceiverHealth
+from celery_monitor.records.receiver import CAUGHT_UP_SECONDS, QUIET_SECONDS, Gap, ReceiverHealth
 from celery_monitor.records.schedule import BeatHealth, OverdueEntry
 from celery_monitor.records.task import WaitingStep
 from celery_monitor.records.worker import Worker, WorkerStatus
@@ -138,10 +137,9 @@ def _receiver(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding
         then = "These pages show the last recorded state. Start celery-monitor serve or receive."
         yield Finding("receiver", "bad", f"The receiver{name} is not running.", then, since=updated, mark="Last update")
     elif now - updated > QUIET_SECONDS and not health.unwritten:
-        text, then = (
-            f"The receiver{name} has not updated for some seconds.",
-            "It may be busy; pages may be out of date.",
-        )
+        behind = health.lag(now) or now - updated
+        text = f"The receiver{name} is {age_words(behind)} behind: it has not updated for {age_words(now - updated)}."
+        then = "It may be at work on a large batch. Pages are that much out of date."
         yield Finding("lag", "warning", text, then, since=updated, mark="Last update")
     elif not health.connected:
         text = f"The broker{name} cannot be reached{f': {as_sentence(health.error)}' if health.error else '.'}"

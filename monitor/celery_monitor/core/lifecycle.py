@@ -14,9 +14,11 @@ import msgspec
 from celery_monitor.core.failures import unwrapped
 from celery_monitor.core.invocations import bounded, replacing_of
 from celery_monitor.core.runs import DUPLICATE_SECONDS, Fact, arrange, facts_of, measured, sent_of
+from celery_monitor.core.sanitize import LATEST_TIME
 from celery_monitor.records.event import Event
 from celery_monitor.records.task import FINISHED_STATES, Invocation, Outcome, Run, Task, TaskState
 
+LONGEST_TIME = 64  # characters
 CAPTURED = "capture-message"  # sent by celery_monitor_capture
 # Looked up once: in Python 3.11 each access to an enum member is a function call.
 _RECEIVED, _STARTED, _SCHEDULED = TaskState.RECEIVED, TaskState.STARTED, TaskState.SCHEDULED
@@ -63,14 +65,18 @@ def is_lifecycle(event_type: str) -> bool:
 
 
 def parse_time(text: str | None) -> float | None:
-    """Epoch seconds of an ISO time from Celery; without a zone it is UTC. ``None`` if it is not a time."""
-    if not text:
+    """Epoch seconds of an ISO time from Celery; without a zone it is UTC.
+
+    ``None`` if it is not a time, or none between 1970 and LATEST_TIME.
+    """
+    if not text or len(text) > LONGEST_TIME:
         return None
     try:
         moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
+    return at if 0 <= at < LATEST_TIME else None
 
 
 def _sent(task: Task, event: Event) -> bool:

@@ -152,29 +152,52 @@ def json_text(message: Message) -> str:
         raise Unreadable("its body is not text") from None
 
 
-# kombu's names (kombu/compression.py); its gzip is zlib.
+# A few kilobytes may contain gigabytes, and kombu's own decompress has no limit. What a library cannot stop in time is
+# not opened.
+MOST_MEMORY = 64 * 1024 * 1024  # bytes: an LZMA header may ask for four gigabytes
+
+# kombu's names and aliases (kombu/compression.py); its gzip is zlib.
+_GZIP = ("application/x-gzip", "gzip", "zlib")
+_BZ2 = ("application/x-bz2", "bzip2", "bzip")
+_LZMA = ("application/x-lzma", "application/x-xz", "lzma", "xz")
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    "application/x-gzip": zlib.decompressobj,
-    "application/x-bz2": bz2.BZ2Decompressor,
-    "application/x-lzma": lzma.LZMADecompressor,
-    "application/x-xz": lzma.LZMADecompressor,
+    **dict.fromkeys(_GZIP, zlib.decompressobj),
+    **dict.fromkeys(_BZ2, bz2.BZ2Decompressor),
+    **dict.fromkeys(_LZMA, lambda: lzma.LZMADecompressor(memlimit=MOST_MEMORY)),
 }
+
+
+class TooLarge(ValueError):
+    """The content is larger than the limit."""
+
+
+def decompressed(body: bytes, compression: str, most: int) -> bytes:
+    """The content, of at most ``most`` bytes.
+
+    Raises TooLarge, ValueError for damaged data, and KeyError for a format that is not among DECOMPRESSORS.
+    """
+    decompressor = DECOMPRESSORS[compression]()
+    try:
+        data: bytes = decompressor.decompress(body, most)
+    except (zlib.error, OSError, EOFError, lzma.LZMAError) as error:
+        raise ValueError(f"not {compression}: {error}") from None
+    if not decompressor.eof:
+        raise TooLarge(f"more than {most} bytes, or incomplete")
+    return data
 
 
 def _decompressed(body: bytes, compression: str | None) -> bytes:
     """At most MAX_READ bytes, against decompression bombs."""
     if compression is None:
         return body
-    if compression not in DECOMPRESSORS:
-        raise Unreadable(f"its body is compressed with {compression}, which is not opened here")
-    decompressor = DECOMPRESSORS[compression]()
     try:
-        data: bytes = decompressor.decompress(body, MAX_READ)
-    except (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError):
+        return decompressed(body, compression, MAX_READ)
+    except KeyError:
+        raise Unreadable(f"its body is compressed with {compression}, which is not opened here") from None
+    except TooLarge:
+        raise Unreadable("its body is too large to be shown") from None
+    except ValueError:
         raise Unreadable("its body cannot be decompressed") from None
-    if not decompressor.eof:
-        raise Unreadable("its body is too large to be shown")
-    return data
 
 
 def _text(value: object) -> str | None:

@@ -16,14 +16,21 @@ RELATIVE_ERROR = 0.02
 _GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _SCALE = 1 / math.log(_GAMMA)
 SHORTEST = 1e-6  # seconds; anything shorter counts as this
+LONGEST = 1e10  # seconds, as shown: an old record may have longer ones, whose sums would not be numbers
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(dict[int, int]).decode
 
 
 def bucket(seconds: float) -> int:
-    """The number of the bucket that a duration falls into."""
-    return math.ceil(math.log(max(SHORTEST, seconds)) * _SCALE)
+    """The number of the bucket that a duration falls into; any number has one."""
+    try:
+        return math.ceil(math.log(max(SHORTEST, seconds)) * _SCALE)
+    except OverflowError:  # infinite
+        return _LAST_BUCKET
+
+
+_LAST_BUCKET = bucket(LONGEST)
 
 
 def to_bytes(counts: Mapping[int, int]) -> bytes | None:
@@ -88,4 +95,4 @@ class Sketch:
 
 @lru_cache(4096)
 def _middle(number: int) -> float:
-    return float(2 * _GAMMA**number / (_GAMMA + 1))
+    return float(2 * _GAMMA ** min(number, _LAST_BUCKET) / (_GAMMA + 1))

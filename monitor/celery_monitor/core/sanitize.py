@@ -4,11 +4,13 @@ Secrets are masked in Python reprs, JSON, headers and URLs. A text may be trunca
 it cannot be parsed reliably: the value of a key that names a secret is masked up to where it certainly ends, else up to
 the end of the text. Too much may be masked, never too little.
 
+Whoever can publish an event chooses its text. So a text is cut before it is masked, and no pattern here starts again in
+the middle of what it has scanned: the look-behinds make a run of backslashes or brackets one attempt, not one for each.
+
 Nearly all events are clean. So names and numbers are checked by the decoder, and the texts of several events at once;
 an event is only checked field by field if something is found.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
@@ -26,16 +28,16 @@ _PORT = re.compile(r"\d{1,5}(?:[/?#,)\]}]|$)")
 _AFTER_WORD = re.compile(
     r"(?P<rest>[^'\"\\:=,&\n]{0,200}+)(?P<quote>(?:\\*+['\"])?)\s*+(?P<assign>=>|:|=|,)\s*+(?:[bBuU](?=\\*+['\"]))?"
 )
-_QUOTE = re.compile(r"(\\*+)(['\"])")
-_BRACKET_OR_QUOTE = re.compile(r"(\\*+)(['\"])|([(\[{])|([)\]}])")
+_QUOTE = re.compile(r"(?<!\\)(\\*+)(['\"])")
+_BRACKET_OR_QUOTE = re.compile(_QUOTE.pattern + r"|([(\[{])|([)\]}])")
 _OPEN_BRACKET = re.compile(r"[\w.]*[(\[{]")
 _LITERAL = re.compile(
     r"(?:\*\*\*|-?\d[\d.]*(?:e[+-]?\d+)?j?|None|True|False|null|true|false|nan|inf|\.\.\.)(?=\s*[,)\]}&'\"\\\n]|\s*$)"
 )
 # Where a bare value (``token=abc``, ``Cookie: a=b; c=d``) certainly ends.
-_BARE_END = re.compile(r"\\*['\"]|\n|\\+[nr]|, |[)\]}]++(?=$|[,\s'\"\\])")
+_BARE_END = re.compile(r"(?<!\\)\\*+['\"]|\n|(?<!\\)\\++[nr]|, |(?<![)\]}])[)\]}]++(?=$|[,\s'\"\\])")
 _BARE_END_QUERY = re.compile(_BARE_END.pattern + "|&")
-_KEY_GOES_ON = re.compile(r"\\*['\"]\s*:")
+_KEY_GOES_ON = re.compile(r"\\*+['\"]\s*+:")
 _KEY_START = re.compile(r"[(\[,]\s*[bBuU]?\\*['\"][\w.-]*$")
 _KEY_LOOK_BACK = 96
 
@@ -198,38 +200,53 @@ def _first_slash(authority: str) -> int:
 
 LATEST_TIME = 32_503_680_000.0  # the year 3000; a later timestamp is invalid
 _LARGEST_INT = 2**31 - 1
+MOST_RETRIES = 1_000_000_000  # so that one more is still an integer of every database
+LONGEST_RUNTIME = 10 * 366 * 86400.0  # seconds; sums of more would not stay numbers
+LONGEST_INTERVAL = 86400.0  # seconds between heartbeats
+LARGEST_LOAD = 1_000_000.0
+MOST_LOADS = 3  # of the last 1, 5 and 15 minutes
 CUT = "…"  # ends a truncated text, also for arguments.py
+# Characters that are masked with a text that is cut, and then dropped: the cut may hide that they are a password.
+SLACK = 512
 
 
 class Fields(NamedTuple):
-    """The fields of an event to check: names, longer texts, numbers."""
+    """The fields of an event to check: names, longer texts, numbers from 0 to LARGEST."""
 
     names: tuple[str, ...]
     texts: tuple[str, ...] = ()
-    ints: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
-_ENDED = Fields(("uuid", "hostname"), ("result", "exception", "traceback"), ("pid",))
+LARGEST: dict[str, float] = {
+    **dict.fromkeys(("pid", "active", "processed"), _LARGEST_INT),
+    "retries": MOST_RETRIES,
+    "runtime": LONGEST_RUNTIME,
+    "freq": LONGEST_INTERVAL,
+}
+_ENDED = Fields(("uuid", "hostname"), ("result", "exception", "traceback"), ("pid", "runtime"))
 _MESSAGE = ("uuid", "hostname", "name", "root_id", "parent_id", "queue", "exchange", "routing_key")
 _ALL = Fields(
     (*_MESSAGE, "type", "sw_ident", "sw_ver", "sw_sys"),
     ("args", "kwargs", "result", "exception", "traceback"),
-    ("pid", "retries", "active", "processed"),
+    tuple(LARGEST),
 )
 # For these types, only the fields that fold uses; for all others, every field.
 _FIELDS = {
     "task-sent": Fields(_MESSAGE, ("args", "kwargs"), ("pid", "retries")),
     "task-received": Fields(_MESSAGE, ("args", "kwargs"), ("pid", "retries")),
     "task-started": Fields(("uuid", "hostname"), (), ("pid",)),
-    "task-succeeded": Fields(("uuid", "hostname"), ("result",), ("pid",)),
+    "task-succeeded": Fields(("uuid", "hostname"), ("result",), ("pid", "runtime")),
     "task-failed": _ENDED,
     "task-retried": _ENDED,
 }
 NAME_LENGTH = 512
+SIGNAL_LENGTH = 32
 MAX_HEADERS = 1_000_000  # characters of a captured message's headers and properties; more is not a message
 AT_ONCE = 25  # events whose texts are checked together
 _Name = Annotated[str, msgspec.Meta(max_length=NAME_LENGTH)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_INT)]
+_Load = Annotated[float, msgspec.Meta(ge=0, le=LARGEST_LOAD)]
 
 
 class Checked(Event, frozen=True, gc=False, kw_only=True):
@@ -252,10 +269,13 @@ class Checked(Event, frozen=True, gc=False, kw_only=True):
     sw_ver: _Name | None = None
     sw_sys: _Name | None = None
     pid: _Count | None = None
-    retries: _Count | None = None
+    retries: Annotated[int, msgspec.Meta(ge=0, le=MOST_RETRIES)] | None = None
+    signum: Annotated[str, msgspec.Meta(max_length=SIGNAL_LENGTH)] | _Count | None = None
     active: _Count | None = None
     processed: _Count | None = None
-    runtime: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    runtime: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_RUNTIME)] | None = None
+    freq: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_INTERVAL)] | None = None
+    loadavg: Annotated[tuple[_Load, ...], msgspec.Meta(max_length=MOST_LOADS)] | None = None
     message: None = None
 
 
@@ -296,19 +316,21 @@ class Sanitizer:
         for field in fields.names:
             value = getattr(event, field)
             if value is not None and (len(value) > NAME_LENGTH or not plain(value)):
-                changes[field] = storable(value)[:NAME_LENGTH]
+                changes[field] = storable(value[:NAME_LENGTH])
         for field in fields.texts:
             value = getattr(event, field)
             if value:
                 text = self.text(value)
                 if text is not value:
                     changes[field] = text
-        for field in fields.ints:
+        for field in fields.numbers:
             number = getattr(event, field)
-            if number is not None and not 0 <= number <= _LARGEST_INT:
+            if number is not None and not 0 <= number <= LARGEST[field]:
                 changes[field] = None
-        if event.runtime is not None and not 0 <= event.runtime < math.inf:
-            changes["runtime"] = None
+        if event.loadavg is not None and not _are_loads(event.loadavg):
+            changes["loadavg"] = None
+        if event.signum is not None:
+            changes["signum"] = _signal(event.signum)
         if event.message is not None:
             changes["message"] = self._message(event.message)
         return msgspec.structs.replace(event, **changes) if changes else event
@@ -319,18 +341,47 @@ class Sanitizer:
             return None
         names = ("why", "content_type", "content_encoding", "exchange", "routing_key", "queue", "chord")
         given = {name: getattr(message, name) for name in names}
-        short = {name: storable(text)[:NAME_LENGTH] for name, text in given.items() if text is not None}
+        short = {name: storable(text[:NAME_LENGTH]) for name, text in given.items() if text is not None}
+        numbers = {name: _bounded(getattr(message, name)) for name in ("size", "chain", "callbacks", "errbacks")}
         body = message.body if message.body is None or len(message.body) <= self._max_message else None
-        return msgspec.structs.replace(message, body=body, **short)
+        return msgspec.structs.replace(message, body=body, **short, **numbers)
 
     def text(self, text: str) -> str:
-        """A text with its secrets masked, then truncated."""
+        """A text with its secrets masked, truncated with a mark. The work is bounded for a text of any length."""
+        longest = self._max_text + SLACK
+        cut = len(text) > longest
+        if cut:
+            text = text[:longest]
         if not plain(text):
             text = storable(text)
         masked = self._redactor.text(text)
-        if len(masked) <= self._max_text:
+        if cut:
+            masked = masked[: len(masked) - _same_end(text, masked)]
+        elif len(masked) <= self._max_text:
             return masked
         return masked[: self._max_text - len(CUT)] + CUT
+
+
+def _same_end(text: str, masked: str) -> int:
+    """How many of the last SLACK characters were not masked."""
+    end, same = text[-SLACK:], masked[-SLACK:]
+    pairs = zip(reversed(end), reversed(same), strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(end), len(same)))
+
+
+def _are_loads(loads: Sequence[float]) -> bool:
+    return len(loads) <= MOST_LOADS and all(0 <= load <= LARGEST_LOAD for load in loads)
+
+
+def _signal(given: int | str) -> int | str | None:
+    """The number or name of a signal."""
+    if isinstance(given, str):
+        return storable(given[:SIGNAL_LENGTH])
+    return given if 0 <= given <= _LARGEST_INT else None
+
+
+def _bounded(count: int) -> int:
+    return min(max(0, count), _LARGEST_INT)
 
 
 def plain(text: str) -> bool:

@@ -7,8 +7,12 @@ from celery_monitor.records.receiver import Reconciliation
 NAMED = 3  # more names than this are counted
 
 
+LONGEST_AGE = 1e10  # seconds
+
+
 def age_words(seconds: float) -> str:
     """``40 s``, ``3 min``, ``2 h``, ``5 days``: one unit, rounded down, for a sentence."""
+    seconds = min(seconds, LONGEST_AGE)
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= size * (2 if unit == "days" else 1):
             return f"{int(seconds // size)} {unit}"

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import yaml
-from kombu.compression import decompress
 from kombu.message import Message as KombuMessage
 
+from celery_monitor.core.message import DECOMPRESSORS, decompressed
 from celery_monitor.core.sanitize import Checked, storable
 from celery_monitor.records.event import Event, Message
 from celery_monitor.records.receiver import RefusedEvents
@@ -40,6 +40,7 @@ JSON = frozenset({None, "application/json"})
 MSGPACK = "application/x-msgpack"
 YAML = "application/x-yaml"
 LONGEST_TEXT = 200
+MOST_BYTES = 16 * 1024 * 1024  # of a decompressed body; more is malformed
 DEEPEST = 32  # nesting of YAML; events contain only lists of numbers
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
@@ -196,9 +197,12 @@ def to_json(body: bytes, content: Content) -> bytes | RefusedEvents | None:
     if content.content_type not in JSON and content.content_type not in {MSGPACK, YAML}:
         return RefusedEvents(_short(content.hostname or ""), _short(str(content.content_type)))
     if content.compression is not None:
+        if content.compression not in DECOMPRESSORS:
+            kind = f"compressed with {content.compression}"
+            return RefusedEvents(_short(content.hostname or ""), _short(kind))
         try:
-            body = bytes(decompress(body, content.compression))
-        except Exception:  # noqa: BLE001 - each compressor has its own errors
+            body = decompressed(body, content.compression, MOST_BYTES)
+        except ValueError:
             return None
     if content.content_type in JSON:
         return body
@@ -210,12 +214,12 @@ def to_json(body: bytes, content: Content) -> bytes | RefusedEvents | None:
 
 
 def json_of(message: KombuMessage) -> bytes | RefusedEvents | None:
-    """The body of a kombu message as JSON; kombu has decompressed it, or noted an error."""
-    if message.errors:
+    """The body of a kombu message, which must be as it was sent (``keep_compressed``), as JSON."""
+    body, headers = message.body, message.headers or {}
+    if body is None:
         return None
-    body = message.body
-    sender = (message.headers or {}).get("hostname")
-    content = Content(message.content_type, None, None if sender is None else str(sender))
+    given = (headers.get("compression") or None, headers.get("hostname"))
+    content = Content(message.content_type, *(None if each is None else str(each) for each in given))
     return to_json(body.encode() if isinstance(body, str) else bytes(body), content)
 
 

@@ -9,12 +9,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import msgspec
 
 from celery_monitor.core.waits import Senders
+from celery_monitor.core.words import age_words
 from celery_monitor.core.workers import OwnClock
 from celery_monitor.errors import BrokerUnavailable, LeaseLost, StoreRefused, StoreUnavailable
 from celery_monitor.receiver.helper_failures import RETENTION, HelperFailures
@@ -30,6 +33,7 @@ from celery_monitor.store.writer import Writer, WriteResult
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
+SLOW_SECONDS = 5.0  # for one batch; a broker may drop a connection that is not read for longer
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last is repeated
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
 PAUSES = 5  # while a batch fills
@@ -43,6 +47,21 @@ NOTICES = 5
 REFUSED_SECONDS = 60.0  # a worker sends a heartbeat every 2 s
 MOST_REFUSED = 20
 HOST = socket.gethostname()
+
+
+class Work(NamedTuple):
+    """A batch that is being stored: when its first event arrived, and since when by the monotonic clock."""
+
+    arrived: float
+    began: float
+    deliveries: Sequence[Delivery]
+
+
+class SlowBatch(NamedTuple):
+    """A batch that took longer than SLOW_SECONDS, and when it ended by the monotonic clock."""
+
+    seconds: float
+    ended: float
 
 
 class Receiver:
@@ -77,6 +96,8 @@ class Receiver:
         self._standby = standby or Standby(store, source, cluster)
         self._gaps = self._standby.gaps
         self._on_new_worker: Callable[[], None] = lambda: None
+        self._work: Work | None = None
+        self._slow: SlowBatch | None = None
 
     @property
     def health(self) -> ReceiverHealth:
@@ -103,6 +124,14 @@ class Receiver:
     def run(self, stop: threading.Event) -> None:
         """Receives until ``stop`` is set. Outages of broker and database are waited out. Raises LeaseLost."""
         self._resume(stop)
+        with self._reporting_work():
+            self._run(stop)
+        self._source.close()
+        self._change(connected=False, error="the receiver was stopped")
+        if unsaved := self._save_health():
+            log.error("%s", unsaved)
+
+    def _run(self, stop: threading.Event) -> None:
         attempt = 0
         while not stop.is_set():
             try:
@@ -119,10 +148,6 @@ class Receiver:
                 log.error("%s", error)
                 _pause(stop, attempt)
                 attempt += 1
-        self._source.close()
-        self._change(connected=False, error="the receiver was stopped")
-        if unsaved := self._save_health():
-            log.error("%s", unsaved)
 
     def _resume(self, stop: threading.Event) -> None:
         """Continues from the health and gaps of the last receiver of this cluster; waits for the database."""
@@ -175,9 +200,17 @@ class Receiver:
         if self._health.connected or self._health.error != error.message:
             log.warning("%s", error)
         began = self._source.last_received_at if self._health.connected else time.time()
-        self._gaps.open(began, f"no connection to the broker: {error.message}")
+        self._gaps.open(began, f"{self._why_disconnected()}: {error.message}")
         self._change(connected=False, error=error.message, lag_seconds=None)
         self._do_housekeeping(time.time())
+
+    def _why_disconnected(self) -> str:
+        """A broker drops whoever reads too slowly: right after a slow batch, it was ours to keep the connection."""
+        slow = self._slow
+        if slow is None or time.monotonic() - slow.ended > SLOW_SECONDS:
+            return "no connection to the broker"
+        busy = age_words(slow.seconds)
+        return f"the receiver was busy with one batch for {busy}, and lost its connection to the broker"
 
     def _receive(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -258,7 +291,9 @@ class Receiver:
                 if self._clock_change:  # before anything is stored by the new time
                     self._writer.own_clock_set(self._clock_change)
                     self._clock_change = 0.0
-                self._after_write(self._writer.write(deliveries, self._health_after(deliveries)), deliveries)
+                with self._working_on(deliveries):
+                    written = self._writer.write(deliveries, self._health_after(deliveries))
+                self._after_write(written, deliveries)
             except StoreUnavailable as error:
                 unsaved = self._save_health(unwritten=error.message, unstored=deliveries)
                 if isinstance(error, StoreRefused) and not unsaved:  # the database answers: it refuses this batch
@@ -271,6 +306,50 @@ class Receiver:
             else:
                 return
         raise BrokerUnavailable("stopped before the last batch was stored; the broker still has it if it keeps events")
+
+    @contextmanager
+    def _working_on(self, deliveries: Sequence[Delivery]) -> Iterator[None]:
+        arrived = min((each.arrived for each in deliveries if not each.concluded), default=time.time())
+        self._work = work = Work(arrived, time.monotonic(), deliveries)
+        try:
+            yield
+        finally:
+            self._work, ended = None, time.monotonic()
+            if ended - work.began > SLOW_SECONDS:
+                log.warning("one batch took %.0f s", ended - work.began)
+                self._slow = SlowBatch(ended - work.began, ended)
+
+    @contextmanager
+    def _reporting_work(self) -> Iterator[None]:
+        """Meanwhile, a thread saves the health while a batch takes long."""
+        ended = threading.Event()
+
+        def report() -> None:
+            while not ended.wait(HEALTH_SECONDS):
+                self._report_work()
+
+        thread = threading.Thread(target=report, name="health", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _report_work(self) -> None:
+        """Saves how old the batch in work is. SQLite has one writer: there it is saved until the transaction begins."""
+        work = self._work
+        if work is None or time.monotonic() - work.began < HEALTH_SECONDS:
+            return
+        now = time.time()
+        health = msgspec.structs.replace(
+            self._health,
+            updated_at=now,
+            lag_seconds=max(0.0, now - work.arrived),
+            kept_until=self._kept_until(work.deliveries),
+        )
+        with suppress(StoreUnavailable):  # the batch itself reports it
+            save_health(self._store, health, lambda: self._work is work)
 
     def _store_apart(self, deliveries: Sequence[Delivery], error: StoreRefused, stop: threading.Event) -> None:
         """Halves a refused batch until only the events that cannot be stored are left."""

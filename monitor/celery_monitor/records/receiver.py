@@ -65,6 +65,7 @@ class Gap(msgspec.Struct, kw_only=True):
 # A receiver with more lag, or without a report for longer, gives no evidence: events may be on their way.
 CAUGHT_UP_SECONDS = 2.0
 SILENT_RECEIVER_SECONDS = 4.0
+QUIET_SECONDS = 3.0  # a receiver writes its health every second
 
 
 class FailingHelper(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +109,13 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     notices: tuple[str, ...] = ()  # automatic actions, such as turning events on
     refused: tuple[RefusedEvents, ...] = ()  # of the last minutes
     helpers: tuple[FailingHelper, ...] = ()  # failing ones
+
+    def lag(self, now: float) -> float | None:
+        """Seconds behind, by now: it reports every second, so one that does not is at work, or has ended."""
+        if not self.connected or self.lag_seconds is None:
+            return None
+        quiet = now - (self.updated_at or now)
+        return self.lag_seconds + (quiet if quiet > QUIET_SECONDS else 0.0)
 
     def is_caught_up(self, now: float, silent_seconds: float) -> bool:
         """It is connected, has no lag, and reported so within this time: a missing event was then not sent."""

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, or_, select, update
@@ -27,10 +28,12 @@ _pack = msgspec.msgpack.Encoder().encode
 unpack_health = msgspec.msgpack.Decoder(ReceiverHealth).decode
 
 
-def save_health(store: Store, health: ReceiverHealth) -> None:
-    """Stores what the receiver of a cluster reports of itself."""
+def save_health(store: Store, health: ReceiverHealth, is_current: Callable[[], bool] = lambda: True) -> None:
+    """Stores what the receiver of a cluster reports of itself, if it is still so once the record can be written."""
     with store.begin() as connection:
-        put_health(store, connection, cluster_id(store, connection, health.cluster), health)
+        number = cluster_id(store, connection, health.cluster)
+        if is_current():
+            put_health(store, connection, number, health)
 
 
 def put_health(store: Store, connection: Connection, cluster: int, health: ReceiverHealth) -> None:

@@ -11,7 +11,8 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlencode
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
+from jinja2.runtime import Context as TemplateContext
 from markupsafe import Markup
 from starlette.datastructures import QueryParams
 from starlette.routing import compile_path
@@ -34,9 +35,11 @@ from celery_monitor.store.receivers import read_clusters
 from celery_monitor.store.rollups.failures import read_open_groups
 from celery_monitor.store.tasks.page import count_states, count_tasks
 from celery_monitor.web.pages import Context, Page, View
+from celery_monitor.web.parts import guarded
 from celery_monitor.web.render import link
 from celery_monitor.web.wording import brief, counted, number
 
+BASE = "base.html"  # has the blocks of the shell
 SHELL_REGIONS = ("shell_nav", "shell_banners")
 FRESH_SECONDS = 0.4  # views of one refresh share one shell
 MOST_CACHED = 32
@@ -236,7 +239,9 @@ class Presenter:
 
     def html(self, page: Page, view: View, request_context: Context) -> str:
         """The whole page. ``request_context``: actor, token, notice, theme."""
-        return self._environment.get_template(page.template).render(self._context(page, view) | request_context)
+        template = self._environment.get_template(page.template)
+        prepared = self._guarded(template, page, self._context(page, view) | request_context)
+        return "".join(template.root_render_func(prepared))
 
     def bare(self, template: str, view: View, request_context: Context) -> str:
         """A page without a context of its own, such as an error."""
@@ -247,10 +252,19 @@ class Presenter:
         page, view = self.find(watched)
         context = self._context(page, view) | {"csrf_field": csrf_field("")}
         template = self._environment.get_template(page.template)
-        prepared = template.new_context(context)
+        prepared = self._guarded(template, page, context)
         next(template.root_render_func(prepared))  # up to the first output: imports, macros and inherited blocks
         regions = {name: "".join(prepared.blocks[name][0](prepared)) for name in (*SHELL_REGIONS, *page.regions)}
         return ViewSnapshot(regions, {name: self._rows(page, name, context) for name in page.rows})
+
+    def _guarded(self, template: Template, page: Page, context: Context) -> TemplateContext:
+        """The context of a template whose regions fail alone."""
+        prepared = template.new_context(context)
+        inherited = self._environment.get_template(BASE).blocks
+        for name in (*SHELL_REGIONS, *page.regions):
+            own = prepared.blocks.setdefault(name, [])
+            own[:1] = [guarded(page.template, name, own[0] if own else inherited[name])]
+        return prepared
 
     def _rows(self, page: Page, name: str, context: Context) -> RowSet:
         rows = page.rows[name]

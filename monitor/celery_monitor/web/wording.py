@@ -4,6 +4,7 @@ A task, queue or worker name in a URL is any text, line ends and slashes include
 frames of the application, and runs of library frames to be folded.
 """
 
+import math
 import re
 import unicodedata
 from datetime import UTC, datetime
@@ -49,14 +50,13 @@ class TracebackPart(NamedTuple):
 
 def parts(text: str) -> list[TracebackPart]:
     """The traceback in order; adjacent library frames, and adjacent text, are joined."""
-    found: list[TracebackPart] = []
+    groups: list[tuple[str, list[str]]] = []
     for kind, lines in _pieces(text):
-        if found and found[-1].kind == kind != "frame":
-            last = found.pop()
-            found.append(TracebackPart(kind, f"{last.text}\n{lines}", last.frames + (kind == "library")))
+        if groups and groups[-1][0] == kind != "frame":
+            groups[-1][1].append(lines)
         else:
-            found.append(TracebackPart(kind, lines, int(kind != "text")))
-    return found
+            groups.append((kind, [lines]))
+    return [TracebackPart(kind, "\n".join(each), 0 if kind == "text" else len(each)) for kind, each in groups]
 
 
 def _pieces(text: str) -> list[tuple[str, str]]:
@@ -75,6 +75,8 @@ def _pieces(text: str) -> list[tuple[str, str]]:
 THIN = "\u202f"  # a narrow space that does not break
 UNKNOWN = "unknown"
 SEPARATED_FROM = 10_000
+LARGEST_NUMBER = 10**15
+MOST_DAYS = 100_000
 
 GLYPHS: dict[TaskState, str] = {
     TaskState.SUCCESS: "✓",
@@ -112,16 +114,26 @@ _HIDDEN = re.compile(
 _JOINER = "\u200d"  # holds emoji together: 👩‍🚀 is three characters
 
 
+def _is_nan(value: float) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def number(value: float | None) -> str:
-    """A count, with thin separators from five digits on."""
-    if value is None:
+    """A count, with thin separators from five digits on; rounded where it is beyond all counts."""
+    if value is None or _is_nan(value):
         return UNKNOWN
+    if not -LARGEST_NUMBER < value < LARGEST_NUMBER:
+        return f"{'−' if value < 0 else ''}over {LARGEST_NUMBER:.0e}".replace("e+", "e")
     text = f"{value:.0f}"
     return re.sub(r"\B(?=(\d{3})+$)", THIN, text) if abs(value) >= SEPARATED_FROM else text
 
 
 def brief(value: int) -> str:
     """A count in at most five characters: ``731``, ``9.7 k``, ``12 k``, ``1.2 M``."""
+    if value < 0:
+        return f"−{brief(-value)}"
+    if value >= 1000 * 10**9:
+        return ">999 G"
     for size, unit in ((10**9, "G"), (10**6, "M"), (1000, "k")):
         if value >= size:
             return f"{value * 10 // size / 10:.1f} {unit}" if value < 10 * size else f"{value // size} {unit}"
@@ -149,7 +161,7 @@ def since_receipt(share: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """``340 ms``, ``2.1 s``, ``3 m 12 s``, ``2 h 5 m``, ``3 d 4 h``."""
-    if seconds is None:
+    if seconds is None or _is_nan(seconds):
         return UNKNOWN
     if seconds < 0:
         return f"−{duration(-seconds)}"
@@ -159,6 +171,8 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
+    if seconds >= MOST_DAYS * 86400:
+        return f"over {MOST_DAYS} d"
     return _long_duration(round(seconds))
 
 
@@ -170,7 +184,10 @@ def _long_duration(seconds: int) -> str:
 
 
 def iso(at: float) -> str:
-    """The moment as ISO 8601 in UTC, to the millisecond."""
+    """The moment as ISO 8601 in UTC, to the millisecond.
+
+    Raises ValueError, OverflowError or OSError where it is in no calendar.
+    """
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -13,7 +13,7 @@ from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from celery_monitor.addresses import require_events
-from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained
+from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained, keep_compressed
 from celery_monitor.receiver.decode import json_of
 from celery_monitor.receiver.sources.amqp import HEARTBEAT_SECONDS, declare, open_connection, queue_name, remember
 from celery_monitor.receiver.sources.base import Source
@@ -59,7 +59,7 @@ class KombuSource(Source):
         if self.keeps_events:
             return self._consume_kept(connection, arrived)
         queue = event_queue(connection, self._app, self._settings)
-        consumer = Consumer(connection.channel(), [queue], no_ack=True, on_message=arrived)
+        consumer = Consumer(keep_compressed(connection.channel()), [queue], no_ack=True, on_message=arrived)
         consumer.consume()
         if connection.transport.driver_type == "redis":
             subscribe(consumer.channel)
@@ -68,7 +68,7 @@ class KombuSource(Source):
     def _consume_kept(self, connection: Connection, arrived: Callable[[Message], None]) -> Consumer:
         declared = declare(connection.connection, self._app, self._settings)
         queue = Queue(declared.name, no_declare=True, consumer_arguments=None)
-        consumer = Consumer(declared.channel, [queue], on_message=arrived)
+        consumer = Consumer(keep_compressed(declared.channel), [queue], on_message=arrived)
         consumer.consume()
         remember(declared)
         self.missed = declared.missed

@@ -176,11 +176,13 @@ def health_item(
     standbys: Iterable[object],
     found: list[FindingItem],
     backend: ResultBackendItem | None,
+    now: float,
 ) -> HealthItem:
     return shape(
         HealthItem,
         health,
         error=health.unwritten or health.error,
+        lag_seconds=health.lag(now),
         gaps=[gap_item(gap) for gap in gaps],
         standbys=shapes(StandbyItem, standbys),
         helpers=shapes(HelperItem, health.helpers),
@@ -205,7 +207,7 @@ def get_health(call: Call, _: NoParameters) -> HealthList:
         if health is None:
             items.append(unknown_health(name, found, backend))
         else:
-            items.append(health_item(health, gaps, standbys, found, backend))
+            items.append(health_item(health, gaps, standbys, found, backend, now))
     return HealthList(items)
 
 

@@ -21,6 +21,7 @@ from celery_monitor.web.charts import (
     wait_title,
 )
 from celery_monitor.web.pages import Context, Page, View
+from celery_monitor.web.parts import read_part
 
 LISTED = 6
 _STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
@@ -32,7 +33,7 @@ def context(view: View) -> Context:
     facts = read_facts(view.store, view.cluster, view.now)
     workers = facts.workers
     return {
-        "sentence": findings(facts),
+        **read_part(lambda: {"sentence": findings(facts)}, "sentence"),
         "span": span,
         "ranges": RANGE_WORDS,
         "nothing_yet": not workers and not any(count_states(view.store, view.cluster).values()),
@@ -40,8 +41,8 @@ def context(view: View) -> Context:
         "standbys": _standbys(view),
         "workers": sorted(workers, key=_worker_order)[:WORKERS_SHOWN],
         "workers_total": len(workers),
-        **_charts(view, span),
-        **_lists(view, span),
+        **read_part(lambda: _charts(view, span), "charts"),
+        **read_part(lambda: _lists(view, span), "groups", "settled", "most_time", "slowest", "running"),
     }
 
 

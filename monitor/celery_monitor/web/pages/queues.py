@@ -25,6 +25,7 @@ from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.charts import (
     RANGE_WORDS,
+    TimeRange,
     depth,
     parse_range,
     percentiles,
@@ -35,6 +36,7 @@ from celery_monitor.web.charts import (
 )
 from celery_monitor.web.forms import Form, action_on, command_of, fields, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.parts import read_part
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
@@ -80,12 +82,10 @@ def queue_context(view: View) -> Context:
         raise NotFound(f"Queue {name!r} not found. It may have been deleted, or not been measured yet.")
     span = parse_range(view.query, view.now)
     cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
-    series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
-    finished = throughput(series, view.now)
-    totals = read_name_totals(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
     return {
         "name": name,
-        "tasks": sorted(totals, key=lambda each: -each.runs)[:MOST_NAMES],
+        **read_part(lambda: _names(view, span, cluster, name), "tasks"),
+        **read_part(lambda: _charts(view, span, cluster, name), "charts"),
         "most_names": MOST_NAMES,
         "rows": rows,
         "several": _several(rows),
@@ -95,11 +95,23 @@ def queue_context(view: View) -> Context:
         "reading": None,
         "reading_of": None,
         "can": {command.action.partition(".")[2]: view.may(command.action) for command in COMMANDS},
+    }
+
+
+def _names(view: View, span: TimeRange, cluster: str | None, queue: str) -> Context:
+    totals = read_name_totals(view.store, since=span.since, until=span.until, cluster=cluster, queue=queue)
+    return {"tasks": sorted(totals, key=lambda each: -each.runs)[:MOST_NAMES]}
+
+
+def _charts(view: View, span: TimeRange, cluster: str | None, queue: str) -> Context:
+    series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, queue=queue)
+    finished = throughput(series, view.now)
+    return {
         "charts": (
             ("depth", "Waiting and unacknowledged", depth(series, with_unacked=True)),
             ("wait", wait_title(series), percentiles(series, "wait", view.now)),
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
-        ),
+        )
     }
 
 

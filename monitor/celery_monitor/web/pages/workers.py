@@ -24,9 +24,10 @@ from celery_monitor.store.rollups.series import read_series
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.charts import RANGE_WORDS, parse_range, percentiles, step_words, throughput
+from celery_monitor.web.charts import RANGE_WORDS, TimeRange, parse_range, percentiles, step_words, throughput
 from celery_monitor.web.forms import Form, action_on, command_of, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.parts import read_part
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
@@ -90,8 +91,6 @@ def worker_context(view: View) -> Context:
         raise NotFound(f"Worker {hostname!r} not found.")
     span = parse_range(view.query, view.now)
     cluster = view.cluster or (rows[0].worker.cluster if len(rows) == 1 else None)
-    series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, worker=hostname)
-    finished = throughput(series, view.now)
     return {
         "hostname": hostname,
         "rows": rows,
@@ -108,10 +107,18 @@ def worker_context(view: View) -> Context:
         "inspected": view.query.get("ask") == "1",
         "current": _current_tasks(view, hostname),
         "inspect": lambda worker: _inspect(view, worker),  # called by the page, not by live updates
+        **read_part(lambda: _charts(view, span, cluster, hostname), "charts"),
+    }
+
+
+def _charts(view: View, span: TimeRange, cluster: str | None, hostname: str) -> Context:
+    series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, worker=hostname)
+    finished = throughput(series, view.now)
+    return {
         "charts": (
             ("throughput", f"Finished per {step_words(finished.step)}", finished),
             ("run", "Run time", percentiles(series, "run", view.now)),
-        ),
+        )
     }
 
 

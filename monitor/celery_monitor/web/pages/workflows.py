@@ -1,5 +1,6 @@
 """Workflows; and one workflow as a tree with a timeline."""
 
+import re
 from typing import NamedTuple
 
 from celery_monitor.core.filters.parser import parse
@@ -24,6 +25,7 @@ from celery_monitor.web.pages import Context, Page, View
 
 LISTED = 50
 MOST_FOUND = 200
+_ROW = re.compile(r"[0-9]{1,9}")
 
 
 class Line(NamedTuple):
@@ -87,7 +89,7 @@ def _opened(view: View) -> Opened | None:
     if parent is None:
         return None
     start = view.query.get("start", "0")
-    return Opened(parent, view.query.get("name") or "", int(start) if start.isdecimal() else 0)
+    return Opened(parent, view.query.get("name") or "", int(start) if _ROW.fullmatch(start) else 0)
 
 
 def _found(view: View, root_id: str, cluster: str, search: str) -> list[str]:
