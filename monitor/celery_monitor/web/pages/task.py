@@ -31,6 +31,7 @@ from celery_monitor.web.wording import parts
 
 PANELS = ("retry", "edit", "revoke", "terminate")
 ONE_LINE = 88
+MOST_CHOICES = 500  # queues in the form
 MOST_DRAWN = 50  # latest runs in the timeline
 
 
@@ -102,7 +103,7 @@ def _panel(view: View, task: Task, arguments: Arguments) -> Context:
     if panel == "retry" and not arguments.known:
         panel = "edit"
     found = _consumed(view, task) if panel and task.queue is None else None
-    queues = sorted({queue.name for queue in read_queues(view.store, task.cluster)}) if panel else []
+    queues = sorted({each.name for each in read_queues(view.store, task.cluster)})[:MOST_CHOICES] if panel else []
     return {
         "panel": panel,
         "consumed": found,
