@@ -83,7 +83,7 @@ def queue_context(view: View) -> Context:
     name = str(view.params["name"])
     rows = _with_trends(view, read_rows(view, name))
     if not rows:
-        raise NotFound(f"Queue {name!r} not found. It may have been deleted, or not been measured yet.")
+        raise NotFound(f"Queue {name!r} not found. It may have been deleted, or is not measured (yet).")
     span = parse_range(view.query, view.now)
     cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
     series = read_series(view.store, since=span.since, until=span.until, cluster=cluster, queue=name)
