@@ -92,7 +92,9 @@ def actions_page() -> str:
     """Every action with the role that it needs."""
     commands: dict[str, type[Command]] = {command.action: command for command in reversed(COMMANDS)}
     texts = {action: f"{summary_of(command)} | {command.note}" for action, command in commands.items()}
-    texts["message.read"] = "Show a captured message as it is, with its secrets | "
+    texts["message.read"] = "Show a captured message as it is, with its secrets | each showing is recorded"
+    texts["export.tasks"] = "Export tasks as a file | recorded with its filter and the number of tasks"
+    texts["export.actions"] = "Export the trail of actions as a file | recorded with its filters"
     rows = [f"| `{action}` | {role.name.lower()} | {texts[action]} |" for action, role in sorted(REQUIRED_ROLE.items())]
     end = "Celery's command `election` is not supported: it stops a lone worker."
     return ACTIONS_INTRODUCTION + "\n".join([*rows, "", end, ""])

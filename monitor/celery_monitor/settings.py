@@ -468,6 +468,9 @@ class Settings:
     keep_tasks: int = _setting(10_000_000, parse_count, "tasks kept at most per cluster", metavar="N")
     keep_succeeded_days: float = _setting(7.0, parse_float, "days that succeeded tasks are kept", metavar="DAYS")
     keep_failed_days: float = _setting(30.0, parse_float, "days that all other tasks are kept", metavar="DAYS")
+    keep_action_days: float = _setting(
+        365.0, parse_float, "days that actions, sign-ins and exports are kept in the trail", metavar="DAYS"
+    )
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
     )

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from celery_monitor.records.event import Message
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.writer import Writer
 from celery_monitor.web.app import create_app
@@ -117,8 +118,12 @@ def test_only_who_may_read_messages_edits_a_secret(settings: Settings) -> None:
         with TestClient(app, base_url=BASE, client=("127.0.0.1", 50123)) as client:
             page = client.get(f"/tasks/{SECRET}?panel=edit", auth=(name, password)).text
             shown[name] = [unescape(text) for text in re.findall(r"<textarea[^>]*>([^<]*)</textarea>", page)]
+            client.get(f"/tasks/{SECRET}", auth=(name, password))  # masked, so it is no reading
+            client.get(f"/tasks/{PLAIN}?panel=edit", auth=(name, password))  # no secret in it
+    read = [(each.actor, each.action, each.cluster, each.target) for each in read_actions(app.state.store).items]
     app.state.store.close()
     assert shown == {"olga": ["", ""], "root": ["[31]", '{"api_key": "k3y"}']}
+    assert read == [("root", "message.read", "shop", SECRET)]
 
 
 def test_a_member_of_a_chord_warns_that_its_body_stays_failed(browser: Browser) -> None:

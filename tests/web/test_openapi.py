@@ -61,7 +61,7 @@ tasks tasks/{id} tasks/{id}/retry tasks/{id}/revoke workers queues series action
 failures failures/{id} failures/{id}/resolve failures/{id}/mute failures/{id}/reopen workflows workflows/{root_id}
 bulk bulk/preview bulk/{id} bulk/{id}/abort
 schedule schedule/run
-views views/save views/{id}/rename views/{id}/delete search export/tasks
+views views/save views/{id}/rename views/{id}/delete search export/tasks export/actions
 """
 
 

@@ -19,4 +19,6 @@ COMMANDS: tuple[type[Command], ...] = (
 REQUIRED_ROLE: dict[str, Role] = {
     **{command.action: command.role for command in COMMANDS},
     "message.read": Role.ADMIN,  # a captured message is stored with its secrets
+    "export.tasks": Role.VIEWER,
+    "export.actions": Role.ADMIN,  # reasons and parameters of everybody's actions
 }

@@ -11,7 +11,7 @@ from celery_monitor.control.commands import Command, Performed, Target, find_bro
 from celery_monitor.errors import ConfirmationRequired, Forbidden, MonitorError, StoreUnavailable
 from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
-from celery_monitor.records.user import Actor
+from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
@@ -49,6 +49,21 @@ class Controller:
         if self._record(actor, command, performed.outcome, performed.message, performed.details):
             return performed
         return replace(performed, message=f"{performed.message} {UNRECORDED}")
+
+    def note(
+        self, actor: Actor, action: str, role: Role, *, cluster: str | None, query: str, parameters: dict[str, object]
+    ) -> None:
+        """Records that somebody exports something, or was denied it. Raises Forbidden."""
+        noted = Action(
+            at=Target.now(), actor=actor.name, action=action, cluster=cluster, query=query, parameters=parameters
+        )
+        try:
+            require(actor, action, role)
+        except Forbidden as error:
+            self._put(msgspec.structs.replace(noted, outcome="denied", message=error.message))
+            raise
+        count = noted.parameters.pop("count", None)
+        self._put(msgspec.structs.replace(noted, count=count if isinstance(count, int) else None))
 
     def preview(self, actor: Actor, command: Command) -> Job:
         """The preview of a bulk command, as a job that waits for confirmation. Only a denial is recorded."""
@@ -98,10 +113,15 @@ class Controller:
             outcome=outcome,
             message=message,
         )
+        return self._put(action)
+
+    def _put(self, action: Action) -> bool:
         try:
             record_action(self.store, action)
         except StoreUnavailable:
-            log.exception("not recorded: %s by %s on %s: %s", action.action, action.actor, subjects, outcome)
+            log.exception(
+                "not recorded: %s by %s on %s: %s", action.action, action.actor, action.target, action.outcome
+            )
             return False
         return True
 

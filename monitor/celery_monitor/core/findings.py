@@ -25,12 +25,17 @@ class RecentSamples:
 
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[float, int]]] = defaultdict(deque)
+        self._rising: set[str] = set()
 
     def rising(self, queues: Sequence[Queue], at: float) -> tuple[str, ...]:
         """Adds the samples taken at ``at``; returns the queues that have begun to grow."""
-        names = {queue.name for queue in queues}
-        self._samples = defaultdict(deque, {name: each for name, each in self._samples.items() if name in names})
-        return tuple(queue.name for queue in queues if queue.ready is not None and self._add(queue, queue.ready, at))
+        recent = {name: each for name, each in self._samples.items() if each[-1][0] >= at - RISE_SECONDS}
+        self._samples = defaultdict(deque, recent)
+        for queue in queues:
+            rises = queue.ready is not None and self._add(queue, queue.ready, at)
+            (self._rising.add if rises else self._rising.discard)(queue.name)
+        self._rising &= self._samples.keys()
+        return tuple(sorted(self._rising))
 
     def _add(self, queue: Queue, ready: int, at: float) -> bool:
         samples = self._samples[queue.name]
@@ -109,7 +114,33 @@ MEANINGS = {  # of the names in receiver/helper_failures.py
     "socket process": "A thread reads the broker until the receiver restarts; a large burst may disconnect it.",
 }
 
+BOUND_WORDS = {
+    "workers": (
+        "{most} workers{name} are recorded, the most there can be.",
+        "New ones are listed once others have sent nothing for an hour. Their tasks are recorded all the same.",
+    ),
+    "queues": (
+        "{most} queues{name} are measured, the most there can be.",
+        "Others are not listed. Queues that workers consume have precedence, and tasks keep the names of their queues.",
+    ),
+    "counters": (
+        "There were too many task names, queues or workers{name} in the last hour to count each.",
+        "Charts and totals count the rest as (other). Tasks keep their names, and lists and facets count all of them.",
+    ),
+    "failures": (
+        "{most} failure groups{name} are recorded, the most there can be.",
+        "Failures of new causes are counted in the group (other).",
+    ),
+}
+
 Tone = Literal["good", "plain", "unknown", "warning", "bad"]
+
+
+class Bound(NamedTuple):
+    """A most that was reached."""
+
+    kind: Literal["workers", "queues", "counters", "failures"]
+    most: int
 
 
 class FindingLink(NamedTuple):

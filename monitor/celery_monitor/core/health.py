@@ -11,11 +11,13 @@ from urllib.parse import quote
 
 from celery_monitor.core.findings import (
     BARELY_SECONDS,
+    BOUND_WORDS,
     GAP_SECONDS,
     GONE_SECONDS,
     MOST_OF_A_KIND,
     SILENT_SECONDS,
     WINDOW_SECONDS,
+    Bound,
     Finding,
     FindingLink,
     Tone,
@@ -63,6 +65,7 @@ class HealthFacts:
     receivers: Sequence[ReceiverHealth] = ()
     workers: Sequence[Worker] = ()
     gaps: Sequence[Gap] = ()  # of the last GAP_SECONDS
+    bounds: Sequence[tuple[str, Bound]] = ()  # that a cluster has reached
     queues: Sequence[Queue] = ()
     growing: AbstractSet[Key] = frozenset()
     pauses: Mapping[Key, Pause] = field(default_factory=dict)
@@ -92,6 +95,7 @@ def findings(facts: HealthFacts) -> tuple[Finding, ...]:
         *_failures(facts),
         *_new_failures(facts),
         *_gaps(facts),
+        *_bounds(facts),
     ]
     return (*found, ALL_WELL) if _is_well(facts, found) else tuple(found)
 
@@ -177,6 +181,13 @@ def _after_gap(gap: Gap) -> str:
         return "Charts hatch that time; states may be out of date."
     progress = "Reconciled" if result.ended is not None else "Being reconciled"
     return f"Charts hatch that time. {progress}: {reconciliation_words(result)}."
+
+
+def _bounds(facts: HealthFacts) -> Iterator[Finding]:
+    for cluster, bound in facts.bounds:
+        text, then = BOUND_WORDS[bound.kind]
+        name = _of(facts, cluster)
+        yield Finding("bounds", "warning", text.format(name=name, most=f"{bound.most:,}"), then.format(name=name))
 
 
 # Workers
@@ -297,10 +308,14 @@ def _queues(facts: HealthFacts) -> Iterator[Finding]:
     paused = [(pauses[queue.cluster, queue.name], queue) for queue in facts.queues if is_paused(queue, pauses)]
     yield from _paused(sorted(paused, key=lambda each: -each[0].at), facts.now)
     running = [queue for queue in facts.queues if not is_paused(queue, pauses)]
-    for queue in [queue for queue in running if unattended(queue)][:MOST_OF_A_KIND]:
+    alone = [queue for queue in running if unattended(queue)]
+    for queue in alone[:MOST_OF_A_KIND]:
         waiting = counted(queue.ready or 0, "message")
         text = f"{queue.name} has {waiting} and no consumer{_oldest(queue, facts.now)}."
         yield Finding("queue without consumer", "bad", text, link=_queue(queue))
+    if (more := len(alone) - MOST_OF_A_KIND) > 0:
+        text = f"{number_words(more)} more {'queue has' if more == 1 else 'queues have'} messages and no consumer."
+        yield Finding("queue without consumer", "bad", text, link=FindingLink("/queues"))
     growing = [each for each in running if (each.cluster, each.name) in facts.growing and not unattended(each)]
     if len(growing) > MOST_OF_A_KIND:
         text = f"{number_words(len(growing))} queues are growing."

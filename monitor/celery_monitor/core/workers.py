@@ -66,6 +66,11 @@ class Clocks:
         self._last.clear()
         self._jumps.clear()
 
+    def drop(self, hostname: str) -> None:
+        """Removes the state of a worker that is no longer recorded."""
+        self._last.pop(hostname, None)
+        self._jumps.pop(hostname, None)
+
     def restore(self, hostname: str, pid: int | None, jump: float) -> None:
         """Adds a jump that an earlier receiver detected."""
         if jump and hostname not in self._jumps:

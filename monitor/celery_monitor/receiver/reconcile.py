@@ -4,6 +4,7 @@ Nothing is concluded while the receiver itself may miss events. Silence counts o
 when the receiver last connected, caught up or resumed. lost_tasks.py has the evidence and the conclusions.
 """
 
+import heapq
 import logging
 import threading
 import time
@@ -68,6 +69,9 @@ NO_EVENT_SECONDS = 30.0  # of silence, after which a worker without heartbeats i
 PING_SECONDS = 1.0
 PINGS = 2  # without a reply in a row before a worker counts as gone
 PING_AGAIN_SECONDS = 30.0  # between later pings
+MOST_LOGGED = 20  # changes of status in one step
+MOST_PINGED = 200  # workers in one step; the others wait for the next ones
+MOST_JUDGED = 50  # processes in one round whose tasks are read, as each is a query
 LOST_AT_ONCE = 1000
 USUAL_TIMES, MOST_TIMED = 2.0, 100  # a process in warm shutdown gets this multiple of its tasks' usual run times
 POLL_SECONDS = 2.0  # between two searches for gaps
@@ -152,10 +156,15 @@ class Reconciler:
             key: self._activity.get(key, Activity(count, now)).after(count, now) for key, count in counts.items()
         }
         by_name = {worker.hostname: worker for worker in workers}
+        judged = 0
         for key in list(counts):
             worker = by_name.get(key.hostname)
-            evidence = self._why_gone(worker, key, now) if worker else None
-            if worker and evidence and self._lose(worker, key, evidence, now):
+            if worker is None or (evidence := self._why_gone(worker, key, now)) is None:
+                continue
+            judged += 1
+            if judged > MOST_JUDGED:
+                break
+            if self._lose(worker, key, evidence, now):
                 del counts[key]
         self._recover_lost(by_name, now)
         self._started.step(workers, counts, now)
@@ -182,8 +191,13 @@ class Reconciler:
                 check.reset()
         return listening
 
-    def _settle(self, workers: Iterable[Worker], now: float) -> None:
-        """Notes since when each worker has had its current process and status."""
+    def _settle(self, workers: Sequence[Worker], now: float) -> None:
+        """Notes since when each worker has had its current process and status; forgets those no longer recorded."""
+        if len(self._settled) > len(workers):
+            names = {worker.hostname for worker in workers}
+            for known in (self._settled, self._unanswered, self._gone):
+                for name in known.keys() - names:
+                    del known[name]
         for worker in workers:
             pid, status, _ = self._settled.get(worker.hostname, (None, None, now))
             if (pid, status) != (worker.pid, worker.status):
@@ -199,9 +213,11 @@ class Reconciler:
             if worker.status is WorkerStatus.ONLINE:
                 self._gone.pop(worker.hostname, None)
         names = [name for name, worker in silent.items() if self._ping_is_due(worker, now)]
+        if len(names) > MOST_PINGED:  # those that were asked before are not judged later for it
+            names = heapq.nsmallest(MOST_PINGED, names, key=lambda name: self._unanswered.get(name, (0, 0.0))[1])
         answered = self._remote.ask("ping", destination=names, timeout=PING_SECONDS) if names else {}
-        for name in names:
-            self._after_ping(silent[name], name in answered, now)
+        marks = [self._after_ping(silent[name], name in answered, now) for name in names]
+        self._mark(zip((silent[name] for name in names), marks, strict=True), now)
 
     def _ping_is_due(self, worker: Worker, now: float) -> bool:
         """Pings are few, as a worker that is busy gets all of them when it is done."""
@@ -209,21 +225,21 @@ class Reconciler:
         again = count < PINGS and self._silence(worker, now) > _overdue(worker)
         return count == 0 or again or now - asked_at >= PING_AGAIN_SECONDS
 
-    def _after_ping(self, worker: Worker, answered: bool, now: float) -> None:
+    def _after_ping(self, worker: Worker, answered: bool, now: float) -> WorkerStatus:
+        """The status after a ping."""
         if answered:
             self._unanswered.pop(worker.hostname, None)
             if self._silence(worker, now) > _overdue(worker):  # else the heartbeat is on its way
-                self._mark(worker, WorkerStatus.SILENT if worker.freq else WorkerStatus.ONLINE, now)
-            return
+                return WorkerStatus.SILENT if worker.freq else WorkerStatus.ONLINE
+            return worker.status
         count = self._unanswered.get(worker.hostname, (0, 0.0))[0] + 1
         self._unanswered[worker.hostname] = (count, now)
         patience = SOLO_SECONDS if worker.pool == "solo" else _overdue(worker)
         if count < PINGS or self._silence(worker, now) <= patience:
-            self._mark(worker, WorkerStatus.SILENT, now)
-            return
+            return WorkerStatus.SILENT
         name = process_name(worker.hostname, worker.pid)
         self._gone[worker.hostname] = f"{name} is gone: {_last_event(worker, now)}, and it did not answer {count} pings"
-        self._mark(worker, WorkerStatus.OFFLINE, now)
+        return WorkerStatus.OFFLINE
 
     def _is_silent(self, worker: Worker, now: float) -> bool:
         """Whether nothing came for long enough to ping; a worker that does not reply then is SILENT."""
@@ -235,20 +251,25 @@ class Reconciler:
         last = max(worker.last_heartbeat or 0.0, 0.0 if worker.freq else worker.inspected_at or 0.0)
         return now - max(last, self._listening_since)
 
-    def _mark(self, judged: Worker, status: WorkerStatus, now: float) -> None:
-        """Stores the status, unless an event of the worker was stored meanwhile."""
-        if judged.status is status:
+    def _mark(self, marks: Iterable[tuple[Worker, WorkerStatus]], now: float) -> None:
+        """Stores the statuses in one transaction, unless an event of the worker was stored meanwhile."""
+        changed = {worker.hostname: (worker, status) for worker, status in marks if worker.status is not status}
+        if not changed:
             return
 
         def change(worker: Worker) -> Worker:
+            judged, status = changed[worker.hostname]
             before = (judged.last_heartbeat, judged.pid, judged.status)
             if (worker.last_heartbeat, worker.pid, worker.status) != before:
                 return worker
             offline_at = now if status is WorkerStatus.OFFLINE else None
             return msgspec.structs.replace(worker, status=status, offline_at=offline_at)
 
-        change_workers(self._store, self._cluster, [judged.hostname], change)
-        log.info("%s is %s", judged.hostname, status.value)
+        change_workers(self._store, self._cluster, list(changed), change)
+        for hostname, (_, status) in list(changed.items())[:MOST_LOGGED]:
+            log.info("%s is %s", hostname, status.value)
+        if len(changed) > MOST_LOGGED:
+            log.info("%d more workers have another status", len(changed) - MOST_LOGGED)
 
     # Processes that have tasks
 

@@ -13,10 +13,13 @@ Else it is a lower bound: when the message was first seen at the head; or, if th
 than there are messages, the send time of the first task that must still be there. Without even that it is unknown.
 """
 
+import heapq
 import logging
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import msgspec
@@ -35,7 +38,7 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.queues import read_pauses, save_queues
+from celery_monitor.store.queues import MOST_QUEUES, read_pauses, save_queues
 from celery_monitor.store.tasks.unfinished import (
     SendTime,
     WaitingTasks,
@@ -45,7 +48,7 @@ from celery_monitor.store.tasks.unfinished import (
     waiting_tasks,
 )
 from celery_monitor.store.terms import cluster_id
-from celery_monitor.store.workers import load_workers, read_workers, save_workers
+from celery_monitor.store.workers import load_workers, make_room, read_workers, save_workers
 
 FIRST_SECONDS = 0.15  # between the first questions to a worker that just came up
 GROWTH = 0.25  # of the time since the first question: a worker that does not reply is asked less and less often
@@ -167,6 +170,67 @@ def _at_least(queue: Queue, times: Sequence[float | None], now: float, *, exact:
     return msgspec.structs.replace(queue, oldest=sent, oldest_exact=exact)
 
 
+MOST_MEASURED = 500  # queues in one sample
+MOST_ABSENT = 20  # of them that the broker did not have when it was last asked: each is a line in RabbitMQ's log
+LONG_SECONDS, REST = 0.1, 10.0  # if reading the names takes longer, they are used for this multiple of its duration
+
+
+class Turns:
+    """Which queues the next sample measures: all of them, or in turns where there are too many."""
+
+    def __init__(self) -> None:
+        self._kept: AbstractSet[str] = frozenset()
+        self._absent: set[str] = set()
+        self._last: dict[bool, str] = {}  # the last one of each list whose turn it was
+
+    def next(self, names: AbstractSet[str], first: AbstractSet[str]) -> set[str]:
+        """At most MOST_MEASURED of these names.
+
+        Of more than MOST_QUEUES, the ``first`` and those measured before have precedence.
+        """
+        kept, before = names, self._kept
+        if len(names) > MOST_QUEUES:
+            kept = set(
+                heapq.nsmallest(MOST_QUEUES, names, key=lambda name: (name not in first, name not in before, name))
+            )
+        self._kept = kept
+        self._absent &= kept
+        there = self._turn(kept - self._absent, MOST_MEASURED - MOST_ABSENT, absent=False)
+        return there | self._turn(self._absent, MOST_ABSENT, absent=True)
+
+    def measured(self, queues: Iterable[Queue]) -> None:
+        """Adds what the broker has answered."""
+        for queue in queues:
+            (self._absent.add if queue.ready is None else self._absent.discard)(queue.name)
+
+    def _turn(self, names: AbstractSet[str], most: int, *, absent: bool) -> set[str]:
+        if len(names) <= most:
+            return set(names)
+        ordered = sorted(names)
+        start = bisect_right(ordered, self._last.get(absent, ""))
+        turn = (ordered[start:] + ordered[:start])[:most]
+        self._last[absent] = turn[-1]
+        return set(turn)
+
+
+class QueueNames:
+    """The queues of all recorded tasks of a cluster. Reading many takes a while: then they are used for longer."""
+
+    def __init__(self, store: Store, cluster: str) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._names: set[str] = set()
+        self._due = 0.0
+
+    def read(self) -> set[str]:
+        began = time.monotonic()
+        if began >= self._due:
+            self._names = queue_names(self._store, self._cluster)
+            spent = time.monotonic() - began
+            self._due = began + spent * (REST if spent > LONG_SECONDS else 1.0)
+        return self._names
+
+
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 FIRST_PING_SECONDS = 0.3  # of silence, after which the workers that replied to the first ping are inspected
 WAKE_SECONDS = 0.1  # between two checks of the wake event
@@ -205,6 +269,8 @@ class Sampler:
         self._oldest = OldestMessages(store, cluster, senders)
         self._schedules = Schedules(store, remote.broker, settings)
         self._configured = configured_queues(remote.broker, settings)
+        self._names = QueueNames(store, cluster)
+        self._turns = Turns()
         self._configured_at = 0.0  # when configured queues that do not exist are checked again
 
     def run(self, stop: threading.Event) -> None:
@@ -302,10 +368,11 @@ class Sampler:
             for queue in worker.queues or ():
                 consumers.setdefault(queue, []).append(worker.hostname)
         paused = {queue for _, queue in read_pauses(self._store, self._cluster)}
-        names = queue_names(self._store, self._cluster) | consumers.keys() | paused
+        names = self._names.read() | consumers.keys() | paused
         configured = self._configured - names if now >= self._configured_at else frozenset()
         if not names and not configured:
             return
+        names = self._turns.next(names, first=consumers.keys() | paused)
         complete = self._remote is not None and all(worker.queues is not None for worker in workers)
         skews = {worker.hostname: worker.skew for worker in workers if worker.skew is not None}
         sampled = self._probe.sample(sorted(names | configured))
@@ -313,6 +380,7 @@ class Sampler:
             self._configured_at = now + self._settings.inspect_seconds  # each refusal is a line in RabbitMQ's log
         measured = self._oldest.of([each for each in sampled if each.name not in absent], skews, time.time())
         queues = [_consumed(queue, consumers, complete) for queue in measured]
+        self._turns.measured(sampled)
         save_queues(self._store, self._cluster, queues, now, self._samples.rising(queues, now))
 
     # Workers
@@ -358,8 +426,13 @@ class Sampler:
         with self._store.begin() as connection:
             number = cluster_id(self._store, connection, self._cluster)
             recorded = load_workers(connection, number, list(answers))
+            new = [hostname for hostname in answers if hostname not in recorded]
+            room = make_room(connection, number, len(new), now)[0] if new else 0
+            beyond = set(new[room:])
             merged = []
             for hostname, answer in answers.items():
+                if hostname in beyond:
+                    continue
                 worker = recorded.get(hostname) or Worker(
                     cluster=self._cluster, hostname=hostname, status=WorkerStatus.ONLINE, first_seen=now
                 )

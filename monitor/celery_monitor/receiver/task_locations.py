@@ -54,6 +54,7 @@ MOST_QUEUES = 100  # in one round
 CHUNK = 500  # tasks checked at once
 WALK_SECONDS, WALK_ROWS = 0.2, 1000  # of one round in the record
 _START = (-inf, -1)
+MOST_PROCESSES = 50  # asked about their started tasks in one round
 MOST_ASKED = 500  # started tasks of a process
 TIMES, TIMES_SILENT = 2, 20  # questions to a worker before a task is lost; the latter while the result backend is away
 ROUND_SECONDS = 10.0  # between two rounds of waiting tasks
@@ -204,6 +205,7 @@ class StartedCheck:
     def __init__(self, locations: TaskLocations) -> None:
         self._locations = locations
         self._asked_at = 0.0
+        self._last: tuple[str, int] = ("", 0)  # the last process of a round that could not ask all
         self._absent: dict[tuple[ProcessKey, str], int] = {}  # how often the worker did not have the task
 
     def reset(self) -> None:
@@ -216,12 +218,21 @@ class StartedCheck:
             return
         self._asked_at = now
         by_name = {worker.hostname: worker for worker in workers if worker.status is WorkerStatus.ONLINE}
-        counted: dict[tuple[ProcessKey, str], int] = {}
+        asked = []
         for process in processes:
             worker = by_name.get(process.hostname)
             # With two processes of one name it is unknown which one replied.
             if worker is not None and worker.pid == process.pid and not duplicates(worker):
-                counted |= self._ask(worker, process, now)
+                asked.append(process)
+        counted: dict[tuple[ProcessKey, str], int] = {}
+        if len(asked) > MOST_PROCESSES:  # the others in the next rounds
+            due = sorted(asked, key=lambda process: (_order(process) <= self._last, _order(process)))
+            rest = set(due[MOST_PROCESSES:])
+            counted = {key: count for key, count in self._absent.items() if key[0] in rest}
+            asked = due[:MOST_PROCESSES]
+            self._last = _order(asked[-1])
+        for process in asked:
+            counted |= self._ask(by_name[process.hostname], process, now)
         self._absent = counted
 
     def _ask(self, worker: Worker, process: ProcessKey, now: float) -> dict[tuple[ProcessKey, str], int]:
@@ -239,6 +250,10 @@ class StartedCheck:
         for task in due:
             del counted[process, task.id]
         return counted
+
+
+def _order(process: ProcessKey) -> tuple[str, int]:
+    return process.hostname, process.pid or 0
 
 
 class Round(NamedTuple):
@@ -283,6 +298,8 @@ class WaitingCheck:
         returned = self._returned(workers, processes)
         waiting = waiting_by_queue(self._store, self._cluster)
         names = sorted(waiting.keys() | {task.queue for task in returned if task.queue is not None})
+        if len(self._rests) > 2 * len(names) + MOST_QUEUES:
+            self._rests = {name: rest for name in names if (rest := self._rests.get(name))}
         due = [name for name in names if not now < self._rests.get(name, (0.0, 0.0))[0] <= now + LONGEST_REST]
         searched = self._searchable(self._next_few(due))
         tasks = [*(each for each in returned if each.queue in searched), *self._long_waiting(searched, workers, now)]
@@ -359,6 +376,6 @@ class WaitingCheck:
         found: list[UnfinishedTask] = []
         for process in processes:
             worker = by_name.get(process.hostname)
-            if worker is not None and process_state(worker, process.pid) == "shutting down":
+            if len(found) < CHUNK and worker is not None and process_state(worker, process.pid) == "shutting down":
                 found += tasks_of_process(self._store, self._cluster, process, RESERVED_STATES, CHUNK)
         return found

@@ -1,9 +1,10 @@
 """The audit trail of actions."""
 
+from itertools import takewhile
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, select
 
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Action, ListPage
@@ -34,6 +35,19 @@ def put_action(store: Store, connection: Connection, action: Action) -> Action:
 
 
 MOST_ROWS = 1000
+MOST_DELETED = 500  # at once
+
+
+def delete_old_actions(connection: Connection, before: float) -> bool:
+    """Deletes the oldest actions from before that time, a few at once, never the newest; whether there may be more."""
+    table = schema.action.c
+    rows = connection.execute(select(table.id, table.at).order_by(table.id).limit(MOST_DELETED + 1)).all()
+    old = list(takewhile(lambda row: row.at < before, rows[:-1]))
+    if old:
+        connection.execute(delete(schema.action).where(table.id <= old[-1].id))
+    return len(old) == MOST_DELETED
+
+
 _parameters = msgspec.json.Decoder(dict[str, object]).decode
 
 

@@ -1,10 +1,13 @@
 """The database: opening it, transactions, statements, and every difference between SQLite and PostgreSQL."""
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from pathlib import Path
+from threading import current_thread
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -78,9 +81,16 @@ class Store:
         with self._store_errors("write"), self.engine.connect() as plain:
             connection = plain.execution_options(lock_timeout=lock_timeout)
             with connection.begin():
-                yield connection
                 if not self.is_sqlite:
+                    yield connection
                     connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
+                    return
+                file = self.engine.url.database
+                _writing[file] = (current_thread().name, time.monotonic())
+                try:
+                    yield connection
+                finally:
+                    _writing.pop(file, None)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -315,13 +325,43 @@ def unavailable(engine: Engine, verb: str, error: Exception) -> StoreUnavailable
     cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     where = engine.url.render_as_string(hide_password=True)
     kind = StoreRefused if isinstance(error, _REFUSALS) else StoreUnavailable
-    return kind(f"cannot {verb} the database {where}: {masked(cause)}; {_advice(cause)}")
+    advice = _lock_words(engine) if "locked" in cause else _advice(cause)
+    return kind(f"cannot {verb} the database {where}: {masked(cause)}; {advice}")
+
+
+_writing: dict[str | None, tuple[str, float]] = {}  # by SQLite file, the thread of this process that writes, and since
+
+
+def _lock_words(engine: Engine) -> str:
+    """Who has an SQLite file locked: often we ourselves, in another thread or process."""
+    file = engine.url.database
+    thread, since = _writing.get(file, ("", 0.0))
+    if thread:
+        return f"celery-monitor itself is writing ({thread}, for {time.monotonic() - since:.0f} s); this is tried again"
+    pid = _pid_with_lock(file or "")
+    if pid is None:
+        return "another program or process of celery-monitor has it locked; end it if it does not finish"
+    with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"celery_monitor" in command or b"celery-monitor" in command:
+            return f"another process of celery-monitor is writing (process {pid}); this is tried again"
+    return f"process {pid} has it locked: end it if it does not finish"
+
+
+def _pid_with_lock(file: str) -> int | None:
+    """The process that has a write lock on an SQLite file or its index of the WAL, where Linux says so."""
+    with suppress(OSError, ValueError, IndexError):
+        inodes = {str(path.stat().st_ino) for path in (Path(file), Path(f"{file}-shm")) if path.exists()}
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            _, _, _, access, pid, place, *_ = line.split()
+            if access == "WRITE" and place.rpartition(":")[2] in inodes and int(pid) not in {os.getpid(), -1}:
+                return int(pid)
+    return None
 
 
 def _advice(cause: str) -> str:
     by_word = {
         "full": "free space on its disk",
-        "locked": "end the other program that has it locked",
         "disk I/O": "check its disk, and that this user may write the file",
         "readonly": "give this user the right to write the file and its folder",
         "unable to open": "check that the folder exists and may be written",

@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -22,15 +23,18 @@ from celery_monitor.core.findings import (
     ENDING_SECONDS,
     FEWEST_ENDINGS,
     GAP_SECONDS,
+    GROWTH_SECONDS,
     RECEIVER,
     STANDBY_SECONDS,
     WINDOW_SECONDS,
+    Bound,
     grows,
 )
 from celery_monitor.core.health import LOST, HealthFacts
 from celery_monitor.core.workflow import LEAST_SECONDS, Stalls, long_tasks, slow_workflows, stalled_workers
 from celery_monitor.errors import MonitorError, StoreUnavailable
 from celery_monitor.records.page import Count
+from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import (
     SILENT_RECEIVER_SECONDS,
     FailingHelper,
@@ -42,7 +46,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import Worker
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, connect_only
-from celery_monitor.store.queues import read_depths, read_growing_queues, read_pauses, read_queues
+from celery_monitor.store.queues import MOST_QUEUES, read_depths, read_growing_queues, read_pauses, read_queues
 from celery_monitor.store.receivers import (
     check_writable,
     read_clusters,
@@ -51,6 +55,7 @@ from celery_monitor.store.receivers import (
     read_receiver_records,
     read_standby_receivers,
 )
+from celery_monitor.store.rollups.counters import MOST_GROUPS, MOST_NAMES, read_bounds
 from celery_monitor.store.rollups.failures import (
     UNRESOLVED,
     read_failure_counts,
@@ -63,7 +68,7 @@ from celery_monitor.store.tasks.page import find_tasks, read_longest_running
 from celery_monitor.store.tasks.unfinished import read_active_tasks, read_usual_runs
 from celery_monitor.store.tasks.workflows import MOST_STUCK, read_stuck_workflows
 from celery_monitor.store.terms import cluster_ids
-from celery_monitor.store.workers import read_workers
+from celery_monitor.store.workers import MOST_WORKERS, read_workers
 
 PROVE_SECONDS = 2.0  # between two attempts to write
 
@@ -86,11 +91,12 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
     facts, since = read_banner_facts(store, cluster, now), now - WINDOW_SECONDS
     queues = {(queue.cluster, queue.name): queue for queue in read_queues(store, cluster)}
     rising = read_growing_queues(store, cluster)
-    depths = read_depths(store, since=since, cluster=cluster)
+    depths = read_depths(store, since=now - GROWTH_SECONDS, cluster=cluster)
     stuck = read_stuck_workflows(store, now, cluster)
     lost = find_tasks(store, parse(LOST, now).in_cluster(cluster), sort="-finished", limit=1)
     facts = replace(
         facts,
+        bounds=_bounds(store, facts.receivers, facts.workers, list(queues.values()), now),
         queues=list(queues.values()),
         growing={key for key, queue in queues.items() if grows(queue, depths.get(key, ()), rising, now)},
         pauses=read_pauses(store, cluster),
@@ -110,6 +116,24 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
         top_failure=groups[0] if groups else None,
         new_failures=read_new_failure_groups(store, since=since, cluster=cluster),
     )
+
+
+def _bounds(
+    store: Store, receivers: Sequence[ReceiverHealth], workers: Sequence[Worker], queues: Sequence[Queue], now: float
+) -> list[tuple[str, Bound]]:
+    """The bounds of store/ that a cluster has reached."""
+    listed = Counter(each.cluster for each in workers), Counter(each.cluster for each in queues)
+    found = []
+    for cluster in dict.fromkeys(each.cluster for each in receivers):
+        groups, folded = read_bounds(store, cluster, now)
+        reached = (
+            (listed[0][cluster] >= MOST_WORKERS, Bound("workers", MOST_WORKERS)),
+            (listed[1][cluster] >= MOST_QUEUES, Bound("queues", MOST_QUEUES)),
+            (folded, Bound("counters", MOST_NAMES)),
+            (groups >= MOST_GROUPS, Bound("failures", MOST_GROUPS)),
+        )
+        found += [(cluster, bound) for is_reached, bound in reached if is_reached]
+    return found
 
 
 def read_stalls(

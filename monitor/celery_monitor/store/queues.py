@@ -1,21 +1,23 @@
 """Queues in the record: state, samples, pauses, which begin to grow; throughput and wait by queue or worker."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from celery_monitor.records.queue import Pause, Queue, QueueSample
 from celery_monitor.records.series import WaitPercentiles
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, delete_value, put_value, read_values
 from celery_monitor.store.rollups.series import SINCE_RECEIPT, merged_sketches, record_began, wait_percentiles
-from celery_monitor.store.schema import UNKNOWN
-from celery_monitor.store.terms import cluster_id, cluster_ids, cluster_names, texts
+from celery_monitor.store.terms import OTHER, cluster_id, cluster_ids, cluster_names, texts
 
 SAMPLE_SECONDS = 60
+MOST_QUEUES = 5000  # measured and recorded of one cluster
+IDLE_SECONDS = 3600.0  # without a measurement, after which a queue makes room for a new one
+_CHUNK = 1000
 _SAMPLED = ("name", "ready", "unacked", "consumers", "oldest")
 # Prefixes of keys in ``meta``.
 PAUSED = "paused:"
@@ -30,10 +32,43 @@ def save_queues(
         return
     with store.begin() as connection:
         number = cluster_id(store, connection, cluster)
+        queues = _within_bound(connection, number, queues, at)
+        if not queues:
+            return
         _save_queue_state(store, connection, number, queues, at)
         _save_queue_samples(store, connection, number, queues, at)
         if rising is not None:
             put_value(store, connection, f"{RISING}{cluster}", msgspec.json.encode(list(rising)).decode())
+
+
+def _within_bound(connection: Connection, cluster: int, queues: Sequence[Queue], at: float) -> Sequence[Queue]:
+    """The queues without new ones beyond MOST_QUEUES; those not measured for IDLE_SECONDS make room for new ones."""
+    table = schema.queue.c
+    mine = table.cluster_id == cluster
+    names = [queue.name for queue in queues]
+    known = {
+        name
+        for start in range(0, len(names), _CHUNK)
+        for name in connection.execute(
+            select(table.name).where(mine, table.name.in_(names[start : start + _CHUNK]))
+        ).scalars()
+    }
+    new = len(queues) - len(known)
+    if not new:
+        return queues
+    counted = select(func.count()).select_from(schema.queue).where(mine)
+    room = MOST_QUEUES - int(connection.execute(counted).scalar_one())
+    if new > room:
+        idle = select(table.name).where(mine, table.sampled_at < at - IDLE_SECONDS).order_by(table.sampled_at)
+        gone = list(connection.execute(idle.limit(min(new - room, _CHUNK))).scalars())
+        connection.execute(delete(schema.queue).where(mine, table.name.in_(gone)))
+        room += len(gone)
+    kept = []
+    for queue in queues:
+        if queue.name in known or room > 0:
+            kept.append(queue)
+            room -= queue.name not in known
+    return kept
 
 
 def _save_queue_state(store: Store, connection: Connection, cluster: int, queues: Sequence[Queue], at: float) -> None:
@@ -150,7 +185,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Flows(msgspec.Struct, frozen=True, kw_only=True):
-    """Flow by cluster and name. ``unnamed`` counts runs whose queue or worker is unknown."""
+    """Flow by cluster and name. ``unnamed`` counts runs of an unknown queue or worker, or of OTHER."""
 
     seconds: float
     by_key: dict[Key, Flow]
@@ -187,9 +222,9 @@ def read_flows(
                 received=row.received, succeeded=row.succeeded, failed=row.failed
             )
             for row in rows
-            if row.place in names
+            if names.get(row.place, OTHER) != OTHER
         },
-        unnamed=sum(row.received for row in rows if row.place == UNKNOWN),
+        unnamed=sum(row.received for row in rows if names.get(row.place, OTHER) == OTHER),
     )
 
 
@@ -210,8 +245,10 @@ def read_waits(store: Store, *, since: float, cluster: str | None = None) -> dic
     return {(name, names[queue]): each for (name, queue), each in found.items() if each is not None and queue in names}
 
 
-def read_depths(store: Store, *, since: float, cluster: str | None = None) -> dict[Key, list[QueueSample]]:
-    """The samples of every queue from ``since`` on, the oldest first."""
+def read_depths(
+    store: Store, *, since: float, cluster: str | None = None, names: Collection[str] | None = None
+) -> dict[Key, list[QueueSample]]:
+    """The samples of every queue, or of those of a few names, from ``since`` on, the oldest first."""
     table = schema.queue_sample
     found: dict[Key, list[QueueSample]] = defaultdict(list)
     with store.read() as connection:
@@ -221,6 +258,8 @@ def read_depths(store: Store, *, since: float, cluster: str | None = None) -> di
             .where(table.c.cluster_id.in_(clusters), table.c.at >= int(since))
             .order_by(table.c.cluster_id, table.c.name, table.c.at)
         )
+        if names is not None:
+            statement = statement.where(table.c.name.in_(names))
         for row in connection.execute(statement).all():
             sample = {name: getattr(row, name) for name in QueueSample.__struct_fields__}
             found[clusters[row.cluster_id], row.name].append(QueueSample(**sample))

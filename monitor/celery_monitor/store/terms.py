@@ -13,6 +13,7 @@ from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
 Names = tuple[str | None, ...]  # of a task, in the order of TERM_KINDS
 Numbers = tuple[int, ...]
 _KINDS = tuple(TERM_KINDS.values())
+OTHER = "(other)"  # the name of what is counted together
 _CHUNK = 500
 _CACHE_LIMIT = 20_000
 
@@ -37,6 +38,9 @@ class Terms:
         named = (zip(_KINDS, names, strict=True) for names in of_tasks if names not in self._of_tasks)
         several = {(kind, text) for names in named for kind, text in names if text is not None}
         missing = [each for each in several.union(wanted) if each not in self._ids]
+        self._add(connection, missing)
+
+    def _add(self, connection: Connection, missing: list[tuple[int, str]]) -> None:
         self._find(connection, missing)
         new = sorted(each for each in missing if each not in self._ids)  # in one order, against deadlocks
         if new:
@@ -54,6 +58,13 @@ class Terms:
         if found is None:
             found = self._of_tasks[names] = tuple(map(self.id, _KINDS, names))
         return found
+
+    def others(self, connection: Connection) -> tuple[int, int, int]:
+        """The numbers under which names, queues and workers are counted that have no counter of their own."""
+        wanted = [(TERM_KINDS[kind], OTHER) for kind in ("name", "queue", "worker")]
+        self._add(connection, [each for each in wanted if each not in self._ids])
+        name, queue, worker = (self._ids[each] for each in wanted)
+        return name, queue, worker
 
     def _find(self, connection: Connection, wanted: list[tuple[int, str]]) -> None:
         table = schema.term

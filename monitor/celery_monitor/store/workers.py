@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, select
 
 from celery_monitor.errors import NotFound
 from celery_monitor.records.worker import Worker
@@ -11,6 +11,9 @@ from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.terms import cluster_id, cluster_ids, storable
 
+MOST_WORKERS = 5000  # recorded of one cluster: the list of all stays readable within 100 ms
+IDLE_SECONDS = 3600.0  # without an event, after which a worker makes room for a new one
+_CHUNK = 1000
 _WORKERS_LOCK = 1_296_848_211  # with a cluster's number, of an advisory lock
 _pack = msgspec.msgpack.Encoder().encode
 unpack_worker = msgspec.msgpack.Decoder(Worker).decode
@@ -39,9 +42,31 @@ def load_workers(connection: Connection, cluster: int, hostnames: Sequence[str] 
         connection.execute(select(func.pg_advisory_xact_lock(_WORKERS_LOCK, cluster)))
     table = schema.worker
     statement = select(table.c.hostname, table.c.record).where(table.c.cluster_id == cluster)
-    if hostnames is not None:
-        statement = statement.where(table.c.hostname.in_(list(hostnames)))
-    return {row.hostname: unpack_worker(row.record) for row in connection.execute(statement)}
+    if hostnames is None:
+        return {row.hostname: unpack_worker(row.record) for row in connection.execute(statement)}
+    found: dict[str, Worker] = {}
+    for start in range(0, len(hostnames), _CHUNK):
+        named = statement.where(table.c.hostname.in_(hostnames[start : start + _CHUNK]))
+        found.update((row.hostname, unpack_worker(row.record)) for row in connection.execute(named))
+    return found
+
+
+def make_room(connection: Connection, cluster: int, wanted: int, now: float) -> tuple[int, list[str]]:
+    """How many of so many new workers may be recorded, and the names that were deleted for them.
+
+    A cluster has at most MOST_WORKERS: those that were silent the longest go, where that is more than IDLE_SECONDS.
+    """
+    table = schema.worker.c
+    mine = table.cluster_id == cluster
+    room = MOST_WORKERS - connection.execute(select(func.count()).select_from(schema.worker).where(mine)).scalar_one()
+    if wanted <= room:
+        return wanted, []
+    last = func.coalesce(table.last_heartbeat, table.first_seen, 0.0)
+    idle = select(table.hostname).where(mine, last < now - IDLE_SECONDS).order_by(last).limit(wanted - room)
+    gone = list(connection.execute(idle).scalars())
+    for start in range(0, len(gone), _CHUNK):
+        connection.execute(delete(schema.worker).where(mine, table.hostname.in_(gone[start : start + _CHUNK])))
+    return max(0, room + len(gone)), gone
 
 
 def save_workers(store: Store, connection: Connection, cluster: int, workers: Sequence[Worker]) -> None:

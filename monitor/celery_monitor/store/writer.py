@@ -6,7 +6,7 @@ own state. So a repeated event changes nothing, and a count never disagrees with
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from celery_monitor.core.workers import Clocks, after_setting, fold_worker, proc
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth
 from celery_monitor.records.task import Outcome, Task, TaskState
+from celery_monitor.records.worker import Worker
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import KeyTaken, PreparedStatement, Store
@@ -42,7 +43,15 @@ from celery_monitor.store.tasks.rows import (
 )
 from celery_monitor.store.tasks.unfinished import ids_without_queue
 from celery_monitor.store.terms import Terms, cluster_id
-from celery_monitor.store.workers import change_workers, load_workers, save_worker_starts, save_workers, unpack_worker
+from celery_monitor.store.workers import (
+    MOST_WORKERS,
+    change_workers,
+    load_workers,
+    make_room,
+    save_worker_starts,
+    save_workers,
+    unpack_worker,
+)
 
 MOST_PENDING = 10_000  # captured messages without a task; beyond, the oldest are dropped
 
@@ -254,6 +263,9 @@ class Writer:
 
     def _begin(self, connection: Connection) -> int:
         force_index_lookups(connection)
+        if len(self._skews) > 2 * MOST_WORKERS:  # of workers that are no longer recorded
+            self._skews.clear()
+            self._clocks.forget()
         if self._cluster_id is None:
             self._cluster_id = cluster_id(self._store, connection, self._cluster)
         if time.monotonic() - self._sole_queues_at > SOLE_QUEUE_SECONDS:
@@ -297,7 +309,7 @@ class Writer:
             return 0
         recorded = load_workers(connection, number, list(by_worker))
         starts = []
-        new = len(by_worker.keys() - recorded.keys())
+        new = self._admit(connection, number, by_worker, recorded)
         for hostname, events in by_worker.items():
             worker = recorded.get(hostname)
             for received, arrived in events:
@@ -315,6 +327,31 @@ class Writer:
         save_workers(self._store, connection, number, list(recorded.values()))
         save_worker_starts(self._store, connection, number, starts)
         return new + len(starts)
+
+    def _admit(
+        self,
+        connection: Connection,
+        number: int,
+        by_worker: dict[str, list[tuple[Event, float]]],
+        recorded: Mapping[str, Worker],
+    ) -> int:
+        """The number of new workers that are recorded; those beyond the most of a cluster leave the batch.
+
+        Their tasks are stored all the same. Those that sent an event of a worker come first.
+        """
+        new = [name for name in by_worker if name not in recorded]
+        if not new:
+            return 0
+        now = max(arrived for name in new for _, arrived in by_worker[name])
+        room, gone = make_room(connection, number, len(new), now)
+        for name in gone:
+            self._skews.pop(name, None)
+            self._clocks.drop(name)
+        if room < len(new):
+            new.sort(key=lambda name: not any(event.type.startswith("worker-") for event, _ in by_worker[name]))
+            for name in new[room:]:
+                del by_worker[name]
+        return min(room, len(new))
 
     # Tasks
 

@@ -33,6 +33,7 @@ from sqlalchemy import (
 from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
+from celery_monitor.store.actions import delete_old_actions
 from celery_monitor.store.engine import Deletion, Store, force_index_scans
 from celery_monitor.store.retention.partitions import FullPartition, PartitionDrops
 from celery_monitor.store.rollups.counters import counting_tasks
@@ -114,6 +115,7 @@ class Retention:
         self._succeeded = Scan(succeeded=True)
         self._others = Scan(succeeded=False)
         self._old_counters = OldCounters()
+        self._actions_due = 0.0
         self._free_space = FreeSpace(store)
         self._count = counting_tasks(store)
         self._delete_tasks = Deletion(store, _task.id)
@@ -129,6 +131,9 @@ class Retention:
             tasks = self._delete_tasks_due(connection, number, now)
             messages = expire_messages(connection, number, self._settings, now, MESSAGES)
             counters = not tasks.more and self._old_counters.delete(connection, number, now)
+            if time.monotonic() >= self._actions_due:
+                more = delete_old_actions(connection, now - self._settings.keep_action_days * DAY_SECONDS)
+                self._actions_due = time.monotonic() + (0.0 if more else COUNTERS_SECONDS)
         if tasks.more and not tasks.dropped:  # dropping a partition says nothing about the cost of a task
             self._pace.record(time.perf_counter() - began)
         if tasks.keys or messages or counters or self._free_space.more:

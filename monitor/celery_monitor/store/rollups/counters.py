@@ -5,10 +5,22 @@ is added. So a repeated event counts nothing, and a late one corrects the counte
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Double, bindparam, case, literal_column, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Double,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from celery_monitor.core.failures import Signature, signature
 from celery_monitor.core.quantiles import Sketch, bucket, to_bytes
@@ -16,8 +28,8 @@ from celery_monitor.records.failure import FailureState
 from celery_monitor.records.task import Outcome, Run, Task, TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import PreparedStatement, Store
-from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
-from celery_monitor.store.terms import Terms
+from celery_monitor.store.schema import STATE_CODES, TERM_KINDS, UNKNOWN
+from celery_monitor.store.terms import OTHER, Terms, cluster_ids, term_ids
 
 MINUTE = 60
 OUTCOME_FIELDS = {
@@ -146,11 +158,47 @@ class Deltas:
 
 RESOLUTIONS = (60, 3600, 86400)  # seconds
 _BUCKETS_IN_MEMORY = 24
+_TALLIES_IN_MEMORY = 60_000  # of all buckets but the newest few
+# Values of one bucket that are counted apart; what comes later counts under OTHER. So a flood of names cannot make a
+# day of roll-ups larger than a reader can add up. Tasks keep their names, and ``task_count`` counts all of them.
+MOST_NAMES, MOST_QUEUES, MOST_WORKERS = 5000, 2000, 2000
+MOST_KEYS = 20_000  # combinations: further ones count under their name and queue
+MOST_GROUPS = 5000  # of failures in one cluster; failures of further causes are one group
+_CHUNK = 500
 _NAME, _QUEUE, _WORKER = (TERM_KINDS[kind] for kind in ("name", "queue", "worker"))
 _KEY = ("resolution", "at", "cluster_id", "name_id", "queue_id", "worker_id")
 
 Key = tuple[int, int, int]  # name, queue, worker
-Bucket = defaultdict[Key, Tally]
+_MOST = (MOST_NAMES, MOST_QUEUES, MOST_WORKERS)
+
+
+class Bucket:
+    """The tallies of one span of time, and the values that have their own."""
+
+    def __init__(self, others: Key) -> None:
+        self.tallies: defaultdict[Key, Tally] = defaultdict(Tally)
+        self._others = others
+        self._seen: tuple[set[int], set[int], set[int]] = (set(), set(), set())
+
+    def add(self, key: Key) -> Tally:
+        """The tally of this key, which gets one if there is none."""
+        for seen, number in zip(self._seen, key, strict=True):
+            seen.add(number)
+        return self.tallies[key]
+
+    def place(self, key: Key) -> Key:
+        """Where this key is counted: beyond the most values of a kind, under OTHER."""
+        if key in self.tallies:
+            return key
+        name, queue, worker = (
+            number if number in seen or number == UNKNOWN or len(seen) < most else other
+            for number, seen, most, other in zip(key, self._seen, _MOST, self._others, strict=True)
+        )
+        keys = len(self.tallies)
+        if (name, queue, worker) in self.tallies or keys < MOST_KEYS:
+            return name, queue, worker
+        coarse = (name, queue, self._others[2])
+        return coarse if coarse in self.tallies or keys < MOST_KEYS + MOST_NAMES else self._others
 
 
 class Counters:
@@ -191,9 +239,39 @@ class Counters:
 
     def ensure_groups(self, connection: Connection, cluster_id: int, failures: Mapping[bytes, FailureTally]) -> None:
         """Loads the number of each failure group; new ones get one."""
-        for digest, tally in failures.items():
-            if digest not in self._groups:
-                self._groups[digest] = self._make_group(connection, cluster_id, digest, tally)
+        new = [digest for digest in failures if digest not in self._groups]
+        if not new:
+            return
+        if len(self._groups) > 2 * MOST_GROUPS:
+            self._groups.clear()
+            self._variants.clear()
+            new = list(failures)
+        self._find_groups(connection, cluster_id, new)
+        missing = [digest for digest in new if digest not in self._groups]
+        if missing:
+            table = schema.failure_group
+            counted = select(func.count()).select_from(table).where(table.c.cluster_id == cluster_id)
+            room = max(0, MOST_GROUPS - int(connection.execute(counted).scalar_one()))
+            for digest in missing[:room]:
+                self._groups[digest] = self._make_group(connection, cluster_id, digest, failures[digest])
+            if beyond := missing[room:]:
+                other = self._other_group(connection, cluster_id, [failures[digest] for digest in beyond])
+                self._groups.update(dict.fromkeys(beyond, other))
+
+    def _find_groups(self, connection: Connection, cluster_id: int, digests: Sequence[bytes]) -> None:
+        table = schema.failure_group.c
+        mine = select(table.signature, table.id).where(table.cluster_id == cluster_id)
+        for start in range(0, len(digests), _CHUNK):
+            rows = connection.execute(mine.where(table.signature.in_(digests[start : start + _CHUNK])))
+            self._groups.update((bytes(row.signature), row.id) for row in rows)
+
+    def _other_group(self, connection: Connection, cluster_id: int, tallies: Sequence[FailureTally]) -> int:
+        """The group of all failures that came after the cluster had MOST_GROUPS groups."""
+        message = f"Failures of other causes than the first {MOST_GROUPS:,}, counted together"
+        digest = OTHER.encode()
+        tally = FailureTally(None, Signature(OTHER, message, None, digest, message))
+        tally.first, tally.last = min(each.first for each in tallies), max(each.last for each in tallies)
+        return self._make_group(connection, cluster_id, digest, tally)
 
     def _apply_tasks(
         self,
@@ -219,23 +297,33 @@ class Counters:
             key = (term(_NAME, name), term(_QUEUE, queue), term(_WORKER, worker))
             for resolution in RESOLUTIONS:
                 changed[resolution, minute // resolution * resolution][key].append(delta)
+        rows = []
         for (resolution, at), deltas in changed.items():
             bucket = self._bucket(connection, cluster_id, resolution, at)
+            tallies: dict[Key, Tally] = {}
             for key, added in deltas.items():
+                counted = bucket.place(key)
+                tally = tallies[counted] = bucket.add(counted)
                 for delta in added:
-                    _add(bucket[key], delta)
-        rows = []
-        for (resolution, at), keys in changed.items():
-            tallies = self._buckets[resolution, at]
-            rows += [(resolution, at, cluster_id, *key, *_values(tallies[key])) for key in keys]
+                    _add(tally, delta)
+            rows += [(resolution, at, cluster_id, *each, *_values(tally)) for each, tally in tallies.items()]
         self._put_rollup.run(connection, rows)
-        while len(self._buckets) > _BUCKETS_IN_MEMORY:
-            self._buckets.popitem(last=False)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Removes the buckets that were not used the longest; those of the current time stay."""
+        tallies = sum(len(each.tallies) for each in self._buckets.values())
+        while len(self._buckets) > _BUCKETS_IN_MEMORY or (
+            tallies > _TALLIES_IN_MEMORY and len(self._buckets) > len(RESOLUTIONS)
+        ):
+            _, bucket = self._buckets.popitem(last=False)
+            tallies -= len(bucket.tallies)
 
     def _bucket(self, connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
         found = self._buckets.get((resolution, at))
         if found is None:
-            found = self._buckets[resolution, at] = _load_bucket(connection, cluster_id, resolution, at)
+            others = self._terms.others(connection)
+            found = self._buckets[resolution, at] = _load_bucket(connection, cluster_id, resolution, at, others)
         else:
             self._buckets.move_to_end((resolution, at))
         return found
@@ -298,6 +386,19 @@ class Counters:
         return number
 
 
+def read_bounds(store: Store, cluster: str, now: float) -> tuple[int, bool]:
+    """The number of a cluster's failure groups, and whether roll-ups of the last hour have something under OTHER."""
+    rollup, group = schema.rollup.c, schema.failure_group.c
+    columns = {"name": rollup.name_id, "queue": rollup.queue_id, "worker": rollup.worker_id}
+    with store.read() as connection:
+        clusters = cluster_ids(connection, cluster)
+        count = connection.execute(select(func.count(group.id)).where(group.cluster_id.in_(clusters))).scalar_one()
+        wanted = [column.in_(term_ids(connection, kind, [OTHER])) for kind, column in columns.items()]
+        recent = (rollup.resolution == RESOLUTIONS[1], rollup.at > now - 2 * RESOLUTIONS[1])
+        found = select(rollup.at).where(*recent, rollup.cluster_id.in_(clusters), or_(*wanted)).limit(1)
+        return int(count), connection.execute(found).first() is not None
+
+
 def _reopening(store: Store) -> PreparedStatement:
     """Reopens a resolved group at a failure after its resolution; a late event of an earlier failure does not."""
     table = schema.failure_group
@@ -309,14 +410,14 @@ def _reopening(store: Store) -> PreparedStatement:
     return PreparedStatement(store, statement, ["failed_at", "group"])
 
 
-def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
+def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int, others: Key) -> Bucket:
     table = schema.rollup
     statement = select(table).where(
         table.c.resolution == resolution, table.c.at == at, table.c.cluster_id == cluster_id
     )
-    bucket: Bucket = defaultdict(Tally)
+    bucket = Bucket(others)
     for row in connection.execute(statement):
-        tally = bucket[row.name_id, row.queue_id, row.worker_id] = Tally()
+        tally = bucket.add((row.name_id, row.queue_id, row.worker_id))
         tally.counts = [getattr(row, field) for field in COUNT_FIELDS]
         tally.since_receipt = row.started if row.since_receipt is None else row.since_receipt
         tally.wait.update(Sketch.from_bytes(row.wait).counts)

@@ -5,6 +5,7 @@ and the outcome of a command.
 """
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -47,12 +48,15 @@ from celery_monitor.errors import (
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
+from celery_monitor.store.tasks.page import Cursor as ListCursor
+from celery_monitor.store.tasks.page import read_cursor, write_cursor
 from celery_monitor.web.pages import JobRunner
 from celery_monitor.web.security.guard import JSON_TYPE, actor_of, content_type
 
 DAY = 86400.0
 LONGEST_SPAN = 731 * DAY  # the retention of roll-ups
 MOST_ITEMS = 500
+MOST_NAMED = 5000
 LATEST = 4_102_444_800.0  # the year 2100
 Cluster = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Name of a cluster")]
 Cursor = Annotated[
@@ -78,12 +82,20 @@ class InCluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cluster: Cluster | None = None
 
 
+class NamedListing(InCluster, frozen=True, kw_only=True):
+    """Pagination of a list by name."""
+
+    limit: Annotated[int, Meta(ge=1, le=MOST_NAMED, description="Maximum number of items")] = 1000
+    cursor: Cursor | None = None
+
+
 class Why(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An optional reason, recorded with the action."""
 
     reason: Reason | None = None
 
 
+Row = TypeVar("Row")
 Shape = TypeVar("Shape", bound=Struct)
 
 
@@ -91,6 +103,21 @@ def shape(kind: type[Shape], record: object, **more: object) -> Shape:
     """A record as ``kind``: its fields are read by name."""
     fields: dict[str, Any] = {name: getattr(record, name) for name in kind.__struct_fields__ if name not in more}
     return kind(**fields, **more)
+
+
+def page_by_name(
+    rows: Iterable[Row], given: NamedListing, sort: str, key: Callable[[Row], tuple[str, str]]
+) -> tuple[list[Row], str | None]:
+    """The rows of the page by cluster and name, and the cursor of the next one. Raises InvalidInput."""
+    ordered = sorted(rows, key=key)
+    start = 0
+    if given.cursor is not None:
+        cluster, _, name = str(read_cursor(given.cursor, sort, by_text=True).key).partition("\n")
+        start = bisect_right(ordered, (cluster, name), key=key)
+    page = ordered[start : start + given.limit]
+    if start + given.limit >= len(ordered):
+        return page, None
+    return page, write_cursor(ListCursor(sort, "next", "\n".join(key(page[-1])), 0))
 
 
 def shapes(kind: type[Shape], records: Iterable[object]) -> list[Shape]:

@@ -16,11 +16,13 @@ from celery_monitor.store.queues import read_pauses, read_queues, read_waits
 from celery_monitor.web.api.operation import (
     Call,
     InCluster,
+    NamedListing,
     Operation,
     Told,
     answer_of,
     cluster_named,
     operation,
+    page_by_name,
     shape,
 )
 
@@ -66,9 +68,10 @@ class QueueItem(Struct, frozen=True, kw_only=True):
 
 
 class QueueList(Struct, frozen=True):
-    """Every queue."""
+    """Queues by cluster and name; ``next`` is the cursor of the following page."""
 
     items: list[QueueItem]
+    next: str | None
 
 
 class Purged(Struct, frozen=True, kw_only=True):
@@ -105,12 +108,14 @@ class ReadingItem(Struct, frozen=True, kw_only=True):
     hazard: str | None
 
 
-def list_queues(call: Call, given: InCluster) -> QueueList:
+def list_queues(call: Call, given: NamedListing) -> QueueList:
     pauses = read_pauses(call.store, given.cluster)
     waits = read_waits(call.store, since=time.time() - WAIT_SECONDS, cluster=given.cluster)
-    found = read_queues(call.store, given.cluster)
+    queues = read_queues(call.store, given.cluster)
+    page, following = page_by_name(queues, given, "queues", lambda each: (each.cluster, each.name))
     now = time.time()
-    return QueueList([_queue_item(queue, pauses, waits.get((queue.cluster, queue.name)), now) for queue in found])
+    items = [_queue_item(queue, pauses, waits.get((queue.cluster, queue.name)), now) for queue in page]
+    return QueueList(items, following)
 
 
 def _queue_item(
@@ -153,7 +158,7 @@ OPERATIONS = (
         handle=list_queues,
         summary="List queues as last measured",
         answer=QueueList,
-        parameters=InCluster,
+        parameters=NamedListing,
     ),
     *(operation(command, QueueAddress, _queue, *ANSWERS.get(command, (Told, answer_of))) for command in QUEUE_COMMANDS),
 )

@@ -6,13 +6,14 @@ client.
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 from starlette.responses import StreamingResponse
 
+from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.core.filters.parser import Filter, parse
 from celery_monitor.records.page import Count, ListPage
 from celery_monitor.records.task import Task, TaskState, WaitSince
@@ -109,10 +110,11 @@ def list_tasks(call: Call, given: TaskListing) -> TaskPage:
 
 COUNT_HEADER = "X-Total-Count"
 EXACT_HEADER = "X-Total-Exact"
+EXPORT = "export.tasks"
 Format = Literal["csv", "ndjson"]
 MEDIA = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 COLUMNS = tuple(name for name in TaskItem.__struct_fields__ if name != "traceback")  # no list reads tracebacks
-TIMES = frozenset({"eta", "expires", "sent", "received", "started", "finished"})
+TIMES = frozenset({"at", "eta", "expires", "sent", "received", "started", "finished"})
 # A spreadsheet runs a cell that begins with one of these as a formula, which may call programs or send data away; the
 # wide forms are from East Asian keyboards.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -138,7 +140,7 @@ def _ndjson(tasks: list[Task]) -> bytes:
 
 
 def _csv(tasks: list[Task]) -> bytes:
-    return _rows([_cell(name, value) for name, value in _values(task).items()] for task in tasks)
+    return csv_rows([csv_cell(name, value) for name, value in _values(task).items()] for task in tasks)
 
 
 def _values(task: Task) -> dict[str, object]:
@@ -146,7 +148,7 @@ def _values(task: Task) -> dict[str, object]:
 
 
 def _head() -> bytes:
-    return _rows([COLUMNS])
+    return csv_rows([COLUMNS])
 
 
 class _Text:
@@ -159,13 +161,13 @@ class _Text:
         self.parts.append(text)
 
 
-def _rows(rows: Iterable[Iterable[object]]) -> bytes:
+def csv_rows(rows: Iterable[Iterable[object]]) -> bytes:
     out = _Text()
     csv.writer(out, lineterminator="\r\n").writerows(rows)
     return "".join(out.parts).encode("utf-8", "replace")
 
 
-def _cell(name: str, value: object) -> object:
+def csv_cell(name: str, value: object) -> object:
     """Unknown is empty; text that a spreadsheet would run as a formula gets an apostrophe."""
     if value is None:
         return ""
@@ -197,13 +199,20 @@ def export_tasks(call: Call, given: Export) -> StreamingResponse:
     """The headers have the number of rows, if known without counting them all."""
     wanted = parse(given.q, time.time()).in_cluster(given.cluster)
     count, chunks = export(call.store, wanted, given.format)
-    headers = {
-        "Cache-Control": "no-store",
-        "Content-Disposition": f'attachment; filename="tasks.{given.format}"',
-        COUNT_HEADER: str(count.value),
-        EXACT_HEADER: "true" if count.exact else "false",
-    }
-    return StreamingResponse(chunks, media_type=MEDIA[given.format], headers=headers)
+    parameters: dict[str, object] = {"format": given.format, "count": count.value}
+    if not count.exact:
+        parameters["at_least"] = True
+    call.controller.note(
+        call.actor, EXPORT, REQUIRED_ROLE[EXPORT], cluster=given.cluster, query=given.q, parameters=parameters
+    )
+    exact = {COUNT_HEADER: str(count.value), EXACT_HEADER: "true" if count.exact else "false"}
+    return download("tasks", given.format, chunks, exact)
+
+
+def download(name: str, format: Format, chunks: Iterator[bytes], headers: Mapping[str, str]) -> StreamingResponse:  # noqa: A002
+    """A file that is made while it is read."""
+    own = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}.{format}"'}
+    return StreamingResponse(chunks, media_type=MEDIA[format], headers={**own, **headers})
 
 
 OPERATIONS = (

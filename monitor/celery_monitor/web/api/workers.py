@@ -14,7 +14,16 @@ from celery_monitor.core.workers import ProcessState, duplicate_pids, process_st
 from celery_monitor.errors import BrokerUnavailable, Conflict, NotFound, Unsupported
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.api.operation import Call, InCluster, Operation, cluster_named, operation, shape
+from celery_monitor.web.api.operation import (
+    Call,
+    InCluster,
+    NamedListing,
+    Operation,
+    cluster_named,
+    operation,
+    page_by_name,
+    shape,
+)
 
 Hostname = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Node name of a worker, percent-encoded")]
 
@@ -139,14 +148,17 @@ class WorkerItem(Struct, frozen=True, kw_only=True):
 
 
 class WorkerList(Struct, frozen=True):
-    """Every worker."""
+    """Workers by cluster and name; ``next`` is the cursor of the following page."""
 
     items: list[WorkerItem]
+    next: str | None
 
 
-def list_workers(call: Call, given: InCluster) -> WorkerList:
+def list_workers(call: Call, given: NamedListing) -> WorkerList:
     now = time.time()
-    return WorkerList([worker_item(worker, now) for worker in read_workers(call.store, given.cluster)])
+    workers = read_workers(call.store, given.cluster)
+    page, following = page_by_name(workers, given, "workers", lambda each: (each.cluster, each.hostname))
+    return WorkerList([worker_item(worker, now) for worker in page], following)
 
 
 def worker_item(worker: Worker, now: float) -> WorkerItem:
@@ -166,7 +178,7 @@ OPERATIONS = (
         handle=list_workers,
         summary="List workers",
         answer=WorkerList,
-        parameters=InCluster,
+        parameters=NamedListing,
     ),
     *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),
     Operation(

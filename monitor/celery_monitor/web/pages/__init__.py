@@ -33,19 +33,22 @@ To add a page:
 6. Its styles go into ``static/css/<noun>.css`` (imported by ``static/css/index.css``), its script into
    ``static/<noun>.js``, named in ``Page.script``.
 
+7. A list without a bound is paged: ``part_of(view, rows)``, and the macro ``pages_of`` below its table.
+
 Every template may use: ``view``, ``url(path, name=value ...)`` (keeps prefix and cluster), ``asset(file)``, and the
 macros of ``_macros.html``: ``state``, ``task_link``, ``worker_link``, ``queue_link``, ``name_link``, ``number``,
 ``duration_of``, ``since``. Every string is escaped and its hidden characters are made visible; use ``| verbatim`` only
 in form values and ``data-`` attributes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.datastructures import FormData, QueryParams
 
 from celery_monitor.control.perform import Controller
+from celery_monitor.errors import InvalidInput
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
@@ -76,6 +79,44 @@ class View:
     def may(self, action: str) -> bool:
         """Whether to offer an action. The controller checks again when it is performed."""
         return not self.settings.read_only and self.role >= self.required_roles[action]
+
+
+PART_ROWS = 100
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Generic[T]):
+    """One page of a list that is in memory as a whole."""
+
+    items: Sequence[T]
+    number: int  # from 1
+    total: int  # rows of all pages
+
+    @property
+    def first(self) -> int:
+        return (self.number - 1) * PART_ROWS + 1
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.items) - 1
+
+    @property
+    def next(self) -> int | None:
+        return self.number + 1 if self.last < self.total else None
+
+    @property
+    def previous(self) -> int | None:
+        return self.number - 1 if self.number > 1 else None
+
+
+def part_of(view: View, rows: Sequence[T]) -> Part[T]:
+    """The rows of the page that ``?page=`` names; the last one where there are fewer. Raises InvalidInput."""
+    given = view.query.get("page") or "1"
+    if not (given.isascii() and given.isdigit() and len(given) < 7 and int(given)):
+        raise InvalidInput("page must be a number from 1; leave it out for the first page")
+    number = min(int(given), max(1, -(-len(rows) // PART_ROWS)))
+    return Part(rows[(number - 1) * PART_ROWS : number * PART_ROWS], number, len(rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ def context(view: View) -> Context:
         "filtered": any(wanted.values()),
         "known_actions": [*groups, *sorted(REQUIRED_ROLE)],
         "outcomes": OUTCOMES,
+        "may_export": view.role >= REQUIRED_ROLE["export.actions"],
     }
 
 

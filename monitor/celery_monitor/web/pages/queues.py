@@ -1,5 +1,6 @@
 """Queues: depth, age, rates and consumers; and one queue with charts, messages and controls."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -35,12 +36,14 @@ from celery_monitor.web.charts import (
     wait_title,
 )
 from celery_monitor.web.forms import Form, action_on, command_of, fields, perform_form
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, part_of
 from celery_monitor.web.parts import read_part
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
 MOST_NAMES = 20
+MOST_REMARKS = 5
+MOST_CHOICES = 200  # workers in a form
 COMMANDS: tuple[type[Command], ...] = (*QUEUE_COMMANDS, GrowPool, AddConsumer)
 
 
@@ -52,9 +55,9 @@ class QueueRow:
     out_rate: float | None
     in_rate: float | None
     drain_seconds: float | None
-    trend: str
     growing: bool
     unattended: bool
+    trend: str = ""
     wait: WaitPercentiles | None = None  # of tasks started within RATE_SECONDS
     pause: Pause | None = None
     consumers: tuple[str, ...] = ()  # workers, by their last report; newer than the sample
@@ -66,10 +69,13 @@ class QueueRow:
 
 def context(view: View) -> Context:
     rows = read_rows(view)
+    part = part_of(view, rows)
     return {
-        "rows": rows,
+        "part": part,
+        "rows": _with_trends(view, part.items),
         "alone": [row for row in rows if row.unattended and not row.pause],
         "paused": [row for row in rows if row.pause and not row.queue.consumers],
+        "most_remarks": MOST_REMARKS,
         "several": _several(rows),
     }
 
@@ -77,9 +83,9 @@ def context(view: View) -> Context:
 def queue_context(view: View) -> Context:
     """The queues of one name, of all selected clusters. Raises NotFound."""
     name = str(view.params["name"])
-    rows = [row for row in read_rows(view) if row.queue.name == name]
+    rows = _with_trends(view, read_rows(view, name))
     if not rows:
-        raise NotFound(f"Queue {name!r} not found. It may have been deleted, or not been measured yet.")
+        raise NotFound(f"Queue {name!r} not found. It may have been deleted, or is not measured (yet).")
     span = parse_range(view.query, view.now)
     cluster = view.cluster or (rows[0].queue.cluster if len(rows) == 1 else None)
     return {
@@ -129,8 +135,8 @@ def grow(view: View, request: FormRequest) -> Result:
     """Adds processes to the pool of one consumer of the queue, or of each."""
 
     def make(form: Form) -> Command:
-        queue = Queue(cluster=form.get("of_cluster", ""), name=str(view.params["name"]))
-        consumers = _consumers(queue, read_workers(view.store, queue.cluster))
+        queue = form.get("of_cluster", ""), str(view.params["name"])
+        consumers = _consumers_by_queue(read_workers(view.store, queue[0])).get(queue, [])
         return command_of(
             GrowPool, form, workers=tuple(each for each in consumers if form.get("worker") in ("", None, each))
         )
@@ -151,23 +157,27 @@ def _quoted(view: View) -> str:
     return quote(str(view.params["name"]), safe="", errors="replace")
 
 
-def read_rows(view: View) -> list[QueueRow]:
-    """All queues: those without consumers first, then growing ones, then by name, so that rows stay in place."""
-    depths = read_depths(view.store, since=view.now - TREND_SECONDS, cluster=view.cluster)
+def read_rows(view: View, name: str | None = None) -> list[QueueRow]:
+    """All queues, or those of this name, without their trends.
+
+    Those without consumers come first, then growing ones, then by name, so that rows stay in place.
+    """
+    queues = [queue for queue in read_queues(view.store, view.cluster) if name in (None, queue.name)]
     since = view.now - RATE_SECONDS
+    depths = read_depths(view.store, since=since, cluster=view.cluster)
     flows = read_flows(view.store, "queue", since=since, now=view.now, cluster=view.cluster)
     waits = read_waits(view.store, since=since, cluster=view.cluster)
     growing = read_growing_queues(view.store, view.cluster)
     pauses = read_pauses(view.store, view.cluster)
-    workers = read_workers(view.store, view.cluster)
+    consumers = _consumers_by_queue(read_workers(view.store, view.cluster))
     rows = [
         replace(
             _row(queue, depths, flows, view.now, growing),
             pause=pauses.get((queue.cluster, queue.name)),
-            consumers=_consumers(queue, workers),
+            consumers=tuple(consumers.get((queue.cluster, queue.name), ())),
             wait=waits.get((queue.cluster, queue.name)),
         )
-        for queue in read_queues(view.store, view.cluster)
+        for queue in queues
     ]
     return sorted(rows, key=lambda row: (not row.unattended, not row.growing, row.queue.name, row.queue.cluster))
 
@@ -188,31 +198,42 @@ def _row(
         out_rate=out_rate,
         in_rate=None if out_rate is None or change is None else max(0.0, out_rate + change),
         drain_seconds=_drain(queue.ready, change),
-        trend=sparkline([sample.ready for sample in samples]),
         growing=grows(queue, samples, growing, now),
         unattended=unattended(queue),
     )
 
 
 def _idle(view: View, rows: list[QueueRow]) -> dict[str, list[str]]:
-    """By cluster, the workers that are up and do not consume the queue."""
+    """By cluster, the first workers that are up and do not consume the queue."""
     consumers = {(row.queue.cluster, name) for row in rows for name in row.consumers}
     idle: dict[str, list[str]] = {row.queue.cluster: [] for row in rows}
     for worker in read_workers(view.store, view.cluster):
         up = worker.status is not WorkerStatus.OFFLINE
         if up and worker.cluster in idle and (worker.cluster, worker.hostname) not in consumers:
             idle[worker.cluster].append(worker.hostname)
+            if len(idle[worker.cluster]) >= MOST_CHOICES:
+                break
     return idle
 
 
-def _consumers(queue: Queue, workers: list[Worker]) -> tuple[str, ...]:
-    return tuple(
-        worker.hostname
-        for worker in workers
-        if worker.cluster == queue.cluster
-        and worker.status is not WorkerStatus.OFFLINE
-        and queue.name in (worker.queues or ())
-    )
+def _with_trends(view: View, rows: Sequence[QueueRow]) -> list[QueueRow]:
+    """The rows with the depth of the last hour, which only those that are shown need."""
+    names = {row.queue.name for row in rows}
+    depths = read_depths(view.store, since=view.now - TREND_SECONDS, cluster=view.cluster, names=names)
+    return [
+        replace(row, trend=sparkline([each.ready for each in depths.get((row.queue.cluster, row.queue.name), [])]))
+        for row in rows
+    ]
+
+
+def _consumers_by_queue(workers: Iterable[Worker]) -> dict[Key, list[str]]:
+    """The workers that are up, by cluster and queue."""
+    found: dict[Key, list[str]] = {}
+    for worker in workers:
+        if worker.status is not WorkerStatus.OFFLINE:
+            for queue in worker.queues or ():
+                found.setdefault((worker.cluster, queue), []).append(worker.hostname)
+    return found
 
 
 def _change(queue: Queue, samples: list[QueueSample], now: float) -> float | None:

@@ -12,6 +12,7 @@ from celery_monitor.store.workers import read_workers
 from celery_monitor.web.forms import TONES, fields, seconds
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
 
+MOST_CHOICES = 500  # queues in the form
 FIELDS = ("name", "args", "kwargs", "queue", "countdown")
 
 
@@ -23,7 +24,7 @@ def context(view: View) -> Context:
         "clusters": clusters,
         "of_cluster": cluster,
         "registered": lambda: _registered(view, cluster),  # called by the page, not by live updates
-        "queues": sorted({queue.name for queue in read_queues(view.store, cluster)}) if cluster else [],
+        "queues": sorted({queue.name for queue in read_queues(view.store, cluster)})[:MOST_CHOICES] if cluster else [],
         "editor": {**empty, "queue": view.query.get("queue", "")},
         "editor_error": None,
         "editor_field": None,

@@ -5,7 +5,7 @@ from celery_monitor.core.schedule import in_words
 from celery_monitor.errors import MonitorError
 from celery_monitor.store.health import known_until
 from celery_monitor.store.schedule import Scheduled, all_overdue, read_beat_health, read_schedule, schedule_reported_at
-from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.pages import Context, FormRequest, Page, Result, View, part_of
 
 SHOWN_RUNS = 12
 SHOWN_UNREAD = 20
@@ -23,9 +23,11 @@ def context(view: View) -> Context:
     rows = read_schedule(view.store, view.cluster, view.now, until)
     beats = [read_beat_health(view.store, name) for name in clusters]
     overdue = [row for row in rows if row.standing.surely_overdue]
+    part = part_of(view, sorted(rows, key=_order))
     return {
-        "rows": sorted(rows, key=_order),
-        "words": {_key(row): in_words(row.entry) for row in rows},
+        "part": part,
+        "rows": part.items,
+        "words": {_key(row): in_words(row.entry) for row in part.items},
         "key": _key,
         "shown_runs": SHOWN_RUNS,
         "overdue": overdue,

@@ -1,6 +1,8 @@
 """One task: runs, arguments, exception, details, retries and actions."""
 
 import json
+import time
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import quote
 from uuid import uuid4
@@ -20,7 +22,9 @@ from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.workers import task_process_state
 from celery_monitor.errors import ArgumentsUnknown, Conflict, InvalidInput, MonitorError, NotFound
 from celery_monitor.records.event import Message
+from celery_monitor.records.page import Action
 from celery_monitor.records.task import Link, Run, Task, TaskState
+from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.tasks.detail import read_lineage, read_task
@@ -31,6 +35,7 @@ from celery_monitor.web.wording import parts
 
 PANELS = ("retry", "edit", "revoke", "terminate")
 ONE_LINE = 88
+MOST_CHOICES = 500  # queues in the form
 MOST_DRAWN = 50  # latest runs in the timeline
 
 
@@ -102,7 +107,7 @@ def _panel(view: View, task: Task, arguments: Arguments) -> Context:
     if panel == "retry" and not arguments.known:
         panel = "edit"
     found = _consumed(view, task) if panel and task.queue is None else None
-    queues = sorted({queue.name for queue in read_queues(view.store, task.cluster)}) if panel else []
+    queues = sorted({each.name for each in read_queues(view.store, task.cluster)})[:MOST_CHOICES] if panel else []
     return {
         "panel": panel,
         "consumed": found,
@@ -128,13 +133,22 @@ def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, wor
     texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
     empty = not readable or known.args_value is None
     queue = task.queue or (worker_queues.only_queue if worker_queues else None) or found.queue
+    unmasked = shown.masked and readable and known.args_value is not None
     return {
+        "note_read": partial(_note_read, view.store, task) if unmasked else None,  # called by the page as it shows them
         "editor": {**texts, "queue": queue, "countdown": ""},
         "editor_empty": empty,
         "loses_links": known.fidelity == "exact" and known.args_value is None,
         "editor_error": None,
         "editor_field": None,
     }
+
+
+def _note_read(store: Store, task: Task, actor: str) -> str:
+    """Records that somebody sees arguments with their secrets. Raises StoreUnavailable: then nobody sees them."""
+    noted = Action(at=time.time(), actor=actor, action="message.read", cluster=task.cluster, target=task.id)
+    record_action(store, noted)
+    return ""
 
 
 def message_details(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Workers: status, load, versions and events; and one worker with its current tasks, charts and controls."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,12 +27,14 @@ from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.charts import RANGE_WORDS, TimeRange, parse_range, percentiles, step_words, throughput
 from celery_monitor.web.forms import Form, action_on, command_of, perform_form
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, part_of
 from celery_monitor.web.parts import read_part
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
 MOST_CURRENT = 20
+MOST_FOLDED = 100  # offline workers under the list; the API has all
+MOST_VERSIONS = 10
 ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
 MOST_STUCK = 5  # tasks listed of a worker that may be stuck
 FOLD_SECONDS = 600.0  # an offline worker is folded away after this time
@@ -68,13 +71,16 @@ def context(view: View) -> Context:
     rows = read_rows(view)
     folded = [row for row in rows if _folds(row.worker, view.now)]
     shown = [row for row in rows if not _folds(row.worker, view.now)]
+    part = part_of(view, shown)
     return {
-        "rows": shown,
+        "part": part,
+        "rows": part.items,
         "doubled": list(shared_names({row.worker.hostname: row.processes_up for row in shown if row.processes_up})),
-        "folded": folded,
+        "folded": folded[:MOST_FOLDED],
+        "folded_total": len(folded),
         "muted_clusters": sorted({row.worker.cluster for row in shown if row.silent_events}),
         "several": len({row.worker.cluster for row in rows}) > 1,
-        "versions": sorted({row.worker.sw_ver for row in shown if row.worker.sw_ver}),
+        "versions": sorted({row.worker.sw_ver for row in shown if row.worker.sw_ver})[:MOST_VERSIONS],
         "may_enable": view.may(EnableEvents.action),
         "may_revoke": view.may(RevokeStamped.action),
         "signals": SIGNALS,
@@ -86,7 +92,7 @@ def context(view: View) -> Context:
 def worker_context(view: View) -> Context:
     """The workers of one name, of all selected clusters. Raises NotFound."""
     hostname = str(view.params["hostname"])
-    rows = [row for row in read_rows(view) if row.worker.hostname == hostname]
+    rows = read_rows(view, hostname)
     if not rows:
         raise NotFound(f"Worker {hostname!r} not found.")
     span = parse_range(view.query, view.now)
@@ -103,7 +109,7 @@ def worker_context(view: View) -> Context:
         "may_terminate": view.may("task.revoke"),
         "can": {command.action.partition(".")[2]: view.may(command.action) for command in WORKER_COMMANDS},
         "task_names": find_terms(view.store, "name", "", MOST_NAMES),
-        "known_queues": sorted({queue.name for queue in read_queues(view.store, cluster)}),
+        "known_queues": sorted({queue.name for queue in read_queues(view.store, cluster)})[:MOST_NAMES],
         "inspected": view.query.get("ask") == "1",
         "current": _current_tasks(view, hostname),
         "inspect": lambda worker: _inspect(view, worker),  # called by the page, not by live updates
@@ -131,8 +137,8 @@ def _stuck(view: View, worker: Worker) -> Stuck | None:
     return Stuck(stalled_words(stalled[0]), list(find_tasks(view.store, runs, limit=MOST_STUCK).items))
 
 
-def read_rows(view: View) -> list[WorkerRow]:
-    """All workers: silent ones first, then online, then offline; by name, worker2 before worker10."""
+def read_rows(view: View, hostname: str | None = None) -> list[WorkerRow]:
+    """All workers, or those of this name: silent ones first, then online, then offline; worker2 before worker10."""
     workers = read_workers(view.store, view.cluster)
     since = view.now - RATE_SECONDS
     flows = read_flows(view.store, "worker", since=since, now=view.now, cluster=view.cluster)
@@ -148,6 +154,7 @@ def read_rows(view: View) -> list[WorkerRow]:
             processes=_processes(worker, view.now),
         )
         for worker in workers
+        if hostname in (None, worker.hostname)
     ]
     return sorted(rows, key=lambda row: (ORDER[row.worker.status], _natural(row.worker.hostname), row.key))
 
@@ -220,16 +227,13 @@ def _folds(worker: Worker, now: float) -> bool:
 
 def _usual_versions(workers: list[Worker]) -> dict[str, str]:
     """By cluster, the version that most workers run; the higher one of a tie."""
-    usual = {}
-    for cluster in {worker.cluster for worker in workers}:
-        versions = [
-            worker.sw_ver
-            for worker in workers
-            if worker.cluster == cluster and worker.sw_ver and worker.status is not WorkerStatus.OFFLINE
-        ]
-        if versions:
-            usual[cluster] = max(set(versions), key=lambda version: (versions.count(version), version))
-    return usual
+    versions: dict[str, Counter[str]] = {}
+    for worker in workers:
+        if worker.sw_ver and worker.status is not WorkerStatus.OFFLINE:
+            versions.setdefault(worker.cluster, Counter())[worker.sw_ver] += 1
+    return {
+        cluster: max(counts, key=lambda version: (counts[version], version)) for cluster, counts in versions.items()
+    }
 
 
 PAGE = Page(
