@@ -113,6 +113,7 @@ def create_app(settings: Settings) -> Starlette:
     app.state.controller = Controller(store, settings)
     app.state.runner = Runner(store, settings)
     app.state.presenter = presenter
+    app.state.failed_sign_ins = gate.failed
     app.state.static_version = str(environment.globals["static"]).rpartition("/")[2]
     app.state.live = Live(presenter.snapshot, lambda: Changes(store))
     return app
@@ -136,6 +137,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     """Runs jobs while the application is served. A mounted one gets no lifespan: it begins with its first job."""
     app.state.runner.start()
     yield
+    await asyncio.to_thread(app.state.failed_sign_ins.flush)
     await asyncio.to_thread(app.state.runner.stop)
 
 

@@ -28,9 +28,11 @@ from celery_monitor.errors import (
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts.users import find_user, has_users_yet
+from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
 from celery_monitor.web.problems import error_json, error_text, is_api, local_path
+from celery_monitor.web.security.attempts import FailedSignIns
 from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
 from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, must_sign_in, sign_in_address
 from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loopback, is_script
@@ -102,7 +104,8 @@ def _check_provider(settings: Settings) -> None:
 
 def make_gate(settings: Settings, store: Store) -> Gate:
     """What checks passwords. Raises SettingsError for an entry of basic_auth that cannot be used."""
-    return Gate(parse_accounts(settings.basic_auth), partial(find_user, store))
+    failed = FailedSignIns(partial(record_action, store))
+    return Gate(parse_accounts(settings.basic_auth), partial(find_user, store), failed)
 
 
 def secret_of(settings: Settings, store: Store) -> str:
@@ -160,7 +163,7 @@ class SecurityHeaders:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
-                headers.setdefault("Cache-Control", "private, no-cache")
+                headers.setdefault("Cache-Control", "no-store")  # static files say otherwise
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
