@@ -25,6 +25,7 @@ from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api
+from celery_monitor.web.deadlines import DeadlineProtocol
 from celery_monitor.web.live import Live
 from celery_monitor.web.pages import (
     Context,
@@ -288,6 +289,7 @@ def serve(settings: Settings, descriptor: int, stop: Event) -> None:
             server_header=False,
             proxy_headers=False,  # anybody can send these headers; the client is the peer of the connection
             timeout_graceful_shutdown=CLOSE_SECONDS,
+            http=DeadlineProtocol,
             ws="websockets-sansio",
             ws_per_message_deflate=False,  # live.py compresses, once for all clients of a view
         )

@@ -8,12 +8,13 @@ cannot send without a preflight, which is never granted. Both are required: the 
 operation refuses a body without a type.
 """
 
+from contextlib import suppress
 from functools import partial
 from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -170,7 +171,7 @@ class SecurityHeaders:
 
 
 class BodyLimit:
-    """Reading more than ``limit`` bytes of a body raises TooLarge."""
+    """Reading more than ``limit`` bytes of a body raises TooLarge. A client that leaves half-way is no error."""
 
     def __init__(self, app: ASGIApp, limit: int = BODY_LIMIT) -> None:
         self.app = app
@@ -189,7 +190,8 @@ class BodyLimit:
                     raise TooLarge(f"The request is larger than {self.limit} bytes; send less.", limit=self.limit)
             return message
 
-        await self.app(scope, receive_bounded, send)
+        with suppress(ClientDisconnect):  # there is nobody to be answered, and nothing to be logged
+            await self.app(scope, receive_bounded, send)
 
 
 def _content_length(scope: Scope) -> int:
