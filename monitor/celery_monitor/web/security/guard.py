@@ -44,7 +44,6 @@ OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
 STATIC_PATH = "/static/"
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
-SOCKET_FIELD = "token"  # in the query: a browser cannot add a header to a websocket handshake
 FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TYPE = "application/json"
 MOST_FIELDS = 10_000
@@ -136,7 +135,7 @@ def actor_of(connection: HTTPConnection) -> Actor:
 
 
 def page_token(connection: HTTPConnection) -> str:
-    """The token for the page's forms (field ``csrf_token``), fetches (``X-CSRF-Token``) and socket (``?token=``)."""
+    """The token for the page's forms (field ``csrf_token``), fetches (``X-CSRF-Token``) and socket (first message)."""
     tokens: Tokens = connection.scope["tokens"]
     return tokens.make(actor_of(connection), _session_of(connection))
 
@@ -146,11 +145,13 @@ def _session_of(connection: HTTPConnection) -> str:
     return identity.session
 
 
-def check_socket(websocket: HTTPConnection) -> None:
-    """Raises Forbidden unless our own page opens the socket."""
-    check_site(websocket.headers)
-    tokens: Tokens = websocket.scope["tokens"]
-    tokens.check(websocket.query_params.get(SOCKET_FIELD), actor_of(websocket), _session_of(websocket))
+def check_page_token(connection: HTTPConnection, token: str) -> float:
+    """The age in seconds of a token that the socket was sent. Raises Forbidden.
+
+    It comes as a message, since addresses are logged, and a browser cannot add a header to a websocket handshake.
+    """
+    tokens: Tokens = connection.scope["tokens"]
+    return tokens.check(token, actor_of(connection), _session_of(connection))
 
 
 class SecurityHeaders:
@@ -241,7 +242,7 @@ class Guard:
         scope["identity"] = await self.identities.identify(HTTPConnection(scope))
         scope["actor"] = scope["identity"].actor
         if scope["type"] == "websocket":
-            check_socket(HTTPConnection(scope))
+            check_site(Headers(scope=scope))  # the token is its first message
             return receive
         return receive if safe else await self._check_unsafe(Request(scope, receive))
 
