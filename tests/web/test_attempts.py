@@ -245,6 +245,15 @@ def test_rows_are_bounded_however_many_names_and_addresses_are_tried() -> None:
     assert OTHER_ADDRESSES in str(rows[-1].message) or rows[-1].actor == OTHER_USERS
 
 
+def test_names_of_earlier_minutes_are_not_counted_against_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[Action] = []
+    failed = FailedSignIns(rows.append)
+    for minute in range(12):
+        monkeypatch.setattr("celery_monitor.web.security.attempts.time.time", lambda now=1000.0 + 60 * minute: now)
+        noted(failed, (f"user {minute}", HERE))
+    assert [row.actor for row in rows] == [f"user {minute}" for minute in range(12)]
+
+
 def test_name_of_control_characters_surrogates_or_great_length_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     rows: list[Action] = []
     with caplog.at_level(logging.WARNING):

@@ -169,10 +169,9 @@ class FailedSignIns:
         """Of the row that counts this failure."""
         if (name, address) in self._windows:
             return name, address
-        if len(self._windows) >= MOST_WINDOWS:
-            over = [key for key, each in self._windows.items() if not each.count and now - each.began > WINDOW_SECONDS]
-            for key in over:
-                del self._windows[key]
+        over = [key for key, each in self._windows.items() if not each.count and now - each.began >= WINDOW_SECONDS]
+        for key in over:
+            del self._windows[key]
         if len(self._windows) >= MOST_WINDOWS:
             return OTHER_USERS, OTHER_ADDRESSES
         names = sum(1 for _, other in self._windows if other == address)
