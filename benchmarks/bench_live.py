@@ -10,6 +10,7 @@ of the clients are sockets that ask for the same page and read what they are tol
 """
 
 import asyncio
+import html
 import json
 import multiprocessing
 import re
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -58,9 +58,9 @@ class Heard:
     ended: int = 0  # sockets that the server has closed
 
 
-async def listen(address: str, heard: Heard, joined: list[bool], *, compressed: bool) -> None:
+async def listen(address: str, token: str, heard: Heard, joined: list[bool], *, compressed: bool) -> None:
     async with connect(address, compression=None, max_size=LARGEST_MESSAGE, open_timeout=60) as socket:
-        await socket.send(json.dumps({"view": "/tasks", "extra": [], "deflate": compressed}))
+        await socket.send(json.dumps({"token": token, "view": "/tasks", "extra": [], "deflate": compressed}))
         joined.append(True)
         try:
             async for message in socket:
@@ -71,10 +71,10 @@ async def listen(address: str, heard: Heard, joined: list[bool], *, compressed: 
         heard.ended += 1
 
 
-async def _all(address: str, number: int, pipe: Connection, *, compressed: bool) -> None:
+async def _all(address: str, token: str, number: int, pipe: Connection, *, compressed: bool) -> None:
     heard = Heard()
     joined: list[bool] = []
-    tasks = [asyncio.create_task(listen(address, heard, joined, compressed=compressed)) for _ in range(number)]
+    tasks = [asyncio.create_task(listen(address, token, heard, joined, compressed=compressed)) for _ in range(number)]
     deadline = time.monotonic() + CONNECT_SECONDS
     while len(joined) < number and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
@@ -87,8 +87,8 @@ async def _all(address: str, number: int, pipe: Connection, *, compressed: bool)
     pipe.send((heard.messages, heard.characters, at_once))
 
 
-def crowd(address: str, number: int, pipe: Connection, compressed: bool) -> None:
-    asyncio.run(_all(address, number, pipe, compressed=compressed))
+def crowd(address: str, token: str, number: int, pipe: Connection, compressed: bool) -> None:
+    asyncio.run(_all(address, token, number, pipe, compressed=compressed))
 
 
 def measure(url: str, rate: float, seconds: float, clients: int, *, compressed: bool) -> None:
@@ -101,10 +101,11 @@ def measure(url: str, rate: float, seconds: float, clients: int, *, compressed: 
         sending = Sending(out, flow, rate)
         sending.start()
         found = re.search(r'data-token="([^"]+)"', dashboard.get("/tasks"))
-        address = f"ws{dashboard.url.removeprefix('http')}/live?token={quote(found.group(1)) if found else ''}"
+        token = html.unescape(found.group(1)) if found else ""
+        address = f"ws{dashboard.url.removeprefix('http')}/live"
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(
-            target=crowd, args=(address, clients - 1, theirs, compressed), daemon=True
+            target=crowd, args=(address, token, clients - 1, theirs, compressed), daemon=True
         )
         process.start()
         stack.callback(process.kill)

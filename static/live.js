@@ -6,6 +6,10 @@ import { Idiomorph } from "./vendor/idiomorph.js";
 const STALE_AFTER = 13_000; // the server sends a message every 2 s
 const LONGEST_PAUSE = 10_000;
 const EXTRA_PAUSE = 500;
+const RELOAD_PAUSE = 60_000; // a page that reloads itself for nothing must not do so all the time
+const SIGNED_OUT = 4401;
+const TOKEN_REFUSED = 4403;
+const TRY_AGAIN_LATER = 1013;
 
 const CAN_INFLATE = typeof DecompressionStream !== "undefined";
 
@@ -64,6 +68,24 @@ function holdPlace(region) {
   });
 }
 
+// To the sign-in page, or to a page with a new token: the server decides.
+function reloadPage() {
+  if (Date.now() - Number(sessionStorage.getItem("reloaded") ?? 0) < RELOAD_PAUSE) return false;
+  sessionStorage.setItem("reloaded", Date.now());
+  location.reload();
+  return true;
+}
+
+// A refused handshake has no reason that a script may read, so the page itself is requested.
+async function sessionHasEnded() {
+  try {
+    const response = await fetch(location.href, { method: "HEAD", redirect: "manual", cache: "no-store" });
+    return response.status === 401 || response.type === "opaqueredirect";
+  } catch {
+    return false; // the dashboard cannot be reached
+  }
+}
+
 export class Live {
   #socket = null;
   #pause = 500;
@@ -75,15 +97,13 @@ export class Live {
   #rows;
   #view;
   #base;
-  #token;
   #status = document.getElementById("live");
 
   constructor(rows) {
-    const { view, base, token } = document.body.dataset;
+    const { view, base } = document.body.dataset;
     this.#rows = rows;
     this.#view = view;
     this.#base = base;
-    this.#token = token;
   }
 
   start() {
@@ -105,23 +125,29 @@ export class Live {
 
   #connect() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const token = encodeURIComponent(this.#token);
-    const socket = new WebSocket(`${scheme}://${location.host}${this.#base}/live?token=${token}`);
+    const socket = new WebSocket(`${scheme}://${location.host}${this.#base}/live`);
+    let opened = false;
     this.#socket = socket;
-    socket.addEventListener("open", () => this.#request());
+    socket.addEventListener("open", () => {
+      opened = true;
+      this.#request({ token: document.body.dataset.token });
+    });
     socket.addEventListener("message", (event) => this.#receive(inflate(event.data)));
-    socket.addEventListener("close", () => this.#lost(socket));
+    socket.addEventListener("close", (event) => this.#lost(socket, event, opened));
   }
 
-  #request() {
+  #request(more = {}) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
     this.#sentExtra = this.#extra;
-    this.#socket.send(JSON.stringify({ view: this.#view, extra: this.#extra, deflate: CAN_INFLATE }));
+    this.#socket.send(JSON.stringify({ ...more, view: this.#view, extra: this.#extra, deflate: CAN_INFLATE }));
   }
 
-  #lost(socket) {
+  async #lost(socket, { code, reason }, opened) {
     if (socket !== this.#socket) return;
-    this.#show(Date.now() - this.#receivedAt > STALE_AFTER ? "stale" : "reconnecting");
+    if (code === TRY_AGAIN_LATER) this.#show("failing", reason);
+    else this.#show(Date.now() - this.#receivedAt > STALE_AFTER ? "stale" : "reconnecting");
+    const ended = code === SIGNED_OUT || code === TOKEN_REFUSED || (!opened && (await sessionHasEnded()));
+    if (ended && reloadPage()) return;
     const pause = this.#pause * (0.75 + Math.random() / 2);
     this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2);
     setTimeout(() => this.#connect(), pause);
@@ -136,6 +162,7 @@ export class Live {
     this.#receivedAt = Date.now();
     this.#pause = 500;
     setServerTime(message.at);
+    if (message.token) document.body.dataset.token = message.token; // for forms, fetches and the next connection
     for (const [name, html] of Object.entries(message.regions ?? {})) {
       const region = document.getElementById(`region-${name}`);
       if (!region) continue;

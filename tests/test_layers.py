@@ -14,6 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "celery_monitor.addresses",
         "celery_monitor.core",
+        "celery_monitor.files",
         "celery_monitor.settings",
         "celery_monitor.supervise",
     ),

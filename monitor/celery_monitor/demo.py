@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import demo_workers
 from celery_monitor.errors import Unsupported
+from celery_monitor.files import make_private_folder, open_private
 from celery_monitor.serve import (
     Announce,
     bind,
@@ -90,7 +91,7 @@ def run(demo: Demo, stop: Event, announce: Announce) -> None:
 @contextmanager
 def _directory(demo: Demo) -> Iterator[Path]:
     if demo.directory:
-        demo.directory.mkdir(parents=True, exist_ok=True)
+        make_private_folder(demo.directory)
         yield demo.directory.resolve()
         return
     directory = Path(tempfile.mkdtemp(prefix="celery-monitor-demo-"))
@@ -158,7 +159,7 @@ class Shop:
     def clean(self, settings: Settings) -> None:
         """Deletes the shop's queues from a broker that the demo did not start."""
         command = [sys.executable, "-m", "demo_workers.clean", f"celeryev.{settings.node_id}", settings.node_id]
-        with (self.directory / "clean.log").open("ab") as log:
+        with open_private(self.directory / "clean.log") as log:
             subprocess.run(  # noqa: S603 - the command is our own
                 command,
                 env=self._environ(),

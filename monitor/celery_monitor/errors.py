@@ -77,6 +77,17 @@ class TooLarge(MonitorError):
     code = "too_large"
 
 
+class TooManyRequests(MonitorError):
+    """This client must wait for ``retry_after`` seconds."""
+
+    status = 429
+    code = "too_many_requests"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.retry_after = retry_after
+
+
 class UnsupportedType(MonitorError):
     """The request's body has an unsupported content type."""
 

@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 
 from celery_monitor.addresses import masked
 from celery_monitor.errors import MonitorError
+from celery_monitor.files import open_private
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Program(ChildProcess):
         end_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
         self._end_signal = end_signal
-        with log.open("ab") as output:
+        with open_private(log) as output:
             super().__init__(
                 command,
                 env=dict(environ),
@@ -89,6 +90,7 @@ class Program(ChildProcess):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,  # what it writes is its owner's alone
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
 

@@ -1,13 +1,15 @@
 """The page that stays open: nothing jumps, counters move, and it says itself when it no longer knows."""
 
+import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, WebSocketRoute, expect
 
 from tests.e2e.conftest import Faults
 from tests.e2e.product import Product, kill, serving
@@ -107,6 +109,30 @@ def test_tab_says_that_the_web_process_is_away_and_recovers_by_itself(
     expect(sign(page)).to_have_text("live", timeout=20_000)
     expect(page.get_by_text("5 tasks")).to_be_visible()
     assert page.evaluate("window.opened") == "this very page"
+
+
+def test_page_uses_the_tokens_that_it_is_sent_and_reloads_itself_once_its_own_has_expired(
+    product: Product, page: Page, faults: Faults
+) -> None:
+    faults.expect(LOST)
+    addresses: list[str] = []
+    tokens = iter(["one that came later"])
+
+    def relay(route: WebSocketRoute) -> None:
+        addresses.append(route.url)
+        route.connect_to_server()
+        for token in tokens:
+            route.send(json.dumps({"at": time.time(), "token": token}))
+
+    page.route_web_socket(re.compile("/live"), relay)
+    page.goto(f"{product.address}tasks")
+    expect(page.locator("body")).to_have_attribute("data-token", "one that came later")
+    expect(sign(page)).to_have_text("live")
+    kill(product.web_pid())  # the page connects again, with that token, which is refused as an expired one is
+    reloaded = re.compile(r"^[\w.-]{40,}$")
+    expect(page.locator("body")).to_have_attribute("data-token", reloaded, timeout=30_000)
+    expect(sign(page)).to_have_text("live", timeout=20_000)
+    assert {re.sub(r".*:\d+", "", address) for address in addresses} == {"/live"}
 
 
 def test_worker_that_stops_shows_everywhere_within_seconds(product: Product, worker: Worker, page: Page) -> None:

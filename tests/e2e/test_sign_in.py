@@ -7,6 +7,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from celery_monitor.control.users import perform_locally
+from celery_monitor.settings import Settings
 from tests.e2e.conftest import Faults
 from tests.e2e.product import serving
 from tests.test_cli import environ
@@ -53,6 +55,21 @@ def test_password_user_signs_in_manages_users_and_signs_out(
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         page.goto(f"{base}/tasks")
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_open_page_goes_to_the_sign_in_page_when_its_session_ends(
+    page: Page, faults: Faults, redis_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(database=f"sqlite:///{tmp_path}/record.db")
+    for name in ("ada", "bob"):
+        perform_locally(settings, "user.add", name=name, password="l0ng enough", role_name="viewer")
+    with serving(redis_url, tmp_path) as product:
+        page.goto(f"{product.address}tasks?q=state%3Afailed")
+        sign_in(page, "bob", "l0ng enough")
+        expect(page.locator("#live")).to_have_attribute("data-live", "live")
+        perform_locally(settings, "user.disable", name="bob")
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=20_000)
+        expect(page).to_have_url(re.compile(r"/sign-in\?next=%2Ftasks%3Fq%3Dstate%253Afailed$"))
 
 
 def test_user_of_an_identity_provider_signs_in(page: Page, faults: Faults, redis_url: str, tmp_path: Path) -> None:

@@ -91,21 +91,21 @@ def test_a_worker_killed_with_its_task_leaves_it_lost_with_the_evidence(broker_u
 def test_browsers_that_do_not_listen_or_vanish_hold_up_nobody(redis_url: str, tmp_path: Path) -> None:
     with serving(redis_url, tmp_path) as dashboard, running_worker(redis_url) as worker, ExitStack() as stack:
         token = re.findall(r'data-token="([^"]+)"', dashboard.get("/tasks"))[0]
-        here = f"{dashboard.url.replace('http', 'ws')}/live?token={html.unescape(token)}"
+        here, token = f"{dashboard.url.replace('http', 'ws')}/live", html.unescape(token)
         origin = Origin(dashboard.url)
         slow = connect(here, legacy=True, max_queue=1, compression=None, origin=origin)
         stack.callback(slow.close_socket)
         slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.send(json.dumps({"view": "/tasks"}))
+        slow.send(json.dumps({"token": token, "view": "/tasks"}))
         for _ in range(VANISHED):
             gone = connect(here, legacy=True, origin=origin)
-            gone.send(json.dumps({"view": "/tasks"}))
+            gone.send(json.dumps({"token": token, "view": "/tasks"}))
             gone.socket.shutdown(socket.SHUT_RDWR)
             gone.close_socket()
         for number in range(300):
             worker.send("echo", "x" * 900, number)
         listener = stack.enter_context(connect(here, legacy=True, origin=origin, max_size=None))
-        listener.send(json.dumps({"view": "/tasks?q=name:basic.add"}))
+        listener.send(json.dumps({"token": token, "view": "/tasks?q=name:basic.add"}))
         task_id = worker.send("add", 40, 2)
         wait_for(lambda: task_id in str(listener.recv(timeout=10)), 15, "the task on the live socket")
         dashboard.wait_for_state(task_id, "SUCCESS")

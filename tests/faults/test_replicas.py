@@ -48,10 +48,8 @@ def token_of(base: str) -> str:
 
 def look(base: str, token: str) -> ClientConnection:
     """A browser on the list of tasks, with a token that any replica may have given it."""
-    socket = connect(
-        f"{base.replace('http', 'ws')}/live?token={token}", origin=Origin(base), max_size=None, legacy=True
-    )
-    socket.send(json.dumps({"view": "/tasks"}))
+    socket = connect(f"{base.replace('http', 'ws')}/live", origin=Origin(base), max_size=None, legacy=True)
+    socket.send(json.dumps({"token": token, "view": "/tasks"}))
     socket.recv(timeout=20)
     return socket
 

@@ -172,9 +172,9 @@ def post(product: Dashboard, path: str, **body: object) -> Any:
 def is_live(product: Dashboard) -> bool:
     """A tab's websocket is told what its view shows."""
     token = html.unescape(re.findall(r'data-token="([^"]+)"', product.get("/tasks"))[0])
-    address = f"{product.url.replace('http', 'ws')}/live?token={token}"
+    address = f"{product.url.replace('http', 'ws')}/live"
     with connect(address, origin=Origin(product.url), max_size=None) as tab:
-        tab.send(json.dumps({"view": "/tasks"}))
+        tab.send(json.dumps({"token": token, "view": "/tasks"}))
         return bool(json.loads(tab.recv(timeout=20)))
 
 

@@ -1,5 +1,6 @@
 """The socket on a real server, with a real client, on a record that another connection writes."""
 
+import asyncio
 import re
 import threading
 import time
@@ -14,18 +15,22 @@ import httpx2
 import msgspec
 import pytest
 import uvicorn
+from starlette.websockets import WebSocketState
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from celery_monitor.core.filters.parser import UNHANDLED
+from celery_monitor.errors import Forbidden
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
+from celery_monitor.records.user import Role
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.writer import Writer
 from celery_monitor.web.app import create_app
-from celery_monitor.web.live import OUTBOX, Client, LiveMessage
+from celery_monitor.web.live import MOST_SOCKETS_OF_USER, OUTBOX, Client, Live, LiveMessage, Visitor
+from celery_monitor.web.present import ViewSnapshot, Watched
 from tests.factories import make_event, make_id
 from tests.servers import free_port
 from tests.web import shop
@@ -47,13 +52,21 @@ class Site:
 
     @contextmanager
     def look(self, view: str, **more: object) -> Iterator[ClientConnection]:
+        with self.connect() as browser:
+            browser.send(msgspec.json.encode({"token": self.token(), "view": view, **more}).decode())
+            yield browser
+
+    def connect(self) -> ClientConnection:
+        """A socket that has sent nothing yet."""
+        address = f"{self.base.replace('http', 'ws')}{self.prefix}/live"
+        return connect(address, origin=Origin(self.base), max_size=2**24)
+
+    def token(self) -> str:
+        """The token of a page."""
         page = httpx2.get(f"{self.base}{self.prefix}/tasks", timeout=PATIENCE_SECONDS).text
         found = re.search(r'data-token="([^"]+)"', page)
         assert found
-        address = f"{self.base.replace('http', 'ws')}{self.prefix}/live?token={unescape(found.group(1))}"
-        with connect(address, origin=Origin(self.base), max_size=2**24) as browser:
-            browser.send(msgspec.json.encode({"view": view, **more}).decode())
-            yield browser
+        return unescape(found.group(1))
 
 
 @contextmanager
@@ -249,3 +262,285 @@ def test_what_is_long_is_compressed_for_who_asks_and_short_words_are_not(site: S
         assert len(packed) < len(whole) / 4
         assert msgspec.json.decode(zlib.decompress(packed))["rows"] == msgspec.json.decode(whole)["rows"]
         assert isinstance(packing.recv(timeout=PATIENCE_SECONDS), str)  # that it lives
+
+
+# --- who may open how much
+
+
+class FakeSocket:
+    """A browser without a network: what it is sent, and how it was closed."""
+
+    def __init__(self, *messages: str | bytes) -> None:
+        self.application_state = WebSocketState.CONNECTING
+        self.incoming: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+        self.closed: tuple[int, str] | None = None
+        for message in messages:
+            self.write(message)
+
+    def write(self, message: str | bytes) -> None:
+        field = "text" if isinstance(message, str) else "bytes"
+        self.incoming.put_nowait({"type": "websocket.receive", field: message})
+
+    async def accept(self) -> None:
+        self.application_state = WebSocketState.CONNECTED
+
+    async def receive(self) -> dict[str, object]:
+        return await self.incoming.get()
+
+    async def send_text(self, text: str) -> None:
+        self.sent.append(msgspec.json.decode(text))
+
+    async def close(self, code: int, reason: str) -> None:
+        assert self.application_state is WebSocketState.CONNECTED
+        self.application_state = WebSocketState.DISCONNECTED
+        self.closed = (code, reason)
+        self.leave()
+
+    def leave(self) -> None:
+        self.incoming.put_nowait({"type": "websocket.disconnect"})
+
+
+class Silent:
+    """A record that nobody writes."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def wait(self, timeout: float) -> bool:
+        return self.closed.wait(timeout)
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Hub:
+    """A hub whose views are counted as they are read, in order."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.read: list[str] = []
+        self.seconds = seconds
+        self.live = Live(self._snapshot, Silent)
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def _snapshot(self, watched: Watched) -> ViewSnapshot:
+        self.read.append(watched.address)
+        time.sleep(self.seconds)
+        return ViewSnapshot({"head": watched.address}, {})
+
+    def open(self, user: str, *messages: str | bytes, most: int = MOST_SOCKETS_OF_USER) -> FakeSocket:
+        def check(token: str) -> float:
+            if token != "right":
+                raise Forbidden("reload the page")
+            return 60.0
+
+        socket = FakeSocket(*messages)
+        visitor = Visitor(user, Role.VIEWER, "", check, lambda: "fresh", most)
+        self.tasks.append(asyncio.create_task(self.live.serve(socket, visitor)))  # type: ignore[arg-type]
+        return socket
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+def view(path: str, token: str = "right") -> str:
+    return msgspec.json.encode({"token": token, "view": path}).decode()
+
+
+async def happens(seen: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    async with asyncio.timeout(seconds):
+        while not seen():
+            await asyncio.sleep(0.01)
+
+
+def test_views_of_one_user_do_not_starve_those_of_another() -> None:
+    async def crowd() -> tuple[list[str], list[FakeSocket], list[FakeSocket]]:
+        hub = Hub(seconds=0.01)
+        try:
+            greedy = [hub.open("eve", view(f"/e{number}")) for number in range(800)]
+            await happens(lambda: sum(each.closed is not None for each in greedy) == 800 - MOST_SOCKETS_OF_USER)
+            await happens(lambda: len(hub.read) > 10)
+            modest = [hub.open(user, view(f"/{user}")) for user in ("ada", "bob")]
+            began = len(hub.read)
+            await happens(lambda: all(each.sent for each in modest))
+            greeted_after = hub.read[began:]
+            await happens(lambda: all(len(each.sent) >= 3 for each in modest))
+            return greeted_after, greedy, modest
+        finally:
+            await hub.end()
+
+    greeted_after, greedy, _ = asyncio.run(crowd())
+    assert len(greeted_after) <= 8  # not the fifty of the other
+    refused = [each.closed for each in greedy if each.closed]
+    assert {code for code, _ in refused} == {1013}
+    assert all(f"{MOST_SOCKETS_OF_USER} live pages of this user" in reason for _, reason in refused)
+
+
+def test_rounds_read_one_view_of_each_user_in_turn() -> None:
+    async def rounds() -> list[str]:
+        hub = Hub(seconds=0.005)
+        try:
+            for number in range(40):
+                hub.open("eve", view(f"/eve/{number}"))
+            ada = hub.open("ada", view("/ada"))
+            await happens(lambda: len(ada.sent) >= 3)
+            return hub.read
+        finally:
+            await hub.end()
+
+    read = asyncio.run(rounds())
+    places = [number for number, path in enumerate(read) if path == "/ada"]
+    assert places[0] <= 45
+    assert len(places) >= 3
+
+
+def test_slow_view_of_one_user_holds_up_no_other() -> None:
+    async def slow() -> int:
+        hub = Hub()
+        stuck = threading.Event()
+        plain = hub.live._read
+
+        def read(watched: Watched) -> ViewSnapshot:
+            if watched.address.startswith("/slow"):
+                stuck.wait(PATIENCE_SECONDS)
+            return plain(watched)
+
+        hub.live._read = read
+        try:
+            for number in range(5):
+                hub.open("eve", view(f"/slow/{number}"))
+            await asyncio.sleep(0.1)
+            ada = hub.open("ada", view("/ada"))
+            await happens(lambda: len(ada.sent) >= 2)
+            return len(ada.sent)
+        finally:
+            stuck.set()
+            await hub.end()
+
+    assert asyncio.run(slow()) >= 2
+
+
+def test_all_sockets_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_monitor.web.live.MOST_SOCKETS", 30)
+
+    async def crowd() -> FakeSocket:
+        hub = Hub()
+        try:
+            for number in range(30):
+                hub.open(f"user {number}", view("/tasks"))
+            await asyncio.sleep(0)
+            late = hub.open("ada", view("/tasks"))
+            await happens(lambda: late.closed)
+            hub.tasks[0].cancel()
+            await asyncio.sleep(0.05)
+            again = hub.open("ada", view("/tasks"))
+            await happens(lambda: again.sent)
+            return late
+        finally:
+            await hub.end()
+
+    assert asyncio.run(crowd()).closed == (1013, "30 live pages are open, the most for this dashboard; close some")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"\0\xff", 1003),
+        (b'{"token": "right", "view": "/tasks"}', 1003),
+        (view("/" + "x" * 20_000), 1009),
+        (view("/tasks", token="wrong"), 4403),
+        ('{"view": "/tasks"}', 4403),
+        ("{", 1008),
+    ],
+)
+def test_what_is_no_request_is_closed_politely_and_sent_nothing(message: str | bytes, code: int) -> None:
+    async def ask() -> FakeSocket:
+        hub = Hub()
+        try:
+            socket = hub.open("ada", message)
+            await happens(lambda: socket.closed)
+            assert hub.read == []
+            return socket
+        finally:
+            await hub.end()
+
+    socket = asyncio.run(ask())
+    assert socket.closed is not None
+    assert socket.closed[0] == code
+    assert socket.closed[1]
+    assert socket.sent == []
+
+
+def test_socket_without_a_token_is_sent_nothing_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_monitor.web.live.ADMISSION_SECONDS", 0.2)
+
+    async def wait() -> tuple[FakeSocket, FakeSocket]:
+        hub = Hub()
+        try:
+            socket, other = hub.open("ada"), hub.open("ada", view("/tasks"))
+            await happens(lambda: socket.closed)
+            await asyncio.sleep(0.3)
+            return socket, other
+        finally:
+            await hub.end()
+
+    silent, other = asyncio.run(wait())
+    assert silent.closed is not None
+    assert silent.closed[0] == 1008
+    assert silent.sent == []
+    assert other.sent
+    assert other.closed is None
+
+
+def test_open_page_is_sent_a_new_token_before_the_old_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_monitor.web.live.RENEWAL_SECONDS", 60.2)  # the page's is 60 s old
+
+    async def wait() -> FakeSocket:
+        hub = Hub()
+        try:
+            socket = hub.open("ada", view("/tasks"))
+            await happens(lambda: any("token" in each for each in socket.sent))
+            return socket
+        finally:
+            await hub.end()
+
+    tokens = [each["token"] for each in asyncio.run(wait()).sent if "token" in each]
+    assert tokens == ["fresh"]
+
+
+def test_changing_the_view_all_the_time_reads_what_is_still_wanted_only() -> None:
+    async def flip() -> list[str]:
+        hub = Hub(seconds=0.02)
+        try:
+            socket = hub.open("eve", view("/first"))
+            for number in range(200):
+                socket.write(view(f"/v{number}"))
+            ada = hub.open("ada", view("/ada"))
+            await happens(lambda: len(ada.sent) >= 2)
+            return hub.read
+        finally:
+            await hub.end()
+
+    assert len(asyncio.run(flip())) < 60
+
+
+def test_binary_and_too_large_messages_end_the_connection_politely(site: Site) -> None:
+    for message, code in ((b"\1\2", 1003), ("x" * 20_000, 1009)):
+        with site.look("/tasks") as browser:
+            receive(browser)
+            browser.send(message)
+            with pytest.raises(ConnectionClosed) as ended:
+                receive_until(browser, lambda message: False)
+        assert ended.value.rcvd is not None
+        assert ended.value.rcvd.code == code
+
+
+def test_address_of_the_socket_holds_no_token_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    token = site.token()
+    with caplog.at_level("INFO", "uvicorn.error"), site.look("/tasks") as browser:
+        receive(browser)
+    assert '"WebSocket /live" [accepted]' in caplog.text
+    assert token not in caplog.text
+    assert "token" not in caplog.text

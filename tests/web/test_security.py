@@ -1,5 +1,6 @@
 """The door, each hole of other dashboards tried on ours."""
 
+import time
 from collections.abc import Iterator
 
 import argon2
@@ -11,7 +12,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from celery_monitor.errors import SettingsError
+from celery_monitor.errors import Forbidden, SettingsError
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.web.problems import handlers
@@ -20,6 +21,7 @@ from celery_monitor.web.security.guard import (
     BODY_LIMIT,
     CONTENT_SECURITY_POLICY,
     actor_of,
+    check_page_token,
     make_gate,
     middleware,
     page_token,
@@ -31,6 +33,8 @@ OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
 HASH = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash("s3cret:with:colons")
 USERS = (f"vera:{HASH}", "olga:operator:0lga", "root:admin:toor")
 SIGNED_IN = ("olga", "0lga")
+OLGA = {"Authorization": "Basic b2xnYTowbGdh"}
+DAY = 86_400.0
 
 
 def show_actor(request: Request) -> Response:
@@ -45,7 +49,13 @@ async def act(request: Request) -> Response:
 
 
 async def live(websocket: WebSocket) -> None:
+    """Like the real one, which looks at the token that it is sent first."""
     await websocket.accept()
+    try:
+        check_page_token(websocket, await websocket.receive_text())
+    except Forbidden as error:
+        await websocket.close(1008, error.message)
+        return
     await websocket.send_text(actor_of(websocket).name)
     await websocket.close()
 
@@ -285,6 +295,18 @@ def test_token_survives_a_restart_and_not_another_key(store: Store) -> None:
     assert client(Settings(secret_key="another")).post("/act", headers=headers).status_code == 403
 
 
+@pytest.mark.parametrize(("age", "status"), [(DAY - 60, 200), (DAY + 60, 403), (-60, 200), (-600, 403)])
+def test_token_ends_after_a_day_whichever_process_made_it(
+    open_client: TestClient, monkeypatch: pytest.MonkeyPatch, age: float, status: int
+) -> None:
+    token = token_of(open_client)
+    now = time.time() + age
+    monkeypatch.setattr("celery_monitor.web.security.origin.time.time", lambda: now)
+    response = open_client.post("/act", headers={**OWN_PAGE, "X-CSRF-Token": token})
+    assert response.status_code == status
+    assert status == 200 or "reload" in response.text
+
+
 def test_script_needs_no_token_for_json(client: TestClient) -> None:
     response = client.post("/api/v1/act", json={"confirm": True}, auth=SIGNED_IN)
     assert response.text == 'acted on {"confirm":true}'
@@ -319,44 +341,42 @@ def test_preflight_of_another_site_is_not_granted(open_client: TestClient) -> No
 
 
 @pytest.mark.parametrize("headers", CROSS_SITE)
-def test_cross_site_websocket_is_refused_even_with_a_token(open_client: TestClient, headers: dict[str, str]) -> None:
-    url = f"{SOCKET}?token={token_of(open_client)}"
-    with pytest.raises(WebSocketDisconnect) as caught, open_client.websocket_connect(url, headers=headers):
+def test_cross_site_websocket_is_refused(open_client: TestClient, headers: dict[str, str]) -> None:
+    with pytest.raises(WebSocketDisconnect) as caught, open_client.websocket_connect(SOCKET, headers=headers):
         pass
     assert caught.value.code == 1008
     assert "another site" in caught.value.reason
 
 
-@pytest.mark.parametrize("query", ["", "?token=", "?token=x"])
-def test_websocket_without_its_token_is_refused(open_client: TestClient, query: str) -> None:
-    with (
-        pytest.raises(WebSocketDisconnect) as caught,
-        open_client.websocket_connect(f"{SOCKET}{query}", headers=OWN_PAGE),
-    ):
-        pass
+@pytest.mark.parametrize("token", ["", "x", "another's"])
+def test_websocket_without_its_token_is_refused(client: TestClient, token: str) -> None:
+    if token == "another's":
+        token = token_of(client, auth=("root", "toor"))
+    with client.websocket_connect(SOCKET, headers={**OWN_PAGE, **OLGA}) as socket:
+        socket.send_text(token)
+        with pytest.raises(WebSocketDisconnect) as caught:
+            socket.receive_text()
     assert caught.value.code == 1008
     assert "token" in caught.value.reason
 
 
 @pytest.mark.parametrize("headers", [OWN_PAGE, {"Origin": BASE}])
 def test_own_page_opens_the_websocket(client: TestClient, headers: dict[str, str]) -> None:
-    url = f"{SOCKET}?token={token_of(client, auth=SIGNED_IN)}"
-    with client.websocket_connect(url, headers={**headers, "Authorization": "Basic b2xnYTowbGdh"}) as socket:
+    with client.websocket_connect(SOCKET, headers={**headers, **OLGA}) as socket:
+        socket.send_text(token_of(client, auth=SIGNED_IN))
         assert socket.receive_text() == "olga"
 
 
 def test_websocket_needs_a_login(client: TestClient) -> None:
-    url = f"{SOCKET}?token={token_of(client, auth=SIGNED_IN)}"
-    with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect(url, headers=OWN_PAGE):
+    with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect(SOCKET, headers=OWN_PAGE):
         pass
     assert caught.value.code == 1008
     assert "Sign in" in caught.value.reason
 
 
 def test_websocket_of_a_rebound_host_is_refused(open_client: TestClient) -> None:
-    url = f"{SOCKET}?token={token_of(open_client)}"
     headers = {"Host": "evil.example", **OWN_PAGE}
-    with pytest.raises(WebSocketDisconnect) as caught, open_client.websocket_connect(url, headers=headers):
+    with pytest.raises(WebSocketDisconnect) as caught, open_client.websocket_connect(SOCKET, headers=headers):
         pass
     assert caught.value.code == 1008
     assert "evil.example" in caught.value.reason

@@ -196,8 +196,8 @@ def test_socket_needs_the_session_too(client: TestClient) -> None:
     sign_in(client)
     token = re.search(r'data-token="([^"]+)"', client.get("/tasks", headers=BROWSER).text)
     assert token
-    with client.websocket_connect(f"ws://127.0.0.1:5757/live?token={token.group(1)}", headers=OWN_PAGE) as socket:
-        socket.send_json({"view": "/tasks"})
+    with client.websocket_connect("ws://127.0.0.1:5757/live", headers=OWN_PAGE) as socket:
+        socket.send_json({"token": token.group(1), "view": "/tasks"})
         assert "regions" in socket.receive_json()
 
 
@@ -209,8 +209,8 @@ def test_socket_ends_with_its_session_or_role(
     sign_in(client)
     token = re.search(r'data-token="([^"]+)"', client.get("/tasks", headers=BROWSER).text)
     assert token
-    with client.websocket_connect(f"ws://127.0.0.1:5757/live?token={token.group(1)}", headers=OWN_PAGE) as socket:
-        socket.send_json({"view": "/tasks"})
+    with client.websocket_connect("ws://127.0.0.1:5757/live", headers=OWN_PAGE) as socket:
+        socket.send_json({"token": token.group(1), "view": "/tasks"})
         socket.receive_json()
         perform_locally(client.app.state.settings, action, name="ada", **more)  # type: ignore[attr-defined]
         assert close_code(socket) == 4401

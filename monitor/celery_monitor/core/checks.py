@@ -66,6 +66,7 @@ class RecordFacts:
     version: tuple[int, ...] = ()
     exists: bool = True
     refusal: str | None = None  # why it cannot be written
+    exposed: Sequence[str] = ()  # files that other users of the machine may read or write
     free_bytes: int | None = None
     events_off: Sequence[str] = ()
     events_on: Sequence[str] = ()
@@ -93,6 +94,9 @@ def judge_record(record: RecordFacts) -> Iterator[Finding]:
     else:
         text = "Writable." if record.exists else "Does not exist yet; serve creates it."
         yield Finding("database", "good", text)
+    if record.exposed:
+        text = f"Other users of this machine may read or write {named(record.exposed)}."
+        yield Finding("files of the database", "bad", text, f"Run chmod 600 {' '.join(record.exposed)} as their owner.")
     oldest, number = OLDEST[record.product], ".".join(map(str, record.version))
     if record.version and record.version < oldest:
         text, fix = f"{record.product} {number} is too old.", f"Use {'.'.join(map(str, oldest))} or newer."

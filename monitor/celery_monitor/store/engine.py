@@ -28,6 +28,7 @@ from sqlalchemy.sql import visitors
 
 from celery_monitor.addresses import masked
 from celery_monitor.errors import SettingsError, StoreRefused, StoreUnavailable
+from celery_monitor.files import make_private
 from celery_monitor.store import migrations, schema
 
 LOCK_TIMEOUT_SECONDS = 10
@@ -409,6 +410,11 @@ def _sqlite_engine(url: sa.URL) -> Engine:
     engine = sa.create_engine(
         url, pool_size=10, pool_use_lifo=True, connect_args={"check_same_thread": False}, hide_parameters=True
     )
+
+    @event.listens_for(engine, "do_connect")
+    def protect(*_: object) -> None:
+        if not url.query.get("uri"):  # an address for a file that we did not make
+            make_private(Path(str(url.database)))
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:

@@ -33,6 +33,7 @@ from celery_monitor.core.findings import (
 from celery_monitor.core.health import LOST, HealthFacts
 from celery_monitor.core.workflow import LEAST_SECONDS, Stalls, long_tasks, slow_workflows, stalled_workers
 from celery_monitor.errors import MonitorError, StoreUnavailable
+from celery_monitor.files import exposed
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import (
@@ -249,7 +250,14 @@ def _sqlite(store: Store, cluster: str) -> RecordFacts:
         unwritable = None if os.access(file.parent, os.W_OK) else f"{file.parent} is not writable"
         return RecordFacts(product="sqlite", version=version, exists=False, refusal=unwritable, free_bytes=free)
     recorded = _recorded(store, cluster) if _is_ours(file) else RecordedFacts()
-    return recorded.fill(RecordFacts(product="sqlite", version=version, refusal=_refusal_of(file), free_bytes=free))
+    facts = RecordFacts(
+        product="sqlite",
+        version=version,
+        refusal=_refusal_of(file),
+        exposed=[str(each) for each in exposed(file)],  # opening it above has tried to close them to others
+        free_bytes=free,
+    )
+    return recorded.fill(facts)
 
 
 def _is_ours(file: Path) -> bool:

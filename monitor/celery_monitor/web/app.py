@@ -6,6 +6,7 @@ import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pkgutil import resolve_name
 from threading import Event, Thread
 from urllib.parse import quote
@@ -22,10 +23,12 @@ from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
+from celery_monitor.records.user import ANONYMOUS
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api
-from celery_monitor.web.live import Live
+from celery_monitor.web.deadlines import DeadlineProtocol
+from celery_monitor.web.live import LARGEST_MESSAGE, MOST_ANONYMOUS_SOCKETS, MOST_SOCKETS_OF_USER, Live, Visitor, close
 from celery_monitor.web.pages import (
     Context,
     FormRequest,
@@ -49,7 +52,7 @@ from celery_monitor.web.pages import (
 from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
-from celery_monitor.web.security.guard import actor_of, make_gate, middleware, page_token, secret_of
+from celery_monitor.web.security.guard import actor_of, check_page_token, make_gate, middleware, page_token, secret_of
 from celery_monitor.web.security.sign_in import SignIn
 from celery_monitor.web.wording import register_names
 
@@ -113,6 +116,7 @@ def create_app(settings: Settings) -> Starlette:
     app.state.controller = Controller(store, settings)
     app.state.runner = Runner(store, settings)
     app.state.presenter = presenter
+    app.state.failed_sign_ins = gate.failed
     app.state.static_version = str(environment.globals["static"]).rpartition("/")[2]
     app.state.live = Live(presenter.snapshot, lambda: Changes(store))
     return app
@@ -136,6 +140,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     """Runs jobs while the application is served. A mounted one gets no lifespan: it begins with its first job."""
     app.state.runner.start()
     yield
+    await asyncio.to_thread(app.state.failed_sign_ins.flush)
     await asyncio.to_thread(app.state.runner.stop)
 
 
@@ -205,9 +210,21 @@ async def live(websocket: WebSocket) -> None:
     hub: Live = websocket.app.state.live
     watch = asyncio.create_task(_close_with_session(websocket))
     try:
-        await hub.serve(websocket, actor_of(websocket).role, websocket.scope.get("root_path", ""))
+        await hub.serve(websocket, _visitor(websocket))
     finally:
         watch.cancel()
+
+
+def _visitor(websocket: WebSocket) -> Visitor:
+    actor = actor_of(websocket)
+    return Visitor(
+        user=actor.name,
+        role=actor.role,
+        base=websocket.scope.get("root_path", ""),
+        check=partial(check_page_token, websocket),
+        fresh_token=partial(page_token, websocket),
+        most_sockets=MOST_ANONYMOUS_SOCKETS if actor == ANONYMOUS else MOST_SOCKETS_OF_USER,
+    )
 
 
 async def _close_with_session(websocket: WebSocket) -> None:
@@ -222,7 +239,7 @@ async def _close_with_session(websocket: WebSocket) -> None:
             continue  # it says nothing about the session
         except MonitorError:
             pass
-        await websocket.close(SIGNED_OUT, "sign in again")
+        await close(websocket, SIGNED_OUT, "sign in again")
         return
 
 
@@ -286,7 +303,9 @@ def serve(settings: Settings, descriptor: int, stop: Event) -> None:
             server_header=False,
             proxy_headers=False,  # anybody can send these headers; the client is the peer of the connection
             timeout_graceful_shutdown=CLOSE_SECONDS,
+            http=DeadlineProtocol,
             ws="websockets-sansio",
+            ws_max_size=LARGEST_MESSAGE,
             ws_per_message_deflate=False,  # live.py compresses, once for all clients of a view
         )
     )

@@ -1,10 +1,14 @@
 """The live socket: each distinct view is read once per commit, for all clients that share it.
 
-The socket is read-only. A browser sends ``{"view": "/tasks?q=state%3Afailed", "extra": ["key" ...]}`` and receives
+The socket is read-only. A browser sends ``{"view": "/tasks?q=state%3Afailed", "extra": ["key" ...]}``, the first time
+with the page's ``"token"``, without which nothing is sent to it, and receives
 ``{"at": seconds, "regions": {name: html}, "rows": {name: {"order": [key ...], "html": {key: html}}}}`` with the
 changes, ``{"at": seconds}`` every few seconds, and ``{"at", "error": {"code", "message"}}`` if the page fails. With
 ``"deflate": true`` long messages come as zlib data (RFC 1950) in a binary message: compressed once for all clients of
-a view, where permessage-deflate would compress them for each client.
+a view, where permessage-deflate would compress them for each client. ``{"at", "token"}`` is a new token for the page,
+sent before the old one ends.
+
+Sockets are bounded, for each user too, and users take turns at reading (turns.py).
 """
 
 import asyncio
@@ -12,17 +16,20 @@ import logging
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from celery_monitor.errors import INTERNAL_ERROR, MonitorError
+from celery_monitor.errors import INTERNAL_ERROR, Forbidden, MonitorError
 from celery_monitor.records.user import Role
 from celery_monitor.web.present import RowSet, ViewSnapshot, Watched
+from celery_monitor.web.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +39,21 @@ OUTBOX = 16  # messages a browser may lag behind before it is dropped
 SHORT = 1000  # bytes sent uncompressed
 COMPRESSION = 3  # zlib's level: HTML shrinks to a tenth
 LONGEST_VIEW = 16_384
+LARGEST_MESSAGE = 4 * LONGEST_VIEW  # bytes that the server puts together; beyond it the connection is closed with 1009
 MOST_EXTRA = 250
-TRY_AGAIN_LATER = 1013
+READERS = 2  # views that are read at a time, of two users: a slow one must not hold up all others
+REQUEST_PAUSE_SECONDS = 0.1  # between two requests of a socket
+WHOLE_SECONDS = 0.5  # how long the message with a whole view is sent again: it says what time it is
+ADMISSION_SECONDS = 10.0  # for the first message, with the token
+RENEWAL_SECONDS = 6 * 3600.0  # the age at which a page's token is replaced
+MOST_SOCKETS = 2000
+MOST_SOCKETS_OF_USER = 50
+MOST_ANONYMOUS_SOCKETS = 500  # without users this is everybody whom another application lets in
+UNSUPPORTED_DATA = 1003
 POLICY_VIOLATION = 1008
+TOO_BIG = 1009
+TRY_AGAIN_LATER = 1013
+TOKEN_REFUSED = 4403  # the page reloads itself
 
 
 class Watcher(Protocol):
@@ -51,6 +70,19 @@ class ViewRequest(msgspec.Struct, forbid_unknown_fields=True):
     view: str
     extra: list[str] = []  # keys of rows that the browser still shows, though they left the page
     deflate: bool = False
+    token: str = ""  # the page's, in the first message
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who opened a socket. Users are told apart by name: all sessions of one share the bound and the turns."""
+
+    user: str
+    role: Role
+    base: str
+    check: Callable[[str], float]  # the age in seconds of a page's token; raises Forbidden
+    fresh_token: Callable[[], str]
+    most_sockets: int = MOST_SOCKETS_OF_USER
 
 
 class LiveMessage:
@@ -69,10 +101,13 @@ class LiveMessage:
 class Client:
     """One browser. It is dropped when it reads too slowly; after reconnecting it gets the whole view."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str = "") -> None:
+        self.user = user
         self.outbox: asyncio.Queue[LiveMessage | None] = asyncio.Queue(OUTBOX)
         self.watched: Watched | None = None
+        self.greeted = False  # has the whole view, so that differences mean something
         self.deflate = False
+        self.renewal: asyncio.TimerHandle | None = None  # set once its token has been accepted
 
     def send(self, message: LiveMessage) -> None:
         try:
@@ -86,76 +121,158 @@ class Client:
         self.outbox.put_nowait(None)
 
 
+class _Shown:
+    """A view as its clients have it."""
+
+    def __init__(self, snapshot: ViewSnapshot) -> None:
+        self.snapshot = snapshot
+        self._whole: LiveMessage | None = None
+        self._made = 0.0
+
+    def whole(self) -> LiveMessage:
+        """All of it: what a page that was disconnected still shows is unknown."""
+        if self._whole is None or time.monotonic() - self._made > WHOLE_SECONDS:
+            rows = {name: (rows.order, rows.html) for name, rows in self.snapshot.rows.items()}
+            self._whole, self._made = _message(self.snapshot.regions, rows), time.monotonic()
+        return self._whole
+
+
 class Live:
     """The open views and their clients. Runs only while there are any."""
 
     def __init__(self, read: Callable[[Watched], ViewSnapshot], changes: Callable[[], Watcher]) -> None:
         self._read = read
         self._changes = changes
-        self._views: dict[Watched, ViewSnapshot] = {}
+        self._views: dict[Watched, _Shown] = {}
+        self._watchers: dict[Watched, set[Client]] = {}
         self._clients: set[Client] = set()
+        self._sockets: Counter[str] = Counter()  # by user
+        self._turns: Turns[Watched] = Turns()
+        self._work = asyncio.Event()
         self._committed = asyncio.Event()
-        # A view that is read twice at once would send a wrong difference to some clients.
-        self._reading = asyncio.Lock()
         self._stopped = threading.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
-    async def serve(self, websocket: WebSocket, role: Role, base: str) -> None:
+    async def serve(self, websocket: WebSocket, visitor: Visitor) -> None:
         """One browser, until it leaves or is dropped."""
         await websocket.accept()
-        client = Client()
+        if full := self._full(visitor):
+            await close(websocket, TRY_AGAIN_LATER, full)
+            return
+        client = Client(visitor.user)
         self._join(client)
         sender = asyncio.create_task(_deliver(client, websocket))
         try:
-            await self._listen(client, websocket, role, base)
+            await self._listen(client, websocket, visitor)
         finally:
             self._leave(client)
             sender.cancel()
             with suppress(asyncio.CancelledError):
                 await sender
 
-    async def _listen(self, client: Client, websocket: WebSocket, role: Role, base: str) -> None:
+    def _full(self, visitor: Visitor) -> str | None:
+        """Why there is no place for another socket."""
+        if self._sockets[visitor.user] >= visitor.most_sockets:
+            return f"{visitor.most_sockets} live pages of this user are open, the most for one; close some"
+        if len(self._clients) >= MOST_SOCKETS:
+            return f"{MOST_SOCKETS} live pages are open, the most for this dashboard; close some"
+        return None
+
+    async def _listen(self, client: Client, websocket: WebSocket, visitor: Visitor) -> None:
+        admission = asyncio.get_running_loop().time() + ADMISSION_SECONDS
         with suppress(WebSocketDisconnect):
             # The sender may have noticed first that the browser is gone; receiving would raise then.
             while websocket.application_state is WebSocketState.CONNECTED:
-                text = await websocket.receive_text()
-                request = parse_request(text)
-                if request is None:
-                    await websocket.close(POLICY_VIOLATION, "send the view, as {'view': '/tasks'}")
+                try:
+                    async with asyncio.timeout_at(None if client.renewal else admission):
+                        message = await websocket.receive()
+                except TimeoutError:
+                    await close(websocket, POLICY_VIOLATION, f"no token within {ADMISSION_SECONDS:.0f} s")
                     return
-                client.deflate = request.deflate
-                client.watched = Watched(request.view, base, role, tuple(sorted(request.extra)))
-                self._forget_unwatched()
-                await self._send_all(client, client.watched)
+                if message["type"] == "websocket.disconnect":
+                    return
+                if refused := self._request(client, message, visitor):
+                    await close(websocket, *refused)
+                    return
+                await asyncio.sleep(REQUEST_PAUSE_SECONDS)
 
-    async def _send_all(self, client: Client, watched: Watched) -> None:
-        """The whole view: what a page that was disconnected still shows is unknown."""
-        async with self._reading:
-            snapshot = self._views.get(watched) or await self._read_view(watched)
-        if snapshot is not None:
-            rows = {name: (rows.order, rows.html) for name, rows in snapshot.rows.items()}
-            client.send(_message(snapshot.regions, rows))
+    def _request(self, client: Client, message: Mapping[str, object], visitor: Visitor) -> tuple[int, str] | None:
+        """Close code and reason of what is no request."""
+        text = message.get("text")
+        if not isinstance(text, str):
+            return UNSUPPORTED_DATA, "send text, not binary data"
+        if len(text) > LONGEST_VIEW:
+            return TOO_BIG, f"a message has at most {LONGEST_VIEW} characters"
+        request = parse_request(text)
+        if request is None:
+            return POLICY_VIOLATION, "send the view, as {'view': '/tasks'}"
+        if client.renewal is None:
+            try:
+                self._renew_in(RENEWAL_SECONDS - visitor.check(request.token), client, visitor)
+            except Forbidden:
+                return TOKEN_REFUSED, "the page's token has expired or is not its own; reload the page"
+        client.deflate = request.deflate
+        self._show(client, Watched(request.view, visitor.base, visitor.role, tuple(sorted(request.extra))))
+        return None
+
+    def _renew_in(self, seconds: float, client: Client, visitor: Visitor) -> None:
+        loop = asyncio.get_running_loop()
+        client.renewal = loop.call_later(max(0.0, seconds), self._renew, client, visitor)
+
+    def _renew(self, client: Client, visitor: Visitor) -> None:
+        client.send(_encode({"at": time.time(), "token": visitor.fresh_token()}))
+        self._renew_in(RENEWAL_SECONDS, client, visitor)
+
+    def _show(self, client: Client, watched: Watched) -> None:
+        """Sends the whole view: at once if others have it open, else in the user's next turn."""
+        if watched != client.watched:
+            self._unwatch(client)
+            client.watched = watched
+            self._watchers.setdefault(watched, set()).add(client)
+        shown = self._views.get(watched)
+        client.greeted = shown is not None
+        if shown is not None:
+            client.send(shown.whole())
+        else:
+            self._turns.ask(watched, (client.user,), urgent=True)
+            self._work.set()
+
+    def _unwatch(self, client: Client) -> None:
+        """Views without clients are not read again, so their snapshots would be stale."""
+        if client.watched is None:
+            return
+        clients = self._watchers[client.watched]
+        clients.discard(client)
+        if not clients:
+            del self._watchers[client.watched]
+            self._views.pop(client.watched, None)
+            self._turns.drop(client.watched, client.user)
+        client.watched = None
 
     def _join(self, client: Client) -> None:
         self._clients.add(client)
-        if self._task is None or self._task.done():
-            self._stopped, self._committed, self._reading = threading.Event(), asyncio.Event(), asyncio.Lock()
+        self._sockets[client.user] += 1
+        if not self._tasks:
+            self._stopped, self._committed, self._work = threading.Event(), asyncio.Event(), asyncio.Event()
+            self._turns = Turns()
             arguments = (self._stopped, asyncio.get_running_loop())
             threading.Thread(target=self._watch, args=arguments, name="live-commits", daemon=True).start()
-            self._task = asyncio.create_task(self._refresh_forever())
+            self._tasks = [asyncio.create_task(self._read_forever()) for _ in range(READERS)]
+            self._tasks.append(asyncio.create_task(self._refresh_forever()))
 
     def _leave(self, client: Client) -> None:
         self._clients.discard(client)
-        self._forget_unwatched()
-        if not self._clients and self._task is not None:
+        self._unwatch(client)
+        if client.renewal is not None:
+            client.renewal.cancel()
+        self._sockets[client.user] -= 1
+        if not self._sockets[client.user]:
+            del self._sockets[client.user]
+        if not self._clients:
             self._stopped.set()
-            self._task.cancel()
-            self._task = None
-
-    def _forget_unwatched(self) -> None:
-        """Views without clients are not read again, so their snapshots would be stale."""
-        watched = {each.watched for each in self._clients}
-        self._views = {view: snapshot for view, snapshot in self._views.items() if view in watched}
+            for task in self._tasks:
+                task.cancel()
+            self._tasks = []
 
     def _watch(self, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         """Runs in a thread: waits for commits of other processes."""
@@ -176,40 +293,63 @@ class Live:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._committed.wait(), BEAT_SECONDS)
             self._committed.clear()
-            began = time.monotonic()
-            await self._refresh()
-            await asyncio.sleep(max(0.05, REFRESH_SECONDS - (time.monotonic() - began)))
+            self._ask_all()
+            await asyncio.sleep(REFRESH_SECONDS)
 
-    async def _refresh(self) -> None:
-        """Reads each view once and sends the changes to its clients."""
-        for watched in {client.watched for client in self._clients if client.watched is not None}:
-            async with self._reading:
-                before = self._views.get(watched)
-                now = await self._read_view(watched)
-                if now is not None and before is not None:
-                    self._broadcast(watched, _difference(before, now))
+    def _ask_all(self) -> None:
+        """Every view shall be read again. One that still waits keeps its place."""
+        for watched, clients in self._watchers.items():
+            self._turns.ask(watched, {client.user for client in clients})
+        self._work.set()
 
-    def _broadcast(self, watched: Watched, message: LiveMessage) -> None:
-        for client in self._clients:
-            if client.watched == watched:
-                client.send(message)
+    async def _read_forever(self) -> None:
+        """Reads what users ask for, in turn."""
+        while True:
+            turn = self._turns.take()
+            if turn is None:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            user, watched = turn
+            try:
+                await self._update(watched)
+            except Exception:  # one view must not stop the others
+                log.exception("cannot update %s", watched.address)
+            finally:
+                self._turns.done(user)
+                self._work.set()  # the other reader may have waited for this user or view
 
-    async def _read_view(self, watched: Watched) -> ViewSnapshot | None:
+    async def _update(self, watched: Watched) -> None:
+        """Reads a view and sends its clients what has changed."""
         try:
             snapshot = await asyncio.to_thread(self._read, watched)
         except MonitorError as error:
             self._fail(watched, error.code, error.message)
-            return None
+            return
         except Exception:
             log.exception("cannot show %s", watched.address)
             self._fail(watched, MonitorError.code, INTERNAL_ERROR)
-            return None
-        if any(client.watched == watched for client in self._clients):
-            self._views[watched] = snapshot
-        return snapshot
+            return
+        clients = self._watchers.get(watched)
+        if not clients:
+            return
+        before, now = self._views.get(watched), _Shown(snapshot)
+        self._views[watched] = now
+        difference = None if before is None else _difference(before.snapshot, snapshot)
+        for client in clients:
+            client.send(difference if client.greeted and difference is not None else now.whole())
+            client.greeted = True
 
     def _fail(self, watched: Watched, code: str, text: str) -> None:
-        self._broadcast(watched, _encode({"at": time.time(), "error": {"code": code, "message": text}}))
+        message = _encode({"at": time.time(), "error": {"code": code, "message": text}})
+        for client in self._watchers.get(watched, ()):
+            client.send(message)
+
+
+async def close(websocket: WebSocket, code: int, reason: str) -> None:
+    """Closes a socket that others may have closed."""
+    if websocket.application_state is WebSocketState.CONNECTED:
+        await websocket.close(code, reason)
 
 
 async def _deliver(client: Client, websocket: WebSocket) -> None:
@@ -217,13 +357,11 @@ async def _deliver(client: Client, websocket: WebSocket) -> None:
         while (message := await client.outbox.get()) is not None:
             packed = message.packed if client.deflate else None
             await (websocket.send_bytes(packed) if packed is not None else websocket.send_text(message.text))
-        await websocket.close(TRY_AGAIN_LATER, "too slow; connect again")
+        await close(websocket, TRY_AGAIN_LATER, "too slow; connect again")
 
 
 def parse_request(text: str) -> ViewRequest | None:
     """``None`` for what is no request."""
-    if len(text) > LONGEST_VIEW:
-        return None
     try:
         request = msgspec.json.decode(text, type=ViewRequest)
     except msgspec.DecodeError:

@@ -10,7 +10,15 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
-from celery_monitor.errors import INTERNAL_ERROR, Forbidden, InvalidInput, MethodNotAllowed, MonitorError, NotFound
+from celery_monitor.errors import (
+    INTERNAL_ERROR,
+    Forbidden,
+    InvalidInput,
+    MethodNotAllowed,
+    MonitorError,
+    NotFound,
+    TooManyRequests,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +64,12 @@ def error_text(error: MonitorError, headers: Mapping[str, str] | None = None) ->
 
 def _headers(error: MonitorError, headers: Mapping[str, str] | None) -> dict[str, str]:
     challenge = {"WWW-Authenticate": CHALLENGE} if error.status == 401 else {}
-    return {**challenge, "Cache-Control": "no-store", **(headers or {})}
+    return {**challenge, "Cache-Control": "no-store", **retry_header(error), **(headers or {})}
+
+
+def retry_header(error: MonitorError) -> dict[str, str]:
+    """When to try again, where the error knows it."""
+    return {"Retry-After": str(error.retry_after)} if isinstance(error, TooManyRequests) else {}
 
 
 def _show_as_text(_: Request, error: MonitorError) -> Response:

@@ -59,6 +59,10 @@ class Record(NamedTuple):
     kind: int = DATA
 
 
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class Spool:
     """Records in segments, which are append-only files in one folder, at most ``limit`` bytes. For one thread.
 
@@ -130,8 +134,8 @@ class Spool:
         segment, offset = self._committed = position
         place = _POSITION.pack(segment, offset, zlib.crc32(f"{segment} {offset}".encode()))
         # If this fails, records are read and stored again, which changes nothing.
-        with suppress(OSError):
-            self._position_file.write_bytes(place)
+        with suppress(OSError), open(self._position_file, "wb", opener=_open_private) as file:
+            file.write(place)
         all_read = self.empty and position == self.position
         done = [number for number in self._sizes if number < segment or (number == segment and all_read)]
         for number in done:  # the next record goes into a new one
@@ -180,7 +184,9 @@ class Spool:
 
     def _make(self) -> None:
         while self._claimed is None:
-            self._directory.mkdir(0o700, parents=True, exist_ok=True)
+            for folder in (*reversed(self._directory.parents), self._directory):
+                if not folder.is_dir():
+                    folder.mkdir(0o700, exist_ok=True)
             self._claim()
 
     def _handle(self, number: int) -> int:

@@ -7,20 +7,26 @@ a viewer. Without any entry everybody is ``anonymous``, and only this machine is
 import binascii
 import hashlib
 import hmac
+import math
 import re
 import secrets
+import time
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import argon2
 from anyio import CapacityLimiter, to_thread
 
-from celery_monitor.errors import SettingsError, Unauthenticated
+from celery_monitor.errors import SettingsError, TooManyRequests, Unauthenticated
 from celery_monitor.records.user import ROLES, Actor, Role, User
+from celery_monitor.web.security.attempts import LONGEST_NAME, Doors, FailedSignIns, network_of
 
 FOREIGN_HASH = re.compile(r"\$(2[abxy]?|[156]|apr1|y|scrypt|pbkdf2[\w-]*)\$|\{S?SHA\d*\}")
 SIGN_IN = "Sign in first."
+MOST_WAITING = 32  # attempts at argon2, of which two are in work
+MOST_WAITING_OF_ADDRESS = 8
 _hasher = argon2.PasswordHasher()
 
 
@@ -91,49 +97,80 @@ def parse_header(header: str) -> tuple[str, str]:
 
 class Gate:
     """Checks passwords. argon2 takes about 50 ms and 64 MB by design, so it runs in two threads, never in the event
-    loop, and once per user: after that, a keyed digest of the password is compared.
+    loop, and once per user: after that, a keyed digest of the password is compared, which nothing holds up.
+
+    The queue for argon2 is bounded, for each address too, and who guesses has to wait longer and longer.
     """
 
-    def __init__(self, accounts: Mapping[str, Account], find: Callable[[str], User | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        find: Callable[[str], User | None] = lambda _: None,
+        failed: FailedSignIns | None = None,
+    ) -> None:
         self.accounts = accounts  # of the setting basic_auth
+        self.failed = failed or FailedSignIns(lambda _: None)
         self._find = find  # those that are stored
         self._nobody = _hasher.hash(secrets.token_hex())
         self._key = secrets.token_bytes(32)
         self._verified: dict[str, tuple[bytes, str]] = {}  # digest of the password, and the hash that it fits
         self._limiter = CapacityLimiter(2)
+        self._waiting: Counter[str] = Counter()  # attempts by network, those in work included
+        self._doors = Doors()
 
     async def admit(self, header: str, address: str = "") -> Actor:
-        """The actor whom an Authorization header proves. Raises Unauthenticated."""
+        """The actor whom an Authorization header proves. Raises Unauthenticated and TooManyRequests."""
         name, password = parse_header(header)
         return await self.check(name, password, address)
 
     async def check(self, name: str, password: str, address: str) -> Actor:
-        """The actor whom a name and a password prove; ``address`` is the client's. Raises Unauthenticated."""
-        account = self.accounts.get(name) or await to_thread.run_sync(self._stored, name)
+        """The actor whom a name and a password prove; ``address`` is the client's.
+
+        Raises Unauthenticated; TooManyRequests where the password was not looked at.
+        """
         digest = hmac.digest(self._key, password.encode(errors="replace"), hashlib.sha256)
-        if not self._was_verified(account, digest) and not await to_thread.run_sync(
-            self._verify, account, password, digest, limiter=self._limiter
-        ):
+        account = self.accounts.get(name) or await to_thread.run_sync(self._stored, name)
+        if account is not None and self._was_verified(account, digest):
+            return account.actor
+        try:
+            return await self._try(name, account, password, digest, network_of(address))
+        except (Unauthenticated, TooManyRequests):
+            await self.failed.note(name, address, "password")
+            raise
+
+    async def _try(self, name: str, account: Account | None, password: str, digest: bytes, network: str) -> Actor:
+        key = name[:LONGEST_NAME]
+        left = self._doors.seconds_left(key, network, time.monotonic())
+        if left > 0:
+            raise _too_many(math.ceil(left))
+        if self._waiting[network] >= MOST_WAITING_OF_ADDRESS or self._waiting.total() >= MOST_WAITING:
+            raise _too_many(1)
+        self._waiting[network] += 1
+        try:
+            right = await to_thread.run_sync(self._verify, account, password, digest, limiter=self._limiter)
+        finally:
+            self._waiting[network] -= 1
+            if not self._waiting[network]:
+                del self._waiting[network]
+        if account is None or not right:
+            self._doors.fail(key, network, time.monotonic())
             raise Unauthenticated(SIGN_IN)
-        if account is None:
-            raise Unauthenticated(SIGN_IN)
+        self._doors.succeed(key, network)
         return account.actor
 
     def _stored(self, name: str) -> Account | None:
-        user = self._find(name)
+        user = self._find(name) if name.isprintable() else None
         if user is None or user.disabled or user.password is None:
             return None
         return Account(Actor(user.name, user.role), user.password)
 
-    def _was_verified(self, account: Account | None, digest: bytes) -> bool:
-        if account is None:
-            return False
+    def _was_verified(self, account: Account, digest: bytes) -> bool:
         verified, fits = self._verified.get(account.actor.name, (b"", ""))
         return fits == account.hash and hmac.compare_digest(verified, digest)
 
     def _verify(self, account: Account | None, password: str, digest: bytes) -> bool:
         """An unknown user takes as long as a wrong password, so that names cannot be guessed by the clock."""
-        if self._was_verified(account, digest):
+        if account is not None and self._was_verified(account, digest):
             return True
         try:
             _hasher.verify(account.hash if account else self._nobody, password)
@@ -143,3 +180,7 @@ class Gate:
             return False
         self._verified[account.actor.name] = (digest, account.hash)
         return True
+
+
+def _too_many(seconds: int) -> TooManyRequests:
+    return TooManyRequests(f"Too many failed sign-ins; try again in {seconds} s.", seconds)

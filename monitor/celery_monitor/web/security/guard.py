@@ -8,12 +8,13 @@ cannot send without a preflight, which is never granted. Both are required: the 
 operation refuses a body without a type.
 """
 
+from contextlib import suppress
 from functools import partial
 from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,10 +28,12 @@ from celery_monitor.errors import (
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts.users import find_user
+from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
 from celery_monitor.web.problems import error_json, error_text, is_api, local_path
 from celery_monitor.web.security.access import check_bind
+from celery_monitor.web.security.attempts import FailedSignIns
 from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
 from celery_monitor.web.security.identity import SIGN_IN_PATH, Identities, Identity, sign_in_address
 from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loopback, is_script
@@ -41,7 +44,6 @@ OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
 STATIC_PATH = "/static/"
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
-SOCKET_FIELD = "token"  # in the query: a browser cannot add a header to a websocket handshake
 FORM_TYPE = "application/x-www-form-urlencoded"
 JSON_TYPE = "application/json"
 MOST_FIELDS = 10_000
@@ -73,7 +75,8 @@ SECURITY_HEADERS = {
 
 def make_gate(settings: Settings, store: Store) -> Gate:
     """What checks passwords. Raises SettingsError for an entry of basic_auth that cannot be used."""
-    return Gate(parse_accounts(settings.basic_auth), partial(find_user, store))
+    failed = FailedSignIns(partial(record_action, store))
+    return Gate(parse_accounts(settings.basic_auth), partial(find_user, store), failed)
 
 
 def secret_of(settings: Settings, store: Store) -> str:
@@ -103,7 +106,7 @@ def actor_of(connection: HTTPConnection) -> Actor:
 
 
 def page_token(connection: HTTPConnection) -> str:
-    """The token for the page's forms (field ``csrf_token``), fetches (``X-CSRF-Token``) and socket (``?token=``)."""
+    """The token for the page's forms (field ``csrf_token``), fetches (``X-CSRF-Token``) and socket (first message)."""
     tokens: Tokens = connection.scope["tokens"]
     return tokens.make(actor_of(connection), _session_of(connection))
 
@@ -113,11 +116,13 @@ def _session_of(connection: HTTPConnection) -> str:
     return identity.session
 
 
-def check_socket(websocket: HTTPConnection) -> None:
-    """Raises Forbidden unless our own page opens the socket."""
-    check_site(websocket.headers)
-    tokens: Tokens = websocket.scope["tokens"]
-    tokens.check(websocket.query_params.get(SOCKET_FIELD), actor_of(websocket), _session_of(websocket))
+def check_page_token(connection: HTTPConnection, token: str) -> float:
+    """The age in seconds of a token that the socket was sent. Raises Forbidden.
+
+    It comes as a message, since addresses are logged, and a browser cannot add a header to a websocket handshake.
+    """
+    tokens: Tokens = connection.scope["tokens"]
+    return tokens.check(token, actor_of(connection), _session_of(connection))
 
 
 class SecurityHeaders:
@@ -131,14 +136,14 @@ class SecurityHeaders:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
-                headers.setdefault("Cache-Control", "private, no-cache")
+                headers.setdefault("Cache-Control", "no-store")  # static files say otherwise
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
 
 
 class BodyLimit:
-    """Reading more than ``limit`` bytes of a body raises TooLarge."""
+    """Reading more than ``limit`` bytes of a body raises TooLarge. A client that leaves half-way is no error."""
 
     def __init__(self, app: ASGIApp, limit: int = BODY_LIMIT) -> None:
         self.app = app
@@ -157,7 +162,8 @@ class BodyLimit:
                     raise TooLarge(f"The request is larger than {self.limit} bytes; send less.", limit=self.limit)
             return message
 
-        await self.app(scope, receive_bounded, send)
+        with suppress(ClientDisconnect):  # there is nobody to be answered, and nothing to be logged
+            await self.app(scope, receive_bounded, send)
 
 
 def _content_length(scope: Scope) -> int:
@@ -207,7 +213,7 @@ class Guard:
         scope["identity"] = await self.identities.identify(HTTPConnection(scope))
         scope["actor"] = scope["identity"].actor
         if scope["type"] == "websocket":
-            check_socket(HTTPConnection(scope))
+            check_site(Headers(scope=scope))  # the token is its first message
             return receive
         return receive if safe else await self._check_unsafe(Request(scope, receive))
 

@@ -24,6 +24,7 @@ HOUR = 3600.0
 DAY = 86400.0
 SIGN_IN_PATH = "/sign-in"
 LONGEST_NEXT = 4000
+UNKNOWN_TOKEN = "an unknown API token"  # noqa: S105 - a name
 _own_path = re.compile(r"/(?![/\\])[^\\\x00-\x1f\x7f]*")
 
 
@@ -60,11 +61,11 @@ class Identities:
         authorization = connection.headers.get("authorization", "")
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() == "bearer":
-            return await to_thread.run_sync(self._by_token, given.strip())
+            return await self._admit_token(given.strip(), peer_of(connection))
         if authorization:
             return Identity(await self._gate.admit(authorization, peer_of(connection)), "password")
         if name := self._named_by_proxy(connection):
-            return Identity(await to_thread.run_sync(self._proxied, name), "proxy")
+            return Identity(await self._admit_proxied(name, peer_of(connection)), "proxy")
         if secret := connection.cookies.get(SESSION_COOKIE):
             return await to_thread.run_sync(self._by_session, secret)
         if must_sign_in(self._settings, await to_thread.run_sync(has_users, self._store)):
@@ -81,20 +82,29 @@ class Identities:
             raise Unauthenticated(f"The proxy sent the header {header} twice.")
         return given[0] if given else None
 
+    async def _admit_proxied(self, name: str, address: str) -> Actor:
+        try:
+            return await to_thread.run_sync(self._proxied, name)
+        except Unauthenticated:
+            await self._gate.failed.note(name, address, "named by the proxy, but disabled")
+            raise
+
+    async def _admit_token(self, secret: str, address: str) -> Identity:
+        token = await to_thread.run_sync(sessions.find_token, self._store, secret)
+        now = time.time()
+        if token is None or (token.expires_at is not None and token.expires_at <= now):
+            await self._gate.failed.note(f"token:{token.name}" if token else UNKNOWN_TOKEN, address, "API token")
+            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
+        if now - (token.used_at or 0.0) > sessions.TOUCH_SECONDS:
+            await to_thread.run_sync(sessions.touch_token, self._store, token, now)
+        return Identity(Actor(f"token:{token.name}", token.role), "token")
+
     def _proxied(self, name: str) -> Actor:
         """With the role of the stored user of this name; a viewer where there is none."""
         user = find_user(self._store, name)
         if user is not None and user.disabled:
             raise Unauthenticated("This user is disabled.")
         return Actor(name, user.role if user else Role.VIEWER)
-
-    def _by_token(self, secret: str) -> Identity:
-        token, now = sessions.find_token(self._store, secret), time.time()
-        if token is None or (token.expires_at is not None and token.expires_at <= now):
-            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
-        if now - (token.used_at or 0.0) > sessions.TOUCH_SECONDS:
-            sessions.touch_token(self._store, token, now)
-        return Identity(Actor(f"token:{token.name}", token.role), "token")
 
     def _by_session(self, secret: str) -> Identity:
         session, now = sessions.find_session(self._store, secret), time.time()

@@ -21,14 +21,15 @@ from starlette.routing import Route
 
 from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
-from celery_monitor.web.security.identity import next_path
-from celery_monitor.web.security.sign_in import SignIn, record
+from celery_monitor.web.security.identity import next_path, peer_of
+from celery_monitor.web.security.sign_in import SignIn
 
 log = logging.getLogger(__name__)
 
 PATH = "/sign-in/provider"
 STATE_COOKIE = "celery_monitor_sign_in"
 STATE_SECONDS = 600
+UNKNOWN_USER = "an unknown user"
 TIMEOUT_SECONDS = 10.0
 ISSUERS = {"google": "https://accounts.google.com", "gitlab": "https://gitlab.com", "github": "https://github.com"}
 TITLES = {
@@ -153,13 +154,14 @@ class Provider:
             claims = await self._github_claims(token) if self._github else self._checked(token)
         except FAILURES as error:
             log.warning("a sign-in at the identity provider failed: %s", _described(error))
+            await self._sign_in.failed.note(UNKNOWN_USER, peer_of(request), f"refused by {self.title}")
             text = f"Signing in with {self.title} failed. Try again."
             return self._sign_in.page(request, following, error=text, status=401)
         request.session.clear()
         name = email_of(claims) or f"{claims['sub']}@{urlsplit(issuer_of(self._settings)).hostname}"
         role = role_of(self._settings, claims)
         if role is None:
-            record(self._sign_in.store, "session.sign_in", name, "denied", "The user has no role on this dashboard.")
+            await self._sign_in.failed.note(name, peer_of(request), "the user has no role on this dashboard")
             return self._sign_in.page(request, following, error=f"{name} has no role on this dashboard.", status=403)
         return await self._sign_in.open(request, name, role, "oidc", following)
 

@@ -3,11 +3,12 @@
 itsdangerous signs the token. Libraries such as asgi-csrf compare it with a cookie, which we do not set.
 """
 
+import time
 from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit
 
-from itsdangerous import BadSignature, URLSafeSerializer
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.datastructures import Headers
 
 from celery_monitor.errors import Forbidden
@@ -15,6 +16,8 @@ from celery_monitor.records.user import Actor
 
 BROWSER_HEADERS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
 OWN_SITES = frozenset({"same-origin", "none"})
+TOKEN_SECONDS = 86_400.0
+CLOCK_DIFFERENCE_SECONDS = 300.0  # between two web processes, one of which made the token
 DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -105,26 +108,30 @@ def is_script(headers: Headers) -> bool:
 class Tokens:
     """Signed proofs that a page was rendered by us for this actor and session.
 
-    They do not expire by themselves: a dashboard stays open for weeks and must reconnect. Without the actor's own
-    credentials and our own origin a token opens nothing; the end of its session ends it, and another secret key ends
-    them all.
+    They end after a day; a page that stays open gets new ones over its socket. Without the actor's own credentials and
+    our own origin a token opens nothing; the end of its session ends it, and another secret key ends them all.
     """
 
     def __init__(self, secret: str) -> None:
-        self._serializer = URLSafeSerializer(secret, salt="page-token")
+        self._serializer = URLSafeTimedSerializer(secret, salt="page-token")
 
     def make(self, actor: Actor, session: str) -> str:
         """A token of URL-safe characters."""
         token = self._serializer.dumps([actor.name, session])
         return token if isinstance(token, str) else token.decode()
 
-    def check(self, token: str | None, actor: Actor, session: str) -> None:
-        """Raises Forbidden unless the token was made for this actor and session."""
-        if not token or self._content(token) != [actor.name, session]:
+    def check(self, token: str | None, actor: Actor, session: str) -> float:
+        """Its age in seconds. Raises Forbidden unless the token was made for this actor and session, within a day."""
+        content, age = self._content(token or "")
+        if content != [actor.name, session]:
             raise Forbidden("The page's token is missing or not yours; reload the page and try again.")
+        if not -CLOCK_DIFFERENCE_SECONDS <= age <= TOKEN_SECONDS:
+            raise Forbidden("The page is too old to change anything; reload it and try again.")
+        return age
 
-    def _content(self, token: str) -> object:
+    def _content(self, token: str) -> tuple[object, float]:
         try:
-            return self._serializer.loads(token)
+            content, made = self._serializer.loads(token, return_timestamp=True)
         except BadSignature:
-            return None
+            return None, 0.0
+        return content, time.time() - made.timestamp()

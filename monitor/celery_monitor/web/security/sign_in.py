@@ -18,6 +18,7 @@ from celery_monitor.store.accounts.users import has_users
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.web.present import csrf_field, make_asset
+from celery_monitor.web.problems import retry_header
 from celery_monitor.web.security.auth import Gate
 from celery_monitor.web.security.guard import page_token
 from celery_monitor.web.security.identity import (
@@ -40,6 +41,7 @@ class SignIn:
     def __init__(self, settings: Settings, store: Store, gate: Gate, environment: Environment) -> None:
         self._settings = settings
         self.store = store
+        self.failed = gate.failed
         self._gate = gate
         self._environment = environment
         self.provider: str | None = None  # the title of an identity provider, where one is set
@@ -64,7 +66,9 @@ class SignIn:
             actor = await self._gate.check(name, password, peer_of(request))
         except MonitorError as error:
             message = WRONG if isinstance(error, Unauthenticated) else error.message
-            return self.page(request, following, name=name, error=message, status=error.status)
+            page = self.page(request, following, name=name, error=message, status=error.status)
+            page.headers.update(retry_header(error))
+            return page
         return await self.open(request, actor.name, None, "password", following)
 
     async def open(self, request: Request, name: str, role: Role | None, source: str, following: str) -> Response:
