@@ -51,7 +51,12 @@ _IN_TEXT = re.compile(
 # ``password=x`` and ``'password': 'x'``; not ``password: x``, as messages of ours begin with the name of a setting.
 _PAIR = re.compile(
     rf"((?:{key_pattern(SECRET_KEYS).pattern})[\w.\[\]-]{{0,64}}+(?:=|\\*['\"][ \t]?(?::|=>)[ \t]?))"
-    r"[bBuU]?(?:\\*'[^'\n]*+'?|\\*\"[^\"\n]*+\"?|[^\s&,;'\")\]}]++)"
+    r"[bBuU]?(?:[\[({][^\n]*+|\\*'[^'\n]*+'?|\\*\"[^\"\n]*+\"?|[^\s&,;'\")\]}]++)"
+)
+# ``('password', 'x')``, as headers are often written
+_ITEM = re.compile(
+    rf"([(\[][bBuU]?\\*['\"][\w.-]{{0,64}}?(?:{key_pattern(SECRET_KEYS).pattern})[\w.-]{{0,64}}+\\*['\"],[ \t]?)"
+    r"[bBuU]?(?:\\*'[^'\n]*+'?|\\*\"[^\"\n]*+\"?)"
 )
 _HEADER = re.compile(r"\b((?:authorization|cookie)\b[ \t]?:[ \t]?)[^\n'\"]+|\b(bearer +)[\w.~+/=-]{8,}", re.IGNORECASE)
 
@@ -79,7 +84,7 @@ def _shown(url: str) -> str:
 
 def masked(text: str) -> str:
     """Any text, such as an error of a library or a log line, with the secrets in it masked."""
-    text = _PAIR.sub(rf"\1{MASK}", _IN_TEXT.sub(_without_user, text))
+    text = _ITEM.sub(rf"\1{MASK}", _PAIR.sub(rf"\1{MASK}", _IN_TEXT.sub(_without_user, text)))
     return _HEADER.sub(lambda match: f"{match[1] or match[2]}{MASK}", text)
 
 

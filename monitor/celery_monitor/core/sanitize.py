@@ -75,7 +75,7 @@ class Redactor:
     def cut(self, text: str) -> str:
         """For text that is not a repr: masks everything after the first word that names a secret."""
         word = self._word.search(text)
-        return f"{text[: word.end()]}{MASK}" if word else _URL.sub(_mask_user, text)
+        return f"{text[: word.end()]}{MASK}" if word else _URL.sub(_mask_user, _BEARER.sub(_mask_bearer, text))
 
     def _mask_keys(self, text: str) -> str:
         parts: list[str] = []

@@ -7,7 +7,7 @@ database, used in arithmetic and walked recursively.
 import json
 from collections.abc import Mapping
 from datetime import date, time
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_monitor.core.sanitize import CUT, storable
 
@@ -30,6 +30,19 @@ def plain_value(value: object) -> Any:
     return _Cleaner().clean(value, 0)
 
 
+class Plain(NamedTuple):
+    """A plain value; ``altered``: something of it was replaced or cut, so it must not be sent as if it were exact."""
+
+    value: Any
+    altered: bool
+
+
+def read_plain(value: object) -> Plain:
+    """``plain_value``, and whether it differs from what was given."""
+    cleaner = _Cleaner()
+    return Plain(cleaner.clean(value, 0), cleaner.altered)
+
+
 def decode_json(text: bytes | str) -> Any:
     """``plain_value`` of a JSON text. Raises NotJson."""
     if len(text) > LONGEST_JSON:
@@ -43,11 +56,6 @@ def decode_json(text: bytes | str) -> Any:
         raise NotJson(str(error)) from None
 
 
-def is_whole(text: str) -> bool:
-    """Whether nothing in the text was replaced or cut here."""
-    return REPLACED not in text and CUT not in text
-
-
 def _integer(digits: str) -> int | str:
     """Python refuses to convert thousands of digits, and the whole text with them."""
     return int(digits) if len(digits) <= _DIGITS else f"{digits[:_SHOWN_DIGITS]}{CUT}"
@@ -58,45 +66,56 @@ class _Cleaner:
 
     def __init__(self) -> None:
         self._left = MOST_VALUES
+        self.altered = False
 
     def clean(self, value: object, depth: int) -> Any:
         self._left -= 1
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
-            return _text(value)
-        if isinstance(value, (int, float)):
-            return value if -LARGEST < value < LARGEST else _large(value)
+            return self._text(value)
+        if isinstance(value, (int, float)) and -LARGEST < value < LARGEST:
+            return value
         if isinstance(value, Mapping):
             return self._mapping(value, depth)
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._list(value, depth)
-        return _text(_as_text(value))
+        self.altered = True
+        return self._text(_large(value) if isinstance(value, (int, float)) else _as_text(value))
+
+    def _text(self, text: str) -> str:
+        found = _bounded(text)
+        self.altered = self.altered or found != text
+        return found
 
     def _mapping(self, value: Mapping[object, object], depth: int) -> Any:
         if depth >= MOST_DEPTH:
+            self.altered = True
             return CUT
         found: dict[str, Any] = {}
         for key, each in value.items():
             if self._left <= 0:
+                self.altered = True
                 found[CUT] = f"{len(value) - len(found):,} more"
                 break
-            found[_text(key if isinstance(key, str) else _as_text(key))] = self.clean(each, depth + 1)
+            found[self._text(key if isinstance(key, str) else _as_text(key))] = self.clean(each, depth + 1)
         return found
 
     def _list(self, value: "list[Any] | tuple[Any, ...] | set[Any] | frozenset[Any]", depth: int) -> Any:
         if depth >= MOST_DEPTH:
+            self.altered = True
             return CUT
         found: list[Any] = []
         for each in value:
             if self._left <= 0:
+                self.altered = True
                 found.append(f"{CUT} {len(value) - len(found):,} more")
                 break
             found.append(self.clean(each, depth + 1))
         return found
 
 
-def _text(text: str) -> str:
+def _bounded(text: str) -> str:
     if len(text) > LONGEST_TEXT:
         text = text[: LONGEST_TEXT - len(CUT)] + CUT
     return text if text.isascii() and "\0" not in text else storable(text)
