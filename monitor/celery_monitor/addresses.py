@@ -7,6 +7,7 @@ import re
 from difflib import get_close_matches
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from celery_monitor.core.untrusted.keys import SECRET_KEYS, key_pattern
 from celery_monitor.errors import SettingsError, Unsupported
 
 MASK = "**"
@@ -41,8 +42,23 @@ _ENCODE = "percent-encode special characters in its password (@ as %40, / as %2F
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}")
 _USER = re.compile(r"[\w.+-]{0,64}")
 _PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*)(:[0-9]{1,5})?(/[^?#@:]*)?")
-_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,3})[^\s'\"]*@")
-_SECRET_OPTION = re.compile(r"([?&;][\w.-]*(?:pass|secret|token|key)[\w.-]*=)[^&\s'\"]+", re.IGNORECASE)
+# An address within a text, malformed ones too: a known scheme needs no slashes (redis:secret@host).
+_IN_TEXT = re.compile(
+    r"(:/{1,3}|\b(?:rediss?|amqps?|pyamqp|sentinel|postgres(?:ql)?|mysql|mariadb|mongodb|https?)(?:\+\w{1,20})?"
+    r"(?::[/\\]{0,8}|/{1,3}))([^\s'\"]*+)",
+    re.IGNORECASE,
+)
+# ``password=x`` and ``'password': 'x'``; not ``password: x``, as messages of ours begin with the name of a setting.
+_PAIR = re.compile(
+    rf"((?:{key_pattern(SECRET_KEYS).pattern})[\w.\[\]-]{{0,64}}+(?:=|\\*['\"][ \t]?(?::|=>)[ \t]?))"
+    r"[bBuU]?(?:[\[({][^\n]*+|\\*'[^'\n]*+'?|\\*\"[^\"\n]*+\"?|[^\s&,;'\")\]}]++)"
+)
+# ``('password', 'x')``, as headers are often written
+_ITEM = re.compile(
+    rf"([(\[][bBuU]?\\*['\"][\w.-]{{0,64}}?(?:{key_pattern(SECRET_KEYS).pattern})[\w.-]{{0,64}}+\\*['\"],[ \t]?)"
+    r"[bBuU]?(?:\\*'[^'\n]*+'?|\\*\"[^\"\n]*+\"?)"
+)
+_HEADER = re.compile(r"\b((?:authorization|cookie)\b[ \t]?:[ \t]?)[^\n'\"]+|\b(bearer +)[\w.~+/=-]{8,}", re.IGNORECASE)
 
 
 def without_password(url: str) -> str:
@@ -67,8 +83,26 @@ def _shown(url: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Any text, with the credentials in its URLs masked."""
-    return _SECRET_OPTION.sub(rf"\1{MASK}", _IN_TEXT.sub(rf"\1{MASK}@", text))
+    """Any text, such as an error of a library or a log line, with the secrets in it masked."""
+    text = _ITEM.sub(rf"\1{MASK}", _PAIR.sub(rf"\1{MASK}", _IN_TEXT.sub(_without_user, text)))
+    return _HEADER.sub(lambda match: f"{match[1] or match[2]}{MASK}", text)
+
+
+def _without_user(match: re.Match[str]) -> str:
+    end = match[2].rfind("@")
+    return match[0] if end < 0 else f"{match[1]}{MASK}{match[2][end:]}"
+
+
+def masked_value(value: str) -> str:
+    """A value that somebody gave: where it may be an address, with all that may be its password masked.
+
+    It is masked before it is parsed, since one that cannot be parsed has a password all the same.
+    """
+    before, at, place = value.rpartition("@")
+    if not at or not re.search("[:/]", before):
+        return masked(value)
+    scheme = re.match(r"(?:[\w-]+=)?[A-Za-z][A-Za-z0-9+.-]*(?=[:/]):?/{0,3}", before)
+    return f"{scheme[0] if scheme else ''}{MASK}@{masked(place)}"
 
 
 def transport_of(url: str) -> str:

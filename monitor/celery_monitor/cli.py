@@ -18,7 +18,8 @@ from typing import Any
 import click
 
 from celery_monitor import __version__
-from celery_monitor.addresses import check_broker, masked, transport_of
+from celery_monitor.addresses import check_broker, masked, masked_value, transport_of
+from celery_monitor.core.untrusted.terminal import printable, printable_lines
 from celery_monitor.errors import MonitorError
 from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load
 from celery_monitor.supervise import configure_logging, resolve_without_gc, stop_on_signals
@@ -66,33 +67,43 @@ read_tokens = later("celery_monitor.store.accounts.sessions:read_tokens")
 
 
 class Failure(click.ClickException):
-    """An error on one line, with the passwords of URLs masked."""
+    """An error on one line, without secrets and control characters."""
 
     exit_code = EXIT_USAGE
 
     def __init__(self, message: str) -> None:
-        super().__init__(masked(" ".join(message.split())))
+        super().__init__(printable(masked(" ".join(message.split()))))
 
 
-def usage_failure(command: click.Command, ctx: click.Context, error: click.UsageError) -> Failure:
-    """A usage error as a Failure; for an unknown option, with the closest known one."""
+def say(text: str) -> None:
+    """Prints lines that may contain text from outside."""
+    click.echo(printable_lines(text))
+
+
+def usage_failure(command: click.Command, ctx: click.Context, error: click.UsageError, args: Sequence[str]) -> Failure:
+    """A usage error as a Failure; for an unknown option, with the closest known one. It may repeat arguments."""
     if not isinstance(error, click.NoSuchOption):
-        return Failure(error.format_message())
+        message = error.format_message()
+        for each in args:
+            if (shown := masked_value(each)) != each:
+                message = message.replace(each, shown).replace(repr(each), repr(shown))
+        return Failure(message)
     names = sorted(name for each in command.get_params(ctx) for name in each.opts if name.startswith("--"))
     near = get_close_matches(error.option_name, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
     removed = REMOVED.get(error.option_name.removeprefix("--"))
-    return Failure(f"there is no option {error.option_name}; {removed or hint}")
+    return Failure(f"there is no option {masked_value(error.option_name)}; {removed or hint}")
 
 
 class ClickCommand(click.Command):
     """Reports every error on one line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            raise usage_failure(self, ctx, error) from None
+            raise usage_failure(self, ctx, error, given) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -107,10 +118,11 @@ class Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args:  # click shows the help
             return super().parse_args(ctx, args)
+        given = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            raise usage_failure(self, ctx, error) from None
+            raise usage_failure(self, ctx, error, given) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -118,7 +130,7 @@ class Group(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise usage_failure(self, ctx, error) from None
+            raise usage_failure(self, ctx, error, args) from None
 
 
 @click.group(cls=Group, context_settings=HELP)
@@ -189,7 +201,7 @@ def _command(name: str, run: Runner, text: str) -> ClickCommand:
         settings = _load(options)
         if secret:  # in the list of processes, where everybody on this machine reads it
             start_afresh(settings, RESUME, name)
-        run(settings, stop_on_signals(), click.echo)
+        run(settings, stop_on_signals(), say)
 
     return ClickCommand(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
 
@@ -210,7 +222,7 @@ def _doctor(**options: Any) -> None:
     as_json = options.pop("json")
     settings = _load({**options, "log_level": options["log_level"] or "error"})
     reports = examine(with_brokers(settings))
-    click.echo(json.dumps(to_json(reports), indent=2) if as_json else "\n".join(lines(reports)))
+    say(json.dumps(to_json(reports), indent=2) if as_json else "\n".join(lines(reports)))
     sys.exit(EXIT_WRONG if any(report.is_wrong for report in reports) else 0)
 
 
@@ -263,7 +275,7 @@ def demo(**options: Any) -> None:
         check_broker(options["broker"])
     if not 0 < options["rate"] <= MOST_RATE:
         raise Failure(f"--rate: write tasks per second, above 0 and up to {MOST_RATE:g}")
-    run_demo(demo_of(**options), stop_on_signals(), click.echo)
+    run_demo(demo_of(**options), stop_on_signals(), say)
 
 
 ROLE_NAMES = click.Choice(["viewer", "operator", "admin"])
@@ -312,9 +324,9 @@ def _performing(action: str) -> Runner:
         if password_stdin is not None and not no_password:
             options["password"] = _read_password(from_stdin=password_stdin)
         performed = perform_locally(settings, action, **options)
-        click.echo(performed.message)
+        say(performed.message)
         if performed.secret is not None:
-            click.echo(performed.secret)
+            say(performed.secret)
 
     return run
 
@@ -328,13 +340,13 @@ def _read_password(*, from_stdin: bool) -> str:
 def _list_users(settings: Settings) -> None:
     with closing(open_store(settings.database)) as store:
         for user in read_users(store):
-            click.echo(f"{user.name}  {user.role.name.lower()}{'  disabled' if user.disabled else ''}")
+            say(f"{user.name}  {user.role.name.lower()}{'  disabled' if user.disabled else ''}")
 
 
 def _list_tokens(settings: Settings) -> None:
     with closing(open_store(settings.database)) as store:
         for token in read_tokens(store):
-            click.echo(
+            say(
                 f"{token.name}  {token.role.name.lower()}  expires {_day(token.expires_at)}  "
                 f"last used {_day(token.used_at)}"
             )
@@ -383,7 +395,7 @@ def resume(command: str, descriptor: int) -> None:
     """Go on with settings that were read already: by ``celery -A proj monitor``, or from options with secrets."""
     settings = handed_over(descriptor)
     configure_logging(settings.log_level)
-    RUNNERS[command](settings, stop_on_signals(), click.echo)
+    RUNNERS[command](settings, stop_on_signals(), say)
 
 
 def application_name(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from celery_monitor.addresses import MOST_PORT, check_broker, check_database, check_http, masked, transport_of
+from celery_monitor.addresses import MOST_PORT, check_broker, check_database, check_http, masked_value, transport_of
+from celery_monitor.core.untrusted.keys import SECRET_KEYS
 from celery_monitor.errors import MonitorError, SettingsError
 from celery_monitor.records.application import Application
 
@@ -32,19 +33,7 @@ MOST_NUMBER = 10**15
 MOST_SECONDS = 1e9  # beyond, Python's threads cannot wait
 MOST_QUOTED = 60
 _BEGINS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*[:/]")  # a URL after NAME=; any other = may be in a password
-REDACTED_KEYS = (
-    "password",
-    "passwd",
-    "secret",
-    "token",
-    "authorization",
-    "api_key",
-    "apikey",
-    "access_key",
-    "private_key",
-    "cookie",
-    "credential",
-)
+REDACTED_KEYS = SECRET_KEYS
 
 
 class Broker(NamedTuple):
@@ -159,7 +148,7 @@ def parse_name(text: str) -> str:
 
 def quoted(text: str) -> str:
     """A value for an error message: shortened, on one line, with passwords of URLs masked."""
-    shown = masked(text)
+    shown = masked_value(text)
     return repr(shown if len(shown) <= MOST_QUOTED else f"{shown[:MOST_QUOTED]}…")
 
 

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from threading import Event, Thread
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import IO, NamedTuple
 
 from celery_monitor.addresses import masked
+from celery_monitor.core.untrusted.terminal import printable, printable_lines
 from celery_monitor.errors import MonitorError
 from celery_monitor.files import open_private
 
@@ -34,9 +35,11 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # after this run time the pause is reset
 STOP_SECONDS = 5.0
+TRACEBACK_INDENT = "  "
 LONGEST_ERROR = 500
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
+_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 END_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 # -P: a module in the working directory must not shadow one of ours.
 CHILD = (sys.executable, "-P", "-c")
@@ -47,10 +50,23 @@ CHILD_CODE = (
 
 
 class MaskingFormatter(logging.Formatter):
-    """Masks the passwords of URLs: errors of libraries, and so tracebacks, contain them."""
+    """Masks secrets, and escapes control characters: errors of libraries, and so tracebacks, contain both.
 
-    def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))
+    A record is one line, so that no text from outside looks like a record of ours; a traceback below it is indented.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of logging
+        return printable(masked(super().formatMessage(record)))
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return TRACEBACK_INDENT + printable_lines(masked(text)).replace("\n", f"\n{TRACEBACK_INDENT}")
 
 
 class Ending(NamedTuple):
@@ -136,7 +152,7 @@ class PythonCall(ChildProcess):
             rest = rest[os.write(self.stdin.fileno(), rest) :]
 
     def cause(self) -> str:
-        return self.stdout.read().decode() or super().cause()
+        return self.stdout.read().decode("utf-8", "replace") or super().cause()
 
 
 def run_call(log_level: str, function: str, arguments: Sequence[object]) -> None:
@@ -150,12 +166,17 @@ def run_call(log_level: str, function: str, arguments: Sequence[object]) -> None
         try:
             resolve_without_gc(function)(*arguments, stop)
         except MonitorError as error:  # expected, so no traceback
-            errors.write(masked(error.message)[:LONGEST_ERROR])
+            errors.write(_cause(error.message))
             logger.error("%s", error)
             sys.exit(1)
         except Exception as error:
-            errors.write(masked(f"{type(error).__name__}: {error}")[:LONGEST_ERROR])
-            raise
+            errors.write(_cause(f"{type(error).__name__}: {error}"))
+            logger.exception("%s failed", function)  # Python's own report would print the error as it is
+            sys.exit(1)
+
+
+def _cause(text: str) -> str:
+    return printable(masked(text))[:LONGEST_ERROR]
 
 
 def resolve_without_gc(function: str) -> Callable[..., None]:
@@ -298,8 +319,17 @@ def stop_on_signals() -> Event:
 
 
 def configure_logging(level: str) -> None:
-    """Log lines go to standard error, without the passwords of addresses in them."""
+    """Log lines and unexpected errors go to standard error, without secrets and control characters in them."""
     handler = logging.StreamHandler()
     handler.setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # it logs seven lines when loaded
+    sys.excepthook = _log_exception
+
+
+def _log_exception(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """An error that nobody expected, which Python would print as it is."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        logger.critical("unexpected error", exc_info=(kind, error, traceback))

@@ -101,7 +101,7 @@ def test_application_is_read_whatever_it_holds_and_leaves_nothing(project: Path)
     assert app.connection_for_write().userid == "w"
     assert app.connection_for_read().userid == "a"
     entries = {entry.name: entry for entry in application.entries}
-    assert entries.keys() == {"good", "late", "half \ud800"}
+    assert entries.keys() == {"good", "late", "half \ufffd"}
     assert (entries["good"].when, entries["good"].queue) == (timedelta(seconds=0.125), "mail")
     assert {each.name: each.reason for each in application.unread} == {
         "bad": "RuntimeError: no words",

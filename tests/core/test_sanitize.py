@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.untrusted.keys import PARTS
 from celery_monitor.settings import REDACTED_KEYS
 
 redactor = Redactor(REDACTED_KEYS)
@@ -125,7 +126,7 @@ affixes = st.text(alphabet="abXY_-", max_size=5)
 keys = st.builds(
     lambda before, word, after, change: before + change(word) + after,
     affixes,
-    st.sampled_from(REDACTED_KEYS),
+    st.sampled_from([f"_{key}-" if key in PARTS else key for key in REDACTED_KEYS]),
     affixes,
     st.sampled_from([str.lower, str.upper, str.title, lambda word: word.replace("_", "-")]),
 )

@@ -7,7 +7,6 @@ delivery.
 """
 
 import base64
-import json
 import logging
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -32,6 +31,7 @@ from celery_monitor.brokers.queues import (
     describe,
     digest_of,
 )
+from celery_monitor.core.untrusted.values import LONGEST_JSON, decode_json
 from celery_monitor.errors import NotFound, Unsupported
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Broker, Settings
@@ -126,7 +126,7 @@ def read_management_api(api: str, vhost: str) -> list[object]:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         request.add_header("Authorization", "Basic " + base64.b64encode(user).decode())
     with urllib.request.urlopen(request, timeout=API_SECONDS) as response:  # noqa: S310
-        queues = json.load(response)
+        queues = decode_json(response.read(LONGEST_JSON + 1))
     if not isinstance(queues, list):
         raise ValueError("the answer is not a list of queues")  # noqa: TRY004
     return queues

@@ -1,6 +1,5 @@
 """The user's Celery application: loaded in a separate process, and what its configuration means for us."""
 
-import json
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ from celery import Celery
 
 from celery_monitor.addresses import check_broker
 from celery_monitor.brokers import read_application as reader
+from celery_monitor.core.untrusted.values import NotJson, decode_json, plain_value
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application
 from celery_monitor.settings import DEFAULT_CLUSTER, Broker, Settings
@@ -70,8 +70,8 @@ def read_application(name: str, seconds: int = LIMIT_SECONDS) -> Application:
     with TemporaryFile() as output:
         text = _run(name, seconds, output)
         try:
-            document = json.loads(text)
-        except ValueError:
+            document = decode_json(text)
+        except NotJson:
             raise _failed(name, f"reading it ended without an answer{_last_line(output)}") from None
     if "error" in document:
         raise _failed(name, document["error"])
@@ -82,7 +82,7 @@ _read_once = lru_cache(maxsize=8)(read_application)
 
 
 def _application(document: dict[str, Any], name: str | None) -> Application:
-    return msgspec.convert({**document, "name": name}, Application)
+    return msgspec.convert({**plain_value(document), "name": name}, Application)
 
 
 def _failed(name: str, why: str) -> SettingsError:

@@ -21,7 +21,8 @@ from redis.exceptions import RedisError
 
 from celery_monitor.brokers.application import application_of
 from celery_monitor.brokers.connection import link
-from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.sanitize import CUT, Redactor
+from celery_monitor.core.untrusted.values import REPLACED, NotJson, decode_json, plain_value
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.settings import SETTINGS, Broker, Settings
@@ -29,7 +30,8 @@ from celery_monitor.settings import SETTINGS, Broker, Settings
 CRONTAB = re.compile(r"<crontab: (.+) \(([mhdMY/]+)\)>")
 _FIELD = re.compile(r"\{[^{}]*\}|\[[^\[\]]*\]|\S+")
 _FREQUENCY = re.compile(r"<freq: (.+)>")
-_CLOCK = re.compile(r"(?:(-?\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+_CLOCK = re.compile(r"(?:(-?\d{1,12}) days?, )?(\d{1,12}):(\d\d):(\d\d(?:\.\d+)?)")
+HALF = "its name or task has a lone surrogate (half a character), or bytes that are not UTF-8"
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 # The fields of a legend: our name, the number of values, and the first value.
 _FIELDS = {
@@ -54,6 +56,9 @@ def entries_of_app(application: Application, cluster: str, redactor: Redactor, n
     unread = list(application.unread)
     if (reason := application.problems.get("tasks")) is not None:
         unread.append(Unread(name="", reason=f"entries that task modules add may be missing: {reason}"))
+    unread += [
+        Unread(name=entry.name, reason=HALF) for entry in application.entries if _is_half(entry.name, entry.task)
+    ]
     entries = [
         ScheduleEntry(
             cluster=cluster,
@@ -68,8 +73,14 @@ def entries_of_app(application: Application, cluster: str, redactor: Redactor, n
             **read_schedule(entry.when),
         )
         for entry in application.entries
+        if not _is_half(entry.name, entry.task)
     ]
     return ReadEntries(entries, unread)
+
+
+def _is_half(name: str, task: str) -> bool:
+    """Whether a part of what identifies an entry could not be read: another entry may have the same name now."""
+    return REPLACED in name or REPLACED in task
 
 
 def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, now: float) -> ReadEntries:
@@ -79,8 +90,8 @@ def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, n
     found = ReadEntries([], [])
     for name, entry in schedule.items() if isinstance(schedule, Mapping) else ():
         try:
-            fields = _fields(entry, redactor)
-        except TypeError as error:
+            fields = _fields(str(name), entry, redactor)
+        except (TypeError, ValueError, OverflowError) as error:
             found.unread.append(Unread(name=str(name), reason=str(error)))
         else:
             found.entries.append(
@@ -91,10 +102,12 @@ def entries_of_conf(conf: Mapping[str, Any], cluster: str, redactor: Redactor, n
     return found
 
 
-def _fields(entry: object, redactor: Redactor) -> dict[str, Any]:
-    """Fields of ScheduleEntry. Raises TypeError with the reason."""
+def _fields(name: str, entry: object, redactor: Redactor) -> dict[str, Any]:
+    """Fields of ScheduleEntry. Raises TypeError or ValueError with the reason."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("task"), str):
         raise TypeError("it names no task")
+    if _is_half(name, entry["task"]):
+        raise ValueError(HALF)
     args, kwargs = entry.get("args") or (), entry.get("kwargs") or {}
     if not isinstance(args, (list, tuple)):
         raise TypeError(f"its args are of type {type(args).__name__}, not a list")
@@ -157,8 +170,8 @@ def arguments(args: list[Any], kwargs: dict[str, Any], redactor: Redactor) -> di
 def arguments_of_json(args: str, kwargs: str, redactor: Redactor) -> dict[str, Any]:
     """``arguments`` from two JSON texts; invalid JSON is shown as it is, and cannot be sent."""
     try:
-        listed, named = json.loads(args or "[]"), json.loads(kwargs or "{}")
-    except ValueError:
+        listed, named = decode_json(args or "[]"), decode_json(kwargs or "{}")
+    except NotJson:
         listed, named = None, None
     if not isinstance(listed, list) or not isinstance(named, dict):
         return {"args": redactor.text(args), "kwargs": redactor.text(kwargs)}
@@ -183,10 +196,10 @@ def _seconds(text: str) -> float | None:
     if (frequency := _FREQUENCY.fullmatch(text)) is not None:
         number, _, unit = frequency[1].partition(" ")
         size = _UNITS.get(unit.rstrip("s"))
-        return float(number) * size if size and re.fullmatch(r"[\d.]+", number) else None
+        return float(number) * size if size and re.fullmatch(r"\d{1,15}(\.\d{1,15})?", number) else None
     if (clock := _CLOCK.fullmatch(text)) is not None:
         return int(clock[1] or 0) * 86400 + int(clock[2]) * 3600 + int(clock[3]) * 60 + float(clock[4])
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0 else None
+    return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,15})?", text) and float(text) > 0 else None
 
 
 def timezone_of(setting: Callable[[str], object]) -> str | None:
@@ -208,7 +221,8 @@ def _json(value: object) -> str | None:
 def _texts(field: str, text: str, whole: str | None, redactor: Redactor) -> dict[str, Any]:
     """Masked as in events, and as JSON where nothing was masked."""
     masked = redactor.text(text)
-    return {field: masked, f"{field}_json": whole if masked == text else None}
+    exact = masked == text and REPLACED not in text and CUT not in text  # else it was not kept as it was
+    return {field: masked, f"{field}_json": whole if exact else None}
 
 
 TRANSPORTS = frozenset({"redis", "sentinel"})
@@ -250,9 +264,9 @@ def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) ->
     for stored, (key, score) in zip(texts, due, strict=True):
         try:
             found.entries.append(read_entry(stored, score, reading))
-        except (TypeError, ValueError, RecursionError, RedisError) as error:
-            name = key.decode("utf-8", "replace").removeprefix(prefix)
-            found.unread.append(Unread(name=name, reason=str(error) or type(error).__name__))
+        except (TypeError, ValueError, OverflowError, RecursionError, RedisError) as error:
+            name = plain_value(key.decode("utf-8", "replace")).removeprefix(prefix)
+            found.unread.append(Unread(name=name, reason=plain_value(str(error)) or type(error).__name__))
     if count > len(due):
         found.unread.append(Unread(name="", reason=f"{count - len(due):,} more: only {MOST_ENTRIES:,} are read"))
     return found
@@ -267,7 +281,7 @@ def prefix_of(settings: Settings) -> str:
 
 
 def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntry:
-    """An entry from its two texts. Raises TypeError, ValueError, RecursionError or RedisError where it is invalid."""
+    """An entry from its two texts. Raises TypeError, ValueError, OverflowError, RecursionError or RedisError."""
     if isinstance(stored, RedisError):
         raise stored
     if stored[0] is None:
@@ -276,9 +290,13 @@ def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntr
     name, task = definition.get("name"), definition.get("task")
     if not isinstance(name, str) or not isinstance(task, str):
         raise TypeError("its definition has no name, or names no task")
+    if _is_half(name, task):
+        raise ValueError(HALF)
     options = definition.get("options")
     queue = options.get("queue") if isinstance(options, dict) else None
     total = meta.get("total_run_count")
+    if isinstance(total, str):  # so is a number beyond bounds
+        raise TypeError("its total_run_count is not a number, or too large")
     return ScheduleEntry(
         cluster=reading.cluster,
         name=name,
@@ -290,7 +308,7 @@ def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntr
         enabled=definition.get("enabled") is not False,
         beat_last_at=_time(meta.get("last_run_at")) if total else None,  # before the first run: when it was saved
         beat_next_at=due if due > 0 else None,  # -1: never again
-        total=total if isinstance(total, int) else None,
+        total=total if isinstance(total, int) and total >= 0 else None,
         **_arguments(definition, reading.redactor),
         **_schedule(definition.get("schedule")),
     )
@@ -326,8 +344,8 @@ def _field(value: object) -> str:
 
 def _object(field: str, text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = decode_json(text)
+    except NotJson as error:
         raise ValueError(f"its {field} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise TypeError(f"its {field} is not a JSON object")

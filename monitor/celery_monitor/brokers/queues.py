@@ -7,7 +7,6 @@ but while a message that was the newest at an earlier sample is still in the que
 Messages are read without the sender's code: only JSON is decoded, everything else stays bytes.
 """
 
-import json
 from abc import ABC, abstractmethod
 from base64 import b64decode
 from collections import deque
@@ -21,7 +20,8 @@ import msgspec
 from kombu import Connection
 
 from celery_monitor.brokers.connection import app_for, explained
-from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.sanitize import LATEST_TIME, Redactor
+from celery_monitor.core.untrusted.values import NotJson, decode_json, plain_value
 from celery_monitor.errors import BrokerUnavailable, NotFound
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Broker, Settings
@@ -265,18 +265,20 @@ def describe_payload(payload: bytes, redactor: Redactor) -> QueueMessage:
     """A message as virtual transports store it: JSON around a body in base64."""
     digest = digest_of(payload)
     try:
-        stored = json.loads(payload)
+        stored = decode_json(payload)
         properties = _mapping(stored.get("properties"))
         body = stored.get("body") or ""
         raw = b64decode(body) if properties.get("body_encoding") == "base64" else str(body).encode()
         envelope = {**properties, "content_type": stored.get("content-type"), "headers": stored.get("headers")}
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return QueueMessage(digest=digest, size=len(payload), body=_bytes(payload, redactor))
     return describe(raw, envelope, digest, redactor)
 
 
 def describe(raw: bytes, envelope: Mapping[str, object], digest: str, redactor: Redactor) -> QueueMessage:
     """A message by its body and its properties, the headers among them. Its secrets are masked."""
+    stamped = envelope.get("timestamp")  # AMQP's is a time, which is no plain value
+    envelope = plain_value(envelope)
     headers = _mapping(envelope.get("headers"))
     kind = _text(envelope.get("content_type"))
     delivery = _mapping(envelope.get("delivery_info"))
@@ -296,7 +298,7 @@ def describe(raw: bytes, envelope: Mapping[str, object], digest: str, redactor: 
         expires=_text(headers.get("expires")) or _text(fields.get("expires")),
         retries=_integer(headers.get("retries", fields.get("retries"))),
         redelivered=redelivered if isinstance(redelivered, bool) else None,
-        sent=_sent_at(headers, envelope),
+        sent=_sent_at(headers, stamped),
     )
 
 
@@ -309,8 +311,8 @@ def _body_fields(raw: bytes, kind: str | None, headers: Mapping[str, object]) ->
     if not _is_plain_json(raw, kind, headers):
         return from_headers
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
+        value = decode_json(raw)
+    except NotJson:
         return from_headers
     if isinstance(value, list) and len(value) == 3:
         return {"args": repr(value[0]), "kwargs": repr(value[1])}
@@ -335,13 +337,14 @@ def _bytes(raw: bytes, redactor: Redactor) -> str:
     return redactor.cut(repr(raw[:SHOWN])[2:-1])
 
 
-def _sent_at(headers: Mapping[str, object], envelope: Mapping[str, object]) -> float | None:
+def _sent_at(headers: Mapping[str, object], stamped: object) -> float | None:
     """From RabbitMQ's message timestamp plug-in, in milliseconds; else from the property, in seconds."""
     exact = headers.get("timestamp_in_ms")
-    if isinstance(exact, int):
-        return exact / 1000
-    given = envelope.get("timestamp")
-    return given.timestamp() if isinstance(given, datetime) else None
+    try:
+        at = exact / 1000 if isinstance(exact, int) else stamped.timestamp() if isinstance(stamped, datetime) else 0.0
+    except (ValueError, OverflowError, OSError):
+        return None
+    return at if 0 < at < LATEST_TIME else None
 
 
 def _mapping(value: object) -> Mapping[str, object]:

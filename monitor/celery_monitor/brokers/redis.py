@@ -5,7 +5,6 @@ The delivered, unacknowledged messages of all queues are in one hash, by deliver
 of all queues are read in one pipeline.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from celery_monitor.brokers.queues import (
     digest_of,
     task_id_of,
 )
+from celery_monitor.core.untrusted.values import decode_json
 from celery_monitor.records.queue import Queue
 
 MOST_BEFORE_MARKER = 20_000  # messages from the head on that are searched for a marker
@@ -126,11 +126,11 @@ class RedisProbe(GenericProbe):
     def _origin(self, client: Any, value: bytes, tables: dict[str, list[tuple[str, ...]]]) -> str | None:
         """The queue of a message, from its exchange and routing key and the stored bindings; ``None``: several."""
         try:
-            _, exchange, routing_key = json.loads(value)
-        except ValueError:
+            _, exchange, routing_key = decode_json(value)
+        except (ValueError, TypeError):
             return None
-        if not exchange:
-            return str(routing_key)
+        if not exchange or not isinstance(exchange, str):
+            return str(routing_key) if not exchange else None
         if exchange not in tables:
             members: Any = client.smembers(self._key(self._channel.keyprefix_queue % (exchange,)))
             tables[exchange] = [tuple(each.decode(errors="replace").split(self._channel.sep)) for each in members]

@@ -15,10 +15,13 @@ from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from celery_monitor.brokers.connection import app_for, link
+from celery_monitor.core.untrusted.values import plain_value, read_plain
 from celery_monitor.errors import InvalidInput, Unsupported
 from celery_monitor.settings import Broker, Settings
 
 FORBIDDEN = "election"  # of Celery's commands (celery/worker/control.py) the one that kills a lone worker
+# What kombu raises for a reply in JSON that names a type with a bad value, or is nested too deeply.
+UNDECODABLE = (KombuError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 REPLY_QUEUE_SECONDS = 60.0  # after which RabbitMQ deletes the reply queue of a process that died
 
 
@@ -29,6 +32,7 @@ class Reply:
     worker: str
     ok: object | None = None
     error: str | None = None
+    altered: bool = False  # a part of it could not be kept as it was
 
 
 OnReply = Callable[[Reply], None]
@@ -147,14 +151,14 @@ class _Question:
             return
         try:
             body = message.decode()
-        except (KombuError, ValueError) as error:
-            self.unreadable.append(f"the reply is {message.content_type}, which is not read: {error}")
+        except UNDECODABLE as error:
+            self.unreadable.append(f"the reply is {message.content_type}, which is not read: {plain_value(str(error))}")
             return
         if not isinstance(body, dict):
             self.unreadable.append(f"the reply is a {type(body).__name__}, not a dictionary")
             return
         for worker, value in body.items():
-            reply = _reply(str(worker), value)
+            reply = _reply(str(plain_value(worker)), value)
             self.replies[reply.worker] = reply
             if self.on_reply:
                 self.on_reply(reply)
@@ -171,10 +175,12 @@ class _Question:
         return self.replies | unreadable
 
 
-def _reply(worker: str, value: object) -> Reply:
+def _reply(worker: str, given: object) -> Reply:
+    """The door for what workers say: only plain values within bounds go on from here."""
+    value, altered = read_plain(given)
     if isinstance(value, dict) and len(value) == 1:
         if "error" in value:
-            return Reply(worker, error=str(value["error"]))
+            return Reply(worker, error=str(value["error"]), altered=altered)
         if "ok" in value:
-            return Reply(worker, ok=value["ok"])
-    return Reply(worker, ok=value)
+            return Reply(worker, ok=value["ok"], altered=altered)
+    return Reply(worker, ok=value, altered=altered)

@@ -4,7 +4,6 @@ For other backends the reason why they cannot be read is given. The end of a tas
 from here, too.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,6 +23,7 @@ from celery_monitor.brokers.beat import timezone_of
 from celery_monitor.brokers.connection import app_for, short_error
 from celery_monitor.brokers.read_application import DJANGO_RESULTS
 from celery_monitor.core.lifecycle import parse_time
+from celery_monitor.core.untrusted.values import NotJson, decode_json
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable
 from celery_monitor.records.application import Application
 from celery_monitor.settings import REDIS_SCHEMES, SQL_SCHEMES, Broker, Settings
@@ -206,8 +206,8 @@ def read_result(payload: bytes | str | None) -> StoredResult | None:
     if payload is None:
         return None
     try:
-        meta = json.loads(payload)
-    except (ValueError, RecursionError):
+        meta = decode_json(payload)
+    except NotJson:
         return None
     if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or meta["status"] not in EVENTS:
         return None

@@ -194,7 +194,7 @@ def _message_of(stored: StoredMessage, ids: Collection[str]) -> tuple[str, Messa
         if task_id is None or task_id not in ids:
             return None
         return task_id, of_payload(payload, stored.queue, exchange, key)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -264,7 +264,7 @@ def of_removed(removed: Any, queue: str) -> tuple[str, Message] | None:
     try:
         found = of_payload(removed, queue) if isinstance(removed, bytes) else _of_amqp(removed, queue)
         task_id = json.loads(found.headers).get("id")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return (task_id, msgspec.structs.replace(found, why=REMOVED)) if isinstance(task_id, str) and task_id else None
 

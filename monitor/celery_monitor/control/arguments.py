@@ -166,6 +166,8 @@ def _from_worker(target: Target, task: Task, found: FoundArguments) -> FoundArgu
         return found
     if reply is None or reply.error is not None:
         return _with_reason(found, f"{name} did not report them")
+    if reply.altered:
+        return _with_reason(found, f"{name} reported values that JSON cannot carry")
     answer = reply.ok.get(task.id) if isinstance(reply.ok, dict) else None
     try:
         return _with_reported(found, task, from_worker(name, answer))

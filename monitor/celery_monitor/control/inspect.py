@@ -83,6 +83,7 @@ def query_worker(settings: Settings, worker: Worker) -> Inspected:
         ("scheduled", {}),
         ("reserved", {}),
     )
+    redactor = Redactor(settings.redact)
     answers: dict[str, object] = {}
     refusals: dict[str, str] = {}
     for number, (question, arguments) in enumerate(questions):
@@ -93,8 +94,8 @@ def query_worker(settings: Settings, worker: Worker) -> Inspected:
         if reply is not None and reply.error is None:
             answers[question] = reply.ok
         elif reply is not None:
-            refusals[question] = str(reply.error)
-    return _inspected(answers, refusals, worker, Redactor(settings.redact))
+            refusals[question] = redactor.text(str(reply.error))
+    return _inspected(answers, refusals, worker, redactor)
 
 
 def _inspected(
@@ -257,7 +258,7 @@ def _text(value: object) -> str | None:
 def _epoch(value: object) -> float | None:
     try:
         return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else None
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # of the year 1, or 9999
         return None
 
 

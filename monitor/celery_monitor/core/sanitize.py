@@ -17,11 +17,14 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from celery_monitor.core.untrusted.keys import key_pattern, pieces, words
 from celery_monitor.records.event import Event, Message
 
 MASK = "***"
 
 _URL = re.compile(r"(://)([^\s'\"\\]*+)")
+_BEARER = re.compile(r"\b([Bb]earer +)([\w.~+/=-]{8,})")  # without a key, as in a quoted header
+_LONGEST_USER = 19  # a longer user part of an address is a key, such as those of GitHub and Sentry
 _PORT = re.compile(r"\d{1,5}(?:[/?#,)\]}]|$)")
 
 # After the word: the rest of its key, a closing quote (escaped as deep as the text), and the assignment.
@@ -43,14 +46,12 @@ _KEY_LOOK_BACK = 96
 
 
 class Redactor:
-    """Masks values of keys that contain one of the words, ignoring case; ``-`` and ``_`` are equal."""
+    """Masks values of keys that name a secret (``untrusted/keys.py``), ignoring case; ``-`` and ``_`` are equal."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        words = {form for key in keys for form in _forms(key) if form}
-        self._words = tuple(sorted(_shortest(words)))
-        # Every word contains at least one of these few pieces: ``key`` for api_key, apikey and access-key.
-        self._pieces = tuple(_shortest({_last_part(key) for key in keys if key.strip()}))
-        self._word = re.compile("|".join(map(re.escape, self._words)) or r"(?!)", re.IGNORECASE)
+        self._words = words(keys)
+        self._pieces = pieces(keys)
+        self._word = key_pattern(keys)
 
     def suspects(self, text: str) -> bool:
         """A quick check: False if ``text`` certainly has nothing to mask."""
@@ -67,6 +68,8 @@ class Redactor:
             if word in lower:
                 repr_text = self._mask_keys(repr_text)
                 break
+        if "earer " in repr_text:
+            repr_text = _BEARER.sub(_mask_bearer, repr_text)
         if "://" in repr_text:
             return _URL.sub(_mask_user, repr_text)
         return repr_text
@@ -74,7 +77,7 @@ class Redactor:
     def cut(self, text: str) -> str:
         """For text that is not a repr: masks everything after the first word that names a secret."""
         word = self._word.search(text)
-        return f"{text[: word.end()]}{MASK}" if word else _URL.sub(_mask_user, text)
+        return f"{text[: word.end()]}{MASK}" if word else _URL.sub(_mask_user, _BEARER.sub(_mask_bearer, text))
 
     def _mask_keys(self, text: str) -> str:
         parts: list[str] = []
@@ -89,22 +92,6 @@ class Redactor:
                 done = at
             word = self._word.search(text, at)
         return "".join((*parts, text[done:]))
-
-
-def _shortest(words: set[str]) -> Iterator[str]:
-    """Without words that contain another one, which finds them, too."""
-    return (word for word in words if not any(other in word for other in words - {word}))
-
-
-def _forms(key: str) -> tuple[str, ...]:
-    """``api_key`` is also written ``api-key``, ``api key`` and ``apiKey``."""
-    key = key.strip().lower()
-    return tuple(key.replace("-", "_").replace("_", joint) for joint in ("_", "-", " ", "")) if key else ()
-
-
-def _last_part(key: str) -> str:
-    """The part after the last joint; the empty text, which every text contains, if there is none."""
-    return key.strip().lower().replace("-", "_").strip("_").rpartition("_")[2]
 
 
 def _is_pair(text: str, word_start: int, after: re.Match[str]) -> bool:
@@ -180,17 +167,29 @@ def _masked(text: str, after: re.Match[str], end: int) -> str:
 
 
 def _mask_user(match: re.Match[str]) -> str:
-    """``user:***@host``. A truncated address without ``@`` is masked from the colon unless a port follows it."""
+    """``user:***@host``. A truncated address without ``@`` is masked from the colon unless a port follows it.
+
+    A user part without a password, and a long one, is a key itself: ``https://***@sentry.io/1``.
+    """
     authority = match[2]
     end = authority.rfind("@", 0, _first_slash(authority))
     if end < 0:
         end = authority.find("@")
     user, colon, rest = authority.partition(":")
     if not colon or "/" in user or "?" in user or "@" in user or user.startswith("["):
-        return match[0]
+        return f"://{MASK}{authority[end:]}" if _is_user_part(authority[: max(end, 0)]) else match[0]
+    shown = user if len(user) <= _LONGEST_USER else MASK
     if end < 0:
-        return match[0] if not rest or _PORT.match(rest) else f"://{user}:{MASK}"
-    return match[0] if _PORT.match(rest) else f"://{user}:{MASK}{authority[end:]}"
+        return match[0] if not rest or _PORT.match(rest) else f"://{shown}:{MASK}"
+    return match[0] if _PORT.match(rest) else f"://{shown}:{MASK}{authority[end:]}"
+
+
+def _is_user_part(text: str) -> bool:
+    return bool(text) and not any(each in text for each in "/?#")
+
+
+def _mask_bearer(match: re.Match[str]) -> str:
+    return f"{match[1]}{MASK}"
 
 
 def _first_slash(authority: str) -> int:

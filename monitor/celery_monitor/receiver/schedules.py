@@ -24,6 +24,7 @@ from celery_monitor.brokers.beat import (
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.schedule import next_overdue
+from celery_monitor.core.untrusted.values import plain_value
 from celery_monitor.errors import MonitorError
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import BeatHealth, BeatSource, OverdueEntry, ScheduleEntry, UnreadEntry
@@ -151,7 +152,11 @@ class Schedules:
     def _keep_unread(self, name: str, source: BeatSource, unread: Iterable[Unread]) -> None:
         """Notes which entries of a source could not be read."""
         self._unread_entries[name] = tuple(
-            UnreadEntry(source=source, name=_storable(each.name), reason=_storable(self._redactor.text(each.reason)))
+            UnreadEntry(
+                source=source,
+                name=plain_value(self._redactor.text(each.name)),
+                reason=plain_value(self._redactor.text(each.reason)),
+            )
             for each in unread
         )
 
@@ -195,7 +200,7 @@ class Schedules:
         for row in read_periodic_tasks(*self._django):
             try:
                 entries.append(self._of_django(row, now))
-            except (TypeError, ValueError, AttributeError) as error:
+            except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
                 unread.append(Unread(name=str(row.name), reason=f"a value that the model does not allow: {error}"))
         self._found["django"] = entries
         self._keep_unread("django", "django", unread)
@@ -264,14 +269,12 @@ def _fitting(entries: Sequence[ScheduleEntry]) -> tuple[list[ScheduleEntry], lis
         except (UnicodeEncodeError, OverflowError, TypeError, msgspec.ValidationError) as error:
             surrogate = isinstance(error, UnicodeEncodeError)
             reason = "its text has a lone surrogate (half a character)" if surrogate else str(error)
-            refused.append(UnreadEntry(source=entry.source, name=_storable(str(entry.name)), reason=_storable(reason)))
+            refused.append(
+                UnreadEntry(source=entry.source, name=plain_value(str(entry.name)), reason=plain_value(reason))
+            )
         else:
             stored.append(entry)
     return stored, refused
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _overdue(rows: Sequence[Scheduled]) -> tuple[OverdueEntry, ...]:

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from celery_monitor.core.untrusted.values import decode_json, plain_value
 from celery_monitor.errors import SettingsError, StoreUnavailable
 
 CONNECT_SECONDS = 5
@@ -46,11 +47,11 @@ def epoch(value: object, zone: ZoneInfo) -> float | None:
     """A time in epoch seconds; SQLite stores it as text. ``zone`` applies to times without one."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    except ValueError:
+        if not isinstance(moment, datetime):
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
+    except (ValueError, OverflowError, OSError):  # no time, or of the year 1 or 9999
         return None
-    if not isinstance(moment, datetime):
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).timestamp()
 
 
 def _engine(url: str) -> Engine:
@@ -134,7 +135,7 @@ def read_results(table: ResultTable, ids: Sequence[str]) -> dict[str, bytes]:
             for begin in range(0, len(ids), MOST_IDS):
                 rows = connection.execute(_statement(table, columns, ids[begin : begin + MOST_IDS]))
                 for row in rows.mappings():
-                    found[str(row["task_id"])] = json.dumps(_meta(dict(row), zone)).encode()
+                    found[str(row["task_id"])] = json.dumps(plain_value(_meta(dict(row), zone))).encode()
     except ForeignUnreadable as error:
         raise StoreUnavailable(f"cannot read results in {error}") from error
     return found
@@ -182,7 +183,7 @@ def _decoded(stored: object, encoding: str | None) -> Any:
         stored = bytes(stored)
     if not isinstance(stored, (str, bytes)):
         return _refuse()
-    return json.loads(base64.b64decode(stored) if encoding == "binary" else stored)
+    return decode_json(base64.b64decode(stored) if encoding == "binary" else stored)
 
 
 def _refuse() -> Any:
@@ -277,6 +278,7 @@ def _periodic_task(row: Any, zone: ZoneInfo) -> PeriodicTask:
     fields = {name: row[name] for name in _TASK}
     for name in ("start_time", "last_run_at"):
         fields[name] = epoch(fields[name], zone)
+    fields, when = plain_value(fields), plain_value(when)
     for name in ("enabled", "one_off"):
         fields[name] = bool(fields[name])
     return PeriodicTask(**fields, kind=kind, when=when)

@@ -1,0 +1,1 @@
+"""Twins of core/untrusted/."""
