@@ -60,7 +60,7 @@ def context(view: View) -> Context:
     known, message = found.arguments, found.message
     redactor = Redactor(view.settings.redact)
     arguments = without_secrets(known, redactor)
-    panel = _panel(view, task, arguments)
+    panel = _panel(view, task, found, arguments)
     return {
         "title": task.name or task.id,
         "task": task,
@@ -80,7 +80,8 @@ def context(view: View) -> Context:
         **_editor(view, task, found, arguments, panel["consumed"]),
         "place": found.place if task.state in WAITING else None,
         "worker_state": task_process_state(task, read_workers(view.store, task.cluster)),
-        "warning": " ".join(warnings_of(task, message)) or None,
+        "warning": " ".join((*warnings_of(task, message), *([known.warning] if known.warning else []))) or None,
+        "queue": _sure_queue(task, found),
     }
 
 
@@ -94,14 +95,14 @@ def allowed(view: View, task: Task) -> frozenset[str]:
     return frozenset(can)
 
 
-def _panel(view: View, task: Task, arguments: Arguments) -> Context:
+def _panel(view: View, task: Task, origin: FoundArguments, arguments: Arguments) -> Context:
     """The open confirmation. A task with unknown arguments can only be edited and retried."""
     panel = view.query.get("panel")
     if panel not in PANELS or panel not in allowed(view, task):
         panel = None
     if panel == "retry" and not arguments.known:
         panel = "edit"
-    found = _consumed(view, task) if panel and task.queue is None else None
+    found = _consumed(view, task) if panel and _sure_queue(task, origin) is None else None
     queues = sorted({queue.name for queue in read_queues(view.store, task.cluster)}) if panel else []
     return {
         "panel": panel,
@@ -127,7 +128,7 @@ def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, wor
     values = (known.args_value, known.kwargs_value) if readable else (None, None)
     texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
     empty = not readable or known.args_value is None
-    queue = task.queue or (worker_queues.only_queue if worker_queues else None) or found.queue
+    queue = _sure_queue(task, found) or (worker_queues.only_queue if worker_queues else None) or found.queue
     return {
         "editor": {**texts, "queue": queue, "countdown": ""},
         "editor_empty": empty,
@@ -135,6 +136,11 @@ def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, wor
         "editor_error": None,
         "editor_field": None,
     }
+
+
+def _sure_queue(task: Task, found: FoundArguments) -> str | None:
+    """Its queue, unless only a message that is not used names it."""
+    return task.queue if task.sent is not None or not found.doubtful else None
 
 
 def message_details(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
