@@ -4,7 +4,7 @@ import json
 from itertools import count
 from uuid import UUID
 
-from celery_monitor.records.event import Event, Message
+from celery_monitor.records.event import READ_BY_US, Event, Message
 from celery_monitor.records.task import Run, Task, TaskState
 
 NOW = 1_780_000_000.0
@@ -54,7 +54,9 @@ def make_task(**fields: object) -> Task:
 def make_message(task_id: str, *, body: bytes | None = None, **fields: object) -> Message:
     """A captured JSON message of the task shop.pay.charge(31, card='visa')."""
     default = b'[[31], {"card": "visa"}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
-    headers = {"id": task_id, "task": "shop.pay.charge", "root_id": task_id, "retries": 0, **_given(fields, "headers")}
+    texts = {"argsrepr": "(31,)", "kwargsrepr": "{'card': 'visa'}"}
+    own = {"id": task_id, "task": "shop.pay.charge", "root_id": task_id, "retries": 0}
+    headers = {**own, **texts, **_given(fields, "headers")}
     properties = {"priority": 4, "correlation_id": task_id, "delivery_mode": 1, **_given(fields, "properties")}
     given: dict[str, object] = {
         "why": "failed",
@@ -67,9 +69,28 @@ def make_message(task_id: str, *, body: bytes | None = None, **fields: object) -
         "exchange": "",
         "routing_key": "payments",
         "queue": "payments",
+        **({} if fields.get("why") in READ_BY_US else {"worker": "worker1@shop", "pid": 4711}),
+        "args": headers["argsrepr"],
+        "kwargs": headers["kwargsrepr"],
         **fields,
     }
     return Message(**given)  # type: ignore[arg-type]
+
+
+def make_captured_task(task_id: str, **fields: object) -> Task:
+    """The failed task of ``make_message``: sent, received and ended by the worker that announces its message."""
+    given: dict[str, object] = {
+        "id": task_id,
+        "state": TaskState.FAILURE,
+        "args": "(31,)",
+        "kwargs": "{'card': 'visa'}",
+        "sent": NOW - 1,
+        "exchange": "",
+        "routing_key": "payments",
+        "runs": [make_run(retries=0, ended=NOW + 2)],
+        **fields,
+    }
+    return make_task(**given)
 
 
 def _given(fields: dict[str, object], name: str) -> dict[str, object]:

@@ -11,6 +11,10 @@ route. Tasks that succeed or will be retried cost nothing.
 ``celery_monitor_capture:RequestOnReceive`` sends each message when it is received instead, so that a task whose worker
 is killed can be retried exactly as well. It costs an event with the whole message for every task.
 
+With a key, which the monitor has as well, each message is signed, so that nobody else can announce one:
+``CELERY_CAPTURE_KEY_FILE`` in the environment, ``capture_key_file`` in Celery's configuration, or
+``install(app, key_file=...)`` names a file whose first line is the key.
+
 Imports only Celery, kombu and the standard library, runs on Python 3.8, and never raises into the worker: a message
 that cannot be captured is logged.
 """
@@ -18,11 +22,16 @@ that cannot be captured is logged.
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
+import json
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from celery import Celery
@@ -34,6 +43,9 @@ EVENT = "capture-message"
 GROUP = "capture"  # not ``task``: other monitors read the type of a task event as a state
 LIMIT_VARIABLE = "CELERY_CAPTURE_MAX_BYTES"
 DEFAULT_LIMIT = 256 * 1024
+KEY_VARIABLE = "CELERY_CAPTURE_KEY_FILE"
+KEY_SETTING = "capture_key_file"
+SIGNED = "celery-monitor-capture 1"  # in what is signed; celery_monitor/core/captures/signature.py checks it
 PER_DELIVERY = ("delivery_info", "delivery_tag", "body_encoding", "application_headers")
 # The binary delay in front of a routing key: see kombu/transport/native_delayed_delivery.py.
 _DELAY = re.compile(r"^(?:[01]\.){28}")
@@ -94,11 +106,16 @@ class RequestOnReceive(Request):
         self._capture("received")
 
 
-def install(app: Celery, *, on_receive: bool = False, max_bytes: int | None = None) -> None:
+def install(
+    app: Celery, *, on_receive: bool = False, max_bytes: int | None = None, key_file: str | None = None
+) -> None:
     """Captures the messages of all tasks of the application; its other annotations are kept.
 
-    ``max_bytes`` applies to this process; the environment's CELERY_CAPTURE_MAX_BYTES to all.
+    ``max_bytes`` applies to this process; the environment's CELERY_CAPTURE_MAX_BYTES to all. ``key_file``: a file with
+    the key to sign with.
     """
+    if key_file is not None:
+        app.conf[KEY_SETTING] = key_file
     if max_bytes is not None:
         Request.max_bytes = max_bytes
     name = f"{__name__}:{'RequestOnReceive' if on_receive else 'Request'}"
@@ -158,12 +175,47 @@ def describe(request: Request, why: str) -> dict[str, Any] | None:
         described["body"] = base64.b64encode(body).decode("ascii")
     else:
         described["too_large"] = True
+    key_file = os.environ.get(KEY_VARIABLE) or request.app.conf.get(KEY_SETTING)
+    if key_file:
+        described["signature"] = sign(described, request.id, request.eventer.hostname, read_key(str(key_file)))
     return {
         "name": request.name,
         "root_id": request.root_id,
         "parent_id": request.parent_id,
         "message": described,
     }
+
+
+@lru_cache(maxsize=8)
+def read_key(path: str) -> bytes:
+    """The first key in a file, which has one a line. Raises OSError and ValueError: then nothing is sent."""
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123
+        lines = [line.strip() for line in file]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ValueError(f"{path} has no key")
+    return keys[0].encode()
+
+
+def sign(described: Mapping[str, Any], task_id: str, hostname: str, key: bytes) -> dict[str, Any]:
+    """The time, and the HMAC-SHA256 of the task's id, the worker, that time and the message."""
+    now = time.time()
+    body = described.get("body")
+    links = ("chain", "callbacks", "errbacks", "chord")
+    names = ("headers", "properties", "content_type", "content_encoding", "exchange", "routing_key", "queue", "as_sent")
+    fields = [
+        SIGNED,
+        task_id,
+        hostname,
+        repr(now),
+        described["why"],
+        *(described[name] for name in names),
+        [described[name] for name in links],
+        described["size"],
+        None if body is None else hashlib.sha256(base64.b64decode(body)).hexdigest(),
+    ]
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    return {"time": now, "mac": hmac.new(key, text, hashlib.sha256).hexdigest()}
 
 
 def wire_body(message: Any) -> tuple[bytes, bool]:

@@ -445,6 +445,14 @@ class Settings:
     capture: bool = _setting(
         True, parse_bool, "store the messages that workers with celery_monitor_capture send, for exact retries"
     )
+    capture_key: tuple[str, ...] = _setting(
+        (),
+        str,
+        "key that workers sign captured messages with; unsigned ones are then never exact; several while it is changed",
+        multiple=True,
+        metavar="TEXT",
+        secret=True,
+    )
     max_message_bytes: int = _setting(
         1024 * 1024, parse_int, "longest message body that is stored; of a longer one only the size is", metavar="BYTES"
     )

@@ -194,3 +194,15 @@ def test_a_worker_whose_events_are_refused_is_not_called_silent() -> None:
     assert LEVELS[judged["event serializer"].tone] == "wrong"
     assert "Events from pay@shop are refused: their format is x-pickle" in judged["event serializer"].text
     assert 'event_serializer = "json"' in judged["event serializer"].then
+
+
+def test_signed_messages_without_a_key_here_and_the_other_way_round() -> None:
+    signing = {**GOOD_CONF, "capture_key_file": "********"}
+    assert "signed messages" not in found(GOOD)
+    only_workers = found(replace(GOOD, conf={**GOOD.conf, "mail@shop": signing}))["signed messages"]
+    assert (only_workers.tone, "this monitor has no key" in only_workers.text) == ("bad", True)
+    assert "mail@shop" in only_workers.text
+    only_here = found(replace(GOOD, capture_key=True))["signed messages"]
+    assert (only_here.tone, "mail@shop" in only_here.text) == ("unknown", True)
+    both = found(replace(GOOD, capture_key=True, conf=dict.fromkeys(GOOD.conf, signing)))["signed messages"]
+    assert both.tone == "good"

@@ -44,10 +44,15 @@ def serving(settings: Settings, database_url: str) -> Iterator[Starlette]:
 
 
 def events_of(
-    task_id: str, at: float, end: str | None = None, args: str = "(31, 'EUR')", **more: object
+    task_id: str,
+    at: float,
+    end: str | None = None,
+    args: str = "(31, 'EUR')",
+    kwargs: str | None = "{}",
+    **more: object,
 ) -> list[Event]:
     """A task that was sent, received and started, and perhaps ended."""
-    known = {"uuid": task_id, "name": "shop.pay.charge", "args": args, "kwargs": "{}", "retries": 0}
+    known = {"uuid": task_id, "name": "shop.pay.charge", "args": args, "kwargs": kwargs, "retries": 0}
     events = [
         make_event("task-sent", timestamp=at, hostname="gen7@web", queue="payments", routing_key="payments", **known),
         make_event("task-received", timestamp=at + 0.5, **known),

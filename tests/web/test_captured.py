@@ -27,7 +27,7 @@ PLAIN, SECRET, PICKLED, CHORD = (make_id(number) for number in (111, 112, 113, 1
 SECRET_BODY = b'[[31], {"api_key": "k3y"}, {"callbacks": [{"task": "shop.mail"}]}]'
 MESSAGES: dict[str, Message] = {
     PLAIN: make_message(PLAIN, headers={"shadow": "Pay", "stamps": {"tenant": "acme"}}, chain=2),
-    SECRET: make_message(SECRET, body=SECRET_BODY, callbacks=1),
+    SECRET: make_message(SECRET, body=SECRET_BODY, callbacks=1, headers={"kwargsrepr": "{'api_key': 'k3y'}"}),
     PICKLED: make_message(PICKLED, body=b"\x80\x04<Order>", content_type="application/x-python-serialize"),
     CHORD: make_message(CHORD, headers={"group": "g7", "group_index": 1}, chord="shop.sum"),
 }
@@ -39,7 +39,9 @@ def settings(sqlite_url: str, redis_url: str) -> Settings:
     store = open_store(settings.database)
     events = []
     for task_id, message in MESSAGES.items():
-        events += events_of(task_id, NOW, "failed", args="('aaa...',)", exception="E('x')", traceback="T")
+        events += events_of(
+            task_id, NOW, "failed", args="(31,)", kwargs=message.kwargs, exception="E('x')", traceback="T"
+        )
         events.append(make_event("capture-message", uuid=task_id, message=message))
     Writer(store, "shop", settings).write([Delivery(events=events, arrived=NOW)])
     store.close()

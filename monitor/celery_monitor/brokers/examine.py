@@ -44,6 +44,7 @@ def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_S
         transport=transport,
         workers=workers,
         answers=answers,
+        capture_key=bool(settings.capture_key),
         conf={name: reply.ok for name, reply in conf.items() if isinstance(reply.ok, dict)},
         senders=None if listened is None else listened.senders,
         refused={} if listened is None else listened.refused,

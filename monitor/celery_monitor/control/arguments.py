@@ -14,7 +14,9 @@ from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.results import result_backend, stored_results
 from celery_monitor.brokers.task_messages import can_read_by_delivery, can_read_messages, find_task_messages
 from celery_monitor.control.commands import Target, find_broker
-from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge
+from celery_monitor.control.inspect import consumed
+from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge_message
+from celery_monitor.core.captures.agreement import Trust
 from celery_monitor.core.message import Unreadable, why_not_exact
 from celery_monitor.core.words import counted
 from celery_monitor.errors import MonitorError, NotFound
@@ -49,6 +51,7 @@ class FoundArguments:
     name: str | None = None
     queue: str | None = None
     place: str | None = None  # where its message is, if that was checked
+    doubtful: bool = False  # a message was captured and is not used; a queue that only it names is not, either
 
 
 def find_arguments(target: Target, task: Task) -> FoundArguments:
@@ -66,7 +69,11 @@ def find_all_arguments(
 ) -> dict[str, FoundArguments]:
     """The arguments of many tasks, by id; workers are not asked. The broker is searched once, for the given states."""
     messages = read_messages(target.store, target.cluster, [task.id for task in tasks])
-    found = {task.id: _in_record(task, messages.get(task.id)) for task in tasks}
+    found = {task.id: _in_record(target.settings, task, messages.get(task.id)) for task in tasks}
+    for task in tasks:
+        if found[task.id].doubtful and task.sent is None:  # only its worker can say where it was from
+            queues = known.queues if (known := consumed(target, task)) else ()
+            found[task.id] = _in_record(target.settings, task, messages[task.id], queues)
     inexact = [task for task in tasks if task.state in in_broker and found[task.id].arguments.fidelity != "exact"]
     if inexact and can_read_messages(target.broker):
         found |= _from_broker(target, inexact, found)
@@ -80,8 +87,13 @@ def find_all_arguments(
     return found
 
 
-def _in_record(task: Task, message: Message | None) -> FoundArguments:
-    return FoundArguments(arguments=judge(task, message), message=message)
+def _in_record(settings: Settings, task: Task, message: Message | None, queues: Sequence[str] = ()) -> FoundArguments:
+    arguments, usable = judge_message(task, message, Trust(settings.capture_key, queues))
+    if usable is not None or message is None:
+        return FoundArguments(arguments=arguments, message=usable)
+    # Of a message without its body, the facts are shown.
+    shown = message if message.body is None and arguments.warning is None else None
+    return FoundArguments(arguments=arguments, message=shown, doubtful=message.worker is not None)
 
 
 def _from_broker(target: Target, tasks: Sequence[Task], found: dict[str, FoundArguments]) -> dict[str, FoundArguments]:
@@ -97,12 +109,16 @@ def _from_broker(target: Target, tasks: Sequence[Task], found: dict[str, FoundAr
         message = search.messages.get(task.id)
         result[task.id] = found[task.id]
         if message is not None and why_not_exact(message, task) is None:
-            result[task.id] = _in_record(task, message)
+            result[task.id] = _with_warning(_in_record(target.settings, task, message), found[task.id])
         elif message is None and not search.whole:
             why = f"its message is not among the first {task_messages.MOST_READ:,} in the broker"
             result[task.id] = _with_reason(found[task.id], why)
         result[task.id] = replace(result[task.id], place=_place(task, message, whole=search.whole))
     return result
+
+
+def _with_warning(found: FoundArguments, before: FoundArguments) -> FoundArguments:
+    return replace(found, arguments=replace(found.arguments, warning=before.arguments.warning))
 
 
 def _place(task: Task, message: Message | None, *, whole: bool) -> str:
@@ -180,7 +196,8 @@ def _with_reported(found: FoundArguments, task: Task, reported: ReportedArgument
     replaced = {run.invocation.name for run in task.runs if run.invocation is not None} - {task.name}
     if reported.name is not None and reported.name in replaced:
         raise Unreadable(f"only the arguments of {reported.name} are available, which {task.name} has replaced")
-    return replace(found, arguments=reported.arguments, name=reported.name, queue=reported.queue)
+    arguments = replace(reported.arguments, warning=found.arguments.warning)
+    return replace(found, arguments=arguments, name=reported.name, queue=reported.queue)
 
 
 def _with_reason(found: FoundArguments, more: str) -> FoundArguments:
@@ -194,7 +211,7 @@ _cache_lock = Lock()
 
 def look_up(store: Store, settings: Settings, task: Task) -> FoundArguments:
     """``find_arguments`` for pages, with a cache for one that is rendered again."""
-    stored = _in_record(task, read_message(store, task))
+    stored = _in_record(settings, task, read_message(store, task))
     if stored.arguments.fidelity == "exact":
         return stored
     try:

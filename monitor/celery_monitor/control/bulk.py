@@ -44,6 +44,7 @@ MOST_REVOKED = 50_000  # remembered by a worker (CELERY_WORKER_REVOKES_MAX in ce
 MIN_RATE, MAX_RATE = 0.01, 100_000.0
 LONGEST_REASON = 200
 GONE = "no longer in the record"
+DIFFERS = "a message was announced that differs from the task's events; retry it on its own"
 NO_QUEUE = "queue unknown: events name it only with task_send_sent_event"
 
 
@@ -255,6 +256,8 @@ def _plan(target: Target, member: Member, found: FoundArguments | None) -> Prepa
         return f"{task.state.word}: {why}"
     if found is None or (found.message is None and found.queue is None and not _has_route(target, task)):
         return NO_QUEUE
+    if found.arguments.warning:  # a person has to see it, on the task's page
+        return DIFFERS
     try:
         return prepare(target, task, found)
     except ArgumentsUnknown as error:

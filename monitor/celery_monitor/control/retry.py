@@ -5,7 +5,6 @@ built from the name and the arguments.
 """
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,13 @@ from celery_monitor.control.commands import (
 )
 from celery_monitor.control.inspect import Consumed, consumed
 from celery_monitor.core.arguments import Arguments, edit, is_whole, without_secrets
+from celery_monitor.core.captures.agreement import (
+    DELAYED_EXCHANGE_PREFIX,
+    PROPERTIES,
+    is_delayed,
+    is_of_delivery,
+    undelayed,
+)
 from celery_monitor.core.message import JSON, Unreadable, facts, json_text
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.words import counted
@@ -47,14 +53,6 @@ from celery_monitor.records.task import Link, Task
 from celery_monitor.records.user import Role
 from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task, unlink_retry
 
-# Native delayed delivery puts these in front of a routing key: kombu/transport/native_delayed_delivery.py.
-DELAY = re.compile(r"^(?:[01]\.){28}")
-DELAYED_EXCHANGE_PREFIX = "celery_delayed_"
-# Headers that brokers add to a message that was delivered before.
-DELIVERY_HEADERS = ("redelivered", "x-delivery-count", "x-acquired-count", "x-opt-")
-DEAD_LETTER = re.compile(r"^x-(?:first-|last-)?death")
-# Properties to resend. Others belong to one delivery, or (user_id) to the first sender.
-PROPERTIES = ("priority", "delivery_mode", "reply_to", "message_id", "timestamp", "type", "app_id")
 REPR_LENGTH = 1024  # as in Celery
 
 ArgumentsToSend = tuple[list[object], dict[str, object]]
@@ -63,9 +61,8 @@ ArgumentsToSend = tuple[list[object], dict[str, object]]
 def route_of(message: Message) -> Route:
     """The route of the message; for native delayed delivery, the queue that it was meant for."""
     exchange, key = message.exchange or "", message.routing_key or ""
-    undelayed = DELAY.sub("", key)
-    if undelayed != key or DELAYED_EXCHANGE_PREFIX in exchange:
-        return Route("", message.queue or undelayed)
+    if is_delayed(exchange, key):
+        return Route("", message.queue or undelayed(key))
     return Route(exchange, key) if key else Route("", message.queue or "")
 
 
@@ -108,11 +105,7 @@ REPRS = ("argsrepr", "kwargsrepr")
 
 def _headers(message: Message, task_id: str, new_id: str, countdown: float | None) -> dict[str, Any]:
     given: dict[str, Any] = loads(message.headers)
-    headers = {
-        name: value
-        for name, value in given.items()
-        if not name.startswith(DELIVERY_HEADERS) and not DEAD_LETTER.match(name)
-    }
+    headers = {name: value for name, value in given.items() if not is_of_delivery(name)}
     eta = None if countdown is None else (datetime.now(UTC) + timedelta(seconds=countdown)).isoformat()
     headers |= {"id": new_id, "retries": 0, "eta": eta, "expires": None}
     # A task that Celery retried names itself as its parent.
@@ -148,7 +141,8 @@ class PreparedRetry:
 
     @property
     def warning(self) -> str | None:
-        return " ".join(warnings_of(self.task, self.message, same_id=self.same_id, now=self.at)) or None
+        warnings = warnings_of(self.task, self.message, same_id=self.same_id, now=self.at)
+        return " ".join((*warnings, *([self.arguments.warning] if self.arguments.warning else []))) or None
 
     @property
     def needs_confirmation(self) -> bool:
@@ -269,19 +263,22 @@ def _prepare_call(
             f"Can't retry {name}: {arguments.reason}. Use Edit and retry, or give args and kwargs as JSON.",
             reason=arguments.reason,
         )
-    return PreparedRetry(task, name, arguments, find_route(target, task, queue, found.queue))
+    route = find_route(target, task, queue, found.queue, doubtful=found.doubtful)
+    return PreparedRetry(task, name, arguments, route)
 
 
-def find_route(target: Target, task: Task, queue: str | None, stored: str | None = None) -> Route:
+def find_route(
+    target: Target, task: Task, queue: str | None, stored: str | None = None, *, doubtful: bool = False
+) -> Route:
     """The route for a task. Raises Conflict, which lists the queues to choose from.
 
     The requested queue, else the task's own, else its exchange and routing key, else the only queue that its worker
     consumes. ``stored``: the queue in a result backend, which is really the routing key, so it is only used if a queue
-    has that name (celery.backends.base).
+    has that name (celery.backends.base). ``doubtful``: its queue may be from a message that is not used.
     """
     if queue is not None:
         return _requested_route(target, task, queue)
-    if route := recorded_route(task):
+    if (task.sent is not None or not doubtful) and (route := recorded_route(task)):
         return route
     found = consumed(target, task)
     if found is not None and found.only_queue is not None and is_whole(found.only_queue):

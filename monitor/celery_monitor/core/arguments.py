@@ -7,15 +7,14 @@ where nothing can have been lost (``read_repr``), and is *probable* even then. A
 worker that has the task report the values themselves but not the message: also *probable*. Only JSON is read.
 """
 
-import ast
 import json
 import math
-import re
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Literal, NamedTuple, NoReturn
 
-from celery_monitor.core.message import Unreadable, json_text, why_not_exact
+from celery_monitor.core.captures.agreement import NO_TRUST, Trust, choose
+from celery_monitor.core.captures.reprs import REPLACEMENT, Lossy, read_repr
+from celery_monitor.core.message import Unreadable, json_text
 from celery_monitor.core.sanitize import NAME_LENGTH, Redactor
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records import event
@@ -30,24 +29,18 @@ DELIVERED = "unacked"  # the message, which the broker keeps until it is acknowl
 RESULT = "result"  # an extended result backend
 INSPECT = "inspect"  # the worker that has the task
 EDITOR = "editor"
-MAX_REPR = 1040  # longest text that is not truncated: the limit of saferepr, quotes, and closing brackets
-MAX_LEVELS = 3  # brackets within brackets that saferepr shows
 MAX_JSON = 1_000_000  # characters accepted by the editor, each for args and kwargs
 MAX_JSON_LEVELS = 100
 MAX_KEY_SHOWN = 100  # characters of a key in an error
 
-_REPLACEMENT = "\ufffd"  # stored in the place of NUL and lone surrogates
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MASK = "***"
-# CPython 3.11 and 3.12 share the recursion depth of ast among threads, and raise SystemError (cpython #106905).
-_parsing = Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """A task's arguments. Texts and values are either all set or all ``None``: where they are unknown, or exact but in
-    a format that is not read here. ``masked``: a secret is left out, so they cannot be sent.
+    a format that is not read here. ``masked``: a secret is left out, so they cannot be sent. ``warning``: a message was
+    announced that differs from the task's events.
     """
 
     args: str | None
@@ -58,14 +51,11 @@ class Arguments:
     source: str | None
     reason: str
     masked: bool = False
+    warning: str | None = None
 
     @property
     def known(self) -> bool:
         return self.fidelity != "unknown"
-
-
-class Lossy(ValueError):
-    """A repr that may have lost something. The message is a predicate: ``contain a backslash``."""
 
 
 NOT_RESENT = "A retry won't include callbacks, chain, priority or headers"
@@ -100,15 +90,21 @@ def _origin(message: Message) -> _Origin:
             return _Origin(CAPTURE, f"original message, captured by the worker. {UNCHANGED}")
 
 
-def judge(task: Task, message: Message | None = None) -> Arguments:
+def judge(task: Task, message: Message | None = None, trust: Trust = NO_TRUST) -> Arguments:
     """The arguments of a task, from its captured message, else from the stored texts."""
+    return judge_message(task, message, trust)[0]
+
+
+def judge_message(task: Task, message: Message | None, trust: Trust = NO_TRUST) -> tuple[Arguments, Message | None]:
+    """Also the message that a retry may send, which may be another one of those that were announced."""
     if message is None:
-        return _judge_texts(task)
-    why_not = why_not_exact(message, task)
-    if why_not is None:
-        return _exact(message)
+        return _judge_texts(task), None
+    choice = choose(message, task, trust)
+    if choice.message is not None:
+        return replace(_exact(choice.message), warning=choice.warning), choice.message
     arguments = _judge_texts(task)
-    return replace(arguments, reason=f"{arguments.reason}; {why_not}")
+    reason = f"{arguments.reason}; {choice.why_not}"
+    return replace(arguments, reason=reason, warning=choice.warning), None
 
 
 def _exact(message: Message) -> Arguments:
@@ -142,8 +138,9 @@ def without_secrets(arguments: Arguments, redactor: Redactor) -> Arguments:
         args, kwargs = parse_json_arguments(*texts)
     except InvalidInput:
         hidden = replace(_unknown(arguments.reason), fidelity=arguments.fidelity, source=arguments.source)
-        return replace(hidden, masked=True)
-    return replace(known(args, kwargs, arguments.fidelity, str(arguments.source), arguments.reason), masked=True)
+        return replace(hidden, masked=True, warning=arguments.warning)
+    shown = known(args, kwargs, arguments.fidelity, str(arguments.source), arguments.reason)
+    return replace(shown, masked=True, warning=arguments.warning)
 
 
 def _judge_texts(task: Task) -> Arguments:
@@ -187,12 +184,13 @@ def edit(arguments: Arguments, args: str | None, kwargs: str | None) -> Argument
     kwargs = arguments.kwargs if kwargs is None else kwargs
     if args is None or kwargs is None:
         return arguments
-    return known(*parse_json_arguments(args, kwargs), "edited", EDITOR, "edited by hand")
+    edited = known(*parse_json_arguments(args, kwargs), "edited", EDITOR, "edited by hand")
+    return replace(edited, warning=arguments.warning)
 
 
 def is_whole(name: str) -> bool:
     """Whether a name was certainly stored unchanged: neither truncated nor with characters replaced."""
-    return len(name) < NAME_LENGTH and _REPLACEMENT not in name
+    return len(name) < NAME_LENGTH and REPLACEMENT not in name
 
 
 def _unknown(reason: str) -> Arguments:
@@ -206,78 +204,6 @@ def _within(field: str, text: str) -> object:
         return read_repr(text)
     except Lossy as error:
         raise Lossy(f"{field} {error}") from None
-
-
-def read_repr(text: str) -> object:
-    """The only JSON value for which saferepr gives this text; raises Lossy.
-
-    Without a backslash no string can contain an apostrophe, so quotes pair up as they look; without dots in a row
-    nothing was left out; and if the repr of the value is the same text, no other value fits.
-    """
-    _check_text(text)
-    try:
-        with _parsing:
-            value: object = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise Lossy("contain something other than plain values, or were truncated") from None
-    if _repr(value, 0) != text:
-        raise Lossy("cannot be rebuilt exactly from the event text")
-    return value
-
-
-def _check_text(text: str) -> None:
-    if "..." in text or "…" in text:
-        raise Lossy("were shortened by the sender: too long or nested too deeply for an event")
-    if len(text) > MAX_REPR:
-        raise Lossy("are longer than Celery's limit, so the text is not Celery's")
-    if _MASK in text:
-        raise Lossy("contain a masked secret")
-    if "\\" in text:
-        raise Lossy("contain a backslash, which the event text does not escape")
-    if _CONTROL.search(text):
-        raise Lossy("contain a control character")
-    if _REPLACEMENT in text:
-        raise Lossy("contain a character that could not be stored")
-
-
-def _repr(value: object, level: int) -> str:
-    """The text of saferepr for an accepted value; raises Lossy for any other."""
-    if isinstance(value, str):
-        return f"'{value}'"
-    if value is None or isinstance(value, (bool, int)):
-        return str(value)
-    if isinstance(value, float):
-        return _float(value)
-    if level >= MAX_LEVELS:
-        raise Lossy("are nested deeper than the event text shows")
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)}: {_repr(each, level + 1)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_repr(each, level + 1) for each in value) + "]"
-    if isinstance(value, tuple):
-        return _tuple(value, level)
-    raise Lossy(f"contain a {type(value).__name__}, which JSON cannot represent")
-
-
-def _tuple(value: tuple[object, ...], level: int) -> str:
-    # The outermost tuple is the arguments. JSON turns an inner one into a list, pickle does not.
-    if level:
-        raise Lossy("contain a tuple, which the worker may have received as a list")
-    inner = ", ".join(_repr(each, 1) for each in value)
-    return f"({inner},)" if len(value) == 1 else f"({inner})"
-
-
-def _float(value: float) -> str:
-    if not math.isfinite(value):
-        raise Lossy("contain an infinite number, which JSON cannot represent")
-    return str(value)
-
-
-def _key(key: object) -> str:
-    # JSON turns {1: ...} into {"1": ...}, pickle does not.
-    if not isinstance(key, str):
-        raise Lossy(f"contain the key {key!r}, which is not a string")
-    return f"'{key}'"
 
 
 def parse_json_arguments(args: str, kwargs: str) -> tuple[list[object], dict[str, object]]:

@@ -24,6 +24,7 @@ FULL_SHARE = 0.9
 VISIBILITY_SECONDS = 3600.0  # kombu's default on Redis
 SENT_EVENTS_FIX = "Set task_send_sent_event = True where tasks are sent."
 CAPTURE = "celery_monitor_capture"
+CAPTURE_KEY = "capture_key_file"  # the setting of Celery that names the workers' key
 INSTALL = "pip install celery-monitor-capture; app.conf.task_annotations ="
 FORMER_CAPTURE = re.compile(r"(?:celery_)?monitor\.capture:")
 
@@ -56,6 +57,7 @@ class BrokerFacts:
     redis: Mapping[str, object] | None = None  # INFO, and the limit of CONFIG GET as pubsub_limit
     queues: Sequence[EventQueue] | None = None
     own_queue: str | None = None
+    capture_key: bool = False  # whether this monitor has one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,23 @@ def _configuration(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[F
     else:
         yield Finding("sent events", "good", "task_send_sent_event is on.")
     yield from _capture({name: str(conf.get("task_annotations")) for name, conf in facts.conf.items()})
+    yield from _capture_keys(facts)
     yield _prefetch(facts, record)
+
+
+def _capture_keys(facts: BrokerFacts) -> Iterator[Finding]:
+    """A worker's environment is not visible, only its configuration."""
+    signing = sorted(name for name, conf in facts.conf.items() if conf.get(CAPTURE_KEY))
+    if signing and not facts.capture_key:
+        text = f"{named(signing)}: captured messages are signed, and this monitor has no key to check them."
+        yield Finding("signed messages", "bad", text, "Set --capture-key-file to a file with the key of the workers.")
+    elif facts.capture_key and len(signing) < len(facts.conf):
+        others = sorted(facts.conf.keys() - set(signing))
+        text = f"capture_key is set; {CAPTURE_KEY} is not, on {named(others)}: retries are exact only if messages are "
+        fix = "Set CELERY_CAPTURE_KEY_FILE there, which is not visible from here, or capture_key_file."
+        yield Finding("signed messages", "unknown", f"{text}signed.", fix)
+    elif signing:
+        yield Finding("signed messages", "good", "Captured messages are signed, and this monitor has a key.")
 
 
 def _capture(annotations: Mapping[str, str]) -> Iterator[Finding]:

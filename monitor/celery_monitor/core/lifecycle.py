@@ -324,11 +324,13 @@ def _discover(task: Task, event: Event) -> bool:
 def _captured(task: Task, event: Event) -> bool:
     """The message itself, with facts that events leave out. It is not a lifecycle event.
 
-    It may arrive before any event of the task, and does not create the task.
+    It may arrive before any event of the task, and does not create the task. Whoever announces it must have the task.
     """
     message = event.message
     if message is None or (task.name is not None and event.name not in {None, task.name}):
         return False
+    if not any(run.worker == event.hostname for run in task.runs):
+        return False  # from somewhere else: core/captures/agreement.py names the difference
     before = (task.name, task.queue, task.exchange, task.routing_key, task.root_id, task.parent_id)
     task.queue = task.queue or message.queue
     if task.routing_key is None:

@@ -139,6 +139,14 @@ def _may_be_text(text: str, stored: str) -> bool:
     return text == stored or any(mark in stored for mark in ("***", "\ufffd", "…"))
 
 
+def is_opaque(message: Message) -> bool:
+    """Whether the body is in a format that is not opened here."""
+    if message.content_type != JSON:
+        return True
+    compression = _text(object_of(message.headers).get("compression"))
+    return compression is not None and compression not in DECOMPRESSORS
+
+
 def json_text(message: Message) -> str:
     """The body as JSON text; raises Unreadable for other serialisers, and for a body that is too large."""
     if message.body is None:

@@ -11,6 +11,7 @@ Nearly all events are clean. So names and numbers are checked by the decoder, an
 an event is only checked field by field if something is found.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
@@ -18,7 +19,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from celery_monitor.core.untrusted.keys import key_pattern, pieces, words
-from celery_monitor.records.event import Event, Message
+from celery_monitor.records.event import READ_BY_US, Event, Message
 
 MASK = "***"
 
@@ -331,19 +332,33 @@ class Sanitizer:
         if event.signum is not None:
             changes["signum"] = _signal(event.signum)
         if event.message is not None:
-            changes["message"] = self._message(event.message)
+            changes["message"] = self._message(event, event.message)
         return msgspec.structs.replace(event, **changes) if changes else event
 
-    def _message(self, message: Message) -> Message | None:
-        """Bounded but not masked, so that it can be resent. Therefore it is stored separately and not shown."""
-        if len(message.headers) + len(message.properties) > MAX_HEADERS:
+    def _message(self, event: Event, message: Message) -> Message | None:
+        """Bounded but not masked, so that it can be resent. Therefore it is stored separately and not shown.
+
+        Who announced it is in the event, whatever the message says. Messages from the broker are not announced.
+        """
+        if len(message.headers) + len(message.properties) > MAX_HEADERS or message.why in READ_BY_US:
             return None
         names = ("why", "content_type", "content_encoding", "exchange", "routing_key", "queue", "chord")
         given = {name: getattr(message, name) for name in names}
         short = {name: storable(text[:NAME_LENGTH]) for name, text in given.items() if text is not None}
         numbers = {name: _bounded(getattr(message, name)) for name in ("size", "chain", "callbacks", "errbacks")}
         body = message.body if message.body is None or len(message.body) <= self._max_message else None
-        return msgspec.structs.replace(message, body=body, **short, **numbers)
+        own = {"worker": storable(event.hostname)[:NAME_LENGTH], "pid": event.pid, **self._texts(message.headers)}
+        return msgspec.structs.replace(message, body=body, others=(), more=False, **own, **short, **numbers)
+
+    def _texts(self, headers: str) -> dict[str, str | None]:
+        """The sender's texts of the arguments, as they are stored from events."""
+        try:
+            given = json.loads(headers)
+        except (ValueError, RecursionError):
+            given = None
+        texts = given if isinstance(given, dict) else {}
+        values = {"args": texts.get("argsrepr"), "kwargs": texts.get("kwargsrepr")}
+        return {name: self.text(text) if isinstance(text, str) else None for name, text in values.items()}
 
     def text(self, text: str) -> str:
         """A text with its secrets masked, truncated with a mark. The work is bounded for a text of any length."""

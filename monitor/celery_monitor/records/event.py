@@ -14,6 +14,14 @@ UNACKED = "unacked"  # delivered to a worker, which has not acknowledged it
 READ = "read"  # somebody read it from its queue
 REMOVED = "removed"  # somebody deleted it from its queue, or purged the queue
 KEPT_BY_BROKER = frozenset({WAITING, UNACKED, READ})
+READ_BY_US = KEPT_BY_BROKER | {REMOVED}  # from the broker itself; no worker announces these
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker that has the capture key adds to a message: see core/captures/signature.py."""
+
+    time: float  # by the worker's clock
+    mac: str
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +46,15 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     errbacks: Integer = 0
     chord: str | None = None  # name of the body of the chord that the task is a member of
     links: bool = True  # False: the body was not decoded, so the four above are unknown
+    signature: Signature | None = None
+    # Set by the sanitizer, whatever the event contains.
+    worker: str | None = None  # who announced it, by the event; None: read from the broker
+    pid: Integer | None = None
+    args: str | None = None  # its argsrepr and kwargsrepr, as such texts are stored
+    kwargs: str | None = None
+    # Set when it is stored.
+    others: "tuple[Message, ...]" = ()  # different ones that were announced later
+    more: bool = False  # and further ones, which are not kept
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, kw_only=True):

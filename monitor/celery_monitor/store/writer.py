@@ -97,11 +97,11 @@ class WriteResult:
 
 @dataclass
 class Batch:
-    """Events by task and by worker, events with captured messages by task, and gaps that events were concluded from."""
+    """Events by task and by worker, events with captured messages, and gaps that events were concluded from."""
 
     by_task: dict[str, list[Event]] = field(default_factory=dict)
     by_worker: dict[str, list[tuple[Event, float]]] = field(default_factory=dict)
-    captured: dict[str, Event] = field(default_factory=dict)
+    captured: list[Event] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
 
 
@@ -158,7 +158,7 @@ class Writer:
             written.new_workers = self._write_workers(connection, number, batch.by_worker)
             tasks = self._write_tasks(connection, number, batch.by_task, look_up_all=look_up_all)
             if self._capture and batch.captured:
-                save_messages(self._store, connection, number, batch.captured.values())
+                save_messages(self._store, connection, number, batch.captured)
             for gap in batch.gaps:
                 put_reconciliation(connection, gap)
             if written.health is not None:
@@ -248,7 +248,7 @@ class Writer:
                     else:
                         events.append(event)
                     if event.message is not None:
-                        batch.captured[task_id] = event
+                        batch.captured.append(event)
                         self._pending.add(task_id, event)
                     from_worker = not delivery.concluded and event.type not in _NOT_FROM_WORKER
                     if event.type == "task-sent":
@@ -369,8 +369,8 @@ class Writer:
             task = stored.get(task_id)
             if task is None:
                 task = Task(self._cluster, task_id)
-                self._pending.apply_to(task)
                 if self._fold(task, events):
+                    self._pending.apply_to(task)
                     new.append(task)
             else:
                 deltas.subtract(task)

@@ -1,14 +1,16 @@
-"""Captured messages: the newest of each task; and removals: tasks whose messages an action deleted from a queue.
+"""Captured messages: the first of each attempt, and different ones beside it.
 
-The action records a removal, and the receiver ends the task.
+Also removals: tasks whose messages an action deleted from a queue. The action records a removal, and the
+receiver ends the task.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, delete, exists, func, select, tuple_
 
+from celery_monitor.core.captures.agreement import MOST_KEPT, merged
 from celery_monitor.records.event import Event, Message
 from celery_monitor.records.task import Task
 from celery_monitor.settings import Settings
@@ -46,25 +48,47 @@ def _message(row: Any) -> Message:
 
 
 def save_messages(store: Store, connection: Connection, cluster: int, events: Iterable[Event]) -> None:
-    """Stores the messages of these events inside the caller's transaction. An older one never replaces a newer."""
-    rows = [
-        _row(cluster, event.uuid, event.timestamp, event.message)
-        for event in events
-        if event.uuid is not None and event.message is not None
-    ]
-    _upsert(store, connection, rows, newer_only=True)
+    """Stores the messages of these events inside the caller's transaction. One that is stored already stays first."""
+    announced = [(event.uuid, event.timestamp, event.message) for event in events if event.uuid and event.message]
+    keys = {to_key(task_id) for task_id, _, _ in announced}
+    stored = _stored(connection, cluster, keys)
+    changed: dict[str, tuple[float, Message]] = {}
+    for task_id, at, message in announced:
+        key = to_key(task_id)
+        if (before := stored.get(key)) is None:
+            stored[key] = changed[task_id] = (at, message)
+        elif (now := merged(before[1], message, _retries(connection, cluster, key, before[1]))) is not None:
+            stored[key] = changed[task_id] = (max(at, before[0]), now)
+    rows = [_row(cluster, task_id, at, message) for task_id, (at, message) in changed.items()]
+    _upsert(store, connection, rows)
 
 
-def _upsert(store: Store, connection: Connection, rows: Sequence[dict[str, object]], *, newer_only: bool) -> None:
+def _stored(connection: Connection, cluster: int, keys: Collection[bytes]) -> dict[bytes, tuple[float, Message]]:
+    found: dict[bytes, tuple[float, Message]] = {}
+    wanted = sorted(keys)
+    for start in range(0, len(wanted), _CHUNK):
+        mine = _table.c.key.in_(wanted[start : start + _CHUNK])
+        rows = connection.execute(select(_table).where(_table.c.cluster_id == cluster, mine))
+        found.update((bytes(row.key), (row.at, _message(row))) for row in rows)
+    return found
+
+
+def _retries(connection: Connection, cluster: int, key: bytes, stored: Message) -> int | None:
+    """The latest attempt of a task; only needed where its messages have no room left."""
+    if len(stored.others) < MOST_KEPT - 1:
+        return None
+    task = schema.task.c
+    statement = select(task.retries).where(task.cluster_id == cluster, task.key == key)
+    return connection.execute(statement).scalars().first()
+
+
+def _upsert(store: Store, connection: Connection, rows: Sequence[dict[str, object]]) -> None:
     if not rows:
         return
     statement = store.insert(_table)
     new = statement.excluded
     changed = {name: new[name] for name in ("at", "size", "body", "record")}
-    newer = new.at >= _table.c.at if newer_only else None
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed, where=newer), rows
-    )
+    connection.execute(statement.on_conflict_do_update(index_elements=["cluster_id", "key"], set_=changed), rows)
 
 
 def _row(cluster: int, task_id: str, at: float, message: Message) -> dict[str, object]:
@@ -116,7 +140,7 @@ def put_messages(
 ) -> None:
     """Stores messages that were read from the broker, by task id, inside the caller's transaction."""
     rows = [_row(cluster, task_id, at, message) for task_id, message in messages.items()]
-    _upsert(store, connection, rows, newer_only=False)
+    _upsert(store, connection, rows)
 
 
 _removal = schema.removal

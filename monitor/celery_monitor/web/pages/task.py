@@ -65,7 +65,7 @@ def context(view: View) -> Context:
     known, message = found.arguments, found.message
     redactor = Redactor(view.settings.redact)
     arguments = without_secrets(known, redactor)
-    panel = _panel(view, task, arguments)
+    panel = _panel(view, task, found, arguments)
     return {
         "title": task.name or task.id,
         "task": task,
@@ -85,7 +85,8 @@ def context(view: View) -> Context:
         **_editor(view, task, found, arguments, panel["consumed"]),
         "place": found.place if task.state in WAITING else None,
         "worker_state": task_process_state(task, read_workers(view.store, task.cluster)),
-        "warning": " ".join(warnings_of(task, message)) or None,
+        "warning": " ".join((*warnings_of(task, message), *([known.warning] if known.warning else []))) or None,
+        "queue": _sure_queue(task, found),
     }
 
 
@@ -99,14 +100,14 @@ def allowed(view: View, task: Task) -> frozenset[str]:
     return frozenset(can)
 
 
-def _panel(view: View, task: Task, arguments: Arguments) -> Context:
+def _panel(view: View, task: Task, origin: FoundArguments, arguments: Arguments) -> Context:
     """The open confirmation. A task with unknown arguments can only be edited and retried."""
     panel = view.query.get("panel")
     if panel not in PANELS or panel not in allowed(view, task):
         panel = None
     if panel == "retry" and not arguments.known:
         panel = "edit"
-    found = _consumed(view, task) if panel and task.queue is None else None
+    found = _consumed(view, task) if panel and _sure_queue(task, origin) is None else None
     queues = sorted({each.name for each in read_queues(view.store, task.cluster)})[:MOST_CHOICES] if panel else []
     return {
         "panel": panel,
@@ -132,7 +133,7 @@ def _editor(view: View, task: Task, found: FoundArguments, shown: Arguments, wor
     values = (known.args_value, known.kwargs_value) if readable else (None, None)
     texts = {"args": editable(values[0]), "kwargs": editable(values[1])}
     empty = not readable or known.args_value is None
-    queue = task.queue or (worker_queues.only_queue if worker_queues else None) or found.queue
+    queue = _sure_queue(task, found) or (worker_queues.only_queue if worker_queues else None) or found.queue
     unmasked = shown.masked and readable and known.args_value is not None
     return {
         "note_read": partial(_note_read, view.store, task) if unmasked else None,  # called by the page as it shows them
@@ -149,6 +150,11 @@ def _note_read(store: Store, task: Task, actor: str) -> str:
     noted = Action(at=time.time(), actor=actor, action="message.read", cluster=task.cluster, target=task.id)
     record_action(store, noted)
     return ""
+
+
+def _sure_queue(task: Task, found: FoundArguments) -> str | None:
+    """Its queue, unless only a message that is not used names it."""
+    return task.queue if task.sent is not None or not found.doubtful else None
 
 
 def message_details(message: Message | None, redactor: Redactor) -> list[tuple[str, str]]:
