@@ -7,7 +7,9 @@ from types import ModuleType
 import pytest
 
 from celery_monitor.core import arguments, failures, sanitize
-from celery_monitor.core.arguments import Lossy, parse_json, read_repr
+from celery_monitor.core.arguments import parse_json
+from celery_monitor.core.captures import agreement, reprs
+from celery_monitor.core.captures.reprs import Lossy, read_repr
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.sanitize import Redactor, Sanitizer
 from celery_monitor.errors import FilterError, InvalidInput
@@ -28,10 +30,12 @@ AROUND = (("", ""), ("'", "x"), ("token='", ""), ("(token=", "x"))
 
 # Patterns that are searched for in a text of any length, and those that are tried at one place only.
 SEARCHED = {
-    sanitize: {"_URL", "_QUOTE", "_BRACKET_OR_QUOTE", "_BARE_END", "_BARE_END_QUERY"},
+    sanitize: {"_BEARER", "_URL", "_QUOTE", "_BRACKET_OR_QUOTE", "_BARE_END", "_BARE_END_QUERY"},
     failures: {"_LIBRARY", "_ARCHIVE", "_BUNDLED", "_WORKER_LOST_CAUSE", "_RELEASE", "_NEEDS_MASK", "_MASK"},
     wording: {"_HIDDEN"},
-    arguments: {"_CONTROL", "_SURROGATE"},
+    arguments: {"_SURROGATE"},
+    reprs: {"_CONTROL"},
+    agreement: {"_NOT_JSON", "_OPEN", "_CLOSE"},
     decode: set[str](),
 }
 TRIED = {
@@ -39,6 +43,8 @@ TRIED = {
     failures: {"_ERRNO", "_NAMED", "_HEADER", "_FRAME"},
     wording: {"_FRAME"},
     arguments: set[str](),
+    reprs: set[str](),
+    agreement: {"DELAY", "DEAD_LETTER"},
     decode: {"_INTEGER", "_FLOAT"},
 }
 

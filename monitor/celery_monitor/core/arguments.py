@@ -9,6 +9,7 @@ worker that has the task report the values themselves but not the message: also 
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, NoReturn
 
