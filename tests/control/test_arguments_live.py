@@ -237,7 +237,7 @@ def ready(url: str, queue: str) -> int:
 
 
 def test_what_rabbitmq_does_not_have_is_said(amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held, "MOST_TAKEN", 2)
+    monkeypatch.setattr(held, "MOST_DELIVERED", 2)
     with watching(amqp_url, tmp_path) as watch, sender(amqp_url) as app:
         queue = app.conf.task_default_queue
         ids = [app.send_task("basic.echo", (number,)).id for number in range(3)]

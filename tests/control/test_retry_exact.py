@@ -40,6 +40,8 @@ def test_the_id_changes_wherever_it_is_and_deliveries_are_forgotten() -> None:
         "expires": None,
         "x-tenant": "acme",
         "group": OLD,
+        "argsrepr": "(31,)",
+        "kwargsrepr": "{'card': 'visa'}",
     }
     assert copy.properties == {"priority": 4, "delivery_mode": 1, "correlation_id": NEW}
 
