@@ -78,5 +78,5 @@ def test_more_than_there_is_room_for_is_counted_and_shown_and_work_goes_on(redis
         assert sum(dropped) == health["dropped_total"]
         states = dashboard.counts("unfinished", "lost", "received", "pending", "succeeded")
         assert dashboard.counts("unfinished") == {"unfinished": health["events_total"]}, states
-        dashboard.says("known to be missing")
+        dashboard.says("missing.")
         assert dashboard.unexpected() == []
