@@ -4,6 +4,7 @@ from celery_monitor.errors import SettingsError
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import Store
+from celery_monitor.web.security.auth import check_accounts
 from celery_monitor.web.security.origin import is_loopback
 
 
@@ -13,7 +14,8 @@ def must_sign_in(settings: Settings, users: bool) -> bool:
 
 
 def check_bind(settings: Settings, store: Store) -> None:
-    """Raises SettingsError when the dashboard would be open to other machines without authentication."""
+    """Raises SettingsError for users that cannot sign in, and where other machines could act without signing in."""
+    check_accounts(settings.basic_auth)
     _check_provider(settings)
     if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
         raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")

@@ -15,6 +15,7 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import argon2
 from anyio import CapacityLimiter, to_thread
@@ -53,33 +54,39 @@ def named(entries: Sequence[str]) -> list[Actor]:
     return [_entry(entry)[0] for entry in entries]
 
 
-def parse_account(entry: str) -> Account:
-    """Reads one entry; hashes a plain password. Raises SettingsError, which never repeats the password."""
-    actor, password = _entry(entry)
-    if password.startswith("$argon2"):
-        return Account(actor, _checked_hash(actor.name, password))
-    if FOREIGN_HASH.match(password):
-        raise SettingsError(f"basic_auth: the hash of {actor.name!r} is not argon2; make one with the argon2 command")
-    return Account(actor, _hasher.hash(password))
+def check_accounts(entries: Sequence[str]) -> dict[str, tuple[Actor, str]]:
+    """Users with their passwords or hashes, by name, none hashed yet.
+
+    Raises SettingsError for an entry that cannot be used, or two for one name; it never repeats a password.
+    """
+    found: dict[str, tuple[Actor, str]] = {}
+    for entry in entries:
+        actor, password = _entry(entry)
+        if password.startswith("$argon2"):
+            _check_hash(actor.name, password)
+        elif FOREIGN_HASH.match(password):
+            raise SettingsError(
+                f"basic_auth: the hash of {actor.name!r} is not argon2; make one with the argon2 command"
+            )
+        if actor.name in found:
+            raise SettingsError(f"basic_auth: two entries name the user {actor.name!r}; leave one")
+        found[actor.name] = actor, password
+    return found
 
 
-def _checked_hash(name: str, text: str) -> str:
+def _check_hash(name: str, text: str) -> None:
     try:
         argon2.extract_parameters(text)
     except argon2.exceptions.InvalidHashError:
         raise SettingsError(f"basic_auth: the argon2 hash of {name!r} is damaged; was a $ lost in a shell?") from None
-    return text
 
 
 def parse_accounts(entries: Sequence[str]) -> dict[str, Account]:
-    """Accounts by name. Raises SettingsError, also when two entries name one user."""
-    accounts: dict[str, Account] = {}
-    for entry in entries:
-        account = parse_account(entry)
-        if account.actor.name in accounts:
-            raise SettingsError(f"basic_auth: two entries name the user {account.actor.name!r}; leave one")
-        accounts[account.actor.name] = account
-    return accounts
+    """Accounts by name; hashes plain passwords. Raises SettingsError as ``check_accounts`` does."""
+    return {
+        name: Account(actor, text if text.startswith("$argon2") else _hasher.hash(text))
+        for name, (actor, text) in check_accounts(entries).items()
+    }
 
 
 def parse_header(header: str) -> tuple[str, str]:
@@ -114,9 +121,12 @@ class Gate:
         self._nobody = _hasher.hash(secrets.token_hex())
         self._key = secrets.token_bytes(32)
         self._verified: dict[str, tuple[bytes, str]] = {}  # digest of the password, and the hash that it fits
-        self._limiter = CapacityLimiter(2)
         self._waiting: Counter[str] = Counter()  # attempts by network, those in work included
         self._doors = Doors()
+
+    @cached_property
+    def _limiter(self) -> CapacityLimiter:
+        return CapacityLimiter(2)  # anyio before 4.5 makes one only where an event loop runs
 
     async def admit(self, header: str, address: str = "") -> Actor:
         """The actor whom an Authorization header proves. Raises Unauthenticated and TooManyRequests."""
