@@ -93,5 +93,6 @@ def test_a_receiver_whose_process_keeps_ending_is_said_with_its_error(redis_url:
         dashboard.says("The receiver exited", "times in a row: SIGKILL.", "It is restarted each time", path="/workers")
         said = findings(redis_url, dashboard, tmp_path)
         assert any(
-            re.match(r"The receiver exited \d times in a row: SIGKILL\. Failing since 2.* UTC\.$", each) for each in said
+            re.match(r"The receiver exited \d times in a row: SIGKILL\. Failing since 2.* UTC\.$", each)
+            for each in said
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import httpx2 as httpx
@@ -174,8 +174,8 @@ def test_refusal_at_the_provider_opens_nothing(sqlite_url: str) -> None:
 class Forger(ThreadingHTTPServer):
     """A provider that answers any code with the ID token that ``make`` gives for a nonce."""
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+    def __init__(self, answer: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), answer)
         self.issuer = f"http://127.0.0.1:{self.server_port}"
         self.metadata: dict[str, Any] = {
             "issuer": self.issuer,
@@ -203,7 +203,7 @@ class _Answer(BaseHTTPRequestHandler):
         token = self.server.make(self.server.claims())
         self._answer({"access_token": "a7", "token_type": "Bearer", **({} if token is None else {"id_token": token})})
 
-    def _answer(self, document: dict[str, Any]) -> None:
+    def _answer(self, document: object) -> None:
         body = json.dumps(document).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -219,15 +219,21 @@ def signed(claims: dict[str, Any], key: RSAKey = KEY) -> str:
     return jwt.encode({"alg": "RS256", "kid": "k7"}, claims, key)
 
 
-@pytest.fixture
-def forger() -> Iterator[Forger]:
-    server = Forger()
+@contextmanager
+def serving_http(answer: type[BaseHTTPRequestHandler]) -> Iterator[Forger]:
+    server = Forger(answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield server
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def forger() -> Iterator[Forger]:
+    with serving_http(_Answer) as server:
+        yield server
 
 
 def try_to_sign_in(client: TestClient, forger: Forger) -> int:
@@ -317,6 +323,41 @@ def test_provider_that_is_away_is_said(sqlite_url: str) -> None:
         response = client.get("/sign-in/provider")
         assert response.status_code == 503
         assert "cannot be reached" in response.text
+
+
+# --- GitHub
+
+
+class GitHub(_Answer):
+    """A GitHub of a company's own, where u-31 has an address that ``verified`` speaks of."""
+
+    verified: ClassVar[bool] = True
+
+    def do_GET(self) -> None:
+        if self.headers["Authorization"] != "Bearer a7":
+            self.send_error(401)
+        elif self.path == "/api/v3/user":
+            self._answer({"id": 31, "login": "ada"})
+        else:
+            primary = {"email": "ada@example.com", "primary": True, "verified": self.verified}
+            self._answer([{"email": "old@example.com", "primary": False, "verified": True}, primary])
+
+    def do_POST(self) -> None:
+        self._answer({"access_token": "a7", "token_type": "bearer", "scope": "user:email"})
+
+
+@pytest.mark.parametrize(("verified", "status"), [(True, 303), (False, 403)])
+def test_user_of_github_signs_in_by_the_verified_primary_address(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, verified: bool, status: int
+) -> None:
+    monkeypatch.setattr(GitHub, "verified", verified)
+    with serving_http(GitHub) as server, dashboard(sqlite_url, server.issuer, oidc_provider="github") as client:
+        away = client.get("/sign-in/provider").headers["location"]
+        assert away.startswith(f"{server.issuer}/login/oauth/authorize?")
+        state = parse_qs(urlsplit(away).query)["state"][0]
+        assert client.get(f"/sign-in/provider/callback?code=c7&state={state}").status_code == status
+        users = [each.user for each in read_sessions(client.app.state.store)]  # type: ignore[attr-defined]
+        assert users == (["ada@example.com"] if verified else [])
 
 
 # --- settings
