@@ -181,7 +181,7 @@ def results_are_read(shop: Shop, failed: str, paid: str) -> None:
 def doctor_says(shop: Shop) -> None:
     done = shop.call("-m", "celery_monitor", "doctor", "-A", shop.project.app, "--json")
     found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
-    assert found["workers"]["what"] == "1 answer: till@shop."
+    assert found["workers"]["what"] == "1 answered: till@shop."
     assert found["sent events"]["level"] == "ok"
     assert found["application"]["what"] == f"The configuration of {shop.project.app} is used."
     assert found["result backend"]["level"] == "ok"

@@ -140,7 +140,8 @@ def find_terms(store: Store, kind: str, prefix: str, limit: int = 20) -> list[st
         return []
     table = schema.term.c
     lower, text = func.lower(table.text), prefix.lower()
-    statement = select(table.text).where(table.kind == TERM_KINDS[kind], lower.contains(text, autoescape=True))
+    of_kind = table.kind == TERM_KINDS[kind], table.text != OTHER
+    statement = select(table.text).where(*of_kind, lower.contains(text, autoescape=True))
     statement = statement.order_by(lower.startswith(text, autoescape=True).desc(), table.text).limit(limit)
     with store.read() as connection:
         return list(connection.execute(statement).scalars())
