@@ -223,6 +223,11 @@ def test_what_yaml_and_msgpack_dump_is_read_as_it_was(events: list[object]) -> N
     assert json.loads(packed) == events
 
 
+@pytest.mark.parametrize("text", ["0E0", "1e5", "1.5e5", "1.5e+5", ".5", "5.", "1.e-3", "1_000", "017", "0x1f", "1:30"])
+def test_texts_that_look_like_numbers_are_read_as_pyyaml_reads_them(text: str) -> None:
+    assert read_yaml(yaml.safe_dump([{text: text}]).encode()) == [{text: text}]
+
+
 def test_a_number_that_json_has_not_is_a_word_which_the_decoder_takes_for_unknown() -> None:
     body = to_json(yaml.safe_dump({"runtime": math.inf, "freq": 2.5e300, "pid": 812}).encode(), Content(YAML))
     assert isinstance(body, bytes)

@@ -44,7 +44,7 @@ MOST_BYTES = 16 * 1024 * 1024  # of a decompressed body; more is malformed
 DEEPEST = 32  # nesting of YAML; events contain only lists of numbers
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
-_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,5})?")
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]{1,5})?")  # as PyYAML: no 1e5, no 1.5e5
 _WORDS: dict[str, object] = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 _decode_many_checked = msgspec.json.Decoder(list[Checked]).decode
