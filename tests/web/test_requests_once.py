@@ -76,7 +76,9 @@ def test_a_double_click_on_the_selection_sends_once(browser: Browser, redis_url:
     """Nothing is asked where messages are exact, so the first form has to carry the request."""
     store = browser.app.state.store  # type: ignore[attr-defined]
     settings = browser.app.state.settings  # type: ignore[attr-defined]
-    event = make_event("capture-message", uuid=PROBABLE, message=make_message(PROBABLE))
+    texts = {"argsrepr": "(31, 'EUR')", "kwargsrepr": "{}"}  # as the events of the task have them
+    message = make_message(PROBABLE, headers=texts, body=b'[[31, "EUR"], {}, {}]')
+    event = make_event("capture-message", uuid=PROBABLE, message=message)
     Writer(store, "shop", settings).write([Delivery(events=[event], arrived=NOW)])
     page = browser.get("/tasks").text
     form = page.partition('id="selection"')[2].partition("</form>")[0]
