@@ -226,6 +226,7 @@ def test_users_and_tokens_are_managed_from_the_command_line(tmp_path: Path) -> N
     assert run("users", "add", "ned", "--role", "operator", "--no-password") == "Added ned as operator.\n"
     assert run("users", "disable", "ned").startswith("Disabled ned")
     assert run("users", "list") == "ada  admin\nned  operator  disabled\n"
+    assert "Missing option '--role'" in run("users", "role", "ned")  # it must not make anybody a viewer unasked
     assert run("users", "remove", "ada") == "2 Error: ada is the only admin; make another user admin first.\n"
     assert run("users", "password", "ada", "--password-stdin", given="short\n").startswith("2 Error: A password must")
     said, secret = run("tokens", "add", "ci", "--days", "7").splitlines()

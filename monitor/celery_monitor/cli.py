@@ -280,6 +280,7 @@ def demo(**options: Any) -> None:
 
 ROLE_NAMES = click.Choice(["viewer", "operator", "admin"])
 NAME = click.Argument(["name"])
+NEW_ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, required=True)
 ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, default="viewer", show_default=True)
 PASSWORD = click.Option(
     ["--password-stdin"], is_flag=True, help="Read the password from standard input instead of asking for it."
@@ -360,7 +361,7 @@ _database_command(
     users, "add", _performing("user.add"), "Add a user; the first one becomes admin.", NAME, ROLE, PASSWORD, NO_PASSWORD
 )
 _database_command(users, "list", _list_users, "List the users.")
-_database_command(users, "role", _performing("user.role"), "Change the role of a user.", NAME, ROLE)
+_database_command(users, "role", _performing("user.role"), "Change the role of a user.", NAME, NEW_ROLE)
 _database_command(users, "password", _performing("user.password"), "Set a new password.", NAME, PASSWORD)
 _database_command(users, "disable", _performing("user.disable"), "Disable a user and end the user's sessions.", NAME)
 _database_command(users, "enable", _performing("user.enable"), "Let a disabled user sign in again.", NAME)

@@ -188,8 +188,10 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         return
     file = Path(settings.unix_socket)
     with closing(bind_file(file)) as listener:
-        yield listener
-    file.unlink(missing_ok=True)
+        try:
+            yield listener
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def bind_file(file: Path) -> socket.socket:

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from celery_monitor.control.commands import Command, Performed
 from celery_monitor.control.perform import Controller
+from celery_monitor.core.words import counted
 from celery_monitor.errors import Conflict, InvalidInput
 from celery_monitor.records.user import ROLES, Actor, ApiToken, Role, User
 from celery_monitor.settings import Settings
@@ -103,7 +104,7 @@ class DisableUser(UserCommand, frozen=True, kw_only=True):
         _check_admin_left(store, settings, self.name)
         user = users.change_user(store, self.name, disabled=1)
         ended = sessions.end_sessions(store, user.name)
-        return _performed(f"Disabled {user.name}; {_sessions(ended)} ended.")
+        return _performed(f"Disabled {user.name}; {counted(ended, 'session')} ended.")
 
 
 class EnableUser(UserCommand, frozen=True, kw_only=True):
@@ -128,7 +129,7 @@ class ResetPassword(UserCommand, frozen=True, kw_only=True):
     def change(self, store: Store, _: Settings, __: str) -> Performed:
         user = users.change_user(store, self.name, password=hash_password(self.password))
         ended = sessions.end_sessions(store, user.name)
-        return _performed(f"{user.name} has a new password; {_sessions(ended)} ended.")
+        return _performed(f"{user.name} has a new password; {counted(ended, 'session')} ended.")
 
 
 class RemoveUser(UserCommand, frozen=True, kw_only=True):
@@ -142,7 +143,7 @@ class RemoveUser(UserCommand, frozen=True, kw_only=True):
         _check_admin_left(store, settings, self.name)
         user = users.remove_user(store, self.name)
         ended = sessions.end_sessions(store, user.name)
-        return _performed(f"Removed {user.name}; {_sessions(ended)} ended.")
+        return _performed(f"Removed {user.name}; {counted(ended, 'session')} ended.")
 
 
 class EndSession(UserCommand, frozen=True, kw_only=True):
@@ -165,7 +166,9 @@ class EndSessions(UserCommand, frozen=True, kw_only=True):
     name: UserName
 
     def change(self, store: Store, _: Settings, __: str) -> Performed:
-        return _performed(f"{_sessions(sessions.end_sessions(store, self.name)).capitalize()} of {self.name} ended.")
+        return _performed(
+            f"{counted(sessions.end_sessions(store, self.name), 'session').capitalize()} of {self.name} ended."
+        )
 
 
 class MakeToken(UserCommand, frozen=True, kw_only=True):
@@ -230,10 +233,6 @@ def _check_admin_left(store: Store, settings: Settings, name: str) -> None:
     others = [user for user in users.read_users(store) if user.name != name]
     if not any(user.role is Role.ADMIN and not user.disabled for user in others):
         raise Conflict(f"{name} is the only admin; make another user admin first.", name=name)
-
-
-def _sessions(count: int) -> str:
-    return "1 session" if count == 1 else f"{count} sessions"
 
 
 def _performed(message: str) -> Performed:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from celery_monitor.core.words import counted
 from celery_monitor.errors import MonitorError, Unauthenticated
 from celery_monitor.records.page import Action
 from celery_monitor.records.user import Role, Session
@@ -128,8 +129,7 @@ class SignIn:
             count = 1
         else:
             return
-        ended = "1 session" if count == 1 else f"{count} sessions"
-        record(self.store, "session.sign_out", name, "done", f"Signed out; {ended} ended.")
+        record(self.store, "session.sign_out", name, "done", f"Signed out; {counted(count, 'session')} ended.")
 
     def account(self, request: Request) -> Response:
         identity: Identity = request.scope["identity"]
