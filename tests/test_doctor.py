@@ -92,7 +92,7 @@ def test_a_redis_that_throws_away_is_found_and_nothing_is_changed(tmp_path: Path
             assert [key for key in left if not key.startswith(b"_kombu")] == []
     assert code == 1
     assert "allkeys-lru" in found["memory of Redis"]["what"]
-    assert "CONFIG SET" in found["bursts"]["mend"]
+    assert "CONFIG SET" in found["bursts"]["fix"]
 
 
 @pytest.mark.parametrize(

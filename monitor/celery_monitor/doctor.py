@@ -130,7 +130,7 @@ def to_json(reports: Sequence[Report]) -> dict[str, object]:
             "check": each.kind,
             "level": LEVELS[each.tone],
             "what": _text(each),
-            "mend": each.then,
+            "fix": each.then,
         }
         for report in reports
         for each in report.findings

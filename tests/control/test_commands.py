@@ -32,7 +32,9 @@ def test_each_command_with_a_route_has_its_operation() -> None:
     assert routes <= {operation.path for operation in OPERATIONS if operation.method == "POST"}
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if each.body != "Why"], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "command", [each for each in COMMANDS if each.body != "ReasonBody"], ids=lambda each: each.__name__
+)
 def test_commands_that_share_a_body_have_its_fields(command: type[Command]) -> None:
     assert body_of(command).__struct_fields__ == tuple(each.name for each in given_fields(command))
     assert body_of(command).__doc__

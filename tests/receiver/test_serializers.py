@@ -46,7 +46,7 @@ def test_msgpack_and_yaml_are_read_and_pickle_is_refused_by_name(
             if source == "auto":
                 _, found = examined(broker_url, tmp_path)
                 assert worker.hostname in found["event serializer"]["what"]
-                assert 'event_serializer = "json"' in found["event serializer"]["mend"]
+                assert 'event_serializer = "json"' in found["event serializer"]["fix"]
                 assert "without-heartbeat" not in str(found)
 
 

@@ -162,7 +162,7 @@ class Command(Struct, frozen=True, kw_only=True):
     action: ClassVar[str]
     role: ClassVar[Role] = Role.ADMIN
     route: ClassVar[str] = ""  # in the JSON API, below /api/v1/
-    body: ClassVar[str] = "Why"  # name of the request body in the OpenAPI document
+    body: ClassVar[str] = "ReasonBody"  # name of the request body in the OpenAPI document
     note: ClassVar[str] = ""  # for docs/actions.md
     subject: ClassVar[str] = ""  # format of the target, for the record of actions
     address: ClassVar[tuple[str, ...]] = ("cluster",)  # fields that the address of the request gives

@@ -20,14 +20,14 @@ from celery_monitor.web.api.operation import (
     NoParameters,
     Operation,
     Query,
-    Why,
+    ReasonBody,
     shapes,
 )
 
 JobNumber = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Number of a job")]
 
 
-class AbortBody(Why, frozen=True, kw_only=True):
+class AbortBody(ReasonBody, frozen=True, kw_only=True):
     """The reason for the abort."""
 
 

@@ -89,7 +89,7 @@ class NamedListing(InCluster, frozen=True, kw_only=True):
     cursor: Cursor | None = None
 
 
-class Why(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ReasonBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An optional reason, recorded with the action."""
 
     reason: Reason | None = None
@@ -132,7 +132,7 @@ class AnswerItem(Struct, frozen=True, kw_only=True):
     message: str
 
 
-class Told(Struct, frozen=True, kw_only=True):
+class CommandAnswer(Struct, frozen=True, kw_only=True):
     """``unconfirmed``: sent, but not every worker has answered or done it yet."""
 
     outcome: Literal["done", "unconfirmed"]
@@ -272,15 +272,15 @@ ERRORS: tuple[type[MonitorError], ...] = (
     NotFound, Conflict, ConfirmationRequired, TooLarge, UnsupportedType, Unsupported, BrokerUnavailable,
 )  # fmt: skip
 _capital = re.compile(r"(?<!^)[A-Z]")
-_bodies: dict[str, type[Struct]] = {Why.__name__: Why}
+_bodies: dict[str, type[Struct]] = {ReasonBody.__name__: ReasonBody}
 
 
-def answer_of(performed: Performed) -> Told:
+def answer_of(performed: Performed) -> CommandAnswer:
     """Raises Conflict if every worker refused; else refusals are among the answers."""
     answers = [AnswerItem(worker=each.id, outcome=each.outcome, message=each.message) for each in performed.results]
     if performed.outcome == "failed":
         raise Conflict(performed.message, answers=[structs.asdict(each) for each in answers])
-    return Told(outcome=performed.outcome, message=performed.message, answers=answers)
+    return CommandAnswer(outcome=performed.outcome, message=performed.message, answers=answers)
 
 
 def perform(call: Call, command: Command) -> Performed:
@@ -302,7 +302,7 @@ def operation(
     command: type[Command],
     parameters: type[Struct],
     address: Callable[[Call, Any], dict[str, Any]],
-    answer: type[Struct] = Told,
+    answer: type[Struct] = CommandAnswer,
     reply: Callable[[Performed], Struct] = answer_of,
     errors: tuple[type[MonitorError], ...] = ERRORS,
 ) -> Operation:

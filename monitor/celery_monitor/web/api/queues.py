@@ -15,10 +15,10 @@ from celery_monitor.records.series import WaitPercentiles
 from celery_monitor.store.queues import read_pauses, read_queues, read_waits
 from celery_monitor.web.api.operation import (
     Call,
+    CommandAnswer,
     InCluster,
     NamedListing,
     Operation,
-    Told,
     answer_of,
     cluster_named,
     operation,
@@ -160,5 +160,8 @@ OPERATIONS = (
         answer=QueueList,
         parameters=NamedListing,
     ),
-    *(operation(command, QueueAddress, _queue, *ANSWERS.get(command, (Told, answer_of))) for command in QUEUE_COMMANDS),
+    *(
+        operation(command, QueueAddress, _queue, *ANSWERS.get(command, (CommandAnswer, answer_of)))
+        for command in QUEUE_COMMANDS
+    ),
 )

@@ -26,8 +26,8 @@ from celery_monitor.web.api.operation import (
     Call,
     InCluster,
     Operation,
+    ReasonBody,
     TaskId,
-    Why,
     cluster_named,
     json_text,
     only_result,
@@ -235,7 +235,7 @@ def _revoked(performed: Performed) -> Revoked:
     return Revoked(outcome=outcome(performed), message=performed.message)
 
 
-class RunBody(Why, frozen=True, kw_only=True):
+class RunBody(ReasonBody, frozen=True, kw_only=True):
     """A registered task to run."""
 
     name: Name
@@ -247,7 +247,7 @@ class RunBody(Why, frozen=True, kw_only=True):
     request_id: RequestId | None = None
 
 
-class Ran(Struct, frozen=True, kw_only=True):
+class RunAnswer(Struct, frozen=True, kw_only=True):
     """The new task."""
 
     id: str
@@ -255,7 +255,7 @@ class Ran(Struct, frozen=True, kw_only=True):
     message: str
 
 
-def run_task(call: Call, given: InCluster, body: RunBody) -> Ran:
+def run_task(call: Call, given: InCluster, body: RunBody) -> RunAnswer:
     command = RunTask(
         cluster=cluster_named(call, given.cluster),
         name=body.name,
@@ -267,7 +267,7 @@ def run_task(call: Call, given: InCluster, body: RunBody) -> Ran:
         request_id=body.request_id,
     )
     performed = perform(call, command)
-    return Ran(id=performed.results[0].id, outcome=outcome(performed), message=performed.message)
+    return RunAnswer(id=performed.results[0].id, outcome=outcome(performed), message=performed.message)
 
 
 OPERATIONS = (
@@ -297,7 +297,7 @@ OPERATIONS = (
         path=f"/api/v1/{RunTask.route}",
         handle=run_task,
         summary=summary_of(RunTask),
-        answer=Ran,
+        answer=RunAnswer,
         parameters=InCluster,
         body=RunBody,
         errors=(*ERRORS, NotTaken, TakenUnknown),

@@ -34,7 +34,7 @@ class WorkerAddress(InCluster, frozen=True, kw_only=True):
     hostname: Hostname
 
 
-class HeldItem(Struct, frozen=True, kw_only=True):
+class InspectedItem(Struct, frozen=True, kw_only=True):
     """A task that a worker has. ``started`` is by the dashboard's clock; limits are of the task name, in seconds."""
 
     id: str
@@ -49,13 +49,13 @@ class HeldItem(Struct, frozen=True, kw_only=True):
     hard_limit: float | None
 
 
-class InsideItem(Struct, frozen=True, kw_only=True):
+class InspectionItem(Struct, frozen=True, kw_only=True):
     """The answers of a worker; null: no answer. ``silent``: it answered nothing at all."""
 
     silent: bool
-    active: list[HeldItem] | None
-    reserved: list[HeldItem] | None
-    scheduled: list[HeldItem] | None
+    active: list[InspectedItem] | None
+    reserved: list[InspectedItem] | None
+    scheduled: list[InspectedItem] | None
     revoked: list[str] | None
     stats: dict[str, str] | None
     conf: dict[str, str] | None
@@ -63,8 +63,8 @@ class InsideItem(Struct, frozen=True, kw_only=True):
     refusals: dict[str, str]
 
 
-def inspection_item(answers: Inspected) -> InsideItem:
-    return InsideItem(
+def inspection_item(answers: Inspected) -> InspectionItem:
+    return InspectionItem(
         silent=answers.silent,
         active=_inspected(answers.active),
         reserved=_inspected(answers.reserved),
@@ -77,15 +77,15 @@ def inspection_item(answers: Inspected) -> InsideItem:
     )
 
 
-def _inspected(tasks: tuple[InspectedTask, ...] | None) -> list[HeldItem] | None:
-    return None if tasks is None else [HeldItem(**asdict(task)) for task in tasks]
+def _inspected(tasks: tuple[InspectedTask, ...] | None) -> list[InspectedItem] | None:
+    return None if tasks is None else [InspectedItem(**asdict(task)) for task in tasks]
 
 
 def _plain(table: Any) -> Any:
     return None if table is None else dict(table)
 
 
-def inspect_worker(call: Call, given: WorkerAddress) -> InsideItem:
+def inspect_worker(call: Call, given: WorkerAddress) -> InspectionItem:
     return inspection_item(query_worker(call.settings, _find(call, given)))
 
 
@@ -186,7 +186,7 @@ OPERATIONS = (
         path=f"/api/v1/{ON_WORKER}inspect",
         handle=inspect_worker,
         summary="Inspect a worker: current tasks, stats, configuration and registered tasks",
-        answer=InsideItem,
+        answer=InspectionItem,
         parameters=WorkerAddress,
         errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),
     ),
