@@ -428,7 +428,12 @@ class Settings:
         "folder where events wait; by default beside an SQLite file, else in the working directory",
         metavar="DIR",
     )
-    sample_seconds: float = _setting(1.0, parse_float, "how often queues are measured", metavar="SECONDS")
+    sample_seconds: float = _setting(
+        1.0,
+        parse_float,
+        "how often queues are measured; 5 times as long while nobody uses the dashboard",
+        metavar="SECONDS",
+    )
     inspect_seconds: float = _setting(
         30.0, parse_float, "how often workers are queried for queues and statistics", metavar="SECONDS"
     )

@@ -30,7 +30,8 @@ from celery_monitor.files import open_private
 
 logger = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.1  # until all is ready
+STEADY_TICK_SECONDS = 0.5
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # after this run time the pause is reset
@@ -295,7 +296,7 @@ def supervise(
     announced = False
     try:
         supervisor.start(jobs)
-        while not stop.wait(TICK_SECONDS):
+        while not stop.wait(STEADY_TICK_SECONDS if announced else TICK_SECONDS):
             supervisor.restart_ended()
             if not announced and ready():
                 announced = True

@@ -11,6 +11,7 @@ from celery_monitor.brokers.remote import Remote
 from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import NotFound
 from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.reconcile import Reconciler
 from celery_monitor.receiver.sampler import Sampler
 from celery_monitor.receiver.sources import make_source
@@ -71,10 +72,11 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     settings = Settings(**{**given, **changes})  # type: ignore[arg-type]
     broker = Broker(CLUSTER, url)
     store = open_store(empty_record(directory, f"{uuid4().hex}.db"))
-    receiver = Receiver(store, make_source(broker, settings), CLUSTER, settings)
+    pace = Pace()
+    receiver = Receiver(store, make_source(broker, settings), CLUSTER, settings, pace=pace)
     remote = Remote(broker, settings)
     notices: list[str] = []
-    sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append)
+    sampler = Sampler(store, CLUSTER, make_probe(broker, settings), remote, settings, notices.append, pace=pace)
     receiver.on_new_worker(sampler.wake)
     concluded: list[Event] = []
 
@@ -82,7 +84,7 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
         concluded.extend(delivery.events)
         receiver.conclude(delivery)
 
-    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, conclude)
+    reconciler = Reconciler(store, CLUSTER, remote, lambda: receiver.health, conclude, pace=pace)
     stop = threading.Event()
     runs = (receiver.run, sampler.run, sampler.run_queues, sampler.run_schedules, reconciler.run)
     threads = [threading.Thread(target=each, args=(stop,)) for each in runs]
@@ -93,6 +95,7 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
         yield Watching(store, receiver, sampler, reconciler, notices, concluded)
     finally:
         stop.set()
+        pace.wake()
         for thread in threads:
             thread.join(20)
         store.close()

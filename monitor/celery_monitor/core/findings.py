@@ -166,7 +166,7 @@ class Finding(NamedTuple):
 
 def failing_helpers(health: ReceiverHealth, now: float, name: str = "") -> Iterator[Finding]:
     """Helpers that keep failing. Without the broker nearly all do, which is another finding."""
-    alive = health.updated_at is not None and now - health.updated_at <= SILENT_SECONDS
+    alive = health.late(now) <= SILENT_SECONDS
     for helper in health.helpers:
         error = as_sentence(helper.error)
         if helper.name == RECEIVER:

@@ -137,10 +137,10 @@ def _receiver(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding
         then = "Events are buffered while there is room. These pages show the last recorded state."
         text = f"The database{name} cannot be written: {health.unwritten}."
         yield Finding("record", "bad", text, then, since=health.last_event_at)
-    if now - updated > SILENT_SECONDS and not health.unwritten:
+    if health.late(now) > SILENT_SECONDS and not health.unwritten:
         then = "These pages show the last recorded state. Start celery-monitor serve or receive."
         yield Finding("receiver", "bad", f"The receiver{name} is not running.", then, since=updated, mark="Last update")
-    elif now - updated > QUIET_SECONDS and not health.unwritten:
+    elif health.late(now) > QUIET_SECONDS and not health.unwritten:
         behind = health.lag(now) or now - updated
         text = f"The receiver{name} is {age_words(behind)} behind: it has not updated for {age_words(now - updated)}."
         then = "It may be at work on a large batch. Pages are that much out of date."

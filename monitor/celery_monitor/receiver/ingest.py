@@ -21,6 +21,7 @@ from celery_monitor.core.words import age_words
 from celery_monitor.core.workers import OwnClock
 from celery_monitor.errors import BrokerUnavailable, LeaseLost, StoreRefused, StoreUnavailable
 from celery_monitor.receiver.helper_failures import RETENTION, HelperFailures
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.standby import Standby
 from celery_monitor.records.receiver import Delivery, ReceiverHealth, RefusedEvents
@@ -33,6 +34,8 @@ from celery_monitor.store.writer import Writer, WriteResult
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
+# For which a read waits for events, and conclusions of other threads for it: while somebody uses the dashboard, or not.
+READ_SECONDS, UNUSED_READ_SECONDS = 0.25, 0.5
 SLOW_SECONDS = 5.0  # for one batch; a broker may drop a connection that is not read for longer
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last is repeated
 MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
@@ -75,8 +78,10 @@ class Receiver:
         settings: Settings,
         standby: Standby | None = None,
         helpers: HelperFailures | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._helpers = helpers or HelperFailures()
+        self._pace = pace or Pace()
         self._store = store
         self._source = source
         self._settings = settings
@@ -255,10 +260,11 @@ class Receiver:
         return moved
 
     def _collect(self) -> list[Delivery]:
-        """The deliveries of the next batch: what has arrived, or else arrives within ``batch_seconds``.
+        """The deliveries of the next batch: what has arrived, or else arrives within READ_SECONDS.
 
-        After a batch with events the next one fills for that time, as a transaction costs as much as some hundreds of
-        events. A delivery has one time of arrival: a receiver that is behind collects several, without waiting.
+        After a batch with events the next one fills for ``batch_seconds``, longer while nobody uses the dashboard, as a
+        transaction costs as much as some hundreds of events. A delivery has one time of arrival: a receiver that is
+        behind collects several, without waiting.
         """
         deliveries = []
         while True:
@@ -266,19 +272,21 @@ class Receiver:
                 deliveries.append(self._conclusions.get_nowait())
             except Empty:
                 break
-        deliveries.append(self._source.read(self._settings.batch_seconds))
+        patience = READ_SECONDS if self._pace.used else UNUSED_READ_SECONDS
+        deliveries.append(self._source.read(0.0 if deliveries else patience))
         events = len(deliveries[-1].events)
+        gather = self._pace.batch_seconds(self._settings.batch_seconds)
         while events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
             rest = self._fill_until - time.monotonic()
             if rest > 0:  # in short pauses, else a burst would have to be spooled to disk
-                time.sleep(min(rest, self._settings.batch_seconds / PAUSES))
+                time.sleep(min(rest, gather / PAUSES))
             if self._source.waits:
                 deliveries.append(self._source.read(0.0))
                 events += len(deliveries[-1].events)
             elif rest <= 0:
                 break
         behind = events >= self._settings.batch_events or len(deliveries) >= MOST_DELIVERIES
-        self._fill_until = time.monotonic() + self._settings.batch_seconds if events and not behind else 0.0
+        self._fill_until = time.monotonic() + gather if events and not behind else 0.0
         return deliveries
 
     # The database
@@ -390,6 +398,7 @@ class Receiver:
             malformed_at=now if malformed else health.malformed_at,
             dropped_total=health.dropped_total + sum(each.dropped for each in deliveries),
             updated_at=now,
+            report_seconds=self._pace.pause(HEALTH_SECONDS),
             kept_until=self._kept_until(),
             helpers=self._helpers.failing,
             refused=self._refused_lately(),
@@ -422,7 +431,8 @@ class Receiver:
         """Whatever is due beside the events: health, gaps, ETAs, removals, names of queues, retention."""
         try:
             self._report_health()
-            if time.monotonic() - self._housekeeping_at >= HEALTH_SECONDS:
+            self._pace.look()
+            if time.monotonic() - self._housekeeping_at >= self._pace.pause(HEALTH_SECONDS):
                 self._housekeeping_at = time.monotonic()
                 self._gaps.store()
                 self._writer.mark_due(now)
@@ -453,10 +463,14 @@ class Receiver:
 
     def _report_health(self) -> None:
         """Saves the health, unless a batch has just done so. Raises StoreUnavailable."""
-        if time.monotonic() - self._saved_at < HEALTH_SECONDS:
+        since = time.monotonic() - self._saved_at
+        if since < HEALTH_SECONDS:
             return
         if self._health.connected:  # a second without a batch: we are not behind
             self._change(lag_seconds=0.0)
+        if since < self._pace.pause(HEALTH_SECONDS):
+            self._change(updated_at=time.time())
+            return
         if unsaved := self._save_health():
             raise unsaved
 
@@ -478,6 +492,7 @@ class Receiver:
         self._saved_at = time.monotonic()
         self._change(
             updated_at=time.time(),
+            report_seconds=self._pace.pause(HEALTH_SECONDS),
             kept_until=self._kept_until(unstored),
             helpers=self._helpers.failing,
             refused=self._refused_lately(),

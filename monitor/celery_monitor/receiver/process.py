@@ -13,6 +13,7 @@ from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import LeaseLost, StoreUnavailable
 from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, RECONCILER, SAMPLER, SCHEDULES, HelperFailures
 from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.reconcile import Reconciler
 from celery_monitor.receiver.sampler import Sampler
 from celery_monitor.receiver.sources import make_source
@@ -70,15 +71,17 @@ class Leadership(NamedTuple):
 def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.Event) -> None:
     """Receives, samples and reconciles until ``stop`` is set. Raises LeaseLost."""
     store, helpers = term.store, term.helpers
-    over = threading.Event()
+    over, pace = threading.Event(), Pace(store)
     with ExitStack() as ending:
-        receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby, helpers)
+        receiver = Receiver(term.lease.store, term.source, broker.cluster, settings, term.standby, helpers, pace)
         remote = Remote(broker, settings)
         probe = make_probe(broker, settings)
         notice, senders = receiver.notice, receiver.senders
-        sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders)
+        sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders, pace)
         receiver.on_new_worker(sampler.wake)
-        reconciler = Reconciler(store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers)
+        reconciler = Reconciler(
+            store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers, pace
+        )
         beside = {
             RECONCILER: reconciler.run,
             SAMPLER: sampler.run,
@@ -87,6 +90,7 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
+        ending.callback(pace.wake)
         ending.callback(over.set)  # also when an error ends the receiver
         receiver.run(stop)
 

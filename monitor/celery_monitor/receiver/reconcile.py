@@ -37,6 +37,7 @@ from celery_monitor.receiver.lost_tasks import (
     unrecorded,
     why_gone,
 )
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.task_locations import CHUNK, StartedCheck, TaskLocations, WaitingCheck
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth, Reconciliation
@@ -85,7 +86,7 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Checks the workers of one cluster twice a second, in a thread of its own.
+    """Checks the workers of one cluster twice a second while somebody uses the dashboard, in a thread of its own.
 
     ``health`` returns the receiver's health; ``conclude`` stores concluded events.
     """
@@ -98,8 +99,10 @@ class Reconciler:
         health: Callable[[], ReceiverHealth],
         conclude: Callable[[Delivery], None],
         helpers: HelperFailures | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._helpers = helpers or HelperFailures()
+        self._pace = pace or Pace()
         self._store = store
         self._cluster = cluster
         self._remote = remote
@@ -122,7 +125,7 @@ class Reconciler:
 
     def run(self, stop: threading.Event) -> None:
         """Runs until ``stop`` is set; outages of broker and database are waited out."""
-        while not stop.wait(STEP_SECONDS):
+        while not self._pace.wait(stop, self._pace.pause(STEP_SECONDS)):
             try:
                 self.step(time.time())
                 self._helpers.succeeded(RECONCILER)

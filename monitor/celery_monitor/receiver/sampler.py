@@ -32,6 +32,7 @@ from celery_monitor.core.waits import Senders, moved
 from celery_monitor.core.workers import duplicate_pids, duplicates
 from celery_monitor.errors import MonitorError, Unsupported
 from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, SAMPLER, SCHEDULES, HelperFailures
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.schedules import Schedules
 from celery_monitor.receiver.task_events import ANSWER_SECONDS, Process, TaskEventsSwitch, fields_of, integer
 from celery_monitor.records.queue import Queue
@@ -233,7 +234,6 @@ class QueueNames:
 
 RUSAGE_KEPT = ("utime", "stime", "maxrss")
 FIRST_PING_SECONDS = 0.3  # of silence, after which the workers that replied to the first ping are inspected
-WAKE_SECONDS = 0.1  # between two checks of the wake event
 
 log = logging.getLogger(__name__)
 
@@ -251,8 +251,10 @@ class Sampler:
         notice: Callable[[str], None] = log.info,
         helpers: HelperFailures | None = None,
         senders: Senders | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._helpers = helpers or HelperFailures()
+        self._pace = pace or Pace()
         self._store = store
         self._cluster = cluster
         self._probe = probe
@@ -267,7 +269,7 @@ class Sampler:
         self._switches = TaskEventsSwitch(store, cluster, remote, settings, notice)
         self._samples = RecentSamples()
         self._oldest = OldestMessages(store, cluster, senders)
-        self._schedules = Schedules(store, remote.broker, settings)
+        self._schedules = Schedules(store, remote.broker, settings, self._pace)
         self._configured = configured_queues(remote.broker, settings)
         self._names = QueueNames(store, cluster)
         self._turns = Turns()
@@ -280,6 +282,7 @@ class Sampler:
     def wake(self) -> None:
         """Inspects at once, as a worker process is new. Thread-safe."""
         self._worker_is_new.set()
+        self._pace.wake()
 
     def run_queues(self, stop: threading.Event) -> None:
         """Samples queues until ``stop`` is set; in a thread of its own, as replies of workers may be slow."""
@@ -302,7 +305,10 @@ class Sampler:
         trouble: str,
         wake: threading.Event | None = None,
     ) -> None:
-        """Runs ``step`` every ``sample_seconds``, or sooner if it returns fewer seconds, or when ``wake`` is set."""
+        """Runs ``step`` every ``sample_seconds``, or sooner if it returns fewer seconds, or when ``wake`` is set.
+
+        While nobody uses the dashboard, the period is longer (pace.py).
+        """
         last_error = ""
         while not stop.is_set():
             began, sooner = time.monotonic(), None
@@ -315,11 +321,13 @@ class Sampler:
                 if error.message != last_error:
                     log.warning("%s, of %s: %s", trouble, self._cluster, error)
                 last_error = error.message
-            _wait(stop, wake, self._rest(sooner, time.monotonic() - began))
+            self._pace.wait(stop, self._rest(sooner, time.monotonic() - began), wake)
+            if wake is not None:
+                wake.clear()
 
     def _rest(self, sooner: float | None, spent: float) -> float:
         """At least half of the period, as a step takes long when the broker or the database is slow already."""
-        period = self._settings.sample_seconds
+        period = self._pace.pause(self._settings.sample_seconds)
         rest = max(period / 2, period - spent)
         return rest if sooner is None else min(rest, max(0.0, sooner - spent))
 
@@ -420,6 +428,7 @@ class Sampler:
         self._newcomers.answered((each.hostname, each.pid) for each in with_queues)
         if with_queues:
             self._queues_are_new.set()
+            self._pace.wake()
 
     def _merge(self, answers: Mapping[str, dict[str, object]], now: float) -> list[Worker]:
         """Adds the answers to what the record has from events. Workers without a record are new."""
@@ -444,17 +453,6 @@ class Sampler:
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             save_workers(self._store, connection, number, merged)
         return merged
-
-
-def _wait(stop: threading.Event, wake: threading.Event | None, seconds: float) -> None:
-    """Waits for so many seconds, or until ``wake`` or ``stop`` is set."""
-    if wake is None:
-        stop.wait(seconds)
-        return
-    deadline = time.monotonic() + seconds
-    while not wake.is_set() and (left := deadline - time.monotonic()) > 0 and not stop.wait(min(left, WAKE_SECONDS)):
-        pass
-    wake.clear()
 
 
 def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:

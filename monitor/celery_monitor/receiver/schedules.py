@@ -26,6 +26,7 @@ from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.schedule import next_overdue
 from celery_monitor.core.untrusted.values import plain_value
 from celery_monitor.errors import MonitorError
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import BeatHealth, BeatSource, OverdueEntry, ScheduleEntry, UnreadEntry
 from celery_monitor.records.worker import Worker
@@ -58,7 +59,8 @@ log = logging.getLogger(__name__)
 class Schedules:
     """The schedule of one cluster, for the thread that samples it."""
 
-    def __init__(self, store: Store, broker: Broker, settings: Settings) -> None:
+    def __init__(self, store: Store, broker: Broker, settings: Settings, pace: Pace | None = None) -> None:
+        self._pace = pace or Pace()
         self._store = store
         self._cluster = broker.cluster
         self._settings = settings
@@ -180,7 +182,7 @@ class Schedules:
             self._read_at[name] = now + AGAIN_SECONDS
         else:
             self._unread.pop(name, None)
-            self._read_at[name] = now + READ_SECONDS
+            self._read_at[name] = now + self._pace.pause(READ_SECONDS)
 
     def _read_redbeat(self, now: float) -> None:
         found = read_redbeat(
@@ -241,7 +243,7 @@ class Schedules:
         began, worked = time.perf_counter(), time.thread_time()
         entries = tuple(entry for unread in self._unread_entries.values() for entry in unread)
         judged = replace(self._health, unread=tuple(self._unread.values()), unread_entries=entries)
-        soonest = now + JUDGE_SECONDS
+        soonest = now + self._pace.pause(JUDGE_SECONDS)
         if is_caught_up(self._store, self._cluster, now):  # else what was sent is not stored yet
             rows = read_schedule(self._store, self._cluster, now, {}, RUNS)
             judged = replace(judged, overdue=_overdue(rows), stopped=all_overdue(rows))

@@ -1,5 +1,7 @@
 """Receivers: deliveries, health, gaps and reconciliations."""
 
+import math
+
 import msgspec
 
 from celery_monitor.records.event import Event
@@ -65,7 +67,8 @@ class Gap(msgspec.Struct, kw_only=True):
 # A receiver with more lag, or without a report for longer, gives no evidence: events may be on their way.
 CAUGHT_UP_SECONDS = 2.0
 SILENT_RECEIVER_SECONDS = 4.0
-QUIET_SECONDS = 3.0  # a receiver writes its health every second
+SHORTEST_REPORT = 1.0  # seconds from one report of a receiver to the next
+QUIET_SECONDS = 3.0  # for which a report may be late
 
 
 class FailingHelper(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,22 +108,29 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
     host: str | None = None  # where it runs
     pid: int | None = None
     updated_at: float | None = None  # when it last reported
+    report_seconds: float = SHORTEST_REPORT  # until it reports again, at the latest
     kept_until: float | None = None  # events that arrived before are stored or on disk; None: the broker keeps them
     notices: tuple[str, ...] = ()  # automatic actions, such as turning events on
     refused: tuple[RefusedEvents, ...] = ()  # of the last minutes
     helpers: tuple[FailingHelper, ...] = ()  # failing ones
 
     def lag(self, now: float) -> float | None:
-        """Seconds behind, by now: it reports every second, so one that does not is at work, or has ended."""
+        """Seconds behind, by now: a receiver whose report is late is at work, or has ended."""
         if not self.connected or self.lag_seconds is None:
             return None
-        quiet = now - (self.updated_at or now)
-        return self.lag_seconds + (quiet if quiet > QUIET_SECONDS else 0.0)
+        late = self.late(now)
+        return self.lag_seconds + (late if late > QUIET_SECONDS else 0.0)
+
+    def late(self, now: float) -> float:
+        """Seconds since its last report, less those for which it may be quiet; infinite before the first."""
+        if self.updated_at is None:
+            return math.inf
+        return now - self.updated_at - max(0.0, self.report_seconds - SHORTEST_REPORT)
 
     def is_caught_up(self, now: float, silent_seconds: float) -> bool:
-        """It is connected, has no lag, and reported so within this time: a missing event was then not sent."""
-        reported = self.updated_at is not None and now - self.updated_at < silent_seconds
-        return reported and self.connected and self.lag_seconds is not None and self.lag_seconds <= CAUGHT_UP_SECONDS
+        """It is connected, has no lag, and its report is not that late: a missing event was then not sent."""
+        on_time = self.late(now) < silent_seconds
+        return on_time and self.connected and self.lag_seconds is not None and self.lag_seconds <= CAUGHT_UP_SECONDS
 
     def known_until(self, now: float) -> float:
         """Until when its events are complete, where it is not caught up; 0: never."""

@@ -169,7 +169,7 @@ def read_receivers(store: Store, now: float) -> list[ReceiverHealth]:
     """
     return [
         msgspec.structs.replace(each, unwritten=_why_unwritable(store))
-        if each.updated_at is not None and now - each.updated_at > SILENT_RECEIVER_SECONDS
+        if each.updated_at is not None and each.late(now) > SILENT_RECEIVER_SECONDS
         else each
         for each in recorded_receivers(store, now)
     ]

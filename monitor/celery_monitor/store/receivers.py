@@ -1,4 +1,4 @@
-"""Receivers in the record: their health, crashes, standbys and gaps; and the clusters."""
+"""Receivers in the record: their health, crashes, standbys and gaps; the clusters; and the use that sets their pace."""
 
 import secrets
 import time
@@ -21,6 +21,8 @@ from celery_monitor.store.terms import checked_time, cluster_id, cluster_ids, cl
 
 PROOF = "written"
 PROOF_SECONDS = 0.1
+USE = "used"
+USE_SECONDS = 15.0  # for which a use of the dashboard counts
 # Prefixes of keys in ``meta``.
 ENDING = "ending:"
 STANDBY = "standby:"
@@ -185,3 +187,14 @@ def gaps_between(connection: Connection, since: float, until: float | None, clus
         )
         for row in rows
     ]
+
+
+def note_use(store: Store) -> None:
+    """Records that somebody uses the dashboard now. Raises StoreUnavailable."""
+    with store.begin() as connection:
+        put_value(store, connection, USE, f"{time.time():.3f}")
+
+
+def last_use(store: Store) -> str | None:
+    """The last use of the dashboard: another text each time; ``None`` before the first. Raises StoreUnavailable."""
+    return read_value(store, USE)

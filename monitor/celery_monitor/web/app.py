@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -54,6 +55,7 @@ from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
 from celery_monitor.web.security.guard import actor_of, check_page_token, make_gate, middleware, page_token, secret_of
 from celery_monitor.web.security.sign_in import SignIn
+from celery_monitor.web.usage import Usage
 from celery_monitor.web.wording import register_names
 
 PAGES: tuple[Page, ...] = (  # in the order of the navigation
@@ -107,7 +109,7 @@ def create_app(settings: Settings) -> Starlette:
     table = [*sign_in_routes(SignIn(settings, store, gate, environment), settings, store), *routes(presenter)]
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
-        middleware=middleware(settings, store, gate),
+        middleware=[*middleware(settings, store, gate), Middleware(Usage, store=store)],
         exception_handlers=handlers(error_page),
         lifespan=_lifespan,
     )
@@ -290,12 +292,21 @@ def _clear_notice(request: Request, response: Response) -> None:
         response.delete_cookie(NOTICE_COOKIE, path=_base(request) or "/")
 
 
+TICK_SECONDS = 0.5
 CLOSE_SECONDS = 2  # then open /live sockets are closed; their pages reconnect
+
+
+class _Server(uvicorn.Server):
+    """uvicorn wakes ten times a second, for a date in headers that has seconds."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            await asyncio.sleep(TICK_SECONDS)
 
 
 def serve(settings: Settings, descriptor: int, stop: Event) -> None:
     """Serves the dashboard on a listening socket, given by its descriptor, until ``stop`` is set."""
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             create_app(settings),
             access_log=False,

@@ -22,6 +22,7 @@ class Source(ABC):
         self._settings = settings
         self._folder = settings.spool_directory / broker.cluster
         self._reader: Reader | None = None
+        self._acknowledged = 0
         self._last_received_at = time.time()
 
     @abstractmethod
@@ -52,6 +53,7 @@ class Source(ABC):
         unwrap: Callable[[bytes], Body] = lambda body: body,
         refused: set[RefusedEvents] | None = None,
     ) -> None:
+        self._acknowledged = 0
         self._reader = Reader(self._url, worker, messages, self._settings, unwrap, refused)
 
     def read(self, timeout: float) -> Delivery:
@@ -69,8 +71,12 @@ class Source(ABC):
 
     def acknowledge(self) -> None:
         """Everything returned by read() so far is committed."""
-        if self._reader is not None:
-            self._reader.commit(self._reader.messages_read if self.keeps_events else self._reader.complete_records)
+        if self._reader is None:
+            return
+        number = self._reader.messages_read if self.keeps_events else self._reader.complete_records
+        if number != self._acknowledged:
+            self._reader.commit(number)
+            self._acknowledged = number
 
     def discard(self, before: float) -> None:
         """Drops what arrived before, as another receiver has stored it; raises as read() does.

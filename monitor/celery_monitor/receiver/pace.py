@@ -1,0 +1,80 @@
+"""How often a receiver checks and stores: every second while somebody uses the dashboard, else every five.
+
+Web processes write each use into the record. The thread that stores looks for it once a second, and wakes the others.
+"""
+
+import logging
+import time
+from threading import Condition, Event
+
+from celery_monitor.errors import StoreUnavailable
+from celery_monitor.store.engine import Store
+from celery_monitor.store.receivers import USE_SECONDS, last_use
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+UNUSED_FACTOR = 5.0  # by which pauses are longer while nobody uses the dashboard
+UNUSED_BATCH_SECONDS = 0.8  # for which events gather then, so a page that is opened misses the last second at most
+
+
+class Pace:
+    """The pauses of a receiver's threads. Without a ``store`` the dashboard counts as used."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
+        self._changed = Condition()
+        self._look_at = 0.0
+        self._last: str | None = None
+        self._used_until = time.monotonic() + USE_SECONDS
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody has used the dashboard lately."""
+        return self._store is None or time.monotonic() < self._used_until
+
+    def look(self) -> None:
+        """Reads whether somebody uses the dashboard, at most every LOOK_SECONDS."""
+        now = time.monotonic()
+        if self._store is None or now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        try:
+            last = last_use(self._store)
+        except StoreUnavailable as error:  # whoever stores reports it
+            log.debug("whether the dashboard is used is unknown: %s", error)
+            return
+        if last == self._last:
+            return
+        waiting, self._last = not self.used, last
+        self._used_until = now + USE_SECONDS  # by our own clock: that of another machine may differ
+        if waiting:
+            self.wake()
+
+    def pause(self, seconds: float) -> float:
+        """The pause that takes ``seconds`` while the dashboard is used."""
+        return seconds if self.used else seconds * UNUSED_FACTOR
+
+    def batch_seconds(self, seconds: float) -> float:
+        """For how long events gather, if it is ``seconds`` while the dashboard is used."""
+        return seconds if self.used else max(seconds, UNUSED_BATCH_SECONDS)
+
+    def wake(self) -> None:
+        """Makes threads that wait check whether they still have to."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait(self, stop: Event, seconds: float, event: Event | None = None) -> bool:
+        """Waits, or until somebody begins to use the dashboard; returns whether ``stop`` is set.
+
+        Who sets ``stop`` or ``event`` has to call ``wake``, to end it at once.
+        """
+        until, used = time.monotonic() + seconds, self.used
+
+        def is_over() -> bool:
+            return stop.is_set() or (event is not None and event.is_set()) or (self.used and not used)
+
+        with self._changed:
+            while not is_over() and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+        return stop.is_set()
