@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from celery_monitor.receiver.ingest import Receiver
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.sources import make_source
 from celery_monitor.records.receiver import ReceiverHealth
 from celery_monitor.records.task import Task
@@ -20,7 +21,7 @@ from celery_monitor.store.receivers import read_receiver_records
 from celery_monitor.store.tasks.detail import read_task
 from tests.receiver.sources.conftest import delete_queue
 
-RunReceiver = Callable[..., AbstractContextManager[Receiver]]  # an address, and settings by their names
+RunReceiver = Callable[..., AbstractContextManager[Receiver]]  # an address, a pace, and settings by their names
 
 
 @pytest.fixture
@@ -37,10 +38,10 @@ def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
     urls = set()
 
     @contextmanager
-    def run(url: str, **more: Any) -> Iterator[Receiver]:
+    def run(url: str, pace: Pace | None = None, **more: Any) -> Iterator[Receiver]:
         urls.add(url)
         settings = Settings(node_id=node_id, spool_dir=f"{tmp_path}/spool", **{"batch_seconds": 0.05} | more)
-        receiver = Receiver(store, make_source(Broker("shop", url), settings), "shop", settings)
+        receiver = Receiver(store, make_source(Broker("shop", url), settings), "shop", settings, pace=pace)
         stop = threading.Event()
         thread = threading.Thread(target=receiver.run, args=(stop,))
         thread.start()

@@ -93,6 +93,7 @@ class Receiver:
         self._health = ReceiverHealth(cluster=cluster, connected=False, source=source.name, host=HOST, pid=os.getpid())
         self._refused: dict[RefusedEvents, float] = {}  # senders, and when each last sent refused events
         self._saved_at = 0.0
+        self._saved_news: tuple[object, ...] = ()
         self._fill_until = 0.0
         self._clock = OwnClock(time.time(), _steady())
         self._clock_change = 0.0  # seconds by which our clock was set, not yet applied to the record
@@ -413,7 +414,7 @@ class Receiver:
 
     def _after_write(self, written: WriteResult, deliveries: Sequence[Delivery]) -> None:
         self._health = health = written.health or self._health
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_news = time.monotonic(), self._news()
         if written.new_workers:
             self._on_new_worker()
         self._log_malformed(sum(each.malformed for each in deliveries) + written.refused)
@@ -468,7 +469,7 @@ class Receiver:
             return
         if self._health.connected:  # a second without a batch: we are not behind
             self._change(lag_seconds=0.0)
-        if since < self._pace.pause(HEALTH_SECONDS):
+        if since < self._pace.pause(HEALTH_SECONDS) and self._news() == self._saved_news:
             self._change(updated_at=time.time())
             return
         if unsaved := self._save_health():
@@ -484,12 +485,17 @@ class Receiver:
             behind = (self._health.lag_seconds or 0.0) > BEHIND_SECONDS
             self._retention_at = ended + (ended - began) * (REST_BEHIND if behind else REST)
 
+    def _news(self) -> tuple[object, ...]:
+        """What of the health is reported at once, however seldom it is saved."""
+        health = self._health
+        return health.connected, health.error, health.notices, self._helpers.failing, self._refused_lately()
+
     def _change(self, **fields: object) -> None:
         self._health = msgspec.structs.replace(self._health, **fields)
 
     def _save_health(self, unwritten: str | None = None, unstored: Sequence[Delivery] = ()) -> StoreUnavailable | None:
         """Returns the error where the health cannot be stored. ``unstored``: the batch that was read."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_news = time.monotonic(), self._news()
         self._change(
             updated_at=time.time(),
             report_seconds=self._pace.pause(HEALTH_SECONDS),
