@@ -1,12 +1,16 @@
 """The tables: on a fresh database, and on one that an older version made."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from celery_monitor.core.filters.parser import parse
+from celery_monitor.errors import SettingsError
 from celery_monitor.store import migrations, schema
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.retention.partitions import LEAST, create_partition, first_id
@@ -16,7 +20,7 @@ from celery_monitor.store.tasks.page import find_tasks
 from tests.factories import NOW, make_event, make_id
 from tests.store.test_writer import counts, one_task, write
 
-OLDER = sorted(each.name[:4] for each in (Path(migrations.__file__).parent / "versions").glob("[0-9]*.py"))[:-1]
+OLDER = sorted(each.name[:4] for each in migrations.VERSIONS.glob("[0-9]*.py"))[:-1]
 
 
 def tables(store: Store) -> Mapping[str, Mapping[str, tuple[str, bool]]]:
@@ -44,6 +48,32 @@ def test_the_migrations_make_what_the_schema_says(database_url: str) -> None:
     store.close()
 
 
+def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
+    store = open_store(database_url)
+    before = tables(store)
+    with store.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SettingsError, match="newer version of celery-monitor"):
+        open_store(database_url)
+    assert tables(store) == before
+    store.close()
+
+
+def test_the_newest_revision_is_alembics_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", "celery_monitor.store:migrations")
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_heads() == [migrations.head()]
+
+
+def test_opening_a_current_database_loads_no_alembic(sqlite_url: str) -> None:
+    open_store(sqlite_url).close()
+    code = "import sys; from celery_monitor.store.engine import open_store; open_store(sys.argv[1]).close()"
+    code += "; print([each for each in sys.modules if each.startswith('alembic')])"
+    ran = subprocess.run([sys.executable, "-c", code, sqlite_url], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("revision", OLDER)
 def test_an_older_database_is_brought_up_to_date_and_keeps_what_it_has(database_url: str, revision: str) -> None:
     store = open_store(database_url)
@@ -52,7 +82,7 @@ def test_an_older_database_is_brought_up_to_date_and_keeps_what_it_has(database_
     with store.begin() as connection:
         migrations.upgrade(connection, revision)
         connection.execute(schema.cluster.insert().values(name="shop"))
-        assert not migrations.is_current(connection)
+        assert migrations.revision_of(connection) == revision != migrations.head()
     store.close()
     store = open_store(database_url)
     assert tables(store) == made

@@ -446,8 +446,14 @@ def _sqlite_engine(url: sa.URL) -> Engine:
 
 def _migrate(store: Store) -> None:
     with store.engine.connect() as connection:
-        if migrations.is_current(connection):
-            return
+        revision = migrations.revision_of(connection)
+    if revision == migrations.head():
+        return
+    if revision is not None and revision > migrations.head():
+        raise SettingsError(
+            f"database: a newer version of celery-monitor has changed its tables (to {revision}; this version knows "
+            f"{migrations.head()}); install that version, or use another database"
+        )
     with store.begin() as connection:  # on SQLite its lock keeps other processes out
         if not store.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
