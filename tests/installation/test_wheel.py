@@ -67,7 +67,7 @@ def test_the_wheel_brings_its_own_code(newest: Path, tmp_path: Path) -> None:
 
 def test_the_oldest_of_what_it_requires_has_all_that_it_imports(lowest: Path, tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [lowest, "-c", IMPORT_ALL]
+    command = [str(lowest), "-c", IMPORT_ALL]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"celery_monitor.web.security.oidc", "celery_monitor.demo"} <= {*done.stdout.split()}
