@@ -225,7 +225,7 @@ def parse_broker_options(text: str) -> dict[str, object]:
 def _checked_options(options: dict[str, object]) -> dict[str, object]:
     """The same; SettingsError for a value that kombu would fail on later."""
     try:
-        msgspec.convert(options, TransportOptions)
+        msgspec.convert(options, TransportOptions, str_keys=True)
     except msgspec.ValidationError as error:
         what, _, option = str(error).partition(" - at `$.")
         raise SettingsError(f"{option.rstrip('`')}: {what[:1].lower()}{what[1:]}") from None

@@ -18,9 +18,9 @@ class TransportOptions(Struct):
     unacked_mutex_expire: Seconds = 300
     unacked_restore_limit: AtLeastOne | None = None
     health_check_interval: Seconds | None = None
-    max_connections: AtLeastOne = 10
+    max_connections: AtLeastOne | None = None
     priority_steps: list[int] = []
-    queue_order_strategy: Annotated[str, Meta(pattern=r"^(round_robin|priority|sorted|[\w.]+:\w+)$")] = "round_robin"
+    queue_order_strategy: Annotated[str, Meta(pattern=r"^(round_robin|priority|sorted|[\w.]+[.:]\w+)$")] = "round_robin"
     sep: str = ""
     global_keyprefix: str = ""
     unacked_key: str = ""
@@ -31,7 +31,7 @@ class TransportOptions(Struct):
     socket_timeout: Timeout | None = None
     socket_connect_timeout: Timeout | None = None
     socket_keepalive: bool | None = None
-    socket_keepalive_options: dict[str, int] = {}
+    socket_keepalive_options: dict[int, int] = {}  # by socket.TCP_KEEPIDLE and so on
     retry_on_timeout: bool | None = None
     master_name: str = ""
     sentinel_kwargs: dict[str, object] | None = None
