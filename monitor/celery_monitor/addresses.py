@@ -36,6 +36,7 @@ EVENTLESS_TRANSPORTS = frozenset(
 )
 SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
 DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
+RESULT_DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb")
 MOST_PORT = 65_535
 CERT_REQS = frozenset({"required", "optional", "none", "CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"})  # as in kombu
 _ENCODE = "percent-encode special characters in its password (@ as %40, / as %2F, [ as %5B)"
@@ -191,8 +192,23 @@ def check_database(url: str) -> None:
     if scheme not in DATABASES:
         name = f"{scheme!r}" if _SCHEME.fullmatch(scheme) else "this kind of database"
         raise SettingsError(f"{name} is not supported; use sqlite:///file.db or postgresql://host/name")
-    if scheme == "sqlite":
-        return
+    if scheme != "sqlite":
+        _check_database_port(rest)
+
+
+def check_result_database(url: str) -> None:
+    """Raises SettingsError for a result backend (``db+...``) that can never work. It may name a driver of its own."""
+    scheme, separator, rest = url.partition("+")[2].partition("://")
+    kind = scheme.partition("+")[0]
+    if not separator or kind not in RESULT_DATABASES:
+        known = ", ".join(f"db+{each}://" for each in RESULT_DATABASES)
+        raise SettingsError(f"this kind of database is not read; known are {known}")
+    if kind != "sqlite":
+        _check_database_port(rest)
+
+
+def _check_database_port(rest: str) -> None:
+    """``rest`` is what stands behind ``://``."""
     port = re.search(r":([^:/@?]*)(?:[/?]|$)", rest.rpartition("@")[2].rpartition("]")[2])
     if port and not (re.fullmatch("[0-9]{1,5}", port[1]) and 0 < int(port[1]) <= MOST_PORT):
         raise SettingsError(f"the port must be a number from 1 to {MOST_PORT}")

@@ -16,10 +16,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from celery_monitor.addresses import MOST_PORT, check_broker, check_database, check_http, masked_value, transport_of
+from celery_monitor.addresses import (
+    MOST_PORT,
+    check_broker,
+    check_database,
+    check_http,
+    check_result_database,
+    masked_value,
+    transport_of,
+)
 from celery_monitor.core.untrusted.keys import SECRET_KEYS
 from celery_monitor.errors import MonitorError, SettingsError
 from celery_monitor.records.application import Application
+from celery_monitor.records.transport_options import TransportOptions
 
 ENVIRONMENT_PREFIX = "CELERY_MONITOR_"
 DEFAULT_CLUSTER = "default"
@@ -69,10 +78,11 @@ def _of_cluster(given: Broker, check: Callable[[str], None]) -> None:
 
 def parse_redbeat(text: str) -> Broker:
     """Like a broker, but Redis only, where RedBeat stores its entries."""
-    broker = parse_broker(text)
-    if transport_of(broker.url) not in REDIS_TRANSPORTS:
-        raise SettingsError(f"{broker.cluster}: RedBeat keeps its entries in Redis; write redis://localhost:6379/0")
-    return broker
+    redbeat = parse_named(text)
+    if transport_of(redbeat.url) not in REDIS_TRANSPORTS:
+        raise SettingsError(f"{redbeat.cluster}: RedBeat keeps its entries in Redis; write redis://localhost:6379/0")
+    _of_cluster(redbeat, check_broker)
+    return redbeat
 
 
 def parse_beat_database(text: str) -> Broker:
@@ -90,8 +100,7 @@ def parse_backend(text: str) -> Broker:
             f"{backend.cluster}: only Redis and SQL databases are read; write for example redis://localhost:6379/1 "
             "or db+postgresql://localhost/results"
         )
-    if backend.url.startswith(REDIS_SCHEMES):
-        _of_cluster(backend, check_broker)
+    _of_cluster(backend, check_broker if backend.url.startswith(REDIS_SCHEMES) else check_result_database)
     return backend
 
 
@@ -201,15 +210,26 @@ def parse_float(text: str) -> float:
     return number
 
 
-def parse_json_object(text: str) -> dict[str, object]:
-    """A JSON object, such as kombu's transport options. Errors do not contain it: it may have a password."""
+def parse_broker_options(text: str) -> dict[str, object]:
+    """kombu's transport options, as a JSON object. Errors contain none of their values: one may be a password."""
     try:
-        return msgspec.json.decode(text, type=dict[str, object])
+        options = msgspec.json.decode(text, type=dict[str, object])
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else _json_reason(error)
         raise SettingsError(
             f'not a JSON object ({reason}); write for example {{"global_keyprefix": "shop:"}}'
         ) from None
+    return _checked_options(options)
+
+
+def _checked_options(options: dict[str, object]) -> dict[str, object]:
+    """The same; SettingsError for a value that kombu would fail on later."""
+    try:
+        msgspec.convert(options, TransportOptions, str_keys=True)
+    except msgspec.ValidationError as error:
+        what, _, option = str(error).partition(" - at `$.")
+        raise SettingsError(f"{option.rstrip('`')}: {what[:1].lower()}{what[1:]}") from None
+    return options
 
 
 def _json_reason(error: ValueError) -> str:
@@ -361,7 +381,7 @@ class Settings:
         metavar="NAME",
     )
     broker_options: dict[str, object] = _setting(
-        {}, parse_json_object, "kombu transport options as JSON", metavar="JSON", secret=True
+        {}, parse_broker_options, "kombu transport options as JSON", metavar="JSON", secret=True
     )
     broker_api: str | None = _setting(
         None,
@@ -588,11 +608,14 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, Broker) or (isinstance(value, dict) and parse is parse_json_object):
+    if isinstance(value, Broker):
         return value
-    if not isinstance(value, (str, int, float)):  # a list, a table or a date of TOML
+    is_table = isinstance(value, dict) and parse is parse_broker_options
+    if not is_table and not isinstance(value, (str, int, float)):  # a list, a table or a date of TOML
         raise SettingsError(f"{name}: a {type(value).__name__} is not a value for this setting")
     try:
+        if isinstance(value, dict):
+            return _checked_options(value)
         return parse(value if isinstance(value, str) else str(value))
     except MonitorError as error:
         raise type(error)(f"{name}: {error.message}") from None

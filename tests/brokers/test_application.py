@@ -39,7 +39,7 @@ app = Celery("odd", broker=["amqp://a:s3cret@one//shop", "amqp://a:s3cret@two//s
 app.conf.update(
     broker_write_url="amqp://w:s3cret@one//shop",
     broker_use_ssl={"ca_certs": "/certs/ca.pem", "cert_reqs": ssl.CERT_REQUIRED},
-    broker_transport_options={"client_properties": {"name": "shop"}, "on_connect": print, 7: "seven"},
+    broker_transport_options={"client_properties": {"name": "shop"}, "on_connect": print, 7: "seven", "keep": {4: 60}},
     redis_backend_use_ssl={"ssl_cert_reqs": ssl.CERT_NONE},
     result_backend_transport_options={"retry_policy": {"timeout": 5.5}, "wait": timedelta(seconds=9)},
     accept_content=["json", "msgpack"],
@@ -92,7 +92,8 @@ def test_application_is_read_whatever_it_holds_and_leaves_nothing(project: Path)
     assert application.unusable == {"broker_transport_options.on_connect": "it is the function print"}
     app = app_for(Broker("default", both), Settings(application=application))
     assert app.conf.broker_use_ssl == {"ca_certs": "/certs/ca.pem", "cert_reqs": ssl.CERT_REQUIRED}
-    assert app.conf.broker_transport_options == {"client_properties": {"name": "shop"}, "7": "seven"}
+    options = {"client_properties": {"name": "shop"}, "7": "seven", "keep": {4: 60}}
+    assert app.conf.broker_transport_options == options
     assert app.conf.redis_backend_use_ssl["ssl_cert_reqs"] is ssl.CERT_NONE
     assert app.conf.result_backend_transport_options["wait"] == timedelta(seconds=9)
     assert (app.conf.event_exchange, app.conf.control_exchange) == ("shopev", "shopctl")

@@ -5,7 +5,7 @@ import pytest
 from celery_monitor.addresses import require_events, transport_of, without_password
 from celery_monitor.brokers.connection import RETRY_SECONDS, app_for, explained, link, transport_options
 from celery_monitor.errors import BrokerUnavailable, SettingsError
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Broker, Settings, parse_broker_options
 from tests.servers import free_port
 
 BROKER = Broker("shop", "redis://localhost:6399/9")
@@ -61,6 +61,14 @@ def test_the_users_configuration_is_taken_over_but_not_its_broker() -> None:
     assert app.conf.event_exchange == "shopev"
     assert app.conf.task_default_queue == "shop-default"
     assert dict(transport_options(app)) == {"global_keyprefix": "conf:", "sep": ":"}
+
+
+def test_socket_options_are_numbers_though_json_has_texts() -> None:
+    options = parse_broker_options('{"socket_keepalive_options": {"4": 60}}')
+    found = app_for(Broker("shop", "redis://localhost/5"), Settings(broker_options=options)).conf
+    assert found.broker_transport_options["socket_keepalive_options"] == {4: 60}
+    with pytest.raises(SettingsError, match="socket_keepalive_options"):
+        parse_broker_options('{"socket_keepalive_options": {"TCP_KEEPIDLE": 60}}')
 
 
 @pytest.mark.parametrize("name", ["tests.apps.nowhere", "tests.apps.configured:nothing"])

@@ -1,7 +1,8 @@
 """Pause, resume, read, purge, throw away and run, against real workers and queues on both brokers."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,16 +12,21 @@ from celery import Celery
 
 from celery_monitor.control import queues
 from celery_monitor.control.commands import Performed
+from celery_monitor.control.perform import Controller
 from celery_monitor.control.queues import DeleteMessage, PauseQueue, PurgeQueue, QueueCommand, ReadQueue, ResumeQueue
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.run import RunTask
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden, InvalidInput, NotFound
+from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.user import Actor, Role
+from celery_monitor.store.engine import open_store
 from celery_monitor.store.queues import read_pauses
 from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.writer import Writer
 from tests.apps.basic import make_app
-from tests.control.watch import CLUSTER, Watch, watching
+from tests.control.watch import CLUSTER, Watch, make_settings, watching
+from tests.factories import make_event
 from tests.workers import running_worker
 
 ADMIN = Actor("root", Role.ADMIN)
@@ -163,16 +169,31 @@ def test_tasks_whose_messages_are_removed_are_revoked_by_whom_and_can_be_retried
         reading = read(watch, queue).reading
         assert reading is not None
         watch.perform(DeleteMessage(cluster=CLUSTER, queue=queue, digest=reading.messages[0].digest), ADMIN)
-        task = watch.wait_for(deleted, TaskState.REVOKED)
-        assert task.exception == f"message deleted from {queue} by root"
+        task = read_task(watch.store, deleted)
+        assert (task.state, task.exception) == (TaskState.REVOKED, f"message deleted from {queue} by root")
         watch.perform(PurgeQueue(cluster=CLUSTER, queue=queue, confirm=queue), ADMIN)
         for task_id in purged:
-            assert watch.wait_for(task_id, TaskState.REVOKED).exception == f"queue {queue} purged by root"
+            task = read_task(watch.store, task_id)
+            assert (task.state, task.exception) == (TaskState.REVOKED, f"queue {queue} purged by root")
         retried = watch.perform(RetryTask(cluster=CLUSTER, id=purged[1]))
         assert retried.results[0].fidelity == "exact"
         again = read(watch, queue).reading
         assert again is not None
         assert [(message.id, message.args) for message in again.messages] == [(retried.results[0].new_id, "[2]")]
+
+
+def test_purge_without_a_receiver_says_that_the_record_does_not_show_it_yet(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "CONCLUDE_SECONDS", 0.2)
+    settings = make_settings(redis_url, tmp_path)
+    with queue_without_worker(redis_url) as (app, queue), closing(open_store(settings.database)) as store:
+        waits = make_event("task-sent", uuid=send(app, queue, 1), name="shop.pay", queue=queue, timestamp=time.time())
+        Writer(store, CLUSTER, settings).write([Delivery([waits], time.time())])
+        command = PurgeQueue(cluster=CLUSTER, queue=queue, confirm=queue)
+        message = Controller(store, settings).perform(ADMIN, command).message
+        assert "1 task revoked. The record shows it once a receiver has stored it." in message
+        assert Writer(store, CLUSTER, settings).conclude_removals(time.time()) == 1
 
 
 def test_purge_of_more_than_is_read_says_so(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

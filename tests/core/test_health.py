@@ -228,6 +228,11 @@ def test_events_that_are_refused_or_malformed() -> None:
     assert shown([make_health(malformed_total=1, malformed_at=NOW - 3601)], THREE) == ()
 
 
+def test_worker_whose_events_are_refused_may_be_up() -> None:
+    refused = (RefusedEvents("pick@shop", "application/x-python-serialize"),)
+    assert only(*shown([make_health(refused=refused)], [])).kind == "event serializer"
+
+
 def test_gap_that_lasts() -> None:
     gap = Gap(cluster="shop", began=NOW - 40, ended=None, cause="the broker restarted", dropped=7)
     banner = only(*shown([make_health()], THREE, [gap]))

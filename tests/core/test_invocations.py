@@ -309,9 +309,10 @@ def test_two_deliveries_to_one_process_end_each_with_its_own_run_time() -> None:
     assert [*states, task.state] == [TaskState.STARTED, TaskState.SUCCESS]
 
 
-def test_greenlet_that_was_killed_is_revoked_though_a_success_is_reported_behind() -> None:
+@pytest.mark.parametrize("success_at", [5.001, 4.999], ids=["gevent", "eventlet"])
+def test_greenlet_that_was_killed_is_revoked_though_a_success_is_reported_too(success_at: float) -> None:
     began = [received(0, START), event("started", 1)]
-    killed = [event("revoked", 5, terminated=True, signum=15), event("succeeded", 5.001)]
+    killed = [event("revoked", 5, terminated=True, signum=15), event("succeeded", success_at)]
     for order in permutations([*began, *killed]):
         task = folded(*order)
         assert (task.state, ends(task), task.exception) == (

@@ -1,6 +1,7 @@
 """Environments that hold what a stranger's would: an interpreter, and what one requirement brings."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,12 +56,11 @@ def build_from_sdist(source: Path, directory: Path) -> Path:
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What the wheel asks for, with the extra for PostgreSQL, as a resolver reads it on a command line."""
+    """What the wheel asks for, with all extras, as a resolver reads it on a command line."""
     with ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = Parser().parsestr(archive.read(name).decode()).get_all("Requires-Dist", [])
-    plain = [line for line in lines if "extra ==" not in line]
-    return plain + [line.partition(";")[0].strip() for line in lines if f"extra == '{EXTRA}'" in line]
+    return [re.sub(r"(;| and) extra == '\w+'", "", line) for line in lines]
 
 
 def make_environment(home: Path, python: str, *packages: str, lowest: bool = False) -> Path:

@@ -11,6 +11,14 @@ from tests.installation.environments import ROOT, build
 from tests.test_cli import ANSWER_SECONDS, fetch, running
 from tests.workers import wait_for
 
+IMPORT_ALL = """
+import importlib, pkgutil
+import celery_monitor
+for module in pkgutil.walk_packages(celery_monitor.__path__, "celery_monitor."):
+    if "migrations" not in module.name and not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
 APPLICATION = """
 from celery import Celery
 app = Celery("kiosk", broker={url!r})
@@ -55,6 +63,22 @@ def test_the_wheel_brings_its_own_code(newest: Path, tmp_path: Path) -> None:
     assert Path(shop).is_relative_to(newest.parent.parent)
     assert version[0].isdigit()
     assert "unknown" not in version
+
+
+def test_the_oldest_of_what_it_requires_has_all_that_it_imports(lowest: Path, tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(lowest), "-c", IMPORT_ALL]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"celery_monitor.web.security.oidc", "celery_monitor.demo"} <= {*done.stdout.split()}
+
+
+def test_the_demo_runs_with_the_oldest_broker_that_it_brings(lowest: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "bin"  # without redis-server
+    empty.mkdir()
+    command = ("celery_monitor", "demo", "--port", "0", "--dir", "demo")
+    with running(command, tmp_path, lowest, PYTHONPATH="", PATH=str(empty)) as (_, address):
+        wait_for(lambda: json.loads(fetch(f"{address}api/v1/tasks"))["items"], ANSWER_SECONDS)
 
 
 def test_it_serves_pages_and_libraries_from_another_directory(newest: Path, tmp_path: Path) -> None:

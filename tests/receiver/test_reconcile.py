@@ -378,10 +378,18 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
             pids = duplicate_pids(worker) if worker is not None else ()
             return pids == tuple(sorted((first.pid, second.pid)))
 
-        wait_for(both, 20, "two processes of one name")
         both_queues = {first.queue, second.queue}
+        consumers: set[int | None] = set()  # of all samples until both were asked
+
+        def counted() -> bool:
+            found = [watch.queue(name) for name in both_queues]
+            consumers.update(each.consumers for each in found if each is not None)
+            return all(each is not None and each.consumers for each in found)
+
+        wait_for(counted, 30, "the consumers of both queues")
+        assert consumers == {None, 1}
+        wait_for(both, 20, "two processes of one name")
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
-        wait_for(lambda: all((queue := watch.queue(name)) and queue.consumers for name in both_queues))
         assert examine_broker(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
         ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
         assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}

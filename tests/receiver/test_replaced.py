@@ -74,8 +74,11 @@ def test_replaced_tasks(redis_url: str, tmp_path: Path, sent_events: bool) -> No
     assert found["retry_then_replace"].name == "basic.fail_row"
 
 
-def test_greenlet_that_was_terminated_is_revoked_though_it_reports_success(redis_url: str, tmp_path: Path) -> None:
-    with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="gevent", concurrency=4) as worker:
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_greenlet_that_was_terminated_is_revoked_though_it_reports_success(
+    pool: str, redis_url: str, tmp_path: Path
+) -> None:
+    with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool=pool, concurrency=4) as worker:
         killed = _terminate_one(watch, worker)
     assert (killed.state, [run.outcome for run in killed.runs]) == (TaskState.REVOKED, [Outcome.REVOKED])
     assert (killed.runtime is not None, killed.runtime_estimated) == (True, True)

@@ -100,13 +100,21 @@ def _app(url: str, application: Application | None, options: str) -> Celery:
         _configure(app, application, url)
     app.conf.broker_url = url
     app.conf.broker_connection_timeout = CONNECT_SECONDS
-    app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **json.loads(options)}
+    app.conf.broker_transport_options = {**(app.conf.broker_transport_options or {}), **_given_options(options)}
     if transport_of(url) == "sentinel" and not app.conf.broker_transport_options.get("master_name"):
         raise SettingsError(
             f"{without_password(url)}: Sentinel needs the name of the master; "
             'set it with --broker-options \'{"master_name": "mymaster"}\''
         )
     return app
+
+
+def _given_options(text: str) -> dict[str, Any]:
+    """Transport options of JSON, where every key is a text; the keys of socket options are numbers."""
+    given: dict[str, Any] = json.loads(text)
+    if keepalive := given.get("socket_keepalive_options"):
+        given["socket_keepalive_options"] = {int(option): value for option, value in keepalive.items()}
+    return given
 
 
 def _configure(app: _App, application: Application, url: str) -> None:

@@ -170,13 +170,17 @@ def _queues(conf: Any, unusable: dict[str, str]) -> list[str]:
 
 
 def _carry(name: str, value: Any, carried: dict[str, Any], unusable: dict[str, str]) -> None:
-    """Members of a dictionary are converted one by one, so that a bad one does not make the others unusable."""
+    """Members of a dictionary are converted one by one, so that a bad one does not make the others unusable.
+
+    The names of options are texts; within one, keys may be numbers, as those of ``socket_keepalive_options``.
+    """
     if isinstance(value, Mapping):
+        within = "." in name
         pairs = []
         for key, member in value.items():
             one: dict[str, Any] = {}
             _carry(f"{name}.{key}", member, one, unusable)
-            pairs += [[str(key), each] for each in one.values()]
+            pairs += [[key if isinstance(key, int) and within else str(key), each] for each in one.values()]
         carried[name] = {"mapping": pairs}
         return
     try:

@@ -40,12 +40,13 @@ from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import end_pause, read_pauses, save_pause
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.tasks.messages import keep_message, record_removals
+from celery_monitor.store.tasks.messages import awaits_removal, keep_message, record_removals
 from celery_monitor.store.workers import read_workers
 
 ON_QUEUE = "queues/{name:name}/"
 MOST_READ = 100_000  # messages of a purge whose tasks are concluded at once
 READING_SECONDS = 10.0
+CONCLUDE_SECONDS, POLL_SECONDS = 5.0, 0.05  # a receiver stores removals every second
 MOST_KEPT, MOST_KEPT_BYTES = 1000, 32_000_000  # messages of a purge that are stored for a retry
 GONE = "The worker is gone; one that starts in its place consumes the queue."
 
@@ -142,7 +143,8 @@ class PurgeQueue(QueueCommand, frozen=True, kw_only=True):
         concluded = removed.conclude(f"queue {self.queue} purged by {target.actor}")
         unread = number - removed.number
         rest = f" {unread} not read: the tasks are checked within minutes." if unread else ""
-        deleted = f"{counted(number, 'message')} deleted from {self.queue}; {counted(concluded, 'task')} revoked."
+        tasks = f"{counted(concluded, 'task')} revoked.{removed.rest}"
+        deleted = f"{counted(number, 'message')} deleted from {self.queue}; {tasks}"
         return Performed(
             outcome="done",
             message=f"{deleted}{rest} Tasks already received still run.",
@@ -201,7 +203,8 @@ class DeleteMessage(QueueCommand, frozen=True, kw_only=True):
         removed.add(found)
         concluded = removed.conclude(f"message deleted from {self.queue} by {target.actor}")
         task_id = removed.ids[0] if removed.ids else None
-        message = f"Message deleted; task {task_id} revoked." if task_id else "Message deleted; it belonged to no task."
+        task = f"task {task_id} revoked.{removed.rest}" if task_id else "it belonged to no task."
+        message = f"Message deleted; {task}"
         details = {"id": task_id, "digest": self.digest, "concluded": concluded}
         return Performed(outcome="done", message=message, details=details)
 
@@ -215,6 +218,7 @@ class RemovedMessages:
     def __init__(self, target: Target, queue: str) -> None:
         self.number = 0
         self.ids: list[str] = []
+        self.rest = ""  # of the answer
         self._target = target
         self._queue = queue
         self._kept: dict[str, Message] = {}
@@ -231,10 +235,14 @@ class RemovedMessages:
         return self.number < MOST_READ and time.monotonic() < self._until
 
     def conclude(self, text: str) -> int:
-        """Stores the removal for the receiver, which concludes the tasks; returns their number."""
+        """Stores the removal for the receiver, and waits until it has concluded the tasks; returns their number."""
         ids = list(dict.fromkeys(self.ids))
         if ids:
             record_removals(self._target.store, self._target.cluster, ids, text, self._target.now(), self._kept)
+            deadline = time.monotonic() + CONCLUDE_SECONDS
+            while (waits := awaits_removal(self._target.store, self._target.cluster)) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            self.rest = " The record shows it once a receiver has stored it." if waits else ""
         return len(ids)
 
     def _keep(self, task_id: str, message: Message) -> None:

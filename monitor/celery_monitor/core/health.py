@@ -200,7 +200,7 @@ def _workers(facts: HealthFacts) -> Iterator[Finding]:
     for health in facts.receivers:
         seen = any(worker.cluster == health.cluster for worker in facts.workers)
         here = [worker for worker in alive if worker.cluster == health.cluster]
-        if not here and health.connected and health.updated_at is not None:
+        if not (here or health.refused) and health.connected and health.updated_at is not None:
             text = f"No worker{_of(facts, health.cluster)} {'is up' if seen else 'has been seen yet'}."
             tone: Tone = "bad" if seen else "warning"
             yield Finding("no workers", tone, text, "Tasks wait until one starts.", FindingLink("/workers"))

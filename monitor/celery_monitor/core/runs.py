@@ -179,6 +179,9 @@ def _end(runs: list[Run], fact: Fact) -> None:
         return
     if _is_hollow(fact) and any(_was_killed_before(run, fact) for run in runs):
         return
+    if fact.outcome is Outcome.REVOKED and runs and _was_killed_by(fact, runs[-1]):
+        _finish(runs[-1], fact)
+        return
     running = [run for run in runs if run.ended is None]
     if running:
         _finish(_ending(running, fact), fact)
@@ -242,7 +245,7 @@ def _is_duplicate(run: Run, fact: Fact) -> bool:
     return fact.outcome is Outcome.REJECTED
 
 
-def _is_hollow(fact: Fact) -> bool:
+def _is_hollow(fact: Fact | Run) -> bool:
     """Whether it is the success that a killed greenlet reports: without run time and result."""
     return fact.outcome is Outcome.SUCCEEDED and fact.runtime is None and fact.result is None
 
@@ -250,6 +253,11 @@ def _is_hollow(fact: Fact) -> bool:
 def _was_killed_before(run: Run, fact: Fact) -> bool:
     ended = run.ended if run.outcome is Outcome.REVOKED else None
     return ended is not None and 0.0 <= fact.time - ended < DUPLICATE_SECONDS
+
+
+def _was_killed_by(fact: Fact, run: Run) -> bool:
+    """Whether the revocation tells how this run ended: eventlet's worker waits for the greenlet before it reports."""
+    return _is_hollow(run) and fact.time - (run.ended or 0.0) < DUPLICATE_SECONDS
 
 
 def _finish(run: Run, fact: Fact) -> None:

@@ -29,7 +29,7 @@ from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.findings import RecentSamples
 from celery_monitor.core.waits import Senders, moved
-from celery_monitor.core.workers import duplicate_pids, duplicates
+from celery_monitor.core.workers import duplicate_pids, duplicates, process_state
 from celery_monitor.errors import MonitorError, Unsupported
 from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, SAMPLER, SCHEDULES, HelperFailures
 from celery_monitor.receiver.pace import Pace
@@ -353,8 +353,8 @@ class Sampler:
         workers = self._workers_up()
         twin_processes = _twin_processes(workers)
         if twin_processes - self._duplicates_asked or now - self._inspected_at >= self._settings.inspect_seconds:
-            self._duplicates_asked = twin_processes
             self._inspect(remote, workers, now)
+            self._duplicates_asked = twin_processes
         elif new := self._newcomers.due(workers, now):
             alone = sorted(set(new) - {hostname for hostname, _ in twin_processes})
             self._inspect_new(remote, alone, self._newcomers.patience(alone, now))
@@ -381,7 +381,7 @@ class Sampler:
         if not names and not configured:
             return
         names = self._turns.next(names, first=consumers.keys() | paused)
-        complete = self._remote is not None and all(worker.queues is not None for worker in workers)
+        complete = self._remote is not None and all(_is_known(worker, self._duplicates_asked) for worker in workers)
         skews = {worker.hostname: worker.skew for worker in workers if worker.skew is not None}
         sampled = self._probe.sample(sorted(names | configured))
         if absent := {queue.name for queue in sampled if queue.ready is None} & configured:
@@ -453,6 +453,12 @@ class Sampler:
                 merged.append(msgspec.structs.replace(worker, **{**answer, "pid": pid, "inspected_at": now}))
             save_workers(self._store, connection, number, merged)
         return merged
+
+
+def _is_known(worker: Worker, asked: AbstractSet[Process]) -> bool:
+    """Whether every process that is up with this name has reported its queues; one that has not may consume any."""
+    others = {(worker.hostname, each.pid) for each in worker.others if process_state(worker, each.pid) == "online"}
+    return worker.queues is not None and others <= asked
 
 
 def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:

@@ -1,6 +1,7 @@
 """The factory pattern of Flask's own documentation."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ def create_app() -> Flask:
     app.config.from_mapping(
         CELERY={
             "broker_url": os.environ["SHOP_BROKER"],
-            "broker_transport_options": {"global_keyprefix": "flask-"},
+            "broker_transport_options": {
+                "global_keyprefix": "flask-",
+                "socket_keepalive": True,
+                "socket_keepalive_options": {socket.TCP_KEEPCNT: 5},
+            },
             "task_default_queue": "flask-orders",
             "task_send_sent_event": True,
             "result_backend": f"db+sqlite:///{os.environ['SHOP_DIRECTORY']}/results.sqlite3",

@@ -79,6 +79,7 @@ def test_task_of_a_worker_in_warm_shutdown_says_so_and_is_not_offered_again(hous
     for kind in ("task-received", "task-started"):
         house.write(make_event(kind, uuid=task_id, hostname="dup@shop", pid=31, timestamp=house.now - 8))
     beat(house, -5, 31, "offline")
+    assert "offline shutting down: it finishes its running tasks" in house.text("/workers/dup@shop")
     beat(house, -4, 32, "online")
     text = house.text(f"/tasks/{task_id}")
     assert "Worker shutting down: dup@shop (process 31)" in text

@@ -183,6 +183,12 @@ def removals(connection: Connection, cluster: str, limit: int) -> list[Removal]:
     return [Removal(from_key(row.key), row.at, row.text, row.stored) for row in rows]
 
 
+def awaits_removal(store: Store, cluster: str) -> bool:
+    """Whether the receiver has not yet ended all recorded tasks whose messages were removed."""
+    with store.read() as connection:
+        return any(each.stored for each in removals(connection, cluster, _CHUNK))
+
+
 def delete_removals(store: Store, cluster: str, done: Sequence[Removal]) -> None:
     """Deletes these, unless they were recorded again meanwhile."""
     with store.begin() as connection:

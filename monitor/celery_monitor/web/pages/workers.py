@@ -54,6 +54,7 @@ class WorkerRow:
     silent_events: bool
     processes_up: int  # of the same name; 0 if there is one
     processes: list[tuple[Worker | WorkerProcess, ProcessState]]  # if there are several; the worker's own first
+    state: ProcessState  # of its own process
 
     @property
     def key(self) -> str:
@@ -152,6 +153,7 @@ def read_rows(view: View, hostname: str | None = None) -> list[WorkerRow]:
             silent_events=worker.events_enabled is False and worker.status is not WorkerStatus.OFFLINE,
             processes_up=len(duplicate_pids(worker)),
             processes=_processes(worker, view.now),
+            state=process_state(worker, worker.pid, view.now),
         )
         for worker in workers
         if hostname in (None, worker.hostname)
