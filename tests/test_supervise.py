@@ -1,10 +1,12 @@
 """Child processes of the dashboard: how they start, restart and end."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +16,7 @@ from threading import Event
 import pytest
 
 from celery_monitor.errors import StoreUnavailable
-from celery_monitor.supervise import ChildJob, ChildProcess, Ending, Program, PythonCall, Supervisor
+from celery_monitor.supervise import ChildJob, ChildProcess, Ending, MaskingFormatter, Program, PythonCall, Supervisor
 from tests.workers import wait_for
 
 REPORT = """
@@ -181,3 +183,15 @@ def test_a_killed_child_is_replaced(tmp_path: Path) -> None:
         wait_for((tmp_path / "1").exists, 60, "the second child")
         assert started[1].poll() is None
     assert started[1].returncode == 0
+
+
+def test_log_times_are_utc_whatever_time_zone_an_application_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = logging.LogRecord("any", logging.INFO, "", 0, "text", (), None)
+    record.created, record.msecs = 1_796_127_406.0, 25.0
+    monkeypatch.setenv("TZ", "America/Chicago")
+    time.tzset()
+    try:
+        assert MaskingFormatter("%(asctime)s").format(record) == "2026-12-01 12:16:46,025Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

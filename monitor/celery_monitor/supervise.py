@@ -54,7 +54,11 @@ class MaskingFormatter(logging.Formatter):
     """Masks secrets, and escapes control characters: errors of libraries, and so tracebacks, contain both.
 
     A record is one line, so that no text from outside looks like a record of ours; a traceback below it is indented.
+    Times are UTC: under ``celery -A`` the process has the time zone of the application.
     """
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s,%03dZ"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of logging
         return printable(masked(super().formatMessage(record)))

@@ -391,6 +391,8 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
         wait_for(both, 20, "two processes of one name")
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
         assert examine_broker(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
+        second.app.control.add_consumer(second.queue)  # both processes get it
+        wait_for(lambda: (found := watch.queue(second.queue)) and found.consumers == 2, what="two consumers")
         ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
         assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}
         assert watch.concluded == []

@@ -18,6 +18,7 @@ import logging
 import threading
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -263,6 +264,7 @@ class Sampler:
         self._pinged = False
         self._inspected_at = 0.0
         self._newcomers = Newcomers(settings.inspect_seconds)
+        self._processes: dict[str, Counter[str]] = {}  # of a node name, by queue: several may share one
         self._duplicates_asked: set[Process] = set()  # processes that share a node name, when all were last asked
         self._worker_is_new = threading.Event()
         self._queues_are_new = threading.Event()
@@ -371,10 +373,11 @@ class Sampler:
     def measure(self, now: float) -> None:
         """One sample of every queue. Raises BrokerUnavailable and StoreUnavailable."""
         workers = self._workers_up()
-        consumers: dict[str, list[str]] = {}
+        consumers: dict[str, Counter[str]] = {}  # processes of each name
         for worker in workers:
             for queue in worker.queues or ():
-                consumers.setdefault(queue, []).append(worker.hostname)
+                processes = self._processes.get(worker.hostname, Counter())[queue]
+                consumers.setdefault(queue, Counter())[worker.hostname] = max(1, processes)
         paused = {queue for _, queue in read_pauses(self._store, self._cluster)}
         names = self._names.read() | consumers.keys() | paused
         configured = self._configured - names if now >= self._configured_at else frozenset()
@@ -419,6 +422,8 @@ class Sampler:
         self._switches.keep_only(stats)
 
     def _store_answers(self, queues: Mapping[str, Sequence[Reply]], stats: Mapping[str, Reply]) -> None:
+        for name, replies in queues.items():
+            self._processes[name] = Counter(queue for reply in replies for queue in _queues_in(reply))
         answers = {name: _answer(queues.get(name, ()), stats.get(name)) for name in {*queues, *stats}}
         answers = {name: answer for name, answer in answers.items() if answer}
         if not answers:
@@ -461,11 +466,11 @@ def _is_known(worker: Worker, asked: AbstractSet[Process]) -> bool:
     return worker.queues is not None and others <= asked
 
 
-def _consumed(queue: Queue, consumers: Mapping[str, Sequence[str]], complete: bool) -> Queue:
-    """Adds the consumers. If the broker doesn't count them, workers are counted, provided all reported their queues."""
-    workers = tuple(sorted(consumers.get(queue.name, ())))
-    counted = len(workers) if queue.consumers is None and complete else queue.consumers
-    return msgspec.structs.replace(queue, workers=workers, consumers=counted)
+def _consumed(queue: Queue, consumers: Mapping[str, Counter[str]], complete: bool) -> Queue:
+    """Adds the consumers. If the broker doesn't count them, processes are, provided all reported their queues."""
+    found = consumers.get(queue.name, Counter())
+    counted = found.total() if queue.consumers is None and complete else queue.consumers
+    return msgspec.structs.replace(queue, workers=tuple(sorted(found)), consumers=counted)
 
 
 def _twin_processes(workers: Sequence[Worker]) -> set[Process]:
@@ -492,10 +497,8 @@ def _of_process(replies: Sequence[Reply], pid: int | None) -> Reply:
 def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
     """The replies of one worker as fields of Worker; only fields that were in a reply."""
     answer: dict[str, object] = {}
-    listed = [reply.ok for reply in queues if isinstance(reply.ok, list)]
-    if listed:
-        named = [each for found in listed for each in found if isinstance(each, dict) and each.get("name")]
-        answer["queues"] = tuple(sorted({str(each.get("name")) for each in named}))
+    if any(isinstance(reply.ok, list) for reply in queues):
+        answer["queues"] = tuple(sorted({queue for reply in queues for queue in _queues_in(reply)}))
     fields = fields_of(stats)
     if fields:
         pool = fields.get("pool")
@@ -506,6 +509,12 @@ def _answer(queues: Sequence[Reply], stats: Reply | None) -> dict[str, object]:
         answer["pool_size"] = _pool_size(pool)
         answer["rusage"] = _rusage(fields.get("rusage"))
     return answer
+
+
+def _queues_in(reply: Reply) -> set[str]:
+    """The names in a reply to ``active_queues``."""
+    listed = reply.ok if isinstance(reply.ok, list) else []
+    return {str(each["name"]) for each in listed if isinstance(each, dict) and each.get("name")}
 
 
 def _pool_size(pool: Mapping[str, object]) -> int | None:
