@@ -216,7 +216,7 @@ def test_a_queue_that_nobody_knows_is_refused_and_another_known_one_is_taken(bro
         performed = watch.perform(retry(old, confirm=True, queue=other.queue))
         new_id = str(performed.results[0].new_id)
         # The event of its sending comes by another connection than those of the worker.
-        again = wait_for(lambda: (task := watch.wait_for(new_id, TaskState.FAILURE)).queue and task, 20, "its queue")
+        again = wait_for(lambda: (task := watch.wait_for(new_id, TaskState.FAILURE)).queue and task, what="its queue")
         assert (again.queue, again.worker) == (other.queue, other.hostname)
 
 

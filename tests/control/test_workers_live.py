@@ -221,7 +221,7 @@ def test_shutdown_is_typed_in_and_seen_to_happen(watch: Watch) -> None:
         assert worker.process.poll() is None
         outcome, message = outcome_of(watch, ShutDownWorker(**to, confirm=worker.hostname))
         assert (outcome, message.startswith(f"{worker.hostname}: Warm shutdown:")) == ("done", True)
-        worker.process.wait(10)
+        worker.process.wait(60)
 
 
 def test_shutdown_of_a_busy_worker_waits_for_its_task(redis_watch: Watch) -> None:

@@ -295,7 +295,7 @@ def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_p
             os.kill(worker.pid, signal.SIGCONT)
         watch.wait_for_state(running, TaskState.STARTED)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
-        done = watch.wait_for_state(waiting, TaskState.SUCCESS, 60)
+        done = watch.wait_for_state(waiting, TaskState.SUCCESS)
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
 
 
@@ -304,7 +304,7 @@ def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: 
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="solo", concurrency=1) as worker:
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pool == "solo")
         task_id = worker.send("sleep", 12)  # it keeps the events of the task to itself until it is done
-        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.SILENT, 12)
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.SILENT)
         done = watch.wait_for_state(task_id, TaskState.SUCCESS)
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
@@ -334,8 +334,8 @@ def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, 
             ended = watch.wait_for_state(running, TaskState.SUCCESS)
             assert [run.outcome for run in ended.runs] == [Outcome.SUCCEEDED]
         else:
-            assert watch.wait_for_state(running, TaskState.STARTED, 1).runs[0].outcome is None
-        assert watch.wait_for_state(done, TaskState.SUCCESS, 1).runs[0].outcome is Outcome.SUCCEEDED
+            assert watch.wait_for_state(running, TaskState.STARTED).runs[0].outcome is None
+        assert watch.wait_for_state(done, TaskState.SUCCESS).runs[0].outcome is Outcome.SUCCEEDED
         assert watch.concluded == []
 
 
@@ -350,7 +350,7 @@ def recording(url: str, file: Path) -> Iterator[Callable[[], set[tuple[str, str 
     def recorded() -> set[tuple[str, str | None]]:
         with publisher(url) as publish:
             publish.send("conformance.end", json.dumps({"type": END, "timestamp": time.time(), "hostname": "test"}))
-        recorder.wait(30)
+        recorder.wait(60)
         events = [json.loads(line)["event"] for line in file.read_text(encoding="utf-8").splitlines()]
         return {(event["type"], event.get("uuid")) for event in events}
 
@@ -378,7 +378,7 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
             pids = duplicate_pids(worker) if worker is not None else ()
             return pids == tuple(sorted((first.pid, second.pid)))
 
-        wait_for(both, 20, "two processes of one name")
+        wait_for(both, what="two processes of one name")
         both_queues = {first.queue, second.queue}
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
         wait_for(lambda: all((queue := watch.queue(name)) and queue.consumers for name in both_queues))

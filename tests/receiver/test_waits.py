@@ -39,7 +39,7 @@ def paused(worker: Worker) -> Iterator[None]:
         assert answers
 
     tell("cancel_consumer")
-    wait_for(lambda: not still_consumes(worker), 10, "the end of its consumer")
+    wait_for(lambda: not still_consumes(worker), what="the end of its consumer")
     try:
         yield
     finally:

@@ -1,13 +1,12 @@
 """Brokers that only kombu speaks to."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from celery_monitor.errors import BrokerUnavailable
 from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.traffic import numbered, publisher, read_all
+from tests.receiver.traffic import numbered, publisher, read_all, read_dropping, wait_until_read
 from tests.servers import free_port, running_redis
 
 
@@ -42,11 +41,8 @@ def test_what_the_buffer_cannot_hold_is_dropped_and_counted(redis_url: str, sour
     with publisher(redis_url) as publish:
         for number in range(500):
             publish.send("task.multi", f"[{numbered(number)}, {numbered(number)}]")
-    time.sleep(1)
-    events, dropped = 0, 0
-    while (delivery := source.read(0.3)).events or delivery.dropped:
-        events += len(delivery.events)
-        dropped += delivery.dropped
+    wait_until_read(redis_url)
+    events, dropped = read_dropping(source, 1000)
     assert events + dropped == 1000
     assert 50 < events < 900
 
