@@ -29,7 +29,7 @@ def revoke(task_id: str, **given: Any) -> RevokeTask:
 def test_a_task_that_a_worker_holds_is_revoked(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
         watch.wait_for_worker(worker)
-        held = worker.send("echo", countdown=1.5)
+        held = worker.send("echo", countdown=4)
         watch.wait_for(held, TaskState.SCHEDULED)
         performed = watch.perform(revoke(held, reason="wrong customer"))
         assert (performed.outcome, performed.message) == ("done", f"{worker.hostname}, which has it, will not run it.")
@@ -110,7 +110,7 @@ def test_several_are_revoked_at_once(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
         watch.wait_for_worker(worker)
         done = worker.send("echo")
-        held = [worker.send("echo", number, countdown=2) for number in range(3)]
+        held = [worker.send("echo", number, countdown=4) for number in range(3)]
         watch.wait_for(done, TaskState.SUCCESS)
         for task_id in held:
             watch.wait_for(task_id, TaskState.SCHEDULED)

@@ -28,7 +28,7 @@ from tests.workers import ROOT, Worker, running_worker, wait_for
 
 RECORDED = Path(__file__).parent / "recorded"
 SETTLE_SECONDS = 4
-LAST = 2**40  # the clock of an event that no other event has
+LAST = 999_999  # the clock of no other event
 # A recording says nothing of the machine it was made on.
 NEUTRAL = {sysconfig.get_path("purelib"): "/srv/python", str(ROOT): "/srv/shop", socket.gethostname(): "client"}
 
