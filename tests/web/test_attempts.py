@@ -184,6 +184,22 @@ def test_queue_is_bounded_for_all_addresses_together(monkeypatch: pytest.MonkeyP
     assert slow.calls == MOST_WAITING
 
 
+def test_unknown_name_takes_argon2_as_long_as_a_wrong_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowHasher()
+    gate = make_gate()
+    monkeypatch.setattr(auth, "_hasher", slow)
+    slow.go.set()
+    assert asyncio.run(outcome(gate, "nobody", "wrong", HERE)) == "unauthenticated"
+    assert slow.calls == 1
+    right = argon2.extract_parameters(argon2.PasswordHasher().hash(PASSWORD))
+    assert argon2.extract_parameters(gate._nobody) == right
+
+
+def test_no_start_waits_for_argon2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(argon2.PasswordHasher, "hash", None)
+    assert Gate({})._nobody != Gate({})._nobody
+
+
 def test_password_is_not_looked_at_while_the_delay_runs() -> None:
     async def guess() -> list[str]:
         gate = make_gate()

@@ -17,10 +17,14 @@ def _config() -> Config:
     return config
 
 
+@cache
+def _head() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
 def is_current(connection: Connection) -> bool:
     """The tables are those that this version works with."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    return MigrationContext.configure(connection).get_current_revision() == head
+    return MigrationContext.configure(connection).get_current_revision() == _head()
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
