@@ -17,7 +17,7 @@ from tests.apps.ledger import LEDGER_VARIABLE
 from tests.receiver.conftest import RunReceiver, connected, health
 from tests.workers import running_worker, wait_for
 
-TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "4000"))
+TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "1500"))
 FAILING_EACH = 20  # one in so many
 
 
