@@ -1,6 +1,6 @@
 """Real services for the tests: each answers at its address, or the test is skipped with the reason.
 
-With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs three processes, since most tests wait for workers: the
+With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs four processes, since most tests wait for workers: the
 first takes the services that are there, the others start their own, as what a test finds in a broker is what it put
 there.
 """
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    return 3 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
+    return 4 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
 
 
 @pytest.fixture(scope="session")

@@ -193,10 +193,12 @@ def test_a_double_click_sends_once(broker_url: str, tmp_path: Path, workers: Wor
 
 def test_a_task_that_still_runs_is_not_sent_again(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
-        running = worker.send("sleep", 1.5)
+        release = tmp_path / "release"
+        running = worker.send("hold", str(release))
         watch.wait_for(running, TaskState.STARTED)
         with pytest.raises(Conflict, match="is started: by its last event, it is running"):
             watch.perform(retry(running, confirm=True))
+        release.touch()
         scheduled = worker.send("echo", countdown=30)
         watch.wait_for(scheduled, TaskState.SCHEDULED)
         with pytest.raises(Conflict, match="until its ETA"):

@@ -81,12 +81,14 @@ def test_only_a_running_task_is_terminated(broker_url: str, tmp_path: Path) -> N
 
 def test_a_pool_that_cannot_kill_says_so(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="threads") as worker:
-        running = worker.send("sleep", 3)
+        release = tmp_path / "release"
+        running = worker.send("hold", str(release))
         watch.wait_for(running, TaskState.STARTED)
         performed = watch.perform(revoke(running, terminate=True))
         assert performed.outcome == "failed"
         assert f"{worker.hostname} answered: NotImplementedError" in performed.message
         assert watch.last_action().outcome == "failed"
+        release.touch()
 
 
 def test_a_worker_that_does_not_answer_leaves_it_unconfirmed(broker_url: str, tmp_path: Path) -> None:

@@ -93,15 +93,17 @@ def test_pool_grows_and_shrinks_and_never_to_nothing(watch: Watch) -> None:
         assert watch.wait_for(worker.send("add", 2, 3), TaskState.SUCCESS)
 
 
-def test_busy_processes_are_not_taken_away(redis_watch: Watch) -> None:
+def test_busy_processes_are_not_taken_away(redis_watch: Watch, tmp_path: Path) -> None:
+    release = tmp_path / "release"
     with running_worker(url_of(redis_watch), concurrency=2) as worker:
         redis_watch.wait_for_worker(worker)
         for _ in range(2):
-            redis_watch.wait_for(worker.send("sleep", 4), TaskState.STARTED)
+            redis_watch.wait_for(worker.send("hold", str(release)), TaskState.STARTED)
         command = ShrinkPool(cluster=CLUSTER, workers=(worker.hostname,), number=1)
         outcome, message = outcome_of(redis_watch, command)
         assert outcome == "failed"
         assert "All pool processes are busy, so none was removed." in message
+        release.touch()
 
 
 def test_pool_of_threads_says_that_it_is_fixed(redis_watch: Watch, workers: Workers) -> None:
@@ -225,29 +227,33 @@ def test_shutdown_is_typed_in_and_seen_to_happen(watch: Watch) -> None:
         worker.process.wait(60)
 
 
-def test_shutdown_of_a_busy_worker_waits_for_its_task(redis_watch: Watch) -> None:
+def test_shutdown_of_a_busy_worker_waits_for_its_task(redis_watch: Watch, tmp_path: Path) -> None:
+    release = tmp_path / "release"
     with running_worker(url_of(redis_watch)) as worker:
         redis_watch.wait_for_worker(worker)
-        running = worker.send("sleep", 6)
+        running = worker.send("hold", str(release))
         redis_watch.wait_for(running, TaskState.STARTED)
         command = ShutDownWorker(cluster=CLUSTER, workers=(worker.hostname,), confirm=worker.hostname)
         outcome, message = outcome_of(redis_watch, command)
         assert (outcome, "finishes running tasks" in message) == ("done", True)
         assert worker.process.poll() is None
+        release.touch()
         redis_watch.wait_for(running, TaskState.SUCCESS)
 
 
-def test_busy_solo_worker_leaves_it_unconfirmed_and_does_it_later(watch: Watch) -> None:
+def test_busy_solo_worker_leaves_it_unconfirmed_and_does_it_later(watch: Watch, tmp_path: Path) -> None:
+    release = tmp_path / "release"
     with running_worker(url_of(watch), pool="solo", concurrency=1) as worker:
         watch.wait_for_worker(worker)
         remember_pool(watch, worker, "solo")
-        running = worker.send("sleep", 4)  # a solo worker sends its events only afterwards
+        running = worker.send("hold", str(release))  # a solo worker sends its events only afterwards
         wait_for(lambda: running in worker.log, what="the task at the worker")
         command = AddConsumer(cluster=CLUSTER, workers=(worker.hostname,), queue=f"{worker.queue}-more")
         outcome, message = outcome_of(watch, command)
         assert outcome == "unconfirmed"
         assert "Sent, unconfirmed" in message
         assert "A solo pool does not answer while it runs a task." in message
+        release.touch()
         wait_for(lambda: f"{worker.queue}-more" in queues_of(watch, worker), what="the late consumer")
 
 

@@ -284,7 +284,8 @@ def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, 
 @pytest.mark.slow
 def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
-        running, waiting = worker.send("sleep", 25), worker.send("add", 3, 4)
+        release = tmp_path / "release"
+        running, waiting = worker.send("hold", str(release)), worker.send("add", 3, 4)
         watch.wait_for_state(running, TaskState.STARTED)
         watch.wait_for_state(waiting, TaskState.RECEIVED)
         os.kill(worker.pid, signal.SIGSTOP)
@@ -295,6 +296,7 @@ def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_p
             os.kill(worker.pid, signal.SIGCONT)
         watch.wait_for_state(running, TaskState.STARTED)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
+        release.touch()
         done = watch.wait_for_state(waiting, TaskState.SUCCESS)
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
 
@@ -369,7 +371,8 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
         running_worker(redis_url, concurrency=1, hostname="dup@shop") as first,
         running_worker(redis_url, concurrency=1, hostname="dup@shop") as second,
     ):
-        tasks = [each.send("sleep", 12) for each in (first, second)]
+        release = tmp_path / "release"
+        tasks = [each.send("hold", str(release)) for each in (first, second)]
         for task_id in tasks:
             watch.wait_for_state(task_id, TaskState.STARTED)
 
@@ -383,6 +386,7 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
         wait_for(lambda: all((queue := watch.queue(name)) and queue.consumers for name in both_queues))
         assert examine_broker(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
+        release.touch()
         ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
         assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}
         assert watch.concluded == []

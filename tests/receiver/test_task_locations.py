@@ -134,10 +134,13 @@ def test_end_that_the_result_backend_has_is_the_end(redis_url: str, tmp_path: Pa
 
 def test_task_that_a_stopped_worker_gave_back_waits_again(redis_url: str, tmp_path: Path) -> None:
     with looking(redis_url, tmp_path) as here:
-        running, held = here.worker.send("sleep", 6), here.worker.send("add", 8, 9)
+        release = tmp_path / "release"
+        running, held = here.worker.send("hold", str(release)), here.worker.send("add", 8, 9)
         here.watch.wait_for_state(running, TaskState.STARTED)
         here.watch.wait_for_state(held, TaskState.RECEIVED)
         here.worker.process.terminate()
+        wait_for(lambda: "Warm shutdown" in here.worker.log, what="the shutdown")
+        release.touch()
         here.watch.wait_for_state(running, TaskState.SUCCESS)
         here.worker.process.wait(60)
         assert here.look(later=0.0) == [held]
