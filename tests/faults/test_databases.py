@@ -76,7 +76,7 @@ def test_a_locked_database_is_waited_for(redis_url: str, tmp_path: Path) -> None
         with locked(dashboard.database):
             _send(worker, 60, 20)
             says_that_it_is_not_written(dashboard, "database is locked", task_id=first)
-            wait_for(lambda: dashboard.log.count("database is locked; events wait") > 2, what="more attempts")
+            wait_for(lambda: dashboard.log.count("events wait") > 2, what="more attempts")
         catches_up(dashboard, 61, 20)
 
 

@@ -148,18 +148,17 @@ def read_dropping(source: Source, expected: int) -> tuple[int, int]:
 
 def wait_until_read(redis_url: str) -> None:
     """Until the subscribers of this Redis have read from their sockets all that was published."""
-    port = f":{urlsplit(redis_url).port or 6379:04X}"
-
-    def in_sockets() -> bool:
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
-        return any(row[4] != "00000000:00000000" for row in rows if row[1].endswith(port) or row[2].endswith(port))
-
+    server = f":{urlsplit(redis_url).port or 6379:04X}"
     with closing(redis.Redis.from_url(redis_url)) as client:
 
-        def in_redis() -> bool:
-            return any(each["omem"] != "0" for each in client.client_list(_type="pubsub"))
+        def all_read() -> bool:
+            subscribers = client.client_list(_type="pubsub")
+            ends = {f":{int(each['addr'].rpartition(':')[2]):04X}" for each in subscribers}
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+            queues = [row[4] for row in rows if {row[1][8:], row[2][8:]} in [{server, end} for end in ends]]
+            return {each["omem"] for each in subscribers} <= {"0"} and set(queues) <= {"00000000:00000000"}
 
-        wait_for(lambda: not in_redis() and not in_sockets(), what="the end of what was published")
+        wait_for(all_read, what="the end of what was published")
 
 
 def make_traffic(worker: Worker) -> None:
