@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psycopg
+import pytest
 from sqlalchemy import Engine, event
 
 from celery_monitor.store.engine import open_store
@@ -30,6 +30,7 @@ def empty_record(directory: Path, name: str = "record.db") -> str:
 
 def statements_of_tables(url: str) -> str:
     """What open_store runs in the empty schema of PostgreSQL at ``url`` to make its tables there."""
+    psycopg = pytest.importorskip("psycopg")
     made: list[str] = []
 
     def record(_connection: object, cursor: Any, statement: str, parameters: Any, *_more: object) -> None:

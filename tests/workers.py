@@ -135,9 +135,9 @@ def _delete_queue(worker: Worker) -> None:
         channel.queue_delete(worker.queue)
 
 
-async def happens(condition: Callable[[], object], seconds: float = 60) -> None:
+async def happens(condition: Callable[[], object]) -> None:
     """``wait_for`` in an event loop."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""The Jinja environment for pages, regions and rows; the files of ``static/``, read once and compressed once.
+"""The Jinja environment for pages, regions and rows; the files of ``static/``, each read and compressed once.
 
 The URL of static files changes with their content, so that browsers may cache them for ever.
 """
