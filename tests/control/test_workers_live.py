@@ -57,12 +57,12 @@ def url_of(watch: Watch) -> str:
 
 
 def queues_of(watch: Watch, worker: Worker) -> list[str]:
-    reply = Remote(watch.settings.broker[0], watch.settings).ask("active_queues", {}, [worker.hostname], 5.0)
+    reply = Remote(watch.settings.broker[0], watch.settings).ask("active_queues", {}, [worker.hostname], 60.0)
     return queue_names(reply[worker.hostname].ok) or []
 
 
 def processes_of(watch: Watch, worker: Worker) -> int | None:
-    reply = Remote(watch.settings.broker[0], watch.settings).ask("stats", {}, [worker.hostname], 5.0)
+    reply = Remote(watch.settings.broker[0], watch.settings).ask("stats", {}, [worker.hostname], 60.0)
     return pool_processes(reply[worker.hostname].ok)
 
 
