@@ -34,7 +34,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from tests.apps.basic import BROKER_VARIABLE, CONFIG_VARIABLE
 from tests.e2e.conftest import SWITCHES
-from tests.faults.dashboard import START_SECONDS, Dashboard, serving
+from tests.faults.dashboard import Dashboard, serving
 from tests.workers import ROOT, Worker, running_worker, wait_for
 
 APP = "tests.apps.misbehaving"
@@ -233,7 +233,6 @@ def open_shop(broker: str, directory: Path, warm: float) -> Iterator[Shop]:
                     queue=f"{name}-queue",
                     hostname=f"{name}@shop",
                     config=config,
-                    ready_seconds=START_SECONDS,
                 )
             )
             for name in ("pick", "count")

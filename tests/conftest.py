@@ -1,6 +1,6 @@
 """Real services for the tests: each answers at its address, or the test is skipped with the reason.
 
-With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs three processes, since most tests wait for workers: the
+With ``CI=true`` a skip is a failure. ``pytest -n auto`` runs four processes, since most tests wait for workers: the
 first takes the services that are there, the others start their own, as what a test finds in a broker is what it put
 there.
 """
@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -18,7 +18,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests.databases import empty_record
+from tests.databases import empty_record, statements_of_tables
 from tests.servers import free_port, running_rabbitmq, running_redis
 
 FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    return 3 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
+    return 4 if shutil.which("redis-server") and shutil.which("rabbitmq-server") else 1
 
 
 @pytest.fixture(scope="session")
@@ -127,15 +127,36 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
+@contextmanager
+def _schema(service: str) -> Iterator[str]:
+    psycopg = pytest.importorskip("psycopg")
+    schema = f"test_{uuid4().hex}"
+    with psycopg.connect(service, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        yield f"{service}?options=-csearch_path%3D{schema}"
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
 @pytest.fixture
 def postgres_url(postgres_service: str) -> Iterator[str]:
     """An empty PostgreSQL schema of its own."""
+    with _schema(postgres_service) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _postgres_tables(postgres_service: str) -> str:
+    with _schema(postgres_service) as url:
+        return statements_of_tables(url)
+
+
+@pytest.fixture
+def postgres_record_url(postgres_url: str, _postgres_tables: str) -> str:
+    """An empty record in PostgreSQL, with its tables."""
     psycopg = pytest.importorskip("psycopg")
-    schema = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres_service, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        yield f"{postgres_service}?options=-csearch_path%3D{schema}"
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(_postgres_tables)
+    return postgres_url
 
 
 @pytest.fixture
@@ -146,6 +167,6 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """An empty database of each kind in turn."""
-    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    """An empty record in a database of each kind in turn."""
+    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_record_url")
     return url

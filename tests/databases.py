@@ -3,6 +3,10 @@
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
 
 from celery_monitor.store.engine import open_store
 
@@ -22,3 +26,20 @@ def empty_record(directory: Path, name: str = "record.db") -> str:
     with file.open("xb") as new:
         new.write(_empty())
     return f"sqlite:///{file}"
+
+
+def statements_of_tables(url: str) -> str:
+    """What open_store runs in the empty schema of PostgreSQL at ``url`` to make its tables there."""
+    psycopg = pytest.importorskip("psycopg")
+    made: list[str] = []
+
+    def record(_connection: object, cursor: Any, statement: str, parameters: Any, *_more: object) -> None:
+        if statement.split()[0].upper() in {"CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE"}:
+            made.append(psycopg.ClientCursor(cursor.connection).mogrify(statement, parameters or None))
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        open_store(url).close()
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+    return ";\n".join(made)

@@ -21,8 +21,7 @@ from typing import TypeVar
 import pytest
 
 PORTS = (15_000, 32_000)
-START_SECONDS = 10
-RABBIT_SECONDS = 60
+START_SECONDS = 60
 
 T = TypeVar("T")
 
@@ -113,7 +112,7 @@ class RabbitServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_for_port(self.port, RABBIT_SECONDS)
+        wait_for_port(self.port)
 
     def kill(self) -> None:
         """As kill -9 for the node and its helpers; its process group is its own."""
@@ -140,8 +139,8 @@ def running_rabbitmq(directory: Path, port: int | None = None) -> Iterator[Rabbi
         server.kill()
 
 
-def wait_for_port(port: int, seconds: float = START_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -331,7 +330,7 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
             check=True,
-            timeout=RABBIT_SECONDS,
+            timeout=START_SECONDS,
             **user,  # type: ignore[call-overload]
         )
 

@@ -74,7 +74,7 @@ def test_lock_spool_and_logs_are_closed(tmp_path: Path) -> None:
         log.write(b"a line")
     make_private_folder(tmp_path / "a" / "b")
     program = Program(["touch", "written"], {"PATH": os.environ["PATH"]}, tmp_path, tmp_path / "program.log")
-    assert program.wait(20) == 0
+    assert program.wait(60) == 0
     found = modes(tmp_path)
     assert {found.pop(name) for name in ("a", "b")} == {0o700}
     assert found == dict.fromkeys(("record.db.shop.lock", "worker.log", "program.log", "written"), 0o600)

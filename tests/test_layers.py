@@ -1,4 +1,4 @@
-"""The house of docs/: who may import whom, where third parties may stand, and who may print."""
+"""The layers of CONTRIBUTING.md: what may import what, where third parties may be imported, and what may print."""
 
 import ast
 from collections.abc import Iterator

@@ -94,18 +94,18 @@ def open_shop(project: Project, redis_url: str, directory: Path) -> Iterator[Sho
             start_new_session=True,
         )
     try:
-        wait_for(lambda: b"till@shop ready." in shop.log.read_bytes() or worker.poll() is not None, 40)
+        wait_for(lambda: b"till@shop ready." in shop.log.read_bytes() or worker.poll() is not None)
         assert worker.poll() is None, shop.log.read_text()
         yield shop
     finally:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait(20)
+        worker.wait(60)
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return dict(json.loads(answer.read()))
 
 
@@ -117,7 +117,7 @@ def task(address: str, task_id: str, state: str) -> dict[str, Any]:
         items = json.loads(fetch(f"{address}api/v1/tasks?q={query}"))["items"]
         return items[0] if items else None
 
-    return dict(wait_for(found, 30, f"{task_id} {state}"))
+    return dict(wait_for(found, what=f"{task_id} {state}"))
 
 
 def holders(group: int, file: Path) -> list[int]:
@@ -139,14 +139,14 @@ def test_project_is_watched_as_it_is_configured(project: Project, redis_url: str
     with open_shop(project, redis_url, tmp_path) as shop:
         with running((*arguments, "--port", "0"), shop.home, **shop.variables) as (program, address):
             connected = f"{address}api/v1/health"
-            wait_for(lambda: json.loads(fetch(connected))["items"][0]["connected"], 30, "the connection")
+            wait_for(lambda: json.loads(fetch(connected))["items"][0]["connected"], what="the connection")
             assert (tmp_path / "imported").exists()
             assert holders(program.pid, tmp_path / "imported") == []
             failed_id = shop.pay(ledger, "order 17")
             failed = task(address, failed_id, "failed")
             assert (failed["name"], failed["queue"], failed["worker"]) == ("shop.pay", project.queue, "till@shop")
             assert failed["sent"] is not None  # the application's task-sent events are seen, with its prefix
-            wait_for(lambda: json.loads(fetch(f"{address}api/v1/queues"))["items"], 30, "the queue")
+            wait_for(lambda: json.loads(fetch(f"{address}api/v1/queues"))["items"], what="the queue")
             sent = post(f"{address}api/v1/tasks/{failed_id}/retry", {"confirm": True})
             paid = task(address, sent["id"], "succeeded")
             assert paid["result"] == "{'paid': 'order 17'}"

@@ -62,7 +62,7 @@ def supervised(job: ChildJob) -> Iterator[Supervisor]:
 def test_a_child_that_is_asked_to_end_ends_well(tmp_path: Path) -> None:
     file = tmp_path / "state"
     with call("write_state", file) as child:
-        wait_for(file.exists, 60, "the child")
+        wait_for(file.exists, what="the child")
         child.terminate()
         assert child.wait(60) == 0
     assert json.loads(file.read_text(encoding="utf-8")) == [child.pid, [], ["-c", "of the test"]]
@@ -73,9 +73,9 @@ def test_a_child_ends_well_when_its_parent_is_killed(tmp_path: Path) -> None:
     file = tmp_path / "state"
     environ = {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", PARENT, str(file)], env=environ) as parent:
-        wait_for(file.exists, 60, "the child")
+        wait_for(file.exists, what="the child")
         parent.kill()
-    wait_for(file.with_suffix(".stopped").exists, 60, "the end of the child")
+    wait_for(file.with_suffix(".stopped").exists, what="the end of the child")
 
 
 def test_a_child_does_not_mistake_a_module_of_the_folder_for_one_of_ours(
@@ -176,11 +176,11 @@ def test_a_killed_child_is_replaced(tmp_path: Path) -> None:
         return started[-1]
 
     with supervised(ChildJob("state", start)) as supervisor:
-        wait_for((tmp_path / "0").exists, 60, "the first child")
+        wait_for((tmp_path / "0").exists, what="the first child")
         os.kill(started[0].pid, signal.SIGKILL)
         while len(started) == 1:
             supervisor.restart_ended()
-        wait_for((tmp_path / "1").exists, 60, "the second child")
+        wait_for((tmp_path / "1").exists, what="the second child")
         assert started[1].poll() is None
     assert started[1].returncode == 0
 

@@ -1,12 +1,13 @@
 """Real Celery workers for tests: a process of its own, waited for, and ended with all its children."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,6 @@ def running_worker(
     events: bool = True,
     options: Sequence[str] = ("--without-gossip", "--without-mingle"),
     config: dict[str, Any] | None = None,
-    ready_seconds: float = 40,
 ) -> Iterator[Worker]:
     """A worker of ``app`` that is ready, on a queue of its own that is deleted afterwards.
 
@@ -106,7 +106,7 @@ def running_worker(
             )
         worker = Worker(process, hostname, queue, make_app(broker_url, **given), log_file)
         try:
-            _wait_until_ready(worker, ready_seconds)
+            _wait_until_ready(worker)
             yield worker
         finally:
             worker.stop()
@@ -114,14 +114,16 @@ def running_worker(
             worker.app.close()
 
 
-def _wait_until_ready(worker: Worker, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while f"{worker.hostname} ready." not in worker.log:
+def _wait_until_ready(worker: Worker) -> None:
+    def ready() -> bool:
         if worker.process.poll() is not None:
             raise RuntimeError(f"the worker ended with {worker.process.returncode}:\n{worker.log}")
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no worker was ready after {seconds} s:\n{worker.log}")
-        time.sleep(0.05)
+        return f"{worker.hostname} ready." in worker.log
+
+    try:
+        wait_for(ready, what=f"the readiness of {worker.hostname}")
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}:\n{worker.log}") from None
 
 
 def _delete_queue(worker: Worker) -> None:
@@ -133,11 +135,22 @@ def _delete_queue(worker: Worker) -> None:
         channel.queue_delete(worker.queue)
 
 
+async def happens(condition: Callable[[], object]) -> None:
+    """``wait_for`` in an event loop."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 def wait_for(condition: Any, seconds: float = 60, what: str = "the condition") -> Any:
-    """What ``condition()`` returns once it is true; TimeoutError after ``seconds``."""
-    deadline = time.monotonic() + seconds
+    """What ``condition()`` returns once it is true; TimeoutError after ``seconds``.
+
+    It is asked less often the longer it takes: to read a page all the time keeps a processor busy.
+    """
+    began = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise TimeoutError(f"{what} did not come true within {seconds} s")
-        time.sleep(0.02)
+        time.sleep(min(max(waited / 10, 0.01), 0.2))
     return value

@@ -85,6 +85,13 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
+@task("hold")
+def hold(release: str) -> None:
+    """Runs until the file ``release`` exists."""
+    while not Path(release).exists():
+        time.sleep(0.05)
+
+
 @task("outlast", acks_late=True)
 def outlast(ledger: str) -> str:
     """Runs until its message was delivered a second time, and ends while the second run goes on."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from time import monotonic, sleep
 
 import msgspec
 import pytest
@@ -24,6 +23,7 @@ from celery_monitor.core.sanitize import Redactor
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import REDACTED_KEYS, Broker, Settings
 from celery_monitor.store.foreign import CELERY, ResultTable, read_periodic_tasks, read_results
+from tests.workers import wait_for
 
 redactor = Redactor(REDACTED_KEYS)
 HOSTILE = {
@@ -67,23 +67,22 @@ def answering(url: str, name: str, answer: object) -> Iterator[None]:
     thread = Thread(target=listen, daemon=True)
     thread.start()
     try:
-        assert listening.wait(10)
+        assert listening.wait(60)
         yield
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
 
 
 def replies(url: str) -> dict[str, object]:
-    """The answers of both; a fanout needs a moment until both are subscribed."""
-    remote = Remote(Broker("shop", url), settings_of(url))
-    deadline = monotonic() + 20
-    while monotonic() < deadline:
-        found = remote.ask("stats", timeout=2.0, expected=["bad@shop", "good@shop"])
-        if {"bad@shop", "good@shop"} <= found.keys():
-            return {name: reply.ok for name, reply in found.items()}
-        sleep(0.1)
-    raise AssertionError("not both answered")
+    """The answers of both, asked again until both are subscribed."""
+    remote, both = Remote(Broker("shop", url), settings_of(url)), {"bad@shop", "good@shop"}
+
+    def answers() -> dict[str, object] | None:
+        found = remote.ask("stats", timeout=2.0, expected=sorted(both))
+        return {name: reply.ok for name, reply in found.items()} if both <= found.keys() else None
+
+    return dict(wait_for(answers, what="answers of both"))
 
 
 def test_a_worker_with_bad_values_in_its_answer_is_shown_beside_the_others(broker_url: str) -> None:
@@ -103,8 +102,8 @@ def test_an_answer_that_was_altered_says_so(broker_url: str) -> None:
     """What is sent again must be exact."""
     with answering(broker_url, "bad@shop", ["\ud800"]), answering(broker_url, "good@shop", [2**62]):
         remote = Remote(Broker("shop", broker_url), settings_of(broker_url))
-        assert remote.ask("stats", {}, ["bad@shop"], 10.0)["bad@shop"].altered
-        assert not remote.ask("stats", {}, ["good@shop"], 10.0)["good@shop"].altered
+        assert remote.ask("stats", {}, ["bad@shop"], 60.0)["bad@shop"].altered
+        assert not remote.ask("stats", {}, ["good@shop"], 60.0)["good@shop"].altered
 
 
 def test_bad_entries_of_redbeat_are_listed_and_the_others_shown(redis_url: str) -> None:

@@ -31,9 +31,10 @@ from celery_monitor.store.writer import Writer
 from celery_monitor.web.pages import overview
 from celery_monitor.web.present import Watched
 from tests.factories import make_event, make_id, make_message
-from tests.receiver.conftest import RunReceiver, connected, health, task, wait_until
+from tests.receiver.conftest import RunReceiver, connected, health, task
 from tests.receiver.test_ingest import own_redis, send_event  # noqa: F401 - a fixture
 from tests.web.pages.house import House, open_house
+from tests.workers import wait_for
 
 
 @pytest.fixture
@@ -178,13 +179,13 @@ def test_300_000_backslashes_are_stored_at_once_and_the_next_event_too(
     redis_url: str, receiving: RunReceiver, store: Store
 ) -> None:
     with receiving(redis_url) as receiver, Celery(broker=redis_url) as app:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         with app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
             dispatcher.send(
                 "task-received", uuid="u-31", name="shop.pay", args="(token='" + "\\" * 300_000, kwargs="{}"
             )
         send_event(redis_url, "u-32")
-        wait_until(lambda: stored(store, "u-32"))
+        wait_for(lambda: stored(store, "u-32"))
     assert task(store, "u-31").args == "(token='***'" + CUT
     assert read_gaps(store, since=time.time() - 1) == []
 
@@ -247,7 +248,7 @@ def test_decompression_stops_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> No
 def test_bomb_on_a_real_broker_counts_as_malformed(redis_url: str, receiving: RunReceiver, store: Store) -> None:
     bomb = zlib.compress(b"[" + b" " * (decoding.MOST_BYTES + 1) + b"]", 9)
     with receiving(redis_url) as receiver, Celery(broker=redis_url) as app:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         with app.connection_for_write() as connection, redis.Redis.from_url(redis_url) as client:
             message = connection.channel().prepare_message(
                 b64encode(bomb).decode(),
@@ -263,8 +264,8 @@ def test_bomb_on_a_real_broker_counts_as_malformed(redis_url: str, receiving: Ru
             channel = f"/{client.connection_pool.connection_kwargs['db']}.celeryev/worker.online"
             assert client.publish(channel, json.dumps(message)) >= 1
         send_event(redis_url, "u-32")
-        wait_until(lambda: stored(store, "u-32"))
-        wait_until(lambda: health(store).malformed_total == 1)
+        wait_for(lambda: stored(store, "u-32"))
+        wait_for(lambda: health(store).malformed_total == 1)
 
 
 # A batch in work
@@ -288,14 +289,14 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 def test_batch_in_work_is_lag(redis_url: str, receiving: RunReceiver, store: Store, held: threading.Event) -> None:
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
-        wait_until(lambda: read_receiver_records(store) and health(store).connected)
+        wait_for(connected(receiver))
+        wait_for(lambda: read_receiver_records(store) and health(store).connected)
         send_event(redis_url, "u-31")
-        wait_until(lambda: (health(store).lag_seconds or 0.0) > 1.5)
+        wait_for(lambda: (health(store).lag_seconds or 0.0) > 1.5)
         assert health(store).connected
         held.set()
-        wait_until(lambda: stored(store, "u-31"))
-        wait_until(lambda: health(store).lag_seconds == 0.0)
+        wait_for(lambda: stored(store, "u-31"))
+        wait_for(lambda: health(store).lag_seconds == 0.0)
     assert health(store).events_total == 1
 
 
@@ -309,13 +310,13 @@ def test_gap_after_a_slow_batch_does_not_accuse_the_broker(
     monkeypatch.setattr(ingest, "SLOW_SECONDS", 2.0)
     url, process = own_redis
     with receiving(url) as receiver:
-        wait_until(connected(receiver))
-        wait_until(lambda: read_receiver_records(store) and health(store).connected)
+        wait_for(connected(receiver))
+        wait_for(lambda: read_receiver_records(store) and health(store).connected)
         send_event(url, "u-31")
-        wait_until(lambda: (health(store).lag_seconds or 0.0) > 2.5)
+        wait_for(lambda: (health(store).lag_seconds or 0.0) > 2.5)
         process.kill()  # type: ignore[attr-defined]
         held.set()
-        wait_until(lambda: read_gaps(store, since=0.0))
+        wait_for(lambda: read_gaps(store, since=0.0))
     (gap,) = read_gaps(store, since=0.0)
     assert gap.cause.startswith("the receiver was busy with one batch for ")
     assert "lost its connection to the broker" in gap.cause

@@ -85,7 +85,7 @@ def test_application_is_read_whatever_it_holds_and_leaves_nothing(project: Path)
     application = read_application(write(project, "odd", ODD))
     assert "odd" not in set(sys.modules) - before
     for pid in (project / "pids").read_text().split():
-        wait_for(partial(gone, pid), 10, f"the end of {pid}")
+        wait_for(partial(gone, pid), what=f"the end of {pid}")
     both = "amqp://a:s3cret@one//shop;amqp://a:s3cret@two//shop"
     assert (application.broker_read_url, application.broker_write_url) == (both, "amqp://w:s3cret@one//shop")
     assert application.queues == ("mail", "stock")

@@ -107,7 +107,7 @@ def _rabbitmq(url: str | None) -> Iterator[str]:
 def attached(suite: Suite, directory: Path, broker_url: str, redis_url: str, tests: Sequence[str]) -> None:
     """One run of the suite; all accounts of it are left in ``directory``. Tests that fail run again, on their own."""
     with recording(broker_url, directory / "recorded.ndjson") as recorder, serving(broker_url, directory) as dashboard:
-        wait_for(dashboard.connected, 60, "the connection of the receiver")
+        wait_for(dashboard.connected, what="the connection of the receiver")
         began = time.time()
         ended = run(suite, directory, broker_url, redis_url, tests)
         seconds = time.time() - began

@@ -143,7 +143,7 @@ def other_process(settings: Settings, lease_seconds: float) -> Iterator[subproce
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 if __name__ == "__main__":

@@ -23,15 +23,16 @@ def test_worker_tells_what_it_has_in_hand(broker_url: str, tmp_path: Path) -> No
         running_worker(broker_url, concurrency=1, config=config) as worker,
     ):
         watch.wait_for_worker(worker)
-        running = worker.send("sleep", 6)
+        release, sent = tmp_path / "release", time.time()
+        running = worker.send("hold", str(release))
         watch.wait_for(running, TaskState.STARTED)
         held = worker.send("echo", {"password": "hunter2"}, countdown=500)
         watch.wait_for(held, TaskState.SCHEDULED)
         inside = query_worker(watch.settings, read_worker(watch.store, worker.hostname))
         (active,) = inside.active or ()
-        assert (active.id, active.name, active.args) == (running, "basic.sleep", "(6,)")
+        assert (active.id, active.name, active.args) == (running, "basic.hold", f"('{release}',)")
         assert active.started is not None
-        assert abs(time.time() - active.started) < 10
+        assert sent - 1 < active.started < time.time() + 1
         assert active.soft_limit == 77
         (scheduled,) = inside.scheduled or ()
         assert (scheduled.id, scheduled.eta is not None) == (held, True)
@@ -41,6 +42,7 @@ def test_worker_tells_what_it_has_in_hand(broker_url: str, tmp_path: Path) -> No
         assert inside.registered is not None
         assert inside.registered["basic.overrun"]["time_limit"] == "1"
         assert "hunter2" not in repr(inside)
+        release.touch()
 
 
 def test_one_argument_that_is_no_json_silences_that_answer_alone(

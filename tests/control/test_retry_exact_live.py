@@ -26,6 +26,7 @@ from celery_monitor.store.tasks.detail import read_lineage
 from celery_monitor.store.tasks.messages import read_message
 from tests.apps import captured
 from tests.apps.order import Order
+from tests.control.conftest import Workers
 from tests.control.test_retry_live import make_value
 from tests.control.watch import CLUSTER, Watch, watching
 from tests.workers import Worker, running_worker, wait_for
@@ -71,6 +72,13 @@ class Shop:
 def shop(url: str, directory: Path, config: dict[str, Any] | None = None, **given: Any) -> Iterator[Shop]:
     with watching(url, directory) as watch, running_worker(url, app=CAPTURED, config=config, **given) as worker:
         yield Shop(watch, worker)
+
+
+@contextmanager
+def shared_shop(url: str, directory: Path, workers: Workers) -> Iterator[Shop]:
+    """``shop`` with the worker of other tests."""
+    with watching(url, directory) as watch:
+        yield Shop(watch, workers(url, app=CAPTURED))
 
 
 def headers_of(message: Message) -> dict[str, Any]:
@@ -149,8 +157,8 @@ print(performed.results[0].new_id)
         assert again.result == "47"
 
 
-def test_the_rest_of_a_chain_and_the_callbacks_run(broker_url: str, tmp_path: Path) -> None:
-    with shop(broker_url, tmp_path) as it:
+def test_the_rest_of_a_chain_and_the_callbacks_run(broker_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(broker_url, tmp_path, workers) as it:
         app, queue = it.worker.app, it.worker.queue
 
         def signature(name: str, *args: Any) -> Any:
@@ -172,8 +180,8 @@ def test_the_rest_of_a_chain_and_the_callbacks_run(broker_url: str, tmp_path: Pa
             wait_for(done[name].exists, what=f"that {name} ran")
 
 
-def test_an_edited_message_keeps_its_links_and_headers(redis_url: str, tmp_path: Path) -> None:
-    with shop(redis_url, tmp_path) as it:
+def test_an_edited_message_keeps_its_links_and_headers(redis_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(redis_url, tmp_path, workers) as it:
         called = tmp_path / "called"
         link = it.worker.app.signature("basic.mark", args=(str(called),), options={"queue": it.worker.queue})
         given = {"link": link, "compression": "gzip", "headers": {"tenant": "acme"}}
@@ -188,8 +196,8 @@ def test_an_edited_message_keeps_its_links_and_headers(redis_url: str, tmp_path:
         wait_for(called.exists, what="that the callback ran")
 
 
-def test_the_same_id_is_sent_again_once_its_hazard_was_seen(broker_url: str, tmp_path: Path) -> None:
-    with shop(broker_url, tmp_path) as it:
+def test_the_same_id_is_sent_again_once_its_hazard_was_seen(broker_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(broker_url, tmp_path, workers) as it:
         task = it.fail("fail_once", str(tmp_path / "once"), 5)
         with pytest.raises(ConfirmationRequired, match="overwrites its record"):
             it.retry(task, same_id=True)
@@ -201,8 +209,8 @@ def test_the_same_id_is_sent_again_once_its_hazard_was_seen(broker_url: str, tmp
         assert it.watch.last_action().parameters["same_id"] is True
 
 
-def test_another_queue_and_a_countdown_are_taken(redis_url: str, tmp_path: Path) -> None:
-    with shop(redis_url, tmp_path) as it, running_worker(redis_url, app=CAPTURED) as other:
+def test_another_queue_and_a_countdown_are_taken(redis_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(redis_url, tmp_path, workers) as it, running_worker(redis_url, app=CAPTURED) as other:
         it.watch.wait_for(other.send("fail"), TaskState.FAILURE)
         task = it.fail("fail_once", str(tmp_path / "once"), 5, expires=30)
         new_id = it.retry(task, queue=other.queue, countdown=1.5)
@@ -211,8 +219,8 @@ def test_another_queue_and_a_countdown_are_taken(redis_url: str, tmp_path: Path)
         assert again.worker == other.hostname
 
 
-def test_a_task_that_celery_retried_begins_anew(redis_url: str, tmp_path: Path) -> None:
-    with shop(redis_url, tmp_path) as it:
+def test_a_task_that_celery_retried_begins_anew(redis_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(redis_url, tmp_path, workers) as it:
         task = it.fail("retry_then_fail", 2)
         assert task.retries == 2
         assert facts(it.message(task)).name == "basic.retry_then_fail"
@@ -223,8 +231,8 @@ def test_a_task_that_celery_retried_begins_anew(redis_url: str, tmp_path: Path) 
         assert (again.root_id, again.parent_id) == (new_id, None)
 
 
-def test_rejected_and_revoked_messages_are_kept(broker_url: str, tmp_path: Path) -> None:
-    with shop(broker_url, tmp_path) as it:
+def test_rejected_and_revoked_messages_are_kept(broker_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(broker_url, tmp_path, workers) as it:
         rejected = it.watch.wait_for(it.worker.send("reject"), TaskState.FAILURE, TaskState.REJECTED)
         assert it.message(rejected).why == "failed"
         expired = it.worker.send("echo", 31, countdown=1.2, expires=1)
@@ -292,8 +300,8 @@ def test_events_that_were_turned_on_later_capture_too(redis_url: str, tmp_path: 
         it.fail("fail", f"order {uuid4()}")
 
 
-def test_several_are_sent_again_without_a_question(redis_url: str, tmp_path: Path) -> None:
-    with shop(redis_url, tmp_path) as it:
+def test_several_are_sent_again_without_a_question(redis_url: str, tmp_path: Path, workers: Workers) -> None:
+    with shared_shop(redis_url, tmp_path, workers) as it:
         tasks = [it.fail("fail_once", str(tmp_path / str(number)), number) for number in range(3)]
         performed = it.watch.perform(RetryTasks(cluster=CLUSTER, ids=tuple(task.id for task in tasks)))
         assert {(result.outcome, result.fidelity) for result in performed.results} == {("done", "exact")}
@@ -335,10 +343,10 @@ def test_a_member_of_a_chord_runs_again_and_its_body_stays_failed(redis_url: str
         it.worker.app.backend.client.connection_pool.disconnect()
 
 
-def test_any_arguments_that_json_carries_run_again_equal(broker_url: str, tmp_path: Path) -> None:
+def test_any_arguments_that_json_carries_run_again_equal(broker_url: str, tmp_path: Path, workers: Workers) -> None:
     """Two hundred generated ones, a part of which events cannot tell."""
     random = Random(47)
-    with shop(broker_url, tmp_path) as it:
+    with shared_shop(broker_url, tmp_path, workers) as it:
         sent: dict[str, tuple[list[Any], dict[str, Any]]] = {}
         for number in range(200):
             args = [make_value(random) for _ in range(random.randint(0, 3))]

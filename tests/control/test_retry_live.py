@@ -23,6 +23,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Broker
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from tests.apps.order import Order
+from tests.control.conftest import Workers
 from tests.control.watch import CLUSTER, Watch, make_settings, watching
 from tests.workers import running_worker, wait_for
 
@@ -39,8 +40,11 @@ def retry(task_id: str, **given: Any) -> RetryTask:
     return RetryTask(cluster=CLUSTER, id=task_id, **given)
 
 
-def test_a_task_is_sent_again_with_equal_arguments_after_they_were_seen(broker_url: str, tmp_path: Path) -> None:
-    with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
+def test_a_task_is_sent_again_with_equal_arguments_after_they_were_seen(
+    broker_url: str, tmp_path: Path, workers: Workers
+) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        worker = workers(broker_url)
         old = worker.send("echo", 1, "x", None, kwargs={"k": [1, 2]})
         task = watch.wait_for(old, TaskState.SUCCESS)
         with pytest.raises(ConfirmationRequired) as asked:
@@ -77,8 +81,11 @@ def test_a_task_is_sent_again_with_equal_arguments_after_they_were_seen(broker_u
 
 
 @pytest.mark.usefixtures("_as_root")
-def test_arguments_that_the_events_do_not_show_whole_are_refused(broker_url: str, tmp_path: Path) -> None:
-    with watching(broker_url, tmp_path) as watch, running_worker(broker_url, config=PICKLE) as worker:
+def test_arguments_that_the_events_do_not_show_whole_are_refused(
+    broker_url: str, tmp_path: Path, workers: Workers
+) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        worker = workers(broker_url, config=PICKLE)
         cases: list[tuple[Any, ...]] = [("a" * 3000,), (list(range(2000)),), ("a" * 3000, 2), (Order(31),)]
         ids = [worker.send("echo", *args) for args in cases]
         ids.append(worker.send("echo", kwargs={"password": "s3cret"}))
@@ -103,8 +110,11 @@ def test_arguments_that_the_events_do_not_show_whole_are_refused(broker_url: str
         assert watch.task_count() == before + 1
 
 
-def test_several_are_sent_and_the_rest_is_skipped_with_its_reason(broker_url: str, tmp_path: Path) -> None:
-    with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
+def test_several_are_sent_and_the_rest_is_skipped_with_its_reason(
+    broker_url: str, tmp_path: Path, workers: Workers
+) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        worker = workers(broker_url)
         good = [worker.send("fail", f"order {number}") for number in range(3)]
         long = worker.send("fail", "a" * 3000)
         for task_id in (*good, long):
@@ -138,9 +148,12 @@ def make_value(random: Random, depth: int = 0) -> Any:
     return {random.choice("abcdef"): make_value(random, depth + 1) for _ in range(random.randint(0, 2))}
 
 
-def test_two_hundred_generated_arguments_run_again_equal_or_are_refused(broker_url: str, tmp_path: Path) -> None:
+def test_two_hundred_generated_arguments_run_again_equal_or_are_refused(
+    broker_url: str, tmp_path: Path, workers: Workers
+) -> None:
     random = Random(31)
-    with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
+    with watching(broker_url, tmp_path) as watch:
+        worker = workers(broker_url)
         sent: dict[str, tuple[list[Any], dict[str, Any]]] = {}
         for _ in range(200):
             args = [make_value(random) for _ in range(random.randint(0, 3))]
@@ -160,8 +173,10 @@ def test_two_hundred_generated_arguments_run_again_equal_or_are_refused(broker_u
         assert watch.task_count() == len(sent) + len(again)
 
 
-def test_a_double_click_sends_once(broker_url: str, tmp_path: Path) -> None:
-    with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
+def test_a_double_click_sends_once(broker_url: str, tmp_path: Path, workers: Workers) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        worker = workers(broker_url)
+        earlier = worker.log.count("received")
         old = worker.send("fail")
         watch.wait_for(old, TaskState.FAILURE)
         first = watch.perform(retry(old, confirm=True, request_id="press 1"))
@@ -173,15 +188,17 @@ def test_a_double_click_sends_once(broker_url: str, tmp_path: Path) -> None:
         for performed in (first, third):
             watch.wait_for(str(performed.results[0].new_id), TaskState.FAILURE)
         assert watch.task_count() == 3
-        assert worker.log.count("received") == 3
+        assert worker.log.count("received") == earlier + 3
 
 
 def test_a_task_that_still_runs_is_not_sent_again(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
-        running = worker.send("sleep", 1.5)
+        release = tmp_path / "release"
+        running = worker.send("hold", str(release))
         watch.wait_for(running, TaskState.STARTED)
         with pytest.raises(Conflict, match="is started: by its last event, it is running"):
             watch.perform(retry(running, confirm=True))
+        release.touch()
         scheduled = worker.send("echo", countdown=30)
         watch.wait_for(scheduled, TaskState.SCHEDULED)
         with pytest.raises(Conflict, match="until its ETA"):
@@ -201,12 +218,11 @@ def test_an_eta_and_an_expiry_are_not_sent_again(broker_url: str, tmp_path: Path
         assert watch.wait_for(str(later.results[0].new_id), TaskState.SCHEDULED).eta
 
 
-def test_a_queue_that_nobody_knows_is_refused_and_another_known_one_is_taken(broker_url: str, tmp_path: Path) -> None:
-    with (
-        watching(broker_url, tmp_path) as watch,
-        running_worker(broker_url) as worker,
-        running_worker(broker_url) as other,
-    ):
+def test_a_queue_that_nobody_knows_is_refused_and_another_known_one_is_taken(
+    broker_url: str, tmp_path: Path, workers: Workers
+) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        worker, other = workers(broker_url), workers(broker_url, concurrency=1)
         old = worker.send("fail")
         watch.wait_for(old, TaskState.FAILURE)
         watch.wait_for(other.send("fail"), TaskState.FAILURE)
@@ -216,7 +232,7 @@ def test_a_queue_that_nobody_knows_is_refused_and_another_known_one_is_taken(bro
         performed = watch.perform(retry(old, confirm=True, queue=other.queue))
         new_id = str(performed.results[0].new_id)
         # The event of its sending comes by another connection than those of the worker.
-        again = wait_for(lambda: (task := watch.wait_for(new_id, TaskState.FAILURE)).queue and task, 20, "its queue")
+        again = wait_for(lambda: (task := watch.wait_for(new_id, TaskState.FAILURE)).queue and task, what="its queue")
         assert (again.queue, again.worker) == (other.queue, other.hostname)
 
 
@@ -246,8 +262,11 @@ def test_a_queue_that_is_gone_is_said_and_leaves_no_link(amqp_url: str, tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_broker_that_is_down_is_said_and_recorded(scheme: str, redis_url: str, tmp_path: Path) -> None:
-    with watching(redis_url, tmp_path) as watch, running_worker(redis_url) as worker:
+def test_a_broker_that_is_down_is_said_and_recorded(
+    scheme: str, redis_url: str, tmp_path: Path, workers: Workers
+) -> None:
+    with watching(redis_url, tmp_path) as watch:
+        worker = workers(redis_url)
         old = worker.send("fail")
         watch.wait_for(old, TaskState.FAILURE)
         down = Broker(CLUSTER, f"{scheme}://olga:s3cret@127.0.0.1:1/0")
@@ -261,8 +280,9 @@ def test_a_broker_that_is_down_is_said_and_recorded(scheme: str, redis_url: str,
 
 
 @pytest.mark.usefixtures("_as_root")
-def test_a_worker_that_speaks_pickle_runs_what_is_sent_again(broker_url: str, tmp_path: Path) -> None:
-    with watching(broker_url, tmp_path) as watch, running_worker(broker_url, config=PICKLE) as worker:
+def test_a_worker_that_speaks_pickle_runs_what_is_sent_again(broker_url: str, tmp_path: Path, workers: Workers) -> None:
+    with watching(broker_url, tmp_path) as watch:
+        worker = workers(broker_url, config=PICKLE)
         old = worker.send("echo", 31, kwargs={"currency": "EUR"})
         watch.wait_for(old, TaskState.SUCCESS)
         performed = watch.perform(retry(old, confirm=True))

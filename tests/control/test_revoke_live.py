@@ -17,7 +17,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Broker
 from tests.control.watch import CLUSTER, OPERATOR, Watch, make_settings, watching
-from tests.workers import running_worker
+from tests.workers import running_worker, wait_for
 
 PICKLE = {"task_serializer": "pickle", "accept_content": ["json", "pickle"], "result_serializer": "pickle"}
 
@@ -29,7 +29,7 @@ def revoke(task_id: str, **given: Any) -> RevokeTask:
 def test_a_task_that_a_worker_holds_is_revoked(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
         watch.wait_for_worker(worker)
-        held = worker.send("echo", countdown=1.5)
+        held = worker.send("echo", countdown=4)
         watch.wait_for(held, TaskState.SCHEDULED)
         performed = watch.perform(revoke(held, reason="wrong customer"))
         assert (performed.outcome, performed.message) == ("done", f"{worker.hostname}, which has it, will not run it.")
@@ -81,12 +81,14 @@ def test_only_a_running_task_is_terminated(broker_url: str, tmp_path: Path) -> N
 
 def test_a_pool_that_cannot_kill_says_so(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="threads") as worker:
-        running = worker.send("sleep", 3)
+        release = tmp_path / "release"
+        running = worker.send("hold", str(release))
         watch.wait_for(running, TaskState.STARTED)
         performed = watch.perform(revoke(running, terminate=True))
         assert performed.outcome == "failed"
         assert f"{worker.hostname} answered: NotImplementedError" in performed.message
         assert watch.last_action().outcome == "failed"
+        release.touch()
 
 
 def test_a_worker_that_does_not_answer_leaves_it_unconfirmed(broker_url: str, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_several_are_revoked_at_once(broker_url: str, tmp_path: Path) -> None:
     with watching(broker_url, tmp_path) as watch, running_worker(broker_url) as worker:
         watch.wait_for_worker(worker)
         done = worker.send("echo")
-        held = [worker.send("echo", number, countdown=2) for number in range(3)]
+        held = [worker.send("echo", number, countdown=4) for number in range(3)]
         watch.wait_for(done, TaskState.SUCCESS)
         for task_id in held:
             watch.wait_for(task_id, TaskState.SCHEDULED)
@@ -153,10 +155,10 @@ def test_a_worker_that_answers_in_pickle_breaks_nothing(
         running_worker(broker_url, config=PICKLE) as pickling,
     ):
         remote = Remote(Broker(CLUSTER, broker_url), make_settings(broker_url, tmp_path))
-        replies = remote.ask("ping", {}, [plain.hostname, pickling.hostname], 5.0)
+        replies = remote.ask("ping", {}, [plain.hostname, pickling.hostname], 60.0)
         assert replies[plain.hostname].ok == "pong"
         assert "application/x-python-serialize, which is not read" in str(replies[pickling.hostname].error)
-        heard = remote.ask("ping", {}, None, 0.5)
+        heard = wait_for(lambda: len(found := remote.ask("ping", {}, None, 0.5)) == 2 and found, what="both answers")
         assert heard[plain.hostname].ok == "pong"
         assert "x-python-serialize" in str(heard["unreadable reply 1"].error)
 

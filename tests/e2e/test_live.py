@@ -100,13 +100,13 @@ def test_tab_says_that_the_web_process_is_away_and_recovers_by_itself(
     )
     add(worker, 3)
     kill(hung)
-    expect(sign(page)).to_have_text("live", timeout=20_000)
+    expect(sign(page)).to_have_text("live")
     expect(page.get_by_text("3 tasks")).to_be_visible()
 
     kill(product.web_pid())
     expect(sign(page)).to_have_text("reconnecting")
     add(worker, 2)
-    expect(sign(page)).to_have_text("live", timeout=20_000)
+    expect(sign(page)).to_have_text("live")
     expect(page.get_by_text("5 tasks")).to_be_visible()
     assert page.evaluate("window.opened") == "this very page"
 
@@ -130,8 +130,8 @@ def test_page_uses_the_tokens_that_it_is_sent_and_reloads_itself_once_its_own_ha
     expect(sign(page)).to_have_text("live")
     kill(product.web_pid())  # the page connects again, with that token, which is refused as an expired one is
     reloaded = re.compile(r"^[\w.-]{40,}$")
-    expect(page.locator("body")).to_have_attribute("data-token", reloaded, timeout=30_000)
-    expect(sign(page)).to_have_text("live", timeout=20_000)
+    expect(page.locator("body")).to_have_attribute("data-token", reloaded)
+    expect(sign(page)).to_have_text("live")
     assert {re.sub(r".*:\d+", "", address) for address in addresses} == {"/live"}
 
 

@@ -68,7 +68,7 @@ def test_open_page_goes_to_the_sign_in_page_when_its_session_ends(
         sign_in(page, "bob", "l0ng enough")
         expect(page.locator("#live")).to_have_attribute("data-live", "live")
         perform_locally(settings, "user.disable", name="bob")
-        expect(page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=20_000)
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         expect(page).to_have_url(re.compile(r"/sign-in\?next=%2Ftasks%3Fq%3Dstate%253Afailed$"))
 
 

@@ -28,7 +28,7 @@ def open_overview(page: Page, product: Product) -> None:
 
 
 def expect_words(page: Page, words: str) -> None:
-    expect(page.get_by_role("region", name="Health")).to_contain_text(re.compile(words), timeout=60_000)
+    expect(page.get_by_role("region", name="Health")).to_contain_text(re.compile(words))
 
 
 def pool(worker: Worker) -> list[int]:
@@ -46,7 +46,7 @@ def test_pool_that_was_stopped_is_shown_though_its_worker_answers(product: Produ
         expect_words(page, rf"{worker.hostname} may be stuck: 1 received task not started")
         for pid in pool(worker):
             os.kill(pid, signal.SIGCONT)
-        expect(page.get_by_text("may be stuck")).to_have_count(0, timeout=60_000)
+        expect(page.get_by_text("may be stuck")).to_have_count(0)
 
 
 def test_worker_that_was_stopped_is_shown_as_silent(product: Product, redis_url: str, page: Page) -> None:
@@ -76,7 +76,7 @@ def test_chord_with_a_member_that_hangs_may_be_stuck(product: Product, redis_url
     with running_worker(redis_url, app=APP, concurrency=3, config=config) as worker:
         for _ in range(3):
             worker.send("shop.report", 4)
-        wait_for(lambda: product.count("name:shop.add_up state:succeeded") == 3, 60, "three reports")
+        wait_for(lambda: product.count("name:shop.add_up state:succeeded") == 3, what="three reports")
         open_overview(page, product)
         worker.send("shop.report", 4, 600)
         expect_words(page, "A workflow may be stuck: shop.count_shelf has run for")

@@ -22,7 +22,7 @@ from tests.test_cli import await_end, environ
 from tests.workers import wait_for
 
 START_SECONDS = 120
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Dashboard:
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
-    def get(self, path: str, timeout: float = 10) -> str:
+    def get(self, path: str, timeout: float = 60) -> str:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=timeout) as answer:
             return str(answer.read().decode())
 
@@ -47,7 +47,7 @@ class Dashboard:
         shown = re.sub(r"<(script|style)\b.*?</\1>", " ", self.get(path), flags=re.DOTALL)
         return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", shown)).split())
 
-    def says(self, *words: str, path: str = "/", seconds: float = 20) -> str:
+    def says(self, *words: str, path: str = "/") -> str:
         """Waits until the page has all these words; gives its text."""
         text = ""
 
@@ -58,13 +58,13 @@ class Dashboard:
             return all(word in text for word in words)
 
         try:
-            wait_for(seen, seconds, f"{words} on {path}")
+            wait_for(seen, what=f"{words} on {path}")
         except TimeoutError as error:
             raise AssertionError(f"{error}; the page says: {text[:3000]}\n{self.log[-3000:]}") from None
         return text
 
-    def no_longer_says(self, word: str, seconds: float = 20) -> None:
-        wait_for(lambda: word not in self.page(), seconds, f"the end of {word!r}")
+    def no_longer_says(self, word: str) -> None:
+        wait_for(lambda: word not in self.page(), what=f"the end of {word!r}")
 
     def json(self, path: str, **query: object) -> Any:
         return json.loads(self.get(f"{path}?{urllib.parse.urlencode(query)}"))
@@ -89,13 +89,13 @@ class Dashboard:
                 return None
             raise
 
-    def wait_for_state(self, task_id: str, state: str, seconds: float = 30) -> dict[str, Any]:
+    def wait_for_state(self, task_id: str, state: str) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             task = self.task(task_id)
             return task if task is not None and task["state"] == state else None
 
         try:
-            found: dict[str, Any] = wait_for(reached, seconds, f"{state} of {task_id}")
+            found: dict[str, Any] = wait_for(reached, what=f"{state} of {task_id}")
         except TimeoutError as error:
             raise AssertionError(f"{error}: {self.task(task_id)}\n{self.log[-3000:]}") from None
         return found

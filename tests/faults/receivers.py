@@ -87,7 +87,7 @@ class Record:
         health = self.health()
         return health if health is not None and health.connected else None
 
-    def wait_for_leader(self, program: Program, seconds: float = 30) -> ReceiverHealth:
+    def wait_for_leader(self, program: Program) -> ReceiverHealth:
         """The health that this program has written."""
 
         def leads() -> ReceiverHealth | None:
@@ -95,7 +95,7 @@ class Record:
             return health if health is not None and program.has(health.pid) else None
 
         try:
-            led: ReceiverHealth = wait_for(leads, seconds, "the lead")
+            led: ReceiverHealth = wait_for(leads, what="the lead")
         except TimeoutError as error:
             raise AssertionError(f"{error}: {self.health()}\n{program.log[-3000:]}") from None
         return led
@@ -109,7 +109,7 @@ class Record:
             return next((each for each in long if program.has(each.pid)), None)
 
         try:
-            found: StandbyReceiver = wait_for(stands_by, 30, "a receiver that stands by")
+            found: StandbyReceiver = wait_for(stands_by, what="a receiver that stands by")
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{program.log[-3000:]}") from None
         return found
@@ -117,9 +117,9 @@ class Record:
     def counts(self) -> dict[TaskState, int]:
         return {state: count for state, count in count_states(self.store).items() if count}
 
-    def wait_for_counts(self, expected: dict[TaskState, int], seconds: float = 60) -> None:
+    def wait_for_counts(self, expected: dict[TaskState, int]) -> None:
         try:
-            wait_for(lambda: self.counts() == expected, seconds, f"{expected}")
+            wait_for(lambda: self.counts() == expected, what=f"{expected}")
         except TimeoutError as error:
             raise AssertionError(f"{error}: {self.counts()}, {self.health()}") from None
 

@@ -34,7 +34,9 @@ class Jumping:
         self._publish.send(kind.replace("-", "."), json.dumps(event | ({"uuid": task_id} if task_id else {})))
 
     def beat(self) -> None:
+        """A heartbeat, and the pause until the next."""
         self.say("worker-heartbeat", freq=2.0, active=1, processed=self._count, sw_ident="py-celery")
+        time.sleep(PAUSE)
 
 
 @pytest.mark.parametrize("hours", [1, -1])
@@ -52,13 +54,11 @@ def test_an_hour_more_or_less_makes_nobody_silent_and_no_time_wrong(
         worker.say("task-started", running)
         for _ in range(BEFORE):
             worker.beat()
-            time.sleep(PAUSE)
         wait_for(lambda: (task := watch.task(running)) and task.state is TaskState.STARTED)
         worker.ahead, worker.utcoffset = 3600.0 * hours, -1 - hours
         statuses = set()
         for number in range(AFTER):
             worker.beat()
-            time.sleep(PAUSE)
             found = watch.worker(HOSTNAME)
             statuses.add(found.status if found else None)
             if number == AFTER // 2:
@@ -102,14 +102,12 @@ def test_our_own_clock_may_be_set_and_nobody_is_silent(
         worker = Jumping(publish)
         for _ in range(BEFORE):
             worker.beat()
-            time.sleep(PAUSE)
         wait_for(lambda: watch.worker(HOSTNAME), what="the worker")
         true, seconds = time.time, 3600.0 * hours
         monkeypatch.setattr(time, "time", lambda: true() + seconds)
         worker.ahead = -seconds
         for _ in range(AFTER):
             worker.beat()
-            time.sleep(PAUSE)
             found = watch.worker(HOSTNAME)
             assert found is not None
             assert found.status is WorkerStatus.ONLINE

@@ -25,7 +25,7 @@ def helpers(dashboard: Dashboard) -> dict[str, dict[str, Any]]:
 
 def recovered(dashboard: Dashboard) -> None:
     try:
-        wait_for(lambda: not helpers(dashboard), 60, "that nothing fails any more")
+        wait_for(lambda: not helpers(dashboard), what="that nothing fails any more")
     except TimeoutError as error:
         raise AssertionError(f"{error}: {helpers(dashboard)}") from None
 
@@ -48,20 +48,20 @@ def test_what_keeps_failing_is_named_everywhere_until_it_works_again(tmp_path: P
         url = f"redis://eve:w4tch@127.0.0.1:{server.port}/0"
         with serving(url, tmp_path) as dashboard:
             # A user that may only listen: the events come, and no worker can be asked.
-            dashboard.says("The sampler keeps failing", "Failing since", "task events are not turned on", seconds=60)
+            dashboard.says("The sampler keeps failing", "Failing since", "task events are not turned on")
             sampler = helpers(dashboard)["sampler"]
             assert "The user lacks a right" in sampler["error"]
             assert sampler["failures"] >= 2
             assert "w4tch" not in json.dumps(sampler)
             assert any("The sampler keeps failing" in each for each in findings(url, dashboard, tmp_path))
 
-            with closing(sqlite3.connect(dashboard.database, timeout=10)) as record:
+            with closing(sqlite3.connect(dashboard.database, timeout=60)) as record:
                 kept = record.execute("SELECT sql FROM sqlite_master WHERE name = 'message'").fetchall()
                 record.execute("DROP TABLE message")
-            dashboard.says("The retention keeps failing", "the database grows", path="/queues", seconds=60)
+            dashboard.says("The retention keeps failing", "the database grows", path="/queues")
             assert "no such table" in helpers(dashboard)["retention"]["error"]
 
-            with closing(sqlite3.connect(dashboard.database, timeout=10)) as record:
+            with closing(sqlite3.connect(dashboard.database, timeout=60)) as record:
                 record.execute(kept[0][0])
             admin.acl_setuser("eve", enabled=True, keys=["*"], channels=["*"], categories=["+@all"])
             recovered(dashboard)
@@ -70,10 +70,10 @@ def test_what_keeps_failing_is_named_everywhere_until_it_works_again(tmp_path: P
             # The process that empties the socket is killed whenever there is one.
             group = dashboard.process.pid
             for _ in range(2):
-                (pid,) = wait_for(lambda: socket_processes(group), 30, "the process that reads the socket")
+                (pid,) = wait_for(lambda: socket_processes(group), what="the process that reads the socket")
                 os.kill(pid, signal.SIGKILL)
-                wait_for(lambda pid=pid: pid not in socket_processes(group), 20, "its end")
-            wait_for(lambda: "socket process" in helpers(dashboard), 30, "the socket process to be named")
+                wait_for(lambda pid=pid: pid not in socket_processes(group), what="its end")
+            wait_for(lambda: "socket process" in helpers(dashboard), what="the socket process to be named")
             assert "ended unexpectedly (SIGKILL)" in helpers(dashboard)["socket process"]["error"]
             dashboard.says("The socket process keeps failing", "A thread reads")
             with running_worker(f"redis://127.0.0.1:{server.port}/0", pool="solo", concurrency=1) as worker:
@@ -84,10 +84,10 @@ def test_what_keeps_failing_is_named_everywhere_until_it_works_again(tmp_path: P
 def test_a_receiver_whose_process_keeps_ending_is_said_with_its_error(redis_url: str, tmp_path: Path) -> None:
     with serving(redis_url, tmp_path) as dashboard:
         for _ in range(3):
-            wait_for(dashboard.connected, 60, "the connection")
+            wait_for(dashboard.connected, what="the connection")
             pid = dashboard.kill("receiver")
-            wait_for(lambda pid=pid: dashboard.pid("receiver") != pid, 60, "the next process")
-        found = wait_for(lambda: helpers(dashboard).get("receiver"), 30, "the receiver to be named")
+            wait_for(lambda pid=pid: dashboard.pid("receiver") != pid, what="the next process")
+        found = wait_for(lambda: helpers(dashboard).get("receiver"), what="the receiver to be named")
         assert found["error"] == "SIGKILL"
         assert found["failures"] >= 2
         dashboard.says("The receiver exited", "times in a row: SIGKILL.", "It is restarted each time", path="/workers")

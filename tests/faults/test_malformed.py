@@ -40,7 +40,7 @@ def test_malformed_events_are_counted_and_the_good_ones_stored(broker_url: str, 
     unknown = [event("not-known", type="task-invented"), event("not-known", type="shop-opened")]
     large = [event("good-4", result="x" * LARGE), event("good-5", type="task-failed", traceback="\ud800" * 1000)]
     with serving(broker_url, tmp_path) as dashboard, running_worker(broker_url) as worker:
-        wait_for(dashboard.connected, 10, "the connection")
+        wait_for(dashboard.connected, what="the connection")
         with publisher(broker_url) as publish:
             for body in (*malformed, b"x" * LARGE):
                 publish.send("task.succeeded", body)

@@ -39,8 +39,8 @@ def test_sessions_that_are_ended_and_a_server_that_restarts_lose_nothing(broker_
         server.stop()
         for number in range(TASKS):
             worker.send("add", number, 1)
-        wait_for(lambda: worker.log.count("succeeded in") == 2 * TASKS, 40, "the end of all tasks")
-        wait_for(lambda: "cannot write the database" in program.log, 20, "a word of the trouble")
+        wait_for(lambda: worker.log.count("succeeded in") == 2 * TASKS, what="the end of all tasks")
+        wait_for(lambda: "cannot write the database" in program.log, what="a word of the trouble")
         server.start()
         record.wait_for_counts({TaskState.SUCCESS: 2 * TASKS})
         record.wait_for_leader(program)

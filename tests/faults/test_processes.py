@@ -24,8 +24,8 @@ VANISHED = 500
 
 
 def receives_again(dashboard: Dashboard, killed: int) -> None:
-    wait_for(lambda: dashboard.pid("receiver") != killed, 10, "another receiver")
-    wait_for(lambda: dashboard.log.count("receiving events of shop") > 1, 20, "its connection")
+    wait_for(lambda: dashboard.pid("receiver") != killed, what="another receiver")
+    wait_for(lambda: dashboard.log.count("receiving events of shop") > 1, what="its connection")
     assert "ended with SIGKILL" in dashboard.log
 
 
@@ -38,15 +38,15 @@ def test_a_killed_receiver_starts_again_and_rabbitmq_has_kept_everything(
         stack.enter_context(closing(book))
         dashboard = stack.enter_context(serving(amqp_url, tmp_path))
         worker = stack.enter_context(running_worker(amqp_url, app="tests.apps.ledger", concurrency=4))
-        wait_for(dashboard.connected, 10, "the connection")
+        wait_for(dashboard.connected, what="the connection")
         for number in range(TASKS):
             worker.send("entry", number % FAILING_EACH == 0)
             if number in {TASKS // 4, TASKS // 2}:
                 receives_again(dashboard, dashboard.kill("receiver"))
-        wait_for(lambda: book.hlen("ledger:failed") + book.hlen("ledger:succeeded") == TASKS, 60, "the ledger")
+        wait_for(lambda: book.hlen("ledger:failed") + book.hlen("ledger:succeeded") == TASKS, what="the ledger")
         expected = {"failed": book.hlen("ledger:failed"), "succeeded": book.hlen("ledger:succeeded"), "unfinished": 0}
         assert expected["failed"] == TASKS // FAILING_EACH
-        wait_for(lambda: dashboard.counts(*expected) == expected, 30, f"{expected}")
+        wait_for(lambda: dashboard.counts(*expected) == expected, what=f"{expected}")
         health = dashboard.health()
         assert (health["dropped_total"], health["malformed_total"], health["gaps"]) == (0, 0, [])
         assert dashboard.unexpected() == []
@@ -63,10 +63,10 @@ def test_a_killed_receiver_leaves_a_gap_on_redis_and_a_killed_web_process_leaves
         assert 0 < gap["ended"] - gap["began"] < 15
         receiver, web = dashboard.pid("receiver"), dashboard.kill("web")
         worker.send("add", 3, 4)
-        wait_for(lambda: dashboard.pid("web") != web, 10, "another web process")
+        wait_for(lambda: dashboard.pid("web") != web, what="another web process")
         dashboard.wait_for_state(worker.send("add", 5, 6), "SUCCESS")
         expected = {"succeeded": 3, "unfinished": 0}
-        wait_for(lambda: dashboard.counts(*expected) == expected, 10, "all three")
+        wait_for(lambda: dashboard.counts(*expected) == expected, what="all three")
         assert dashboard.pid("receiver") == receiver
         assert dashboard.health()["gaps"] == [gap]
         assert dashboard.unexpected() == []
@@ -77,7 +77,7 @@ def test_a_worker_killed_with_its_task_leaves_it_lost_with_the_evidence(broker_u
         task_id = worker.send("sleep", 300)
         dashboard.wait_for_state(task_id, "STARTED")
         worker.kill()
-        lost = dashboard.wait_for_state(task_id, "LOST", 30)
+        lost = dashboard.wait_for_state(task_id, "LOST")
         assert "doomed@shop" in lost["exception"]
         assert "is gone" in lost["exception"]
         dashboard.says("doomed@shop", "offline", path="/workers")
@@ -107,7 +107,7 @@ def test_browsers_that_do_not_listen_or_vanish_hold_up_nobody(redis_url: str, tm
         listener = stack.enter_context(connect(here, legacy=True, origin=origin, max_size=None))
         listener.send(json.dumps({"token": token, "view": "/tasks?q=name:basic.add"}))
         task_id = worker.send("add", 40, 2)
-        wait_for(lambda: task_id in str(listener.recv(timeout=10)), 15, "the task on the live socket")
+        wait_for(lambda: task_id in str(listener.recv(timeout=60)), what="the task on the live socket")
         dashboard.wait_for_state(task_id, "SUCCESS")
-        wait_for(lambda: dashboard.counts("succeeded") == {"succeeded": 301}, 20, "all tasks")
+        wait_for(lambda: dashboard.counts("succeeded") == {"succeeded": 301}, what="all tasks")
         assert dashboard.unexpected() == []

@@ -38,7 +38,7 @@ def replica(database: str, broker_url: str, directory: Path, *options: str) -> I
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -50,12 +50,12 @@ def look(base: str, token: str) -> ClientConnection:
     """A browser on the list of tasks, with a token that any replica may have given it."""
     socket = connect(f"{base.replace('http', 'ws')}/live", origin=Origin(base), max_size=None, legacy=True)
     socket.send(json.dumps({"token": token, "view": "/tasks"}))
-    socket.recv(timeout=20)
+    socket.recv(timeout=60)
     return socket
 
 
 def hears(socket: ClientConnection, task_id: str) -> bool:
-    return any(task_id in str(socket.recv(timeout=20)) for _ in range(20))
+    return any(task_id in str(socket.recv(timeout=60)) for _ in range(20))
 
 
 def test_pages_of_two_web_processes_change_together_and_share_tokens_and_actions(
@@ -79,7 +79,7 @@ def test_pages_of_two_web_processes_change_together_and_share_tokens_and_actions
         request = urllib.request.Request(
             f"{two}/api/v1/tasks/{task_id}/revoke", data=b"{}", headers=headers, method="POST"
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status < 300
         assert [action.target for action in read_actions(store).items] == [task_id]
         told = json.loads(get(f"{one}/api/v1/actions"))["items"]

@@ -70,7 +70,7 @@ def test_killed_receiver_is_followed_by_the_one_that_stands_by(
         standby = record.wait_for_standby(second)
         worker = stack.enter_context(running_worker(broker_url))
         expected = send(worker, TASKS)
-        wait_for(lambda: record.counts().get(TaskState.FAILURE), 30, "the first failure")
+        wait_for(lambda: record.counts().get(TaskState.FAILURE), what="the first failure")
         killed = time.monotonic()
         first.kill()
         assert record.wait_for_leader(second).pid == standby.pid
@@ -95,7 +95,7 @@ def test_receiver_that_loses_its_database_is_followed_and_then_stands_by(
         record.wait_for_standby(second)
         worker = stack.enter_context(running_worker(broker_url))
         expected = send(worker, TASKS)
-        wait_for(lambda: record.counts().get(TaskState.FAILURE), 30, "the first failure")
+        wait_for(lambda: record.counts().get(TaskState.FAILURE), what="the first failure")
         cut = time.monotonic()
         if broker_url.startswith("redis"):
             between.fall_silent()  # the server gives up the session by itself

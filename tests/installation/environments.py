@@ -35,7 +35,7 @@ def find_python(versions: Sequence[str]) -> str:
 def _is_version(python: str, version: str) -> bool:
     """A shim of pyenv stands on PATH also for versions that it does not start."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode == 0 and done.stdout.strip() == version
 
 

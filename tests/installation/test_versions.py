@@ -32,7 +32,7 @@ from tests.workers import wait_for
 APPLICATION = Path(__file__).with_name("shop.py")
 PAGES = ("/", "/tasks", "/failures", "/queues", "/workers", "/workflows", "/schedule", "/actions")
 START_SECONDS = 60
-STOP_SECONDS = 20
+STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def running_shop(python: Path, cluster: str, broker_url: str, directory: Path, *
             command, cwd=directory, env=os.environ | ours, stdout=log, stderr=log, start_new_session=True
         )
     code = "import celery; print(celery.__version__)"
-    version = subprocess.check_output([python, "-c", code], text=True, timeout=30).strip()
+    version = subprocess.check_output([python, "-c", code], text=True, timeout=60).strip()
     with Celery("sender", broker=broker_url, set_as_current=False) as app:
         try:
             wait_for(
@@ -165,7 +165,7 @@ def post(product: Dashboard, path: str, **body: object) -> Any:
     request = urllib.request.Request(
         f"{product.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
 
 
@@ -175,7 +175,7 @@ def is_live(product: Dashboard) -> bool:
     address = f"{product.url.replace('http', 'ws')}/live"
     with connect(address, origin=Origin(product.url), max_size=None) as tab:
         tab.send(json.dumps({"token": token, "view": "/tasks"}))
-        return bool(json.loads(tab.recv(timeout=20)))
+        return bool(json.loads(tab.recv(timeout=60)))
 
 
 def worker_of(product: Dashboard, shop: Shop) -> dict[str, Any] | None:
@@ -194,9 +194,9 @@ class Day:
 
 def open_shop(product: Dashboard, shop: Shop) -> Day:
     """Once its task events are on, which nobody but the product did, and its queues are known."""
-    found = wait_for(lambda: (each := worker_of(product, shop)) and each["events_enabled"] and each, 20, "task events")
+    found = wait_for(lambda: (each := worker_of(product, shop)) and each["events_enabled"] and each, what="task events")
     if found["queues"] is None:  # not asked yet
-        found = wait_for(lambda: (each := worker_of(product, shop)) and each["queues"] and each, 20, "its queues")
+        found = wait_for(lambda: (each := worker_of(product, shop)) and each["queues"] and each, what="its queues")
     assert found["queues"] == [shop.queue]
     order = uuid4().hex
     return Day(shop, order, shop.send("open", order))
@@ -210,7 +210,7 @@ def check_and_retry(product: Dashboard, day: Day) -> str:
     done = product.wait_for_state(delivered, "SUCCESS")
     assert (done["retries"], [run["outcome"] for run in done["runs"]]) == (1, ["retried", "succeeded"])
     product.wait_for_state(charged, "FAILURE")
-    failed = wait_for(lambda: (each := product.task(charged)) and each["queue"] and each, 20, "the queue of a task")
+    failed = wait_for(lambda: (each := product.task(charged)) and each["queue"] and each, what="the queue of a task")
     assert failed["exception"] == f"ValueError('the card of order {day.order} was refused')"
     where = failed["worker"], failed["queue"], failed["cluster"], failed["parent_id"]
     assert where == (day.shop.hostname, day.shop.queue, day.shop.cluster, day.opened)
@@ -225,7 +225,7 @@ def check_retry_and_worker(product: Dashboard, day: Day, retried: str) -> None:
     inside = product.json(f"/api/v1/workers/{day.shop.hostname}/inspect")
     assert (inside["silent"], inside["active"]) == (False, [])
     assert "shop.deliver" in inside["registered"]
-    seen = wait_for(lambda: (each := worker_of(product, day.shop)) and each["sw_ver"] and each, 20, "a heartbeat")
+    seen = wait_for(lambda: (each := worker_of(product, day.shop)) and each["sw_ver"] and each, what="a heartbeat")
     assert seen["sw_ver"] == day.shop.version
 
 

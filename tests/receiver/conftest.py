@@ -1,7 +1,6 @@
 """A receiver that runs in a thread, as it does in its process."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -49,20 +48,13 @@ def receiving(store: Store, tmp_path: Path) -> Iterator[RunReceiver]:
             yield receiver
         finally:
             stop.set()
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
 
     yield run
     for url in urls:
         if url.startswith("amqp"):
             delete_queue(f"celeryev.{node_id}")
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.05)
 
 
 def connected(receiver: Receiver) -> Callable[[], bool]:

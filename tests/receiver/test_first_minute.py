@@ -50,11 +50,11 @@ def test_workers_that_start_after_the_product(broker_url: str, tmp_path: Path) -
         for options in ({"pool": "prefork"}, {"pool": "solo", "options": ()}):
             worker = workers.enter_context(running_worker(broker_url, concurrency=1, config=QUIET_SENDER, **options))
             fail_and_retry(watch, worker, broker_url, tmp_path)
-            wait_for(lambda name=worker.queue: watch.queue(name), 5, "the queue in the list of queues")
+            wait_for(lambda name=worker.queue: watch.queue(name), what="the queue in the list of queues")
         silent = workers.enter_context(
             running_worker(broker_url, concurrency=1, config=QUIET_SENDER, events=False, options=())
         )
-        wait_for(lambda: knows_events_are_on(watch, silent), 10, "events that were turned on")
+        wait_for(lambda: knows_events_are_on(watch, silent), what="events that were turned on")
         fail_and_retry(watch, silent, broker_url, tmp_path)
 
 
@@ -65,7 +65,7 @@ def test_workers_that_ran_before_the_product_started(broker_url: str, tmp_path: 
         watching(broker_url, tmp_path, **AS_SHIPPED) as watch,
     ):
         fail_and_retry(watch, loud, broker_url, tmp_path)
-        wait_for(lambda: knows_events_are_on(watch, silent), 10, "events that were turned on")
+        wait_for(lambda: knows_events_are_on(watch, silent), what="events that were turned on")
         fail_and_retry(watch, silent, broker_url, tmp_path)
 
 

@@ -22,9 +22,9 @@ from celery_monitor.store.tasks.page import count_states
 from celery_monitor.store.workers import read_workers
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event
-from tests.receiver.conftest import RunReceiver, connected, health, task, wait_until
+from tests.receiver.conftest import RunReceiver, connected, health, task
 from tests.servers import free_port
-from tests.workers import running_worker
+from tests.workers import running_worker, wait_for
 
 
 def ended(store: Store, task_id: str) -> bool:
@@ -36,10 +36,10 @@ def ended(store: Store, task_id: str) -> bool:
 
 def test_what_real_workers_do_is_stored(broker_url: str, receiving: RunReceiver, store: Store) -> None:
     with receiving(broker_url) as receiver, running_worker(broker_url) as worker:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         sent = {"add": (2, 3), "fail": (), "retry_then_succeed": ()}
         ids = {name: worker.send(name, *args) for name, args in sent.items()}
-        wait_until(lambda: all(ended(store, each) for each in ids.values()))
+        wait_for(lambda: all(ended(store, each) for each in ids.values()))
     added, failed, retried = (task(store, ids[name]) for name in ("add", "fail", "retry_then_succeed"))
     assert (added.state, added.result, added.args, added.queue) == (TaskState.SUCCESS, "5", "(2, 3)", worker.queue)
     assert failed.state is TaskState.FAILURE
@@ -55,24 +55,24 @@ def test_what_real_workers_do_is_stored(broker_url: str, receiving: RunReceiver,
 def test_events_sent_while_away_are_kept_by_rabbitmq(amqp_url: str, receiving: RunReceiver, store: Store) -> None:
     with running_worker(amqp_url) as worker:
         with receiving(amqp_url) as receiver:
-            wait_until(connected(receiver))
+            wait_for(connected(receiver))
         task_id = worker.send("add", 2, 3)
-        wait_until(lambda: "succeeded in" in worker.log)
+        wait_for(lambda: "succeeded in" in worker.log)
         assert not ended(store, task_id)
         with receiving(amqp_url):
-            wait_until(lambda: ended(store, task_id))
+            wait_for(lambda: ended(store, task_id))
     assert read_gaps(store, since=0.0) == []
 
 
 def test_being_away_from_redis_is_a_gap(redis_url: str, receiving: RunReceiver, store: Store) -> None:
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
-        wait_until(lambda: read_receiver_records(store) and health(store).connected)
+        wait_for(connected(receiver))
+        wait_for(lambda: read_receiver_records(store) and health(store).connected)
     assert read_gaps(store, since=0.0) == []
     assert not health(store).connected
     stopped = time.time()
     with receiving(redis_url):
-        wait_until(lambda: read_gaps(store, since=0.0))
+        wait_for(lambda: read_gaps(store, since=0.0))
     (gap,) = read_gaps(store, since=0.0)
     assert gap.ended is not None
     assert gap.began <= stopped < gap.ended <= time.time()
@@ -82,15 +82,16 @@ def test_being_away_from_redis_is_a_gap(redis_url: str, receiving: RunReceiver, 
 def test_events_that_follow_others_gather_for_one_transaction(
     redis_url: str, receiving: RunReceiver, store: Store
 ) -> None:
-    with receiving(redis_url, batch_seconds=3.0) as receiver:
-        wait_until(connected(receiver))
+    with receiving(redis_url, batch_seconds=5.0, batch_events=2) as receiver:
+        wait_for(connected(receiver))
         send_event(redis_url, "31")
-        wait_until(lambda: ended(store, "31"))
+        wait_for(lambda: ended(store, "31"))
+        sent = time.time()
         send_event(redis_url, "32")
-        time.sleep(0.5)
+        wait_for(lambda: receiver._source.last_received_at > sent)
         alone = ended(store, "32")
         send_event(redis_url, "33")
-        wait_until(lambda: ended(store, "32"))
+        wait_for(lambda: ended(store, "32"))
         assert (alone, ended(store, "33")) == (False, True)
 
 
@@ -106,7 +107,7 @@ def own_redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 def start_redis(port: int, folder: Path) -> subprocess.Popen[bytes]:
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_until(lambda: _answers(port))
+    wait_for(lambda: _answers(port))
     return process
 
 
@@ -124,20 +125,20 @@ def test_a_broker_that_restarts_is_waited_for(
     url, process = own_redis
     port = int(url.split(":")[2].split("/")[0])
     with receiving(url) as receiver:
-        wait_until(connected(receiver))
-        wait_until(lambda: read_receiver_records(store) and health(store).connected)
+        wait_for(connected(receiver))
+        wait_for(lambda: read_receiver_records(store) and health(store).connected)
         process.kill()
         process.wait()
-        wait_until(lambda: "refused" in (health(store).error or ""))
+        wait_for(lambda: "refused" in (health(store).error or ""))
         assert not health(store).connected
-        wait_until(lambda: read_gaps(store, since=0.0))
+        wait_for(lambda: read_gaps(store, since=0.0))
         assert read_gaps(store, since=0.0)[0].ended is None
         again = start_redis(port, tmp_path)
         try:
-            wait_until(lambda: health(store).connected)
-            wait_until(lambda: read_gaps(store, since=0.0)[0].ended is not None)
+            wait_for(lambda: health(store).connected)
+            wait_for(lambda: read_gaps(store, since=0.0)[0].ended is not None)
             send_event(url, "77")
-            wait_until(lambda: ended(store, "77"))
+            wait_for(lambda: ended(store, "77"))
         finally:
             again.kill()
             again.wait()
@@ -153,9 +154,9 @@ def test_a_lost_broker_is_reported_at_once_though_nobody_uses_the_dashboard(
     monkeypatch.setattr(pace, "UNUSED_FACTOR", 1e6)
     url, process = own_redis
     with receiving(url, pace.Pace(store)):
-        wait_until(lambda: read_receiver_records(store) and health(store).connected)
+        wait_for(lambda: read_receiver_records(store) and health(store).connected)
         process.kill()
-        wait_until(lambda: not health(store).connected)
+        wait_for(lambda: not health(store).connected)
         assert health(store).report_seconds == 1e6
 
 
@@ -168,11 +169,11 @@ def test_old_tasks_are_deleted_while_events_never_pause(redis_url: str, receivin
     stop = threading.Event()
     sender = threading.Thread(target=send_without_pause, args=(redis_url, stop))
     with receiving(redis_url, keep_tasks=20) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         sender.start()
         try:
-            wait_until(lambda: stored(store) > 0)
-            wait_until(lambda: health(store).events_total > 100 and stored(store) < health(store).events_total / 2)
+            wait_for(lambda: stored(store) > 0)
+            wait_for(lambda: health(store).events_total > 100 and stored(store) < health(store).events_total / 2)
         finally:
             stop.set()
             sender.join()
@@ -194,11 +195,11 @@ def stored(store: Store) -> int:
 def test_a_receiver_that_starts_before_its_broker_waits(receiving: RunReceiver, store: Store, tmp_path: Path) -> None:
     port = free_port()
     with receiving(f"redis://127.0.0.1:{port}/0") as receiver:
-        wait_until(lambda: read_receiver_records(store))
+        wait_for(lambda: read_receiver_records(store))
         assert not health(store).connected
         process = start_redis(port, tmp_path)
         try:
-            wait_until(connected(receiver))
+            wait_for(connected(receiver))
         finally:
             process.kill()
             process.wait()
@@ -208,17 +209,17 @@ def test_a_database_that_refuses_for_a_while_loses_nothing(
     redis_url: str, receiving: RunReceiver, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         with store.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE task RENAME TO hidden")
             connection.exec_driver_sql("ALTER TABLE receiver RENAME TO hidden_too")
         for number in range(20):
             send_event(redis_url, f"order-{number}")
-        wait_until(lambda: "no such table: task" in caplog.text)
+        wait_for(lambda: "no such table: task" in caplog.text)
         with store.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE hidden RENAME TO task")
             connection.exec_driver_sql("ALTER TABLE hidden_too RENAME TO receiver")
-        wait_until(lambda: all(ended(store, f"order-{number}") for number in range(20)))
+        wait_for(lambda: all(ended(store, f"order-{number}") for number in range(20)))
     assert health(store).dropped_total == 0
 
 
@@ -230,13 +231,13 @@ def test_one_event_that_cannot_be_stored_does_not_hold_up_the_rest(
             "CREATE TRIGGER refuse BEFORE INSERT ON task WHEN NEW.result = '13' BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         with Celery(broker=redis_url) as app, app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
             for number in range(30):
                 dispatcher.send("task-succeeded", uuid=f"order-{number}", result=str(number), runtime=0.5)
-        wait_until(lambda: ended(store, "order-29"))
-        wait_until(lambda: health(store).dropped_total == 1)
-        wait_until(lambda: read_gaps(store, since=0.0))
+        wait_for(lambda: ended(store, "order-29"))
+        wait_for(lambda: health(store).dropped_total == 1)
+        wait_for(lambda: read_gaps(store, since=0.0))
     assert [ended(store, f"order-{number}") for number in (12, 13, 14)] == [True, False, True]
     assert read_gaps(store, since=0.0)[0].dropped == 1
 
@@ -246,10 +247,10 @@ def test_old_tasks_go_while_events_come_without_a_pause(redis_url: str, receivin
     recent = Settings(keep_succeeded_days=1e6)
     Writer(store, "shop", recent).write([Delivery(events=old, arrived=time.time())])
     with receiving(redis_url, keep_tasks=31, keep_succeeded_days=1e6) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
 
         def few_are_left() -> bool:
             send_event(redis_url, f"new-{time.monotonic()}")
             return sum(count_states(store).values()) <= 1031
 
-        wait_until(few_are_left)
+        wait_for(few_are_left)

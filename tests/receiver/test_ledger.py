@@ -1,7 +1,6 @@
 """Many tasks by real workers: what is stored equals a ledger that the tasks keep themselves."""
 
 import os
-import time
 from typing import Any
 
 import pytest
@@ -15,10 +14,10 @@ from celery_monitor.store.schema import STATE_CODES
 from celery_monitor.store.tasks.keys import to_key
 from celery_monitor.store.tasks.page import count_states
 from tests.apps.ledger import LEDGER_VARIABLE
-from tests.receiver.conftest import RunReceiver, connected, health, wait_until
-from tests.workers import running_worker
+from tests.receiver.conftest import RunReceiver, connected, health
+from tests.workers import running_worker, wait_for
 
-TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "4000"))
+TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "1500"))
 FAILING_EACH = 20  # one in so many
 
 
@@ -29,12 +28,11 @@ def test_the_record_equals_the_ledger(
     monkeypatch.setenv(LEDGER_VARIABLE, redis_url)
     book: Any = redis.Redis.from_url(redis_url)
     with receiving(broker_url) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         with running_worker(broker_url, app="tests.apps.ledger", concurrency=8) as worker:
             sent = [worker.send("entry", number % FAILING_EACH == 0) for number in range(TASKS)]
-            wait_until(lambda: book.hlen("ledger:failed") + book.hlen("ledger:succeeded") == TASKS, 60 + TASKS / 50)
-            wait_until(lambda: not any(count_states(store).get(s, 0) for s in _UNFINISHED), 60)
-            time.sleep(0.5)
+            wait_for(lambda: book.hlen("ledger:failed") + book.hlen("ledger:succeeded") == TASKS, 60 + TASKS / 50)
+            wait_for(lambda: sum(count_states(store).get(each, 0) for each in _FINISHED) == TASKS)
     entered = {outcome: _entered(book, outcome) for outcome in ("failed", "succeeded")}
     book.close()
     assert set(entered["failed"]) | set(entered["succeeded"]) == set(sent)
@@ -59,4 +57,4 @@ def _entered(book: Any, outcome: str) -> dict[str, int]:
     return {key.decode(): int(runs) for key, runs in book.hgetall(f"ledger:{outcome}").items()}
 
 
-_UNFINISHED = tuple(state for state in TaskState if not state.finished)
+_FINISHED = tuple(state for state in TaskState if state.finished)

@@ -27,9 +27,9 @@ def test_what_runs_beside_the_receiver_starts_again_after_an_error(
     stop = threading.Event()
     with caplog.at_level(logging.ERROR):
         thread = start_beside("queue sampler", stumble, stop, failing)
-        wait_for(lambda: len(began) == 3, seconds=5)
+        wait_for(lambda: len(began) == 3)
     stop.set()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert "a name of 300 bytes" in caplog.text
     (found,) = failing.failing

@@ -14,7 +14,7 @@ from tests.workers import running_worker
 
 
 def _failed(watch: Watching, task_id: str) -> tuple[str, str, str | None]:
-    task = watch.wait_for_state(task_id, TaskState.FAILURE, 40)
+    task = watch.wait_for_state(task_id, TaskState.FAILURE)
     assert not str(task.exception).startswith("ExceptionWithTraceback")
     return signature(task.name, task.exception, task.traceback)[:3]
 

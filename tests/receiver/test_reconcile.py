@@ -284,7 +284,8 @@ def test_task_of_a_process_whose_name_another_has_taken_is_lost(redis_url: str, 
 @pytest.mark.slow
 def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_path: Path) -> None:
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, concurrency=1) as worker:
-        running, waiting = worker.send("sleep", 25), worker.send("add", 3, 4)
+        release = tmp_path / "release"
+        running, waiting = worker.send("hold", str(release)), worker.send("add", 3, 4)
         watch.wait_for_state(running, TaskState.STARTED)
         watch.wait_for_state(waiting, TaskState.RECEIVED)
         os.kill(worker.pid, signal.SIGSTOP)
@@ -295,7 +296,8 @@ def test_stopped_worker_that_goes_on_finds_its_tasks_again(redis_url: str, tmp_p
             os.kill(worker.pid, signal.SIGCONT)
         watch.wait_for_state(running, TaskState.STARTED)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
-        done = watch.wait_for_state(waiting, TaskState.SUCCESS, 60)
+        release.touch()
+        done = watch.wait_for_state(waiting, TaskState.SUCCESS)
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
 
 
@@ -304,7 +306,7 @@ def test_busy_solo_worker_is_silent_and_loses_nothing(redis_url: str, tmp_path: 
     with watching(redis_url, tmp_path) as watch, running_worker(redis_url, pool="solo", concurrency=1) as worker:
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pool == "solo")
         task_id = worker.send("sleep", 12)  # it keeps the events of the task to itself until it is done
-        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.SILENT, 12)
+        wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.SILENT)
         done = watch.wait_for_state(task_id, TaskState.SUCCESS)
         assert [run.outcome for run in done.runs] == [Outcome.SUCCEEDED]
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.status is WorkerStatus.ONLINE)
@@ -334,8 +336,8 @@ def test_worker_in_warm_shutdown_loses_no_task(broker_url: str, tmp_path: Path, 
             ended = watch.wait_for_state(running, TaskState.SUCCESS)
             assert [run.outcome for run in ended.runs] == [Outcome.SUCCEEDED]
         else:
-            assert watch.wait_for_state(running, TaskState.STARTED, 1).runs[0].outcome is None
-        assert watch.wait_for_state(done, TaskState.SUCCESS, 1).runs[0].outcome is Outcome.SUCCEEDED
+            assert watch.wait_for_state(running, TaskState.STARTED).runs[0].outcome is None
+        assert watch.wait_for_state(done, TaskState.SUCCESS).runs[0].outcome is Outcome.SUCCEEDED
         assert watch.concluded == []
 
 
@@ -350,7 +352,7 @@ def recording(url: str, file: Path) -> Iterator[Callable[[], set[tuple[str, str 
     def recorded() -> set[tuple[str, str | None]]:
         with publisher(url) as publish:
             publish.send("conformance.end", json.dumps({"type": END, "timestamp": time.time(), "hostname": "test"}))
-        recorder.wait(30)
+        recorder.wait(60)
         events = [json.loads(line)["event"] for line in file.read_text(encoding="utf-8").splitlines()]
         return {(event["type"], event.get("uuid")) for event in events}
 
@@ -369,7 +371,8 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
         running_worker(redis_url, concurrency=1, hostname="dup@shop") as first,
         running_worker(redis_url, concurrency=1, hostname="dup@shop") as second,
     ):
-        tasks = [each.send("sleep", 12) for each in (first, second)]
+        release = tmp_path / "release"
+        tasks = [each.send("hold", str(release)) for each in (first, second)]
         for task_id in tasks:
             watch.wait_for_state(task_id, TaskState.STARTED)
 
@@ -386,13 +389,14 @@ def test_two_workers_of_one_name_lose_no_task(redis_url: str, tmp_path: Path) ->
             consumers.update(each.consumers for each in found if each is not None)
             return all(each is not None and each.consumers for each in found)
 
-        wait_for(counted, 30, "the consumers of both queues")
+        wait_for(counted, what="the consumers of both queues")
         assert consumers == {None, 1}
-        wait_for(both, 20, "two processes of one name")
+        wait_for(both, what="two processes of one name")
         wait_for(lambda: (found := watch.worker("dup@shop")) and set(found.queues or ()) == both_queues)
         assert examine_broker(Broker("shop", redis_url), Settings(), seconds=0.1).answers == {"dup@shop": 2}
         second.app.control.add_consumer(second.queue)  # both processes get it
         wait_for(lambda: (found := watch.queue(second.queue)) and found.consumers == 2, what="two consumers")
+        release.touch()
         ended = [watch.wait_for_state(task_id, TaskState.SUCCESS) for task_id in tasks]
         assert {task.runs[0].pid for task in ended} == {first.pid, second.pid}
         assert watch.concluded == []

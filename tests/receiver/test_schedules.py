@@ -53,7 +53,7 @@ def beat(redis_url: str, config: dict[str, Any]) -> Iterator[subprocess.Popen[by
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_redbeat_entries_are_read_as_it_saves_them(redis_url: str) -> None:

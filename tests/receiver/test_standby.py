@@ -12,20 +12,21 @@ from celery_monitor.records.receiver import ReceiverHealth
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import open_gap, read_gaps, read_open_gaps, read_receiver_health, save_health
 from tests.factories import NOW
-from tests.receiver.conftest import RunReceiver, connected, wait_until
+from tests.receiver.conftest import RunReceiver, connected
 from tests.receiver.test_ingest import send_event
 from tests.servers import free_port
+from tests.workers import wait_for
 
 
 def test_gap_that_a_dead_receiver_left_open_is_ended_by_the_next(
     redis_url: str, receiving: RunReceiver, store: Store
 ) -> None:
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
     open_gap(store, "shop", NOW, "no connection to the broker: it was killed meanwhile")
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
-        wait_until(lambda: not read_open_gaps(store, "shop"))
+        wait_for(connected(receiver))
+        wait_for(lambda: not read_open_gaps(store, "shop"))
     (gap,) = read_gaps(store, since=0.0)
     assert gap.began == NOW
     assert gap.ended is not None
@@ -82,7 +83,7 @@ def test_gap_begins_with_the_oldest_event_that_died_with_the_receiver(
 ) -> None:
     save_health(store, msgspec.convert({"cluster": "shop", "connected": True} | saved, ReceiverHealth))
     with receiving(redis_url):
-        wait_until(lambda: read_gaps(store, since=0.0))
+        wait_for(lambda: read_gaps(store, since=0.0))
     (gap,) = read_gaps(store, since=0.0)
     assert gap.began == began
 
@@ -97,7 +98,7 @@ def test_during_a_gap_nothing_is_kept_since_it_began(receiving: RunReceiver, sto
     for broker in (f"redis://127.0.0.1:{free_port()}/0", f"amqp://127.0.0.1:{free_port()}//"):
         save_health(store, saved)
         with receiving(broker) as receiver:
-            wait_until(reports_error(receiver, store, saved))
+            wait_for(reports_error(receiver, store, saved))
         health = read_receiver_health(store, "shop")
         assert health is not None
         assert health.kept_until == NOW - 2
@@ -105,20 +106,20 @@ def test_during_a_gap_nothing_is_kept_since_it_began(receiving: RunReceiver, sto
 
 def test_what_was_read_and_is_not_stored_is_not_kept(redis_url: str, receiving: RunReceiver, store: Store) -> None:
     with receiving(redis_url) as receiver:
-        wait_until(connected(receiver))
+        wait_for(connected(receiver))
         with store.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE task RENAME TO hidden")
             connection.exec_driver_sql("ALTER TABLE receiver RENAME TO hidden_too")
         send_event(redis_url, "order-1")
         first = time.time()
-        wait_until(lambda: (receiver.health.updated_at or 0.0) > first + 1)
+        wait_for(lambda: (receiver.health.updated_at or 0.0) > first + 1)
         kept_until = receiver.health.kept_until
         send_event(redis_url, "order-2")
         second = time.time()
-        wait_until(lambda: (receiver.health.updated_at or 0.0) > second + 1)
+        wait_for(lambda: (receiver.health.updated_at or 0.0) > second + 1)
         assert receiver.health.kept_until == kept_until  # since the first of them arrived
         with store.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE hidden RENAME TO task")
             connection.exec_driver_sql("ALTER TABLE hidden_too RENAME TO receiver")
-        wait_until(lambda: (receiver.health.kept_until or 0.0) > (kept_until or 0.0))
-        wait_until(lambda: receiver.health.events_total == 2)
+        wait_for(lambda: (receiver.health.kept_until or 0.0) > (kept_until or 0.0))
+        wait_for(lambda: receiver.health.events_total == 2)

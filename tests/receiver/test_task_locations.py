@@ -134,12 +134,15 @@ def test_end_that_the_result_backend_has_is_the_end(redis_url: str, tmp_path: Pa
 
 def test_task_that_a_stopped_worker_gave_back_waits_again(redis_url: str, tmp_path: Path) -> None:
     with looking(redis_url, tmp_path) as here:
-        running, held = here.worker.send("sleep", 6), here.worker.send("add", 8, 9)
+        release = tmp_path / "release"
+        running, held = here.worker.send("hold", str(release)), here.worker.send("add", 8, 9)
         here.watch.wait_for_state(running, TaskState.STARTED)
         here.watch.wait_for_state(held, TaskState.RECEIVED)
         here.worker.process.terminate()
+        wait_for(lambda: "Warm shutdown" in here.worker.log, what="the shutdown")
+        release.touch()
         here.watch.wait_for_state(running, TaskState.SUCCESS)
-        here.worker.process.wait(20)
+        here.worker.process.wait(60)
         assert here.look(later=0.0) == [held]
         task = here.watch.wait_for_state(held, TaskState.PENDING)
         assert task.exception == (
@@ -164,7 +167,7 @@ def ask_until_ended(watch: Watching, check: StartedCheck, task_id: str) -> None:
         task = watch.task(task_id)
         return task is not None and task.state is not TaskState.STARTED
 
-    wait_for(ended, 40, f"the end of {task_id}")
+    wait_for(ended, what=f"the end of {task_id}")
 
 
 def make_check(url: str, watch: Watching, **settings: object) -> StartedCheck:
@@ -179,7 +182,7 @@ def test_task_that_its_worker_no_longer_knows_is_lost_and_one_that_runs_is_not(b
         ignored, running = worker.send("ignore"), worker.send("sleep", 100)
         begun = [watch.wait_for_state(each, TaskState.STARTED) for each in (ignored, running)]
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pid)
-        wait_for(lambda: "raised" in worker.log or "ignored" in worker.log, 10, "the end of the first")
+        wait_for(lambda: "raised" in worker.log or "ignored" in worker.log, what="the end of the first")
         check = make_check(broker_url, watch)
         now = time.time()
         ask(watch, check, now + 20)  # too soon after the start
@@ -212,11 +215,11 @@ def test_while_the_result_backend_is_silent_nothing_is_lost_at_once(redis_url: s
         ignored = worker.send("ignore")
         watch.wait_for_state(ignored, TaskState.STARTED)
         wait_for(lambda: (found := watch.worker(worker.hostname)) and found.pid)
-        wait_for(lambda: "ignored" in worker.log, 10, "the end of the task")
+        wait_for(lambda: "ignored" in worker.log, what="the end of the task")
         check, now = make_check(redis_url, watch, result_backend=away), time.time()
         for number in range(TIMES_SILENT - 1):
             ask(watch, check, now + 100 + 40 * number)
-        time.sleep(0.5)  # for what would be concluded
+        watch.wait_for_state(worker.send("add", 1, 2), TaskState.SUCCESS)  # stored after what would be concluded
         assert watch.wait_for_state(ignored, TaskState.STARTED).exception is None
         ask_until_ended(watch, check, ignored)
         assert "the result backend does not answer" in (watch.wait_for_state(ignored, TaskState.LOST).exception or "")

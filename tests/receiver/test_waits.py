@@ -18,7 +18,7 @@ from tests.receiver.watching import CLUSTER, Watching, watching
 from tests.workers import Worker, running_worker, wait_for
 
 PAUSE = 3.0  # seconds
-MOMENT = 0.7  # seconds within which a worker begins what it may begin; machines are busy
+MOMENT = PAUSE / 2  # on a busy machine, between the reading of the clock and what follows
 
 
 def still_consumes(worker: Worker) -> bool:
@@ -39,7 +39,7 @@ def paused(worker: Worker) -> Iterator[None]:
         assert answers
 
     tell("cancel_consumer")
-    wait_for(lambda: not still_consumes(worker), 10, "the end of its consumer")
+    wait_for(lambda: not still_consumes(worker), what="the end of its consumer")
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ def measured(watch: Watching, worker: Worker, ready: int, *, exact: bool) -> Que
 
 
 def pass_time(since: float) -> None:
-    wait_for(lambda: time.time() > since + PAUSE, PAUSE + 5)
+    wait_for(lambda: time.time() > since + PAUSE)
 
 
 def delete_head(url: str, worker: Worker) -> None:
@@ -77,13 +77,14 @@ def test_what_waits_in_a_paused_queue_waits_since_it_was_sent(broker_url: str, t
             second = time.time()
             rest = [worker.send("add", 1, number) for number in range(20)]
             retried = worker.send("retry_then_succeed", 1, 0.2)
+            sent = time.time()
             queue = measured(watch, worker, 22, exact=True)
             assert queue.oldest == pytest.approx(first, abs=MOMENT)
             delete_head(broker_url, worker)
             # RabbitMQ does not show what is at the head, and nobody has told the record that a message was deleted.
             queue = measured(watch, worker, 21, exact=broker_url.startswith("redis"))
             assert queue.oldest == pytest.approx(second, abs=MOMENT)
-            pass_time(second)
+            pass_time(sent)
         for each in rest:
             watch.wait_for_state(each, TaskState.SUCCESS)
         task = watch.wait_for_state(rest[0], TaskState.SUCCESS)
@@ -92,7 +93,7 @@ def test_what_waits_in_a_paused_queue_waits_since_it_was_sent(broker_url: str, t
         again = watch.wait_for_state(retried, TaskState.SUCCESS)
         assert [run.wait_since for run in again.runs] == ["sent", "retry"]
         assert (again.runs[0].wait or 0.0) > PAUSE - 0.1
-        assert (again.wait or 0.0) < 2.0
+        assert (again.wait or 0.0) < (again.runs[0].wait or 0.0)
         [wait] = read_waits(watch.store, since=first - 60).values()
         assert wait.p50 > PAUSE - 0.2
         assert wait.since_receipt == 0.0

@@ -9,11 +9,13 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import msgspec
+import redis
 from celery import Celery
 from celery.events.event import get_exchange
 from kombu import Connection, Producer, Queue
@@ -22,10 +24,11 @@ from celery_monitor.receiver.sources.base import Source
 from celery_monitor.records.event import Event
 from tests.apps.basic import make_app
 from tests.confirms import Confirms
-from tests.workers import ROOT, Worker, running_worker
+from tests.workers import ROOT, Worker, running_worker, wait_for
 
 RECORDED = Path(__file__).parent / "recorded"
 SETTLE_SECONDS = 4
+LAST = 999_999  # the clock of no other event
 # A recording says nothing of the machine it was made on.
 NEUTRAL = {sysconfig.get_path("purelib"): "/srv/python", str(ROOT): "/srv/shop", socket.gethostname(): "client"}
 
@@ -102,10 +105,10 @@ def as_dicts(events: Iterable[Event]) -> list[dict[str, object]]:
     return [msgspec.structs.asdict(event) for event in events]
 
 
-def read_all(source: Source, expected: int, seconds: float = 15) -> list[Event]:
-    """Events until there are as many as expected; what has come after ``seconds`` in any case."""
+def read_all(source: Source, expected: int) -> list[Event]:
+    """Events until there are as many as expected; what has come after a minute in any case."""
     events: list[Event] = []
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60
     while len(events) < expected and time.monotonic() < deadline:
         events += source.read(0.2).events
     return events
@@ -120,12 +123,42 @@ def read_for(source: Source, seconds: float, into: list[Event] | None = None) ->
             into += events
 
 
-def read_until_quiet(source: Source, quiet_seconds: float = 1.0) -> list[Event]:
-    """Events until none came for a while."""
+def read_rest(source: Source, url: str) -> list[Event]:
+    """All events of senders that have ended: what arrives before one that is sent now."""
+    with publisher(url) as publish:
+        publish.send_numbered(LAST, LAST)
     events: list[Event] = []
-    while batch := source.read(quiet_seconds).events:
+    while LAST not in [event.clock for event in events]:
+        batch = source.read(60).events
+        assert batch, f"the last event did not arrive after {len(events)} others"
         events += batch
-    return events
+    return [event for event in events if event.clock != LAST]
+
+
+def read_dropping(source: Source, expected: int) -> tuple[int, int]:
+    """How many events arrive and how many are reported as dropped, until these are as many as expected."""
+    arrived = dropped = 0
+    while arrived + dropped < expected:
+        delivery = source.read(60)
+        assert delivery.events or delivery.dropped, f"{arrived} arrived and {dropped} were dropped, and no more"
+        arrived += len(delivery.events)
+        dropped += delivery.dropped
+    return arrived, dropped
+
+
+def wait_until_read(redis_url: str) -> None:
+    """Until the subscribers of this Redis have read from their sockets all that was published."""
+    server = f":{urlsplit(redis_url).port or 6379:04X}"
+    with closing(redis.Redis.from_url(redis_url)) as client:
+
+        def all_read() -> bool:
+            subscribers = client.client_list(_type="pubsub")
+            ends = {f":{int(each['addr'].rpartition(':')[2]):04X}" for each in subscribers}
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+            queues = [row[4] for row in rows if {row[1][8:], row[2][8:]} in [{server, end} for end in ends]]
+            return {each["omem"] for each in subscribers} <= {"0"} and set(queues) <= {"00000000:00000000"}
+
+        wait_for(all_read, what="the end of what was published")
 
 
 def make_traffic(worker: Worker) -> None:

@@ -55,12 +55,12 @@ class Watching:
     def queue(self, name: str) -> Queue | None:
         return next((each for each in read_queues(self.store, CLUSTER) if each.name == name), None)
 
-    def wait_for_state(self, task_id: str, state: TaskState, seconds: float = 30) -> Task:
+    def wait_for_state(self, task_id: str, state: TaskState) -> Task:
         def reached() -> Task | None:
             task = self.task(task_id)
             return task if task is not None and task.state is state else None
 
-        task: Task = wait_for(reached, seconds, f"{state} of {task_id}")
+        task: Task = wait_for(reached, what=f"{state} of {task_id}")
         return task
 
 
@@ -91,13 +91,13 @@ def watching(url: str, directory: Path, **changes: object) -> Iterator[Watching]
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: receiver.health.connected, 10, "the connection of the receiver")
+        wait_for(lambda: receiver.health.connected, what="the connection of the receiver")
         yield Watching(store, receiver, sampler, reconciler, notices, concluded)
     finally:
         stop.set()
         pace.wake()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         store.close()
         if url.startswith("amqp"):  # or it would store the events of every later test, for a day
             delete_queue(f"celeryev.{settings.node_id}")

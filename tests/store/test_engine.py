@@ -43,7 +43,7 @@ def test_a_commit_by_another_connection_wakes_the_watcher(database_url: str) -> 
 
     timer = threading.Timer(0.1, commit)
     timer.start()
-    assert changes.wait(5)
+    assert changes.wait(60)
     timer.join()
     assert not changes.wait(0.15)
     changes.close()

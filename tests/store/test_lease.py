@@ -51,6 +51,6 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
         lock = FileLock(path)
         assert not lock.acquire()
         holder.kill()
-        holder.wait(10)
+        holder.wait(60)
         assert lock.acquire()
         lock.release()

@@ -30,6 +30,7 @@ from celery_monitor.web.security.attempts import (
 )
 from celery_monitor.web.security.auth import MOST_WAITING, MOST_WAITING_OF_ADDRESS, Account, Gate
 from tests.web.shop import BASE, QUICK, serving, user
+from tests.workers import happens
 
 HERE = "192.0.2.7"
 THERE = "198.51.100.9"
@@ -128,7 +129,7 @@ class SlowHasher:
     def verify(self, hashed: str, password: str) -> bool:
         self.calls += 1
         if password != PASSWORD:
-            self.go.wait(20)
+            self.go.wait(60)
         return argon2.PasswordHasher().verify(hashed, password)
 
 
@@ -155,9 +156,8 @@ def test_flood_fills_only_its_share_of_the_queue_and_holds_up_no_verified_user(
         assert await outcome(gate, "bob", PASSWORD, THERE) == "in"
         monkeypatch.setattr(auth, "_hasher", slow)
         tries = [asyncio.create_task(outcome(gate, "ada", f"wrong {number}", HERE)) for number in range(300)]
-        while sum(each.done() for each in tries) < 300 - MOST_WAITING_OF_ADDRESS:
-            await asyncio.sleep(0.01)
-        verified = await asyncio.wait_for(outcome(gate, "bob", PASSWORD, HERE), 5)  # from the same address
+        await happens(lambda: sum(each.done() for each in tries) >= 300 - MOST_WAITING_OF_ADDRESS)
+        verified = await asyncio.wait_for(outcome(gate, "bob", PASSWORD, HERE), 60)  # from the same address
         waiting = gate._waiting.total()
         slow.go.set()
         return await asyncio.gather(*tries), verified, waiting
@@ -176,13 +176,28 @@ def test_queue_is_bounded_for_all_addresses_together(monkeypatch: pytest.MonkeyP
         gate = make_gate()
         monkeypatch.setattr(auth, "_hasher", slow)
         tries = [asyncio.create_task(outcome(gate, "ada", "wrong", f"10.0.0.{number}")) for number in range(200)]
-        while sum(each.done() for each in tries) < 200 - MOST_WAITING:
-            await asyncio.sleep(0.01)
+        await happens(lambda: sum(each.done() for each in tries) >= 200 - MOST_WAITING)
         slow.go.set()
         return await asyncio.gather(*tries)
 
     assert asyncio.run(flood()).count("too_many_requests") == 200 - MOST_WAITING
     assert slow.calls == MOST_WAITING
+
+
+def test_unknown_name_takes_argon2_as_long_as_a_wrong_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowHasher()
+    gate = make_gate()
+    monkeypatch.setattr(auth, "_hasher", slow)
+    slow.go.set()
+    assert asyncio.run(outcome(gate, "nobody", "wrong", HERE)) == "unauthenticated"
+    assert slow.calls == 1
+    right = argon2.extract_parameters(argon2.PasswordHasher().hash(PASSWORD))
+    assert argon2.extract_parameters(gate._nobody) == right
+
+
+def test_no_start_waits_for_argon2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(argon2.PasswordHasher, "hash", None)
+    assert Gate({})._nobody != Gate({})._nobody
 
 
 def test_password_is_not_looked_at_while_the_delay_runs() -> None:

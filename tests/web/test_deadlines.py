@@ -14,6 +14,7 @@ from celery_monitor.web import deadlines
 from celery_monitor.web.app import create_app
 from celery_monitor.web.deadlines import DeadlineProtocol
 from tests.servers import free_port
+from tests.workers import wait_for
 
 HOST = b"Host: 127.0.0.1\r\n"
 FORM = b"Content-Type: application/x-www-form-urlencoded\r\n"
@@ -30,8 +31,7 @@ def port(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", http=DeadlineProtocol))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
+    wait_for(lambda: server.started, what="the server")
     yield port
     server.should_exit = True
     thread.join()
@@ -39,7 +39,7 @@ def port(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def send(port: int, data: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     connection.sendall(data)
     return connection
 
@@ -53,7 +53,7 @@ def drip(connection: socket.socket, byte: bytes) -> bytes:
 def _drip(connection: socket.socket, byte: bytes) -> bytes:
     connection.settimeout(0.1)
     said = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             connection.sendall(byte)
@@ -100,7 +100,7 @@ def test_body_that_nobody_reads_ends_too(port: int) -> None:
 
 def test_many_half_sent_requests_hold_up_nobody(port: int) -> None:
     slow = [send(port, b"GET / HTTP/1.1\r\nX: ") for _ in range(200)] + [send(port, HEAD) for _ in range(200)]
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         assert client.get("/healthcheck").status_code == 200
         for connection in slow:
             assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
@@ -110,7 +110,7 @@ def test_many_half_sent_requests_hold_up_nobody(port: int) -> None:
 
 def test_finished_requests_of_a_kept_connection_have_all_the_time(port: int) -> None:
     """The time counts for each request anew, and not while the server works or nobody asks."""
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         for _ in range(4):
             assert client.get("/healthcheck").status_code == 200
             time.sleep(0.5)

@@ -34,8 +34,9 @@ from celery_monitor.web.present import ViewSnapshot, Watched
 from tests.factories import make_event, make_id
 from tests.servers import free_port
 from tests.web import shop
+from tests.workers import happens, wait_for
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class Site:
@@ -77,7 +78,7 @@ def run_site(database: str, prefix: str = "") -> Iterator[Site]:
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", ws="websockets-sansio"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    until(lambda: server.started)
+    wait_for(lambda: server.started, what="the server")
     store = open_store(database)
     try:
         shop.fill(store)
@@ -87,13 +88,6 @@ def run_site(database: str, prefix: str = "") -> Iterator[Site]:
         thread.join()
         store.close()
         app.state.store.close()
-
-
-def until(happens: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -209,7 +203,7 @@ def test_a_view_that_nobody_looked_at_for_a_while_is_read_anew(site: Site) -> No
 def test_quiet_record_is_heard_of_every_few_seconds(site: Site) -> None:
     with site.look("/tasks") as browser:
         receive(browser)
-        message = msgspec.json.decode(browser.recv(timeout=9), type=dict[str, Any])
+        message = msgspec.json.decode(browser.recv(timeout=PATIENCE_SECONDS), type=dict[str, Any])
     assert message["at"] == pytest.approx(time.time(), abs=5)
 
 
@@ -349,12 +343,6 @@ def view(path: str, token: str = "right") -> str:
     return msgspec.json.encode({"token": token, "view": path}).decode()
 
 
-async def happens(seen: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-    async with asyncio.timeout(seconds):
-        while not seen():
-            await asyncio.sleep(0.01)
-
-
 def test_views_of_one_user_do_not_starve_those_of_another() -> None:
     async def crowd() -> tuple[list[str], list[FakeSocket], list[FakeSocket]]:
         hub = Hub(seconds=0.01)
@@ -402,8 +390,11 @@ def test_slow_view_of_one_user_holds_up_no_other() -> None:
         stuck = threading.Event()
         plain = hub.live._read
 
+        waiting: list[str] = []
+
         def read(watched: Watched) -> ViewSnapshot:
             if watched.address.startswith("/slow"):
+                waiting.append(watched.address)
                 stuck.wait(PATIENCE_SECONDS)
             return plain(watched)
 
@@ -411,7 +402,7 @@ def test_slow_view_of_one_user_holds_up_no_other() -> None:
         try:
             for number in range(5):
                 hub.open("eve", view(f"/slow/{number}"))
-            await asyncio.sleep(0.1)
+            await happens(lambda: waiting)
             ada = hub.open("ada", view("/ada"))
             await happens(lambda: len(ada.sent) >= 2)
             return len(ada.sent)
@@ -428,13 +419,12 @@ def test_all_sockets_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     async def crowd() -> FakeSocket:
         hub = Hub()
         try:
-            for number in range(30):
-                hub.open(f"user {number}", view("/tasks"))
-            await asyncio.sleep(0)
+            others = [hub.open(f"user {number}", view("/tasks")) for number in range(30)]
+            await happens(lambda: all(each.sent for each in others))
             late = hub.open("ada", view("/tasks"))
             await happens(lambda: late.closed)
             hub.tasks[0].cancel()
-            await asyncio.sleep(0.05)
+            await asyncio.wait(hub.tasks[:1])
             again = hub.open("ada", view("/tasks"))
             await happens(lambda: again.sent)
             return late
@@ -479,9 +469,9 @@ def test_socket_without_a_token_is_sent_nothing_and_closed(monkeypatch: pytest.M
     async def wait() -> tuple[FakeSocket, FakeSocket]:
         hub = Hub()
         try:
-            socket, other = hub.open("ada"), hub.open("ada", view("/tasks"))
-            await happens(lambda: socket.closed)
-            await asyncio.sleep(0.3)
+            other, socket = hub.open("ada", view("/tasks")), hub.open("ada")
+            await happens(lambda: socket.closed)  # by then the time of the other, which began first, is over too
+            await happens(lambda: other.sent)
             return socket, other
         finally:
             await hub.end()

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 
-import argon2
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,12 +25,14 @@ from celery_monitor.web.security.guard import (
     middleware,
     page_token,
 )
+from tests.web.shop import QUICK, user
 
 BASE = "http://127.0.0.1:5757"
 SOCKET = "ws://127.0.0.1:5757/live"
 OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
-HASH = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash("s3cret:with:colons")
-USERS = (f"vera:{HASH}", "olga:operator:0lga", "root:admin:toor")
+HASH = QUICK.hash("s3cret:with:colons")
+PLAIN = (f"vera:{HASH}", "olga:operator:0lga", "root:admin:toor")
+USERS = (f"vera:{HASH}", user("olga", "operator", "0lga"), user("root", "admin", "toor"))
 SIGNED_IN = ("olga", "0lga")
 OLGA = {"Authorization": "Basic b2xnYTowbGdh"}
 DAY = 86_400.0
@@ -144,7 +145,8 @@ def test_without_users_this_machine_is_answered(store: Store, peer: str) -> None
     ("name", "password", "role"),
     [("vera", "s3cret:with:colons", "VIEWER"), ("olga", "0lga", "OPERATOR"), ("root", "toor", "ADMIN")],
 )
-def test_user_has_the_role_of_the_entry(client: TestClient, name: str, password: str, role: str) -> None:
+def test_user_has_the_role_of_the_entry(store: Store, name: str, password: str, role: str) -> None:
+    client = TestClient(make_app(store, Settings(host="0.0.0.0", basic_auth=PLAIN)), base_url=BASE)
     for _ in range(2):  # the second is answered from memory
         assert client.get("/page", auth=(name, password)).text.startswith(f"{name} {role} ")
 

@@ -1,4 +1,4 @@
-"""The Jinja environment for pages, regions and rows; the files of ``static/``, read and compressed once.
+"""The Jinja environment for pages, regions and rows; the files of ``static/``, each read and compressed once.
 
 The URL of static files changes with their content, so that browsers may cache them for ever.
 """
@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,6 @@ class Assets:
     def __init__(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         self._plain = {path.relative_to(folder).as_posix(): _content(path) for path in files}
-        self._gzipped = {
-            name: gzip.compress(content, 9, mtime=0)
-            for name, content in self._plain.items()
-            if len(content) >= _COMPRESS_FROM_BYTES
-        }
 
     def serve(self, request: Request) -> Response:
         """``/static/{version}/{path}``; an older version gets the current file, uncached."""
@@ -64,10 +59,16 @@ class Assets:
         if request.path_params["version"] == request.app.state.static_version:
             headers["Cache-Control"] = FOREVER
         body = self._plain[name]
-        if name in self._gzipped and "gzip" in request.headers.get("accept-encoding", ""):
-            body = self._gzipped[name]
+        if len(body) >= _COMPRESS_FROM_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+            body = _compressed(body)
             headers["Content-Encoding"] = "gzip"
         return Response(body, headers=headers, media_type=_media_type(name))
+
+
+@cache
+def _compressed(content: bytes) -> bytes:
+    """When it is first asked for: not every file is, and a start waits for nothing that can be later."""
+    return gzip.compress(content, 9, mtime=0)
 
 
 def _content(path: Path) -> bytes:

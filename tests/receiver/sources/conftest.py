@@ -56,7 +56,7 @@ def amqp_connection(url: str) -> closing[AmqpConnection]:
         userid=parts["userid"] or "guest",
         password=parts["password"] or "guest",
         virtual_host=parts["virtual_host"] or "/",
-        connect_timeout=5,
+        connect_timeout=60,
     )
     connection.connect()
     return closing(connection)

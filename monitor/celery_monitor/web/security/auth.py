@@ -11,7 +11,7 @@ import math
 import re
 import secrets
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +102,15 @@ def parse_header(header: str) -> tuple[str, str]:
     return name, password
 
 
+def _fitting_nothing() -> str:
+    """A hash that no password fits, which takes as long to check as any other. To hash one would slow each start."""
+    salt, digest = (
+        b64encode(secrets.token_bytes(size)).rstrip(b"=").decode() for size in (_hasher.salt_len, _hasher.hash_len)
+    )
+    cost = f"m={_hasher.memory_cost},t={_hasher.time_cost},p={_hasher.parallelism}"
+    return f"$argon2id$v={argon2.low_level.ARGON2_VERSION}${cost}${salt}${digest}"
+
+
 class Gate:
     """Checks passwords. argon2 takes about 50 ms and 64 MB by design, so it runs in two threads, never in the event
     loop, and once per user: after that, a keyed digest of the password is compared, which nothing holds up.
@@ -118,7 +127,7 @@ class Gate:
         self.accounts = accounts  # of the setting basic_auth
         self.failed = failed or FailedSignIns(lambda _: None)
         self._find = find  # those that are stored
-        self._nobody = _hasher.hash(secrets.token_hex())
+        self._nobody = _fitting_nothing()
         self._key = secrets.token_bytes(32)
         self._verified: dict[str, tuple[bytes, str]] = {}  # digest of the password, and the hash that it fits
         self._waiting: Counter[str] = Counter()  # attempts by network, those in work included
