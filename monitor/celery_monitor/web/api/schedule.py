@@ -23,6 +23,7 @@ from celery_monitor.web.api.operation import (
     shape,
     shapes,
 )
+from celery_monitor.web.security.reach import IN_PART
 
 SCHEDULED_RUNS = 50
 
@@ -175,6 +176,7 @@ OPERATIONS = (
         summary="List schedule entries with last, next, missed and late runs of the last day",
         answer=ScheduleList,
         parameters=InCluster,
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -184,5 +186,6 @@ OPERATIONS = (
         answer=ScheduledSent,
         body=RunScheduledBody,
         errors=RETRY_ERRORS,
+        access=IN_PART,
     ),
 )
