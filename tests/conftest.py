@@ -18,7 +18,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests.databases import empty_record
+from tests.databases import empty_record, empty_schema
 from tests.servers import free_port, running_rabbitmq, running_redis
 
 FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
@@ -130,12 +130,8 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def postgres_url(postgres_service: str) -> Iterator[str]:
     """An empty PostgreSQL schema of its own."""
-    psycopg = pytest.importorskip("psycopg")
-    schema = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres_service, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        yield f"{postgres_service}?options=-csearch_path%3D{schema}"
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+    with empty_schema(postgres_service) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,8 +1,13 @@
-"""Empty records that need no migration: to make the tables costs more than most tests do with them."""
+"""Empty records. Those of SQLite need no migration: to make the tables costs more than most tests do with them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import psycopg
 
 from celery_monitor.store.engine import open_store
 
@@ -22,3 +27,13 @@ def empty_record(directory: Path, name: str = "record.db") -> str:
     with file.open("xb") as new:
         new.write(_empty())
     return f"sqlite:///{file}"
+
+
+@contextmanager
+def empty_schema(server: str) -> Iterator[str]:
+    """The address of a new PostgreSQL schema, which is dropped afterwards."""
+    schema = f"test_{uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        yield f"{server}?options=-csearch_path%3D{schema}"
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")

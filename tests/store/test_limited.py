@@ -1,6 +1,8 @@
 """What a limited user reads of the record: the same on SQLite and PostgreSQL, whatever query reads it."""
 
+import re
 from collections import Counter
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +14,7 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import Task
 from celery_monitor.store import schema
 from celery_monitor.store.accounts.limited import TABLES, LimitedStore, limited
-from celery_monitor.store.engine import Store
+from celery_monitor.store.engine import Store, force_index_scans
 from celery_monitor.store.queues import read_depths, read_queues, save_queues
 from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups
 from celery_monitor.store.rollups.series import read_name_totals, read_series
@@ -178,3 +180,20 @@ def test_a_limited_store_runs_nothing_but_reads(filled: Store) -> None:
         ):
             with pytest.raises(Forbidden):
                 connection.execute(sa.text(statement))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_lists_of_a_scope_read_an_index(filled: Store, scope: str) -> None:
+    mine = within(filled, scope)
+    sent: list[tuple[str, Any]] = []
+    sa.event.listen(mine.engine, "after_cursor_execute", lambda _, __, sql, values, *___: sent.append((sql, values)))
+    for text in ("", "state:failed", "runtime:>1s"):
+        find_tasks(mine, parse(text, NOW))
+    words = "EXPLAIN QUERY PLAN" if filled.is_sqlite else "EXPLAIN"
+    lists = [(sql, values) for sql, values in sent if re.search(r"ORDER BY .*sort_time", sql, re.DOTALL)]
+    assert lists
+    with filled.read() as connection:
+        force_index_scans(connection)
+        for sql, values in lists:
+            plan = [str(row[-1]) for row in connection.exec_driver_sql(f"{words} {sql}", values)]
+            assert not [line for line in plan if re.search(r"^SCAN x$|MATERIALIZE|Seq Scan on task_\d", line)], plan

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from celery_monitor.core.filters.parser import parse
-from celery_monitor.core.filters.terms import Any, Expression, Match
+from celery_monitor.core.filters.terms import Any, Expression, Match, between_quotes
 from celery_monitor.errors import FilterError, InvalidInput
 from celery_monitor.records.user import Actor
 
@@ -28,7 +28,8 @@ class Scope:
     terms: tuple[Expression, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join(f"({each})" if isinstance(each, Any) else str(each) for each in self.terms)
+        choices = [list(map(_text, options_of(term))) for term in self.terms]
+        return " ".join(f"({' OR '.join(each)})" if len(each) > 1 else each[0] for each in choices)
 
     @property
     def is_partial(self) -> bool:
@@ -58,6 +59,13 @@ class Scope:
             options = options_of(term)
             if options[0].field == field:
                 yield options
+
+
+def _text(condition: Match) -> str:
+    """With a comma between quotes, where it lists nothing."""
+    if not any("," in piece for piece in condition.pattern.pieces):
+        return str(condition)
+    return f"{condition.field}:{'*'.join(between_quotes(each) if each else '' for each in condition.pattern.pieces)}"
 
 
 def options_of(term: Expression) -> tuple[Match, ...]:
