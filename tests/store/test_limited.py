@@ -94,6 +94,9 @@ def test_counts_names_and_charts_are_of_what_is_inside(filled: Store, scope: str
         found = {each.value: each.count.value for each in facets[field]}
         assert found == Counter(getattr(task, field) or "" for task in expected), field
     assert set(find_terms(mine, "name", "", 100)) == {task.name for task in expected} - {None}
+    assert find_terms(mine, "client", "") == []
+    for task in expected[:40]:
+        assert read_task(mine, task.id, task.cluster) == read_task(filled, task.id, task.cluster)
     assert {hit.name for hit in search(mine, "shop.", limit=20) if hit.kind == "name"} <= {t.name for t in expected}
     assert {each.name for each in read_name_totals(mine, since=NOW - 60, until=NOW + 600)} <= {
         task.name for task in expected

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 import pytest
 from starlette.testclient import TestClient
 
+from celery_monitor.control import run
+from celery_monitor.control.commands import Target
 from celery_monitor.core.filters.parser import parse
+from celery_monitor.core.filters.scope import limits_of
 from celery_monitor.records.page import Action
 from celery_monitor.records.queue import Pause, Queue
 from celery_monitor.records.receiver import Delivery, ReceiverHealth, RefusedEvents
 from celery_monitor.records.schedule import BeatHealth, ScheduleEntry, UnreadEntry
 from celery_monitor.records.user import Actor, ApiToken, Role
 from celery_monitor.settings import Broker, Settings
+from celery_monitor.store.accounts.limited import limited
 from celery_monitor.store.accounts.sessions import make_token
 from celery_monitor.store.actions import read_actions, record_action
 from celery_monitor.store.engine import Store
@@ -400,6 +404,12 @@ def test_a_bulk_action_has_what_is_inside_alone(client: TestClient) -> None:
         json.loads(get(client, "/api/v1/tasks?q=state:failed", login)[1])["count"]["value"] for login in ("sam", "olga")
     )
     assert chosen == mine < everything
+
+
+def test_a_repeated_run_is_recognised_though_its_queue_is_unknown(client: TestClient) -> None:
+    store = limited(store_of(client), limits_of(Actor("sam", Role.OPERATOR, SCOPE)))
+    broker = Broker("shop", "redis://127.0.0.1:1/0")
+    assert run._is_recorded(Target(store, Settings(broker=(broker,)), broker), OUT_ID)
 
 
 def test_viewers_who_may_not_see_arguments_see_none(clients: dict[bool, TestClient]) -> None:

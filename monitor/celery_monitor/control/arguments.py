@@ -150,7 +150,7 @@ def _unchecked(target: Target, task: Task) -> str:
 def _queues_of(target: Target, tasks: Sequence[Task]) -> list[str]:
     named = [task.queue for task in tasks]
     if None in named:
-        named += [queue.name for queue in read_queues(target.store, target.cluster)]
+        named += [queue.name for queue in read_queues(target.store.whole, target.cluster)]  # for its message alone
     return [name for name in dict.fromkeys(named) if name is not None][:MOST_QUEUES]
 
 

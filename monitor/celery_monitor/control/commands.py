@@ -203,7 +203,7 @@ class Command(Struct, frozen=True, kw_only=True):
     def check_scope(self, scope: Scope) -> None:
         """Raises Forbidden for what a scope does not allow, NotFound for what is outside of it."""
         if scope.terms and not self.in_part and (self.cluster is None or not scope.covers(self.cluster)):
-            raise Forbidden(f"{self.action} is not limited to {scope}; it needs a user who sees all of it")
+            raise Forbidden(f"{self.action} is for users who see all of the cluster; this one sees {scope}")
 
     def prepare(self, store: Store, settings: Settings, by: str) -> Callable[[], Performed]:
         """A call that does it, in the name of ``by``. Raises NotFound for a cluster that is not monitored."""

@@ -105,8 +105,8 @@ def _consumer_warning(target: Target, command: RunTask, workers: list[str]) -> s
 
 
 def _is_recorded(target: Target, task_id: str) -> bool:
-    try:
-        read_task(target.store, task_id, target.cluster)
+    try:  # of the whole record: its queue may be unknown, and then it is in no scope of queues
+        read_task(target.store.whole, task_id, target.cluster)
     except NotFound:
         return False
     return True

@@ -25,7 +25,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import LOCK_TIMEOUT_SECONDS, Store
 from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
-from celery_monitor.store.terms import OTHER
+from celery_monitor.store.terms import COUNTED, OTHER
 
 DAY = 86400
 NOTHING = "1 = 0"
@@ -189,14 +189,13 @@ def _inside_group(within: _Within) -> str:
 
 
 def _inside_term(within: _Within) -> str:
-    """Names that tasks inside have. Those of publishers, exchanges and routing keys are of no task alone."""
+    """Names that tasks inside have. Those of publishers, exchanges and routing keys are looked up by the number in a
+    task's row alone, which is inside: a captured message is compared with them."""
     if not within.limits.scope.terms:
         return "1 = 1"
-    kinds = [
-        f"(x.kind = {TERM_KINDS[kind]} AND x.id IN ({within.used(f'{kind}_id')}))"
-        for kind in ("name", "queue", "worker")
-    ]
-    return f"({' OR '.join(kinds)})"
+    counted = [f"(x.kind = {TERM_KINDS[kind]} AND x.id IN ({within.used(f'{kind}_id')}))" for kind in COUNTED]
+    others = ", ".join(str(TERM_KINDS[kind]) for kind in ("client", "exchange", "routing_key"))
+    return f"(x.kind IN ({others}) OR {' OR '.join(counted)})"
 
 
 def _inside_queue(within: _Within) -> str:

@@ -51,8 +51,8 @@ def check_access(actor: Actor, access: Access) -> None:
         raise Forbidden(f"{actor.name} is for metrics and health alone.")
     if not allows(access, limits_of(actor)):
         if actor.scope:
-            raise Forbidden(f"This is not limited to {actor.scope}, the scope of {actor.name}.")
-        raise Forbidden("This shows arguments, which are hidden from viewers.")
+            raise Forbidden(f"This is for users who see all of a cluster; {actor.name} sees {actor.scope}.")
+        raise Forbidden("This shows arguments of tasks, which are hidden from viewers.")
 
 
 class LimitedRoute(Route):
