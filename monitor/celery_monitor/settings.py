@@ -125,7 +125,7 @@ def parse_issuer(text: str) -> str:
 
 def parse_scope_of(text: str) -> str:
     """WHO=SCOPE; the scope itself is read when the dashboard starts."""
-    who, _, scope = text.partition("=")
+    who, _, scope = text.rpartition("=")
     if not who or not scope:
         raise SettingsError(f"{quoted(text)} is not WHO=SCOPE; write for example mail-team=queue:emails")
     return text

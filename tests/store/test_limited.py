@@ -11,6 +11,7 @@ from celery_monitor.core.filters.parser import Filter, parse
 from celery_monitor.core.filters.scope import HIDDEN, Limits, parse_scope
 from celery_monitor.errors import FilterError, Forbidden, NotFound
 from celery_monitor.records.queue import Queue
+from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.records.task import Task
 from celery_monitor.store import schema
 from celery_monitor.store.accounts.limited import TABLES, LimitedStore, limited
@@ -18,6 +19,7 @@ from celery_monitor.store.engine import Store, force_index_scans
 from celery_monitor.store.queues import read_depths, read_queues, save_queues
 from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups
 from celery_monitor.store.rollups.series import read_name_totals, read_series
+from celery_monitor.store.schedule import read_entries, read_entry_runs, read_schedule, save_schedule
 from celery_monitor.store.search import search
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
@@ -167,6 +169,25 @@ def test_hidden_texts_are_neither_shown_nor_found(filled: Store) -> None:
     assert find_tasks(viewer, parse("hidden", NOW)).items == []
     assert find_tasks(viewer, parse("charge", NOW)).items
     assert "exception" not in read_facets(viewer, Filter())
+
+
+def test_runs_of_an_entry_are_recognised_by_arguments_that_are_hidden(filled: Store) -> None:
+    viewer = within(filled, "", arguments=False)
+    task = next(each for each in every_task(filled) if each.name == "shop.pay.charge" and each.args and each.kwargs)
+    entry = ScheduleEntry(
+        cluster=task.cluster,
+        name="nightly",
+        task="shop.pay.charge",
+        schedule="3600.0",
+        args=str(task.args),
+        kwargs=str(task.kwargs),
+    )
+    save_schedule(filled, task.cluster, [entry], NOW)
+    assert [each.id for each in read_entry_runs(viewer, entry, 0.0)] == [task.id]
+    [shown] = read_schedule(viewer, task.cluster, NOW + 600, {})
+    assert (shown.entry.args, shown.entry.kwargs, shown.entry.args_json) == (HIDDEN, HIDDEN, None)
+    assert [run.id for run in shown.standing.runs] == [task.id]
+    assert read_entries(viewer)[0].args == HIDDEN
 
 
 def test_a_limited_store_runs_nothing_but_reads(filled: Store) -> None:

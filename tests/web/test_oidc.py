@@ -110,12 +110,12 @@ def test_role_comes_from_exact_addresses_domains_and_values(claims: dict[str, An
 
 def test_scope_is_of_the_first_entry_that_fits() -> None:
     settings = Settings(
-        oidc_scopes=("Ada@example.com=queue:a", "mail=queue:mail,post-*", "@example.com=cluster:eu"),
+        oidc_scopes=("Ada@example.com=queue:a", "cn=mail=queue:mail,post-*", "@example.com=cluster:eu"),
         oidc_role_claim="groups",
     )
     ada = {"email": "ada@example.com", "email_verified": True}
-    assert scope_of(settings, {**ada, "groups": ["mail"]}) == "queue:a"
-    assert scope_of(settings, {"groups": ["mail"]}) == "(queue:mail OR queue:post-*)"
+    assert scope_of(settings, {**ada, "groups": ["cn=mail"]}) == "queue:a"
+    assert scope_of(settings, {"groups": ["cn=mail"]}) == "(queue:mail OR queue:post-*)"
     assert scope_of(settings, {"email": "ned@example.com", "email_verified": True}) == "cluster:eu"
     assert scope_of(settings, {"groups": ["mail2"]}) == ""
 

@@ -5,7 +5,7 @@ names: within it, the name of a table stands for what is inside the scope, and t
 are replaced. So no query has to be written for it, and none can forget it: a table without an entry in TABLES is empty,
 and a statement that is not a SELECT is refused.
 
-What was read for a limited user is changed, if at all, by ``begin``, which is not limited: commands check before.
+``begin`` is not limited: a command reads what it changes from here before.
 """
 
 # ruff: noqa: S608 - the SQL is of this module: names of tables and columns, numbers, and texts in hexadecimal
@@ -80,7 +80,7 @@ class LimitedStore(Store):
 
 def limited(store: Store, limits: Limits) -> Store:
     """The same record within these limits."""
-    return LimitedStore(store.whole, limits) if limits != UNLIMITED else store
+    return LimitedStore(store.whole, limits) if limits != UNLIMITED else store.whole
 
 
 def limited_settings(settings: Settings, limits: Limits) -> Settings:
@@ -274,7 +274,6 @@ MASKED: dict[str, dict[str, str]] = {
     "task": _texts,
     "run": {**{name: _texts[name] for name in ("result", "exception", "traceback")}, "message": "NULL"},
     "failure_group": {"message": f"'{HIDDEN}'"},
-    "job": {"preview": "'{}'"},
 }
 # ... and for whom only a part of a cluster is inside.
 PARTIAL: dict[str, dict[str, str]] = {

@@ -40,7 +40,7 @@ def _check_provider(settings: Settings) -> None:
     if settings.oidc_client_secret is None:
         raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
     for entry in settings.oidc_scopes:
-        who, _, scope = entry.partition("=")
+        who, _, scope = entry.rpartition("=")
         try:
             parse_scope(scope)
         except InvalidInput as error:

@@ -70,7 +70,7 @@ def role_of(settings: Settings, claims: Claims) -> Role | None:
 def scope_of(settings: Settings, claims: Claims) -> str:
     """The scope of the first entry of ``oidc_scopes`` that fits; empty: everything."""
     values = _values(settings, claims)
-    entries = (each.partition("=") for each in settings.oidc_scopes)
+    entries = (each.rpartition("=") for each in settings.oidc_scopes)
     return next((str(parse_scope(scope)) for who, _, scope in entries if _compared(who) in values), "")
 
 
