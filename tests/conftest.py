@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -18,7 +18,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from tests.databases import empty_record, statements_of_tables
+from tests.databases import empty_record, empty_schema, statements_of_tables
 from tests.servers import free_port, running_rabbitmq, running_redis
 
 FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
@@ -127,26 +127,16 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@contextmanager
-def _schema(service: str) -> Iterator[str]:
-    psycopg = pytest.importorskip("psycopg")
-    schema = f"test_{uuid4().hex}"
-    with psycopg.connect(service, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        yield f"{service}?options=-csearch_path%3D{schema}"
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
-
-
 @pytest.fixture
 def postgres_url(postgres_service: str) -> Iterator[str]:
     """An empty PostgreSQL schema of its own."""
-    with _schema(postgres_service) as url:
+    with empty_schema(postgres_service) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def _postgres_tables(postgres_service: str) -> str:
-    with _schema(postgres_service) as url:
+    with empty_schema(postgres_service) as url:
         return statements_of_tables(url)
 
 

@@ -1,9 +1,12 @@
-"""Empty records that need no migration: to make the tables costs more than most tests do with them."""
+"""Empty records. Those of SQLite need no migration: to make the tables costs more than most tests do with them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event
@@ -43,3 +46,14 @@ def statements_of_tables(url: str) -> str:
     finally:
         event.remove(Engine, "before_cursor_execute", record)
     return ";\n".join(made)
+
+
+@contextmanager
+def empty_schema(server: str) -> Iterator[str]:
+    """The address of a new PostgreSQL schema, which is dropped afterwards."""
+    psycopg = pytest.importorskip("psycopg")
+    schema = f"test_{uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        yield f"{server}?options=-csearch_path%3D{schema}"
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")

@@ -224,13 +224,17 @@ def test_users_and_tokens_are_managed_from_the_command_line(tmp_path: Path) -> N
 
     assert run("users", "add", "ada", "--password-stdin", given="l0ng enough\n") == "Added ada as admin.\n"
     assert run("users", "add", "ned", "--role", "operator", "--no-password") == "Added ned as operator.\n"
+    assert run("users", "scope", "ned", "queue:a,b") == "ned is operator of (queue:a OR queue:b).\n"
+    assert run("users", "scope", "ned", "a").startswith("2 Error: a scope has conditions on cluster, queue, name alone")
+    assert run("users", "list") == "ada  admin\nned  operator of (queue:a OR queue:b)\n"
+    assert run("users", "scope", "ned", "") == "ned is operator of everything.\n"
     assert run("users", "disable", "ned").startswith("Disabled ned")
     assert run("users", "list") == "ada  admin\nned  operator  disabled\n"
     assert "Missing option '--role'" in run("users", "role", "ned")  # it must not make anybody a viewer unasked
     assert run("users", "remove", "ada") == "2 Error: ada is the only admin; make another user admin first.\n"
     assert run("users", "password", "ada", "--password-stdin", given="short\n").startswith("2 Error: A password must")
-    said, secret = run("tokens", "add", "ci", "--days", "7").splitlines()
+    said, secret = run("tokens", "add", "ci", "--role", "metrics", "--days", "7").splitlines()
     assert (said, secret[:4]) == ("Created the API token 'ci'.", "cmt_")
-    assert run("tokens", "list").startswith("ci  viewer  expires 20")
+    assert run("tokens", "list").startswith("ci  metrics  expires 20")
     assert run("tokens", "revoke", "ci") == "Revoked the API token 'ci'.\n"
     assert run("tokens", "revoke", "ci") == "2 Error: There is no API token 'ci'.\n"

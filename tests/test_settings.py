@@ -25,6 +25,7 @@ OTHER = {
     "oidc_issuer": ("https://sso.example.com/shop", "https://sso.example.com/shop"),
     "oidc_default_role": ("viewer", "viewer"),
     "trusted_proxies": ("10.7.0.0/16", ("10.7.0.0/16",)),
+    "oidc_scopes": ("mail=queue:a", ("mail=queue:a",)),
 }
 
 

@@ -21,6 +21,7 @@ from celery_monitor import __version__
 from celery_monitor.addresses import check_broker, masked, masked_value, transport_of
 from celery_monitor.core.untrusted.terminal import printable, printable_lines
 from celery_monitor.errors import MonitorError
+from celery_monitor.records.user import of_scope
 from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load
 from celery_monitor.supervise import configure_logging, resolve_without_gc, stop_on_signals
 
@@ -282,6 +283,16 @@ ROLE_NAMES = click.Choice(["viewer", "operator", "admin"])
 NAME = click.Argument(["name"])
 NEW_ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, required=True)
 ROLE = click.Option(["--role", "role_name"], type=ROLE_NAMES, default="viewer", show_default=True)
+TOKEN_ROLE = click.Option(
+    ["--role", "role_name"],
+    type=click.Choice(["metrics", "viewer", "operator", "admin"]),
+    default="viewer",
+    show_default=True,
+    help="metrics reads /metrics and health alone.",
+)
+SCOPE_HELP = "What is seen and acted on: conditions on cluster, queue and name, as in 'cluster:eu queue:emails,mail-*'."
+SCOPE = click.Option(["--scope"], default="", metavar="SCOPE", help=f"{SCOPE_HELP} [default: everything]")
+NEW_SCOPE = click.Argument(["scope"])
 PASSWORD = click.Option(
     ["--password-stdin"], is_flag=True, help="Read the password from standard input instead of asking for it."
 )
@@ -341,14 +352,15 @@ def _read_password(*, from_stdin: bool) -> str:
 def _list_users(settings: Settings) -> None:
     with closing(open_store(settings.database)) as store:
         for user in read_users(store):
-            say(f"{user.name}  {user.role.name.lower()}{'  disabled' if user.disabled else ''}")
+            role = f"{user.role.name.lower()}{of_scope(user.scope)}"
+            say(f"{user.name}  {role}{'  disabled' if user.disabled else ''}")
 
 
 def _list_tokens(settings: Settings) -> None:
     with closing(open_store(settings.database)) as store:
         for token in read_tokens(store):
             say(
-                f"{token.name}  {token.role.name.lower()}  expires {_day(token.expires_at)}  "
+                f"{token.name}  {token.role.name.lower()}{of_scope(token.scope)}  expires {_day(token.expires_at)}  "
                 f"last used {_day(token.used_at)}"
             )
 
@@ -358,16 +370,34 @@ def _day(at: float | None) -> str:
 
 
 _database_command(
-    users, "add", _performing("user.add"), "Add a user; the first one becomes admin.", NAME, ROLE, PASSWORD, NO_PASSWORD
+    users,
+    "add",
+    _performing("user.add"),
+    "Add a user; the first one becomes admin of everything.",
+    NAME,
+    ROLE,
+    SCOPE,
+    PASSWORD,
+    NO_PASSWORD,
 )
 _database_command(users, "list", _list_users, "List the users.")
 _database_command(users, "role", _performing("user.role"), "Change the role of a user.", NAME, NEW_ROLE)
+_database_command(
+    users,
+    "scope",
+    _performing("user.scope"),
+    f"Change the scope of a user; '' is everything. {SCOPE_HELP}",
+    NAME,
+    NEW_SCOPE,
+)
 _database_command(users, "password", _performing("user.password"), "Set a new password.", NAME, PASSWORD)
 _database_command(users, "disable", _performing("user.disable"), "Disable a user and end the user's sessions.", NAME)
 _database_command(users, "enable", _performing("user.enable"), "Let a disabled user sign in again.", NAME)
 _database_command(users, "remove", _performing("user.remove"), "Remove a user.", NAME)
 _database_command(users, "sign-out", _performing("session.end_all"), "End all sessions of a user.", NAME)
-_database_command(tokens, "add", _performing("token.make"), "Create a token and print it, once.", NAME, ROLE, DAYS)
+_database_command(
+    tokens, "add", _performing("token.make"), "Create a token and print it, once.", NAME, TOKEN_ROLE, SCOPE, DAYS
+)
 _database_command(tokens, "list", _list_tokens, "List the tokens.")
 _database_command(tokens, "revoke", _performing("token.revoke"), "Revoke a token.", NAME)
 

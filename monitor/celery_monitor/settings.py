@@ -132,6 +132,14 @@ def parse_issuer(text: str) -> str:
     return text
 
 
+def parse_scope_of(text: str) -> str:
+    """WHO=SCOPE; the scope itself is read when the dashboard starts."""
+    who, _, scope = text.rpartition("=")
+    if not who or not scope:
+        raise SettingsError(f"{quoted(text)} is not WHO=SCOPE; write for example mail-team=queue:emails")
+    return text
+
+
 def parse_network(text: str) -> str:
     """An IP address or a network, such as 10.0.0.0/8."""
     try:
@@ -306,7 +314,8 @@ class Settings:
     basic_auth: tuple[str, ...] = _setting(
         (),
         str,
-        "user:role:password or user:role:argon2-hash; without a role a viewer; may be given several times",
+        "user:role:password or user:role:argon2-hash; without a role a viewer; a role may have a scope, as in "
+        "operator[queue:emails]; may be given several times",
         multiple=True,
         metavar="USER:HASH",
         secret=True,
@@ -344,6 +353,14 @@ class Settings:
     oidc_default_role: str = _setting(
         "none", parse_choice("none", "viewer"), "role of anybody else who can sign in there", metavar="ROLE"
     )
+    oidc_scopes: tuple[str, ...] = _setting(
+        (),
+        parse_scope_of,
+        "WHO=SCOPE: what somebody may see and act on who is signed in there, as in mail-team=queue:emails; WHO as for "
+        "--oidc-admins; the first that fits counts; may be given several times",
+        multiple=True,
+        metavar="WHO=SCOPE",
+    )
     auth_proxy_header: str | None = _setting(
         None, parse_header_name, "header by which a trusted proxy names the user who signed in there", metavar="HEADER"
     )
@@ -359,6 +376,12 @@ class Settings:
         24.0, parse_float, "hours after which a session that is not used ends", metavar="HOURS"
     )
     session_days: float = _setting(30.0, parse_float, "days after which any session ends", metavar="DAYS")
+    viewer_sees_arguments: bool = _setting(
+        True, parse_bool, "show viewers arguments, results and errors of tasks; without, only operators and admins"
+    )
+    metrics_need_token: bool = _setting(
+        False, parse_bool, "answer /metrics to users and API tokens alone, such as one of the role metrics"
+    )
     read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
     secret_key: str | None = _setting(
         None,

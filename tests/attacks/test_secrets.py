@@ -77,6 +77,17 @@ def test_no_schedule_shows_one() -> None:
         assert [each for each in found if SECRET in repr(each)] == []
 
 
+def test_no_text_of_a_schedule_of_an_own_kind_shows_one() -> None:
+    context = RedBeatContext("shop", redactor, "UTC", NOW)
+    for each in SECRETS:
+        own = {"__type__": "own", **(each.value if isinstance(each.value, dict) else {"note": each.text})}
+        definition = json.dumps({"name": "n", "task": "t", "schedule": own}).encode()
+        conf = {"beat_schedule": {"n": {"task": "t", "schedule": each.text}}}
+        shown = [read_entry((definition, b"{}"), 5.0, context), *entries_of_conf(conf, "shop", redactor, NOW).entries]
+        assert len(shown) == 2
+        assert SECRET not in repr(shown), each
+
+
 def test_no_inspected_worker_shows_one() -> None:
     worker = Worker(cluster="shop", hostname="w", status=WorkerStatus.ONLINE)
     for each in SECRETS:

@@ -5,10 +5,19 @@ from collections.abc import Iterator
 import pytest
 
 from celery_monitor.control.perform import Controller
-from celery_monitor.control.users import AddUser, ChangeRole, DisableUser, MakeToken, RemoveUser, ResetPassword
+from celery_monitor.control.users import (
+    AddUser,
+    ChangeRole,
+    ChangeScope,
+    DisableUser,
+    MakeToken,
+    RemoveUser,
+    ResetPassword,
+)
 from celery_monitor.errors import Conflict, Forbidden, InvalidInput, MonitorError, NotFound
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.sessions import read_tokens
 from celery_monitor.store.accounts.users import find_user, read_users
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store
@@ -88,6 +97,30 @@ def test_last_admin_stays(controller: Controller, store: Store) -> None:
     controller.perform(ROOT, ChangeRole(name="ned", role_name="admin"))
     controller.perform(ROOT, RemoveUser(name="ada"))
     assert [user.name for user in read_users(store)] == ["ned"]
+
+
+def test_scope_is_stored_as_it_is_read_and_never_of_the_last_admin(controller: Controller, store: Store) -> None:
+    controller.perform(ROOT, AddUser(name="ada", scope="queue:emails"))
+    made = controller.perform(ROOT, AddUser(name="sam", role_name="operator", scope="queue:emails,mail-*"))
+    assert made.message == "Added sam as operator of (queue:emails OR queue:mail-*)."
+    controller.perform(ROOT, MakeToken(name="ci", scope="cluster:eu"))
+    scopes = {user.name: user.scope for user in read_users(store)}
+    assert scopes == {"ada": "", "sam": "(queue:emails OR queue:mail-*)"}  # the first user is admin of everything
+    assert [token.scope for token in read_tokens(store)] == ["cluster:eu"]
+    controller.perform(ROOT, ChangeRole(name="sam", role_name="admin"))
+    with pytest.raises(Conflict, match="only admin"):
+        controller.perform(ROOT, ChangeScope(name="ada", scope="cluster:eu"))
+    with pytest.raises(InvalidInput, match="scope"):
+        controller.perform(ROOT, ChangeScope(name="sam", scope="state:failed"))
+    controller.perform(ROOT, ChangeScope(name="sam", scope=""))
+    controller.perform(ROOT, ChangeScope(name="ada", scope="cluster:eu"))
+    assert {user.name: user.scope for user in read_users(store)} == {"ada": "cluster:eu", "sam": ""}
+
+
+def test_admin_with_a_scope_manages_no_users(controller: Controller, store: Store) -> None:
+    with pytest.raises(Forbidden, match="cluster:eu"):
+        controller.perform(Actor("ada", Role.ADMIN, "cluster:eu"), AddUser(name="ned", password=PASSWORD))
+    assert read_users(store) == []
 
 
 @pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR])

@@ -21,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from celery_monitor.core.filters.parser import UNHANDLED
+from celery_monitor.core.filters.scope import UNLIMITED
 from celery_monitor.errors import Forbidden
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
@@ -329,7 +330,7 @@ class Hub:
             return 60.0
 
         socket = FakeSocket(*messages)
-        visitor = Visitor(user, Role.VIEWER, "", check, lambda: "fresh", most)
+        visitor = Visitor(user, Role.VIEWER, UNLIMITED, "", check, lambda: "fresh", most)
         self.tasks.append(asyncio.create_task(self.live.serve(socket, visitor)))  # type: ignore[arg-type]
         return socket
 

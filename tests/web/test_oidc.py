@@ -24,7 +24,7 @@ from celery_monitor.store.accounts.sessions import read_sessions
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import open_store
 from celery_monitor.web.security.access import check_bind
-from celery_monitor.web.security.oidc import email_of, role_of
+from celery_monitor.web.security.oidc import email_of, role_of, scope_of
 from tests.servers import free_port, wait_for_port
 from tests.web.shop import BASE, serving
 
@@ -106,6 +106,18 @@ def test_role_comes_from_exact_addresses_domains_and_values(claims: dict[str, An
         oidc_role_claim="groups",
     )
     assert role_of(settings, claims) is role
+
+
+def test_scope_is_of_the_first_entry_that_fits() -> None:
+    settings = Settings(
+        oidc_scopes=("Ada@example.com=queue:a", "cn=mail=queue:mail,post-*", "@example.com=cluster:eu"),
+        oidc_role_claim="groups",
+    )
+    ada = {"email": "ada@example.com", "email_verified": True}
+    assert scope_of(settings, {**ada, "groups": ["cn=mail"]}) == "queue:a"
+    assert scope_of(settings, {"groups": ["cn=mail"]}) == "(queue:mail OR queue:post-*)"
+    assert scope_of(settings, {"email": "ned@example.com", "email_verified": True}) == "cluster:eu"
+    assert scope_of(settings, {"groups": ["mail2"]}) == ""
 
 
 def test_claim_within_another_is_named_by_its_path() -> None:

@@ -103,6 +103,7 @@ UNSAFE: Listed = {
     ("POST", "/queues/{name:name}/add-consumer"): ("worker.add_consumer", "payments", {**SHOP, "worker": WORKER}),
     **on_queue("delete-message", "queue.delete_message", {"digest": "0a1b"}),
     ("POST", "/users/add"): ("user.add", "", {"name": "ned", "password": "long enough"}),
+    ("POST", "/users/scope"): ("user.scope", "", {"name": "ned", "scope": "queue:emails"}),
     ("POST", "/users/role"): ("user.role", "", {"name": "ned", "role_name": "admin"}),
     ("POST", "/users/password"): ("user.password", "", {"name": "ned", "password": "long enough"}),
     ("POST", "/users/disable"): ("user.disable", "", {"name": "ned"}),

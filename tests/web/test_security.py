@@ -193,6 +193,7 @@ def test_only_those_paths_are_open(client: TestClient, path: str) -> None:
         ("olga:$2y$12$abcdefghijklmnopqrstuv", "not argon2"),
         ("olga:operator:$6$salt$hash", "not argon2"),
         ("olga:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "not argon2"),
+        ("olga:operator[state:failed]:0lga", "scope"),
     ],
 )
 def test_unusable_entry_is_refused_at_start(entry: str, says: str, store: Store) -> None:

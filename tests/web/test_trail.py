@@ -50,6 +50,11 @@ def test_an_export_of_tasks_is_recorded_with_its_filter_and_number(store: Store,
     assert (noted.cluster, noted.outcome, noted.parameters) == (None, "done", {"format": "ndjson"})
 
 
+def test_a_head_request_for_an_export_is_recorded_too(store: Store, client: TestClient) -> None:
+    assert client.head("/api/v1/export/tasks", auth=VERA).headers["X-Total-Count"] == "5"
+    assert [each.action for each in read_actions(store, action="export.*").items] == ["export.tasks"]
+
+
 def test_only_admins_export_the_trail_and_a_denial_is_in_it(store: Store, client: TestClient) -> None:
     assert client.get(EXPORT, auth=VERA).status_code == 403
     (noted,) = read_actions(store).items

@@ -70,12 +70,17 @@ def entries_of_app(application: Application, cluster: str, redactor: Redactor, n
             reported_at=now,
             **_texts("args", entry.args, entry.args_json, redactor),
             **_texts("kwargs", entry.kwargs, entry.kwargs_json, redactor),
-            **read_schedule(entry.when),
+            **_masked(read_schedule(entry.when), redactor),
         )
         for entry in application.entries
         if not _is_half(entry.name, entry.task)
     ]
     return ReadEntries(entries, unread)
+
+
+def _masked(schedule: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    """A schedule whose own text, of a kind of the user's, may have secrets as arguments do."""
+    return {**schedule, "schedule": redactor.text(schedule["schedule"])}
 
 
 def _is_half(name: str, task: str) -> bool:
@@ -121,7 +126,7 @@ def _fields(name: str, entry: object, redactor: Redactor) -> dict[str, Any]:
         "task": entry["task"],
         "queue": queue if isinstance(queue, str) else None,
         **arguments(list(args), dict(kwargs), redactor),
-        **read_schedule(entry.get("schedule")),
+        **_masked(read_schedule(entry.get("schedule")), redactor),
     }
 
 
@@ -310,7 +315,7 @@ def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntr
         beat_next_at=due if due > 0 else None,  # -1: never again
         total=total if isinstance(total, int) and total >= 0 else None,
         **_arguments(definition, reading.redactor),
-        **_schedule(definition.get("schedule")),
+        **_masked(_schedule(definition.get("schedule")), reading.redactor),
     )
 
 

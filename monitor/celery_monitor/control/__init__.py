@@ -1,7 +1,7 @@
 """Commands: everything that a person can change, one Struct each, by the module of its noun."""
 
 from celery_monitor.control.bulk import AbortJob, BulkRetry, BulkRevoke
-from celery_monitor.control.commands import Command
+from celery_monitor.control.commands import Allowed, Command
 from celery_monitor.control.queues import QUEUE_COMMANDS, FindMessage
 from celery_monitor.control.retry import RetryTask, RetryTasks
 from celery_monitor.control.revoke import RevokeStamped, RevokeTask, RevokeTasks
@@ -16,9 +16,10 @@ COMMANDS: tuple[type[Command], ...] = (
     BulkRevoke, AbortJob, *FAILURE_COMMANDS, *VIEW_COMMANDS, *WORKER_COMMANDS, *QUEUE_COMMANDS,
     *USER_COMMANDS,
 )  # fmt: skip
-REQUIRED_ROLE: dict[str, Role] = {
-    **{command.action: command.role for command in COMMANDS},
-    "message.read": Role.ADMIN,  # a captured message is stored with its secrets
-    "export.tasks": Role.VIEWER,
-    "export.actions": Role.ADMIN,  # reasons and parameters of everybody's actions
+ALLOWED: dict[str, Allowed] = {
+    **{command.action: Allowed(command.role, command.in_part) for command in COMMANDS},
+    "message.read": Allowed(Role.ADMIN, in_part=True),  # a captured message is stored with its secrets
+    "export.tasks": Allowed(Role.VIEWER, in_part=True),
+    "export.actions": Allowed(Role.ADMIN, in_part=True),  # reasons and parameters of everybody's actions
 }
+REQUIRED_ROLE: dict[str, Role] = {action: each.role for action, each in ALLOWED.items()}

@@ -17,6 +17,7 @@ from celery_monitor.control.commands import Target, find_broker
 from celery_monitor.control.inspect import consumed
 from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge_message
 from celery_monitor.core.captures.agreement import Trust
+from celery_monitor.core.filters.scope import Limits
 from celery_monitor.core.message import Unreadable, why_not_exact
 from celery_monitor.core.words import counted
 from celery_monitor.errors import MonitorError, NotFound
@@ -28,7 +29,6 @@ from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_receiver_records
 from celery_monitor.store.tasks.messages import read_message, read_messages
-from celery_monitor.store.workers import read_workers
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _unchecked(target: Target, task: Task) -> str:
 def _queues_of(target: Target, tasks: Sequence[Task]) -> list[str]:
     named = [task.queue for task in tasks]
     if None in named:
-        named += [queue.name for queue in read_queues(target.store, target.cluster)]
+        named += [queue.name for queue in read_queues(target.store.whole, target.cluster)]  # for its message alone
     return [name for name in dict.fromkeys(named) if name is not None][:MOST_QUEUES]
 
 
@@ -171,7 +171,7 @@ def _from_results(target: Target, tasks: Sequence[Task], found: dict[str, FoundA
 
 
 def _from_worker(target: Target, task: Task, found: FoundArguments) -> FoundArguments:
-    workers = [each for each in read_workers(target.store, target.cluster) if each.hostname == task.worker]
+    workers = [each for each in target.workers() if each.hostname == task.worker]
     if not workers or workers[0].status is not WorkerStatus.ONLINE:
         return found
     name = workers[0].hostname
@@ -204,13 +204,26 @@ def _with_reason(found: FoundArguments, more: str) -> FoundArguments:
     return replace(found, arguments=replace(found.arguments, reason=f"{found.arguments.reason}; {more}"))
 
 
-_Key = tuple[str, str, str, TaskState, int]
+_HIDDEN = FoundArguments(
+    arguments=Arguments(
+        args=None,
+        kwargs=None,
+        args_value=None,
+        kwargs_value=None,
+        fidelity="unknown",
+        source=None,
+        reason="arguments are hidden from viewers on this dashboard",
+    )
+)
+_Key = tuple[str, str, str, TaskState, int, Limits]
 _cache: dict[_Key, tuple[float, FoundArguments]] = {}
 _cache_lock = Lock()
 
 
 def look_up(store: Store, settings: Settings, task: Task) -> FoundArguments:
-    """``find_arguments`` for pages, with a cache for one that is rendered again."""
+    """``find_arguments`` for pages, with a cache for one that is rendered again; hidden for who may not see them."""
+    if not store.limits.arguments:
+        return _HIDDEN
     stored = _in_record(settings, task, read_message(store, task))
     if stored.arguments.fidelity == "exact":
         return stored
@@ -218,7 +231,7 @@ def look_up(store: Store, settings: Settings, task: Task) -> FoundArguments:
         broker = find_broker(settings, task.cluster)
     except NotFound:  # its broker is not monitored any more
         return stored
-    key = (settings.database, broker.url, task.id, task.state, len(task.runs))
+    key = (settings.database, broker.url, task.id, task.state, len(task.runs), store.limits)
     now = time.monotonic()
     with _cache_lock:
         at, found = _cache.get(key, (float("-inf"), stored))

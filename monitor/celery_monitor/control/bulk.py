@@ -69,6 +69,7 @@ class BulkCommand(Command, frozen=True, kw_only=True):
     """
 
     role = Role.OPERATOR
+    in_part = True
     note = "see [bulk](bulk.md)"
     finds_cluster = True
     verb: ClassVar[Literal["retry", "revoke"]]
@@ -147,6 +148,7 @@ class AbortJob(ClusterCommand, frozen=True, kw_only=True):
     action = "bulk.abort"
     subject = "job {0.job}"
     role = Role.OPERATOR
+    in_part = True
     route = "bulk/{id:int}/abort"
     note = "tasks already sent stay sent"
     job: int

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from inspect import getdoc
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,11 +24,12 @@ from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.queues import ReadMessages
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.arguments import Fidelity
+from celery_monitor.core.filters.scope import Scope
 from celery_monitor.core.words import counted
 from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput, NotFound
 from celery_monitor.records.job import Job
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.records.worker import WorkerStatus
+from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
@@ -65,17 +66,22 @@ class Target:
     def now() -> float:
         return time.time()
 
+    def workers(self) -> list[Worker]:
+        """Every worker, also for somebody whose scope has none: they have and consume the tasks inside."""
+        return read_workers(self.store.whole, self.cluster)
+
     def living_workers(self) -> list[str]:
         """Workers that may have or consume a task: online, or silent because busy."""
-        workers = read_workers(self.store, self.cluster)
-        return [worker.hostname for worker in workers if worker.status is not WorkerStatus.OFFLINE]
+        return [worker.hostname for worker in self.workers() if worker.status is not WorkerStatus.OFFLINE]
 
     def queue_names(self) -> list[str]:
         """Queues of this cluster: sampled, consumed by a worker, named by tasks or configured by the application."""
         sampled = {queue.name for queue in read_queues(self.store, self.cluster)}
-        consumed = {name for worker in read_workers(self.store, self.cluster) for name in worker.queues or ()}
+        consumed = {name for worker in self.workers() for name in worker.queues or ()}
         of_tasks = queue_names(self.store, self.cluster)
-        return sorted(sampled | consumed | of_tasks | configured_queues(self.broker, self.settings))
+        others = consumed | configured_queues(self.broker, self.settings)
+        scope = self.store.limits.scope
+        return sorted(sampled | of_tasks | {name for name in others if scope.has_queue(self.cluster, name)})
 
 
 def find_broker(settings: Settings, cluster: str) -> Broker:
@@ -167,6 +173,9 @@ class Command(Struct, frozen=True, kw_only=True):
     subject: ClassVar[str] = ""  # format of the target, for the record of actions
     address: ClassVar[tuple[str, ...]] = ("cluster",)  # fields that the address of the request gives
     finds_cluster: ClassVar[bool] = False  # by find_cluster, where none is named
+    # Whether somebody may do it who sees a part of a cluster. It has to read its targets from the target's store, which
+    # has only what is inside the scope, or to compare them in check_scope.
+    in_part: ClassVar[bool] = False
     cluster: str | None = None
     reason: Reason | None = None
 
@@ -191,6 +200,11 @@ class Command(Struct, frozen=True, kw_only=True):
             if isinstance(text, str) and _unstorable.search(text):
                 raise InvalidInput("a text contains a NUL or half of a surrogate pair")
 
+    def check_scope(self, scope: Scope) -> None:
+        """Raises Forbidden for what a scope does not allow, NotFound for what is outside of it."""
+        if scope.terms and not self.in_part and (self.cluster is None or not scope.covers(self.cluster)):
+            raise Forbidden(f"{self.action} is for users who see all of the cluster; this one sees {scope}")
+
     def prepare(self, store: Store, settings: Settings, by: str) -> Callable[[], Performed]:
         """A call that does it, in the name of ``by``. Raises NotFound for a cluster that is not monitored."""
         return partial(self.run, Target(store, settings, find_broker(settings, self.cluster or ""), by))
@@ -206,6 +220,13 @@ class Command(Struct, frozen=True, kw_only=True):
     def preview(self, target: Target) -> Job:
         """What ``run`` would do, as a job; nothing is done. Of bulk commands only."""
         raise NotImplementedError
+
+
+class Allowed(NamedTuple):
+    """Who may do an action."""
+
+    role: Role
+    in_part: bool
 
 
 class ClusterCommand(Command, frozen=True, kw_only=True):

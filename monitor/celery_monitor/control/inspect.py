@@ -19,7 +19,6 @@ from celery_monitor.errors import MonitorError
 from celery_monitor.records.task import Task
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
-from celery_monitor.store.workers import read_workers
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +283,8 @@ class Consumed:
 def consumed(target: Target, task: Task) -> Consumed | None:
     """The queues that the worker of the latest run consumes; ``None`` for a task that no worker received.
 
-    From the record, else the worker is asked, for ASK_SECONDS at most.
+    From the record, else the worker is asked, for ASK_SECONDS at most. Unknown to somebody whose scope has not all of
+    these queues.
     """
     run = task.run
     if run is None or run.worker is None:
@@ -293,18 +293,18 @@ def consumed(target: Target, task: Task) -> Consumed | None:
     now = time.monotonic()
     with _cache_lock:
         at, found = _cache.get(key, (float("-inf"), None))
-    if found is not None and now - at < CACHE_SECONDS:
-        return found
-    found = _find(target, run.worker, run.pid)
-    with _cache_lock:
-        if len(_cache) >= MOST_CACHED:
-            _cache.clear()
-        _cache[key] = (time.monotonic(), found)
-    return found
+    if found is None or now - at >= CACHE_SECONDS:
+        found = _find(target, run.worker, run.pid)
+        with _cache_lock:
+            if len(_cache) >= MOST_CACHED:
+                _cache.clear()
+            _cache[key] = (time.monotonic(), found)
+    scope = target.store.limits.scope
+    return found if all(scope.has_queue(target.cluster, queue) for queue in found.queues) else None
 
 
 def _find(target: Target, name: str, pid: int | None) -> Consumed:
-    worker = next((each for each in read_workers(target.store, target.cluster) if each.hostname == name), None)
+    worker = next((each for each in target.workers() if each.hostname == name), None)
     same = worker is not None and pid in {None, worker.pid}
     return Consumed(name, _queues(target, name, worker), same)
 

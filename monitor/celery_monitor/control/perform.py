@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from celery_monitor.control.commands import Command, Performed, Target, find_broker, require
-from celery_monitor.errors import ConfirmationRequired, Forbidden, MonitorError, StoreUnavailable
+from celery_monitor.core.filters.scope import limits_of, parse_scope
+from celery_monitor.errors import ConfirmationRequired, Forbidden, MonitorError, NotFound, StoreUnavailable
 from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.limited import limited, limited_settings
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 
@@ -35,7 +37,7 @@ class Controller:
         """
         command.check_texts()
         command = self._with_cluster(actor, command)
-        run = command.prepare(self.store, self.settings, actor.name)
+        run = command.prepare(*self._within(actor), actor.name)
         self._check_allowed(actor, command)
         try:
             command.check()
@@ -69,7 +71,8 @@ class Controller:
         """The preview of a bulk command, as a job that waits for confirmation. Only a denial is recorded."""
         command.check_texts()
         command = self._with_cluster(actor, command)
-        target = Target(self.store, self.settings, find_broker(self.settings, command.cluster or ""), actor.name)
+        store, settings = self._within(actor)
+        target = Target(store, settings, find_broker(settings, command.cluster or ""), actor.name)
         self._check_allowed(actor, command)
         command.check()
         return command.preview(target)
@@ -78,14 +81,21 @@ class Controller:
         """The command with its cluster. The role is checked before, so that a denial reveals nothing of the record."""
         if not command.finds_cluster or command.cluster is not None:
             return command
-        self._check_allowed(actor, msgspec.structs.replace(command, cluster=next(iter(self.settings.clusters), "")))
-        return msgspec.structs.replace(command, cluster=command.find_cluster(self.store, self.settings))
+        store, settings = self._within(actor)
+        self._check_allowed(actor, msgspec.structs.replace(command, cluster=next(iter(settings.clusters), "")))
+        return msgspec.structs.replace(command, cluster=command.find_cluster(store, settings))
+
+    def _within(self, actor: Actor) -> tuple[Store, Settings]:
+        """What a command of this person reads; it writes what it has checked."""
+        limits = limits_of(actor)
+        return limited(self.store, limits), limited_settings(self.settings, limits)
 
     def _check_allowed(self, actor: Actor, command: Command) -> None:
         try:
             require(actor, command.action, command.role)
             _require_writable(self.settings, command)
-        except Forbidden as error:
+            command.check_scope(parse_scope(actor.scope))
+        except (Forbidden, NotFound) as error:
             self._record(actor, command, "denied", error.message)
             raise
 

@@ -30,6 +30,7 @@ from celery_monitor.control.commands import (
 )
 from celery_monitor.control.inspect import queue_names
 from celery_monitor.control.workers import AddConsumer, CancelConsumer, WorkerCommand, ask_workers
+from celery_monitor.core.filters.scope import Scope
 from celery_monitor.core.message import why_not_exact
 from celery_monitor.core.words import counted
 from celery_monitor.errors import Conflict, InvalidInput, NotFound
@@ -41,7 +42,6 @@ from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import end_pause, read_pauses, save_pause
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.messages import awaits_removal, keep_message, record_removals
-from celery_monitor.store.workers import read_workers
 
 ON_QUEUE = "queues/{name:name}/"
 MOST_READ = 100_000  # messages of a purge whose tasks are concluded at once
@@ -57,7 +57,13 @@ class QueueCommand(ClusterCommand, frozen=True, kw_only=True):
     role = Role.OPERATOR
     subject = "{0.queue}"
     address = ("cluster", "queue")
+    in_part = True
     queue: Name
+
+    def check_scope(self, scope: Scope) -> None:
+        super().check_scope(scope)
+        if not scope.has_queue(self.cluster, self.queue):
+            raise NotFound(f"Queue {self.queue!r} not found.", name=self.queue)
 
 
 class PauseQueue(QueueCommand, frozen=True, kw_only=True):
@@ -101,7 +107,7 @@ class ResumeQueue(QueueCommand, frozen=True, kw_only=True):
         pause = read_pauses(target.store, target.cluster).get((target.cluster, self.queue))
         if pause is None:
             raise Conflict(f"{self.queue} was not paused from here. To consume it, add it to a worker.")
-        workers = read_workers(target.store, target.cluster)
+        workers = target.workers()
         offline = {worker.hostname for worker in workers if worker.status is WorkerStatus.OFFLINE}
         online = tuple(name for name in pause.workers if name not in offline)
         gone = [done(name, GONE) for name in pause.workers if name in offline]
@@ -257,7 +263,7 @@ def consumers(target: Target, queue: str) -> list[str]:
     living = target.living_workers()
     replies = target.remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=living)
     reported = {name: queue_names(reply.ok) for name, reply in replies.items()}
-    recorded = {worker.hostname: worker.queues for worker in read_workers(target.store, target.cluster)}
+    recorded = {worker.hostname: worker.queues for worker in target.workers()}
     names = {*living, *reported}
     return sorted(name for name in names if queue in (reported.get(name) or recorded.get(name) or ()))
 
@@ -316,6 +322,7 @@ class FindMessage(ClusterCommand, frozen=True, kw_only=True):
     action = "task.find_message"
     subject = "{0.id}"
     role = Role.OPERATOR
+    in_part = True
     route = "tasks/{id:name}/find-message"
     body = "FindBody"
     note = (

@@ -160,6 +160,7 @@ class RetryTask(ClusterCommand, frozen=True, kw_only=True):
     action = "task.retry"
     subject = "{0.id}"
     role = Role.OPERATOR
+    in_part = True
     route = "tasks/{id:name}/retry"
     id: str
     args: str | None = None
@@ -203,6 +204,7 @@ class RetryTasks(ClusterCommand, frozen=True, kw_only=True):
 
     action = RetryTask.action
     role = RetryTask.role
+    in_part = True
     ids: tuple[str, ...]
     include_retried: bool = False
     confirm: bool = False

@@ -56,6 +56,7 @@ class RevokeTask(ClusterCommand, frozen=True, kw_only=True):
     action = "task.revoke"
     subject = "{0.id}"
     role = Role.OPERATOR
+    in_part = True
     route = "tasks/{id:name}/revoke"
     body = "RevokeBody"
     address = ("cluster", "id")
@@ -79,6 +80,7 @@ class RevokeTasks(ClusterCommand, frozen=True, kw_only=True):
 
     action = RevokeTask.action
     role = RevokeTask.role
+    in_part = True
     ids: tuple[str, ...]
     terminate: bool = False
     signal: Signal = "SIGTERM"

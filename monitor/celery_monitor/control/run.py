@@ -19,13 +19,13 @@ from celery_monitor.control.commands import (
 from celery_monitor.control.inspect import names_by_worker
 from celery_monitor.control.retry import find_route
 from celery_monitor.core.arguments import parse_json_arguments
-from celery_monitor.errors import ArgumentsUnknown, ConfirmationRequired, Conflict, NotFound, TakenUnknown
+from celery_monitor.core.filters.scope import Scope
+from celery_monitor.errors import ArgumentsUnknown, ConfirmationRequired, Conflict, Forbidden, NotFound, TakenUnknown
 from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.schedule import read_entry_runs, schedule_entry
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.workers import read_workers
 
 _REQUESTS = UUID("0f0ee3f5-14b4-4a4e-93a7-0d1d7f1f1c55")  # namespace of task ids from request ids
 
@@ -40,6 +40,7 @@ class RunTask(ClusterCommand, frozen=True, kw_only=True):
     action = "task.run"
     subject = "{0.name}"
     role = Role.OPERATOR
+    in_part = True
     route = "run"
     note = "only registered tasks; sent by name, so your app's routes and task options don't apply"
     name: TypedName
@@ -48,6 +49,11 @@ class RunTask(ClusterCommand, frozen=True, kw_only=True):
     kwargs: str = "{}"
     countdown: Seconds | None = None
     request_id: RequestId | None = None
+
+    def check_scope(self, scope: Scope) -> None:
+        super().check_scope(scope)
+        if not scope.has_task(self.cluster, self.name, self.queue):
+            raise Forbidden(f"{self.name} on the queue {self.queue} is outside of {scope}, the scope of this user")
 
     def run(self, target: Target) -> Performed:
         """Raises InvalidInput or Conflict with the reason; then nothing was sent."""
@@ -88,7 +94,7 @@ def _consumer_warning(target: Target, command: RunTask, workers: list[str]) -> s
     """A warning if no worker consumes the queue, or one does that has not registered the task."""
     consumers = {
         worker.hostname
-        for worker in read_workers(target.store, target.cluster)
+        for worker in target.workers()
         if worker.status is not WorkerStatus.OFFLINE and command.queue in (worker.queues or ())
     }
     if not consumers:
@@ -99,8 +105,8 @@ def _consumer_warning(target: Target, command: RunTask, workers: list[str]) -> s
 
 
 def _is_recorded(target: Target, task_id: str) -> bool:
-    try:
-        read_task(target.store, task_id, target.cluster)
+    try:  # of the whole record: its queue may be unknown, and then it is in no scope of queues
+        read_task(target.store.whole, task_id, target.cluster)
     except NotFound:
         return False
     return True
@@ -125,6 +131,7 @@ class RunScheduled(ClusterCommand, frozen=True, kw_only=True):
     action = "schedule.run"
     subject = "{0.entry}"
     role = Role.OPERATOR
+    in_part = True
     route = "schedule/run"
     note = "sent once; the next run by beat does not change"
     entry: str

@@ -14,9 +14,10 @@ from msgspec import Meta
 
 from celery_monitor.control.commands import Command, Performed
 from celery_monitor.control.perform import Controller
+from celery_monitor.core.filters.scope import LONGEST, parse_scope
 from celery_monitor.core.words import counted
 from celery_monitor.errors import Conflict, InvalidInput
-from celery_monitor.records.user import ROLES, Actor, ApiToken, Role, User
+from celery_monitor.records.user import ROLES, Actor, ApiToken, Role, User, of_scope
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts import sessions, users
 from celery_monitor.store.engine import Store, open_store
@@ -28,6 +29,8 @@ LONGEST_DAYS = 3650
 UserName = Annotated[str, Meta(min_length=1, max_length=200, extra={"bytes": True, "strip": True})]
 TokenName = Annotated[str, Meta(min_length=1, max_length=200, extra={"bytes": True, "strip": True})]
 RoleName = Literal["viewer", "operator", "admin"]
+TokenRoleName = Literal["metrics", "viewer", "operator", "admin"]
+ScopeText = Annotated[str, Meta(max_length=LONGEST, extra={"strip": True})]
 _unprintable = re.compile(r"[\x00-\x1f\x7f:]")  # a colon ends the name in basic authentication
 _hasher = argon2.PasswordHasher()
 
@@ -62,6 +65,7 @@ class AddUser(UserCommand, frozen=True, kw_only=True):
     name: UserName
     role_name: RoleName = "viewer"
     password: str | None = None  # None: a trusted proxy or an identity provider says who signs in
+    scope: ScopeText = ""  # what the user may see and act on; empty: everything
 
     def change(self, store: Store, settings: Settings, _: str) -> Performed:
         if _unprintable.search(self.name):
@@ -71,11 +75,12 @@ class AddUser(UserCommand, frozen=True, kw_only=True):
         user = User(
             name=self.name,
             role=ROLES[self.role_name],
+            scope=str(parse_scope(self.scope)),
             password=None if self.password is None else hash_password(self.password),
             created_at=time.time(),
         )
         added = users.add_user(store, user, first=Role.ADMIN if not settings.basic_auth else None)
-        return _performed(f"Added {added.name} as {added.role.name.lower()}.")
+        return _performed(f"Added {added.name} as {added.role.name.lower()}{of_scope(added.scope)}.")
 
 
 class ChangeRole(UserCommand, frozen=True, kw_only=True):
@@ -91,6 +96,22 @@ class ChangeRole(UserCommand, frozen=True, kw_only=True):
             _check_admin_left(store, settings, self.name)
         user = users.change_user(store, self.name, role=int(ROLES[self.role_name]))
         return _performed(f"{user.name} is now {user.role.name.lower()}.")
+
+
+class ChangeScope(UserCommand, frozen=True, kw_only=True):
+    """Change what a user may see and act on."""
+
+    action = "user.scope"
+    subject = "{0.name}"
+    name: UserName
+    scope: ScopeText = ""  # everything
+
+    def change(self, store: Store, settings: Settings, _: str) -> Performed:
+        scope = str(parse_scope(self.scope))
+        if scope:
+            _check_admin_left(store, settings, self.name)
+        user = users.change_user(store, self.name, scope=scope)
+        return _performed(f"{user.name} is {user.role.name.lower()}{of_scope(user.scope) or ' of everything'}.")
 
 
 class DisableUser(UserCommand, frozen=True, kw_only=True):
@@ -177,7 +198,8 @@ class MakeToken(UserCommand, frozen=True, kw_only=True):
     action = "token.make"
     subject = "{0.name}"
     name: TokenName
-    role_name: RoleName = "viewer"
+    role_name: TokenRoleName = "viewer"
+    scope: ScopeText = ""
     days: Annotated[float, Meta(gt=0, le=LONGEST_DAYS, extra={"unit": " days"})] | None = None
 
     def change(self, store: Store, _: Settings, by: str) -> Performed:
@@ -188,6 +210,7 @@ class MakeToken(UserCommand, frozen=True, kw_only=True):
             id=0,
             name=self.name,
             role=ROLES[self.role_name],
+            scope=str(parse_scope(self.scope)),
             actor=by,
             created_at=now,
             expires_at=None if self.days is None else now + self.days * DAY,
@@ -208,8 +231,8 @@ class RevokeToken(UserCommand, frozen=True, kw_only=True):
 
 
 USER_COMMANDS: tuple[type[UserCommand], ...] = (
-    AddUser, ChangeRole, DisableUser, EnableUser, ResetPassword, RemoveUser, EndSession, EndSessions, MakeToken,
-    RevokeToken,
+    AddUser, ChangeRole, ChangeScope, DisableUser, EnableUser, ResetPassword, RemoveUser, EndSession, EndSessions,
+    MakeToken, RevokeToken,
 )  # fmt: skip
 
 
@@ -231,7 +254,7 @@ def _check_admin_left(store: Store, settings: Settings, name: str) -> None:
     if settings.basic_auth:
         return  # whoever starts the dashboard can name an admin there
     others = [user for user in users.read_users(store) if user.name != name]
-    if not any(user.role is Role.ADMIN and not user.disabled for user in others):
+    if not any(user.role is Role.ADMIN and not user.disabled and not user.scope for user in others):
         raise Conflict(f"{name} is the only admin; make another user admin first.", name=name)
 
 

@@ -29,7 +29,8 @@ class ViewCommand(Command, frozen=True, kw_only=True):
     """A command for saved views, which belong to no cluster."""
 
     role = Role.OPERATOR
-    note = "for everybody, on all clusters; a read-only dashboard refuses it"
+    in_part = True
+    note = "for everybody, on all clusters; a read-only dashboard refuses it; with a scope, of one's own views"
 
     def prepare(self, store: Store, _: Settings, by: str) -> Callable[[], Performed]:
         return partial(self.change, store, by)
@@ -87,7 +88,7 @@ class DeleteView(ViewCommand, frozen=True, kw_only=True):
     view: int
 
     def change(self, store: Store, _: str) -> Performed:
-        view = delete_view(store, self.view)
+        view = delete_view(store, read_view(store, self.view).id)
         return _performed(view, f"Deleted {view.name!r}.")
 
 
@@ -131,6 +132,7 @@ class ChangeFailure(ClusterCommand, frozen=True, kw_only=True):
     """Set the state of a failure group."""
 
     role = Role.OPERATOR
+    in_part = True
     subject = "failure group {0.group}"
     body = "FailureBody"
     address = ("cluster", "group")

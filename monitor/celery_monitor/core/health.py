@@ -65,6 +65,7 @@ class HealthFacts:
     receivers: Sequence[ReceiverHealth] = ()
     workers: Sequence[Worker] = ()
     gaps: Sequence[Gap] = ()  # of the last GAP_SECONDS
+    partial: bool = False  # for who sees a part of a cluster, and no workers
     bounds: Sequence[tuple[str, Bound]] = ()  # that a cluster has reached
     queues: Sequence[Queue] = ()
     growing: AbstractSet[Key] = frozenset()
@@ -107,7 +108,7 @@ def banners(facts: HealthFacts) -> tuple[Finding, ...]:
 
 
 def _is_well(facts: HealthFacts, found: Sequence[Finding]) -> bool:
-    up = any(worker.status is WorkerStatus.ONLINE for worker in facts.workers)
+    up = facts.partial or any(worker.status is WorkerStatus.ONLINE for worker in facts.workers)
     missed = any(gap.ended is None or gap.ended > facts.now - WINDOW_SECONDS for gap in facts.gaps)
     wrong = any(each.tone in {"warning", "bad"} and each.kind not in MINOR for each in found)
     return up and facts.failures is not None and facts.failures.total == 0 and not missed and not wrong
@@ -200,7 +201,8 @@ def _workers(facts: HealthFacts) -> Iterator[Finding]:
     for health in facts.receivers:
         seen = any(worker.cluster == health.cluster for worker in facts.workers)
         here = [worker for worker in alive if worker.cluster == health.cluster]
-        if not (here or health.refused) and health.connected and health.updated_at is not None:
+        expected = not (here or health.refused or facts.partial)
+        if expected and health.connected and health.updated_at is not None:
             text = f"No worker{_of(facts, health.cluster)} {'is up' if seen else 'has been seen yet'}."
             tone: Tone = "bad" if seen else "warning"
             yield Finding("no workers", tone, text, "Tasks wait until one starts.", FindingLink("/workers"))

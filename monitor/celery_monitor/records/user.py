@@ -9,6 +9,7 @@ import msgspec
 class Role(IntEnum):
     """Each role may do what the one before it may."""
 
+    METRICS = 0  # a token for metrics and health alone
     VIEWER = 1
     OPERATOR = 2
     ADMIN = 3
@@ -19,10 +20,15 @@ ROLES = {role.name.lower(): role for role in Role}
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The person who acts. ``name`` goes into the record of actions."""
+    """The person who acts. ``name`` goes into the record of actions.
+
+    ``scope`` is what this person may see and act on, as text of core/filters/scope.py; empty: everything.
+    """
 
     name: str
     role: Role
+    scope: str = ""
+    sees_arguments: bool = True
 
 
 ANONYMOUS = Actor("anonymous", Role.ADMIN)  # only on a loopback address
@@ -35,6 +41,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     password: str | None = None
     disabled: bool = False
+    scope: str = ""
     created_at: float
 
 
@@ -43,12 +50,13 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str  # names it in pages and the trail; proves nothing
     user: str
-    role: Role | None  # None: the role that the user has now
+    role: Role | None  # None: role and scope that the user has now
     source: str  # password, oidc
     created_at: float
     used_at: float
     address: str
     agent: str  # User-Agent, cut
+    scope: str = ""
 
 
 class ApiToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +66,12 @@ class ApiToken(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role
     actor: str  # who made it
+    scope: str = ""
     created_at: float
     expires_at: float | None = None
     used_at: float | None = None
+
+
+def of_scope(scope: str) -> str:
+    """What is said behind a role of its scope."""
+    return f" of {scope}" if scope else ""

@@ -27,6 +27,7 @@ from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql import visitors
 
 from celery_monitor.addresses import masked
+from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.errors import SettingsError, StoreRefused, StoreUnavailable
 from celery_monitor.files import make_private
 from celery_monitor.store import migrations, schema
@@ -71,6 +72,16 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
+
+    @property
+    def limits(self) -> Limits:
+        """What is shown of the record: all of it, except by the limited stores of accounts/limited.py."""
+        return UNLIMITED
+
+    @property
+    def whole(self) -> "Store":
+        """The store without limits. Whoever reads from it has to compare with ``limits``."""
+        return self
 
     @contextmanager
     def begin(self, lock_timeout: float = LOCK_TIMEOUT_SECONDS) -> Iterator[Connection]:

@@ -83,6 +83,7 @@ def read_banner_facts(store: Store, cluster: str | None, now: float) -> HealthFa
         now=now,
         receivers=[each for each in read_receivers(store, now) if cluster in (None, each.cluster)],
         workers=read_workers(store, cluster),
+        partial=store.limits.scope.is_partial,
         gaps=read_gaps(store, now - GAP_SECONDS, cluster),
     )
 
@@ -125,7 +126,7 @@ def _bounds(
     """The bounds of store/ that a cluster has reached."""
     listed = Counter(each.cluster for each in workers), Counter(each.cluster for each in queues)
     found = []
-    for cluster in dict.fromkeys(each.cluster for each in receivers):
+    for cluster in dict.fromkeys(each.cluster for each in receivers if store.limits.scope.covers(each.cluster)):
         groups, folded = read_bounds(store, cluster, now)
         reached = (
             (listed[0][cluster] >= MOST_WORKERS, Bound("workers", MOST_WORKERS)),

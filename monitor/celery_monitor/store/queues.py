@@ -146,9 +146,10 @@ def read_growing_queues(store: Store, cluster: str | None = None) -> set[tuple[s
     """(cluster, name) of the queues that begin to grow, by the samples of the last minute."""
     return {
         (of, name)
-        for of, names in read_values(store, RISING).items()
+        for of, names in read_values(store.whole, RISING).items()
         if cluster in (None, of)
         for name in msgspec.json.decode(names, type=list[str])
+        if store.limits.scope.has_queue(of, name)
     }
 
 
@@ -162,8 +163,10 @@ def _queue(row: Row[Any], names: dict[int, str]) -> Queue:
 
 def read_pauses(store: Store, cluster: str | None = None) -> dict[tuple[str, str], Pause]:
     """The queues that are paused, by cluster and name."""
-    found = [msgspec.json.decode(text, type=Pause) for text in read_values(store, PAUSED).values()]
-    return {(pause.cluster, pause.queue): pause for pause in found if cluster in (None, pause.cluster)}
+    scope = store.limits.scope
+    found = [msgspec.json.decode(text, type=Pause) for text in read_values(store.whole, PAUSED).values()]
+    inside = [each for each in found if scope.has_queue(each.cluster, each.queue)]
+    return {(pause.cluster, pause.queue): pause for pause in inside if cluster in (None, pause.cluster)}
 
 
 MINUTE = 60

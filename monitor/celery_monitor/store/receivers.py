@@ -133,11 +133,19 @@ def is_caught_up(store: Store, cluster: str, now: float) -> bool:
 
 
 def read_receiver_records(store: Store) -> list[ReceiverHealth]:
-    """The last report of each cluster's receiver."""
-    table = schema.receiver.c
-    with store.read() as connection:
+    """The last report of each cluster's receiver; for who sees a part of the cluster, without names and errors."""
+    table, scope = schema.receiver.c, store.limits.scope
+    with store.whole.read() as connection:
         rows = connection.execute(select(table.record).where(table.shard == 1).order_by(table.cluster_id))
-        return [unpack_health(record) for record in rows.scalars()]
+        found = [unpack_health(record) for record in rows.scalars()]
+    inside = [each for each in found if scope.allows("cluster", each.cluster)]
+    return [without_names(each) for each in inside] if scope.is_partial else inside
+
+
+def without_names(health: ReceiverHealth) -> ReceiverHealth:
+    """Whether events arrive, and nothing about hosts, senders or the broker."""
+    shown = ("cluster", "connected", "source", "last_event_at", "lag_seconds", "updated_at", "kept_until")
+    return ReceiverHealth(**{name: getattr(health, name) for name in shown})
 
 
 def read_receiver_health(store: Store, cluster: str) -> ReceiverHealth | None:
@@ -147,14 +155,16 @@ def read_receiver_health(store: Store, cluster: str) -> ReceiverHealth | None:
 
 def read_standby_receivers(store: Store, since: float) -> list[StandbyReceiver]:
     """The standby receivers that have reported since then, by cluster and host."""
-    found = [msgspec.json.decode(text, type=StandbyReceiver) for text in read_values(store, STANDBY).values()]
-    return [each for each in found if each.updated_at >= since]
+    texts = read_values(store.whole, STANDBY).values()
+    found = [msgspec.json.decode(text, type=StandbyReceiver) for text in texts]
+    return [each for each in found if each.updated_at >= since and store.limits.scope.covers(each.cluster)]
 
 
 def read_endings(store: Store, since: float) -> list[ReceiverEnding]:
     """The receivers whose process ended unexpectedly since then, by cluster."""
-    found = [msgspec.json.decode(text, type=ReceiverEnding) for text in read_values(store, ENDING).values()]
-    return [each for each in found if each.at >= since]
+    texts = read_values(store.whole, ENDING).values()
+    found = [msgspec.json.decode(text, type=ReceiverEnding) for text in texts]
+    return [each for each in found if each.at >= since and store.limits.scope.covers(each.cluster)]
 
 
 def read_open_gaps(store: Store, cluster: str) -> list[Gap]:

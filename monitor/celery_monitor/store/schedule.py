@@ -1,11 +1,13 @@
 """Beat's schedule in the record, the runs of its entries, and missed and late runs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select
 
+from celery_monitor.core.filters.scope import HIDDEN
 from celery_monitor.core.schedule import (
     EntryState,
     entries_alike,
@@ -19,6 +21,7 @@ from celery_monitor.errors import NotFound
 from celery_monitor.records.schedule import BeatHealth, ScheduledRun, ScheduleEntry
 from celery_monitor.records.task import Invocation
 from celery_monitor.store import schema
+from celery_monitor.store.accounts.limited import limited
 from celery_monitor.store.engine import Store, put_value, read_value
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_gaps
@@ -48,11 +51,21 @@ def save_schedule(store: Store, cluster: str, entries: Sequence[ScheduleEntry], 
 
 
 def read_entries(store: Store, cluster: str | None = None) -> list[ScheduleEntry]:
-    """Every entry, by cluster and name."""
+    """Every entry inside the scope, by cluster and name."""
+    found = _inside(store, cluster)
+    return found if store.limits.arguments else [_without_arguments(each) for each in found]
+
+
+def _inside(store: Store, cluster: str | None) -> list[ScheduleEntry]:
     with store.read() as connection:
         wanted = _table.c.cluster_id.in_(cluster_ids(connection, cluster))
         rows = connection.execute(select(_table.c.record).where(wanted).order_by(_table.c.cluster_id, _table.c.name))
-        return [_unpack(record) for record in rows.scalars()]
+        found = [_unpack(record) for record in rows.scalars()]
+    return [each for each in found if store.limits.scope.has_task(each.cluster, each.task, each.queue)]
+
+
+def _without_arguments(entry: ScheduleEntry) -> ScheduleEntry:
+    return msgspec.structs.replace(entry, args=HIDDEN, kwargs=HIDDEN, args_json=None, kwargs_json=None)
 
 
 def schedule_entry(store: Store, name: str, cluster: str) -> ScheduleEntry:
@@ -65,13 +78,13 @@ def schedule_entry(store: Store, name: str, cluster: str) -> ScheduleEntry:
 
 def schedule_reported_at(store: Store, cluster: str) -> float | None:
     """When the schedule of a cluster was last reported; ``None``: never, so whether there is one is unknown."""
-    value = read_value(store, _reported_key(cluster))
+    value = read_value(store.whole, _reported_key(cluster)) if store.limits.scope.allows("cluster", cluster) else None
     return None if value is None else float(value)
 
 
 def read_beat_health(store: Store, cluster: str) -> BeatHealth:
     """What the receiver last found out about beat."""
-    value = read_value(store, _beat_key(cluster))
+    value = read_value(store.whole, _beat_key(cluster)) if store.limits.scope.covers(cluster) else None
     return BeatHealth(cluster=cluster) if value is None else msgspec.json.decode(value, type=BeatHealth)
 
 
@@ -99,7 +112,8 @@ def runs_of(
     by_task: dict[str, list[ScheduleEntry]] = {}
     for entry in entries:
         by_task.setdefault(entry.task, []).append(entry)
-    with store.read() as connection:
+    # Runs are recognised by their arguments, and are shown without.
+    with limited(store, replace(store.limits, arguments=True)).read() as connection:
         numbers = cluster_ids(connection, cluster)
         names = _name_ids(connection, [task for task in by_task if storable(task)])
         found: dict[str, tuple[Sequence[Any], float | None]] = {}
@@ -227,11 +241,11 @@ def read_schedule(
     """
     found: list[Scheduled] = []
     by_cluster: dict[str, list[ScheduleEntry]] = {}
-    for entry in read_entries(store, cluster):
+    for entry in _inside(store, cluster):
         by_cluster.setdefault(entry.cluster, []).append(entry)
     for name, entries in by_cluster.items():
         found += _of_cluster(store, name, entries, _Moment(now, known_until.get(name)), most)
-    return found
+    return found if store.limits.arguments else [each._replace(entry=_without_arguments(each.entry)) for each in found]
 
 
 class _Moment(NamedTuple):

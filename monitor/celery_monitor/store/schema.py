@@ -460,6 +460,7 @@ user_account = Table(
     Column("password", Text),  # argon2 hash
     Column("disabled", SmallInteger, nullable=False, server_default="0"),
     Column("created_at", Double, nullable=False),
+    Column("scope", Text, nullable=False, server_default=""),  # of core/filters/scope.py; empty: everything
     sqlite_with_rowid=False,
 )
 
@@ -476,6 +477,7 @@ user_session = Table(
     Column("used_at", Double, nullable=False),
     Column("address", Text, nullable=False),
     Column("agent", Text, nullable=False),
+    Column("scope", Text, nullable=False, server_default=""),  # with the role
     Index("user_session_user", "user", "used_at"),
     sqlite_with_rowid=False,
 )
@@ -492,4 +494,5 @@ api_token = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("used_at", Double),
+    Column("scope", Text, nullable=False, server_default=""),
 )

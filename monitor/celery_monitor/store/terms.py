@@ -13,6 +13,7 @@ from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
 Names = tuple[str | None, ...]  # of a task, in the order of TERM_KINDS
 Numbers = tuple[int, ...]
 _KINDS = tuple(TERM_KINDS.values())
+COUNTED = ("name", "queue", "worker")  # kinds with a column in task_count
 OTHER = "(other)"  # the name of what is counted together
 _CHUNK = 500
 _CACHE_LIMIT = 20_000
@@ -133,10 +134,13 @@ def checked_time(seconds: float) -> float:
 
 
 def find_terms(store: Store, kind: str, prefix: str, limit: int = 20) -> list[str]:
-    """Names of a kind that contain the text, those first that begin with it; for autocomplete."""
+    """Names of a kind that contain the text, those first that begin with it; for autocomplete.
+
+    With a scope only of a kind in COUNTED, as which others are inside is unknown.
+    """
     if kind not in TERM_KINDS:
         raise InvalidInput(f"there are no names of kind {kind!r}; kinds are {', '.join(TERM_KINDS)}")
-    if not storable(prefix):
+    if not storable(prefix) or (kind not in COUNTED and store.limits.scope.terms):
         return []
     table = schema.term.c
     lower, text = func.lower(table.text), prefix.lower()

@@ -17,12 +17,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.websockets import WebSocket
 
-from celery_monitor.control import REQUIRED_ROLE
+from celery_monitor.control import ALLOWED
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
+from celery_monitor.core.filters.scope import limits_of
 from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.records.user import ANONYMOUS
 from celery_monitor.settings import Settings
@@ -54,6 +55,14 @@ from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
 from celery_monitor.web.security.guard import actor_of, check_page_token, make_gate, middleware, page_token, secret_of
+from celery_monitor.web.security.reach import (
+    EVERYBODY,
+    Access,
+    LimitedRoute,
+    LimitedWebSocketRoute,
+    Reach,
+    check_routes,
+)
 from celery_monitor.web.security.sign_in import SignIn
 from celery_monitor.web.usage import Usage
 from celery_monitor.web.wording import register_names
@@ -104,9 +113,10 @@ def create_app(settings: Settings) -> Starlette:
     register_names()
     store = open_store(settings.database)
     environment = make_environment()
-    presenter = Presenter(PAGES, environment, store, settings, REQUIRED_ROLE)
+    presenter = Presenter(PAGES, environment, store, settings, ALLOWED)
     gate = make_gate(settings, store)
     table = [*sign_in_routes(SignIn(settings, store, gate, environment), settings, store), *routes(presenter)]
+    check_routes(table)
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
         middleware=[*middleware(settings, store, gate), Middleware(Usage, store=store)],
@@ -149,13 +159,18 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 def routes(presenter: Presenter) -> list[BaseRoute]:
     """The whole route table."""
     table = api.routes()
-    table.append(WebSocketRoute("/live", live, name="live"))
-    table.append(Route("/static/{version}/{path:path}", Assets(assets("static")).serve, name="static"))
+    table.append(LimitedWebSocketRoute("/live", live, name="live", access=Access(Reach.PART, masked=True)))
+    static = Assets(assets("static")).serve
+    table.append(LimitedRoute("/static/{version}/{path:path}", static, name="static", access=EVERYBODY))
     for page in presenter.pages:
         for name, act in page.actions.items():
             path = f"{page.path.rstrip('/')}/{name}"
-            table.append(Route(path, _action_handler(page, act), methods=["POST"], name=f"{page.template}:{name}"))
-    table += [Route(page.path, _page_handler(page), methods=["GET"], name=page.template) for page in presenter.pages]
+            handler, title = _action_handler(page, act), f"{page.template}:{name}"
+            table.append(LimitedRoute(path, handler, methods=["POST"], name=title, access=page.access))
+    table += [
+        LimitedRoute(page.path, _page_handler(page), methods=["GET"], name=page.template, access=page.access)
+        for page in presenter.pages
+    ]
     if not any(page.path == "/" for page in presenter.pages):
         table.append(Route("/", lambda request: RedirectResponse(f"{_base(request)}/tasks"), name="start"))
     return table
@@ -222,6 +237,7 @@ def _visitor(websocket: WebSocket) -> Visitor:
     return Visitor(
         user=actor.name,
         role=actor.role,
+        limits=limits_of(actor),
         base=websocket.scope.get("root_path", ""),
         check=partial(check_page_token, websocket),
         fresh_token=partial(page_token, websocket),
@@ -253,9 +269,9 @@ def _base(request: Request) -> str:
 def _view(request: Request, path: str) -> View:
     presenter: Presenter = request.app.state.presenter
     base = _base(request)
-    role = actor_of(request).role
+    actor = actor_of(request)
     path = quote(path.removeprefix(base), safe="/:@", errors="replace")  # names may contain ? and #
-    return presenter.view(path or "/", request.query_params, base, role, request.path_params)
+    return presenter.view(path or "/", request.query_params, base, actor.role, request.path_params, limits_of(actor))
 
 
 def _request_context(request: Request) -> Context:

@@ -26,6 +26,7 @@ from typing import Protocol
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from celery_monitor.core.filters.scope import Limits
 from celery_monitor.errors import INTERNAL_ERROR, Forbidden, MonitorError
 from celery_monitor.records.user import Role
 from celery_monitor.web.present import RowSet, ViewSnapshot, Watched
@@ -79,6 +80,7 @@ class Visitor:
 
     user: str
     role: Role
+    limits: Limits
     base: str
     check: Callable[[str], float]  # the age in seconds of a page's token; raises Forbidden
     fresh_token: Callable[[], str]
@@ -212,7 +214,8 @@ class Live:
             except Forbidden:
                 return TOKEN_REFUSED, "the page's token has expired or is not its own; reload the page"
         client.deflate = request.deflate
-        self._show(client, Watched(request.view, visitor.base, visitor.role, tuple(sorted(request.extra))))
+        extra = tuple(sorted(request.extra))
+        self._show(client, Watched(request.view, visitor.base, visitor.role, visitor.limits, extra))
         return None
 
     def _renew_in(self, seconds: float, client: Client, visitor: Visitor) -> None:

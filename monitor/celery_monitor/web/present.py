@@ -17,17 +17,20 @@ from markupsafe import Markup
 from starlette.datastructures import QueryParams
 from starlette.routing import compile_path
 
+from celery_monitor.control.commands import Allowed
 from celery_monitor.core.filters.parser import UNHANDLED, parse
+from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.core.filters.terms import exactly
 from celery_monitor.core.findings import Finding
 from celery_monitor.core.health import banners
-from celery_monitor.errors import NotFound
+from celery_monitor.errors import Forbidden, NotFound
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.limited import limited, limited_settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.health import read_banner_facts
 from celery_monitor.store.queues import read_queues
@@ -37,6 +40,7 @@ from celery_monitor.store.tasks.page import count_states, count_tasks
 from celery_monitor.web.pages import Context, Page, View
 from celery_monitor.web.parts import guarded
 from celery_monitor.web.render import link
+from celery_monitor.web.security.reach import allows
 from celery_monitor.web.wording import brief, counted, number
 
 BASE = "base.html"  # has the blocks of the shell
@@ -87,7 +91,7 @@ class ShellReader:
 
     def __init__(self, pages: Iterable[Page]) -> None:
         self._pages = [page for page in pages if page.nav]
-        self._cache: dict[str | None, tuple[float, Shell]] = {}
+        self._cache: dict[tuple[str | None, Limits], tuple[float, Shell]] = {}
         self._lock = Lock()
 
     def read(self, view: View) -> Shell:
@@ -95,18 +99,21 @@ class ShellReader:
         return replace(shell, nav=tuple(self._nav(view, shell)))
 
     def _shared(self, view: View) -> Shell:
+        key = view.cluster, view.store.limits
         with self._lock:
-            read_at, shell = self._cache.get(view.cluster, (0.0, None))
+            read_at, shell = self._cache.get(key, (0.0, None))
             if shell is None or time.monotonic() - read_at > FRESH_SECONDS:
                 shell = read_shell(view.store, view.settings.clusters, view.cluster, view.now)
                 if len(self._cache) >= MOST_CACHED:  # anybody may put any cluster name into a URL
                     self._cache.clear()
-                self._cache[view.cluster] = (time.monotonic(), shell)
+                self._cache[key] = (time.monotonic(), shell)
             return shell
 
     def _nav(self, view: View, shell: Shell) -> Iterable[NavItem]:
         failed = view.path == "/tasks" and view.query.get("q") == UNHANDLED
         for page in self._pages:
+            if not allows(page.access, view.store.limits):
+                continue
             noun = page.path.strip("/") or "overview"
             current = not failed and (view.path == page.path or view.path.startswith(f"{page.path}/"))
             count, means = shell.counts.get(noun, (None, ""))
@@ -175,6 +182,7 @@ class Watched:
     address: str  # path and query below the prefix
     base: str
     role: Role
+    limits: Limits = UNLIMITED
     extra: tuple[str, ...] = ()
 
 
@@ -203,13 +211,13 @@ class Presenter:
         environment: Environment,
         store: Store,
         settings: Settings,
-        required_roles: Mapping[str, Role],
+        commands: Mapping[str, Allowed],
     ) -> None:
         self.pages = tuple(pages)
         self._environment = environment
         self._store = store
         self._settings = settings
-        self._required_roles = required_roles
+        self._commands = commands
         self._shell = ShellReader(self.pages)
         self._patterns = [(compile_path(page.path), page) for page in self.pages]
 
@@ -220,21 +228,26 @@ class Presenter:
         base: str,
         role: Role,
         params: Mapping[str, Any],
+        limits: Limits = UNLIMITED,
         extra: tuple[str, ...] = (),
     ) -> View:
-        return View(
-            path, query, self._store, self._settings, time.time(), base, role, self._required_roles, params, extra
-        )
+        store, settings = limited(self._store, limits), limited_settings(self._settings, limits)
+        scope = limits.scope
+        roles = {action: each.role for action, each in self._commands.items() if each.in_part or not scope.is_partial}
+        return View(path, query, store, settings, time.time(), base, role, roles, params, extra)
 
     def find(self, watched: Watched) -> tuple[Page, View]:
-        """The page at an address. Raises NotFound."""
+        """The page at an address. Raises NotFound and Forbidden."""
         path, _, query = watched.address.partition("?")
         plain = unquote(path, errors="replace")
         for (regex, _, convertors), page in self._patterns:
             match = regex.match(plain)
             if match:
                 params = {name: convertors[name].convert(value) for name, value in match.groupdict().items()}
-                return page, self.view(path, QueryParams(query), watched.base, watched.role, params, watched.extra)
+                if not allows(page.access, watched.limits):
+                    raise Forbidden("This page is outside of your scope.")
+                limits, extra = watched.limits, watched.extra
+                return page, self.view(path, QueryParams(query), watched.base, watched.role, params, limits, extra)
         raise NotFound(f"There is no page at {path}.")
 
     def html(self, page: Page, view: View, request_context: Context) -> str:

@@ -180,12 +180,21 @@ def test_hostile_entry_is_text(house: House) -> None:
     assert "<img src=x" not in html
 
 
+def test_api_lists_the_schedule_in_pages_by_name(house: House) -> None:
+    save_schedule(house.store, "shop", [entry(name) for name in ("c", "a", "b")], house.now)
+    first = house.client.get("/api/v1/schedule?limit=2").json()
+    second = house.client.get("/api/v1/schedule", params={"limit": 2, "cursor": first["next"]}).json()
+    assert [[each["name"] for each in page["items"]] for page in (first, second)] == [["a", "b"], ["c"]]
+    assert second["next"] is None
+
+
 def test_api_tells_what_is_unknown(house: House) -> None:
     assert house.client.get("/api/v1/schedule").json() == {
         "items": [],
         "unread": [],
         "unheard": ["shop"],
         "beats": [json.decode(json.encode(BeatHealth(cluster="shop")))],
+        "next": None,
     }
     save_schedule(house.store, "shop", [entry("count stock")], house.now)
     [item] = house.client.get("/api/v1/schedule").json()["items"]

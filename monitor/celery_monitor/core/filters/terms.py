@@ -23,7 +23,7 @@ class Word:
     def __str__(self) -> str:
         first, *rest = self.pattern.pieces
         means_more = first.startswith("-") or (first in KEYWORDS and not rest)
-        return "*".join((_between_quotes(first) if means_more else _quote(first), *map(_quote, rest)))
+        return "*".join((between_quotes(first) if means_more else _quote(first), *map(_quote, rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +178,11 @@ def _quoted(pattern: Pattern) -> str:
 
 
 def _quote(piece: str) -> str:
-    return piece if re.fullmatch(r'[^\s"():*]*', piece) else _between_quotes(piece)
+    return piece if re.fullmatch(r'[^\s"():*]*', piece) else between_quotes(piece)
 
 
-def _between_quotes(piece: str) -> str:
+def between_quotes(piece: str) -> str:
+    """As text between quotes, in which nothing means more."""
     escaped = piece.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -38,6 +38,7 @@ def open_session(store: Store, session: Session) -> str:
         "used_at": session.used_at,
         "address": session.address,
         "agent": session.agent[:LONGEST_AGENT],
+        "scope": session.scope,
     }
     newest = (
         select(_session.c.key)
@@ -102,6 +103,7 @@ def make_token(store: Store, token: ApiToken) -> tuple[ApiToken, str]:
         "actor": token.actor,
         "created_at": token.created_at,
         "expires_at": token.expires_at,
+        "scope": token.scope,
     }
     statement = store.insert(_token).values(values).on_conflict_do_nothing(index_elements=["name"])
     with store.begin() as connection:
@@ -151,6 +153,7 @@ def _session_of(row: Row[Any]) -> Session:
         used_at=row.used_at,
         address=row.address,
         agent=row.agent,
+        scope=row.scope,
     )
 
 
@@ -163,4 +166,5 @@ def _token_of(row: Row[Any]) -> ApiToken:
         created_at=row.created_at,
         expires_at=row.expires_at,
         used_at=row.used_at,
+        scope=row.scope,
     )

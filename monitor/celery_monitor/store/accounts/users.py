@@ -42,13 +42,13 @@ def has_users_yet(store: Store) -> bool:
 
 
 def add_user(store: Store, user: User, *, first: Role | None = None) -> User:
-    """Adds a user; the very first one gets the role ``first``. Raises Conflict where the name exists."""
+    """Adds a user; the very first one gets the role ``first`` and no scope. Raises Conflict where the name exists."""
     with store.begin() as connection:
         count: int = connection.execute(select(func.count()).select_from(_table)).scalar_one()
         if count >= MOST_USERS:
             raise Conflict(f"There are {count} users, the most that can be kept; remove one first.")
         role = user.role if count or first is None else first
-        values = {**_values(user), "role": int(role)}
+        values = {**_values(user), "role": int(role), "scope": user.scope if role is user.role else ""}
         statement = store.insert(_table).values(values).on_conflict_do_nothing(index_elements=["name"])
         if connection.execute(statement.returning(_table.c.name)).first() is None:
             raise Conflict(f"There is a user {user.name!r} already.", name=user.name)
@@ -56,7 +56,7 @@ def add_user(store: Store, user: User, *, first: Role | None = None) -> User:
 
 
 def change_user(store: Store, name: str, **values: object) -> User:
-    """Sets columns of a user (``role``, ``password``, ``disabled``). Raises NotFound."""
+    """Sets columns of a user (``role``, ``scope``, ``password``, ``disabled``). Raises NotFound."""
     with store.begin() as connection:
         connection.execute(update(_table).where(_table.c.name == name).values(values))
         return _one(connection, name)
@@ -84,6 +84,7 @@ def _values(user: User) -> dict[str, object]:
         "password": user.password,
         "disabled": int(user.disabled),
         "created_at": user.created_at,
+        "scope": user.scope,
     }
 
 
@@ -94,4 +95,5 @@ def _user(row: Row[Any]) -> User:
         password=row.password,
         disabled=bool(row.disabled),
         created_at=row.created_at,
+        scope=row.scope,
     )

@@ -64,18 +64,19 @@ class Estimate:
 
 
 def estimate(connection: Connection, where: ColumnElement[bool]) -> Estimate:
-    """All and matching tasks, by state and by name."""
+    """All and matching tasks, by state and by name: for plans, so whatever the limits of who asks."""
     matching = _sum(case((where, _count["count"]), else_=0))
     order = (_count.cluster_id, _count.state, _count.name_id)  # the primary key, so nothing is sorted
     statement = select(_count.state, _count.name_id, _sum(_count["count"]), matching).group_by(*order)
     states: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     names: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-    for state, name, count, found in connection.execute(statement).all():
+    whole = {"unlimited": True}
+    for state, name, count, found in connection.execute(statement, execution_options=whole).all():
         for sums in (states[state], names[name]):
             sums[0] += count
             sums[1] += found
-    whole = Share(*map(sum, zip(*states.values(), strict=True))) if states else Share(0, 0)
-    return Estimate(whole, *({key: Share(*sums) for key, sums in each.items()} for each in (states, names)))
+    total = Share(*map(sum, zip(*states.values(), strict=True))) if states else Share(0, 0)
+    return Estimate(total, *({key: Share(*sums) for key, sums in each.items()} for each in (states, names)))
 
 
 def _sum(column: ColumnElement[int]) -> ColumnElement[int]:

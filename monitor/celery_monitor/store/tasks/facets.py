@@ -60,7 +60,9 @@ def read_facets(
         raise InvalidInput(
             f"there are no facets of {', '.join(unknown)}; there are of {', '.join(FACET_FIELDS)}, cluster"
         )
-    narrowed = {name: (*filter.without_field(name).terms, *_ADDED.get(name, ())) for name in fields}
+    wanted = [name for name in fields if store.limits.arguments or name != "exception"]
+    scope = store.limits.scope.terms
+    narrowed = {name: (*filter.without_field(name).terms, *_ADDED.get(name, ()), *scope) for name in wanted}
     with store.read() as connection:
         force_index_scans(connection)
         tree = resolve(connection, (each for terms in narrowed.values() for each in terms))

@@ -26,6 +26,7 @@ from sqlalchemy import (
     true,
 )
 
+from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.core.filters.terms import (
     All,
     Any,
@@ -42,6 +43,7 @@ from celery_monitor.core.filters.terms import (
     leaves,
 )
 from celery_monitor.core.filters.values import GROUPS_BY_WORD, NO, STATES_BY_WORD, YES, Interval, Pattern
+from celery_monitor.errors import FilterError
 from celery_monitor.records.job import Job, JobOutcome
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema
@@ -108,6 +110,7 @@ def _keys(number: int) -> Select[tuple[int, bytes]]:
     return select(_job.cluster_id, key).select_from(members).where(*chosen, ~others)
 
 
+HIDDEN_FIELDS = frozenset({"args", "kwargs", "result", "exception", "traceback"})
 COUNTED_FIELDS = {"state", "cluster", "name", "queue", "worker"}  # with a column in task_count
 _FEW = 1000  # ids that are looked up in advance
 _ZERO = literal_column("0", Integer)
@@ -124,6 +127,7 @@ class Resolved:
     numbers: dict[Leaf, frozenset[int]] = field(default_factory=dict)  # states, clusters and names that a leaf means
     rows: dict[Leaf, frozenset[int]] = field(default_factory=dict)  # rows whose id a leaf names, where they are few
     roots: dict[Leaf, frozenset[bytes]] = field(default_factory=dict)  # trees in which a parent's children are
+    texts: bool = True  # whether arguments, results and errors may be searched
 
     @cached_property
     def counted(self) -> tuple[Expression, ...]:
@@ -140,11 +144,30 @@ class Resolved:
         return replace(self, terms=tuple(terms))
 
 
+def limits_of(connection: Connection) -> Limits:
+    """The limits of the store that this connection is of."""
+    found: Limits = connection.get_execution_options().get("limits", UNLIMITED)
+    return found
+
+
 def resolve(connection: Connection, terms: Iterable[Expression]) -> Resolved:
-    """Looks up what the leaves name. Large sets (a job's tasks, retried ones, failure groups) stay subqueries."""
-    tree = Resolved(tuple(terms), {}, connection.dialect.name == "sqlite")
+    """Looks up what the leaves name. Large sets (a job's tasks, retried ones, failure groups) stay subqueries.
+
+    The terms of a scope are added, for the plan: rows outside are not there anyway. Raises InvalidInput for a
+    condition on texts that are hidden, which would tell by its count.
+    """
+    limits = limits_of(connection)
+    given = tuple(terms)
+    tree = Resolved(
+        (*given, *(each for each in limits.scope.terms if each not in given)),
+        {},
+        connection.dialect.name == "sqlite",
+        texts=limits.arguments,
+    )
     if not tree.terms:
         return tree
+    if not tree.texts:
+        _check_fields(tree)
     tree.clusters = cluster_names(connection)
     for leaf in {leaf for each in tree.terms for leaf in leaves(each)}:
         if isinstance(leaf, Word):
@@ -157,6 +180,11 @@ def resolve(connection: Connection, terms: Iterable[Expression]) -> Resolved:
     if any(isinstance(each, RetriedCondition) and each.word != NO for each in tree.terms):
         tree.few_retried = few_retried(connection, tree.clusters)
     return tree
+
+
+def _check_fields(tree: Resolved) -> None:
+    for field_name in HIDDEN_FIELDS & {leaf.field for each in tree.terms for leaf in leaves(each)}:
+        raise FilterError(f"{field_name}: arguments, results and errors are hidden from viewers on this dashboard", 1)
 
 
 def _numbers(connection: Connection, tree: Resolved, leaf: Leaf) -> frozenset[int]:
@@ -327,7 +355,7 @@ def _identity(leaf: Match, tree: Resolved) -> ColumnElement[bool]:
 
 def _word(leaf: Word, tree: Resolved) -> ColumnElement[bool]:
     text = _like_pattern(leaf.pattern)
-    found = [like(_task[name], text, tree) for name in ("args", "kwargs", "exception")]
+    found = [like(_task[name], text, tree) for name in ("args", "kwargs", "exception") if tree.texts]
     found.append(numbers(_task.name_id + _ZERO, tree.numbers[leaf]))
     if leaf in tree.rows:
         found.append(numbers(_task.id, tree.rows[leaf]))

@@ -6,7 +6,7 @@ seconds; unknown is null.
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from celery_monitor.web.api import (
     actions,
@@ -24,6 +24,7 @@ from celery_monitor.web.api import (
 )
 from celery_monitor.web.api.openapi import document
 from celery_monitor.web.api.operation import Operation, json_response, route
+from celery_monitor.web.security.reach import EVERYBODY, IN_PART, LimitedRoute
 from celery_monitor.web.wording import register_names
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -46,8 +47,8 @@ def routes() -> list[BaseRoute]:
     """``/healthcheck`` and everything below ``/api/v1``."""
     register_names()
     return [
-        Route("/healthcheck", healthcheck, name="healthcheck"),
-        Route("/api/v1/openapi.json", openapi, name="openapi"),
+        LimitedRoute("/healthcheck", healthcheck, name="healthcheck", access=EVERYBODY),
+        LimitedRoute("/api/v1/openapi.json", openapi, name="openapi", access=IN_PART),
         *[route(operation) for operation in OPERATIONS],
     ]
 

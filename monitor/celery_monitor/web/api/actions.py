@@ -15,6 +15,7 @@ from celery_monitor.store.actions import MOST_ROWS, read_actions
 from celery_monitor.store.engine import Store
 from celery_monitor.web.api.operation import Call, Cursor, InCluster, Limit, Name, Operation, shapes
 from celery_monitor.web.api.tasks import MEDIA, Format, csv_cell, csv_rows, download
+from celery_monitor.web.security.reach import IN_PART
 
 ActionOutcome = Annotated[
     Literal["done", "denied", "failed", "unconfirmed"], Meta(description="Only actions with this outcome")
@@ -137,6 +138,7 @@ OPERATIONS = (
         summary="List actions, newest first",
         answer=ActionPage,
         parameters=ActionListing,
+        access=IN_PART,
     ),
     Operation(
         method="GET",
@@ -147,5 +149,6 @@ OPERATIONS = (
         parameters=ActionExport,
         errors=(Forbidden,),
         media=tuple(MEDIA.values()),
+        access=IN_PART,
     ),
 )

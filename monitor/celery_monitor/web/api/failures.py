@@ -35,6 +35,7 @@ from celery_monitor.web.api.operation import (
     shapes,
 )
 from celery_monitor.web.api.tasks import TaskItem, task_item
+from celery_monitor.web.security.reach import IN_PART
 
 FAILURE_STATES: dict[str, tuple[FailureState, ...] | None] = {
     **{state.value: (state,) for state in FailureState},
@@ -198,6 +199,7 @@ OPERATIONS = (
         summary="List failure groups; by default of the last day",
         answer=FailureList,
         parameters=FailureListing,
+        access=IN_PART,
     ),
     *(_change(command) for command in FAILURE_COMMANDS),
     Operation(
@@ -208,5 +210,6 @@ OPERATIONS = (
         answer=FailureDetail,
         parameters=FailureAddress,
         errors=(NotFound,),
+        access=IN_PART,
     ),
 )

@@ -15,6 +15,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store.health import read_facts, read_receivers, read_standbys
 from celery_monitor.store.receivers import read_clusters, read_gaps
 from celery_monitor.web.api.operation import DAY, Call, NoParameters, Operation, shape, shapes
+from celery_monitor.web.security.reach import EVERYBODY, IN_PART
 
 GAPS_SHOWN = 7 * DAY
 
@@ -202,7 +203,8 @@ def get_health(call: Call, _: NoParameters) -> HealthList:
     items = []
     for name in names:
         found = [finding_item(each) for each in findings(read_facts(call.store, name, now))]
-        backend, health = backend_item(call.settings, name), reported.get(name)
+        backend = backend_item(call.settings, name) if call.store.limits.scope.covers(name) else None
+        health = reported.get(name)
         gaps, standbys = read_gaps(call.store, since, name), standbys_of.get(name, ())
         if health is None:
             items.append(unknown_health(name, found, backend))
@@ -223,6 +225,7 @@ OPERATIONS = (
         handle=get_health,
         summary="Get health: receivers, findings and the gaps of the last week",
         answer=HealthList,
+        access=EVERYBODY,
     ),
     Operation(
         method="GET",
@@ -230,5 +233,6 @@ OPERATIONS = (
         handle=list_clusters,
         summary="List clusters",
         answer=ClusterList,
+        access=IN_PART,
     ),
 )

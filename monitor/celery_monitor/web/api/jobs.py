@@ -23,6 +23,7 @@ from celery_monitor.web.api.operation import (
     ReasonBody,
     shapes,
 )
+from celery_monitor.web.security.reach import IN_PART
 
 JobNumber = Annotated[int, Meta(ge=1, le=2**31 - 1, description="Number of a job")]
 
@@ -265,6 +266,7 @@ OPERATIONS = (
         summary="List jobs, newest first",
         answer=JobList,
         parameters=JobListing,
+        access=IN_PART,
     ),
     Operation(
         method="GET",
@@ -274,6 +276,7 @@ OPERATIONS = (
         answer=JobItem,
         parameters=JobAddress,
         errors=(NotFound,),
+        access=IN_PART,
     ),
     Operation(
         method="GET",
@@ -283,6 +286,7 @@ OPERATIONS = (
         answer=JobTaskPage,
         parameters=JobTaskListing,
         errors=(NotFound,),
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -293,6 +297,7 @@ OPERATIONS = (
         parameters=JobAddress,
         body=AbortBody,
         errors=CHANGE_ERRORS,
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -302,6 +307,7 @@ OPERATIONS = (
         answer=PreviewItem,
         body=BulkBody,
         errors=CHANGE_ERRORS,
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -311,5 +317,6 @@ OPERATIONS = (
         answer=JobItem,
         body=BulkStartBody,
         errors=CHANGE_ERRORS,
+        access=IN_PART,
     ),
 )

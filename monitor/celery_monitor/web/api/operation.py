@@ -31,6 +31,7 @@ from celery_monitor.control.commands import (
     summary_of,
 )
 from celery_monitor.control.perform import Controller
+from celery_monitor.core.filters.scope import limits_of
 from celery_monitor.errors import (
     ArgumentsUnknown,
     BrokerUnavailable,
@@ -47,11 +48,13 @@ from celery_monitor.errors import (
 )
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.limited import limited, limited_settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import Cursor as ListCursor
 from celery_monitor.store.tasks.page import read_cursor, write_cursor
 from celery_monitor.web.pages import JobRunner
 from celery_monitor.web.security.guard import JSON_TYPE, actor_of, content_type
+from celery_monitor.web.security.reach import Access, LimitedRoute, Reach
 
 DAY = 86400.0
 LONGEST_SPAN = 731 * DAY  # the retention of roll-ups
@@ -173,6 +176,7 @@ class Operation:
     errors: tuple[type[MonitorError], ...] = ()
     media: tuple[str, ...] = ()
     id: str = ""
+    access: Access = Access()  # by default for those alone who see everything
 
     @property
     def name(self) -> str:
@@ -190,7 +194,13 @@ class Operation:
 
 def route(operation: Operation) -> Route:
     """Decodes, calls the handler in a thread, encodes."""
-    return Route(operation.path, _endpoint(operation), methods=[operation.method], name=operation.name)
+    return LimitedRoute(
+        operation.path,
+        _endpoint(operation),
+        methods=[operation.method],
+        name=operation.name,
+        access=operation.access,
+    )
 
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
@@ -220,8 +230,10 @@ def json_response(answer: object) -> Response:
 
 
 def _call(request: Request) -> Call:
-    state = request.app.state
-    return Call(actor_of(request), state.store, state.settings, state.controller, state.runner)
+    state, actor = request.app.state, actor_of(request)
+    limits = limits_of(actor)
+    store, settings = limited(state.store, limits), limited_settings(state.settings, limits)
+    return Call(actor, store, settings, state.controller, state.runner)
 
 
 def read_parameters(operation: Operation, request: Request) -> msgspec.Struct:
@@ -305,6 +317,7 @@ def operation(
     answer: type[Struct] = CommandAnswer,
     reply: Callable[[Performed], Struct] = answer_of,
     errors: tuple[type[MonitorError], ...] = ERRORS,
+    access: Access | None = None,
 ) -> Operation:
     """The operation that performs a command. ``address`` returns the fields that the path gives, and may raise."""
 
@@ -321,6 +334,7 @@ def operation(
         parameters=parameters,
         body=body_of(command),
         errors=errors,
+        access=access or (Access(Reach.PART) if command.in_part else Access(Reach.CLUSTERS)),
     )
 
 

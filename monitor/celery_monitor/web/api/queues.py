@@ -25,6 +25,7 @@ from celery_monitor.web.api.operation import (
     page_by_name,
     shape,
 )
+from celery_monitor.web.security.reach import IN_PART
 
 WAIT_SECONDS = 300.0
 QueueName = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Name of a queue, percent-encoded")]
@@ -159,6 +160,7 @@ OPERATIONS = (
         summary="List queues as last measured",
         answer=QueueList,
         parameters=NamedListing,
+        access=IN_PART,
     ),
     *(
         operation(command, QueueAddress, _queue, *ANSWERS.get(command, (CommandAnswer, answer_of)))

@@ -17,12 +17,15 @@ from celery_monitor.web.api.operation import (
     RETRY_ERRORS,
     Call,
     InCluster,
+    NamedListing,
     NoParameters,
     Operation,
     only_result,
+    page_by_name,
     shape,
     shapes,
 )
+from celery_monitor.web.security.reach import IN_PART
 
 SCHEDULED_RUNS = 50
 
@@ -99,15 +102,17 @@ class UnreadItem(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleList(Struct, frozen=True):
-    """The entries, and in ``unread`` what could not be read.
+    """The entries by cluster and name, and in ``unread`` what could not be read.
 
-    ``unheard``: clusters whose schedule is still unknown. ``beats``: the beat of each cluster.
+    ``unheard``: clusters whose schedule is still unknown. ``beats``: the beat of each cluster. ``next`` is the cursor
+    of the following page.
     """
 
     items: list[ScheduleItem]
     unread: list[UnreadItem]
     unheard: list[str]
     beats: list[BeatHealth]
+    next: str | None
 
 
 class ScheduledSent(Struct, frozen=True, kw_only=True):
@@ -148,14 +153,15 @@ def unread_items(beat: BeatHealth) -> list[UnreadItem]:
     ]
 
 
-def list_schedule(call: Call, given: InCluster) -> ScheduleList:
+def list_schedule(call: Call, given: NamedListing) -> ScheduleList:
     now = time.time()
     clusters = [name for name in call.settings.clusters if given.cluster in (None, name)]
     found = read_schedule(call.store, given.cluster, now, known_until(call.store, now))
     unheard = [name for name in clusters if schedule_reported_at(call.store, name) is None]
     beats = [read_beat_health(call.store, name) for name in clusters]
     unread = [each for beat in beats for each in unread_items(beat)]
-    return ScheduleList([schedule_item(each) for each in found], unread, unheard, beats)
+    page, following = page_by_name(found, given, "schedule", lambda each: (each.entry.cluster, each.entry.name))
+    return ScheduleList([schedule_item(each) for each in page], unread, unheard, beats, following)
 
 
 def run_scheduled(call: Call, _: NoParameters, body: RunScheduledBody) -> ScheduledSent:
@@ -174,7 +180,8 @@ OPERATIONS = (
         handle=list_schedule,
         summary="List schedule entries with last, next, missed and late runs of the last day",
         answer=ScheduleList,
-        parameters=InCluster,
+        parameters=NamedListing,
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -184,5 +191,6 @@ OPERATIONS = (
         answer=ScheduledSent,
         body=RunScheduledBody,
         errors=RETRY_ERRORS,
+        access=IN_PART,
     ),
 )

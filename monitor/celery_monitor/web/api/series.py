@@ -19,6 +19,7 @@ from celery_monitor.web.api.operation import (
     shape,
     shapes,
 )
+from celery_monitor.web.security.reach import IN_PART
 
 HOUR = 3600.0
 
@@ -109,5 +110,6 @@ OPERATIONS = (
         summary="Get throughput, wait and run time over time; by default of the last hour",
         answer=SeriesItem,
         parameters=SeriesSpan,
+        access=IN_PART,
     ),
 )

@@ -37,6 +37,7 @@ from celery_monitor.web.api.operation import (
     shape,
 )
 from celery_monitor.web.api.tasks import TaskItem, retried_item
+from celery_monitor.web.security.reach import IN_PART
 
 
 class TaskAddress(InCluster, frozen=True, kw_only=True):
@@ -280,6 +281,7 @@ OPERATIONS = (
         parameters=TaskAddress,
         body=RetryBody,
         errors=RETRY_ERRORS,
+        access=IN_PART,
     ),
     operation(FindMessage, TaskAddress, _task, FoundMessage, _found, ACTION_ERRORS),
     operation(RevokeTask, TaskAddress, _task, Revoked, _revoked, ACTION_ERRORS),
@@ -291,6 +293,7 @@ OPERATIONS = (
         answer=TaskDetail,
         parameters=TaskAddress,
         errors=(NotFound, Conflict),
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -301,5 +304,6 @@ OPERATIONS = (
         parameters=InCluster,
         body=RunBody,
         errors=(*ERRORS, NotTaken, TakenUnknown),
+        access=IN_PART,
     ),
 )

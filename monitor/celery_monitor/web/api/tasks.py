@@ -20,6 +20,7 @@ from celery_monitor.records.task import Task, TaskState, WaitSince
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import SORTS, count_tasks, find_tasks, iterate_tasks
 from celery_monitor.web.api.operation import Call, Cursor, InCluster, Limit, Operation, Query, shape
+from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import iso
 
 SORT_KEYS = [sign + key for key in ("received", *SORTS) for sign in ("-", "")]
@@ -223,6 +224,7 @@ OPERATIONS = (
         summary="List tasks that match a filter, newest first",
         answer=TaskPage,
         parameters=TaskListing,
+        access=IN_PART,
     ),
     Operation(
         method="GET",
@@ -232,5 +234,6 @@ OPERATIONS = (
         answer=TaskItem,
         parameters=Export,
         media=tuple(MEDIA.values()),
+        access=IN_PART,
     ),
 )

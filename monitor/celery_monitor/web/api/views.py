@@ -14,6 +14,7 @@ from celery_monitor.store.search import search
 from celery_monitor.store.views import read_view, read_views
 from celery_monitor.web.api.operation import CHANGE_ERRORS, Call, InCluster, NoParameters, Operation, operation
 from celery_monitor.web.render import link, path_part
+from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import short, visible
 
 NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
@@ -164,6 +165,7 @@ OPERATIONS = (
         handle=list_views,
         summary="List saved views by name",
         answer=ViewList,
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -173,6 +175,7 @@ OPERATIONS = (
         answer=ViewItem,
         body=SaveViewBody,
         errors=CHANGE_ERRORS,
+        access=IN_PART,
     ),
     Operation(
         method="POST",
@@ -183,6 +186,7 @@ OPERATIONS = (
         parameters=ViewAddress,
         body=RenameViewBody,
         errors=CHANGE_ERRORS,
+        access=IN_PART,
     ),
     operation(DeleteView, ViewAddress, _address, ViewDeleted, _deleted, CHANGE_ERRORS),
     Operation(
@@ -192,5 +196,6 @@ OPERATIONS = (
         summary="Search tasks by beginning of the id; workers, queues, task names and saved views by part of a name",
         answer=SearchResult,
         parameters=Search,
+        access=IN_PART,
     ),
 )

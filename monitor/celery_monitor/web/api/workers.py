@@ -24,6 +24,7 @@ from celery_monitor.web.api.operation import (
     page_by_name,
     shape,
 )
+from celery_monitor.web.security.reach import IN_CLUSTERS, Access, Reach
 
 Hostname = Annotated[str, Meta(pattern=NO_NUL, min_length=1, description="Node name of a worker, percent-encoded")]
 
@@ -179,6 +180,7 @@ OPERATIONS = (
         summary="List workers",
         answer=WorkerList,
         parameters=NamedListing,
+        access=IN_CLUSTERS,
     ),
     *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),
     Operation(
@@ -189,6 +191,7 @@ OPERATIONS = (
         answer=InspectionItem,
         parameters=WorkerAddress,
         errors=(NotFound, Conflict, Unsupported, BrokerUnavailable),
+        access=Access(Reach.CLUSTERS),  # it reports the arguments of current tasks
     ),
     operation(RevokeStamped, InCluster, _cluster),
 )

@@ -11,6 +11,7 @@ from celery_monitor.records.page import ListPage
 from celery_monitor.records.task import TaskState, WorkflowState, WorkflowSummary
 from celery_monitor.store.tasks.workflows import read_steps, read_workflows
 from celery_monitor.web.api.operation import Call, Cursor, InCluster, Operation, TaskId, shape, shapes
+from celery_monitor.web.security.reach import IN_PART
 
 WorkflowLimit = Annotated[int, Meta(ge=1, le=100, description="Maximum number of items")]
 
@@ -141,6 +142,7 @@ OPERATIONS = (
         summary="List workflows of more than one task, by last event",
         answer=WorkflowPage,
         parameters=WorkflowListing,
+        access=IN_PART,
     ),
     Operation(
         method="GET",
@@ -150,5 +152,6 @@ OPERATIONS = (
         answer=WorkflowDetail,
         parameters=WorkflowAddress,
         errors=(NotFound,),
+        access=IN_PART,
     ),
 )

@@ -33,7 +33,11 @@ To add a page:
 6. Its styles go into ``static/css/<noun>.css`` (imported by ``static/css/index.css``), its script into
    ``static/<noun>.js``, named in ``Page.script``.
 
-7. A list without a bound is paged: ``part_of(view, rows)``, and the macro ``pages_of`` below its table.
+7. ``access=IN_PART`` opens the page to users with a scope, and to viewers who may not see
+   arguments: ``view.store`` has only what is inside then. What is read elsewhere (a broker, a worker) must be compared
+   with ``view.store.limits``.
+
+8. A list without a bound is paged: ``part_of(view, rows)``, and the macro ``pages_of`` below its table.
 
 Every template may use: ``view``, ``url(path, name=value ...)`` (keeps prefix and cluster), ``asset(file)``, and the
 macros of ``_macros.html``: ``state``, ``task_link``, ``worker_link``, ``queue_link``, ``name_link``, ``number``,
@@ -52,6 +56,7 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
+from celery_monitor.web.security.reach import Access
 
 Context = dict[str, Any]
 
@@ -67,7 +72,7 @@ class View:
     now: float
     base: str = ""  # the URL prefix
     role: Role = Role.VIEWER
-    required_roles: Mapping[str, Role] = field(default_factory=dict)  # by action
+    required_roles: Mapping[str, Role] = field(default_factory=dict)  # by action, of those that the scope allows
     params: Mapping[str, Any] = field(default_factory=dict)  # of the path
     extra: tuple[str, ...] = ()  # keys of rows that the browser still shows, though they left the page
 
@@ -78,7 +83,8 @@ class View:
 
     def may(self, action: str) -> bool:
         """Whether to offer an action. The controller checks again when it is performed."""
-        return not self.settings.read_only and self.role >= self.required_roles[action]
+        required = self.required_roles.get(action)
+        return required is not None and not self.settings.read_only and self.role >= required
 
 
 PART_ROWS = 100
@@ -174,3 +180,4 @@ class Page:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     actions: Mapping[str, Act] = field(default_factory=dict)
     script: str | None = None
+    access: Access = Access()  # by default for those alone who see everything

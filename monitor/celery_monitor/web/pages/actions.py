@@ -4,6 +4,7 @@ from celery_monitor.control import REQUIRED_ROLE
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.jobs import read_jobs
 from celery_monitor.web.pages import Context, Page, View
+from celery_monitor.web.security.reach import IN_PART
 
 PAGE_SIZE = 100
 FILTERS = ("actor", "action", "outcome", "target")
@@ -30,4 +31,6 @@ def context(view: View) -> Context:
     }
 
 
-PAGE = Page("/actions", "actions.html", context, title="Actions", nav="Actions", regions=("jobs", "actions"))
+PAGE = Page(
+    "/actions", "actions.html", context, title="Actions", nav="Actions", regions=("jobs", "actions"), access=IN_PART
+)

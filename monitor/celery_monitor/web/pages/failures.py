@@ -38,6 +38,7 @@ from celery_monitor.web.charts import (
 )
 from celery_monitor.web.forms import command_of, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import parts
 
 MOST_GROUPS = 200
@@ -195,7 +196,9 @@ def _by_shape(tasks: list[Task]) -> list[FailureShare]:
     return [FailureShare(shape, count) for shape, count in shapes.most_common(LISTED)]
 
 
-PAGE = Page("/failures", "failures.html", context, title="Failures", nav="Failures", regions=("failures",))
+PAGE = Page(
+    "/failures", "failures.html", context, title="Failures", nav="Failures", regions=("failures",), access=IN_PART
+)
 GROUP_PAGE = Page(
     "/failures/{id:int}",
     "failure.html",
@@ -204,4 +207,5 @@ GROUP_PAGE = Page(
     regions=("head", "numbers", "why"),
     actions={verb_of(command): change(command) for command in FAILURE_COMMANDS},
     script="charts.js",
+    access=IN_PART,
 )

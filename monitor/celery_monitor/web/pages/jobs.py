@@ -16,6 +16,7 @@ from celery_monitor.store.jobs import read_job, read_job_tasks
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.tasks.where import states_of_sent
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.security.reach import IN_PART
 
 LISTED = 50
 READ_AT_ONCE = 25
@@ -172,4 +173,5 @@ PAGE = Page(
     title="Job",
     regions=("job",),
     actions={"start": start, "abort": abort, "include-retried": include_retried},
+    access=IN_PART,
 )

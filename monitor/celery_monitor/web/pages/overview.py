@@ -22,6 +22,7 @@ from celery_monitor.web.charts import (
 )
 from celery_monitor.web.pages import Context, Page, View
 from celery_monitor.web.parts import read_part
+from celery_monitor.web.security.reach import IN_PART
 
 LISTED = 6
 _STATUS_ORDER = {WorkerStatus.SILENT: 0, WorkerStatus.ONLINE: 1, WorkerStatus.OFFLINE: 2}
@@ -97,4 +98,5 @@ PAGE = Page(
     nav="Overview",
     regions=("health", "span", "charts", "lists", "strip"),
     script="charts.js",
+    access=IN_PART,
 )

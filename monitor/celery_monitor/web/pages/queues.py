@@ -38,6 +38,7 @@ from celery_monitor.web.charts import (
 from celery_monitor.web.forms import Form, action_on, command_of, fields, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, part_of
 from celery_monitor.web.parts import read_part
+from celery_monitor.web.security.reach import IN_PART
 
 RATE_SECONDS = 300.0
 TREND_SECONDS = 3600.0
@@ -252,7 +253,7 @@ def _several(rows: list[QueueRow]) -> bool:
     return len({row.queue.cluster for row in rows}) > 1
 
 
-PAGE = Page("/queues", "queues.html", context, title="Queues", nav="Queues", regions=("queues",))
+PAGE = Page("/queues", "queues.html", context, title="Queues", nav="Queues", regions=("queues",), access=IN_PART)
 QUEUE_PAGE = Page(
     "/queues/{name:name}",
     "queue.html",
@@ -266,4 +267,5 @@ QUEUE_PAGE = Page(
         "add-consumer": action_on("/queues", "name", _add_consumer),
     },
     script="charts.js",
+    access=IN_PART,
 )

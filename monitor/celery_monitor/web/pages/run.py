@@ -8,9 +8,11 @@ from celery_monitor.control.run import RunTask
 from celery_monitor.errors import MonitorError
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import read_queues
+from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.forms import TONES, fields, seconds
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.security.reach import IN_PART
 
 MOST_CHOICES = 500  # queues in the form
 FIELDS = ("name", "args", "kwargs", "queue", "countdown")
@@ -44,7 +46,10 @@ def _registered(view: View, cluster: str | None) -> list[str] | None:
         names = names_by_worker(view.settings, cluster, living) if living else {}
     except MonitorError:
         return None  # the page says that no worker answered; sending gives the reason
-    return sorted(set().union(*names.values())) if names else None
+    found = set().union(*names.values()) if names else set()
+    if view.store.limits.scope.is_partial:
+        found &= set(find_terms(view.store, "name", "", MOST_CHOICES))
+    return sorted(found) if names else None
 
 
 def send(view: View, request: FormRequest) -> Result:
@@ -75,4 +80,4 @@ def send(view: View, request: FormRequest) -> Result:
     )
 
 
-PAGE = Page("/run", "run.html", context, title="Run a task", actions={"send": send}, script="tasks.js")
+PAGE = Page("/run", "run.html", context, title="Run a task", actions={"send": send}, script="tasks.js", access=IN_PART)

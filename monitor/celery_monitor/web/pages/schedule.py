@@ -6,6 +6,7 @@ from celery_monitor.errors import MonitorError
 from celery_monitor.store.health import known_until
 from celery_monitor.store.schedule import Scheduled, all_overdue, read_beat_health, read_schedule, schedule_reported_at
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View, part_of
+from celery_monitor.web.security.reach import IN_PART
 
 SHOWN_RUNS = 12
 SHOWN_UNREAD = 20
@@ -91,4 +92,5 @@ PAGE = Page(
     nav="Schedule",
     regions=("schedule",),
     actions={"run": run},
+    access=IN_PART,
 )

@@ -31,6 +31,7 @@ from celery_monitor.store.tasks.detail import read_lineage, read_task
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.forms import TONES, command_of, fields, perform_form, seconds
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import parts
 
 PANELS = ("retry", "edit", "revoke", "terminate")
@@ -296,4 +297,5 @@ PAGE = Page(
     regions=("head", "timeline", "failure", "data", "retries"),
     actions={"retry": retry, "revoke": revoke, "find-message": find},
     script="tasks.js",
+    access=IN_PART,
 )

@@ -23,6 +23,7 @@ from celery_monitor.store.tasks.facets import Facet, read_facets
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.views import read_views
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, Rows, View
+from celery_monitor.web.security.reach import IN_PART
 
 NEWEST = "-received"
 SIZES = (25, 50, 100, 200)
@@ -301,4 +302,5 @@ PAGE = Page(
     rows={"tasks": Rows("_task_row.html", "tasks", row_key)},
     actions={"retry": retry, "revoke": revoke, "bulk-retry": bulk_retry, "bulk-revoke": bulk_revoke},
     script="tasks.js",
+    access=IN_PART,
 )

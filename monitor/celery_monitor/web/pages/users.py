@@ -6,6 +6,7 @@ from typing import TypeVar
 from celery_monitor.control.users import (
     AddUser,
     ChangeRole,
+    ChangeScope,
     DisableUser,
     EnableUser,
     EndSession,
@@ -39,7 +40,8 @@ def context(view: View) -> Context:
         "sessions": sessions[:MOST_SESSIONS],
         "more_sessions": len(sessions) - MOST_SESSIONS,
         "tokens": read_tokens(view.store),
-        "roles": tuple(ROLES),
+        "roles": tuple(name for name, role in ROLES.items() if role > Role.METRICS),
+        "token_roles": tuple(ROLES),
         "may_change": view.may("user.add"),
         "secret": None,
     }
@@ -61,6 +63,7 @@ def _act(command: type[CommandT]) -> Act:
 ACTIONS: Mapping[str, type[UserCommand]] = {
     "add": AddUser,
     "role": ChangeRole,
+    "scope": ChangeScope,
     "disable": DisableUser,
     "enable": EnableUser,
     "password": ResetPassword,

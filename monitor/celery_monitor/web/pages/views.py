@@ -8,6 +8,7 @@ from celery_monitor.errors import MonitorError
 from celery_monitor.store.views import read_views
 from celery_monitor.web.forms import Form, command_of, fields, whole
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.security.reach import IN_PART
 
 
 def context(view: View) -> Context:
@@ -64,4 +65,5 @@ PAGE = Page(
         "rename": _action(_rename, _to_views),
         "delete": _action(_delete, _to_views),
     },
+    access=IN_PART,
 )

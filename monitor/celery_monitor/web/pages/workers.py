@@ -29,6 +29,7 @@ from celery_monitor.web.charts import RANGE_WORDS, TimeRange, parse_range, perce
 from celery_monitor.web.forms import Form, action_on, command_of, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, part_of
 from celery_monitor.web.parts import read_part
+from celery_monitor.web.security.reach import IN_CLUSTERS
 
 RATE_SECONDS = 3600.0
 MOST_NAMES = 200
@@ -111,7 +112,8 @@ def worker_context(view: View) -> Context:
         "can": {command.action.partition(".")[2]: view.may(command.action) for command in WORKER_COMMANDS},
         "task_names": find_terms(view.store, "name", "", MOST_NAMES),
         "known_queues": sorted({queue.name for queue in read_queues(view.store, cluster)})[:MOST_NAMES],
-        "inspected": view.query.get("ask") == "1",
+        "inspected": view.query.get("ask") == "1" and view.store.limits.arguments,  # it reports those of current tasks
+        "may_inspect": view.store.limits.arguments,
         "current": _current_tasks(view, hostname),
         "inspect": lambda worker: _inspect(view, worker),  # called by the page, not by live updates
         **read_part(lambda: _charts(view, span, cluster, hostname), "charts"),
@@ -246,6 +248,7 @@ PAGE = Page(
     nav="Workers",
     regions=("workers", "folded"),
     actions={"enable-events": enable_events, "revoke-stamped": revoke_stamped},
+    access=IN_CLUSTERS,
 )
 WORKER_PAGE = Page(
     "/workers/{hostname:name}",
@@ -255,4 +258,5 @@ WORKER_PAGE = Page(
     regions=("worker", "current", "charts"),
     actions={verb_of(command): _form_of(command) for command in WORKER_COMMANDS},
     script="charts.js",
+    access=IN_CLUSTERS,
 )

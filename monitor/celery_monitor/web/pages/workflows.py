@@ -22,6 +22,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.tasks.workflows import MOST_STUCK, read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.web.pages import Context, Page, View
+from celery_monitor.web.security.reach import IN_PART
 
 LISTED = 50
 MOST_FOUND = 200
@@ -120,11 +121,14 @@ def _line(row: Row, begins: float, started: float, ends: float) -> Line:
     return Line(row, begins, ran_from, 100.0 if running else ends, running)
 
 
-PAGE = Page("/workflows", "workflows.html", context, title="Workflows", nav="Workflows", regions=("workflows",))
+PAGE = Page(
+    "/workflows", "workflows.html", context, title="Workflows", nav="Workflows", regions=("workflows",), access=IN_PART
+)
 WORKFLOW_PAGE = Page(
     "/workflows/{root_id:path}",
     "workflow.html",
     workflow_context,
     title="Workflow",
     regions=("summary", "tree"),
+    access=IN_PART,
 )

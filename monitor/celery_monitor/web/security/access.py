@@ -1,6 +1,7 @@
 """Whether anybody has to sign in, and whether the dashboard may be started so."""
 
-from celery_monitor.errors import SettingsError
+from celery_monitor.core.filters.scope import parse_scope
+from celery_monitor.errors import InvalidInput, SettingsError
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import Store
@@ -38,6 +39,12 @@ def _check_provider(settings: Settings) -> None:
         )
     if settings.oidc_client_secret is None:
         raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
+    for entry in settings.oidc_scopes:
+        who, _, scope = entry.rpartition("=")
+        try:
+            parse_scope(scope)
+        except InvalidInput as error:
+            raise SettingsError(f"oidc_scopes: {who}: {error.message}") from None
     anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
     if not anybody and settings.oidc_default_role == "none":
         raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")

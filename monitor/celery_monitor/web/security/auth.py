@@ -1,7 +1,8 @@
 """Basic authentication against argon2 hashes.
 
 An entry is ``user:password``, ``user:hash``, ``user:role:password`` or ``user:role:hash``; without a role the user is
-a viewer. Without any entry everybody is ``anonymous``, and only this machine is listened to.
+a viewer. A role may have a scope: ``user:operator[queue:emails]:hash``. Without any entry everybody is ``anonymous``,
+and only this machine is listened to.
 """
 
 import binascii
@@ -20,12 +21,14 @@ from functools import cached_property
 import argon2
 from anyio import CapacityLimiter, to_thread
 
-from celery_monitor.errors import SettingsError, TooManyRequests, Unauthenticated
+from celery_monitor.core.filters.scope import parse_scope
+from celery_monitor.errors import InvalidInput, SettingsError, TooManyRequests, Unauthenticated
 from celery_monitor.records.user import ROLES, Actor, Role, User
 from celery_monitor.web.security.attempts import LONGEST_NAME, Doors, FailedSignIns, network_of
 
 FOREIGN_HASH = re.compile(r"\$(2[abxy]?|[156]|apr1|y|scrypt|pbkdf2[\w-]*)\$|\{S?SHA\d*\}")
 SIGN_IN = "Sign in first."
+_role = re.compile(rf"(?P<role>{'|'.join(ROLES)})(\[(?P<scope>[^\]]*)\])?:(?P<password>.*)", re.DOTALL)
 MOST_WAITING = 32  # attempts at argon2, of which two are in work
 MOST_WAITING_OF_ADDRESS = 8
 _hasher = argon2.PasswordHasher()
@@ -42,11 +45,15 @@ class Account:
 def _entry(entry: str) -> tuple[Actor, str]:
     """Who an entry of basic_auth names, and the password or hash. Raises SettingsError, which never repeats it."""
     name, separator, rest = entry.partition(":")
-    word, _, after = rest.partition(":")
-    role, password = (ROLES[word], after) if word in ROLES and after else (Role.VIEWER, rest)
+    role, scope, password = Role.VIEWER, "", rest
+    if (given := _role.match(rest)) and given["password"]:
+        role, scope, password = ROLES[given["role"]], given["scope"] or "", given["password"]
     if not name or not separator or not password:
         raise SettingsError("basic_auth: write user:password, user:argon2-hash or user:role:argon2-hash")
-    return Actor(name, role), password
+    try:
+        return Actor(name, role, str(parse_scope(scope))), password
+    except InvalidInput as error:
+        raise SettingsError(f"basic_auth: {name}: {error.message}") from None
 
 
 def named(entries: Sequence[str]) -> list[Actor]:
@@ -181,7 +188,7 @@ class Gate:
         user = self._find(name) if name.isprintable() else None
         if user is None or user.disabled or user.password is None:
             return None
-        return Account(Actor(user.name, user.role), user.password)
+        return Account(Actor(user.name, user.role, user.scope), user.password)
 
     def _was_verified(self, account: Account, digest: bytes) -> bool:
         verified, fits = self._verified.get(account.actor.name, (b"", ""))

@@ -40,7 +40,7 @@ from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loo
 from celery_monitor.web.security.proxy import TrustedProxies
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = frozenset({"/healthcheck", "/metrics"})
+OPEN_PATHS = frozenset({"/healthcheck", "/livez", "/readyz", "/metrics"})
 STATIC_PATH = "/static/"
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
@@ -183,6 +183,7 @@ class Guard:
         )
         self.tokens = Tokens(secret)
         self.prefix = settings.url_prefix
+        self.open_paths = OPEN_PATHS - {"/metrics"} if settings.metrics_need_token else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
@@ -202,7 +203,7 @@ class Guard:
         if path == "/healthcheck" and safe:
             return receive  # load balancers use any host name, and it reveals nothing
         self.hosts.check(Headers(scope=scope))
-        if path in OPEN_PATHS and safe:
+        if path in self.open_paths and safe:
             return receive
         if path.startswith(STATIC_PATH) and safe:  # the same for everybody, and the sign-in page needs them
             return receive

@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from anyio import to_thread
@@ -58,6 +58,12 @@ class Identities:
 
     async def identify(self, connection: HTTPConnection) -> Identity:
         """Raises Unauthenticated; Forbidden where nobody has to sign in, and another machine asks."""
+        found = await self._identify(connection)
+        if found.actor.role <= Role.VIEWER and not self._settings.viewer_sees_arguments:
+            return replace(found, actor=replace(found.actor, sees_arguments=False))
+        return found
+
+    async def _identify(self, connection: HTTPConnection) -> Identity:
         authorization = connection.headers.get("authorization", "")
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() == "bearer":
@@ -97,14 +103,14 @@ class Identities:
             raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
         if now - (token.used_at or 0.0) > sessions.TOUCH_SECONDS:
             await to_thread.run_sync(sessions.touch_token, self._store, token, now)
-        return Identity(Actor(f"token:{token.name}", token.role), "token")
+        return Identity(Actor(f"token:{token.name}", token.role, token.scope), "token")
 
     def _proxied(self, name: str) -> Actor:
-        """With the role of the stored user of this name; a viewer where there is none."""
+        """With role and scope of the stored user of this name; a viewer where there is none."""
         user = find_user(self._store, name)
         if user is not None and user.disabled:
             raise Unauthenticated("This user is disabled.")
-        return Actor(name, user.role if user else Role.VIEWER)
+        return Actor(name, user.role, user.scope) if user else Actor(name, Role.VIEWER)
 
     def _by_session(self, secret: str) -> Identity:
         session, now = sessions.find_session(self._store, secret), time.time()
@@ -122,11 +128,11 @@ class Identities:
     def _actor_of(self, session: Session) -> Actor | None:
         """``None`` where the user is gone or disabled. The role is the one that the user has now."""
         if session.role is not None:  # an identity provider said so
-            return Actor(session.user, session.role)
+            return Actor(session.user, session.role, session.scope)
         if account := self._gate.accounts.get(session.user):
             return account.actor
         user = find_user(self._store, session.user)
-        return None if user is None or user.disabled else Actor(user.name, user.role)
+        return None if user is None or user.disabled else Actor(user.name, user.role, user.scope)
 
 
 def peer_of(connection: HTTPConnection) -> str:

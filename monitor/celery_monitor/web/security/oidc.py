@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from celery_monitor.core.filters.scope import parse_scope
 from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings
 from celery_monitor.web.security.identity import next_path, peer_of
@@ -55,16 +56,31 @@ def role_of(settings: Settings, claims: Claims) -> Role | None:
     provider has verified them. Any other entry is a value of the claim ``oidc_role_claim``. All are compared exactly,
     addresses whatever the case.
     """
-    address = email_of(claims) or ""
-    values = {*_claim_values(claims, settings.oidc_role_claim), address, f"@{address.rpartition('@')[2]}"} - {"", "@"}
+    values = _values(settings, claims)
     for role, entries in (
         (Role.ADMIN, settings.oidc_admins),
         (Role.OPERATOR, settings.oidc_operators),
         (Role.VIEWER, settings.oidc_viewers),
     ):
-        if any((each.lower() if "@" in each else each) in values for each in entries):
+        if any(_compared(each) in values for each in entries):
             return role
     return Role.VIEWER if settings.oidc_default_role == "viewer" else None
+
+
+def scope_of(settings: Settings, claims: Claims) -> str:
+    """The scope of the first entry of ``oidc_scopes`` that fits; empty: everything."""
+    values = _values(settings, claims)
+    entries = (each.rpartition("=") for each in settings.oidc_scopes)
+    return next((str(parse_scope(scope)) for who, _, scope in entries if _compared(who) in values), "")
+
+
+def _values(settings: Settings, claims: Claims) -> set[str]:
+    address = email_of(claims) or ""
+    return {*_claim_values(claims, settings.oidc_role_claim), address, f"@{address.rpartition('@')[2]}"} - {"", "@"}
+
+
+def _compared(entry: str) -> str:
+    return entry.lower() if "@" in entry else entry
 
 
 def email_of(claims: Claims) -> str | None:
@@ -163,7 +179,8 @@ class Provider:
         if role is None:
             await self._sign_in.failed.note(name, peer_of(request), "the user has no role on this dashboard")
             return self._sign_in.page(request, following, error=f"{name} has no role on this dashboard.", status=403)
-        return await self._sign_in.open(request, name, role, "oidc", following)
+        scope = scope_of(self._settings, claims)
+        return await self._sign_in.open(request, name, role, "oidc", following, scope)
 
     async def _check_metadata(self) -> None:
         """What discovery gave is of this issuer, and allows no ID token that anybody could sign."""

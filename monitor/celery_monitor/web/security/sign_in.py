@@ -32,6 +32,7 @@ from celery_monitor.web.security.identity import (
     peer_of,
     sign_in_address,
 )
+from celery_monitor.web.security.reach import EVERYBODY, LimitedRoute
 
 WRONG = "The user name or the password is wrong, or the user is disabled."
 
@@ -48,12 +49,16 @@ class SignIn:
         self.provider: str | None = None  # the title of an identity provider, where one is set
 
     def routes(self) -> list[Route]:
+        """Of everybody's own session: they read no record."""
         return [
-            Route(SIGN_IN_PATH, self.show, methods=["GET"], name="sign-in"),
-            Route(SIGN_IN_PATH, self.sign_in, methods=["POST"]),
-            Route("/sign-out", self.sign_out, methods=["POST"]),
-            Route("/account", self.account, methods=["GET"], name="account"),
-            Route("/account/sign-out-everywhere", self.sign_out_everywhere, methods=["POST"]),
+            LimitedRoute(path, endpoint, methods=[method], name=name, access=EVERYBODY)
+            for path, endpoint, method, name in (
+                (SIGN_IN_PATH, self.show, "GET", "sign-in"),
+                (SIGN_IN_PATH, self.sign_in, "POST", None),
+                ("/sign-out", self.sign_out, "POST", None),
+                ("/account", self.account, "GET", "account"),
+                ("/account/sign-out-everywhere", self.sign_out_everywhere, "POST", None),
+            )
         ]
 
     def show(self, request: Request) -> Response:
@@ -72,8 +77,10 @@ class SignIn:
             return page
         return await self.open(request, actor.name, None, "password", following)
 
-    async def open(self, request: Request, name: str, role: Role | None, source: str, following: str) -> Response:
-        """A session for somebody whose name is proved; ``role`` is given where we have no record of the user."""
+    async def open(
+        self, request: Request, name: str, role: Role | None, source: str, following: str, scope: str = ""
+    ) -> Response:
+        """A session for somebody whose name is proved; role and scope are given where we have no record of the user."""
         now = time.time()
         agent = request.headers.get("user-agent", "")
         opened = Session(
@@ -85,6 +92,7 @@ class SignIn:
             used_at=now,
             address=peer_of(request),
             agent=agent,
+            scope=scope,
         )
         secret = await asyncio.to_thread(self._open, opened)
         response = RedirectResponse(f"{_base(request)}{following}", 303)
