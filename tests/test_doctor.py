@@ -14,7 +14,7 @@ import pytest
 import redis
 from amqp import Connection
 
-from celery_monitor.core.findings import failing_helpers
+from celery_monitor.core.health.findings import failing_helpers
 from celery_monitor.doctor import Report, lines
 from celery_monitor.records.receiver import FailingHelper, ReceiverHealth
 from celery_monitor.store.engine import open_store
@@ -24,7 +24,7 @@ from tests.test_cli import call
 from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "doctor.md"
-SOURCES = ("core/checks.py", "core/findings.py", "doctor.py")
+SOURCES = ("core/health/checks.py", "core/health/findings.py", "doctor.py")
 CAPTURE = {"*": {"Request": "celery_monitor_capture:Request"}}
 WELL = {"task_send_sent_event": True, "worker_send_task_events": True, "task_annotations": CAPTURE}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_monitor.core.checks import RecordFacts, judge_record
+from celery_monitor.core.health.checks import RecordFacts, judge_record
 from celery_monitor.demo import Demo, _directory
 from celery_monitor.files import exposed, make_private, make_private_folder, open_private
 from celery_monitor.receiver.sources.buffer import Record, Spool

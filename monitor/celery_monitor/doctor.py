@@ -10,7 +10,7 @@ from celery_monitor.addresses import without_password
 from celery_monitor.brokers.application import application_of
 from celery_monitor.brokers.examine import examine_broker
 from celery_monitor.brokers.results import result_backend, stored_results
-from celery_monitor.core.checks import (
+from celery_monitor.core.health.checks import (
     BrokerFacts,
     RecordFacts,
     ResultFacts,
@@ -20,7 +20,7 @@ from celery_monitor.core.checks import (
     judge_transport,
     judge_workers,
 )
-from celery_monitor.core.findings import Finding, Tone, failing_helpers
+from celery_monitor.core.health.findings import Finding, Tone, failing_helpers
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
 from celery_monitor.settings import Broker, Settings
 from celery_monitor.store.accounts.users import has_users_yet

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from benchmarks.cardinality import distinct_messages
 from benchmarks.stream import publisher
 from celery_monitor.core.filters.parser import parse
-from celery_monitor.core.findings import RISE_SECONDS, RecentSamples
-from celery_monitor.core.health import findings
+from celery_monitor.core.health.findings import RISE_SECONDS, RecentSamples
+from celery_monitor.core.health.judgement import findings
 from celery_monitor.errors import StoreUnavailable
 from celery_monitor.receiver.reconcile import MOST_PINGED
 from celery_monitor.receiver.sampler import MOST_ABSENT, MOST_MEASURED, Turns

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from celery_monitor.core.checks import (
+from celery_monitor.core.health.checks import (
     BrokerFacts,
     RecordFacts,
     ResultFacts,
@@ -16,7 +16,7 @@ from celery_monitor.core.checks import (
     judge_transport,
     judge_workers,
 )
-from celery_monitor.core.findings import Finding
+from celery_monitor.core.health.findings import Finding
 from celery_monitor.doctor import LEVELS
 from celery_monitor.records.application import Application, Unread
 

@@ -1,4 +1,4 @@
-from celery_monitor.core.findings import RecentSamples, is_growing, is_rising, unattended
+from celery_monitor.core.health.findings import RecentSamples, is_growing, is_rising, unattended
 from celery_monitor.records.queue import Queue
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from celery_monitor.core.findings import MEANINGS, Finding, FindingLink
-from celery_monitor.core.health import BANNERS, MINOR, HealthFacts, banners, findings
+from celery_monitor.core.health.findings import MEANINGS, Finding, FindingLink
+from celery_monitor.core.health.judgement import BANNERS, MINOR, HealthFacts, banners, findings
 from celery_monitor.core.workflow import LongTask, SlowWorkflow, StalledWorker, Stalls, stalled_words
 from celery_monitor.receiver import helper_failures
 from celery_monitor.records.failure import FailureCounts, FailureGroup, FailureState

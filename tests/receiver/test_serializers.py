@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_monitor.core.health import HealthFacts, banners
+from celery_monitor.core.health.judgement import HealthFacts, banners
 from celery_monitor.errors import NotFound
 from celery_monitor.records.task import TaskState
 from celery_monitor.store.engine import Store

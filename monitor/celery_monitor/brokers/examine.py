@@ -17,7 +17,7 @@ from celery_monitor.brokers.amqp import read_management_api
 from celery_monitor.brokers.connection import app_for, keep_compressed, link
 from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
-from celery_monitor.core.checks import BrokerFacts, EventQueue, Sender
+from celery_monitor.core.health.checks import BrokerFacts, EventQueue, Sender
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.receiver.decode import decode, json_of
 from celery_monitor.records.receiver import RefusedEvents

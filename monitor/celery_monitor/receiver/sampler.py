@@ -28,7 +28,7 @@ import msgspec
 from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
-from celery_monitor.core.findings import RecentSamples
+from celery_monitor.core.health.findings import RecentSamples
 from celery_monitor.core.waits import Senders, moved
 from celery_monitor.core.workers import duplicate_pids, duplicates, process_state
 from celery_monitor.errors import MonitorError, Unsupported

@@ -17,9 +17,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from celery_monitor.core.checks import RecordFacts
 from celery_monitor.core.filters.parser import parse
-from celery_monitor.core.findings import (
+from celery_monitor.core.health.checks import RecordFacts
+from celery_monitor.core.health.findings import (
     ENDING_SECONDS,
     FEWEST_ENDINGS,
     GAP_SECONDS,
@@ -30,7 +30,7 @@ from celery_monitor.core.findings import (
     Bound,
     grows,
 )
-from celery_monitor.core.health import LOST, HealthFacts
+from celery_monitor.core.health.judgement import LOST, HealthFacts
 from celery_monitor.core.workflow import LEAST_SECONDS, Stalls, long_tasks, slow_workflows, stalled_workers
 from celery_monitor.errors import MonitorError, StoreUnavailable
 from celery_monitor.files import exposed

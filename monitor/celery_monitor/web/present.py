@@ -21,8 +21,8 @@ from celery_monitor.control.commands import Allowed
 from celery_monitor.core.filters.parser import UNHANDLED, parse
 from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.core.filters.terms import exactly
-from celery_monitor.core.findings import Finding
-from celery_monitor.core.health import banners
+from celery_monitor.core.health.findings import Finding
+from celery_monitor.core.health.judgement import banners
 from celery_monitor.errors import Forbidden, NotFound
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue

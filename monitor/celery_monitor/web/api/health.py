@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 from msgspec import Struct, field
 
 from celery_monitor.brokers.results import result_backend
-from celery_monitor.core.findings import Finding, Tone
-from celery_monitor.core.health import findings
+from celery_monitor.core.health.findings import Finding, Tone
+from celery_monitor.core.health.judgement import findings
 from celery_monitor.records.receiver import Gap, ReceiverHealth
 from celery_monitor.settings import Settings
 from celery_monitor.store.health import read_facts, read_receivers, read_standbys

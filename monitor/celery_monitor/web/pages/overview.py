@@ -1,6 +1,6 @@
 """Health, charts, top failures, longest running and slowest tasks: the page that stays open."""
 
-from celery_monitor.core.health import findings, settled
+from celery_monitor.core.health.judgement import findings, settled
 from celery_monitor.core.words import counted
 from celery_monitor.records.failure import FailureCounts
 from celery_monitor.records.receiver import StandbyReceiver

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from celery_monitor.control.commands import Command, verb_of
 from celery_monitor.control.queues import QUEUE_COMMANDS, QueueCommand, ReadQueue
 from celery_monitor.control.workers import AddConsumer, GrowPool
-from celery_monitor.core.findings import grows, unattended
+from celery_monitor.core.health.findings import grows, unattended
 from celery_monitor.errors import MonitorError, NotFound
 from celery_monitor.records.queue import Pause, Queue, QueueSample
 from celery_monitor.records.series import WaitPercentiles

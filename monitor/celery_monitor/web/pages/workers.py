@@ -11,7 +11,7 @@ from celery_monitor.control.revoke import RevokeStamped
 from celery_monitor.control.workers import WORKER_COMMANDS, EnableEvents, WorkerCommand
 from celery_monitor.core.filters.parser import Filter
 from celery_monitor.core.filters.terms import State, any_of, exactly
-from celery_monitor.core.findings import RENAME, shared_names
+from celery_monitor.core.health.findings import RENAME, shared_names
 from celery_monitor.core.workers import ProcessState, duplicate_pids, is_skewed, process_state
 from celery_monitor.core.workflow import stalled_words
 from celery_monitor.errors import MonitorError, NotFound

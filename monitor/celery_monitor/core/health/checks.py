@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from celery_monitor.core.findings import Finding, events_off, refused_events, shared_names, skewed_clocks
+from celery_monitor.core.health.findings import Finding, events_off, refused_events, shared_names, skewed_clocks
 from celery_monitor.core.words import counted, named
 from celery_monitor.core.workers import SKEW_SECONDS
 from celery_monitor.records.application import Application

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from celery_monitor.core.findings import (
+from celery_monitor.core.health.findings import (
     BARELY_SECONDS,
     BOUND_WORDS,
     GAP_SECONDS,
