@@ -126,7 +126,7 @@ def test_the_example_of_the_specification_and_each_part_of_it_is_a_link() -> Non
 
 
 def test_every_kind_stands_in_its_document() -> None:
-    sources = [(PACKAGE / name).read_text(encoding="utf-8") for name in ("findings.py", "health.py")]
+    sources = [(PACKAGE / name).read_text(encoding="utf-8") for name in ("findings.py", "judgement.py")]
     kinds = set(re.findall(r'Finding\(\s*"([^"]+)"', "".join(sources)))
     assert len(kinds) > 20
     text = DOCUMENT.read_text(encoding="utf-8")
