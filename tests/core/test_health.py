@@ -19,7 +19,7 @@ from celery_monitor.records.worker import Worker, WorkerProcess, WorkerStatus
 from tests.factories import NOW
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGE, DOCUMENT = ROOT / "monitor" / "celery_monitor" / "core", ROOT / "docs" / "health.md"
+PACKAGE, DOCUMENT = ROOT / "monitor" / "celery_monitor" / "core" / "health", ROOT / "docs" / "health.md"
 
 
 def make_health(**fields: object) -> ReceiverHealth:
