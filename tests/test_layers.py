@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "celery_monitor.receiver.sources",
         "celery_monitor.store",
     ),
-    ("celery_monitor.control", "celery_monitor.receiver"),
+    ("celery_monitor.control", "celery_monitor.metrics", "celery_monitor.receiver"),
     ("celery_monitor.web",),
     (
         "celery_monitor.__main__",

@@ -201,6 +201,21 @@ def parse_float(text: str) -> float:
     return number
 
 
+# Bounds in seconds by which durations are counted for metrics; those of prometheus-client are among them.
+METRIC_BUCKETS = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+)  # fmt: skip
+
+
+def parse_bucket(text: str) -> float:
+    """One of METRIC_BUCKETS: durations are counted by these, so no others can be shown."""
+    bound = parse_float(text)
+    if bound not in METRIC_BUCKETS:
+        raise SettingsError(f"{quoted(text)} is not one of {', '.join(map(str, METRIC_BUCKETS))}")
+    return bound
+
+
 def parse_json_object(text: str) -> dict[str, object]:
     """A JSON object, such as kombu's transport options. Errors do not contain it: it may have a password."""
     try:
@@ -467,6 +482,19 @@ class Settings:
     keep_failed_days: float = _setting(30.0, parse_float, "days that all other tasks are kept", metavar="DAYS")
     keep_action_days: float = _setting(
         365.0, parse_float, "days that actions, sign-ins and exports are kept in the trail", metavar="DAYS"
+    )
+    metrics_by_worker: bool = _setting(
+        False, parse_bool, "count tasks for /metrics by worker, too: one series for each task name on each worker"
+    )
+    task_runtime_metric_buckets: tuple[float, ...] = _setting(
+        METRIC_BUCKETS[:14],
+        parse_bucket,
+        "bounds of flower_task_runtime_seconds in seconds; may be given several times",
+        multiple=True,
+        metavar="SECONDS",
+    )
+    purge_offline_workers: float = _setting(
+        86400.0, parse_float, "seconds after which a worker that is gone leaves /metrics", metavar="SECONDS"
     )
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -26,7 +27,7 @@ from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.records.user import ANONYMOUS
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Changes, Store, open_store
-from celery_monitor.web import api
+from celery_monitor.web import api, flower, probes
 from celery_monitor.web.deadlines import DeadlineProtocol
 from celery_monitor.web.live import LARGEST_MESSAGE, MOST_ANONYMOUS_SOCKETS, MOST_SOCKETS_OF_USER, Live, Visitor, close
 from celery_monitor.web.pages import (
@@ -105,14 +106,16 @@ def create_app(settings: Settings) -> Starlette:
     presenter = Presenter(PAGES, environment, store, settings, REQUIRED_ROLE)
     gate = make_gate(settings, store)
     table = [*sign_in_routes(SignIn(settings, store, gate, environment), settings, store), *routes(presenter)]
+    latencies = probes.Latencies()
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
-        middleware=middleware(settings, store, gate),
+        middleware=[Middleware(probes.MeasureLatency, latencies=latencies), *middleware(settings, store, gate)],
         exception_handlers=handlers(error_page),
         lifespan=_lifespan,
     )
     app.state.store = store
     app.state.settings = settings
+    app.state.latencies = latencies
     app.state.controller = Controller(store, settings)
     app.state.runner = Runner(store, settings)
     app.state.presenter = presenter
@@ -146,7 +149,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 def routes(presenter: Presenter) -> list[BaseRoute]:
     """The whole route table."""
-    table = api.routes()
+    table = [*probes.routes(), *api.routes(), *flower.routes()]
     table.append(WebSocketRoute("/live", live, name="live"))
     table.append(Route("/static/{version}/{path:path}", Assets(assets("static")).serve, name="static"))
     for page in presenter.pages:

@@ -5,7 +5,7 @@ seconds; unknown is null.
 """
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from celery_monitor.web.api import (
@@ -43,18 +43,12 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def routes() -> list[BaseRoute]:
-    """``/healthcheck`` and everything below ``/api/v1``."""
+    """Everything below ``/api/v1``."""
     register_names()
     return [
-        Route("/healthcheck", healthcheck, name="healthcheck"),
         Route("/api/v1/openapi.json", openapi, name="openapi"),
         *[route(operation) for operation in OPERATIONS],
     ]
-
-
-def healthcheck(_: Request) -> PlainTextResponse:
-    """The web process is up. Needs no authentication."""
-    return PlainTextResponse("OK")
 
 
 def openapi(request: Request) -> Response:
