@@ -99,7 +99,7 @@ def collect(store: Store, settings: Settings) -> Iterator[Family]:
     yield from _build()
     yield from _tasks(store, totals)
     yield from _queues(store, now)
-    yield from _workers(workers)
+    yield from _workers(store, workers)
     yield from _failures(store, now)
     yield from _beat(store)
     yield from _receivers(store, settings, now)
@@ -202,10 +202,10 @@ def _queues(store: Store, now: float) -> Iterator[Family]:
     yield from (ready, unacked, consumers, oldest)
 
 
-def _workers(workers: Sequence[Worker]) -> Iterator[Family]:
+def _workers(store: Store, workers: Sequence[Worker]) -> Iterator[Family]:
     family = Family("celery_monitor_workers", "gauge", "Workers by whether they are up")
     counts = Counter((each.cluster, each.status) for each in workers)
-    for cluster in sorted({each.cluster for each in workers}):
+    for cluster in read_clusters(store):
         for status in WorkerStatus:
             family.add(counts[cluster, status], cluster=cluster, status=status)
     yield family

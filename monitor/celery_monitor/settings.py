@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -531,13 +532,18 @@ SECRET_FILES = {f"{name}{FILE_SUFFIX}": name for name, f in SETTINGS.items() if 
 REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
 
 
-def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
-    """Options override the environment, which overrides the TOML file, which overrides the defaults.
+def load(
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: Path | None = None,
+    below: Mapping[str, object] = MappingProxyType({}),
+) -> Settings:
+    """Options override the environment, which overrides the TOML file, then ``below``, then the defaults.
 
     A setting that may hold a secret can be read from a file of its own instead, which ``<name>_file`` names. An option
     of ``None`` or an empty tuple is not set. Raises SettingsError.
     """
-    given: dict[str, object] = {}
+    given = dict(below)
     given |= _read_files(_from_file(file)) if file else {}
     given |= _read_files(_from_environment(environ))
     given |= _read_files(

@@ -4,8 +4,9 @@ Roll-ups are corrected and expire; whoever reads a counter that falls takes that
 writer's transaction, one row for each name of a batch, so they survive a restart and are the same for every replica.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -16,7 +17,8 @@ from celery_monitor.records.event import Event
 from celery_monitor.settings import METRIC_BUCKETS
 from celery_monitor.store import schema
 from celery_monitor.store.engine import PreparedStatement, Store
-from celery_monitor.store.rollups.counters import Place, Tally
+from celery_monitor.store.rollups.counters import Place as RollupPlace
+from celery_monitor.store.rollups.counters import Tally
 from celery_monitor.store.schema import TERM_KINDS, UNKNOWN
 from celery_monitor.store.terms import Terms
 
@@ -36,13 +38,23 @@ class Histogram(msgspec.Struct, array_like=True):
     sum: float = 0.0
 
     def add(self, seconds: float, number: int = 1) -> None:
-        at = 0
-        for bound in METRIC_BUCKETS:  # few durations are long
-            if seconds <= bound:
-                break
-            at += 1
-        self.counts[at] += number
+        self.counts[bisect_left(METRIC_BUCKETS, seconds)] += number
         self.sum += seconds * number
+
+    def add_new(self, changes: Mapping[int, int]) -> None:
+        """What is new among the changes of a sketch; a correction takes nothing away."""
+        for bucket, number in changes.items():
+            if number > 0:
+                place, seconds = _place_of(bucket)
+                self.counts[place] += number
+                self.sum += seconds * number
+
+
+@lru_cache(4096)
+def _place_of(bucket: int) -> tuple[int, float]:
+    """Where a bucket of a sketch is counted, and the seconds that it stands for."""
+    seconds = middle(bucket)
+    return bisect_left(METRIC_BUCKETS, seconds), seconds
 
 
 class Total(msgspec.Struct, array_like=True):
@@ -53,34 +65,36 @@ class Total(msgspec.Struct, array_like=True):
     run: Histogram = msgspec.field(default_factory=Histogram)
     wait: Histogram = msgspec.field(default_factory=Histogram)
 
-    def add_from(self, other: "Total") -> None:
-        for name, number in other.events.items():
-            self.events[name] = self.events.get(name, 0) + number
-        for mine, more in ((self.reported, other.reported), (self.run, other.run), (self.wait, other.wait)):
-            mine.counts = [one + two for one, two in zip(mine.counts, more.counts, strict=True)]
-            mine.sum += more.sum
-
 
 Key = tuple[str | None, str | None]  # name and worker
+Place = tuple[int, int]  # their numbers, of a row
 
 
 class Observed:
-    """The events of one batch by name and, if ``by_worker``, by worker."""
+    """The events of one batch by name and, if ``by_worker``, by worker.
+
+    Most tasks of a batch have the same types of events, so these are counted together.
+    """
 
     def __init__(self, *, by_worker: bool) -> None:
         self.by_worker = by_worker
-        self.events: Counter[tuple[str | None, str | None, str]] = Counter()
-        self.reported: dict[Key, list[float]] = defaultdict(list)
+        self.kinds: dict[tuple[Key, tuple[str, ...]], int] = {}
+        self.reported: dict[Key, list[float]] = {}
 
-    def add(self, name: str | None, events: Iterable[Event]) -> None:
-        """Counts a task's events. The sender of a task is no worker, and there may be any number of senders."""
-        for event in events:
-            kind = event.type
-            if kind in COUNTED:
-                worker = event.hostname if self.by_worker and kind != "task-sent" else None
-                self.events[name, worker, kind] += 1
-                if event.runtime is not None and kind == "task-succeeded":
-                    self.reported[name, worker].append(event.runtime)
+    def add(self, name: str | None, events: Sequence[Event]) -> None:
+        """Counts a task's events."""
+        if self.by_worker:
+            for event in events:  # the sender of a task is no worker, and there may be any number of senders
+                self._add((name, event.hostname if event.type != "task-sent" else None), (event,))
+        else:
+            self._add((name, None), events)
+
+    def _add(self, key: Key, events: Sequence[Event]) -> None:
+        kinds = key, tuple([each.type for each in events])
+        self.kinds[kinds] = self.kinds.get(kinds, 0) + 1
+        if "task-succeeded" in kinds[1]:
+            times = [each.runtime for each in events if each.runtime is not None and each.type == "task-succeeded"]
+            self.reported.setdefault(key, []).extend(times)
 
 
 class Totals:
@@ -88,7 +102,8 @@ class Totals:
 
     def __init__(self, store: Store, terms: Terms) -> None:
         self._terms = terms
-        self._rows: dict[tuple[int, int], Total] | None = None
+        self._rows: dict[Place, Total] | None = None
+        self._places: dict[Key, Place] = {}
         statement = store.insert(schema.total)
         changed = {"record": statement.excluded.record}
         self._put = PreparedStatement(
@@ -98,50 +113,56 @@ class Totals:
     def forget(self) -> None:
         """Empties the cache, after a rollback."""
         self._rows = None
+        self._places.clear()
 
     def apply(
-        self, connection: Connection, cluster_id: int, observed: Observed, rollups: Mapping[Place, Tally]
+        self, connection: Connection, cluster_id: int, observed: Observed, rollups: Mapping[RollupPlace, Tally]
     ) -> None:
         """Adds a batch: its events, and what is new in its changes of roll-ups."""
-        added: defaultdict[Key, Total] = defaultdict(Total)
-        for (name, worker, kind), number in observed.events.items():
-            added[name, worker].events[kind] = number
+        rows = self._rows
+        if rows is None:
+            rows = self._rows = _load(connection, cluster_id)
+        places = self._places
+        changed: set[Place] = set()
+
+        def row(key: Key) -> Total:
+            place = places.get(key)
+            if place is None:
+                place = places[key] = self._place(connection, rows, key)
+            changed.add(place)
+            return rows[place]
+
+        for (key, kinds), number in observed.kinds.items():
+            events = row(key).events
+            for kind in kinds:
+                if kind in COUNTED:
+                    events[kind] = events.get(kind, 0) + number
         for key, durations in observed.reported.items():
+            reported = row(key).reported
             for seconds in durations:
-                added[key].reported.add(seconds)
+                reported.add(seconds)
         for (_, name, _, worker), tally in rollups.items():
-            total = added[name, worker if observed.by_worker else None]
-            for histogram, counts in ((total.run, tally.run), (total.wait, tally.wait)):
-                for bucket, number in counts.items():
-                    if number > 0:  # a correction takes nothing away
-                        histogram.add(middle(bucket), number)
-        if added:
-            self._store_added(connection, cluster_id, added)
+            if tally.run or tally.wait:
+                total = row((name, worker if observed.by_worker else None))
+                total.run.add_new(tally.run)
+                total.wait.add_new(tally.wait)
+        self._put.run(connection, [(cluster_id, *place, _encode(rows[place])) for place in changed])
 
-    def _store_added(self, connection: Connection, cluster_id: int, added: Mapping[Key, Total]) -> None:
-        if self._rows is None:
-            self._rows = _load(connection, cluster_id)
-        self._terms.load(connection, [(_WORKER, worker) for _, worker in added if worker is not None])
-        changed = {}
-        for key, total in added.items():
-            place = self._place(connection, self._rows, key)
-            row = changed[place] = self._rows.setdefault(place, Total())
-            row.add_from(total)
-        self._put.run(connection, [(cluster_id, *place, _encode(row)) for place, row in changed.items()])
-
-    def _place(self, connection: Connection, rows: Collection[tuple[int, int]], key: Key) -> tuple[int, int]:
+    def _place(self, connection: Connection, rows: dict[Place, Total], key: Key) -> Place:
         """Where a key is counted: beyond the bounds under OTHER, without a worker."""
+        self._terms.load(connection, [(_WORKER, key[1])] if key[1] is not None else [])
         place = self._terms.id(_NAME, key[0]), self._terms.id(_WORKER, key[1])
-        if place in rows or len(rows) < (MOST_ROWS if place[1] else MOST_NAMES):
-            return place
-        return self._terms.others(connection)[0], UNKNOWN
+        if place not in rows and len(rows) >= (MOST_ROWS if place[1] else MOST_NAMES):
+            place = self._terms.others(connection)[0], UNKNOWN
+        rows.setdefault(place, Total())
+        return place
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Total).decode
 
 
-def _load(connection: Connection, cluster_id: int) -> dict[tuple[int, int], Total]:
+def _load(connection: Connection, cluster_id: int) -> dict[Place, Total]:
     table = schema.total.c
     statement = select(table.name_id, table.worker_id, table.record).where(table.cluster_id == cluster_id)
     return {(row.name_id, row.worker_id): _decode(row.record) for row in connection.execute(statement)}
