@@ -5,7 +5,7 @@ from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
-from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.application import application_of, applies_to
 from celery_monitor.brokers.publish import Route, TaskCall, publisher
 from celery_monitor.brokers.results import mark_aborted
 from celery_monitor.control.commands import (
@@ -133,7 +133,8 @@ class SendTask(ClusterCommand, frozen=True, kw_only=True):
     def run(self, target: Target) -> Performed:
         """Raises InvalidInput for options that Celery refuses, NotTaken and TakenUnknown."""
         application = application_of(target.settings)
-        own = application.tasks.get(self.name, {}) if application is not None else {}
+        is_ours = application is not None and applies_to(application, target.broker, target.settings)
+        own = application.tasks.get(self.name, {}) if application is not None and is_ours else {}
         with publisher(target.broker, target.settings) as sender:
             sender.send_with_options(self.id, self.name, self.args, self.kwargs, {**own, **self.options})
         result = TaskResult(id=self.id, outcome="done", message=f"Sent {self.name} as {self.id}.", new_id=self.id)

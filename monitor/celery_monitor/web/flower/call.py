@@ -28,6 +28,7 @@ UNAVAILABLE = "Broker or result backend unavailable"
 KINDS: dict[type, Callable[[str], Any]] = {bool: parse_bool, int: int, float: float, str: str}
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,10 @@ class Call:
             return value
         raise InvalidInput(f"Missing argument {name}")
 
-    def value(self, name: str, kind: type[T], default: T) -> T:
+    def value(self, name: str, kind: type[T], default: D) -> T | D:
         """An argument of this type. Raises InvalidInput."""
         text = self.text(name)
         return default if text is None else _read(text, kind)
-
-    def number(self, name: str, kind: type[T]) -> T | None:
-        text = self.text(name)
-        return None if text is None else _read(text, kind)
 
     def worker(self, name: str) -> Worker:
         """The recorded worker, the latest one where several clusters have the name. Raises NotFound."""
@@ -102,7 +99,10 @@ def endpoint(handle: Handler) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         try:
             response = await run_in_threadpool(handle, await _call(request))
-            return _with_tag(request, response if isinstance(response, Response) else await response)
+            response = response if isinstance(response, Response) else await response
+            if request.method == "HEAD":  # a stream is not started
+                return Response(status_code=response.status_code, headers=response.headers)
+            return _with_tag(request, response)
         except MonitorError as error:
             if request.method == "POST" and request.app.state.settings.read_only:
                 return refused(READ_ONLY)  # whatever else is wrong with it

@@ -91,7 +91,7 @@ def _consume(call: Call, command: type[AddConsumer | CancelConsumer], failure: s
 
 def set_time_limits(call: Call) -> Response:
     name = call.required("workername")
-    soft, hard = call.number("soft", float), call.number("hard", float)
+    soft, hard = call.value("soft", float, None), call.value("hard", float, None)
     _check_task(call)
     command = TimeLimit(**_of(call.worker(name)), task=call.target, soft=soft, hard=hard)
     return _of_task(call, command, "Failed to set timeouts: '{}'")

@@ -60,7 +60,7 @@ async def apply(call: Call) -> Response:
 
 async def task_result(call: Call) -> Response:
     """The state and, once it has ended, the result of a task. With ``timeout`` waits for it so many seconds."""
-    timeout = call.number("timeout", float)
+    timeout = call.value("timeout", float, None)
     broker = await asyncio.to_thread(_broker, call)
     meta = await _ended(call, broker, call.target, timeout or 0.0)
     return json_answer({"task-id": call.target, "state": meta.state} | _result(call, meta))

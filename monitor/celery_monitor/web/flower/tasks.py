@@ -56,7 +56,7 @@ def task_info(call: Call) -> Response:
 
 def list_tasks(call: Call) -> Response:
     """``{uuid: task}``, the newest first. Without ``limit`` it is written while it is read."""
-    limit, offset = call.number("limit", int), max(call.value("offset", int, default=0), 0)
+    limit, offset = call.value("limit", int, None), max(call.value("offset", int, default=0), 0)
     sort = call.text("sort_by") or ""
     if sort and sort.lstrip("-") not in SORTS:
         raise InvalidInput(f"Invalid sort_by '{sort}', expected one of {', '.join(SORTS)}")
