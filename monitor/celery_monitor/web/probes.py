@@ -126,7 +126,7 @@ class Latencies:
         return family
 
     def observe(self, route: str, seconds: float) -> None:
-        self._routes[route].add(seconds)
+        self._routes[route].add([seconds])
 
 
 class MeasureLatency:

@@ -5,7 +5,8 @@ writer's transaction, one row for each name of a batch, so they survive a restar
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -37,9 +38,11 @@ class Histogram(msgspec.Struct, array_like=True):
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(METRIC_BUCKETS) + 1))
     sum: float = 0.0
 
-    def add(self, seconds: float, number: int = 1) -> None:
-        self.counts[bisect_left(METRIC_BUCKETS, seconds)] += number
-        self.sum += seconds * number
+    def add(self, durations: Collection[float]) -> None:
+        counts = self.counts
+        for seconds in durations:
+            counts[bisect_left(METRIC_BUCKETS, seconds)] += 1
+        self.sum += sum(durations)
 
     def add_new(self, changes: Mapping[int, int]) -> None:
         """What is new among the changes of a sketch; a correction takes nothing away."""
@@ -71,18 +74,14 @@ Place = tuple[int, int]  # their numbers, of a row
 
 
 class Observed:
-    """The events of one batch by name and, if ``by_worker``, by worker.
-
-    Most tasks of a batch have the same types of events, so these are counted together.
-    """
+    """The events of one batch by name and, if ``by_worker``, by worker."""
 
     def __init__(self, *, by_worker: bool) -> None:
         self.by_worker = by_worker
-        self.kinds: dict[tuple[Key, tuple[str, ...]], int] = {}
-        self.reported: dict[Key, list[float]] = {}
+        self.events: dict[Key, list[Event]] = {}
 
     def add(self, name: str | None, events: Sequence[Event]) -> None:
-        """Counts a task's events."""
+        """Keeps a task's events, to be counted together with those of other tasks."""
         if self.by_worker:
             for event in events:  # the sender of a task is no worker, and there may be any number of senders
                 self._add((name, event.hostname if event.type != "task-sent" else None), (event,))
@@ -90,11 +89,10 @@ class Observed:
             self._add((name, None), events)
 
     def _add(self, key: Key, events: Sequence[Event]) -> None:
-        kinds = key, tuple([each.type for each in events])
-        self.kinds[kinds] = self.kinds.get(kinds, 0) + 1
-        if "task-succeeded" in kinds[1]:
-            times = [each.runtime for each in events if each.runtime is not None and each.type == "task-succeeded"]
-            self.reported.setdefault(key, []).extend(times)
+        kept = self.events.get(key)
+        if kept is None:
+            kept = self.events[key] = []
+        kept += events
 
 
 class Totals:
@@ -132,15 +130,13 @@ class Totals:
             changed.add(place)
             return rows[place]
 
-        for (key, kinds), number in observed.kinds.items():
-            events = row(key).events
-            for kind in kinds:
+        for key, events in observed.events.items():
+            total = row(key)
+            for kind, number in Counter([each.type for each in events]).items():
                 if kind in COUNTED:
-                    events[kind] = events.get(kind, 0) + number
-        for key, durations in observed.reported.items():
-            reported = row(key).reported
-            for seconds in durations:
-                reported.add(seconds)
+                    total.events[kind] = total.events.get(kind, 0) + number
+            ended = [each.runtime for each in events if each.type == "task-succeeded" and each.runtime is not None]
+            total.reported.add(ended)
         for (_, name, _, worker), tally in rollups.items():
             if tally.run or tally.wait:
                 total = row((name, worker if observed.by_worker else None))
