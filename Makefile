@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # Every worker and every program that a test starts would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev fast test test-all conformance check bench docs format chromium clean
+.PHONY: demo dev fast test test-all conformance check bench docs format programs clean
 
 demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
@@ -28,11 +28,11 @@ fast: .venv/ready
 	$(PYTEST) -q -p no:schemathesis --hypothesis-profile=fast $(PURE) $(OPTIONS)
 
 # Minutes: real services, a browser. What a change must pass before it is committed.
-test: .venv/ready node_modules/.package-lock.json chromium
+test: .venv/ready node_modules/.package-lock.json programs
 	$(PYTEST) $(SPREAD) -m "not slow" $(OPTIONS)
 
 # Everything: also faults, soaks, large records, installation in environments.
-test-all: .venv/ready node_modules/.package-lock.json chromium
+test-all: .venv/ready node_modules/.package-lock.json programs
 	$(PYTEST) $(SPREAD) --hypothesis-profile=all $(OPTIONS)
 
 # Celery's own integration suite, half an hour in all. docs/conformance.md
@@ -68,11 +68,13 @@ node_modules/.package-lock.json: package-lock.json .venv/ready
 	$(NPM) ci --ignore-scripts --no-audit --no-fund
 	touch $@
 
-# The browser of the end-to-end tests. Without the right to install it they are skipped, and say so.
-chromium:
-	@command -v chromium chromium-browser google-chrome >/dev/null || { \
-	  sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
-	  $$sudo apt-get install --yes --quiet chromium || echo "no Chromium: the tests in a browser will be skipped"; }
+# The browser of the end-to-end tests, and what reads deploy/. Without the right to install them, tests are skipped.
+programs:
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	command -v chromium chromium-browser google-chrome >/dev/null || $$sudo apt-get install --yes --quiet chromium \
+	  || echo "no Chromium: the tests in a browser will be skipped"; \
+	command -v promtool >/dev/null || $$sudo env RUNLEVEL=1 apt-get install --yes --quiet --no-install-recommends prometheus \
+	  || echo "no Prometheus: tests of deploy/ will be skipped"
 
 clean:
 	rm -rf .venv node_modules static/vendor dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis test-results

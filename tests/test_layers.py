@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "celery_monitor.addresses",
         "celery_monitor.core",
         "celery_monitor.files",
+        "celery_monitor.flower_options",
         "celery_monitor.settings",
         "celery_monitor.supervise",
     ),
@@ -25,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "celery_monitor.receiver.sources",
         "celery_monitor.store",
     ),
-    ("celery_monitor.control", "celery_monitor.receiver"),
+    ("celery_monitor.control", "celery_monitor.metrics", "celery_monitor.receiver"),
     ("celery_monitor.web",),
     (
         "celery_monitor.__main__",

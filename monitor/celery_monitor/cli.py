@@ -5,6 +5,7 @@ needs no dashboard. So functions are named here by ``module:function``, and load
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,17 @@ from celery_monitor import __version__
 from celery_monitor.addresses import check_broker, masked, masked_value, transport_of
 from celery_monitor.core.untrusted.terminal import printable, printable_lines
 from celery_monitor.errors import MonitorError
+from celery_monitor.flower_options import DEFAULT_FILE, OPTIONS, from_environment, from_file, translated
 from celery_monitor.records.user import of_scope
 from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load
 from celery_monitor.supervise import configure_logging, resolve_without_gc, stop_on_signals
 
+log = logging.getLogger(__name__)
+
 EXIT_WRONG = 1
 EXIT_USAGE = 2
 RESUME = "resume"
+FLOWER = "flower_"  # before the names of its options among ours
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
@@ -155,7 +160,48 @@ def setting_options(without: Sequence[str] = ()) -> list[click.Parameter]:
         for name, secret in SECRET_FILES.items()
         if secret not in without
     ]
-    return [config, *(_setting_option(name) for name in SETTINGS if name not in without), *files]
+    flower = _flower_options() if "port" not in without else []
+    return [config, *(_setting_option(name) for name in SETTINGS if name not in without), *files, *flower]
+
+
+def _flower_options() -> list[click.Parameter]:
+    """Those of Flower, by the names that it gives them; not in the help."""
+    return [
+        click.Option(
+            [FLOWER + name, *_flower_flags(name)],
+            is_flag=False,
+            flag_value="true",
+            hidden=True,
+        )
+        for name in OPTIONS
+        if _flower_flags(name)
+    ]
+
+
+def _flower_flags(name: str) -> list[str]:
+    """Flower takes both ``--max_tasks`` and ``--max-tasks``; what we call the same is ours."""
+    flags = {f"--{name}", f"--{name.replace('_', '-')}"}
+    return sorted(flags - {f"--{ours.replace('_', '-')}" for ours in SETTINGS})
+
+
+def _our_name(option: str) -> str:
+    """The setting that an option stands for; empty for one of Flower's that stands for none."""
+    return (OPTIONS[option.removeprefix(FLOWER)].setting or "") if option.startswith(FLOWER) else option
+
+
+def _with_flower(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, object], list[str]]:
+    """The options with Flower's among them as ours; then what its environment and file set, and notes on all."""
+    given = {
+        name.removeprefix(FLOWER): options.pop(name) for name in [each for each in options if each.startswith(FLOWER)]
+    }
+    given = {name: value for name, value in given.items() if value is not None and value != ()}
+    environment = from_environment(os.environ)
+    conf = given.get("conf") or environment.get("conf")
+    file = from_file(Path(str(conf or DEFAULT_FILE)), must_exist=conf is not None)
+    ours, notes = translated(given)
+    below, more_notes = translated({**environment, **file})
+    chosen = {name: value for name, value in options.items() if value is not None and value != ()}
+    return {**options, **ours, **chosen}, below, [*notes, *more_notes]
 
 
 def _setting_option(name: str) -> click.Option:
@@ -181,8 +227,11 @@ def _shown(default: object) -> str:
 
 def _load(options: dict[str, Any]) -> Settings:
     file = options.pop("config")
-    settings = load(options, os.environ, file)
+    given, below, notes = _with_flower(options)
+    settings = load(given, os.environ, file, below)
     configure_logging(settings.log_level)
+    for note in notes:
+        log.info("%s", note)
     if not {transport_of(broker.url) for broker in settings.broker} <= PACKAGED:
         check_brokers(settings)  # here, before any process is started
     return settings
@@ -198,7 +247,7 @@ def _shows_secret(name: str, value: object) -> bool:
 
 def _command(name: str, run: Runner, text: str) -> ClickCommand:
     def callback(**options: Any) -> None:
-        secret = any(_shows_secret(each, value) for each, value in options.items())
+        secret = any(_shows_secret(_our_name(each), value) for each, value in options.items())
         settings = _load(options)
         if secret:  # in the list of processes, where everybody on this machine reads it
             start_afresh(settings, RESUME, name)

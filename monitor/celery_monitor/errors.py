@@ -127,6 +127,13 @@ class BrokerUnavailable(MonitorError):
     code = "broker_unavailable"
 
 
+class NotAlive(MonitorError):
+    """A worker sends no heartbeats any more."""
+
+    status = 503
+    code = "not_alive"
+
+
 class TakenUnknown(BrokerUnavailable):
     """The broker did not confirm a message: its task may run, or not."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -216,6 +217,21 @@ def parse_float(text: str) -> float:
     if number > MOST_SECONDS:
         raise SettingsError(f"{quoted(text)} is too large; the most is {MOST_SECONDS:.0f}")
     return number
+
+
+# Bounds in seconds by which durations are counted for metrics; those of prometheus-client are among them.
+METRIC_BUCKETS = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
+)  # fmt: skip
+
+
+def parse_bucket(text: str) -> float:
+    """One of METRIC_BUCKETS: durations are counted by these, so no others can be shown."""
+    bound = parse_float(text)
+    if bound not in METRIC_BUCKETS:
+        raise SettingsError(f"{quoted(text)} is not one of {', '.join(map(str, METRIC_BUCKETS))}")
+    return bound
 
 
 def parse_broker_options(text: str) -> dict[str, object]:
@@ -516,6 +532,19 @@ class Settings:
     keep_action_days: float = _setting(
         365.0, parse_float, "days that actions, sign-ins and exports are kept in the trail", metavar="DAYS"
     )
+    metrics_by_worker: bool = _setting(
+        False, parse_bool, "count tasks for /metrics by worker, too: one series for each task name on each worker"
+    )
+    task_runtime_metric_buckets: tuple[float, ...] = _setting(
+        METRIC_BUCKETS[:14],
+        parse_bucket,
+        "bounds of flower_task_runtime_seconds in seconds; may be given several times",
+        multiple=True,
+        metavar="SECONDS",
+    )
+    purge_offline_workers: float = _setting(
+        86400.0, parse_float, "seconds after which a worker that is gone leaves /metrics", metavar="SECONDS"
+    )
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
     )
@@ -551,13 +580,18 @@ SECRET_FILES = {f"{name}{FILE_SUFFIX}": name for name, f in SETTINGS.items() if 
 REMOVED = {"shard": "one receiver serves a whole broker; remove the setting and run one receiver for each broker"}
 
 
-def load(options: Mapping[str, object], environ: Mapping[str, str], file: Path | None = None) -> Settings:
-    """Options override the environment, which overrides the TOML file, which overrides the defaults.
+def load(
+    options: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: Path | None = None,
+    below: Mapping[str, object] = MappingProxyType({}),
+) -> Settings:
+    """Options override the environment, which overrides the TOML file, then ``below``, then the defaults.
 
     A setting that may hold a secret can be read from a file of its own instead, which ``<name>_file`` names. An option
     of ``None`` or an empty tuple is not set. Raises SettingsError.
     """
-    given: dict[str, object] = {}
+    given = dict(below)
     given |= _read_files(_from_file(file)) if file else {}
     given |= _read_files(_from_environment(environ))
     given |= _read_files(

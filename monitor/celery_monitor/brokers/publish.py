@@ -12,8 +12,12 @@ from kombu import Connection, Producer
 from kombu.exceptions import InconsistencyError, KombuError, SerializationError
 
 from celery_monitor.brokers.connection import CONFIRM_SECONDS, app_for, link, lost, short_error
-from celery_monitor.errors import NotTaken, TakenUnknown
+from celery_monitor.errors import InvalidInput, NotTaken, TakenUnknown
 from celery_monitor.settings import Broker, Settings
+
+# Of the options of apply_async, those of the message's delivery, and those that go into its headers.
+PUBLISHING = ("queue", "exchange", "routing_key", "priority", "compression", "delivery_mode", "headers")
+IN_HEADERS = ("countdown", "eta", "expires", "retries", "time_limit", "soft_time_limit", "ignore_result", "shadow")
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +105,23 @@ class Publisher:
         if self.returned:
             raise NotTaken(f"The broker has no {route}: {self.returned[0]}. Name a queue that exists")
         self._announce(route, prepared.event)
+
+    def send_with_options(
+        self, task_id: str, name: str, args: list[object], kwargs: dict[str, object], options: dict[str, Any]
+    ) -> None:
+        """As ``Celery.send_task`` does, which creates a queue that is missing. Raises as ``send``, and InvalidInput."""
+        amqp = self.app.amqp
+        try:
+            routed = amqp.router.route(options, name, args, kwargs)
+            publishing = {each: routed.pop(each) for each in PUBLISHING if each in routed}
+            message = amqp.as_task_v2(task_id, name, args, kwargs, create_sent_event=True, **routed)
+            amqp.send_task_message(self.producer, name, message, retry=False, serializer="json", **publishing)
+        except self.refusals as error:
+            raise NotTaken(f"The broker refused {name}: {short_error(error)}") from error
+        except self.lost as error:
+            raise TakenUnknown(f"The connection was lost while {name} was sent: it may have arrived") from error
+        except (TypeError, ValueError, LookupError) as error:
+            raise InvalidInput(f"{name} cannot be sent with these options: {short_error(error)}") from error
 
     def _prepare(self, call: TaskCall | Copy) -> _Prepared:
         return self._copy(call) if isinstance(call, Copy) else self._message(call)

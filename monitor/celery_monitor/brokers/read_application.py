@@ -69,6 +69,7 @@ DJANGO_RESULTS = (
     "django_celery_results.backends:DatabaseBackend",
     "django_celery_results.backends.database:DatabaseBackend",
 )
+CALL_OPTIONS = ("queue", "priority", "expires", "compression", "time_limit", "soft_time_limit", "ignore_result")
 MISSING = object()
 
 
@@ -120,6 +121,7 @@ def document_of(app: Celery) -> dict[str, Any]:
         "broker_read_url": _address(app, conf.broker_read_url),
         "broker_write_url": _address(app, conf.broker_write_url),
         "queues": _queues(conf, unusable),
+        "tasks": {str(name): _call_options(app, task) for name, task in app.tasks.items()},
         "entries": entries,
         "unread": unread,
         "databases": databases(backend, problems),
@@ -135,6 +137,17 @@ def _load_tasks(app: Celery) -> dict[str, str]:
     except Exception as error:  # noqa: BLE001 - the configuration is read all the same
         return {"tasks": f"not all of its task modules can be imported: {_words(error)}{_place(error)}"}
     return {}
+
+
+def _call_options(app: Celery, task: Any) -> dict[str, Any]:
+    """The options with which ``apply_async`` of this task sends it, its queue by the routes of the application."""
+    options = {name: getattr(task, name, None) for name in CALL_OPTIONS}
+    try:
+        queue = app.amqp.router.route(dict(options), task.name).get("queue")
+    except Exception:  # noqa: BLE001 - routers are user code, and may need the arguments
+        queue = None
+    options["queue"] = getattr(queue, "name", queue)
+    return {name: each for name, each in options.items() if isinstance(each, (str, int, float))}
 
 
 def _setting(conf: Any, name: str) -> Any:

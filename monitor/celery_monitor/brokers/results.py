@@ -4,10 +4,11 @@ For other backends the reason why they cannot be read is given. The end of a tas
 from here, too.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from celery import Celery
 from celery.app.backends import by_url
@@ -24,7 +25,7 @@ from celery_monitor.brokers.connection import app_for, short_error
 from celery_monitor.brokers.read_application import DJANGO_RESULTS
 from celery_monitor.core.lifecycle import parse_time
 from celery_monitor.core.untrusted.values import NotJson, decode_json
-from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable
+from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
 from celery_monitor.records.application import Application
 from celery_monitor.settings import REDIS_SCHEMES, SQL_SCHEMES, Broker, Settings
 from celery_monitor.store.foreign import CELERY, DJANGO, ResultTable, read_results
@@ -133,6 +134,62 @@ def _from_redis(app: Celery, url: str, ids: Sequence[str]) -> dict[str, bytes]:
     backend = _backend(app, url)
     values = backend.mget([backend.get_key_for_task(each) for each in ids])
     return {each: value for each, value in zip(ids, values, strict=True) if isinstance(value, bytes)}
+
+
+class TaskMeta(NamedTuple):
+    """What a result backend has of a task: Celery's state, and the result or exception once there is one."""
+
+    state: str
+    result: Any = None
+    traceback: str | None = None
+
+
+READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+ABORTED = "ABORTED"  # celery.contrib.abortable
+
+
+def task_meta(broker: Broker, settings: Settings, task_id: str) -> TaskMeta:
+    """Celery's ``AsyncResult`` of a task; PENDING where there is none. Raises BrokerUnavailable and Unsupported."""
+    _require_backend(broker, settings)
+    payload = stored_results(broker, settings, [task_id]).get(task_id)
+    try:
+        meta = decode_json(payload) if payload is not None else None
+    except NotJson as error:
+        raise Unsupported(f"The result of {task_id} is not JSON ({error}), so it is not read.") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("status"), str):
+        return TaskMeta("PENDING")
+    failed = meta["status"] in READY - {"SUCCESS"}
+    return TaskMeta(
+        meta["status"], _exception(meta.get("result")) if failed else meta.get("result"), meta.get("traceback")
+    )
+
+
+def mark_aborted(broker: Broker, settings: Settings, task_id: str) -> None:
+    """Stores the state ABORTED, as ``AbortableAsyncResult.abort`` does, unless the task has ended.
+
+    Raises BrokerUnavailable, and Unsupported where the backend is not Redis or its results are not JSON.
+    """
+    found = _require_backend(broker, settings)
+    app = app_for(broker, settings)
+    if found.kind != "redis" or app.conf.result_serializer != "json":
+        raise Unsupported("Tasks can be aborted where the result backend is in Redis, with results in JSON.")
+    if task_meta(broker, settings, task_id).state in READY:
+        return
+    meta: dict[str, object] = {"status": ABORTED, "result": None, "traceback": None, "children": [], "date_done": None}
+    backend = _backend(app, found.url)
+    try:
+        backend.set(backend.get_key_for_task(task_id), json.dumps({**meta, "task_id": task_id}))
+    except (RedisError, OSError) as error:
+        raise BrokerUnavailable(
+            f"The result backend at {found.address} does not answer ({short_error(error)})."
+        ) from error
+
+
+def _require_backend(broker: Broker, settings: Settings) -> ResultBackend:
+    found = result_backend(broker, settings)
+    if not found.is_read:
+        raise Unsupported(f"There is no result backend that can be read. {found.reason or READ}.")
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,7 @@ from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, NoneType,
 
 from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.queues import ReadMessages
-from celery_monitor.brokers.remote import Remote
+from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.arguments import Fidelity
 from celery_monitor.core.filters.scope import Scope
 from celery_monitor.core.words import counted
@@ -153,6 +153,7 @@ class Performed:
     results: tuple[TaskResult, ...] = ()
     reading: ReadMessages | None = None  # messages of a queue, which do not go into the record of actions
     details: Mapping[str, object] = field(default_factory=dict)
+    replies: Mapping[str, Reply] = field(default_factory=dict)  # of the workers, word for word; not recorded
     secret: str | None = field(default=None, repr=False)  # shown once, and in no record
 
     @classmethod

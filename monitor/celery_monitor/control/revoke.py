@@ -98,6 +98,23 @@ class RevokeTasks(ClusterCommand, frozen=True, kw_only=True):
         return summary("{} revoked", [*results, *skipped], terminate=self.terminate, silent=answers.silent)
 
 
+class RevokeById(ClusterCommand, frozen=True, kw_only=True):
+    """Tell the workers not to run the task of an id, in whatever state it is, and even if it is not recorded."""
+
+    action = RevokeTask.action
+    subject = "{0.id}"
+    role = RevokeTask.role
+    id: Name
+    terminate: bool = False
+    signal: Signal = "SIGTERM"
+
+    def run(self, target: Target) -> Performed:
+        answers = send_revoke(target, [self.id], self.terminate, self.signal)
+        names = ", ".join(sorted(answers.replies))
+        result = done(self.id, f"Sent; received by {names}.") if names else unconfirmed(self.id, "Sent; no answer.")
+        return Performed.of_one(result, {"terminate": self.terminate, "silent": answers.silent})
+
+
 class RevokeStamped(WorkerCommand, frozen=True, kw_only=True):
     """Revoke tasks by a stamp on every worker.
 

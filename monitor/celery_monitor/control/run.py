@@ -5,7 +5,9 @@ from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
+from celery_monitor.brokers.application import application_of, applies_to
 from celery_monitor.brokers.publish import Route, TaskCall, publisher
+from celery_monitor.brokers.results import mark_aborted
 from celery_monitor.control.commands import (
     ClusterCommand,
     Name,
@@ -15,6 +17,7 @@ from celery_monitor.control.commands import (
     Target,
     TaskResult,
     TypedName,
+    done,
 )
 from celery_monitor.control.inspect import names_by_worker
 from celery_monitor.control.retry import find_route
@@ -116,6 +119,50 @@ def _performed(outcome: Literal["done", "unconfirmed"], message: str, new_id: st
     result = TaskResult(id=new_id, outcome=outcome, message=message, new_id=new_id)
     details = {"new_id": new_id, "queue": command.queue, "countdown": command.countdown}
     return Performed.of_one(result, details)
+
+
+class SendTask(ClusterCommand, frozen=True, kw_only=True):
+    """Send a task by name, whether or not a worker has registered it.
+
+    ``options`` are those of Celery's ``apply_async``.
+    """
+
+    action = RunTask.action
+    subject = "{0.name}"
+    role = RunTask.role
+    name: TypedName
+    id: str
+    args: list[object]
+    kwargs: dict[str, object]
+    options: dict[str, object]
+
+    def run(self, target: Target) -> Performed:
+        """Raises InvalidInput for options that Celery refuses, NotTaken and TakenUnknown."""
+        application = application_of(target.settings)
+        is_ours = application is not None and applies_to(application, target.broker, target.settings)
+        own = application.tasks.get(self.name, {}) if application is not None and is_ours else {}
+        with publisher(target.broker, target.settings) as sender:
+            sender.send_with_options(self.id, self.name, self.args, self.kwargs, {**own, **self.options})
+        result = TaskResult(id=self.id, outcome="done", message=f"Sent {self.name} as {self.id}.", new_id=self.id)
+        return Performed.of_one(result, {"new_id": self.id, "options": sorted(self.options)})
+
+
+class AbortTask(ClusterCommand, frozen=True, kw_only=True):
+    """Ask a running task to end itself, by the state ABORTED in the result backend.
+
+    Only a task that is an ``AbortableTask`` and checks ``is_aborted()`` ends.
+    """
+
+    action = "task.abort"
+    subject = "{0.id}"
+    role = Role.OPERATOR
+    note = "only tasks of Celery's `AbortableTask` that check `is_aborted()`; result backends in Redis"
+    id: Name
+
+    def run(self, target: Target) -> Performed:
+        """Raises Unsupported for a result backend that is not written, and BrokerUnavailable."""
+        mark_aborted(target.broker, target.settings, self.id)
+        return Performed.of_one(done(self.id, f"Marked {self.id} as aborted in the result backend."), {})
 
 
 _args = msgspec.json.Decoder(list[object])

@@ -414,7 +414,7 @@ def ask_workers(
         else _judge(target, command, workers[name], replies.get(name), processes.get(name))
         for name in names
     ]
-    return _performed(command, results)
+    return replace(_performed(command, results), replies=replies)
 
 
 def distinct_workers(command: WorkerCommand) -> list[str]:

@@ -82,7 +82,7 @@ class Sketch:
     @property
     def total(self) -> float:
         """The sum of the durations, in seconds, within the relative error."""
-        return sum(_middle(number) * count for number, count in self.counts.items())
+        return sum(middle(number) * count for number, count in self.counts.items())
 
     def quantiles(self, shares: Sequence[float]) -> list[float] | None:
         """The durations in seconds below which these shares lie; ``None`` if empty."""
@@ -90,9 +90,10 @@ class Sketch:
             return None
         numbers = sorted(self.counts)
         passed = list(accumulate(map(self.counts.__getitem__, numbers)))
-        return [_middle(numbers[bisect_right(passed, share * (passed[-1] - 1))]) for share in shares]
+        return [middle(numbers[bisect_right(passed, share * (passed[-1] - 1))]) for share in shares]
 
 
 @lru_cache(4096)
-def _middle(number: int) -> float:
+def middle(number: int) -> float:
+    """The duration that a bucket stands for, in seconds."""
     return float(2 * _GAMMA ** min(number, _LAST_BUCKET) / (_GAMMA + 1))

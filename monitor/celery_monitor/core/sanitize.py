@@ -14,7 +14,7 @@ an event is only checked field by field if something is found.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -74,6 +74,16 @@ class Redactor:
         if "://" in repr_text:
             return _URL.sub(_mask_user, repr_text)
         return repr_text
+
+    def plain(self, value: object, key: str = "") -> Any:
+        """A plain value, of the types of JSON, with its secrets masked. ``key`` is its name where it has one."""
+        if self.text(shown := repr({key: 0})) != shown:
+            return MASK
+        if isinstance(value, dict):
+            return {name: self.plain(each, str(name)) for name, each in value.items()}
+        if isinstance(value, list):
+            return [self.plain(each) for each in value]
+        return self.text(value) if isinstance(value, str) else value
 
     def cut(self, text: str) -> str:
         """For text that is not a repr: masks everything after the first word that names a secret."""

@@ -54,6 +54,7 @@ class Application(Struct, frozen=True, kw_only=True, eq=False):  # without eq an
     broker_read_url: str
     broker_write_url: str
     queues: tuple[str, ...] = ()
+    tasks: dict[str, dict[str, str | bool | int | float]] = {}  # the options that each is sent with, by its name
     entries: tuple[AppEntry, ...] = ()
     unread: tuple[Unread, ...] = ()
     databases: dict[str, Database] = {}  # "results" and "beat"

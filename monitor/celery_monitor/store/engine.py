@@ -471,6 +471,12 @@ def _migrate(store: Store) -> None:
         migrations.upgrade(connection)
 
 
+def is_migrated(store: Store) -> bool:
+    """Whether the tables are those of this version. Raises StoreUnavailable."""
+    with store.read() as connection:
+        return migrations.revision_of(connection) == migrations.head()
+
+
 class Changes:
     """Waits for commits of other connections. For one thread; uses one connection."""
 

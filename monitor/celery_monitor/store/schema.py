@@ -217,6 +217,17 @@ rollup = Table(
     sqlite_with_rowid=False,
 )
 
+# Counters that only grow, for metrics.
+total = Table(
+    "total",
+    metadata,
+    Column("cluster_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name_id", Integer, primary_key=True, autoincrement=False),
+    Column("worker_id", Integer, primary_key=True, autoincrement=False),  # 0: of all workers
+    Column("record", LargeBinary, nullable=False),  # rollups.totals.Total as msgpack
+    sqlite_with_rowid=False,
+)
+
 failure_group = Table(
     "failure_group",
     metadata,

@@ -28,6 +28,7 @@ from celery_monitor.store.engine import KeyTaken, PreparedStatement, Store
 from celery_monitor.store.receivers import put_health, put_reconciliation
 from celery_monitor.store.retention.partitions import TaskIds, force_index_lookups
 from celery_monitor.store.rollups.counters import Counters, Deltas, signature_of
+from celery_monitor.store.rollups.totals import Observed, Totals
 from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
 from celery_monitor.store.tasks.cache import TaskCache
 from celery_monitor.store.tasks.keys import from_key
@@ -120,6 +121,8 @@ class Writer:
         self._ids = TaskIds(store, settings.keep_tasks)
         self._terms = Terms(store)
         self._counters = Counters(store, self._terms)
+        self._totals = Totals(store, self._terms)
+        self._by_worker = settings.metrics_by_worker
         self._cluster_id: int | None = None
         self._skews: dict[str, float] = {}  # of recorded workers, in seconds
         self._sole_queues: dict[str, str] = {}
@@ -279,6 +282,7 @@ class Writer:
         self._cache.forget()
         self._terms.forget()
         self._counters.forget()
+        self._totals.forget()
         self._skews.clear()
         self._clocks.forget()
         self._cluster_id = None
@@ -361,7 +365,7 @@ class Writer:
         if not by_task:
             return []
         stored = self._cache.find(connection, number, by_task, look_up_all=look_up_all)
-        deltas = Deltas(self._skews)
+        deltas, observed = Deltas(self._skews), Observed(by_worker=self._by_worker)
         new: list[Task] = []
         changed: list[Task] = []
         several: set[str] = set()  # tasks that have rows in ``run``
@@ -381,7 +385,9 @@ class Writer:
             # A task of which only the loss was reported counts nowhere.
             if task.runs or task.sent is not None or task.discovered_at is not None:
                 deltas.add(task)
+            observed.add(task.name, events)
         self._save(connection, number, new, changed, deltas, several)
+        self._totals.apply(connection, number, observed, deltas.rollups)
         return [*new, *changed]
 
     def _fold(self, task: Task, events: list[Event]) -> bool:

@@ -28,7 +28,7 @@ from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.records.user import ANONYMOUS
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Changes, Store, open_store
-from celery_monitor.web import api
+from celery_monitor.web import api, flower, probes
 from celery_monitor.web.deadlines import DeadlineProtocol
 from celery_monitor.web.live import LARGEST_MESSAGE, MOST_ANONYMOUS_SOCKETS, MOST_SOCKETS_OF_USER, Live, Visitor, close
 from celery_monitor.web.pages import (
@@ -117,14 +117,17 @@ def create_app(settings: Settings) -> Starlette:
     gate = make_gate(settings, store)
     table = [*sign_in_routes(SignIn(settings, store, gate, environment), settings, store), *routes(presenter)]
     check_routes(table)
+    latencies = probes.Latencies()
+    around = [Middleware(probes.MeasureLatency, latencies=latencies), *middleware(settings, store, gate)]
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
-        middleware=[*middleware(settings, store, gate), Middleware(Usage, store=store)],
+        middleware=[*around, Middleware(Usage, store=store)],
         exception_handlers=handlers(error_page),
         lifespan=_lifespan,
     )
     app.state.store = store
     app.state.settings = settings
+    app.state.latencies = latencies
     app.state.controller = Controller(store, settings)
     app.state.runner = Runner(store, settings)
     app.state.presenter = presenter
@@ -158,7 +161,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 def routes(presenter: Presenter) -> list[BaseRoute]:
     """The whole route table."""
-    table = api.routes()
+    table = [*probes.routes(), *api.routes(), *flower.routes()]
     table.append(LimitedWebSocketRoute("/live", live, name="live", access=Access(Reach.PART, masked=True)))
     static = Assets(assets("static")).serve
     table.append(LimitedRoute("/static/{version}/{path:path}", static, name="static", access=EVERYBODY))

@@ -1,4 +1,4 @@
-"""Errors as responses: one JSON shape under ``/api/v1``, a page elsewhere."""
+"""Errors as responses: one JSON shape under ``/api/v1``, text elsewhere under ``/api``, a page anywhere else."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 ErrorPage = Callable[[Request, MonitorError], Response]
 Handler = Callable[[Request, Any], Response]
 API_PATH = "/api/v1/"
+FLOWER_PATH = "/api/"
 CHALLENGE = 'Basic realm="celery-monitor", charset="UTF-8"'
 
 
@@ -32,6 +33,11 @@ def local_path(scope: Scope, prefix: str = "") -> str:
     """The path below the mount point and the URL prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "").rstrip("/")).removeprefix(prefix.rstrip("/"))
+
+
+def is_flower(scope: Scope, prefix: str = "") -> bool:
+    """Whether the path belongs to Flower's API."""
+    return local_path(scope, prefix).startswith(FLOWER_PATH) and not is_api(scope, prefix)
 
 
 def is_api(scope: Scope, prefix: str = "") -> bool:
@@ -77,12 +83,12 @@ def _show_as_text(_: Request, error: MonitorError) -> Response:
 
 
 def handlers(page: ErrorPage = _show_as_text) -> dict[Any, Handler]:
-    """Starlette's ``exception_handlers``: JSON below ``/api/v1``, else the response of ``page``."""
+    """Starlette's ``exception_handlers``: JSON below ``/api/v1``, text below ``/api``, else a ``page``."""
 
     def show(request: Request, error: MonitorError, headers: Mapping[str, str] | None = None) -> Response:
         if is_api(request.scope, _prefix(request)):
             return error_json(error, headers)
-        response = page(request, error)
+        response = error_text(error) if is_flower(request.scope, _prefix(request)) else page(request, error)
         response.headers.update(_headers(error, headers))
         return response
 

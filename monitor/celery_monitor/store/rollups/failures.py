@@ -64,15 +64,26 @@ def read_new_failure_groups(
     store: Store, *, since: float, cluster: str | None = None, limit: int = 50
 ) -> list[FailureGroup]:
     """Unresolved groups that first failed or regressed since then, the newest first."""
-    first = case((_group.c.state == FailureState.REGRESSED.value, _group.c.state_at), else_=_group.c.first_seen)
-    wanted = (_group.c.state.in_([state.value for state in UNRESOLVED]), first >= since)
+    first, wanted = _new_since(since)
     with store.read() as connection:
         numbers = cluster_ids(connection, cluster)
-        statement = select(_group).where(*wanted, _group.c.cluster_id.in_(numbers)).order_by(first.desc()).limit(limit)
+        statement = select(_group).where(wanted, _group.c.cluster_id.in_(numbers)).order_by(first.desc()).limit(limit)
         names = cluster_names(connection)
         rows = connection.execute(statement).all()
         found = _variants(connection, [row.id for row in rows])
         return [_record(row, names, int(row._mapping["count"]), found) for row in rows]
+
+
+def count_new_groups(store: Store, cluster: str, *, since: float) -> int:
+    """How many ``read_new_failure_groups`` would find."""
+    with store.read() as connection:
+        mine = _group.c.cluster_id.in_(cluster_ids(connection, cluster))
+        return connection.execute(select(func.count(_group.c.id)).where(_new_since(since)[1], mine)).scalar_one()
+
+
+def _new_since(since: float) -> tuple[ColumnElement[float], ColumnElement[bool]]:
+    first = case((_group.c.state == FailureState.REGRESSED.value, _group.c.state_at), else_=_group.c.first_seen)
+    return first, and_(_group.c.state.in_([state.value for state in UNRESOLVED]), first >= since)
 
 
 def read_failure_summaries(
@@ -117,6 +128,15 @@ def read_group_states(store: Store, *, since: float, cluster: str | None = None)
         if cluster is not None:
             statement = statement.where(_group.c.cluster_id.in_(cluster_ids(connection, cluster)))
         found = {row[0]: row[1] for row in connection.execute(statement.group_by(_group.c.state))}
+    return {state: found.get(state.value, 0) for state in FailureState}
+
+
+def read_group_numbers(store: Store, cluster: str) -> dict[FailureState, int]:
+    """The number of all groups of a cluster, by state; every state is there."""
+    with store.read() as connection:
+        mine = _group.c.cluster_id.in_(cluster_ids(connection, cluster))
+        rows = connection.execute(select(_group.c.state, func.count()).where(mine).group_by(_group.c.state)).all()
+    found = {row[0]: row[1] for row in rows}
     return {state: found.get(state.value, 0) for state in FailureState}
 
 

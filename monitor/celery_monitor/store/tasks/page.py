@@ -247,8 +247,8 @@ def count_tasks(store: Store, filter: Filter) -> Count:  # noqa: A002
         return select_tasks(connection, filter, COUNT_LIMIT).count(connection)
 
 
-def iterate_tasks(store: Store, filter: Filter) -> Iterator[list[Task]]:  # noqa: A002
-    """Every matching task, newest first, as lists of at most CHUNK, without tracebacks.
+def iterate_tasks(store: Store, filter: Filter, *, tracebacks: bool = False) -> Iterator[list[Task]]:  # noqa: A002
+    """Every matching task, newest first, as lists of at most CHUNK, without tracebacks unless asked for.
 
     For exports of any size. Each list is a short transaction: a long one would keep the database from cleaning up
     while the browser reads. So a task that is received meanwhile may be missing. A list may be empty: no row within
@@ -259,7 +259,7 @@ def iterate_tasks(store: Store, filter: Filter) -> Iterator[list[Task]]:  # noqa
         with store.read() as connection:
             found = select_tasks(connection, filter, CHUNK + 1)
             part = _by_time(connection, found, NEWEST_FIRST, CHUNK, place, counting=False)
-            tasks = load_tasks(connection, part.rows)
+            tasks = load_tasks(connection, part.rows, tracebacks=tracebacks)
         yield tasks
         place = part.next
         if place is None:

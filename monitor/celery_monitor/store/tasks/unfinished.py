@@ -171,6 +171,33 @@ def queue_names(store: Store, cluster: str) -> set[str]:
     return _counted_names(store, cluster, _count.queue_id)
 
 
+class Prefetched(NamedTuple):
+    """Tasks that were received and not started, and the longest wait on a worker, in seconds, of those that run.
+
+    By name and worker; the worker is None where it was not asked for. A task with an ETA did not wait for its worker.
+    """
+
+    received: dict[tuple[str | None, str | None], int]
+    waits: dict[tuple[str | None, str | None], float]
+
+
+def read_prefetched(store: Store, *, by_worker: bool) -> Prefetched:
+    """Of all clusters."""
+    total, wait = func.sum(_count["count"]), func.max(_task.started - _task.received)
+    places = ("name_id", "worker_id") if by_worker else ("name_id",)
+    counted, running = [_count[each] for each in places], [_task[each] for each in places]
+    is_running = (_task.state == STATE_CODES[TaskState.STARTED], literal_column("state") != _SUCCESS)
+    with store.read() as connection:
+        received = select(total, *counted).where(_count.state == STATE_CODES[TaskState.RECEIVED]).group_by(*counted)
+        waits = select(wait, *running).where(*is_running, _task.eta.is_(None)).group_by(*running)
+        rows = [connection.execute(each).all() for each in (received, waits)]
+        names = texts(connection, {each for found in rows for row in found for each in row[1:]})
+    numbers, seconds = (
+        {(names.get(row[1]), names.get(row[2]) if by_worker else None): row[0] or 0 for row in found} for found in rows
+    )
+    return Prefetched({key: int(number) for key, number in numbers.items()}, seconds)
+
+
 def workers_with_tasks(store: Store, cluster: str) -> set[str]:
     """The workers of all recorded tasks: those whose task events arrive, or did once."""
     return _counted_names(store, cluster, _count.worker_id)

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, or
 from celery_monitor.core.workflow import state_of
 from celery_monitor.errors import NotFound
 from celery_monitor.records.page import ListPage
-from celery_monitor.records.task import Step, TaskState, WaitingStep, WorkflowSummary
+from celery_monitor.records.task import Step, Task, TaskState, WaitingStep, WorkflowSummary
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import STATE_CODES, STATES
@@ -107,6 +107,18 @@ def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> 
         for row in connection.execute(inside.where(newest.cluster_id.in_(clusters))):
             found[row.cluster_id, bytes(row.root)] = None
     return list(found)[:MOST_STUCK]
+
+
+def read_children(store: Store, tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """The ids of the tasks that these have sent, by their ids; of the first MOST_STEPS."""
+    roots = {to_key(each.root_id or each.id) for each in tasks}
+    keys = {to_key(each.id) for each in tasks}
+    found: dict[str, list[str]] = defaultdict(list)
+    with store.read() as connection:
+        statement = select(_task.key, _task.parent).where(_in_tree, _task.root.in_(roots), _task.parent.in_(keys))
+        for row in connection.execute(statement.limit(MOST_STEPS)):
+            found[from_key(row.parent)].append(from_key(row.key))
+    return found
 
 
 SEARCHED = 20_000  # of the newest tasks, for the list of workflows

@@ -5,7 +5,7 @@ seconds; unknown is null.
 """
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from celery_monitor.web.api import (
@@ -24,7 +24,7 @@ from celery_monitor.web.api import (
 )
 from celery_monitor.web.api.openapi import document
 from celery_monitor.web.api.operation import Operation, json_response, route
-from celery_monitor.web.security.reach import EVERYBODY, IN_PART, LimitedRoute
+from celery_monitor.web.security.reach import IN_PART, LimitedRoute
 from celery_monitor.web.wording import register_names
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -44,18 +44,12 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def routes() -> list[BaseRoute]:
-    """``/healthcheck`` and everything below ``/api/v1``."""
+    """Everything below ``/api/v1``."""
     register_names()
     return [
-        LimitedRoute("/healthcheck", healthcheck, name="healthcheck", access=EVERYBODY),
         LimitedRoute("/api/v1/openapi.json", openapi, name="openapi", access=IN_PART),
         *[route(operation) for operation in OPERATIONS],
     ]
-
-
-def healthcheck(_: Request) -> PlainTextResponse:
-    """The web process is up. Needs no authentication."""
-    return PlainTextResponse("OK")
 
 
 def openapi(request: Request) -> Response:

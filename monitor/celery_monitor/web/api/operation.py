@@ -31,7 +31,6 @@ from celery_monitor.control.commands import (
     summary_of,
 )
 from celery_monitor.control.perform import Controller
-from celery_monitor.core.filters.scope import limits_of
 from celery_monitor.errors import (
     ArgumentsUnknown,
     BrokerUnavailable,
@@ -48,13 +47,12 @@ from celery_monitor.errors import (
 )
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
-from celery_monitor.store.accounts.limited import limited, limited_settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import Cursor as ListCursor
 from celery_monitor.store.tasks.page import read_cursor, write_cursor
 from celery_monitor.web.pages import JobRunner
-from celery_monitor.web.security.guard import JSON_TYPE, actor_of, content_type
-from celery_monitor.web.security.reach import Access, LimitedRoute, Reach
+from celery_monitor.web.security.guard import JSON_TYPE, content_type
+from celery_monitor.web.security.reach import Access, LimitedRoute, Reach, within
 
 DAY = 86400.0
 LONGEST_SPAN = 731 * DAY  # the retention of roll-ups
@@ -230,10 +228,7 @@ def json_response(answer: object) -> Response:
 
 
 def _call(request: Request) -> Call:
-    state, actor = request.app.state, actor_of(request)
-    limits = limits_of(actor)
-    store, settings = limited(state.store, limits), limited_settings(state.settings, limits)
-    return Call(actor, store, settings, state.controller, state.runner)
+    return Call(*within(request), request.app.state.controller, request.app.state.runner)
 
 
 def read_parameters(operation: Operation, request: Request) -> msgspec.Struct:

@@ -11,8 +11,9 @@ from celery_monitor.control.inspect import Inspected, InspectedTask, query_worke
 from celery_monitor.control.revoke import RevokeStamped
 from celery_monitor.control.workers import ON_WORKER, WORKER_COMMANDS
 from celery_monitor.core.workers import ProcessState, duplicate_pids, process_state
-from celery_monitor.errors import BrokerUnavailable, Conflict, NotFound, Unsupported
+from celery_monitor.errors import BrokerUnavailable, Conflict, NotAlive, NotFound, Unsupported
 from celery_monitor.records.worker import Worker, WorkerStatus
+from celery_monitor.store.receivers import is_caught_up
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.api.operation import (
     Call,
@@ -172,6 +173,33 @@ def process_items(worker: Worker, now: float) -> list[ProcessItem]:
     return [own, *(shape(ProcessItem, each, state=process_state(worker, each.pid, now)) for each in others)]
 
 
+class Aliveness(WorkerAddress, frozen=True, kw_only=True):
+    """One worker, and how old its last heartbeat may be."""
+
+    within: Annotated[float, Meta(ge=5, le=3600, description="Seconds since the last heartbeat")] = 60.0
+
+
+class AliveItem(Struct, frozen=True, kw_only=True):
+    """``alive`` null: unknown, since the record itself is behind or its receiver is down; that accuses no worker."""
+
+    hostname: str
+    alive: bool | None
+    last_heartbeat: float | None
+
+
+def check_alive(call: Call, given: Aliveness) -> AliveItem:
+    """From the record: no worker is asked. Raises NotAlive."""
+    worker, now = _find(call, given), time.time()
+    if not is_caught_up(call.store, worker.cluster, now):
+        return AliveItem(hostname=worker.hostname, alive=None, last_heartbeat=worker.last_heartbeat)
+    age = now - (worker.last_heartbeat or 0.0)
+    if worker.status is WorkerStatus.OFFLINE or age > given.within:
+        raise NotAlive(
+            f"{worker.hostname} has sent no heartbeat for {age:.0f} s.", last_heartbeat=worker.last_heartbeat
+        )
+    return AliveItem(hostname=worker.hostname, alive=True, last_heartbeat=worker.last_heartbeat)
+
+
 OPERATIONS = (
     Operation(
         method="GET",
@@ -180,6 +208,16 @@ OPERATIONS = (
         summary="List workers",
         answer=WorkerList,
         parameters=NamedListing,
+        access=IN_CLUSTERS,
+    ),
+    Operation(
+        method="GET",
+        path=f"/api/v1/{ON_WORKER}alive",
+        handle=check_alive,
+        summary="Check that a worker is alive, for its own liveness probe",
+        answer=AliveItem,
+        parameters=Aliveness,
+        errors=(NotFound, Conflict, NotAlive),
         access=IN_CLUSTERS,
     ),
     *(operation(command, WorkerAddress, _worker) for command in WORKER_COMMANDS),

@@ -5,7 +5,7 @@ Whatever is not allowed here is denied: a new route needs no code to be guarded.
 A script that uses the JSON API needs no page token. It shows that it is not a browser by sending none of the headers
 that every browser adds to an unsafe request, and by ``Content-Type: application/json``, which a page of another site
 cannot send without a preflight, which is never granted. Both are required: the guard refuses any other type, and the
-operation refuses a body without a type.
+operation refuses a body without a type. A script that uses Flower's API sends forms, so there the first alone decides.
 """
 
 from contextlib import suppress
@@ -31,7 +31,7 @@ from celery_monitor.store.accounts.users import find_user
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
-from celery_monitor.web.problems import error_json, error_text, is_api, local_path
+from celery_monitor.web.problems import error_json, error_text, is_api, is_flower, local_path
 from celery_monitor.web.security.access import check_bind
 from celery_monitor.web.security.attempts import FailedSignIns
 from celery_monitor.web.security.auth import SIGN_IN, Gate, parse_accounts
@@ -40,7 +40,8 @@ from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loo
 from celery_monitor.web.security.proxy import TrustedProxies
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = frozenset({"/healthcheck", "/livez", "/readyz", "/metrics"})
+PROBES = frozenset({"/healthcheck", "/livez", "/readyz"})
+OPEN_PATHS = PROBES | {"/metrics"}
 STATIC_PATH = "/static/"
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf_token"
@@ -200,8 +201,8 @@ class Guard:
     async def _check(self, scope: Scope, receive: Receive) -> Receive:
         path = local_path(scope, self.prefix)
         safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
-        if path == "/healthcheck" and safe:
-            return receive  # load balancers use any host name, and it reveals nothing
+        if path in PROBES and safe:
+            return receive  # load balancers use any host name, and these reveal nothing
         self.hosts.check(Headers(scope=scope))
         if path in self.open_paths and safe:
             return receive
@@ -221,11 +222,11 @@ class Guard:
     async def _check_unsafe(self, request: Request) -> Receive:
         check_site(request.headers)
         kind = content_type(request.headers)
-        if is_api(request.scope, self.prefix):
-            if kind not in {JSON_TYPE, ""}:  # an operation with a body refuses a missing type itself
-                raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}.", given=kind)
-            if is_script(request.headers):
-                return request.receive
+        api = is_api(request.scope, self.prefix)
+        if api and kind not in {JSON_TYPE, ""}:  # an operation with a body refuses a missing type itself
+            raise UnsupportedType(f"Send the body as Content-Type: {JSON_TYPE}.", given=kind)
+        if (api or is_flower(request.scope, self.prefix)) and is_script(request.headers):
+            return request.receive
         actor, session = actor_of(request), _session_of(request)
         token = request.headers.get(CSRF_HEADER)
         if token is None and kind == FORM_TYPE:
@@ -239,12 +240,14 @@ class Guard:
         if scope["type"] == "websocket":  # answered with 403; a browser's script sees neither status nor text
             await send({"type": "websocket.close", "code": 1008, "reason": error.message})
             return
-        if isinstance(error, Unauthenticated) and not is_api(scope, self.prefix) and _is_browser(scope):
+        api = is_api(scope, self.prefix)
+        for_scripts = api or is_flower(scope, self.prefix)
+        if isinstance(error, Unauthenticated) and not for_scripts and _is_browser(scope):
             path = scope["path"].removeprefix(base := scope.get("root_path", "").rstrip("/"))
             address = sign_in_address(base + self.prefix, _following(scope, path.removeprefix(self.prefix)))
             await RedirectResponse(address, 303)(scope, receive, send)
             return
-        respond = error_json if is_api(scope, self.prefix) else error_text
+        respond = error_json if api else error_text
         response = respond(error)
         if not is_script(Headers(scope=scope)) and "www-authenticate" in response.headers:
             del response.headers["www-authenticate"]  # a browser would ask for a password over our page

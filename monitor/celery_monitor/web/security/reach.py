@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from celery_monitor.core.filters.scope import Limits, limits_of
 from celery_monitor.errors import Forbidden
 from celery_monitor.records.user import Actor, Role
+from celery_monitor.settings import Settings
+from celery_monitor.store.accounts.limited import limited, limited_settings
+from celery_monitor.store.engine import Store
+from celery_monitor.web.security.guard import actor_of
 
 
 class Reach(IntEnum):
@@ -43,6 +48,13 @@ def allows(access: Access, limits: Limits) -> bool:
     """Whether somebody with these limits may call a route, if the role is sufficient."""
     reach = Reach.PART if limits.scope.is_partial else Reach.CLUSTERS if limits.scope.terms else Reach.WHOLE
     return reach >= access.reach and (limits.arguments or access.masked)
+
+
+def within(request: Request) -> tuple[Actor, Store, Settings]:
+    """The user, and the record and the settings within the limits of this user."""
+    state, actor = request.app.state, actor_of(request)
+    limits = limits_of(actor)
+    return actor, limited(state.store, limits), limited_settings(state.settings, limits)
 
 
 def check_access(actor: Actor, access: Access) -> None:

@@ -1,0 +1,147 @@
+"""Control of workers and tasks in Flower's words. Each is one of our commands, so it is checked and recorded."""
+
+from typing import Any, cast
+
+from starlette.responses import Response
+
+from celery_monitor.brokers.application import application_of
+from celery_monitor.control.commands import Performed, Signal
+from celery_monitor.control.revoke import RevokeById
+from celery_monitor.control.workers import (
+    AddConsumer,
+    Autoscale,
+    CancelConsumer,
+    GrowPool,
+    RateLimit,
+    RestartPool,
+    ShrinkPool,
+    ShutDownWorker,
+    TimeLimit,
+)
+from celery_monitor.errors import InvalidInput, NotFound
+from celery_monitor.records.worker import Worker
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.web.flower.call import Call, message, refused
+
+UNKNOWN_TASK = "unknown task"  # celery.worker.control
+
+
+def shut_down(call: Call) -> Response:
+    worker = call.worker(call.target)
+    call.perform(ShutDownWorker(**_of(worker), confirm=worker.hostname))
+    return message("Shutting down!")
+
+
+def restart_pool(call: Call) -> Response:
+    worker = call.worker(call.target)
+    performed = call.perform(RestartPool(**_of(worker)))
+    name = worker.hostname
+    return _answer(performed, f"Restarting '{name}' worker's pool", f"Failed to restart the '{name}' pool: {{}}")
+
+
+def grow_pool(call: Call) -> Response:
+    return _resize(call, GrowPool, "Growing", "grow")
+
+
+def shrink_pool(call: Call) -> Response:
+    return _resize(call, ShrinkPool, "Shrinking", "shrink")
+
+
+def _resize(call: Call, command: type[GrowPool | ShrinkPool], doing: str, verb: str) -> Response:
+    worker = call.worker(call.target)
+    number = call.value("n", int, default=1)
+    performed = call.perform(command(**_of(worker), number=number))
+    name = worker.hostname
+    return _answer(
+        performed, f"{doing} '{name}' worker's pool by {number}", f"Failed to {verb} '{name}' worker's pool: {{}}"
+    )
+
+
+def autoscale(call: Call) -> Response:
+    worker = call.worker(call.target)
+    least, most = (_whole(call, name) for name in ("min", "max"))
+    performed = call.perform(Autoscale(**_of(worker), minimum=least, maximum=most))
+    name = worker.hostname
+    return _answer(
+        performed,
+        f"Autoscaling '{name}' worker (min={least}, max={most})",
+        f"Failed to autoscale '{name}' worker: {{}}",
+    )
+
+
+def _whole(call: Call, name: str) -> int:
+    call.required(name)
+    return call.value(name, int, default=0)
+
+
+def add_consumer(call: Call) -> Response:
+    return _consume(call, AddConsumer, "Failed to add '{}' consumer to '{}' worker: {{}}")
+
+
+def cancel_consumer(call: Call) -> Response:
+    return _consume(call, CancelConsumer, "Failed to cancel '{}' consumer from '{}' worker: {{}}")
+
+
+def _consume(call: Call, command: type[AddConsumer | CancelConsumer], failure: str) -> Response:
+    worker = call.worker(call.target)
+    queue = call.required("queue")
+    performed = call.perform(command(**_of(worker), queue=queue))
+    return _answer(performed, None, failure.format(queue, worker.hostname))
+
+
+def set_time_limits(call: Call) -> Response:
+    name = call.required("workername")
+    soft, hard = call.value("soft", float, None), call.value("hard", float, None)
+    _check_task(call)
+    command = TimeLimit(**_of(call.worker(name)), task=call.target, soft=soft, hard=hard)
+    return _of_task(call, command, "Failed to set timeouts: '{}'")
+
+
+def set_rate_limit(call: Call) -> Response:
+    name, rate = call.required("workername"), call.required("ratelimit")
+    _check_task(call)
+    command = RateLimit(**_of(call.worker(name)), task=call.target, rate=rate)
+    return _of_task(call, command, "Failed to set rate limit: '{}'")
+
+
+def revoke(call: Call) -> Response:
+    """On the task's cluster, or on all where it is not recorded: it may arrive later."""
+    terminate, signal = call.value("terminate", bool, default=False), cast(Signal, call.text("signal") or "SIGTERM")
+    try:
+        clusters: tuple[str, ...] = (read_task(call.store, call.target, call.text("cluster")).cluster,)
+    except NotFound:
+        clusters = call.settings.clusters
+    for each in clusters:
+        call.perform(RevokeById(cluster=each, id=call.target, terminate=terminate, signal=signal))
+    return message(f"Revoked '{call.target}'")
+
+
+def _of(worker: Worker) -> dict[str, Any]:
+    return {"cluster": worker.cluster, "workers": (worker.hostname,)}
+
+
+def _check_task(call: Call) -> None:
+    """Raises NotFound where the application has no such task; without ``-A`` the worker decides."""
+    application = application_of(call.settings)
+    if application is not None and application.tasks and call.target not in application.tasks:
+        raise NotFound(f"Unknown task '{call.target}'")
+
+
+def _of_task(call: Call, command: TimeLimit | RateLimit, failure: str) -> Response:
+    try:
+        performed = call.perform(command)
+    except InvalidInput as error:
+        return refused(failure.format(error.message))
+    reply = performed.replies.get(command.workers[0])
+    if reply is not None and UNKNOWN_TASK in str(reply.error):
+        raise NotFound(f"Unknown task '{call.target}'")
+    return _answer(performed, None, failure)
+
+
+def _answer(performed: Performed, success: str | None, failure: str) -> Response:
+    """``success``, or the worker's own words; or why not."""
+    (result,) = performed.results
+    reply = performed.replies.get(result.id)
+    if reply is None or reply.error is not None or performed.outcome == "failed":
+        return refused(failure.format(reply.error if reply is not None and reply.error else result.message))
+    return message(success or str(reply.ok))

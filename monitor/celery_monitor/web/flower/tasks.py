@@ -1,0 +1,181 @@
+"""Tasks and queues in Flower's words, from the record."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from celery_monitor.core.filters.parser import Filter
+from celery_monitor.core.filters.terms import Unknown, ValueRange, any_of, exactly
+from celery_monitor.core.filters.values import Interval, Limit
+from celery_monitor.errors import InvalidInput, NotFound
+from celery_monitor.records.task import Outcome, Run, Task, TaskState
+from celery_monitor.store.queues import read_queues
+from celery_monitor.store.tasks.detail import read_task
+from celery_monitor.store.tasks.page import CHUNK, find_tasks, iterate_tasks
+from celery_monitor.store.tasks.workflows import read_children
+from celery_monitor.store.terms import find_terms
+from celery_monitor.web.flower.call import JSON, Call, json_answer
+from celery_monitor.web.flower.search import SearchError, in_state, parse_search
+
+SORTS = ("name", "received", "started", "state")
+TIME = "%Y-%m-%d %H:%M"
+ANY = "All"
+MOST_TYPES = 10_000
+ENDS = {
+    "succeeded": {Outcome.SUCCEEDED},
+    "failed": {Outcome.FAILED},
+    "retried": {Outcome.RETRIED},
+    "revoked": {Outcome.REVOKED},
+    "rejected": {Outcome.REJECTED, Outcome.REQUEUED},
+}
+
+
+def list_types(call: Call) -> Response:
+    """The names of all tasks that were ever seen."""
+    return json_answer({"task-types": sorted(find_terms(call.store, "name", "", MOST_TYPES))})
+
+
+def queue_lengths(call: Call) -> Response:
+    """Waiting messages of every queue as last measured; those that workers have are not waiting."""
+    queues = sorted(read_queues(call.store, call.text("cluster")), key=lambda each: each.name)
+    return json_answer({"active_queues": [{"name": each.name, "messages": each.ready} for each in queues]})
+
+
+def task_info(call: Call) -> Response:
+    try:
+        task = read_task(call.store, call.target, call.text("cluster"))
+    except NotFound:
+        raise NotFound(f"Unknown task '{call.target}'") from None
+    return json_answer(task_item(task, read_children(call.store, [task]).get(task.id, [])))
+
+
+def list_tasks(call: Call) -> Response:
+    """``{uuid: task}``, the newest first. Without ``limit`` it is written while it is read."""
+    limit, offset = call.value("limit", int, None), max(call.value("offset", int, default=0), 0)
+    sort = call.text("sort_by") or ""
+    if sort and sort.lstrip("-") not in SORTS:
+        raise InvalidInput(f"Invalid sort_by '{sort}', expected one of {', '.join(SORTS)}")
+    try:
+        wanted = _wanted(call)
+    except SearchError as error:
+        answer = json_answer({"error": str(error)})
+        answer.status_code = 400
+        return answer
+    end = None if limit is None else offset + max(limit, 0)
+    tasks = islice(_sorted(call, wanted, sort), offset, end)
+    if limit is None:
+        return StreamingResponse(_written(call, tasks), headers={"Content-Type": JSON})
+    return Response(b"".join(_written(call, tasks)), headers={"Content-Type": JSON})
+
+
+def _wanted(call: Call) -> Filter:
+    """Raises SearchError, and InvalidInput for a time that is not one."""
+    found = Filter(parse_search(call.text("search") or ""), time.time()).in_cluster(call.text("cluster"))
+    for field, name in (("worker", call.text("workername")), ("name", call.text("taskname"))):
+        if name and name != ANY:
+            found &= exactly(field, name)
+    if (state := call.text("state")) and state != ANY:
+        found &= in_state(state)
+    low, high = _time(call, "received_start"), _time(call, "received_end")
+    if low is not None or high is not None:
+        text = f"{'' if low is None else _iso(low)}..{'' if high is None else _iso(high)}"
+        limits = [None if each is None else Limit(each, inclusive=True) for each in (low, high)]
+        found &= any_of([Unknown("received"), ValueRange("received", Interval(text, *limits))])
+    return found
+
+
+def _time(call: Call, name: str) -> float | None:
+    """In the time zone of this machine, as Flower reads it."""
+    text = call.text(name)
+    if not text:
+        return None
+    try:
+        return time.mktime(time.strptime(text, TIME))
+    except (ValueError, OverflowError):
+        expected = "expected format 'YYYY-MM-DD HH:MM'"
+        raise InvalidInput(f"Invalid received_start or received_end, {expected}") from None
+
+
+def _sorted(call: Call, wanted: Filter, sort: str) -> Iterator[Task]:
+    """States are sorted by name, so each is read by itself."""
+    if sort.lstrip("-") == "state":
+        for state in sorted({_state_of(each) for each in TaskState}, reverse=sort.startswith("-")):
+            yield from _sorted(call, wanted & in_state(state), "")
+    elif sort in {"", "-received"}:
+        for chunk in iterate_tasks(call.store, wanted, tracebacks=True):
+            yield from chunk
+    else:
+        yield from _paged(call, wanted, sort)
+
+
+def _paged(call: Call, wanted: Filter, sort: str) -> Iterator[Task]:
+    cursor = None
+    while True:
+        page = find_tasks(call.store, wanted, sort=sort, limit=CHUNK, cursor=cursor, tracebacks=True)
+        yield from page.items
+        if (cursor := page.next) is None:
+            return
+
+
+def _written(call: Call, tasks: Iterator[Task]) -> Iterator[bytes]:
+    """A JSON object, in pieces."""
+    separator = b"{"
+    while chunk := list(islice(tasks, CHUNK)):
+        children = read_children(call.store, chunk)
+        items = {task.id: task_item(task, children.get(task.id, [])) for task in chunk}
+        yield separator + msgspec.json.encode(items)[1:-1]
+        separator = b","
+    yield b"{}" if separator == b"{" else b"}"
+
+
+def task_item(task: Task, children: list[str]) -> dict[str, Any]:
+    """A task with Flower's keys. ``clock`` is not recorded; a time is of the last run that ended so."""
+    run = task.run or Run()
+    moments = [at for at in (task.sent, run.received, run.started, run.ended) if at is not None]
+    item: dict[str, Any] = {
+        "uuid": task.id,
+        "name": task.name,
+        "state": _state_of(task.state),
+        "received": run.received,
+        "sent": task.sent,
+        "started": run.started,
+        **{key: _last_end(task, outcomes) for key, outcomes in ENDS.items()},
+        "args": task.args,
+        "kwargs": task.kwargs,
+        "eta": _iso(run.eta),
+        "expires": _iso(task.expires),
+        "retries": run.retries,
+        "result": run.result,
+        "exception": run.exception,
+        "timestamp": max(moments, default=None),
+        "runtime": run.runtime if run.outcome is Outcome.SUCCEEDED else None,
+        "traceback": run.traceback,
+        "exchange": task.exchange,
+        "routing_key": task.routing_key,
+        "clock": None,
+        "client": task.client,
+        "root": task.root_id,
+        "root_id": task.root_id,
+        "parent": task.parent_id,
+        "parent_id": task.parent_id,
+        "children": children,
+    }
+    return item | ({} if run.worker is None else {"worker": run.worker})
+
+
+def _state_of(state: TaskState) -> str:
+    """Celery's name for it: there, a task that waits for its ETA is received."""
+    return TaskState.RECEIVED if state is TaskState.SCHEDULED else state
+
+
+def _last_end(task: Task, outcomes: set[Outcome]) -> float | None:
+    return next((run.ended for run in reversed(task.runs) if run.outcome in outcomes), None)
+
+
+def _iso(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
