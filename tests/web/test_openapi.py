@@ -62,6 +62,7 @@ failures failures/{id} failures/{id}/resolve failures/{id}/mute failures/{id}/re
 bulk bulk/preview bulk/{id} bulk/{id}/abort
 schedule schedule/run
 views views/save views/{id}/rename views/{id}/delete search export/tasks export/actions
+alerts rules rules/mute rules/delete channels channels/{id}/change channels/{id}/delete channels/{id}/test
 """
 
 

@@ -1,5 +1,6 @@
 """Commands: everything that a person can change, one Struct each, by the module of its noun."""
 
+from celery_monitor.control.alerts import ALERT_COMMANDS
 from celery_monitor.control.bulk import AbortJob, BulkRetry, BulkRevoke
 from celery_monitor.control.commands import Command
 from celery_monitor.control.queues import QUEUE_COMMANDS, FindMessage
@@ -14,7 +15,7 @@ from celery_monitor.records.user import Role
 COMMANDS: tuple[type[Command], ...] = (
     RetryTask, RetryTasks, RevokeTask, RevokeTasks, RevokeStamped, FindMessage, RunTask, RunScheduled, BulkRetry,
     BulkRevoke, AbortJob, *FAILURE_COMMANDS, *VIEW_COMMANDS, *WORKER_COMMANDS, *QUEUE_COMMANDS,
-    *USER_COMMANDS,
+    *USER_COMMANDS, *ALERT_COMMANDS,
 )  # fmt: skip
 REQUIRED_ROLE: dict[str, Role] = {
     **{command.action: command.role for command in COMMANDS},

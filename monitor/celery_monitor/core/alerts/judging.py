@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time
 from typing import NamedTuple
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import structs
@@ -35,6 +36,7 @@ SETTLE_SECONDS = 60.0  # after a gap: heartbeats and samples have to arrive agai
 STALE_SECONDS = 60.0  # without a judgement, after which an excess is no longer without a break
 MOST_ALERTS = 1000  # of one rule and cluster at a time
 CHANNEL_FIELDS = ("name", "queue", "worker", "exception", "cluster")
+LONGEST_NAME = 80
 SINGLE_MESSAGES = 3  # in DIGEST_SECONDS; more become one digest
 DIGEST_SECONDS = 60.0
 LEAST_NUMBERS = {"for_seconds": 0.0, "cooldown": 0.0, "window": 60.0, "bound": 0.0}
@@ -86,8 +88,8 @@ def checked(rule: Rule) -> Rule:
     kind = KINDS.get(rule.kind)
     if kind is None:
         raise InvalidInput(f"{rule.kind!r} is not a kind of rule; known are {', '.join(KINDS)}", field="kind")
-    if not 0 < len(rule.name.strip()) <= 80:
-        raise InvalidInput("a rule has a name of 1 to 80 characters", field="name")
+    if not 0 < len(rule.name.strip()) <= LONGEST_NAME:
+        raise InvalidInput(f"a rule has a name of 1 to {LONGEST_NAME} characters", field="name")
     for name in ("bound", "window"):
         if getattr(rule, name) is not None and not getattr(kind, name):
             raise InvalidInput(f"{rule.kind!r} has no {name}; leave it out", field=name)
@@ -111,7 +113,9 @@ def _checked_scope(text: str, fields: Sequence[str]) -> None:
 
 
 def checked_channel(channel: Channel) -> Channel:
-    """The channel, if its scope and quiet hours are valid. Raises InvalidInput."""
+    """The channel, if its name, scope and quiet hours are valid. Raises InvalidInput."""
+    if not 0 < len(channel.name.strip()) <= LONGEST_NAME:
+        raise InvalidInput(f"a channel has a name of 1 to {LONGEST_NAME} characters", field="name")
     _checked_scope(channel.scope, CHANNEL_FIELDS)
     quiet_hours(channel.quiet_hours)
     return channel
@@ -206,6 +210,13 @@ def _exceeded(
 
 
 # Routes and messages
+
+
+def shown_url(channel: Channel) -> str:
+    """The address without what may be a secret: of Apprise the scheme alone, else also the host."""
+    parts = urlsplit(channel.url)
+    host = "" if channel.kind == "apprise" else parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{'/' if host else ''}…"
 
 
 class QuietHours(NamedTuple):

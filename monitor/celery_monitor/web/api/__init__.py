@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from celery_monitor.web.api import (
     actions,
+    alerts,
     failures,
     health,
     jobs,
@@ -35,6 +36,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *workflows.OPERATIONS,
     *schedule.OPERATIONS,
     *series.OPERATIONS,
+    *alerts.OPERATIONS,
     *actions.OPERATIONS,
     *health.OPERATIONS,
     *jobs.OPERATIONS,
