@@ -47,10 +47,11 @@ OPERATIONS: tuple[Operation, ...] = (
 def routes() -> list[BaseRoute]:
     """``/healthcheck`` and everything below ``/api/v1``."""
     register_names()
+    paths = dict.fromkeys(operation.path for operation in OPERATIONS)
     return [
         Route("/healthcheck", healthcheck, name="healthcheck"),
         Route("/api/v1/openapi.json", openapi, name="openapi"),
-        *[route(operation) for operation in OPERATIONS],
+        *[route(*(each for each in OPERATIONS if each.path == path)) for path in paths],
     ]
 
 

@@ -35,11 +35,11 @@ MOST_ALERTS = 1000
 
 
 class AlertListing(InCluster, frozen=True, kw_only=True):
-    """Which alerts; ``cursor`` is ``next`` of the page before."""
+    """Which alerts; ``before`` is ``next`` of the page before."""
 
     state: Annotated[Literal["firing", "resolved", "all"], Meta(description="State")] = "firing"
     limit: Annotated[int, Meta(ge=1, le=MOST_ALERTS, description="Maximum number of items")] = 100
-    before: Annotated[int, Meta(ge=1, lt=2**31, description="Only alerts with a lower number")] | None = None
+    before: Annotated[int, Meta(ge=1, lt=2**31, description="Only alerts with a lower number")] = 2**31 - 1
 
 
 class AlertItem(Struct, frozen=True, kw_only=True):

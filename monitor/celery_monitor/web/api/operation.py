@@ -188,9 +188,14 @@ class Operation:
         return _path_parameter.sub(r"{\1}", self.path)
 
 
-def route(operation: Operation) -> Route:
-    """Decodes, calls the handler in a thread, encodes."""
-    return Route(operation.path, _endpoint(operation), methods=[operation.method], name=operation.name)
+def route(*operations: Operation) -> Route:
+    """Decodes, calls the handler in a thread, encodes. Of all operations on one path, so that it knows its methods."""
+    endpoints = {operation.method: _endpoint(operation) for operation in operations}
+
+    async def endpoint(request: Request) -> Response:
+        return await endpoints["POST" if request.method == "POST" else "GET"](request)
+
+    return Route(operations[0].path, endpoint, methods=[*endpoints], name=operations[0].name)
 
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
