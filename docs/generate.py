@@ -110,6 +110,13 @@ def filters_page() -> str:
     return "\n".join([FILTERS_INTRODUCTION, *head, *rows, "", kinds, "", "## States", "", words, "", MARKS, ""])
 
 
+def alerts_page() -> str:
+    """The page as it is, with the kinds of rules from the program."""
+    written = (HERE / "alerts.md").read_text(encoding="utf-8")
+    begin, end = written.index("| kind | fires"), written.index("\n\n## Scope")
+    return written[:begin] + kinds_table() + written[end:]
+
+
 def kinds_table() -> str:
     """Every kind of rule: what it measures, its bounds, the fields of its scope, its default rule."""
     head = ["| kind | fires when | bound | window | scope | default rule |", "|---|---|---|---|---|---|"]
@@ -167,6 +174,4 @@ if __name__ == "__main__":
     (HERE / "settings.md").write_text(settings_page(), encoding="utf-8")
     (HERE / "filters.md").write_text(filters_page(), encoding="utf-8")
     (HERE / "actions.md").write_text(actions_page(), encoding="utf-8")
-    alerts = (HERE / "alerts.md").read_text(encoding="utf-8")
-    begin, end = alerts.index("| kind |"), alerts.index("\n\n## Scope")
-    (HERE / "alerts.md").write_text(alerts[:begin] + kinds_table() + alerts[end:], encoding="utf-8")
+    (HERE / "alerts.md").write_text(alerts_page(), encoding="utf-8")

@@ -204,7 +204,7 @@ def test_settings_travel_to_a_child_process() -> None:
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
-@pytest.mark.parametrize("page", ["settings", "filters", "actions"])
+@pytest.mark.parametrize("page", ["settings", "filters", "actions", "alerts"])
 def test_the_document_is_what_the_table_says(page: str) -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     written = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

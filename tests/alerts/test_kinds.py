@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from celery_monitor.core.alerts.kinds import DEFAULT_RULES, KINDS
+from celery_monitor.core.alerts.kinds import KINDS
 from celery_monitor.core.health import findings
 from celery_monitor.records.alert import Alert, AlertState, Rule, Severity
 from celery_monitor.records.failure import FailureState
@@ -347,7 +347,3 @@ def test_disabled_and_deleted_rules_end_their_alerts_without_a_message(shop: Sce
     shop.judge(NOW + 5)
     assert read_alerts(shop.store) == []
     assert [alert.rule for alert in read_alerts(shop.store, states=[AlertState.RESOLVED])] == ["Mine"]
-
-
-def test_default_rules_have_sound_names() -> None:
-    assert all(rule.source == "default" and rule.name[0].isupper() for rule in DEFAULT_RULES.values())

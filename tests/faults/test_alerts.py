@@ -1,5 +1,6 @@
 """Two receivers with alerts, killed one after the other: each alert is sent once, and a storm is a few messages."""
 
+import logging
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
@@ -16,7 +17,7 @@ from tests.faults.receivers import CLUSTER, Record, receiving
 from tests.workers import running_worker, wait_for
 
 KILLS = 3
-ROUNDS = 4  # of new alerts, between the kills
+log = logging.getLogger(__name__)
 
 
 def prepare(store: Store, there: Listener) -> None:
@@ -59,7 +60,10 @@ def test_no_alert_is_sent_twice_over_three_kills(redis_url: str, database_url: s
         found = sent(there)
         assert max(found.values()) == 1
         fates = Counter(message.state for message in read_messages(store))
-        assert fates[NotificationState.SENT] == len(found)
+        log.info("%d alerts in %d messages: %s", len(found), len(there.requests), fates)
+        # One whose receiver was killed before it noted the answer has arrived or not.
+        assert set(fates) <= {NotificationState.SENT, NotificationState.UNCONFIRMED}
+        assert fates[NotificationState.SENT] <= len(found) <= fates.total() == 5 * KILLS
 
 
 def test_storm_of_failures_in_500_groups_is_a_few_messages(redis_url: str, sqlite_url: str, tmp_path: Path) -> None:
@@ -75,6 +79,7 @@ def test_storm_of_failures_in_500_groups_is_a_few_messages(redis_url: str, sqlit
             worker.send("fail", f"cause {_letters(number % 500)}")
         wait_for(lambda: len(sent(there)) >= 500, 280, "every alert in a message")
         minutes = (time.time() - began) / 60
+        log.info("%d messages of 500 alerts in %.1f min", len(there.requests), minutes)
         assert len(there.requests) <= 4 * (minutes + 1)
         assert max(sent(there).values()) == 1
 

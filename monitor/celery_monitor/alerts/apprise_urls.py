@@ -28,8 +28,3 @@ def notify(url: str, message: Message) -> str | None:
     if sent:
         return None
     return masked(lines[0])[:LONGEST_ERROR] if lines else "Apprise could not deliver it"
-
-
-def is_known(url: str) -> bool:
-    """Whether Apprise can send to this URL."""
-    return bool(Apprise().add(url))

@@ -101,12 +101,12 @@ def test_pending_alert_sends_nothing_and_leaves_nothing(store: Store) -> None:
     assert read_standing(store, "shop", NOW) == {}
 
 
-def test_end_is_told_to_those_that_were_told_of_the_beginning(store: Store) -> None:
-    told, other = team(store, name="told"), team(store, name="other", severity=Severity.CRITICAL)
-    (alert,) = save_changes(store, "shop", [fired("payments")], [told, other])
+def test_resolved_message_goes_to_the_channels_that_get_the_first(store: Store) -> None:
+    first, other = team(store, name="first"), team(store, name="other", severity=Severity.CRITICAL)
+    (alert,) = save_changes(store, "shop", [fired("payments")], [first, other])
     change_channel(store, other.id, severity=Severity.INFO)
     save_changes(store, "shop", [over(alert, NOW + 9)], read_channels(store))
-    assert len(waiting(store, told, NOW + 9)) == 2
+    assert len(waiting(store, first, NOW + 9)) == 2
     assert waiting(store, other, NOW + 9) == []
 
 

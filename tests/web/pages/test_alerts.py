@@ -89,7 +89,7 @@ def test_history_has_what_is_over(house: House) -> None:
     alert = fire(house)
     ended = msgspec.structs.replace(alert, state=AlertState.RESOLVED, resolved_at=house.now + 60)
     save_changes(house.store, "shop", [Change(alert=ended)], [])
-    assert "No alert fires" in house.text("/alerts")
+    assert "No alerts firing" in house.text("/alerts")
     assert re.search(r"History .* payments has 31 messages\. Deep 2 m 0 s", house.text("/alerts"))
     assert "has 31 messages" not in house.text(f"/alerts?before={alert.id}")
 
@@ -116,7 +116,6 @@ def test_editor_says_what_is_wrong_and_offers_no_saving(house: House) -> None:
     text = house.text("/alerts?kind=queue+depth&name=Mine&scope=worker:a&for_seconds=60")
     assert "worker: does not apply here; known are queue, cluster" in text
     assert "Save rule" not in text
-    assert "12 seconds" not in text
     assert "must be a number" in house.text("/alerts?kind=queue+depth&name=Mine&for_seconds=soon")
     assert "keeps no history" in house.text("/alerts?kind=disk&name=Mine&for_seconds=0")
     assert "Preview" in house.text("/alerts?edit=Deep+queue")

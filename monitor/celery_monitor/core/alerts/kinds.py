@@ -350,7 +350,7 @@ def _rule(name: str, kind: str, severity: Severity = Severity.WARNING, **fields:
     return Rule(name=name, kind=kind, severity=severity, source="default", **fields)
 
 
-_RUNS = "seconds that are looked at"
+_LOOK_BACK = "seconds to look back"
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -375,7 +375,7 @@ KINDS: Mapping[str, Kind] = {
             fields=("name", "exception"),
             bound="failures",
             bound_default=100,
-            window=_RUNS,
+            window=_LOOK_BACK,
             window_default=900,
             default=_rule("Many failures of one cause", "many failures"),
         ),
@@ -387,7 +387,7 @@ KINDS: Mapping[str, Kind] = {
             fields=("name",),
             bound="share from 0 to 1",
             bound_default=0.1,
-            window=_RUNS,
+            window=_LOOK_BACK,
             window_default=900,
             default=_rule("Task fails more than usual", "failure share", for_seconds=60.0),
         ),
@@ -398,7 +398,7 @@ KINDS: Mapping[str, Kind] = {
             measure=_slow_wait,
             fields=("name",),
             bound="seconds; none: twice the usual",
-            window=_RUNS,
+            window=_LOOK_BACK,
             window_default=900,
             default=_rule("Task waits longer than usual", "slow wait", for_seconds=120.0),
         ),
@@ -409,7 +409,7 @@ KINDS: Mapping[str, Kind] = {
             measure=_slow_run,
             fields=("name",),
             bound="seconds; none: twice the usual",
-            window=_RUNS,
+            window=_LOOK_BACK,
             window_default=900,
             default=_rule("Task runs longer than usual", "slow run", Severity.INFO, for_seconds=120.0),
         ),
@@ -484,7 +484,7 @@ KINDS: Mapping[str, Kind] = {
             fields=("worker",),
             bound="starts",
             bound_default=3,
-            window=_RUNS,
+            window=_LOOK_BACK,
             window_default=600,
             default=_rule("Restarting worker", "restarting worker"),
         ),
@@ -529,7 +529,7 @@ KINDS: Mapping[str, Kind] = {
             name="gap",
             help="events may have been missed, now or within the window",
             measure=_gap,
-            window=_RUNS,
+            window=_LOOK_BACK,
             window_default=900,
             of_record=True,
             default=_rule("Gap in the record", "gap"),

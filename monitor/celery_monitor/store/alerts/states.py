@@ -110,10 +110,12 @@ def _save(store: Store, connection: Connection, cluster: int, change: Change) ->
 def _add_messages(
     store: Store, connection: Connection, alert: Alert, transition: Transition, channels: Sequence[Channel]
 ) -> None:
-    """That it is over is for those that were to hear that it fired."""
+    """A resolved message goes to the channels that get the first one."""
     if transition == "resolved":
-        told = select(_messages.c.channel_id).where(_messages.c.alert_id == alert.id, _messages.c.transition == "fired")
-        wanted = list(connection.execute(told).scalars())
+        first = select(_messages.c.channel_id).where(
+            _messages.c.alert_id == alert.id, _messages.c.transition == "fired"
+        )
+        wanted = list(connection.execute(first).scalars())
     else:
         wanted = [each.id for each in channels if gets(each, alert)]
     at = alert.judged_at
