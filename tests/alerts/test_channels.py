@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
@@ -288,3 +290,8 @@ def test_schedule_entry_is_reported_once_for_each_success(shop: Scene, there: Li
     with shop.store.read() as connection:
         (key,) = connection.exec_driver_sql(f"SELECT key FROM meta WHERE key LIKE '{PINGED}%'").scalars()
     assert key == "pinged:shop:nightly = all"
+
+
+def test_receiver_without_a_channel_of_apprise_does_not_load_it() -> None:
+    program = "import sys, celery_monitor.receiver.process; sys.exit('apprise' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
