@@ -1,9 +1,10 @@
-"""Writes docs/settings.md, filters.md and actions.md from the tables of the program: ``make docs``."""
+"""Writes docs/settings.md, filters.md, actions.md and the table of alerts.md from the program: ``make docs``."""
 
 from pathlib import Path
 
 from celery_monitor.control import COMMANDS, REQUIRED_ROLE
 from celery_monitor.control.commands import Command, summary_of
+from celery_monitor.core.alerts.kinds import DEFAULT_RULES, KINDS
 from celery_monitor.core.filters.values import FIELDS, STATES_BY_WORD
 from celery_monitor.settings import ENVIRONMENT_PREFIX, SETTINGS, Settings
 
@@ -109,6 +110,28 @@ def filters_page() -> str:
     return "\n".join([FILTERS_INTRODUCTION, *head, *rows, "", kinds, "", "## States", "", words, "", MARKS, ""])
 
 
+def alerts_page() -> str:
+    """The page as it is, with the kinds of rules from the program."""
+    written = (HERE / "alerts.md").read_text(encoding="utf-8")
+    begin, end = written.index("| kind | fires"), written.index("\n\n## Scope")
+    return written[:begin] + kinds_table() + written[end:]
+
+
+def kinds_table() -> str:
+    """Every kind of rule: what it measures, its bounds, the fields of its scope, its default rule."""
+    head = ["| kind | fires when | bound | window | scope | default rule |", "|---|---|---|---|---|---|"]
+    defaults = {rule.kind: rule for rule in DEFAULT_RULES.values()}
+    rows = []
+    for kind in KINDS.values():
+        rule = defaults.get(kind.name)
+        default = "none" if rule is None else f"{rule.name}: {rule.severity}, for {rule.for_seconds:g} s"
+        bound = f"{kind.bound}{'' if kind.bound_default is None else f' ({kind.bound_default:g})'}"
+        window = f"{kind.window} ({kind.window_default:g})" if kind.window else ""
+        fields = ", ".join(f"`{each}`" for each in kind.fields)
+        rows.append(f"| `{kind.name}` | {kind.help} | {bound} | {window} | {fields} | {default} |")
+    return "\n".join([*head, *rows])
+
+
 def settings_page() -> str:
     """Every setting: its names, its default, and what it does."""
     return "\n".join([SETTINGS_INTRODUCTION, *(_section(name) for name in SETTINGS)])
@@ -151,3 +174,4 @@ if __name__ == "__main__":
     (HERE / "settings.md").write_text(settings_page(), encoding="utf-8")
     (HERE / "filters.md").write_text(filters_page(), encoding="utf-8")
     (HERE / "actions.md").write_text(actions_page(), encoding="utf-8")
+    (HERE / "alerts.md").write_text(alerts_page(), encoding="utf-8")

@@ -1,6 +1,7 @@
-// On every page: live updates, times, keys, theme, copy buttons, and the count of new failures in the title.
+// On every page: live updates, times, keys, theme, copy buttons, and what is wrong in the title.
 import { startKeys } from "./keys.js";
 import { Live, Rows } from "./live.js";
+import { startNotifying } from "./notify.js";
 import { startPalette } from "./palette.js";
 import { startTimes } from "./times.js";
 
@@ -35,26 +36,27 @@ function startCopying() {
   });
 }
 
-// The title counts failures since the tab was last active; the icon changes.
+// The title counts the alerts that fire, else the failures since the tab was last active; the icon changes.
 function startTitle() {
   const title = document.title;
   const icon = document.querySelector('link[rel="icon"]');
-  const failed = () => Number(document.getElementById("region-shell_nav")?.dataset.failed ?? 0);
-  let seen = failed();
+  const count = (name) => Number(document.getElementById("region-shell_nav")?.dataset[name] ?? 0);
+  let seen = count("failed");
   const update = () => {
-    const fresh = failed() - seen;
-    if (fresh < 0) seen = failed();
-    document.title = fresh > 0 ? `(${fresh}) ${title}` : title;
-    const address = fresh > 0 ? icon.dataset.failing : icon.dataset.calm;
+    if (count("failed") < seen) seen = count("failed");
+    const shown = count("firingCount") || count("failed") - seen;
+    document.title = shown > 0 ? `(${shown}) ${title}` : title;
+    const address = shown > 0 ? icon.dataset.failing : icon.dataset.calm;
     if (icon.getAttribute("href") !== address) icon.setAttribute("href", address);
   };
   document.addEventListener("monitor:update", update);
   const reset = () => {
-    seen = failed();
+    seen = count("failed");
     update();
   };
   addEventListener("focus", reset);
   document.addEventListener("visibilitychange", () => !document.hidden && reset());
+  update();
 }
 
 function startFolding() {
@@ -74,6 +76,7 @@ startTheme();
 startForms();
 startCopying();
 startTitle();
+startNotifying();
 startKeys();
 startPalette();
 const rows = new Rows();

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "celery_monitor.store",
     ),
     ("celery_monitor.control", "celery_monitor.metrics", "celery_monitor.receiver"),
+    ("celery_monitor.alerts", "celery_monitor.receiver.process"),
     ("celery_monitor.web",),
     (
         "celery_monitor.__main__",
@@ -51,6 +52,7 @@ CONFINED = {
     "starlette": ("celery_monitor.web",),
     "jinja2": ("celery_monitor.web",),
     "uvicorn": ("celery_monitor.web",),
+    "apprise": ("celery_monitor.alerts",),
     "click": ("celery_monitor.cli",),
     "demo_workers": ("celery_monitor.demo",),
     "celery_monitor_capture": (),  # it runs in the workers

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from celery_monitor.errors import SettingsError
-from celery_monitor.settings import SECRET_FILES, SETTINGS, Broker, Settings, load, parse_broker
+from celery_monitor.settings import SECRET_FILES, SETTINGS, Broker, NamedUrl, Settings, load, parse_broker
 
 ROOT = Path(__file__).parent.parent
 OTHER = {
@@ -17,6 +17,9 @@ OTHER = {
     "redbeat": ("mail=redis://beat:6380/3", (Broker("mail", "redis://beat:6380/3"),)),
     "beat_database": ("sqlite:///shop.sqlite3", (Broker("default", "sqlite:///shop.sqlite3"),)),
     "database": ("postgresql://record/shop", "postgresql://record/shop"),
+    "public_url": ("https://monitor.example.com/celery", "https://monitor.example.com/celery"),
+    "ping_url": ("https://hc.example.com/well", "https://hc.example.com/well"),
+    "ping_entry": ("nightly=https://hc.example.com/n", (NamedUrl("nightly", "https://hc.example.com/n"),)),
     "broker_api": ("https://rabbit:15671/api/", "https://rabbit:15671/api/"),
     "url_prefix": ("/shop", "/shop"),
     "source": ("kombu", "kombu"),
@@ -202,7 +205,7 @@ def test_settings_travel_to_a_child_process() -> None:
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
-@pytest.mark.parametrize("page", ["settings", "filters", "actions"])
+@pytest.mark.parametrize("page", ["settings", "filters", "actions", "alerts"])
 def test_the_document_is_what_the_table_says(page: str) -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     written = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import msgspec
 
+from celery_monitor.alerts.rules_file import read_rules_file
 from celery_monitor.brokers.application import application_of, broker_of
 from celery_monitor.brokers.connection import check_brokers
 from celery_monitor.errors import SettingsError, StoreUnavailable
@@ -144,7 +145,12 @@ def check_access(settings: Settings) -> None:
 
 
 def prepare_store(settings: Settings) -> None:
-    """Opens and migrates the database once, so that a wrong address is an error before anything starts."""
+    """Opens and migrates the database once, so that a wrong address is an error before anything starts.
+
+    So is a mistake in the rules file.
+    """
+    if settings.rules:
+        read_rules_file(settings.rules)
     open_store(settings.database).close()
 
 

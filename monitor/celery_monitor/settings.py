@@ -53,6 +53,13 @@ class Broker(NamedTuple):
     url: str
 
 
+class NamedUrl(NamedTuple):
+    """An entry of the schedule, and the URL to ping."""
+
+    entry: str
+    url: str
+
+
 def parse_broker(text: str) -> Broker:
     """``URL`` or ``NAME=URL``; a name has letters, digits, ``-`` and ``_`` only. Raises SettingsError, Unsupported."""
     broker = parse_named(text)
@@ -115,6 +122,15 @@ def parse_http(text: str) -> str:
     """An HTTP URL."""
     check_http(text)
     return text
+
+
+def parse_ping(text: str) -> NamedUrl:
+    """``ENTRY=URL``: an entry of the schedule, whose name is any text, and an HTTP URL."""
+    name, separator, url = text.rpartition("=http")
+    if not separator or not name:
+        raise SettingsError("write the name of a schedule entry and a URL, such as nightly=https://hc.example.com/ID")
+    check_http(f"http{url}")
+    return NamedUrl(name, f"http{url}")
 
 
 def parse_prefix(text: str) -> str:
@@ -545,6 +561,30 @@ class Settings:
     purge_offline_workers: float = _setting(
         86400.0, parse_float, "seconds after which a worker that is gone leaves /metrics", metavar="SECONDS"
     )
+    public_url: str | None = _setting(
+        None,
+        parse_http,
+        "address at which people open the dashboard, with its path, for links in messages",
+        metavar="URL",
+    )
+    rules: str | None = _setting(
+        None, str, "TOML file with rules of alerts; they replace rules of the same name", metavar="FILE"
+    )
+    ping_url: str | None = _setting(
+        None,
+        parse_http,
+        "URL to request each minute while the record is complete and no critical alert fires: a dead man's switch",
+        metavar="URL",
+        secret=True,
+    )
+    ping_entry: tuple[NamedUrl, ...] = _setting(
+        (),
+        parse_ping,
+        "URL to request when a run of a schedule entry has succeeded; may be given several times",
+        multiple=True,
+        metavar="ENTRY=URL",
+        secret=True,
+    )
     log_level: str = _setting(
         "info", parse_choice("debug", "info", "warning", "error"), "least severe log line to print", metavar="LEVEL"
     )
@@ -665,7 +705,7 @@ def _parsed(name: str, value: object) -> object:
 
 
 def _parse_one(name: str, parse: Callable[[str], object], value: object) -> object:
-    if isinstance(value, Broker):
+    if isinstance(value, Broker | NamedUrl):
         return value
     is_table = isinstance(value, dict) and parse is parse_broker_options
     if not is_table and not isinstance(value, (str, int, float)):  # a list, a table or a date of TOML

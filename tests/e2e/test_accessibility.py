@@ -69,7 +69,7 @@ def pages(product: Product, page: Page) -> dict[str, str]:
     workflow = page.locator("main table a[href*='/workflows/']").first.evaluate(HREF)
     job = previewed(page, base)
     lists = ("/", "/tasks", "/tasks?q=state:failed", "/failures", "/queues", "/workers", "/workflows", "/schedule")
-    rest = ("/actions", "/run", "/views", "/failures?state=muted")
+    rest = ("/actions", "/run", "/views", "/failures?state=muted", "/alerts", "/alerts?kind=queue+depth&for_seconds=0")
     odd = ("/tasks?q=name:nobody", "/tasks?q=foo:bar", "/tasks/nobody", "/nothing")
     found = {path: f"{base}{path}" for path in (*lists, *rest, *odd)}
     panels = {

@@ -27,6 +27,8 @@ LISTS = (
     "/workers",
     "/actions",
     "/views",
+    "/alerts",
+    "/alerts?kind=failure+share&for_seconds=0",
 )
 PLACES = (
     "/tasks/{}",
@@ -43,6 +45,8 @@ PLACES = (
     "/?range={}",
     "/?since={}",
     "/failures?range={}",
+    "/alerts?edit={}",
+    "/alerts?kind=disk&for_seconds=0&name={}&scope={}",
     "/?cluster={}",
 )
 

@@ -26,6 +26,7 @@ from tests.workers import running_worker
 PROBABLE_GROUP = "1"  # the number of PROBABLE's failure
 PREVIEW, STARTED = "1", "2"  # jobs that every test finds
 SAVED = "1"  # a saved view
+CHANNEL = "1"  # of alerts
 SHOP = {"of_cluster": "shop"}
 WORKER = "worker1@shop"
 Listed = dict[tuple[str, str], tuple[str, str, dict[str, object]]]
@@ -131,6 +132,20 @@ UNSAFE: Listed = {
         ("POST", f"/api/task/{path}/{{target:path}}"): (action, "shop.pay.charge", fields)
         for path, (action, fields) in OF_TASK.items()
     },
+    ("POST", "/alerts/save-rule"): ("rule.save", "", {"name": "Disk", "kind": "disk"}),
+    ("POST", "/alerts/mute-rule"): ("rule.mute", "", {"name": "Lost tasks", "seconds": "60"}),
+    ("POST", "/alerts/delete-rule"): ("rule.delete", "", {"name": "Mine"}),
+    ("POST", "/alerts/add-channel"): ("channel.add", "", {"name": "b", "kind": "webhook", "url": "http://127.0.0.1:1"}),
+    ("POST", "/alerts/change-channel"): ("channel.change", "", {"channel": CHANNEL}),
+    ("POST", "/alerts/delete-channel"): ("channel.delete", "", {"channel": CHANNEL}),
+    ("POST", "/alerts/test-channel"): ("channel.test", "", {"channel": CHANNEL}),
+    ("POST", "/api/v1/rules"): ("rule.save", "", {"name": "Disk", "kind": "disk"}),
+    ("POST", "/api/v1/rules/mute"): ("rule.mute", "", {"name": "Lost tasks", "seconds": 60}),
+    ("POST", "/api/v1/rules/delete"): ("rule.delete", "", {"name": "Mine"}),
+    ("POST", "/api/v1/channels"): ("channel.add", "", {"name": "c", "kind": "webhook", "url": "http://127.0.0.1:1"}),
+    ("POST", "/api/v1/channels/{id:int}/change"): ("channel.change", CHANNEL, {}),
+    ("POST", "/api/v1/channels/{id:int}/delete"): ("channel.delete", CHANNEL, {}),
+    ("POST", "/api/v1/channels/{id:int}/test"): ("channel.test", CHANNEL, {}),
     ("POST", "/users/add"): ("user.add", "", {"name": "ned", "password": "long enough"}),
     ("POST", "/users/scope"): ("user.scope", "", {"name": "ned", "scope": "queue:emails"}),
     ("POST", "/users/role"): ("user.role", "", {"name": "ned", "role_name": "admin"}),
@@ -148,6 +163,7 @@ OWN_SESSION = {("POST", path) for path in ("/sign-in", "/sign-out", "/account/si
 # They change nothing and only show what would be done: of these a denial alone is recorded.
 QUESTIONS = {"/tasks/bulk-retry", "/tasks/bulk-revoke", "/jobs/{id}/include-retried", "/api/v1/bulk/preview"}
 ADMINS_ONLY = {"queue.purge", "queue.delete_message", "worker.shutdown"}
+ADMINS_ONLY |= {"channel.add", "channel.change", "channel.delete"}
 ADMINS_ONLY |= {action for action, _, _ in UNSAFE.values() if action.startswith(("user.", "session.", "token."))}
 WITHOUT_LOGIN = {"/healthcheck", "/livez", "/readyz", "/metrics", "/sign-in", "/static/{version}/{path:path}"}
 SAFE = {"GET", "HEAD", "OPTIONS"}

@@ -1,5 +1,6 @@
 """Commands: everything that a person can change, one Struct each, by the module of its noun."""
 
+from celery_monitor.control.alerts import ALERT_COMMANDS
 from celery_monitor.control.bulk import AbortJob, BulkRetry, BulkRevoke
 from celery_monitor.control.commands import Allowed, Command
 from celery_monitor.control.queues import QUEUE_COMMANDS, FindMessage
@@ -14,7 +15,7 @@ from celery_monitor.records.user import Role
 COMMANDS: tuple[type[Command], ...] = (
     RetryTask, RetryTasks, RevokeTask, RevokeTasks, RevokeById, RevokeStamped, FindMessage, RunTask, SendTask,
     AbortTask, RunScheduled, BulkRetry, BulkRevoke, AbortJob, *FAILURE_COMMANDS, *VIEW_COMMANDS, *WORKER_COMMANDS,
-    *QUEUE_COMMANDS, *USER_COMMANDS,
+    *QUEUE_COMMANDS, *USER_COMMANDS, *ALERT_COMMANDS,
 )  # fmt: skip
 ALLOWED: dict[str, Allowed] = {
     **{command.action: Allowed(command.role, command.in_part) for command in COMMANDS},

@@ -18,6 +18,8 @@ SCHEDULES = "schedules"
 RECONCILER = "reconciler"
 RETENTION = "retention"
 SOCKET_PROCESS = "socket process"
+ALERTS = "judge of alerts"
+ALERT_SENDER = "alert sender"
 
 FEWEST_FAILURES = 2  # in a row; one may be a short outage of broker or database
 FIRST_PAUSE_SECONDS = 2.0

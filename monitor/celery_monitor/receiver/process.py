@@ -1,4 +1,4 @@
-"""The receiver's process: receives one broker's events, samples its queues and workers, and finds lost tasks."""
+"""The receiver's process: receives one broker's events, samples its queues and workers, finds lost tasks, alerts."""
 
 import gc
 import logging
@@ -8,10 +8,20 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
+from celery_monitor.alerts.judge import Judge
+from celery_monitor.alerts.sender import Sender
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import LeaseLost, StoreUnavailable
-from celery_monitor.receiver.helper_failures import QUEUE_SAMPLER, RECONCILER, SAMPLER, SCHEDULES, HelperFailures
+from celery_monitor.receiver.helper_failures import (
+    ALERT_SENDER,
+    ALERTS,
+    QUEUE_SAMPLER,
+    RECONCILER,
+    SAMPLER,
+    SCHEDULES,
+    HelperFailures,
+)
 from celery_monitor.receiver.ingest import Receiver
 from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.reconcile import Reconciler
@@ -87,6 +97,8 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
             SAMPLER: sampler.run,
             QUEUE_SAMPLER: sampler.run_queues,
             SCHEDULES: sampler.run_schedules,
+            ALERTS: Judge(store, broker.cluster, settings, helpers).run,
+            ALERT_SENDER: Sender(store, broker.cluster, settings, helpers).run,
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)

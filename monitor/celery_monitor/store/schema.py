@@ -507,3 +507,70 @@ api_token = Table(
     Column("used_at", Double),
     Column("scope", Text, nullable=False, server_default=""),
 )
+
+# Rules of alerts that are not the defaults. A rule of the file has precedence over one of the page.
+alert_rule = Table(
+    "alert_rule",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("source", Text, primary_key=True),  # page, file
+    Column("record", LargeBinary, nullable=False),  # records.alert.Rule as msgpack
+    sqlite_with_rowid=False,
+)
+
+# Where messages of alerts go.
+alert_channel = Table(
+    "alert_channel",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("record", LargeBinary, nullable=False),  # records.alert.Channel as msgpack, with its secrets
+    Column("sent_at", Double),
+    Column("digest_at", Double),
+    Column("error", Text),  # of the last message that was not accepted
+)
+
+# Alerts from their first excess on; one that did not fire is deleted.
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("cluster_id", SmallInteger, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("fired_at", Double),
+    Column("resolved_at", Double),
+    Column("record", LargeBinary, nullable=False),  # records.alert.Alert as msgpack
+    Index("alert_fired", "fired_at", "id"),
+)
+Index(
+    "alert_open",
+    alert.c.cluster_id,
+    alert.c.rule,
+    alert.c.subject,
+    unique=True,
+    sqlite_where=text("resolved_at IS NULL"),
+    postgresql_where=text("resolved_at IS NULL"),
+)
+
+# Messages of alerts, one for each transition and channel. Several are sent as one batch.
+alert_message = Table(
+    "alert_message",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("channel_id", Integer, nullable=False),
+    Column("alert_id", Integer),  # NULL: a test
+    Column("transition", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("batch", Text),
+    Column("claimed_at", Double),
+    Column("sent_at", Double),
+    Column("error", Text),
+    UniqueConstraint("channel_id", "alert_id", "transition"),
+    Index("alert_message_state", "state", "due_at"),
+    Index("alert_message_sent", "channel_id", "sent_at"),
+)

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlencode
 
+import msgspec
 from jinja2 import Environment, Template
 from jinja2.runtime import Context as TemplateContext
 from markupsafe import Markup
@@ -24,6 +25,7 @@ from celery_monitor.core.filters.terms import exactly
 from celery_monitor.core.health.findings import Finding
 from celery_monitor.core.health.judgement import banners
 from celery_monitor.errors import Forbidden, NotFound
+from celery_monitor.records.alert import Alert
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import TaskState
@@ -31,6 +33,7 @@ from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts.limited import limited, limited_settings
+from celery_monitor.store.alerts.states import count_firing, read_alerts
 from celery_monitor.store.engine import Store
 from celery_monitor.store.health import read_banner_facts
 from celery_monitor.store.queues import read_queues
@@ -41,7 +44,7 @@ from celery_monitor.web.pages import Context, Page, View
 from celery_monitor.web.parts import guarded
 from celery_monitor.web.render import link
 from celery_monitor.web.security.reach import allows
-from celery_monitor.web.wording import brief, counted, number
+from celery_monitor.web.wording import brief, counted, number, visible
 
 BASE = "base.html"  # has the blocks of the shell
 SHELL_REGIONS = ("shell_nav", "shell_banners")
@@ -49,6 +52,7 @@ FRESH_SECONDS = 0.4  # views of one refresh share one shell
 MOST_CACHED = 32
 DAY = 86400.0  # default range of the failures page
 BRIEF = 5  # characters
+FIRING_LISTED = 10  # of which a browser may notify
 FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
 
 
@@ -82,8 +86,18 @@ class Shell:
     clusters: tuple[str, ...]
     failed: Count  # that still need attention
     banners: tuple[Finding, ...]
+    firing: tuple[Alert, ...]  # the latest of FIRING_LISTED
     counts: Mapping[str, tuple[str | None, str]]  # of the navigation entries, with their titles
     nav: tuple[NavItem, ...] = ()
+    firing_count: int = 0
+
+    @property
+    def firing_json(self) -> str:
+        """For the notifications of a browser."""
+        shown = [
+            {"id": each.id, "title": visible(each.rule), "text": visible(each.measured.text)} for each in self.firing
+        ]
+        return msgspec.json.encode(shown).decode()
 
 
 class ShellReader:
@@ -117,9 +131,9 @@ class ShellReader:
             noun = page.path.strip("/") or "overview"
             current = not failed and (view.path == page.path or view.path.startswith(f"{page.path}/"))
             count, means = shell.counts.get(noun, (None, ""))
-            yield NavItem(
-                page.path, page.nav or "", noun, count=count, means=means, current=current, first=noun in FIRST
-            )
+            alarm = noun == "alerts" and bool(shell.firing)
+            first = noun in FIRST
+            yield NavItem(page.path, page.nav or "", noun, {}, count, means, alarm=alarm, current=current, first=first)
             if noun == "tasks":
                 yield _failed_item(shell.failed, current=failed)
 
@@ -143,11 +157,15 @@ def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, n
     up = sum(worker.status is not WorkerStatus.OFFLINE for worker in facts.workers)
     groups = read_open_groups(store, since=now - DAY, cluster=cluster)
     waiting = _waiting(read_queues(store, cluster))
+    firing = count_firing(store, cluster)
     return Shell(
         clusters=tuple(sorted({*read_clusters(store), *configured})),
         failed=unhandled(store, cluster, states[TaskState.FAILURE], now),
         banners=banners(facts),
+        firing=tuple(read_alerts(store, cluster=cluster, limit=FIRING_LISTED)) if firing else (),
+        firing_count=firing,
         counts={
+            "alerts": (number(firing), "alerts that fire now"),
             "tasks": (number(sum(states.values())), "recorded tasks"),
             "failures": (number(groups), "open failures of the last 24 h"),
             "queues": (None if waiting is None else number(waiting), "queues with waiting tasks"),

@@ -111,6 +111,8 @@ MEANINGS = {  # of the names in receiver/helper_failures.py
     "schedules": "The schedule is out of date, and overdue entries are not noticed.",
     "reconciler": "Dead workers and lost tasks are not noticed.",
     "retention": "Old tasks are not deleted, and the database grows.",
+    "judge of alerts": "Rules are not judged: no alert fires or ends.",
+    "alert sender": "Messages of alerts are not sent.",
     "socket process": "A thread reads the broker until the receiver restarts; a large burst may disconnect it.",
 }
 

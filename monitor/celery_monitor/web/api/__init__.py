@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 
 from celery_monitor.web.api import (
     actions,
+    alerts,
     failures,
     health,
     jobs,
@@ -36,6 +37,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *workflows.OPERATIONS,
     *schedule.OPERATIONS,
     *series.OPERATIONS,
+    *alerts.OPERATIONS,
     *actions.OPERATIONS,
     *health.OPERATIONS,
     *jobs.OPERATIONS,
@@ -46,9 +48,10 @@ OPERATIONS: tuple[Operation, ...] = (
 def routes() -> list[BaseRoute]:
     """Everything below ``/api/v1``."""
     register_names()
+    paths = dict.fromkeys(operation.path for operation in OPERATIONS)
     return [
         LimitedRoute("/api/v1/openapi.json", openapi, name="openapi", access=IN_PART),
-        *[route(operation) for operation in OPERATIONS],
+        *[route(*(each for each in OPERATIONS if each.path == path)) for path in paths],
     ]
 
 

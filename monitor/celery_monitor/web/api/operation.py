@@ -190,15 +190,17 @@ class Operation:
         return _path_parameter.sub(r"{\1}", self.path)
 
 
-def route(operation: Operation) -> Route:
-    """Decodes, calls the handler in a thread, encodes."""
-    return LimitedRoute(
-        operation.path,
-        _endpoint(operation),
-        methods=[operation.method],
-        name=operation.name,
-        access=operation.access,
-    )
+def route(*operations: Operation) -> Route:
+    """Decodes, calls the handler in a thread, encodes. Of all operations on one path, so that it knows its methods."""
+    endpoints = {operation.method: _endpoint(operation) for operation in operations}
+
+    async def endpoint(request: Request) -> Response:
+        return await endpoints["POST" if request.method == "POST" else "GET"](request)
+
+    access, *others = {operation.access for operation in operations}
+    if others:
+        raise ValueError(f"operations on {operations[0].path} are for different users")
+    return LimitedRoute(operations[0].path, endpoint, methods=[*endpoints], name=operations[0].name, access=access)
 
 
 def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:

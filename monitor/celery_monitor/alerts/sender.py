@@ -1,0 +1,122 @@
+"""Sends the messages of alerts that are due, and the pings of the dead man's switch.
+
+A message is claimed in the database before it is sent. What was not accepted is tried again, later each time; what may
+have arrived is never sent again.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from uuid import uuid4
+
+from celery_monitor.alerts.channels import NotSent, SentUnknown, post_alerts, send
+from celery_monitor.alerts.messages import Composer
+from celery_monitor.alerts.pings import Pings
+from celery_monitor.core.alerts.judging import MOST_ALERTS, batches, gets
+from celery_monitor.errors import MonitorError
+from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures
+from celery_monitor.records.alert import Channel, Notification, NotificationState
+from celery_monitor.settings import Settings
+from celery_monitor.store.alerts.rules import read_channels
+from celery_monitor.store.alerts.states import (
+    claim,
+    end_batch,
+    read_alerts,
+    read_waiting,
+    recent_batches,
+    settle_claims,
+)
+from celery_monitor.store.engine import Store
+
+LOOK_SECONDS = 1.0
+REFRESH_SECONDS = 60.0  # how often Alertmanager gets what fires, as it expects
+FIRST_PAUSE_SECONDS = 10.0  # until a message is tried again; doubled each time
+LONGEST_PAUSE_SECONDS = 900.0
+MOST_ATTEMPTS = 8  # in about 20 min
+MOST_THREADS = 8
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """The thread that sends. A slow channel holds up no other."""
+
+    def __init__(self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._helpers = helpers
+        self._composer = Composer(settings)
+        self._pings = Pings(store, cluster, settings)
+        self._busy: dict[int, Future[None]] = {}
+        self._refreshed: dict[int, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop`` is set. An error is a fact of health, and the next round tries again."""
+        with ThreadPoolExecutor(MOST_THREADS, "alert-channel") as pool:
+            while not stop.is_set():
+                try:
+                    self.deliver(pool, time.time())
+                    self._pings.ping(time.time())
+                    self._helpers.succeeded(ALERT_SENDER)
+                    stop.wait(LOOK_SECONDS)
+                except MonitorError as error:
+                    self._helpers.failed(ALERT_SENDER, error)
+                    log.warning("messages of alerts are not sent: %s", error.message)
+                    stop.wait(self._helpers.pause(ALERT_SENDER))
+
+    def deliver(self, pool: ThreadPoolExecutor, now: float) -> list[Future[None]]:
+        """Begins to send what is due. Raises StoreUnavailable, also of what was begun before."""
+        ended = [self._busy.pop(number) for number, each in list(self._busy.items()) if each.done()]
+        for each in ended:
+            each.result()
+        settle_claims(self._store, now)
+        channels = read_channels(self._store)
+        waiting = read_waiting(self._store, now) if channels else {}
+        recent = recent_batches(self._store, now) if waiting else {}
+        for channel in channels:
+            groups = list(batches(channel, waiting.get(channel.id, ()), recent.get(channel.id, 0), now))
+            stale = channel.kind == "alertmanager" and now - self._refreshed.get(channel.id, 0.0) >= REFRESH_SECONDS
+            if channel.id not in self._busy and (groups or (stale and channel.enabled)):
+                self._busy[channel.id] = pool.submit(self._deliver_to, channel, groups, refresh=stale)
+        return list(self._busy.values())
+
+    def _deliver_to(self, channel: Channel, groups: Sequence[Sequence[Notification]], *, refresh: bool) -> None:
+        for group in groups:
+            self._send(channel, group)
+        if refresh:
+            self._refresh(channel)
+
+    def _send(self, channel: Channel, group: Sequence[Notification]) -> None:
+        batch = uuid4().hex
+        mine = claim(self._store, [each.id for each in group], batch, time.time())
+        group = [each for each in group if each.id in mine]
+        if not group:
+            return
+        state, error, again = NotificationState.SENT, None, False
+        try:
+            send(channel, self._composer.message(batch, group), self._composer)
+        except SentUnknown as unknown:
+            state, error = NotificationState.UNCONFIRMED, str(unknown)
+        except NotSent as refusal:
+            state, error, again = NotificationState.FAILED, str(refusal), refusal.again
+        attempts = max(each.attempts for each in group) + 1
+        due_at = None
+        if again and attempts < MOST_ATTEMPTS:
+            state = NotificationState.WAITING
+            due_at = time.time() + min(FIRST_PAUSE_SECONDS * 2 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
+        if error is not None:
+            log.warning("alert channel %s: %s", channel.name, error)
+        digest = len(group) > 1
+        end_batch(self._store, channel.id, batch, state, time.time(), error=error, due_at=due_at, digest=digest)
+
+    def _refresh(self, channel: Channel) -> None:
+        """Alertmanager takes an alert for resolved that it does not get again and again."""
+        self._refreshed[channel.id] = time.time()
+        firing = read_alerts(self._store, cluster=self._cluster, limit=MOST_ALERTS)
+        wanted = [alert for alert in firing if gets(channel, alert)]
+        if wanted:
+            try:
+                post_alerts(channel, wanted, self._composer)
+            except (NotSent, SentUnknown) as error:
+                log.warning("alert channel %s: %s", channel.name, error)

@@ -1,0 +1,1 @@
+"""Alerts without I/O: the kinds of rules, and how alerts begin, end and become messages."""

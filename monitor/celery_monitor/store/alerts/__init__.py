@@ -1,0 +1,1 @@
+"""Alerts in the record: rules and channels, alerts and their messages, and the facts that rules are judged by."""
