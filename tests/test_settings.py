@@ -10,7 +10,8 @@ from celery_monitor.errors import SettingsError
 from celery_monitor.settings import SECRET_FILES, SETTINGS, Broker, NamedUrl, Settings, load, parse_broker
 
 ROOT = Path(__file__).parent.parent
-OTHER = {
+OTHER: dict[str, tuple[str, object]] = {
+    "task_runtime_metric_buckets": ("0.5", (0.5,)),
     "broker": ("amqp://u:p@rabbit:5673/shop", (Broker("default", "amqp://u:p@rabbit:5673/shop"),)),
     "result_backend": ("redis://results:6390/3", (Broker("default", "redis://results:6390/3"),)),
     "broker_options": ('{"global_keyprefix": "shop:"}', {"global_keyprefix": "shop:"}),

@@ -34,6 +34,11 @@ SCOPES = ("cluster:eu", "queue:mail", "name:shop.pay.*", "cluster:shop queue:mai
 EMPTY = {
     "meta": "keys of everything; what is read of it is compared where it is read",
     "removal": "of the receiver",
+    "total": "counters for metrics, of everything",
+    "alert": "of those who see everything",
+    "alert_channel": "of those who see everything",
+    "alert_message": "of those who see everything",
+    "alert_rule": "of those who see everything",
     "user_account": "of admins who see everything",
     "user_session": "of admins who see everything",
     "api_token": "of admins who see everything",

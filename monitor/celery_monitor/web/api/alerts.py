@@ -30,6 +30,7 @@ from celery_monitor.web.api.operation import (
     shapes,
 )
 from celery_monitor.web.render import link
+from celery_monitor.web.security.reach import Access
 
 MOST_ALERTS = 1000
 
@@ -189,11 +190,11 @@ OPERATIONS = (
         answer=ChannelList,
     ),
     *(
-        operation(command, NoParameters, _nowhere, AlertChange, _changed, CHANGE_ERRORS)
+        operation(command, NoParameters, _nowhere, AlertChange, _changed, CHANGE_ERRORS, Access())
         for command in (SaveRule, MuteRule, DeleteRule, AddChannel)
     ),
     *(
-        operation(command, ChannelAddress, _address, AlertChange, _changed, CHANGE_ERRORS)
+        operation(command, ChannelAddress, _address, AlertChange, _changed, CHANGE_ERRORS, Access())
         for command in (ChangeChannel, DeleteChannel, SendTest)
     ),
 )
