@@ -13,6 +13,7 @@ from celery_monitor.core.alerts.judging import Standing, advance, is_suspended, 
 from celery_monitor.core.alerts.kinds import KINDS
 from celery_monitor.errors import MonitorError
 from celery_monitor.receiver.helper_failures import ALERTS, HelperFailures
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.alert import Alert, Change, Rule
 from celery_monitor.settings import Settings
 from celery_monitor.store.alerts.facts import FactsReader, began
@@ -22,7 +23,7 @@ from celery_monitor.store.engine import Store
 from celery_monitor.store.rollups.failures import read_latest_failure
 from celery_monitor.store.tasks.detail import read_task
 
-JUDGE_SECONDS = 5.0
+JUDGE_SECONDS = 3.0
 TIDY_SECONDS = 3600.0
 MOST_DETAILS = 20  # tracebacks that are read at a time; of a storm, a digest shows none
 FAILURE_KINDS = frozenset({"new failure", "regressed failure", "many failures"})
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 class Judge:
     """The thread that judges. Of several receivers only the one that leads has it."""
 
-    def __init__(self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures) -> None:
+    def __init__(
+        self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures, pace: Pace | None = None
+    ) -> None:
+        self._pace = pace or Pace()
         self._store = store
         self._cluster = cluster
         self._settings = settings
@@ -49,7 +53,7 @@ class Judge:
                 self.judge(time.time())
                 self._tidy()
                 self._helpers.succeeded(ALERTS)
-                stop.wait(JUDGE_SECONDS)
+                self._pace.wait(stop, self._pace.pause(JUDGE_SECONDS))
             except MonitorError as error:
                 self._helpers.failed(ALERTS, error)
                 log.warning("rules are not judged: %s", error.message)

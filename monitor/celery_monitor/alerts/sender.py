@@ -17,6 +17,7 @@ from celery_monitor.alerts.pings import Pings
 from celery_monitor.core.alerts.judging import MOST_ALERTS, batches, gets
 from celery_monitor.errors import MonitorError
 from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures
+from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.alert import Channel, Notification, NotificationState
 from celery_monitor.settings import Settings
 from celery_monitor.store.alerts.rules import read_channels
@@ -42,7 +43,10 @@ log = logging.getLogger(__name__)
 class Sender:
     """The thread that sends. A slow channel holds up no other."""
 
-    def __init__(self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures) -> None:
+    def __init__(
+        self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures, pace: Pace | None = None
+    ) -> None:
+        self._pace = pace or Pace()
         self._store = store
         self._cluster = cluster
         self._helpers = helpers
@@ -59,7 +63,7 @@ class Sender:
                     self.deliver(pool, time.time())
                     self._pings.ping(time.time())
                     self._helpers.succeeded(ALERT_SENDER)
-                    stop.wait(LOOK_SECONDS)
+                    self._pace.wait(stop, self._pace.pause(LOOK_SECONDS))
                 except MonitorError as error:
                     self._helpers.failed(ALERT_SENDER, error)
                     log.warning("messages of alerts are not sent: %s", error.message)

@@ -97,8 +97,8 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
             SAMPLER: sampler.run,
             QUEUE_SAMPLER: sampler.run_queues,
             SCHEDULES: sampler.run_schedules,
-            ALERTS: Judge(store, broker.cluster, settings, helpers).run,
-            ALERT_SENDER: Sender(store, broker.cluster, settings, helpers).run,
+            ALERTS: Judge(store, broker.cluster, settings, helpers, pace).run,
+            ALERT_SENDER: Sender(store, broker.cluster, settings, helpers, pace).run,
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
