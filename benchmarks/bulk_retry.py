@@ -23,7 +23,8 @@ import redis
 
 from celery_monitor.control.bulk import BulkRetry
 from celery_monitor.records.job import Job, JobOutcome, JobState
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.jobs import sent_as
 from tests.apps.ledger import LEDGER_VARIABLE

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from celery_monitor.addresses import masked, without_password
 from celery_monitor.cli import celery_command, main
 from celery_monitor.errors import MonitorError
-from celery_monitor.settings import parse_broker
+from celery_monitor.settings.values import parse_broker
 from tests.test_cli import call, environ
 from tests.workers import ROOT
 

@@ -13,8 +13,8 @@ from flower.options import options as flowers
 
 from celery_monitor import cli
 from celery_monitor.errors import SettingsError
-from celery_monitor.flower_options import OPTIONS, from_environment, from_file, translated
 from celery_monitor.settings import SETTINGS, Settings
+from celery_monitor.settings.flower import OPTIONS, from_environment, from_file, translated
 from tests.workers import ROOT
 
 

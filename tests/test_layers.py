@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "celery_monitor.addresses",
         "celery_monitor.core",
         "celery_monitor.files",
-        "celery_monitor.flower_options",
+        "celery_monitor.settings.flower",
         "celery_monitor.settings",
         "celery_monitor.supervise",
     ),

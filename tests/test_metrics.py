@@ -13,7 +13,8 @@ from starlette.testclient import TestClient
 from celery_monitor.metrics import collect, render
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.rollups.totals import MOST_NAMES
 from celery_monitor.store.terms import OTHER

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from celery_monitor.errors import SettingsError
-from celery_monitor.settings import SECRET_FILES, SETTINGS, Broker, NamedUrl, Settings, load, parse_broker
+from celery_monitor.settings import SECRET_FILES, SETTINGS, Settings, load
+from celery_monitor.settings.values import Broker, NamedUrl, parse_broker
 
 ROOT = Path(__file__).parent.parent
 OTHER: dict[str, tuple[str, object]] = {

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 from celery_monitor.records.task import TaskState
-from celery_monitor.settings import Broker
+from celery_monitor.settings.values import Broker
 from tests.factories import make_event, make_id
 from tests.receiver.watching import watching
 from tests.web.pages.house import BASE, open_house

@@ -22,9 +22,9 @@ from celery_monitor import __version__
 from celery_monitor.addresses import check_broker, masked, masked_value, transport_of
 from celery_monitor.core.untrusted.terminal import printable, printable_lines
 from celery_monitor.errors import MonitorError
-from celery_monitor.flower_options import DEFAULT_FILE, OPTIONS, from_environment, from_file, translated
 from celery_monitor.records.user import of_scope
 from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load
+from celery_monitor.settings.flower import DEFAULT_FILE, OPTIONS, from_environment, from_file, translated
 from celery_monitor.supervise import configure_logging, resolve_without_gc, stop_on_signals
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from celery_monitor.core.health.checks import (
 )
 from celery_monitor.core.health.findings import Finding, Tone, failing_helpers
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.health import read_record_facts

@@ -16,7 +16,8 @@ from celery_monitor import __version__
 from celery_monitor.records.failure import FailureState
 from celery_monitor.records.receiver import ReceiverHealth
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.settings import METRIC_BUCKETS, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import METRIC_BUCKETS
 from celery_monitor.store.engine import Store
 from celery_monitor.store.health import read_receivers
 from celery_monitor.store.queues import read_queues

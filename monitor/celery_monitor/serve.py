@@ -23,7 +23,8 @@ from celery_monitor.brokers.application import application_of, broker_of
 from celery_monitor.brokers.connection import check_brokers
 from celery_monitor.errors import SettingsError, StoreUnavailable
 from celery_monitor.records.receiver import ReceiverEnding
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import connect_only, database_without_password, open_store
 from celery_monitor.store.receivers import save_ending
 from celery_monitor.supervise import ChildJob, Ending, PythonCall, supervise

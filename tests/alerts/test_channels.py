@@ -13,11 +13,12 @@ from msgspec import structs
 
 from celery_monitor.alerts import channels
 from celery_monitor.alerts.pings import PINGED, Pings
-from celery_monitor.alerts.sender import MOST_ATTEMPTS, REFRESH_SECONDS, Sender
+from celery_monitor.alerts.sender import MOST_ATTEMPTS, REFRESH_SECONDS, AlertSender
 from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.records.alert import AlertState, Change, Channel, Measured, NotificationState, Severity
 from celery_monitor.records.schedule import ScheduleEntry
-from celery_monitor.settings import NamedUrl, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import NamedUrl
 from celery_monitor.store.alerts.rules import read_channel
 from celery_monitor.store.alerts.states import add_test, read_alerts, read_messages, save_changes
 from celery_monitor.store.receivers import open_gap
@@ -57,10 +58,10 @@ def end_all(shop: Scene, channel: Channel) -> None:
     save_changes(shop.store, CLUSTER, [Change(alert=each, transition="resolved") for each in ended], [channel])
 
 
-def deliver(shop: Scene, now: float = NOW + 10, **settings: object) -> Sender:
+def deliver(shop: Scene, now: float = NOW + 10, **settings: object) -> AlertSender:
     """One round of the sender, with all that it begins."""
     given = Settings(**{"public_url": "https://monitor.example.com/celery/", **settings})  # type: ignore[arg-type]
-    sender = Sender(shop.store, CLUSTER, given, HelperFailures())
+    sender = AlertSender(shop.store, CLUSTER, given, HelperFailures())
     with ThreadPoolExecutor() as pool:
         wait(sender.deliver(pool, now))
         sender.deliver(pool, 0.0)  # raises what sending has raised
@@ -175,7 +176,7 @@ def test_slow_channel_holds_up_no_other(shop: Scene, there: Listener) -> None:
         second = shop.channel(name="b", url=there.address)
         fire(shop, first, "payments")
         fire(shop, second, "mail")
-        sender = Sender(shop.store, CLUSTER, Settings(), HelperFailures())
+        sender = AlertSender(shop.store, CLUSTER, Settings(), HelperFailures())
         with ThreadPoolExecutor() as pool:
             futures = sender.deliver(pool, NOW + 10)
             wait(futures, 20, "FIRST_COMPLETED")

@@ -8,7 +8,8 @@ from celery_monitor.alerts.rules_file import read_rules_file
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.alert import Severity
 from celery_monitor.serve import prepare_store
-from celery_monitor.settings import NamedUrl, Settings, load
+from celery_monitor.settings import Settings, load
+from celery_monitor.settings.values import NamedUrl
 
 RULES = """\
 # of the payments team

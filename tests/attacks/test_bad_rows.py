@@ -21,7 +21,8 @@ from celery_monitor.brokers.results import read_result
 from celery_monitor.control.inspect import query_worker
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.settings import REDACTED_KEYS, Broker, Settings
+from celery_monitor.settings import REDACTED_KEYS, Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.foreign import CELERY, ResultTable, read_periodic_tasks, read_results
 from tests.workers import wait_for
 

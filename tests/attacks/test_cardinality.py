@@ -19,12 +19,13 @@ from celery_monitor.core.health.findings import RISE_SECONDS, RecentSamples
 from celery_monitor.core.health.judgement import findings
 from celery_monitor.errors import StoreUnavailable
 from celery_monitor.receiver.reconcile import MOST_PINGED
-from celery_monitor.receiver.sampler import MOST_ABSENT, MOST_MEASURED, Turns
+from celery_monitor.receiver.sampler import MOST_ABSENT, MOST_MEASURED, QueueTurns
 from celery_monitor.records.event import Event
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.health import read_facts
@@ -199,7 +200,7 @@ def test_causes_beyond_the_bound_are_one_group(store: Store, monkeypatch: pytest
 
 
 def test_a_sample_measures_a_bounded_number_of_queues_and_all_in_turn() -> None:
-    turns, names, seen = Turns(), {f"q{each}" for each in range(2000)}, set[str]()
+    turns, names, seen = QueueTurns(), {f"q{each}" for each in range(2000)}, set[str]()
     for _ in range(5):
         now = turns.next(names, frozenset())
         assert len(now) <= MOST_MEASURED
@@ -209,7 +210,7 @@ def test_a_sample_measures_a_bounded_number_of_queues_and_all_in_turn() -> None:
 
 
 def test_queues_that_the_broker_does_not_have_are_asked_for_few_at_a_time() -> None:
-    turns, names, seen = Turns(), {f"q{each}" for each in range(200)}, set[str]()
+    turns, names, seen = QueueTurns(), {f"q{each}" for each in range(200)}, set[str]()
     for round_ in range(11):
         now = turns.next(names, frozenset())
         turns.measured([Queue(cluster="shop", name=name, ready=None) for name in now])
@@ -221,7 +222,7 @@ def test_queues_that_the_broker_does_not_have_are_asked_for_few_at_a_time() -> N
 
 def test_consumed_queues_and_those_measured_before_have_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("celery_monitor.receiver.sampler.MOST_QUEUES", 3)
-    turns = Turns()
+    turns = QueueTurns()
     assert turns.next({"orders", "mail"}, {"orders"}) == {"orders", "mail"}
     flood = {f"a{each}" for each in range(50)}
     assert turns.next({"orders", "mail", *flood}, {"orders"}) == {"orders", "mail", "a0"}

@@ -20,7 +20,8 @@ from celery_monitor.errors import MonitorError
 from celery_monitor.records.application import AppEntry, Application
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.settings import REDACTED_KEYS, Settings, parse_broker, quoted
+from celery_monitor.settings import REDACTED_KEYS, Settings
+from celery_monitor.settings.values import parse_broker, quoted
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.writer import Writer
 from tests.attacks.secrets import ADDRESSES, BESIDE, SECRET, SECRETS

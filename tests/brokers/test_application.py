@@ -15,7 +15,8 @@ from celery_monitor.brokers.results import result_backend
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application
 from celery_monitor.serve import with_application
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from tests.workers import wait_for
 
 ODD = """

@@ -5,7 +5,8 @@ import pytest
 from celery_monitor.addresses import require_events, transport_of, without_password
 from celery_monitor.brokers.connection import RETRY_SECONDS, app_for, explained, link, transport_options
 from celery_monitor.errors import BrokerUnavailable, SettingsError
-from celery_monitor.settings import Broker, Settings, parse_broker_options
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker, parse_broker_options
 from tests.servers import free_port
 
 BROKER = Broker("shop", "redis://localhost:6399/9")

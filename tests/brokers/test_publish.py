@@ -11,7 +11,8 @@ import redis
 from celery_monitor.brokers.connection import app_for
 from celery_monitor.brokers.publish import Route, TaskCall, publisher
 from celery_monitor.errors import NotTaken, TakenUnknown
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from tests.servers import RedisServer, running_redis
 
 

@@ -18,7 +18,8 @@ from celery_monitor.brokers.queues import Markers, QueueHeads
 from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.records.queue import Queue
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 SETTINGS = Settings()
 

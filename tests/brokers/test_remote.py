@@ -10,7 +10,8 @@ import redis
 from celery_monitor.brokers.connection import link
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.errors import BrokerUnavailable, InvalidInput, Unsupported
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from tests.servers import running_redis
 from tests.workers import running_worker, wait_for
 

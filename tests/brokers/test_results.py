@@ -4,7 +4,8 @@ import pytest
 
 from celery_monitor.brokers.results import ResultReader, read_result
 from celery_monitor.records.application import Application
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 
 def test_result_backend_that_is_away_says_nothing_and_one_that_is_not_given_knows_nothing() -> None:

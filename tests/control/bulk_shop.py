@@ -21,7 +21,8 @@ from celery_monitor.records.event import Event as TaskEvent
 from celery_monitor.records.job import Job, JobState
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.jobs import read_job
 from celery_monitor.store.writer import Writer

@@ -27,7 +27,7 @@ from celery_monitor.errors import ConfirmationRequired, Conflict
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import Task, TaskState
-from celery_monitor.settings import Broker
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.writer import Writer
 from tests.apps.basic import make_app

@@ -140,7 +140,8 @@ from pathlib import Path
 from celery_monitor.control.commands import Actor, Role
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.perform import Controller
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import (Settings)
+from celery_monitor.settings.values import (Broker)
 from celery_monitor.store.engine import open_store
 database, url, task_id = sys.argv[1:]
 settings = Settings(broker=(Broker("shop", url),), database=database)

@@ -20,7 +20,7 @@ from celery_monitor.errors import (
     NotTaken,
 )
 from celery_monitor.records.task import TaskState
-from celery_monitor.settings import Broker
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from tests.apps.order import Order
 from tests.control.conftest import Workers

@@ -15,7 +15,7 @@ from celery_monitor.control.workers import EnableEvents
 from celery_monitor.errors import BrokerUnavailable, Conflict, Forbidden, InvalidInput
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.settings import Broker
+from celery_monitor.settings.values import Broker
 from tests.control.watch import CLUSTER, OPERATOR, Watch, make_settings, watching
 from tests.workers import running_worker, wait_for
 

@@ -16,7 +16,8 @@ from celery_monitor.records.job import Job
 from celery_monitor.records.page import Action
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.tasks.detail import read_task

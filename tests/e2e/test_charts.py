@@ -15,7 +15,8 @@ from celery_monitor.records.event import Event
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.workers import save_workers

@@ -14,7 +14,8 @@ from celery_monitor.receiver.pace import Pace
 from celery_monitor.receiver.sources import make_source
 from celery_monitor.records.receiver import ReceiverHealth
 from celery_monitor.records.task import Task
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.receivers import read_receiver_records
 from celery_monitor.store.tasks.detail import read_task

@@ -18,7 +18,8 @@ from celery_monitor.receiver.task_locations import TaskLocations
 from celery_monitor.records.receiver import Delivery, Gap, Reconciliation
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import WorkerStatus
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.receivers import close_gap, open_gap, read_gaps
 from celery_monitor.store.tasks.detail import read_task

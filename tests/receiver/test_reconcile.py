@@ -21,7 +21,8 @@ from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
 from celery_monitor.records.task import Outcome, TaskState
 from celery_monitor.records.worker import WorkerStatus
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.workers import read_worker

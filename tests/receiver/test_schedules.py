@@ -22,7 +22,8 @@ from celery_monitor.core.schedule import in_words
 from celery_monitor.errors import StoreUnavailable
 from celery_monitor.receiver.schedules import Schedules
 from celery_monitor.records.schedule import ScheduleEntry
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.foreign import read_periodic_tasks
 from celery_monitor.store.schedule import read_beat_health, read_entries, schedule_reported_at

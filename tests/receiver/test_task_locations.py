@@ -23,7 +23,8 @@ from celery_monitor.receiver.task_locations import (
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import TaskState
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.tasks.unfinished import tasks_by_process
 from celery_monitor.store.workers import read_workers
 from tests.factories import make_event

@@ -11,7 +11,8 @@ from redis import Redis
 from celery_monitor.brokers.transports import messages_of
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import TaskState
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.queues import read_waits
 from tests.apps.basic import make_app
 from tests.receiver.watching import CLUSTER, Watching, watching

@@ -20,7 +20,8 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.records.worker import Worker
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.tasks.detail import read_task

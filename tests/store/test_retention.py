@@ -8,7 +8,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, open_store
-from celery_monitor.store.retention.expiry import DAY_SECONDS, RESERVE_PAGES, Pace, Retention
+from celery_monitor.store.retention.expiry import DAY_SECONDS, RESERVE_PAGES, Retention, StepSize
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
@@ -133,7 +133,7 @@ def test_freed_space_of_a_file_is_given_back(tmp_path: Path) -> None:
 
 
 def test_a_pace_comes_near_its_time() -> None:
-    pace = Pace(0.1, 100, 1000)
+    pace = StepSize(0.1, 100, 1000)
     for _ in range(9):
         pace.record(pace.number / 5000)
     assert 400 <= pace.number <= 500

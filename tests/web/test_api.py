@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.tasks.detail import link_retry

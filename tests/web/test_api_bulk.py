@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from tests.web.shop import BASE, PROBABLE, TRUNCATED, fill, serving
 from tests.workers import wait_for
 

@@ -7,7 +7,8 @@ from starlette.testclient import TestClient
 
 from celery_monitor.control.views import LONGEST_NAME
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.receivers import read_clusters
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event

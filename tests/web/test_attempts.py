@@ -13,7 +13,8 @@ from celery_monitor.control.users import perform_locally
 from celery_monitor.errors import StoreUnavailable, TooManyRequests, Unauthenticated
 from celery_monitor.records.page import Action
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store
 from celery_monitor.web.security import auth

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from celery_monitor.records.event import Message
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.writer import Writer

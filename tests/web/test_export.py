@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store
 from celery_monitor.store.tasks.page import iterate_tasks
 from celery_monitor.store.writer import Writer

@@ -26,7 +26,8 @@ from celery_monitor.errors import Forbidden
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.user import Role
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.writer import Writer
 from celery_monitor.web.app import create_app

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from celery_monitor.control.commands import SIGNALS
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.web.api import OPERATIONS, routes
 from celery_monitor.web.api.openapi import document
 from celery_monitor.web.api.tasks import MEDIA

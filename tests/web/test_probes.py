@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import save_health
 from celery_monitor.store.writer import Writer

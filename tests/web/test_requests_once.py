@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_message
 from tests.web.pages.conftest import Browser

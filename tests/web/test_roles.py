@@ -12,7 +12,8 @@ from celery_monitor.core.filters.parser import parse
 from celery_monitor.records.application import Application
 from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store
 from celery_monitor.store.jobs import create_job, start_job

@@ -23,7 +23,8 @@ from celery_monitor.records.queue import Pause, Queue
 from celery_monitor.records.receiver import Delivery, ReceiverHealth, RefusedEvents
 from celery_monitor.records.schedule import BeatHealth, ScheduleEntry, UnreadEntry
 from celery_monitor.records.user import Actor, ApiToken, Role
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.accounts.limited import limited
 from celery_monitor.store.accounts.sessions import make_token
 from celery_monitor.store.actions import read_actions, record_action

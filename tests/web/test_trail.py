@@ -11,7 +11,8 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from celery_monitor.records.page import Action
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store import schema
 from celery_monitor.store.actions import MOST_DELETED, MOST_ROWS, delete_old_actions, read_actions, record_action
 from celery_monitor.store.engine import Store, open_store

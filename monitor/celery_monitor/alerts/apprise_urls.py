@@ -5,7 +5,7 @@ import logging
 from apprise import Apprise, LogCapture, NotifyType
 
 from celery_monitor.addresses import masked
-from celery_monitor.records.alert import Message, Severity
+from celery_monitor.records.alert import AlertMessage, Severity
 
 TYPES = {
     Severity.INFO: NotifyType.INFO,
@@ -15,7 +15,7 @@ TYPES = {
 LONGEST_ERROR = 200
 
 
-def notify(url: str, message: Message) -> str | None:
+def notify(url: str, message: AlertMessage) -> str | None:
     """Sends a message; returns why it was not accepted."""
     client = Apprise()
     if not client.add(url):

@@ -18,7 +18,7 @@ import msgspec
 
 from celery_monitor import __version__
 from celery_monitor.alerts.messages import Composer, state_word
-from celery_monitor.records.alert import Alert, Channel, Message
+from celery_monitor.records.alert import Alert, AlertMessage, Channel
 
 TIMEOUT_SECONDS = 10.0
 ENDS_SECONDS = 300.0  # without news, after which Alertmanager takes an alert for resolved; it gets them every minute
@@ -38,7 +38,7 @@ class SentUnknown(Exception):
     """No answer came: the message may have arrived, or not."""
 
 
-def send(channel: Channel, message: Message, composer: Composer) -> None:
+def send(channel: Channel, message: AlertMessage, composer: Composer) -> None:
     """Sends it, or raises NotSent or SentUnknown."""
     SENDERS[channel.kind](channel, message, composer)
 
@@ -73,7 +73,7 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
     return f"v1={hmac.new(secret.encode(), timestamp.encode() + b'.' + body, hashlib.sha256).hexdigest()}"
 
 
-def webhook_body(message: Message, composer: Composer) -> bytes:
+def webhook_body(message: AlertMessage, composer: Composer) -> bytes:
     """The JSON document that a webhook gets: see docs/alerts.md."""
     alerts = [each.alert for each in message.notifications if each.alert is not None]
     document = {
@@ -102,7 +102,7 @@ def webhook_body(message: Message, composer: Composer) -> bytes:
     return msgspec.json.encode(document)
 
 
-def send_webhook(channel: Channel, message: Message, composer: Composer) -> None:
+def send_webhook(channel: Channel, message: AlertMessage, composer: Composer) -> None:
     """Signed where the channel has a secret."""
     body, timestamp = webhook_body(message, composer), str(int(time.time()))
     headers = {"X-Celery-Monitor-Id": message.id, "X-Celery-Monitor-Timestamp": timestamp}
@@ -111,7 +111,7 @@ def send_webhook(channel: Channel, message: Message, composer: Composer) -> None
     post(channel.url, body, headers)
 
 
-def send_to_alertmanager(channel: Channel, message: Message, composer: Composer) -> None:
+def send_to_alertmanager(channel: Channel, message: AlertMessage, composer: Composer) -> None:
     """Alertmanager knows an alert by its labels, so the same one may arrive again."""
     alerts = [each.alert for each in message.notifications if each.alert is not None]
     try:
@@ -144,14 +144,14 @@ def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
-def send_by_apprise(channel: Channel, message: Message, _: Composer) -> None:
+def send_by_apprise(channel: Channel, message: AlertMessage, _: Composer) -> None:
     """Apprise is loaded with the first message: it takes a while, and most who try us have no channel."""
-    notify: Callable[[str, Message], str | None] = resolve_name("celery_monitor.alerts.apprise_urls:notify")
+    notify: Callable[[str, AlertMessage], str | None] = resolve_name("celery_monitor.alerts.apprise_urls:notify")
     if (error := notify(channel.url, message)) is not None:
         raise NotSent(error, again=True)
 
 
-SENDERS: Mapping[str, Callable[[Channel, Message, Composer], None]] = {
+SENDERS: Mapping[str, Callable[[Channel, AlertMessage, Composer], None]] = {
     "apprise": send_by_apprise,
     "webhook": send_webhook,
     "alertmanager": send_to_alertmanager,

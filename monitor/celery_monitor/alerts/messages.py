@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from celery_monitor.addresses import masked
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.words import counted
-from celery_monitor.records.alert import Alert, AlertState, Message, Notification, Severity
+from celery_monitor.records.alert import Alert, AlertMessage, AlertState, Notification, Severity
 from celery_monitor.settings import Settings
 
 LONGEST_TITLE = 160
@@ -22,7 +22,7 @@ class Composer:
         self._address = (settings.public_url or "").rstrip("/")
         self._redactor = Redactor(settings.redact)
 
-    def message(self, number: str, batch: Sequence[Notification]) -> Message:
+    def message(self, number: str, batch: Sequence[Notification]) -> AlertMessage:
         """One message of all that is sent together."""
         alerts = [each.alert for each in batch if each.alert is not None]
         if not alerts:
@@ -32,7 +32,7 @@ class Composer:
         else:
             title, body, link = self._digest(batch)
         severity = max((each.severity for each in alerts), key=lambda each: each.rank, default=Severity.INFO)
-        return Message(id=number, title=title, body=body, severity=severity, link=link, notifications=tuple(batch))
+        return AlertMessage(id=number, title=title, body=body, severity=severity, link=link, notifications=tuple(batch))
 
     def link(self, path: str, query: dict[str, str]) -> str | None:
         """The address of a page; ``None`` without the setting public_url."""

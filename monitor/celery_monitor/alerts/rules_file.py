@@ -10,7 +10,7 @@ import msgspec
 from celery_monitor.core.alerts.judging import checked
 from celery_monitor.errors import InvalidInput, SettingsError
 from celery_monitor.records.alert import Rule
-from celery_monitor.settings import quoted
+from celery_monitor.settings.values import quoted
 
 NOT_IN_FILE = {"source", "muted_until"}
 FILE_FIELDS = tuple(name for name in Rule.__struct_fields__ if name not in NOT_IN_FILE)

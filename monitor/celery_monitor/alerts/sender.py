@@ -40,7 +40,7 @@ MOST_THREADS = 8
 log = logging.getLogger(__name__)
 
 
-class Sender:
+class AlertSender:
     """The thread that sends. A slow channel holds up no other."""
 
     def __init__(

@@ -34,7 +34,8 @@ from celery_monitor.brokers.queues import (
 from celery_monitor.core.untrusted.values import LONGEST_JSON, decode_json
 from celery_monitor.errors import NotFound, Unsupported
 from celery_monitor.records.queue import Queue
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 API_SECONDS = 2.0
 _log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from celery_monitor.brokers import read_application as reader
 from celery_monitor.core.untrusted.values import NotJson, decode_json, plain_value
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application
-from celery_monitor.settings import DEFAULT_CLUSTER, Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import DEFAULT_CLUSTER, Broker
 
 LIMIT_SECONDS = 60
 POLL_MILLISECONDS = 50

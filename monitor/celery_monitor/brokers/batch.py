@@ -22,7 +22,8 @@ from redis.exceptions import ResponseError, WatchError
 from celery_monitor.brokers.connection import app_for, link, short_error
 from celery_monitor.brokers.publish import Copy, Publisher, Route, TaskCall
 from celery_monitor.errors import BrokerUnavailable, NotTaken, TakenUnknown
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from celery_monitor.core.sanitize import CUT, Redactor
 from celery_monitor.core.untrusted.values import REPLACED, NotJson, decode_json, plain_value
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import ScheduleEntry
-from celery_monitor.settings import SETTINGS, Broker, Settings
+from celery_monitor.settings import SETTINGS, Settings
+from celery_monitor.settings.values import Broker
 
 CRONTAB = re.compile(r"<crontab: (.+) \(([mhdMY/]+)\)>")
 _FIELD = re.compile(r"\{[^{}]*\}|\[[^\[\]]*\]|\S+")

@@ -19,7 +19,8 @@ from celery_monitor.addresses import check_broker, masked, require_supported, tr
 from celery_monitor.brokers.application import application_of
 from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
 from celery_monitor.records.application import TLS_SETTING, Application
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 CONNECT_SECONDS = 5.0
 

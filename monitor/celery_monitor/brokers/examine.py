@@ -21,7 +21,8 @@ from celery_monitor.core.health.checks import BrokerFacts, EventQueue, Sender
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.receiver.decode import decode, json_of
 from celery_monitor.records.receiver import RefusedEvents
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 LISTEN_SECONDS = 3.0  # a worker beats every 2 s
 ANSWER_SECONDS = 1.0

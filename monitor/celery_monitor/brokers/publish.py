@@ -13,7 +13,8 @@ from kombu.exceptions import InconsistencyError, KombuError, SerializationError
 
 from celery_monitor.brokers.connection import CONFIRM_SECONDS, app_for, link, lost, short_error
 from celery_monitor.errors import InvalidInput, NotTaken, TakenUnknown
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 # Of the options of apply_async, those of the message's delivery, and those that go into its headers.
 PUBLISHING = ("queue", "exchange", "routing_key", "priority", "compression", "delivery_mode", "headers")

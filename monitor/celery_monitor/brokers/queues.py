@@ -24,7 +24,8 @@ from celery_monitor.core.sanitize import LATEST_TIME, Redactor
 from celery_monitor.core.untrusted.values import NotJson, decode_json, plain_value
 from celery_monitor.errors import BrokerUnavailable, NotFound
 from celery_monitor.records.queue import Queue
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 LONGEST_NAME = 255  # bytes of an AMQP short string: nobody has a queue of a longer name, whatever events say
 

@@ -17,7 +17,8 @@ from kombu.message import Message
 from celery_monitor.brokers.connection import app_for, link
 from celery_monitor.core.untrusted.values import plain_value, read_plain
 from celery_monitor.errors import InvalidInput, Unsupported
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 FORBIDDEN = "election"  # of Celery's commands (celery/worker/control.py) the one that kills a lone worker
 # What kombu raises for a reply in JSON that names a type with a bad value, or is nested too deeply.

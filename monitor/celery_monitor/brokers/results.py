@@ -27,7 +27,8 @@ from celery_monitor.core.lifecycle import parse_time
 from celery_monitor.core.untrusted.values import NotJson, decode_json
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
 from celery_monitor.records.application import Application
-from celery_monitor.settings import REDIS_SCHEMES, SQL_SCHEMES, Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import REDIS_SCHEMES, SQL_SCHEMES, Broker
 from celery_monitor.store.foreign import CELERY, DJANGO, ResultTable, read_results
 
 CONNECT_SECONDS = ANSWER_SECONDS = 2.0

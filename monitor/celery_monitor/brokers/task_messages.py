@@ -25,7 +25,8 @@ from celery_monitor.brokers.queues import task_id_of
 from celery_monitor.brokers.redis import lists_of, walk
 from celery_monitor.core.message import with_links
 from celery_monitor.records.event import READ, REMOVED, UNACKED, WAITING, Message
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 MOST_READ = 20_000  # messages in one search
 MOST_BYTES = 64_000_000

@@ -5,7 +5,8 @@ from celery_monitor.brokers.amqp import AmqpMessages, AmqpProbe
 from celery_monitor.brokers.queues import GenericProbe, Probe, QueueMessages
 from celery_monitor.brokers.redis import RedisMessages, RedisProbe
 from celery_monitor.errors import Unsupported
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 _PROBES: dict[str, type[GenericProbe]] = {"redis": RedisProbe, "sentinel": RedisProbe, "amqp": AmqpProbe}
 _MESSAGES: dict[str, type[QueueMessages]] = {"redis": RedisMessages, "sentinel": RedisMessages, "amqp": AmqpMessages}

@@ -30,7 +30,8 @@ from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput,
 from celery_monitor.records.job import Job
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.tasks.unfinished import queue_names

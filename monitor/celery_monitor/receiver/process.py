@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 from celery_monitor.alerts.judge import Judge
-from celery_monitor.alerts.sender import Sender
+from celery_monitor.alerts.sender import AlertSender
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.brokers.transports import make_probe
 from celery_monitor.errors import LeaseLost, StoreUnavailable
@@ -29,7 +29,8 @@ from celery_monitor.receiver.sampler import Sampler
 from celery_monitor.receiver.sources import make_source
 from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.standby import Standby
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.lease import Lease, make_lease
 
@@ -98,7 +99,7 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
             QUEUE_SAMPLER: sampler.run_queues,
             SCHEDULES: sampler.run_schedules,
             ALERTS: Judge(store, broker.cluster, settings, helpers, pace).run,
-            ALERT_SENDER: Sender(store, broker.cluster, settings, helpers, pace).run,
+            ALERT_SENDER: AlertSender(store, broker.cluster, settings, helpers, pace).run,
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)

@@ -177,7 +177,7 @@ MOST_ABSENT = 20  # of them that the broker did not have when it was last asked:
 LONG_SECONDS, REST = 0.1, 10.0  # if reading the names takes longer, they are used for this multiple of its duration
 
 
-class Turns:
+class QueueTurns:
     """Which queues the next sample measures: all of them, or in turns where there are too many."""
 
     def __init__(self) -> None:
@@ -274,7 +274,7 @@ class Sampler:
         self._schedules = Schedules(store, remote.broker, settings, self._pace)
         self._configured = configured_queues(remote.broker, settings)
         self._names = QueueNames(store, cluster)
-        self._turns = Turns()
+        self._turns = QueueTurns()
         self._configured_at = 0.0  # when configured queues that do not exist are checked again
 
     def run(self, stop: threading.Event) -> None:

@@ -30,7 +30,8 @@ from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import BeatHealth, BeatSource, OverdueEntry, ScheduleEntry, UnreadEntry
 from celery_monitor.records.worker import Worker
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store
 from celery_monitor.store.foreign import PeriodicTask, read_periodic_tasks
 from celery_monitor.store.receivers import is_caught_up

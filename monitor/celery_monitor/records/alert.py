@@ -132,7 +132,7 @@ class Notification(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class AlertMessage(msgspec.Struct, frozen=True, kw_only=True):
     """What a channel sends: of one alert, of several as a digest, or a test."""
 
     id: str

@@ -65,7 +65,7 @@ from celery_monitor.web.security.reach import (
     check_routes,
 )
 from celery_monitor.web.security.sign_in import SignIn
-from celery_monitor.web.usage import Usage
+from celery_monitor.web.usage import UseRecorder
 from celery_monitor.web.wording import register_names
 
 PAGES: tuple[Page, ...] = (  # in the order of the navigation
@@ -123,7 +123,7 @@ def create_app(settings: Settings) -> Starlette:
     around = [Middleware(probes.MeasureLatency, latencies=latencies), *middleware(settings, store, gate)]
     app = Starlette(
         routes=[Mount(settings.url_prefix.rstrip("/"), routes=table)] if settings.url_prefix.strip("/") else table,
-        middleware=[*around, Middleware(Usage, store=store)],
+        middleware=[*around, Middleware(UseRecorder, store=store)],
         exception_handlers=handlers(error_page),
         lifespan=_lifespan,
     )

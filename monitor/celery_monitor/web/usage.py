@@ -16,7 +16,7 @@ NOTE_SECONDS = USE_SECONDS / 3
 PROBE = "/api/v1/health"  # load balancers ask for it all day, and its answer is as true while nobody looks
 
 
-class Usage:
+class UseRecorder:
     """Stands behind the guard: every request of a user is a use, and so is every live page while it is open."""
 
     def __init__(self, app: ASGIApp, store: Store) -> None:

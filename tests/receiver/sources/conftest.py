@@ -12,7 +12,8 @@ from kombu.utils.url import parse_url
 from celery_monitor.receiver.sources import make_source
 from celery_monitor.receiver.sources.amqp import witness_name
 from celery_monitor.receiver.sources.base import Source
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from tests.conftest import AMQP_URL
 
 MakeSource = Callable[..., Source]

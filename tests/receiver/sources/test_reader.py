@@ -183,7 +183,7 @@ import socket, sys, time
 from pathlib import Path
 from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.receiver.sources.reader import SocketProcess
-from celery_monitor.settings import Settings
+from celery_monitor.settings import (Settings)
 ours, theirs = socket.socketpair()
 process = SocketProcess(ours, Settings(), Path(sys.argv[1]), HelperFailures())
 print(process._process.pid, flush=True)

@@ -11,7 +11,8 @@ from celery_monitor.receiver.sources import make_source
 from celery_monitor.receiver.sources.base import Source
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import RefusedEvents
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from tests.receiver.sources.conftest import MakeSource
 from tests.receiver.traffic import as_dicts, make_traffic, numbered, publisher, read_all, read_rest, recorded
 from tests.workers import running_worker, wait_for

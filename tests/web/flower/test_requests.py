@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.records.receiver import Delivery
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id

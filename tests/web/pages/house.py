@@ -12,7 +12,8 @@ from starlette.testclient import TestClient
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, ReceiverHealth
 from celery_monitor.records.worker import Worker
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store
 from celery_monitor.store.workers import change_workers
 from celery_monitor.store.writer import Writer

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from celery_monitor.alerts.sender import Sender
+from celery_monitor.alerts.sender import AlertSender
 from celery_monitor.control import alerts as commands
 from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.records.alert import Alert, AlertState, Change, Measured, Severity
@@ -168,7 +168,8 @@ def test_test_message_goes_the_way_of_all_others(house: House) -> None:
     with listening() as there:
         add_channel(house, kind="webhook", url=f"{there.address}/hook")
         stop = threading.Event()
-        sender = threading.Thread(target=Sender(house.store, "shop", Settings(), HelperFailures()).run, args=(stop,))
+        run = AlertSender(house.store, "shop", Settings(), HelperFailures()).run
+        sender = threading.Thread(target=run, args=(stop,))
         sender.start()
         try:
             assert "The test was accepted by" in unescape(post(house, "test-channel", channel="1"))

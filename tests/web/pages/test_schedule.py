@@ -7,7 +7,7 @@ from msgspec import json
 
 from celery_monitor.records.queue import Queue
 from celery_monitor.records.schedule import BeatHealth, OverdueEntry, ScheduleEntry, UnreadEntry
-from celery_monitor.settings import Broker
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.queues import save_queues
 from celery_monitor.store.schedule import save_beat_health, save_schedule
 from tests.factories import make_event, make_id

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import structs
 
-from celery_monitor.core.alerts.kinds import KINDS, AlertFacts, Kind
+from celery_monitor.core.alerts.kinds import KINDS, AlertFacts, RuleKind
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.filters.terms import All, Any, Expression, Match, Not, Unknown, Word, leaves
 from celery_monitor.core.filters.values import FIELDS
@@ -78,7 +78,7 @@ def _contains(pieces: Sequence[str], text: str) -> bool:
     return re.search(".*".join(map(re.escape, pieces)), text, re.IGNORECASE | re.DOTALL) is not None
 
 
-def fields_of(kind: Kind) -> tuple[str, ...]:
+def fields_of(kind: RuleKind) -> tuple[str, ...]:
     """The fields that the scope of a rule may have."""
     return (*kind.fields, "cluster")
 
@@ -124,7 +124,7 @@ def checked_channel(channel: Channel) -> Channel:
 # Alerts
 
 
-def is_suspended(kind: Kind, facts: AlertFacts, began: float | None) -> bool:
+def is_suspended(kind: RuleKind, facts: AlertFacts, began: float | None) -> bool:
     """Whether the record is too new, or too incomplete, to accuse anybody by a rule of this kind."""
     if began is None or facts.now - began < QUIET_SECONDS:
         return True

@@ -55,7 +55,7 @@ Measure = Callable[[AlertFacts, Rule], Iterator[Measured]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class RuleKind:
     """One kind of rule. ``bound`` and ``window`` say what these mean; empty: the kind has none."""
 
     name: str
@@ -351,24 +351,24 @@ def _rule(name: str, kind: str, severity: Severity = Severity.WARNING, **fields:
 
 
 _LOOK_BACK = "seconds to look back"
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, RuleKind] = {
     kind.name: kind
     for kind in (
-        Kind(
+        RuleKind(
             name="new failure",
             help="a cause of failure that was never seen before; it is new for 15 min",
             measure=_new_failure,
             fields=("name", "exception"),
             default=_rule("New failure", "new failure", resolve=False),
         ),
-        Kind(
+        RuleKind(
             name="regressed failure",
             help="a failure group that was resolved has failed again, in the last 15 min",
             measure=_regressed,
             fields=("name", "exception"),
             default=_rule("Regressed failure", "regressed failure", resolve=False),
         ),
-        Kind(
+        RuleKind(
             name="many failures",
             help="an unresolved failure group has more failures than the bound in the window",
             measure=_many_failures,
@@ -379,7 +379,7 @@ KINDS: Mapping[str, Kind] = {
             window_default=900,
             default=_rule("Many failures of one cause", "many failures"),
         ),
-        Kind(
+        RuleKind(
             name="failure share",
             help=f"a larger share of a task's runs fails than the bound, and than twice its usual share of the day "
             f"before; with at least {LEAST_RUNS} runs in the window",
@@ -391,7 +391,7 @@ KINDS: Mapping[str, Kind] = {
             window_default=900,
             default=_rule("Task fails more than usual", "failure share", for_seconds=60.0),
         ),
-        Kind(
+        RuleKind(
             name="slow wait",
             help=f"the 95th percentile of a task's wait is above the bound; without a bound, above twice its usual of "
             f"the day before; with at least {LEAST_RUNS} runs in the window",
@@ -402,7 +402,7 @@ KINDS: Mapping[str, Kind] = {
             window_default=900,
             default=_rule("Task waits longer than usual", "slow wait", for_seconds=120.0),
         ),
-        Kind(
+        RuleKind(
             name="slow run",
             help=f"the 95th percentile of a task's run time is above the bound; without a bound, above twice its usual "
             f"of the day before; with at least {LEAST_RUNS} runs in the window",
@@ -413,7 +413,7 @@ KINDS: Mapping[str, Kind] = {
             window_default=900,
             default=_rule("Task runs longer than usual", "slow run", Severity.INFO, for_seconds=120.0),
         ),
-        Kind(
+        RuleKind(
             name="no success",
             help="no task of the name has succeeded for the window, as a dead man's switch; gaps do not count",
             measure=_no_success,
@@ -422,7 +422,7 @@ KINDS: Mapping[str, Kind] = {
             window_default=DAY,
             needs_scope=True,
         ),
-        Kind(
+        RuleKind(
             name="queue depth",
             help="more messages wait in a queue than the bound",
             measure=_depth,
@@ -431,7 +431,7 @@ KINDS: Mapping[str, Kind] = {
             bound_default=10_000,
             default=_rule("Deep queue", "queue depth", for_seconds=300.0),
         ),
-        Kind(
+        RuleKind(
             name="queue age",
             help="the oldest message of a queue has waited for longer than the bound",
             measure=_age,
@@ -440,28 +440,28 @@ KINDS: Mapping[str, Kind] = {
             bound_default=900,
             default=_rule("Old message", "queue age", for_seconds=60.0),
         ),
-        Kind(
+        RuleKind(
             name="growing queue",
             help="a queue fills faster than it is emptied",
             measure=_growing,
             fields=("queue",),
             default=_rule("Growing queue", "growing queue", for_seconds=600.0),
         ),
-        Kind(
+        RuleKind(
             name="queue without consumer",
             help="messages wait and no worker consumes the queue; a paused queue does not count",
             measure=_without_consumer,
             fields=("queue",),
             default=_rule("Queue without consumer", "queue without consumer", Severity.CRITICAL, for_seconds=60.0),
         ),
-        Kind(
+        RuleKind(
             name="no worker",
             help="no worker is up, and there were some",
             measure=_no_worker,
             history=False,
             default=_rule("No worker", "no worker", Severity.CRITICAL, for_seconds=60.0),
         ),
-        Kind(
+        RuleKind(
             name="silent worker",
             help="a worker sends no heartbeat and is not just busy, or left without a shutdown in the last hour",
             measure=_silent,
@@ -469,7 +469,7 @@ KINDS: Mapping[str, Kind] = {
             history=False,
             default=_rule("Silent worker", "silent worker", for_seconds=60.0),
         ),
-        Kind(
+        RuleKind(
             name="stuck worker",
             help="all running tasks of a worker take unusually long, and it starts nothing else",
             measure=_stuck_worker,
@@ -477,7 +477,7 @@ KINDS: Mapping[str, Kind] = {
             history=False,
             default=_rule("Stuck worker", "stuck worker", Severity.CRITICAL, for_seconds=120.0),
         ),
-        Kind(
+        RuleKind(
             name="restarting worker",
             help="a worker has started more often than the bound in the window",
             measure=_restarting,
@@ -488,7 +488,7 @@ KINDS: Mapping[str, Kind] = {
             window_default=600,
             default=_rule("Restarting worker", "restarting worker"),
         ),
-        Kind(
+        RuleKind(
             name="beat missed",
             help=f"an entry of the schedule is overdue by {BARELY_SECONDS:.0f} s or more, or beat has stopped; "
             "name is the name of the entry",
@@ -497,7 +497,7 @@ KINDS: Mapping[str, Kind] = {
             history=False,
             default=_rule("Missed schedule entry", "beat missed", Severity.CRITICAL, for_seconds=30.0),
         ),
-        Kind(
+        RuleKind(
             name="stuck workflow",
             help="a workflow is stalled: nothing of it runs or waits in a queue",
             measure=_stuck_workflow,
@@ -505,7 +505,7 @@ KINDS: Mapping[str, Kind] = {
             history=False,
             default=_rule("Stuck workflow", "stuck workflow", for_seconds=120.0),
         ),
-        Kind(
+        RuleKind(
             name="tasks lost",
             help="more lost tasks than the bound in the last day that nobody has retried",
             measure=_lost,
@@ -515,7 +515,7 @@ KINDS: Mapping[str, Kind] = {
             history=False,
             default=_rule("Lost tasks", "tasks lost"),
         ),
-        Kind(
+        RuleKind(
             name="receiver behind",
             help="the receiver stores events later than the bound",
             measure=_behind,
@@ -525,7 +525,7 @@ KINDS: Mapping[str, Kind] = {
             history=False,
             default=_rule("Receiver behind", "receiver behind", Severity.CRITICAL, for_seconds=60.0),
         ),
-        Kind(
+        RuleKind(
             name="gap",
             help="events may have been missed, now or within the window",
             measure=_gap,
@@ -534,7 +534,7 @@ KINDS: Mapping[str, Kind] = {
             of_record=True,
             default=_rule("Gap in the record", "gap"),
         ),
-        Kind(
+        RuleKind(
             name="disk",
             help="less is free on the disk of an SQLite record than the bound",
             measure=_disk,

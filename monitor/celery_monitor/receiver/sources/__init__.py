@@ -9,7 +9,8 @@ from celery_monitor.receiver.sources.amqp import AmqpSource
 from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.kombu import KombuSource
 from celery_monitor.receiver.sources.redis import RedisSource, serves
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.buffer import Buffer, pump
 from celery_monitor.receiver.sources.reader import SEND_SECONDS, Body, BrokerSocket, Packed, ReaderThread, pack
 from celery_monitor.records.receiver import RefusedEvents
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.receiver.sources.reader import Body, MessageFormat, Reader, ReadingWorker
 from celery_monitor.records.receiver import Delivery, RefusedEvents
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 
 class Source(ABC):

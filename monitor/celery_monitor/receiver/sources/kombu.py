@@ -20,7 +20,8 @@ from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.buffer import Buffer, Spool, read_commits
 from celery_monitor.receiver.sources.reader import Packed, ReaderThread, events_in, pack
 from celery_monitor.records.receiver import RefusedEvents
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 DRAIN_SECONDS = 0.1
 FANOUT_TRANSPORTS = frozenset({"redis", "gcpubsub"})  # celery/events/event.py, get_exchange

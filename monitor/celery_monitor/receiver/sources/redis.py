@@ -25,7 +25,8 @@ from celery_monitor.receiver.sources.base import Source
 from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, read_redis
 from celery_monitor.receiver.sources.reader import BrokerSocket, ReaderThread, SocketProcess, closed_by_error
 from celery_monitor.records.receiver import Delivery, RefusedEvents
-from celery_monitor.settings import Broker, Settings
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import Broker
 
 log = logging.getLogger(__name__)
 

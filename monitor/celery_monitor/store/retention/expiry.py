@@ -91,7 +91,7 @@ class ExpiredTask(NamedTuple):
         return self.state, self.name_id, self.queue_id, self.worker_id
 
 
-class Pace:
+class StepSize:
     """Adapts the number of items of a step so that it takes about ``seconds``."""
 
     def __init__(self, seconds: float, least: int, most: int) -> None:
@@ -111,7 +111,7 @@ class Retention:
         self._store = store
         self._cluster = cluster
         self._settings = settings
-        self._pace = Pace(STEP_SECONDS, LEAST, MOST)
+        self._pace = StepSize(STEP_SECONDS, LEAST, MOST)
         self._succeeded = Scan(succeeded=True)
         self._others = Scan(succeeded=False)
         self._old_counters = OldCounters()
@@ -348,7 +348,7 @@ class FreeSpace:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pace = Pace(VACUUM_SECONDS, 50, 20_000)
+        self._pace = StepSize(VACUUM_SECONDS, 50, 20_000)
         self.more = False
 
     def vacuum(self) -> None:

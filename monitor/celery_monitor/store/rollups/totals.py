@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 
 from celery_monitor.core.quantiles import middle
 from celery_monitor.records.event import Event
-from celery_monitor.settings import METRIC_BUCKETS
+from celery_monitor.settings.values import METRIC_BUCKETS
 from celery_monitor.store import schema
 from celery_monitor.store.engine import PreparedStatement, Store
 from celery_monitor.store.rollups.counters import Place as RollupPlace

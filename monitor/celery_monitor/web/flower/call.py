@@ -16,7 +16,8 @@ from celery_monitor.control.perform import Controller
 from celery_monitor.errors import BrokerUnavailable, InvalidInput, MonitorError, NotFound, Unsupported
 from celery_monitor.records.user import Actor
 from celery_monitor.records.worker import Worker
-from celery_monitor.settings import Settings, parse_bool
+from celery_monitor.settings import Settings
+from celery_monitor.settings.values import parse_bool
 from celery_monitor.store.engine import Store
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.security.guard import FORM_TYPE, MOST_FIELDS, content_type
@@ -33,7 +34,7 @@ D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FlowerCall:
     """The user, the end of the path (a worker's or task's name, or an id), the arguments and the body."""
 
     actor: Actor
@@ -70,7 +71,7 @@ class Call:
         return self.controller.perform(self.actor, command)
 
 
-Handler = Callable[[Call], Response | Awaitable[Response]]
+Handler = Callable[[FlowerCall], Response | Awaitable[Response]]
 
 
 def _read(text: str, kind: type[T]) -> T:
@@ -112,7 +113,7 @@ def endpoint(handle: Handler) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-async def _call(request: Request) -> Call:
+async def _call(request: Request) -> FlowerCall:
     body = await request.body()
     sent: Iterable[tuple[str, str]] = ()
     if content_type(request.headers) == FORM_TYPE:
@@ -123,7 +124,7 @@ async def _call(request: Request) -> Call:
     arguments = {**request.query_params, **dict(sent)}
     target = request.path_params.get("target", "")
     actor, store, settings = within(request)
-    return Call(actor, store, settings, request.app.state.controller, target, arguments, body)
+    return FlowerCall(actor, store, settings, request.app.state.controller, target, arguments, body)
 
 
 def _as_flower(error: MonitorError) -> Response:

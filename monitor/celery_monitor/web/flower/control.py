@@ -21,33 +21,33 @@ from celery_monitor.control.workers import (
 from celery_monitor.errors import InvalidInput, NotFound
 from celery_monitor.records.worker import Worker
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.web.flower.call import Call, message, refused
+from celery_monitor.web.flower.call import FlowerCall, message, refused
 
 UNKNOWN_TASK = "unknown task"  # celery.worker.control
 
 
-def shut_down(call: Call) -> Response:
+def shut_down(call: FlowerCall) -> Response:
     worker = call.worker(call.target)
     call.perform(ShutDownWorker(**_of(worker), confirm=worker.hostname))
     return message("Shutting down!")
 
 
-def restart_pool(call: Call) -> Response:
+def restart_pool(call: FlowerCall) -> Response:
     worker = call.worker(call.target)
     performed = call.perform(RestartPool(**_of(worker)))
     name = worker.hostname
     return _answer(performed, f"Restarting '{name}' worker's pool", f"Failed to restart the '{name}' pool: {{}}")
 
 
-def grow_pool(call: Call) -> Response:
+def grow_pool(call: FlowerCall) -> Response:
     return _resize(call, GrowPool, "Growing", "grow")
 
 
-def shrink_pool(call: Call) -> Response:
+def shrink_pool(call: FlowerCall) -> Response:
     return _resize(call, ShrinkPool, "Shrinking", "shrink")
 
 
-def _resize(call: Call, command: type[GrowPool | ShrinkPool], doing: str, verb: str) -> Response:
+def _resize(call: FlowerCall, command: type[GrowPool | ShrinkPool], doing: str, verb: str) -> Response:
     worker = call.worker(call.target)
     number = call.value("n", int, default=1)
     performed = call.perform(command(**_of(worker), number=number))
@@ -57,7 +57,7 @@ def _resize(call: Call, command: type[GrowPool | ShrinkPool], doing: str, verb: 
     )
 
 
-def autoscale(call: Call) -> Response:
+def autoscale(call: FlowerCall) -> Response:
     worker = call.worker(call.target)
     least, most = (_whole(call, name) for name in ("min", "max"))
     performed = call.perform(Autoscale(**_of(worker), minimum=least, maximum=most))
@@ -69,27 +69,27 @@ def autoscale(call: Call) -> Response:
     )
 
 
-def _whole(call: Call, name: str) -> int:
+def _whole(call: FlowerCall, name: str) -> int:
     call.required(name)
     return call.value(name, int, default=0)
 
 
-def add_consumer(call: Call) -> Response:
+def add_consumer(call: FlowerCall) -> Response:
     return _consume(call, AddConsumer, "Failed to add '{}' consumer to '{}' worker: {{}}")
 
 
-def cancel_consumer(call: Call) -> Response:
+def cancel_consumer(call: FlowerCall) -> Response:
     return _consume(call, CancelConsumer, "Failed to cancel '{}' consumer from '{}' worker: {{}}")
 
 
-def _consume(call: Call, command: type[AddConsumer | CancelConsumer], failure: str) -> Response:
+def _consume(call: FlowerCall, command: type[AddConsumer | CancelConsumer], failure: str) -> Response:
     worker = call.worker(call.target)
     queue = call.required("queue")
     performed = call.perform(command(**_of(worker), queue=queue))
     return _answer(performed, None, failure.format(queue, worker.hostname))
 
 
-def set_time_limits(call: Call) -> Response:
+def set_time_limits(call: FlowerCall) -> Response:
     name = call.required("workername")
     soft, hard = call.value("soft", float, None), call.value("hard", float, None)
     _check_task(call)
@@ -97,14 +97,14 @@ def set_time_limits(call: Call) -> Response:
     return _of_task(call, command, "Failed to set timeouts: '{}'")
 
 
-def set_rate_limit(call: Call) -> Response:
+def set_rate_limit(call: FlowerCall) -> Response:
     name, rate = call.required("workername"), call.required("ratelimit")
     _check_task(call)
     command = RateLimit(**_of(call.worker(name)), task=call.target, rate=rate)
     return _of_task(call, command, "Failed to set rate limit: '{}'")
 
 
-def revoke(call: Call) -> Response:
+def revoke(call: FlowerCall) -> Response:
     """On the task's cluster, or on all where it is not recorded: it may arrive later."""
     terminate, signal = call.value("terminate", bool, default=False), cast(Signal, call.text("signal") or "SIGTERM")
     try:
@@ -120,14 +120,14 @@ def _of(worker: Worker) -> dict[str, Any]:
     return {"cluster": worker.cluster, "workers": (worker.hostname,)}
 
 
-def _check_task(call: Call) -> None:
+def _check_task(call: FlowerCall) -> None:
     """Raises NotFound where the application has no such task; without ``-A`` the worker decides."""
     application = application_of(call.settings)
     if application is not None and application.tasks and call.target not in application.tasks:
         raise NotFound(f"Unknown task '{call.target}'")
 
 
-def _of_task(call: Call, command: TimeLimit | RateLimit, failure: str) -> Response:
+def _of_task(call: FlowerCall, command: TimeLimit | RateLimit, failure: str) -> Response:
     try:
         performed = call.perform(command)
     except InvalidInput as error:

@@ -39,7 +39,7 @@ def parse_search(text: str) -> Expression:
     query = text.strip()
     if len(query) > LONGEST:
         raise SearchError(f"Query exceeds {LONGEST} characters.")
-    return _Parser([*_tokens(query), Token("END", "", len(query))]).parse()
+    return _SearchParser([*_tokens(query), Token("END", "", len(query))]).parse()
 
 
 def _error(words: str, at: int) -> SearchError:
@@ -73,7 +73,7 @@ def _token(piece: str, at: int) -> Token:
     return Token("TERM", plain, at)
 
 
-class _Parser:
+class _SearchParser:
     """Recursive descent; ``place`` is the next token."""
 
     def __init__(self, tokens: list[Token]) -> None:

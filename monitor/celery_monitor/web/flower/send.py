@@ -16,9 +16,9 @@ from celery_monitor.control.commands import find_broker
 from celery_monitor.control.run import AbortTask, SendTask
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.errors import Conflict, InvalidInput, NotFound
-from celery_monitor.settings import Broker
+from celery_monitor.settings.values import Broker
 from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.web.flower.call import Call, json_answer, message
+from celery_monitor.web.flower.call import FlowerCall, json_answer, message
 
 POLL_SECONDS = 0.1
 TIME = "%Y-%m-%d %H:%M:%S.%f"
@@ -34,19 +34,19 @@ class Request(NamedTuple):
     timeout: float | None
 
 
-def send_task(call: Call) -> Response:
+def send_task(call: FlowerCall) -> Response:
     """Sends a task of any name."""
     return _sent(call, _read(call))
 
 
-def async_apply(call: Call) -> Response:
+def async_apply(call: FlowerCall) -> Response:
     """Sends a task of the application."""
     request = _read(call)
     _check_task(call)
     return _sent(call, request)
 
 
-async def apply(call: Call) -> Response:
+async def apply(call: FlowerCall) -> Response:
     """Sends a task of the application, and waits for its result; without ``timeout`` for as long as the client does."""
     request = await asyncio.to_thread(_read, call)
     _check_task(call)
@@ -58,7 +58,7 @@ async def apply(call: Call) -> Response:
     return json_answer(answer | {"state": meta.state} | _result(call, meta))
 
 
-async def task_result(call: Call) -> Response:
+async def task_result(call: FlowerCall) -> Response:
     """The state and, once it has ended, the result of a task. With ``timeout`` waits for it so many seconds."""
     timeout = call.value("timeout", float, None)
     broker = await asyncio.to_thread(_broker, call)
@@ -66,12 +66,12 @@ async def task_result(call: Call) -> Response:
     return json_answer({"task-id": call.target, "state": meta.state} | _result(call, meta))
 
 
-def abort(call: Call) -> Response:
+def abort(call: FlowerCall) -> Response:
     call.perform(AbortTask(cluster=_broker(call).cluster, id=call.target))
     return message(f"Aborted '{call.target}'")
 
 
-async def _ended(call: Call, broker: Broker, task_id: str, timeout: float | None) -> TaskMeta:
+async def _ended(call: FlowerCall, broker: Broker, task_id: str, timeout: float | None) -> TaskMeta:
     """The task once it has ended, or when the time is over. No thread waits meanwhile."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -81,7 +81,7 @@ async def _ended(call: Call, broker: Broker, task_id: str, timeout: float | None
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _result(call: Call, meta: TaskMeta) -> dict[str, object]:
+def _result(call: FlowerCall, meta: TaskMeta) -> dict[str, object]:
     if meta.state not in READY:
         return {}
     redactor = Redactor(call.settings.redact)
@@ -89,14 +89,14 @@ def _result(call: Call, meta: TaskMeta) -> dict[str, object]:
     return result | ({"traceback": redactor.plain(meta.traceback)} if meta.state == "FAILURE" else {})
 
 
-def _sent(call: Call, request: Request) -> Response:
+def _sent(call: FlowerCall, request: Request) -> Response:
     task_id, broker = _send(call, request)
     has_state = result_backend(broker, call.settings).is_read
     state = {"state": task_meta(broker, call.settings, task_id).state} if has_state else {}
     return json_answer({"task-id": task_id} | state)
 
 
-def _send(call: Call, request: Request) -> tuple[str, Broker]:
+def _send(call: FlowerCall, request: Request) -> tuple[str, Broker]:
     options = dict(request.options)
     task_id = str(options.pop("task_id", None) or uuid4())
     cluster = call.text("cluster") or _only_cluster(call)
@@ -108,14 +108,14 @@ def _send(call: Call, request: Request) -> tuple[str, Broker]:
     return task_id, find_broker(call.settings, cluster)
 
 
-def _only_cluster(call: Call) -> str:
+def _only_cluster(call: FlowerCall) -> str:
     if len(call.settings.clusters) != 1:
         names = ", ".join(call.settings.clusters)
         raise Conflict(f"Several clusters are monitored: add cluster= to the address, one of {names}")
     return call.settings.clusters[0]
 
 
-def _broker(call: Call) -> Broker:
+def _broker(call: FlowerCall) -> Broker:
     """Of the cluster where the task is recorded, else of the only one."""
     try:
         cluster = read_task(call.store, call.target, call.text("cluster")).cluster
@@ -124,13 +124,13 @@ def _broker(call: Call) -> Broker:
     return find_broker(call.settings, cluster)
 
 
-def _check_task(call: Call) -> None:
+def _check_task(call: FlowerCall) -> None:
     application = application_of(call.settings)
     if application is None or call.target not in application.tasks:
         raise NotFound(f"Unknown task '{call.target}'")
 
 
-def _read(call: Call) -> Request:
+def _read(call: FlowerCall) -> Request:
     """Raises InvalidInput."""
     try:
         body = msgspec.json.decode(call.body) if call.body else {}

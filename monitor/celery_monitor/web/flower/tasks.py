@@ -19,7 +19,7 @@ from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.page import CHUNK, find_tasks, iterate_tasks
 from celery_monitor.store.tasks.workflows import read_children
 from celery_monitor.store.terms import find_terms
-from celery_monitor.web.flower.call import JSON, Call, json_answer
+from celery_monitor.web.flower.call import JSON, FlowerCall, json_answer
 from celery_monitor.web.flower.search import SearchError, in_state, parse_search
 
 SORTS = ("name", "received", "started", "state")
@@ -35,18 +35,18 @@ ENDS = {
 }
 
 
-def list_types(call: Call) -> Response:
+def list_types(call: FlowerCall) -> Response:
     """The names of all tasks that were ever seen."""
     return json_answer({"task-types": sorted(find_terms(call.store, "name", "", MOST_TYPES))})
 
 
-def queue_lengths(call: Call) -> Response:
+def queue_lengths(call: FlowerCall) -> Response:
     """Waiting messages of every queue as last measured; those that workers have are not waiting."""
     queues = sorted(read_queues(call.store, call.text("cluster")), key=lambda each: each.name)
     return json_answer({"active_queues": [{"name": each.name, "messages": each.ready} for each in queues]})
 
 
-def task_info(call: Call) -> Response:
+def task_info(call: FlowerCall) -> Response:
     try:
         task = read_task(call.store, call.target, call.text("cluster"))
     except NotFound:
@@ -54,7 +54,7 @@ def task_info(call: Call) -> Response:
     return json_answer(task_item(task, read_children(call.store, [task]).get(task.id, [])))
 
 
-def list_tasks(call: Call) -> Response:
+def list_tasks(call: FlowerCall) -> Response:
     """``{uuid: task}``, the newest first. Without ``limit`` it is written while it is read."""
     limit, offset = call.value("limit", int, None), max(call.value("offset", int, default=0), 0)
     sort = call.text("sort_by") or ""
@@ -73,7 +73,7 @@ def list_tasks(call: Call) -> Response:
     return Response(b"".join(_written(call, tasks)), headers={"Content-Type": JSON})
 
 
-def _wanted(call: Call) -> Filter:
+def _wanted(call: FlowerCall) -> Filter:
     """Raises SearchError, and InvalidInput for a time that is not one."""
     found = Filter(parse_search(call.text("search") or ""), time.time()).in_cluster(call.text("cluster"))
     for field, name in (("worker", call.text("workername")), ("name", call.text("taskname"))):
@@ -89,7 +89,7 @@ def _wanted(call: Call) -> Filter:
     return found
 
 
-def _time(call: Call, name: str) -> float | None:
+def _time(call: FlowerCall, name: str) -> float | None:
     """In the time zone of this machine, as Flower reads it."""
     text = call.text(name)
     if not text:
@@ -101,7 +101,7 @@ def _time(call: Call, name: str) -> float | None:
         raise InvalidInput(f"Invalid received_start or received_end, {expected}") from None
 
 
-def _sorted(call: Call, wanted: Filter, sort: str) -> Iterator[Task]:
+def _sorted(call: FlowerCall, wanted: Filter, sort: str) -> Iterator[Task]:
     """States are sorted by name, so each is read by itself."""
     if sort.lstrip("-") == "state":
         for state in sorted({_state_of(each) for each in TaskState}, reverse=sort.startswith("-")):
@@ -113,7 +113,7 @@ def _sorted(call: Call, wanted: Filter, sort: str) -> Iterator[Task]:
         yield from _paged(call, wanted, sort)
 
 
-def _paged(call: Call, wanted: Filter, sort: str) -> Iterator[Task]:
+def _paged(call: FlowerCall, wanted: Filter, sort: str) -> Iterator[Task]:
     cursor = None
     while True:
         page = find_tasks(call.store, wanted, sort=sort, limit=CHUNK, cursor=cursor, tracebacks=True)
@@ -122,7 +122,7 @@ def _paged(call: Call, wanted: Filter, sort: str) -> Iterator[Task]:
             return
 
 
-def _written(call: Call, tasks: Iterator[Task]) -> Iterator[bytes]:
+def _written(call: FlowerCall, tasks: Iterator[Task]) -> Iterator[bytes]:
     """A JSON object, in pieces."""
     separator = b"{"
     while chunk := list(islice(tasks, CHUNK)):

@@ -14,7 +14,7 @@ from celery_monitor.core.sanitize import Redactor
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.flower.call import Call, json_answer
+from celery_monitor.web.flower.call import FlowerCall, json_answer
 
 Questions = Mapping[str, Mapping[str, object]]  # Celery's commands and their arguments
 
@@ -26,7 +26,7 @@ _kept: dict[tuple[str, str, str], dict[str, Any]] = {}
 _lock = Lock()
 
 
-def list_workers(call: Call) -> Response:
+def list_workers(call: FlowerCall) -> Response:
     """``{name: {stats, active_queues, registered, conf, timestamp}}``; of one worker also its tasks."""
     refresh, status = call.value("refresh", bool, default=False), call.value("status", bool, default=False)
     name = call.text("workername")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from celery_monitor.errors import SettingsError
-from celery_monitor.settings import parse_bool, quoted
+from celery_monitor.settings.values import parse_bool, quoted
 
 ENVIRONMENT_PREFIX = "FLOWER_"
 DEFAULT_FILE = "flowerconfig.py"
