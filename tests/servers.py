@@ -66,10 +66,10 @@ def running_redis(directory: Path, *options: str, port: int | None = None, senti
     """A redis-server that answers; ``sentinel`` is the text of a sentinel's configuration instead."""
     program = needs_program("redis-server")
     port = port or free_port()
-    command = [program, "--port", str(port), "--save", "", "--dir", str(directory), *options]
+    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(directory), *options]
     if sentinel:
         file = directory / f"sentinel-{port}.conf"
-        file.write_text(f"port {port}\ndir {directory}\n{sentinel}\n", encoding="utf-8")
+        file.write_text(f"bind 127.0.0.1\nport {port}\ndir {directory}\n{sentinel}\n", encoding="utf-8")
         command = [program, str(file), "--sentinel"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     server = RedisServer(process, port, directory)
