@@ -11,12 +11,13 @@ import pytest
 from celery_monitor.alerts.sender import AlertSender
 from celery_monitor.control import alerts as commands
 from celery_monitor.receiver.helper_failures import HelperFailures
-from celery_monitor.records.alert import Alert, AlertState, Change, Measured, Severity
+from celery_monitor.records.alert import Alert, AlertState, Change, Measured, Rule, Severity
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Settings
 from celery_monitor.store.alerts.rules import read_channels, read_rule, save_file_rules
 from celery_monitor.store.alerts.states import read_alerts, save_changes
 from celery_monitor.store.queues import save_queues
+from celery_monitor.web.pages.alerts import threshold
 from tests.alerts.listener import listening
 from tests.core.alerts.test_judging import make_alert, make_rule
 from tests.web.pages.house import HOSTILE, House, open_house
@@ -214,3 +215,17 @@ def test_hostile_texts_are_shown_as_text(house: House) -> None:
         assert "<img src=x" not in page
         assert "\u202e" not in page
     assert read_alerts(house.store)[0].rule == HOSTILE
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "words"),
+    [
+        ("failure share", {}, "10 % of runs in 15 min"),
+        ("slow run", {}, "twice the usual in 15 min"),
+        ("slow run", {"bound": 90.0}, "1 min in 15 min"),
+        ("queue depth", {"bound": 250.0}, "250 messages"),
+        ("new failure", {}, ""),
+    ],
+)
+def test_a_threshold_is_in_words(kind: str, changed: dict[str, float], words: str) -> None:
+    assert threshold(Rule(name="Mine", kind=kind, **changed)) == words  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from celery_monitor.control.alerts import (
 )
 from celery_monitor.core.alerts.judging import fields_of, quiet_hours, shown_url
 from celery_monitor.core.alerts.kinds import KINDS
+from celery_monitor.core.words import age_words
 from celery_monitor.errors import InvalidInput, MonitorError, NotFound
 from celery_monitor.records.alert import Alert, AlertState, NotificationState, Rule, Severity
 from celery_monitor.store.alerts.history import would_have_fired
@@ -46,6 +47,8 @@ def context(view: View) -> Context:
         "ended": ended,
         "older": ended[-1].id if len(ended) == MOST_ENDED else None,
         "rules": read_rules(view.store),
+        "threshold": threshold,
+        "age": age_words,
         "kinds": KINDS,
         "severities": tuple(Severity),
         "channels": channels,
@@ -58,6 +61,23 @@ def context(view: View) -> Context:
         "may_test": view.may(SendTest.action),
         **_editor(view),
     }
+
+
+def threshold(rule: Rule) -> str:
+    """The bound and the window of a rule in words: ``10 % of runs in 15 min``; empty where its kind has neither."""
+    kind = KINDS[rule.kind]
+    bound = rule.bound if rule.bound is not None else kind.bound_default
+    window = rule.window if rule.window is not None else kind.window_default
+    words = _bound(bound, kind.bound.partition(";")[0]) if kind.bound else ""
+    return f"{words} in {age_words(window or 0.0)}".lstrip() if kind.window else words
+
+
+def _bound(bound: float | None, unit: str) -> str:
+    if bound is None:
+        return "twice the usual"
+    if unit == "seconds":
+        return age_words(bound)
+    return f"{bound:.0%} of runs".replace("%", " %") if unit.startswith("share") else f"{bound:g} {unit}"
 
 
 def _by_severity(alerts: list[Alert]) -> list[Alert]:
