@@ -1,5 +1,5 @@
 // The button that turns notifications of this browser on and off.
-import { toggle, wanted } from "./notify.js";
+import { startNotifying, toggle, wanted } from "./notify.js";
 
 const button = document.getElementById("notify");
 const show = () => {
@@ -9,7 +9,7 @@ if ("Notification" in window) {
   button.hidden = false;
   show();
   button.addEventListener("click", async () => {
-    await toggle();
+    if (await toggle()) startNotifying();
     show();
   });
 }

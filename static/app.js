@@ -1,7 +1,6 @@
 // On every page: live updates, times, keys, theme, copy buttons, and what is wrong in the title.
 import { startKeys } from "./keys.js";
 import { Live, Rows } from "./live.js";
-import { startNotifying } from "./notify.js";
 import { startPalette } from "./palette.js";
 import { startTimes } from "./times.js";
 
@@ -76,7 +75,8 @@ startTheme();
 startForms();
 startCopying();
 startTitle();
-startNotifying();
+// Loaded for those alone who have asked for notifications (alerts.js): each module is a request of a cold page.
+if (localStorage.getItem("celery-monitor-notify")) import("./notify.js").then(({ startNotifying }) => startNotifying());
 startKeys();
 startPalette();
 const rows = new Rows();

@@ -4,7 +4,7 @@ const WANTED = "celery-monitor-notify";
 export const wanted = () =>
   "Notification" in window && Notification.permission === "granted" && localStorage.getItem(WANTED) === "1";
 
-// Asks the browser; must be called from a click.
+// Asks the browser; must be called from a click. app.js reads WANTED too.
 export async function toggle() {
   if (wanted()) localStorage.removeItem(WANTED);
   else if ((await Notification.requestPermission()) === "granted") localStorage.setItem(WANTED, "1");
@@ -13,7 +13,11 @@ export async function toggle() {
 
 const firing = () => JSON.parse(document.getElementById("region-shell_nav")?.dataset.firing || "[]");
 
+let started = false;
+
 export function startNotifying() {
+  if (started) return;
+  started = true;
   let known = new Set(firing().map((alert) => alert.id));
   document.addEventListener("monitor:update", () => {
     const alerts = firing();

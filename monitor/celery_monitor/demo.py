@@ -152,6 +152,7 @@ class Shop:
         return os.environ | {
             "DEMO_BROKER": self.broker_url,
             "DEMO_DIR": str(self.directory),
+            "TMPDIR": str(self.directory),  # what a killed worker leaves there goes with it
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONIOENCODING": "utf-8:backslashreplace",  # the ugly data is logged, too
         }

@@ -83,7 +83,13 @@ def counts(page: str) -> dict[str, str]:
 
 def test_navigation_of_an_empty_record_claims_no_queue(tmp_path: Path) -> None:
     with open_house(tmp_path) as house:
-        assert counts(house.html("/")) == {"Tasks": "0", "Failed": "0", "Failures": "0", "Workers": "0/0"}
+        assert counts(house.html("/")) == {
+            "Tasks": "0",
+            "Failed": "0",
+            "Failures": "0",
+            "Workers": "0/0",
+            "Alerts": "0",
+        }
 
 
 def test_navigation_counts_what_needs_somebody(tmp_path: Path) -> None:
@@ -104,5 +110,6 @@ def test_navigation_counts_what_needs_somebody(tmp_path: Path) -> None:
             "Failures": "2",
             "Queues": "1",
             "Workers": "1/2",
+            "Alerts": "0",
         }
         assert 'Open <span class="count">2<' in house.html("/failures")
