@@ -114,6 +114,12 @@ class RabbitServer:
             )
         wait_for_port(self.port)
 
+    def has_saved(self, queue: str) -> bool:
+        """Whether a quorum queue of this name would survive a kill: its members are saved some time after it is made,
+        and without them neither reading nor publishing comes to an end."""
+        members = self.directory / self.name / "quorum" / self.name / "names.dets"
+        return queue.encode() in members.read_bytes()
+
     def kill(self) -> None:
         """As kill -9 for the node and its helpers; its process group is its own."""
         if self.process is not None:

@@ -86,6 +86,7 @@ def test_rabbitmq_killed_with_events_in_the_queue_keeps_them_and_the_restart_is_
         wait_for(lambda: inspect.active() == {worker.hostname: []}, what="its last event")
         with publisher(url) as publish:
             publish.send_numbered(1, 1)  # once this one is confirmed, all before it are on disk
+        wait_for(lambda: broker.has_saved("celeryev."), what="the members of the receiver's queue")
         killed = time.time()
         broker.kill()
         os.kill(receiver, signal.SIGCONT)
