@@ -8,6 +8,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -28,7 +29,8 @@ from celery_monitor.settings import REDACTED_KEYS
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_gaps, read_receiver_records
 from celery_monitor.store.writer import Writer
-from celery_monitor.web.pages import overview
+from celery_monitor.web.pages import failures, overview, workflows
+from celery_monitor.web.pages import task as task_page
 from celery_monitor.web.present import Watched
 from tests.factories import make_event, make_id, make_message
 from tests.receiver.conftest import RunReceiver, connected, health, task
@@ -150,6 +152,36 @@ def test_part_that_fails_is_a_note_and_the_others_are_shown(
     snapshot = app.state.presenter.snapshot(Watched("/", "", Role.VIEWER))  # type: ignore[attr-defined]
     assert "cannot be shown: charts" in snapshot.regions["charts"]
     assert "worker1@shop" in snapshot.regions["strip"]
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "path", "others"),
+    [
+        (task_page, "timeline", "/tasks/{id}", "cannot be charged"),
+        (task_page, "message_details", "/tasks/{id}", "cannot be charged"),
+        (task_page, "_lineage", "/tasks/{id}", "cannot be charged"),
+        (failures, "read_failure_trend", "/failures/1", "Refused"),
+        (failures, "_by_queue", "/failures/1", "Refused"),
+        (failures, "read_latest_failure", "/failures/1", "Refused"),
+        (workflows, "_lines", "/workflows/{id}", "shop.pay"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_the_rest_of_a_page_is_shown(
+    house: House, monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, path: str, others: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of this part")
+
+    known = {"uuid": make_id(3), "timestamp": house.now - 9}
+    house.write(
+        make_event("task-received", name="shop.pay", queue="payments", args="()", kwargs="{}", **known),
+        make_event("task-failed", exception="Refused('cannot be charged')", traceback="", **known),
+    )
+    monkeypatch.setattr(module, function, fail)
+    text = house.text(path.format(id=make_id(3)))
+    assert "ZeroDivisionError." in text
+    assert others in text
 
 
 def test_region_whose_template_fails_is_a_note(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ from celery_monitor.web.charts import (
 )
 from celery_monitor.web.forms import command_of, perform_form
 from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.parts import read_part
 from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import parts
 
@@ -98,9 +99,6 @@ def failure_context(view: View) -> Context:
     span = _span(view)
     summary = read_failure_summary(view.store, number, since=span.since, now=span.until)
     group = summary.group
-    trend = read_failure_trend(view.store, number, since=span.since, until=span.until)
-    latest = read_latest_failure(view.store, number, SAMPLES)
-    sample = read_task(view.store, latest[0].id, latest[0].cluster) if latest else None
     return {
         "title": group.exception_type,
         "group": group,
@@ -109,19 +107,35 @@ def failure_context(view: View) -> Context:
         "spans": windows(span),
         "span": span,
         "ranges": RANGE_WORDS,
+        **read_part(lambda: _trend(view, span, number), "chart", "step_words", "by_worker", "workers_total"),
+        **read_part(lambda: {"by_queue": _by_queue(view, number)}, "by_queue"),
+        **read_part(lambda: {"by_variant": _by_variant(group)}, "by_variant"),
+        **read_part(lambda: _samples(view, number), "tasks", "by_shape", "compared", "sample", "parts"),
+        "may": {verb_of(command): view.may(command.action) for command in FAILURE_COMMANDS},
+        "may_retry": view.may("task.retry"),
+    }
+
+
+def _trend(view: View, span: TimeRange, number: int) -> Context:
+    trend = read_failure_trend(view.store, number, since=span.since, until=span.until)
+    return {
         "chart": _chart(view, trend),
         "step_words": step_words(trend.step),
         "by_worker": [FailureShare(worker, count, field="worker") for worker, count in trend.by_worker[:LISTED]],
         "workers_total": len(trend.by_worker),
-        "by_queue": _by_queue(view, number),
-        "by_variant": _by_variant(group),
+    }
+
+
+def _samples(view: View, number: int) -> Context:
+    """The latest tasks of a group, and the traceback of the last."""
+    latest = read_latest_failure(view.store, number, SAMPLES)
+    sample = read_task(view.store, latest[0].id, latest[0].cluster) if latest else None
+    return {
+        "tasks": latest[:LISTED],
         "by_shape": _by_shape(latest),
         "compared": len(latest),
         "sample": sample,
         "parts": parts(sample.traceback) if sample and sample.traceback else [],
-        "tasks": latest[:LISTED],
-        "may": {verb_of(command): view.may(command.action) for command in FAILURE_COMMANDS},
-        "may_retry": view.may("task.retry"),
     }
 
 

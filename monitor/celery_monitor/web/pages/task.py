@@ -31,6 +31,7 @@ from celery_monitor.store.tasks.detail import read_lineage, read_task
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.forms import TONES, command_of, fields, perform_form, seconds
 from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.parts import read_part
 from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import parts
 
@@ -61,7 +62,6 @@ class Retry(NamedTuple):
 def context(view: View) -> Context:
     """Raises NotFound."""
     task = read_task(view.store, view.params["id"], view.cluster)
-    lineage = read_lineage(view.store, task)
     found = look_up(view.store, view.settings, task)
     known, message = found.arguments, found.message
     redactor = Redactor(view.settings.redact)
@@ -71,15 +71,13 @@ def context(view: View) -> Context:
         "title": task.name or task.id,
         "task": task,
         "arguments": arguments,
-        "bars": timeline(task),
+        **read_part(lambda: {"bars": timeline(task)}, "bars"),
         "earlier": max(0, len(task.runs) - MOST_DRAWN),
-        "parts": parts(task.traceback) if task.traceback else [],
-        "origin": _read(view.store, task.cluster, lineage.retry_of),
-        "retry_of": lineage.retry_of,
-        "retries": [Retry(link, _read(view.store, task.cluster, link.id)) for link in reversed(lineage.retried_as)],
+        **read_part(lambda: {"parts": parts(task.traceback) if task.traceback else []}, "parts"),
+        **read_part(lambda: _lineage(view, task), "origin", "retry_of", "retries"),
         "can": allowed(view, task),
         "signals": SIGNALS,
-        "message_details": message_details(message, redactor),
+        **read_part(lambda: {"message_details": message_details(message, redactor)}, "message_details"),
         "can_find": _can_find(view, task, known),
         "find_hazard": HAZARD,
         **panel,
@@ -88,6 +86,16 @@ def context(view: View) -> Context:
         "worker_state": task_process_state(task, read_workers(view.store, task.cluster)),
         "warning": " ".join((*warnings_of(task, message), *([known.warning] if known.warning else []))) or None,
         "queue": _sure_queue(task, found),
+    }
+
+
+def _lineage(view: View, task: Task) -> Context:
+    """The task that this one retries, and those that retry it."""
+    lineage = read_lineage(view.store, task)
+    return {
+        "origin": _read(view.store, task.cluster, lineage.retry_of),
+        "retry_of": lineage.retry_of,
+        "retries": [Retry(link, _read(view.store, task.cluster, link.id)) for link in reversed(lineage.retried_as)],
     }
 
 

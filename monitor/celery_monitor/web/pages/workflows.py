@@ -22,6 +22,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.tasks.workflows import MOST_STUCK, read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.web.pages import Context, Page, View
+from celery_monitor.web.parts import read_part
 from celery_monitor.web.security.reach import IN_PART
 
 LISTED = 50
@@ -66,7 +67,7 @@ def workflow_context(view: View) -> Context:
         "title": tree.root.name or "Workflow",
         "root": tree.root,
         "cluster": cluster,
-        "lines": _lines(tree, rows),
+        **read_part(lambda: {"lines": _lines(tree, rows)}, "lines"),
         "span": tree.span,
         "states": tree.below[tree.root.id],
         "state_now": state_of(tree.below[tree.root.id]),
