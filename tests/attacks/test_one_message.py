@@ -162,7 +162,7 @@ def test_part_that_fails_is_a_note_and_the_others_are_shown(
         (task_page, "_lineage", "/tasks/{id}", "cannot be charged"),
         (failures, "read_failure_trend", "/failures/1", "Refused"),
         (failures, "_by_queue", "/failures/1", "Refused"),
-        (failures, "read_latest_failure", "/failures/1", "Refused"),
+        (failures, "read_latest_failure", "/failures/1", "shop.pay"),
         (workflows, "_lines", "/workflows/{id}", "shop.pay"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
