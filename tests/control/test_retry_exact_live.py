@@ -51,8 +51,14 @@ class Shop:
     worker: Worker
 
     def fail(self, name: str, *args: Any, **options: Any) -> Task:
+        """The failed task, once the record has its message, and its sending: that event has a connection of its own."""
         task_id = self.worker.send(name, *args, **options)
-        task = self.watch.wait_for(task_id, TaskState.FAILURE)
+
+        def recorded() -> Task | None:
+            task = self.watch.wait_for(task_id, TaskState.FAILURE)
+            return task if task.sent is not None else None
+
+        task: Task = wait_for(recorded, what="its sending")
         self.message(task)
         return task
 

@@ -49,7 +49,7 @@ def test_a_network_that_swallows_everything_is_noticed_and_nothing_is_said_to_be
             assert dashboard.counts("succeeded", "unfinished") == {"succeeded": 22, "unfinished": 0}
             assert len(dashboard.health()["gaps"]) == known
         else:
-            gap = dashboard.health()["gaps"][-1]
+            gap = wait_for(lambda: (found := dashboard.health()["gaps"][-1])["ended"] and found, what="the gap's end")
             assert gap["began"] <= silent + 1  # from when anything was last heard, not from when it was noticed
             assert gap["ended"] > silent
             assert gap["dropped"] is None

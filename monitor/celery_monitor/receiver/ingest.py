@@ -199,6 +199,7 @@ class Receiver:
         now = time.time()
         expired = self._gaps.seconds(now) > self._settings.event_queue_ttl
         self._gaps.close(now, missed=self._source.missed or expired)
+        self._housekeeping_at = 0.0  # stores the gap's end at once
         self._change(connected=True, error=None, lag_seconds=0.0)
         log.info("receiving events of %s through %s", self._health.cluster, self._source.name)
 
@@ -208,6 +209,7 @@ class Receiver:
         began = self._source.last_received_at if self._health.connected else time.time()
         self._gaps.open(began, f"{self._why_disconnected()}: {error.message}")
         self._change(connected=False, error=error.message, lag_seconds=None)
+        self._housekeeping_at = 0.0
         self._do_housekeeping(time.time())
 
     def _why_disconnected(self) -> str:
