@@ -5,7 +5,7 @@ from pathlib import Path
 from celery_monitor.control import COMMANDS, REQUIRED_ROLE
 from celery_monitor.control.commands import Command, summary_of
 from celery_monitor.core.alerts.kinds import DEFAULT_RULES, KINDS
-from celery_monitor.core.filters.values import FIELDS, STATES_BY_WORD
+from celery_monitor.core.filters.terms import FIELDS, STATES_BY_WORD
 from celery_monitor.settings import ENVIRONMENT_PREFIX, SETTINGS, Settings
 
 HERE = Path(__file__).parent

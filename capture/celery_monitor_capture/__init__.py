@@ -45,7 +45,7 @@ LIMIT_VARIABLE = "CELERY_CAPTURE_MAX_BYTES"
 DEFAULT_LIMIT = 256 * 1024
 KEY_VARIABLE = "CELERY_CAPTURE_KEY_FILE"
 KEY_SETTING = "capture_key_file"
-SIGNED = "celery-monitor-capture 1"  # in what is signed; celery_monitor/core/captures/signature.py checks it
+SIGNED = "celery-monitor-capture 1"  # in what is signed; celery_monitor/core/captures.py checks it
 PER_DELIVERY = ("delivery_info", "delivery_tag", "body_encoding", "application_headers")
 # The binary delay in front of a routing key: see kombu/transport/native_delayed_delivery.py.
 _DELAY = re.compile(r"^(?:[01]\.){28}")

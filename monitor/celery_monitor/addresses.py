@@ -7,7 +7,7 @@ import re
 from difflib import get_close_matches
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from celery_monitor.core.untrusted.keys import SECRET_KEYS, key_pattern
+from celery_monitor.core.untrusted import SECRET_KEYS, key_pattern
 from celery_monitor.errors import SettingsError, Unsupported
 
 MASK = "**"

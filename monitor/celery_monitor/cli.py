@@ -20,7 +20,7 @@ import click
 
 from celery_monitor import __version__
 from celery_monitor.addresses import check_broker, masked, masked_value, transport_of
-from celery_monitor.core.untrusted.terminal import printable, printable_lines
+from celery_monitor.core.untrusted import printable, printable_lines
 from celery_monitor.errors import MonitorError
 from celery_monitor.records.user import of_scope
 from celery_monitor.settings import REMOVED, SECRET_FILES, SETTINGS, Settings, load

@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from typing import IO, NamedTuple
 
 from celery_monitor.addresses import masked
-from celery_monitor.core.untrusted.terminal import printable, printable_lines
+from celery_monitor.core.untrusted import printable, printable_lines
 from celery_monitor.errors import MonitorError
 from celery_monitor.files import open_private
 

@@ -6,10 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from celery_monitor.core import arguments, failures, sanitize
+from celery_monitor.core import arguments, captures, failures, sanitize, untrusted
 from celery_monitor.core.arguments import parse_json
-from celery_monitor.core.captures import agreement, reprs
-from celery_monitor.core.captures.reprs import Lossy, read_repr
+from celery_monitor.core.captures import Lossy, read_repr
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.sanitize import Redactor, Sanitizer
 from celery_monitor.errors import FilterError, InvalidInput
@@ -34,8 +33,7 @@ SEARCHED = {
     failures: {"_LIBRARY", "_ARCHIVE", "_BUNDLED", "_WORKER_LOST_CAUSE", "_RELEASE", "_NEEDS_MASK", "_MASK"},
     wording: {"_HIDDEN"},
     arguments: {"_SURROGATE"},
-    reprs: {"_CONTROL"},
-    agreement: {"_NOT_JSON", "_OPEN", "_CLOSE"},
+    captures: {"_CONTROL", "_NOT_JSON", "_OPEN", "_CLOSE"},
     decode: set[str](),
 }
 TRIED = {
@@ -43,8 +41,7 @@ TRIED = {
     failures: {"_ERRNO", "_NAMED", "_HEADER", "_FRAME"},
     wording: {"_FRAME"},
     arguments: set[str](),
-    reprs: set[str](),
-    agreement: {"DELAY", "DEAD_LETTER"},
+    captures: {"DELAY", "DEAD_LETTER"},
     decode: {"_INTEGER", "_FLOAT"},
 }
 
@@ -170,4 +167,4 @@ def test_text_beyond_the_limit_costs_nothing(monkeypatch: pytest.MonkeyPatch) ->
     sanitizer = Sanitizer(100, REDACTED_KEYS)
     kept = sanitizer.text("x" * 1_000_000)
     assert seen == [100 + sanitize.SLACK]
-    assert kept == "x" * 99 + sanitize.CUT
+    assert kept == "x" * 99 + untrusted.CUT

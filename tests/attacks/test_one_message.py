@@ -19,7 +19,8 @@ from kombu import Connection, Consumer, Producer, Queue
 from celery_monitor.brokers.connection import keep_compressed
 from celery_monitor.core import sanitize
 from celery_monitor.core.arguments import _no_duplicates
-from celery_monitor.core.sanitize import CUT, LONGEST_RUNTIME, SLACK, Checked, Sanitizer
+from celery_monitor.core.sanitize import LONGEST_RUNTIME, SLACK, Checked, Sanitizer
+from celery_monitor.core.untrusted import CUT
 from celery_monitor.errors import NotFound
 from celery_monitor.receiver import decode as decoding
 from celery_monitor.receiver import ingest

@@ -17,7 +17,7 @@ from celery_monitor.core.arguments import (
     judge,
     parse_json_arguments,
 )
-from celery_monitor.core.captures.reprs import MAX_REPR
+from celery_monitor.core.captures import MAX_REPR
 from celery_monitor.core.message import Unreadable
 from celery_monitor.errors import InvalidInput
 from tests.factories import make_task

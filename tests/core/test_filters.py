@@ -6,12 +6,17 @@ from hypothesis import strategies as st
 
 from celery_monitor.core.filters.parser import Filter, parse
 from celery_monitor.core.filters.terms import (
+    FIELDS,
     All,
     Any,
     Expression,
+    Interval,
+    Kind,
     Leaf,
+    Limit,
     Match,
     Not,
+    Pattern,
     State,
     Unknown,
     ValueRange,
@@ -20,7 +25,6 @@ from celery_monitor.core.filters.terms import (
     field_of,
     join,
 )
-from celery_monitor.core.filters.values import FIELDS, Interval, Kind, Limit, Pattern
 from celery_monitor.errors import FilterError
 from celery_monitor.records.task import FINISHED_STATES, TaskState
 from tests.factories import NOW

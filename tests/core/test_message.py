@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_monitor.core.arguments import judge, without_secrets
-from celery_monitor.core.captures.agreement import Trust
+from celery_monitor.core.captures import Trust
 from celery_monitor.core.message import (
     DECOMPRESSORS,
     MAX_READ,

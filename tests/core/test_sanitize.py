@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.core.untrusted.keys import PARTS
+from celery_monitor.core.untrusted import PARTS
 from celery_monitor.settings import REDACTED_KEYS
 
 redactor = Redactor(REDACTED_KEYS)

@@ -8,10 +8,15 @@ import sqlalchemy as sa
 
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.filters.terms import (
+    FIELDS,
+    NO,
+    STATES_BY_WORD,
+    YES,
     All,
     Any,
     Expression,
     InGroups,
+    Kind,
     Leaf,
     Match,
     Not,
@@ -21,7 +26,6 @@ from celery_monitor.core.filters.terms import (
     ValueRange,
     Word,
 )
-from celery_monitor.core.filters.values import FIELDS, NO, STATES_BY_WORD, YES, Kind
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.records.task import Task

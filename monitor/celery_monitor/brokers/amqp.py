@@ -31,7 +31,7 @@ from celery_monitor.brokers.queues import (
     describe,
     digest_of,
 )
-from celery_monitor.core.untrusted.values import LONGEST_JSON, decode_json
+from celery_monitor.core.untrusted import LONGEST_JSON, decode_json
 from celery_monitor.errors import NotFound, Unsupported
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Settings

@@ -17,7 +17,7 @@ from celery import Celery
 
 from celery_monitor.addresses import check_broker
 from celery_monitor.brokers import read_application as reader
-from celery_monitor.core.untrusted.values import NotJson, decode_json, plain_value
+from celery_monitor.core.untrusted import NotJson, decode_json, plain_value
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application
 from celery_monitor.settings import Settings

@@ -21,8 +21,8 @@ from redis.exceptions import RedisError
 
 from celery_monitor.brokers.application import application_of
 from celery_monitor.brokers.connection import link
-from celery_monitor.core.sanitize import CUT, Redactor
-from celery_monitor.core.untrusted.values import REPLACED, NotJson, decode_json, plain_value
+from celery_monitor.core.sanitize import Redactor
+from celery_monitor.core.untrusted import CUT, REPLACED, NotJson, decode_json, plain_value
 from celery_monitor.records.application import Application, Unread
 from celery_monitor.records.schedule import ScheduleEntry
 from celery_monitor.settings import SETTINGS, Settings

@@ -21,7 +21,7 @@ from kombu import Connection
 
 from celery_monitor.brokers.connection import app_for, explained
 from celery_monitor.core.sanitize import LATEST_TIME, Redactor
-from celery_monitor.core.untrusted.values import NotJson, decode_json, plain_value
+from celery_monitor.core.untrusted import NotJson, decode_json, plain_value
 from celery_monitor.errors import BrokerUnavailable, NotFound
 from celery_monitor.records.queue import Queue
 from celery_monitor.settings import Settings

@@ -28,7 +28,7 @@ from celery_monitor.brokers.queues import (
     digest_of,
     task_id_of,
 )
-from celery_monitor.core.untrusted.values import decode_json
+from celery_monitor.core.untrusted import decode_json
 from celery_monitor.records.queue import Queue
 
 MOST_BEFORE_MARKER = 20_000  # messages from the head on that are searched for a marker

@@ -15,7 +15,7 @@ from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from celery_monitor.brokers.connection import app_for, link
-from celery_monitor.core.untrusted.values import plain_value, read_plain
+from celery_monitor.core.untrusted import plain_value, read_plain
 from celery_monitor.errors import InvalidInput, Unsupported
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker

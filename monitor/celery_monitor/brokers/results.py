@@ -24,7 +24,7 @@ from celery_monitor.brokers.beat import timezone_of
 from celery_monitor.brokers.connection import app_for, short_error
 from celery_monitor.brokers.read_application import DJANGO_RESULTS
 from celery_monitor.core.lifecycle import parse_time
-from celery_monitor.core.untrusted.values import NotJson, decode_json
+from celery_monitor.core.untrusted import NotJson, decode_json
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
 from celery_monitor.records.application import Application
 from celery_monitor.settings import Settings

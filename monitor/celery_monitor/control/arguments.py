@@ -16,7 +16,7 @@ from celery_monitor.brokers.task_messages import can_read_by_delivery, can_read_
 from celery_monitor.control.commands import Target, find_broker
 from celery_monitor.control.inspect import consumed
 from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge_message
-from celery_monitor.core.captures.agreement import Trust
+from celery_monitor.core.captures import Trust
 from celery_monitor.core.filters.scope import Limits
 from celery_monitor.core.message import Unreadable, why_not_exact
 from celery_monitor.core.words import counted

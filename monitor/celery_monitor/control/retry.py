@@ -29,7 +29,7 @@ from celery_monitor.control.commands import (
 )
 from celery_monitor.control.inspect import Consumed, consumed
 from celery_monitor.core.arguments import Arguments, edit, is_whole, without_secrets
-from celery_monitor.core.captures.agreement import (
+from celery_monitor.core.captures import (
     DELAYED_EXCHANGE_PREFIX,
     PROPERTIES,
     is_delayed,

@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, NoReturn
 
-from celery_monitor.core.captures.agreement import NO_TRUST, Trust, choose
-from celery_monitor.core.captures.reprs import REPLACEMENT, Lossy, read_repr
+from celery_monitor.core.captures import NO_TRUST, REPLACEMENT, Lossy, Trust, choose, read_repr
 from celery_monitor.core.message import Unreadable, json_text
 from celery_monitor.core.sanitize import NAME_LENGTH, Redactor
 from celery_monitor.errors import InvalidInput

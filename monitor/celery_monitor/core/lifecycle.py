@@ -330,7 +330,7 @@ def _captured(task: Task, event: Event) -> bool:
     if message is None or (task.name is not None and event.name not in {None, task.name}):
         return False
     if not any(run.worker == event.hostname for run in task.runs):
-        return False  # from somewhere else: core/captures/agreement.py names the difference
+        return False  # from somewhere else: core/captures.py names the difference
     before = (task.name, task.queue, task.exchange, task.routing_key, task.root_id, task.parent_id)
     task.queue = task.queue or message.queue
     if task.routing_key is None:

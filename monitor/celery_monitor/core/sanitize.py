@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from celery_monitor.core.untrusted.keys import key_pattern, pieces, words
+from celery_monitor.core.untrusted import CUT, key_pattern, pieces, storable, words
 from celery_monitor.records.event import READ_BY_US, Event, Message
 
 MASK = "***"
@@ -215,7 +215,6 @@ LONGEST_RUNTIME = 10 * 366 * 86400.0  # seconds; sums of more would not stay num
 LONGEST_INTERVAL = 86400.0  # seconds between heartbeats
 LARGEST_LOAD = 1_000_000.0
 MOST_LOADS = 3  # of the last 1, 5 and 15 minutes
-CUT = "…"  # ends a truncated text, also for arguments.py
 # Characters that are masked with a text that is cut, and then dropped: the cut may hide that they are a password.
 SLACK = 512
 
@@ -419,8 +418,3 @@ def plain(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def storable(text: str) -> str:
-    """The text with NUL and lone surrogates, which databases refuse, as U+FFFD."""
-    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

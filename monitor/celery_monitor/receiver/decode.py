@@ -15,7 +15,8 @@ import yaml
 from kombu.message import Message as KombuMessage
 
 from celery_monitor.core.message import DECOMPRESSORS, decompressed
-from celery_monitor.core.sanitize import Checked, storable
+from celery_monitor.core.sanitize import Checked
+from celery_monitor.core.untrusted import storable
 from celery_monitor.records.event import Event, Message
 from celery_monitor.records.receiver import RefusedEvents
 

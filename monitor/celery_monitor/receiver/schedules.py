@@ -24,7 +24,7 @@ from celery_monitor.brokers.beat import (
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.schedule import next_overdue
-from celery_monitor.core.untrusted.values import plain_value
+from celery_monitor.core.untrusted import plain_value
 from celery_monitor.errors import MonitorError
 from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.application import Application, Unread

@@ -18,7 +18,7 @@ READ_BY_US = KEPT_BY_BROKER | {REMOVED}  # from the broker itself; no worker ann
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker that has the capture key adds to a message: see core/captures/signature.py."""
+    """What a worker that has the capture key adds to a message: see core/captures.py."""
 
     time: float  # by the worker's clock
     mac: str

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from celery_monitor.addresses import transport_of
-from celery_monitor.core.untrusted.keys import SECRET_KEYS
+from celery_monitor.core.untrusted import SECRET_KEYS
 from celery_monitor.errors import MonitorError, SettingsError
 from celery_monitor.records.application import Application
 from celery_monitor.settings.values import (

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from celery_monitor.core.untrusted.values import decode_json, plain_value
+from celery_monitor.core.untrusted import decode_json, plain_value
 from celery_monitor.errors import SettingsError, StoreUnavailable
 
 CONNECT_SECONDS = 5

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Table, case, func, or_, select
 
-from celery_monitor.core.filters.values import Pattern
+from celery_monitor.core.filters.terms import Pattern
 from celery_monitor.records.page import Hit
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema

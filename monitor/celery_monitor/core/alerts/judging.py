@@ -15,9 +15,8 @@ from msgspec import structs
 
 from celery_monitor.core.alerts.kinds import KINDS, AlertFacts, RuleKind
 from celery_monitor.core.filters.parser import parse
-from celery_monitor.core.filters.terms import All, Any, Expression, Match, Not, Unknown, Word, leaves
-from celery_monitor.core.filters.values import FIELDS
-from celery_monitor.core.filters.values import Kind as FieldKind
+from celery_monitor.core.filters.terms import FIELDS, All, Any, Expression, Match, Not, Unknown, Word, leaves
+from celery_monitor.core.filters.terms import Kind as FieldKind
 from celery_monitor.errors import FilterError, InvalidInput
 from celery_monitor.records.alert import (
     Alert,

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from celery_monitor.core.filters.terms import (
+    FIELD_NAMES,
+    FIELDS,
     All,
     Any,
     Expression,
     InGroups,
+    Kind,
     Leaf,
     Match,
     Not,
+    Pattern,
     RetriedCondition,
     State,
     Unknown,
@@ -28,12 +32,6 @@ from celery_monitor.core.filters.terms import (
     exactly,
     field_of,
     join,
-)
-from celery_monitor.core.filters.values import (
-    FIELD_NAMES,
-    FIELDS,
-    Kind,
-    Pattern,
     read_group_word,
     read_interval,
     read_retried,

@@ -10,8 +10,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
 from celery_monitor.core.filters.parser import Filter
-from celery_monitor.core.filters.terms import Expression, Match, Not, RetriedCondition, State, Unknown, exactly
-from celery_monitor.core.filters.values import YES, Pattern
+from celery_monitor.core.filters.terms import (
+    YES,
+    Expression,
+    Match,
+    Not,
+    Pattern,
+    RetriedCondition,
+    State,
+    Unknown,
+    exactly,
+)
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.store import schema

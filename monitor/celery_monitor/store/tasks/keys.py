@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, func, literal_column
 
-from celery_monitor.core.filters.values import Pattern
+from celery_monitor.core.filters.terms import Pattern
 from celery_monitor.store import schema
 
 _UUID_LENGTH = 16

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Connection, delete, exists, func, select, tuple_
 
-from celery_monitor.core.captures.agreement import MOST_KEPT, merged
+from celery_monitor.core.captures import MOST_KEPT, merged
 from celery_monitor.records.event import Event, Message
 from celery_monitor.records.task import Task
 from celery_monitor.settings import Settings

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, and_, literal_column, true
 
 from celery_monitor.core.filters.terms import (
+    NO,
     All,
     Any,
     Expression,
+    Limit,
     Match,
     Not,
     RetriedCondition,
@@ -21,7 +23,6 @@ from celery_monitor.core.filters.terms import (
     Word,
     leaves,
 )
-from celery_monitor.core.filters.values import NO, Limit
 from celery_monitor.records.task import TaskState
 from celery_monitor.store import schema
 from celery_monitor.store.engine import numbers

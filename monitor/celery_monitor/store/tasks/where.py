@@ -28,13 +28,19 @@ from sqlalchemy import (
 
 from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.core.filters.terms import (
+    GROUPS_BY_WORD,
+    NO,
+    STATES_BY_WORD,
+    YES,
     All,
     Any,
     Expression,
     InGroups,
+    Interval,
     Leaf,
     Match,
     Not,
+    Pattern,
     RetriedCondition,
     State,
     Unknown,
@@ -42,7 +48,6 @@ from celery_monitor.core.filters.terms import (
     Word,
     leaves,
 )
-from celery_monitor.core.filters.values import GROUPS_BY_WORD, NO, STATES_BY_WORD, YES, Interval, Pattern
 from celery_monitor.errors import FilterError
 from celery_monitor.records.job import Job, JobOutcome
 from celery_monitor.records.task import TaskState

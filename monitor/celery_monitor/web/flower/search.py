@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from celery_monitor.core.filters.terms import All, Any, Expression, Match, Not, State, Unknown, any_of, join
-from celery_monitor.core.filters.values import Pattern
+from celery_monitor.core.filters.terms import All, Any, Expression, Match, Not, Pattern, State, Unknown, any_of, join
 from celery_monitor.records.task import TaskState
 
 FIELDS = frozenset({"name", "state", "worker", "args", "kwargs", "result"})

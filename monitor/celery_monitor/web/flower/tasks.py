@@ -10,8 +10,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from celery_monitor.core.filters.parser import Filter
-from celery_monitor.core.filters.terms import Unknown, ValueRange, any_of, exactly
-from celery_monitor.core.filters.values import Interval, Limit
+from celery_monitor.core.filters.terms import Interval, Limit, Unknown, ValueRange, any_of, exactly
 from celery_monitor.errors import InvalidInput, NotFound
 from celery_monitor.records.task import Outcome, Run, Task, TaskState
 from celery_monitor.store.queues import read_queues

@@ -13,8 +13,17 @@ from celery_monitor.control.retry import RetryTasks
 from celery_monitor.control.revoke import RevokeTasks
 from celery_monitor.control.views import canonical
 from celery_monitor.core.filters.parser import Filter, parse
-from celery_monitor.core.filters.terms import Expression, State, ValueRange, any_of, exactly, field_of
-from celery_monitor.core.filters.values import FIELDS, Kind, read_interval
+from celery_monitor.core.filters.terms import (
+    FIELDS,
+    Expression,
+    Kind,
+    State,
+    ValueRange,
+    any_of,
+    exactly,
+    field_of,
+    read_interval,
+)
 from celery_monitor.errors import ConfirmationRequired, FilterError, InvalidInput, MonitorError, NotFound
 from celery_monitor.records.page import ListPage
 from celery_monitor.records.task import Task, TaskState

@@ -8,10 +8,10 @@ import pytest
 from celery.utils.saferepr import saferepr
 
 from celery_monitor.core.arguments import judge, judge_message
-from celery_monitor.core.captures.agreement import MOST_KEPT, NO_TRUST, Trust, choose, merged
+from celery_monitor.core.captures import MOST_KEPT, NO_TRUST, Trust, choose, merged
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Invocation, Task
-from tests.core.captures.test_signature import ID, KEY, signed
+from tests.core.test_capture_signature import ID, KEY, signed
 from tests.factories import NOW, make_captured_task, make_id, make_message, make_run
 
 PICKLE = "application/x-python-serialize"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_monitor.core.untrusted import values
-from celery_monitor.core.untrusted.values import LARGEST, NotJson, decode_json, plain_value
+from celery_monitor.core import untrusted
+from celery_monitor.core.untrusted import LARGEST, NotJson, decode_json, plain_value
 
 
 def deep(levels: int) -> object:
@@ -51,7 +51,7 @@ def test_a_huge_integer_is_described() -> None:
 
 def test_depth_and_number_of_values_are_bounded_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "…" in json.dumps(plain_value(deep(900)), ensure_ascii=False)
-    monkeypatch.setattr(values, "MOST_VALUES", 10)
+    monkeypatch.setattr(untrusted, "MOST_VALUES", 10)
     assert plain_value(list(range(1000))) == [*range(9), "… 991 more"]
     assert plain_value({str(each): each for each in range(1000)})["…"] == "991 more"
 

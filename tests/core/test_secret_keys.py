@@ -3,7 +3,7 @@
 import pytest
 
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.core.untrusted.keys import SECRET_KEYS, key_pattern
+from celery_monitor.core.untrusted import SECRET_KEYS, key_pattern
 
 SECRETS = (
     "auth", "Auth", "AUTH", "userAuth", "authToken", "x-auth", "auth2", "auth.user", "basic_auth", "oauth", "http_auth",

@@ -7,7 +7,7 @@ import celery_monitor_capture
 import msgspec
 import pytest
 
-from celery_monitor.core.captures.signature import is_signed
+from celery_monitor.core.captures import is_signed
 from celery_monitor.records.event import Message, Signature
 from tests.factories import make_id, make_message
 

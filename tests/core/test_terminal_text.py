@@ -5,7 +5,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_monitor.core.untrusted.terminal import printable, printable_lines
+from celery_monitor.core.untrusted import printable, printable_lines
 
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
 

@@ -2,22 +2,153 @@
 
 Whoever can publish an event can announce a message for any task. So a message is exact only where everything that a
 retry would use of it agrees with what the task's own events said; docs/capture.md has the rule, field by field.
-Nothing is unpickled: of a body that is not JSON, only the text of its arguments in the headers is compared.
+Nothing is unpickled: of a body that is not JSON, only the text of its arguments in the headers is compared. That text
+is ``saferepr(maxlen=1024, maxlevels=3)`` (celery/utils/saferepr.py), read back.
+
+A signature is HMAC-SHA256 with a key that the workers and this monitor have. ``capture/celery_monitor_capture`` signs,
+with the same text; a test compares both.
 """
 
+import ast
+import hashlib
+import hmac
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import NamedTuple
 
 import msgspec
 
-from celery_monitor.core.captures.reprs import Lossy, read_repr, text_of
-from celery_monitor.core.captures.signature import is_signed
 from celery_monitor.core.message import JSON, Unreadable, is_opaque, json_text, object_of, why_not_exact
-from celery_monitor.core.sanitize import NAME_LENGTH, storable
+from celery_monitor.core.sanitize import NAME_LENGTH
+from celery_monitor.core.untrusted import storable
 from celery_monitor.records.event import READ_BY_US, Message
 from celery_monitor.records.task import Run, Task
+
+MAX_REPR = 1040  # longest text that is not truncated: the limit of saferepr, quotes, and closing brackets
+MAX_LEVELS = 3  # brackets within brackets that saferepr shows
+
+REPLACEMENT = "\ufffd"  # stored in the place of NUL and lone surrogates
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MASK = "***"
+# CPython 3.11 and 3.12 share the recursion depth of ast among threads, and raise SystemError (cpython #106905).
+_parsing = Lock()
+
+
+class Lossy(ValueError):
+    """A repr that may have lost something. The message is a predicate: ``contain a backslash``."""
+
+
+def read_repr(text: str) -> object:
+    """The only JSON value for which saferepr gives this text; raises Lossy.
+
+    Without a backslash no string can contain an apostrophe, so quotes pair up as they look; without dots in a row
+    nothing was left out; and if the repr of the value is the same text, no other value fits.
+    """
+    _check_text(text)
+    try:
+        with _parsing:
+            value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise Lossy("contain something other than plain values, or were truncated") from None
+    if text_of(value, 0) != text:
+        raise Lossy("cannot be rebuilt exactly from the event text")
+    return value
+
+
+def _check_text(text: str) -> None:
+    if "..." in text or "…" in text:
+        raise Lossy("were shortened by the sender: too long or nested too deeply for an event")
+    if len(text) > MAX_REPR:
+        raise Lossy("are longer than Celery's limit, so the text is not Celery's")
+    if _MASK in text:
+        raise Lossy("contain a masked secret")
+    if "\\" in text:
+        raise Lossy("contain a backslash, which the event text does not escape")
+    if _CONTROL.search(text):
+        raise Lossy("contain a control character")
+    if REPLACEMENT in text:
+        raise Lossy("contain a character that could not be stored")
+
+
+def text_of(value: object, level: int) -> str:
+    """The text of saferepr for an accepted value; raises Lossy for any other."""
+    if isinstance(value, str):
+        return f"'{value}'"
+    if value is None or isinstance(value, (bool, int)):
+        return str(value)
+    if isinstance(value, float):
+        return _float(value)
+    if level >= MAX_LEVELS:
+        raise Lossy("are nested deeper than the event text shows")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)}: {text_of(each, level + 1)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(text_of(each, level + 1) for each in value) + "]"
+    if isinstance(value, tuple):
+        return _tuple(value, level)
+    raise Lossy(f"contain a {type(value).__name__}, which JSON cannot represent")
+
+
+def _tuple(value: tuple[object, ...], level: int) -> str:
+    # The outermost tuple is the arguments. JSON turns an inner one into a list, pickle does not.
+    if level:
+        raise Lossy("contain a tuple, which the worker may have received as a list")
+    inner = ", ".join(text_of(each, 1) for each in value)
+    return f"({inner},)" if len(value) == 1 else f"({inner})"
+
+
+def _float(value: float) -> str:
+    if not math.isfinite(value):
+        raise Lossy("contain an infinite number, which JSON cannot represent")
+    return str(value)
+
+
+def _key(key: object) -> str:
+    # JSON turns {1: ...} into {"1": ...}, pickle does not.
+    if not isinstance(key, str):
+        raise Lossy(f"contain the key {key!r}, which is not a string")
+    return f"'{key}'"
+
+
+VERSION = "celery-monitor-capture 1"
+
+
+def signed_text(message: Message, task_id: str) -> bytes:
+    """The text to sign: all that the monitor uses of a message, whom it is from, and when it was signed."""
+    signature = message.signature
+    fields = [
+        VERSION,
+        task_id,
+        message.worker,
+        None if signature is None else repr(float(signature.time)),
+        message.why,
+        message.headers,
+        message.properties,
+        message.content_type,
+        message.content_encoding,
+        message.exchange,
+        message.routing_key,
+        message.queue,
+        message.as_sent,
+        [message.chain, message.callbacks, message.errbacks, message.chord],
+        message.size,
+        None if message.body is None else hashlib.sha256(message.body).hexdigest(),
+    ]
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def is_signed(message: Message, task_id: str, keys: Sequence[str]) -> bool:
+    """Whether one of the keys has signed it. Compares in constant time."""
+    if message.signature is None:
+        return False
+    text = signed_text(message, task_id)
+    given = message.signature.mac.encode("utf-8", "replace")
+    macs = [hmac.new(key.strip().encode(), text, hashlib.sha256).hexdigest().encode() for key in keys]
+    return any(hmac.compare_digest(mac, given) for mac in macs)
+
 
 # Native delayed delivery puts these in front of a routing key: kombu/transport/native_delayed_delivery.py.
 DELAY = re.compile(r"^(?:[01]\.){28}")

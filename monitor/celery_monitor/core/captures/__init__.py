@@ -1,1 +1,0 @@
-"""Captured messages: whether one agrees with the events of its task, and who signed it."""

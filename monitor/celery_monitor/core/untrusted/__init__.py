@@ -1,1 +1,0 @@
-"""Data from outside (brokers, workers, result backends, databases of others) as it may be used, stored and printed."""
