@@ -69,7 +69,7 @@ to_json = later("celery_monitor.doctor:to_json")
 perform_locally = later("celery_monitor.control.users:perform_locally")
 open_store = later("celery_monitor.store.engine:open_store")
 read_users = later("celery_monitor.store.accounts.users:read_users")
-read_tokens = later("celery_monitor.store.accounts.sessions:read_tokens")
+read_tokens = later("celery_monitor.store.accounts.users:read_tokens")
 
 
 class Failure(click.ClickException):

@@ -15,7 +15,7 @@ from celery_monitor.core.arguments import Arguments
 from celery_monitor.errors import ConfirmationRequired
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Task, TaskState
-from celery_monitor.store.tasks.messages import read_message
+from celery_monitor.store.tasks.detail import read_message
 from tests.control.test_retry_exact_live import CAPTURED, Shop, shop
 from tests.control.watch import CLUSTER, Watch, watching
 from tests.workers import Worker, running_worker, wait_for

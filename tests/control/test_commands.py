@@ -13,7 +13,7 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.user import Role
 from celery_monitor.web.api import OPERATIONS
 from celery_monitor.web.api.operation import body_of
-from celery_monitor.web.forms import command_of
+from celery_monitor.web.pages import command_of
 
 
 class Explode(Command, frozen=True, kw_only=True):

@@ -22,8 +22,7 @@ from celery_monitor.core.message import facts
 from celery_monitor.errors import ConfirmationRequired
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Task, TaskState
-from celery_monitor.store.tasks.detail import read_lineage
-from celery_monitor.store.tasks.messages import read_message
+from celery_monitor.store.tasks.detail import read_lineage, read_message
 from tests.apps import captured
 from tests.apps.order import Order
 from tests.control.conftest import Workers

@@ -17,8 +17,7 @@ from celery_monitor.control.users import (
 from celery_monitor.errors import Conflict, Forbidden, InvalidInput, MonitorError, NotFound
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
-from celery_monitor.store.accounts.sessions import read_tokens
-from celery_monitor.store.accounts.users import find_user, read_users
+from celery_monitor.store.accounts.users import find_user, read_tokens, read_users
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store, open_store
 

@@ -20,12 +20,12 @@ from celery_monitor.store.queues import read_depths, read_queues, save_queues
 from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups
 from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.schedule import read_entries, read_entry_runs, read_schedule, save_schedule
-from celery_monitor.store.search import search
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
 from celery_monitor.store.tasks.page import count_states, count_tasks, find_tasks, iterate_tasks
 from celery_monitor.store.tasks.workflows import read_steps, read_workflows
 from celery_monitor.store.terms import find_terms
+from celery_monitor.store.views import search
 from tests.factories import NOW
 from tests.store.traffic import seed
 

@@ -12,8 +12,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.retention.expiry import DAY_SECONDS, Retention
-from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.tasks.messages import read_message, read_messages, record_removals
+from celery_monitor.store.tasks.detail import read_message, read_messages, read_task, record_removals
 from celery_monitor.store.tasks.page import count_states
 from celery_monitor.store.workers import read_workers
 from celery_monitor.store.writer import LATE_SENT_SECONDS, Writer

@@ -11,8 +11,7 @@ from celery_monitor.records.receiver import Delivery
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.queues import save_queues
-from celery_monitor.store.search import search
-from celery_monitor.store.views import save_view
+from celery_monitor.store.views import save_view, search
 from celery_monitor.store.writer import Writer
 from tests.factories import NOW, make_event, make_id
 from tests.store.traffic import seed

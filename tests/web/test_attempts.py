@@ -18,18 +18,21 @@ from celery_monitor.settings.values import Broker
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store
 from celery_monitor.web.security import auth
-from celery_monitor.web.security.attempts import (
+from celery_monitor.web.security.auth import (
     FORGOTTEN_SECONDS,
     LONGEST_DELAY_SECONDS,
+    MOST_WAITING,
+    MOST_WAITING_OF_ADDRESS,
     MOST_WINDOWS,
     OTHER_ADDRESSES,
     OTHER_USERS,
+    Account,
     Delays,
     Doors,
     FailedSignIns,
+    Gate,
     network_of,
 )
-from celery_monitor.web.security.auth import MOST_WAITING, MOST_WAITING_OF_ADDRESS, Account, Gate
 from tests.web.shop import BASE, QUICK, serving, user
 from tests.workers import happens
 
@@ -265,7 +268,7 @@ def test_names_of_earlier_minutes_are_not_counted_against_an_address(monkeypatch
     rows: list[Action] = []
     failed = FailedSignIns(rows.append)
     for minute in range(12):
-        monkeypatch.setattr("celery_monitor.web.security.attempts.time.time", lambda now=1000.0 + 60 * minute: now)
+        monkeypatch.setattr("celery_monitor.web.security.auth.time.time", lambda now=1000.0 + 60 * minute: now)
         noted(failed, (f"user {minute}", HERE))
     assert [row.actor for row in rows] == [f"user {minute}" for minute in range(12)]
 

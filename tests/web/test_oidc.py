@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.user import Role
 from celery_monitor.settings import Settings, load
-from celery_monitor.store.accounts.sessions import read_sessions
+from celery_monitor.store.accounts.users import read_sessions
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import open_store
 from celery_monitor.web.security.access import check_bind

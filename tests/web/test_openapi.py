@@ -21,7 +21,7 @@ from celery_monitor.control.commands import SIGNALS
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 from celery_monitor.web.api import OPERATIONS, routes
-from celery_monitor.web.api.openapi import document
+from celery_monitor.web.api.operation import document
 from celery_monitor.web.api.tasks import MEDIA
 from tests.web.shop import fill, serving
 

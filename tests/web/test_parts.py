@@ -4,7 +4,7 @@ import pytest
 from jinja2 import Environment
 
 from celery_monitor.errors import NotFound
-from celery_monitor.web.parts import MOST_LOGGED, FailureLog, PartFailed, guarded, read_part
+from celery_monitor.web.problems import MOST_LOGGED, FailureLog, PartFailed, guarded, read_part
 
 
 def fail(error: Exception) -> dict[str, object]:

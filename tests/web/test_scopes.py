@@ -26,7 +26,7 @@ from celery_monitor.records.user import Actor, ApiToken, Role
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 from celery_monitor.store.accounts.limited import limited
-from celery_monitor.store.accounts.sessions import make_token
+from celery_monitor.store.accounts.users import make_token
 from celery_monitor.store.actions import read_actions, record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.jobs import create_job, start_job

@@ -12,8 +12,7 @@ from celery_monitor.control.users import perform_locally
 from celery_monitor.records.user import Role, Session
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
-from celery_monitor.store.accounts.sessions import open_session, read_sessions, read_tokens
-from celery_monitor.store.accounts.users import find_user
+from celery_monitor.store.accounts.users import find_user, open_session, read_sessions, read_tokens
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import Store
 from tests.web.shop import BASE, fill, serving, user

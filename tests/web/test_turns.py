@@ -1,6 +1,6 @@
 """Whose view is read next."""
 
-from celery_monitor.web.turns import Turns
+from celery_monitor.web.live import Turns
 
 
 def taken(turns: Turns[str], most: int = 1000) -> list[tuple[str, str]]:

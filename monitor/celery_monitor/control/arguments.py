@@ -28,7 +28,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_receiver_records
-from celery_monitor.store.tasks.messages import read_message, read_messages
+from celery_monitor.store.tasks.detail import read_message, read_messages
 
 log = logging.getLogger(__name__)
 

@@ -40,8 +40,7 @@ from celery_monitor.records.task import Task
 from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import end_pause, read_pauses, save_pause
-from celery_monitor.store.tasks.detail import read_task
-from celery_monitor.store.tasks.messages import awaits_removal, keep_message, record_removals
+from celery_monitor.store.tasks.detail import awaits_removal, keep_message, read_task, record_removals
 
 ON_QUEUE = "queues/{name:name}/"
 MOST_READ = 100_000  # messages of a purge whose tasks are concluded at once

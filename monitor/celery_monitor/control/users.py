@@ -19,7 +19,7 @@ from celery_monitor.core.words import counted
 from celery_monitor.errors import Conflict, InvalidInput
 from celery_monitor.records.user import ROLES, Actor, ApiToken, Role, User, of_scope
 from celery_monitor.settings import Settings
-from celery_monitor.store.accounts import sessions, users
+from celery_monitor.store.accounts import users
 from celery_monitor.store.engine import Store, open_store
 
 DAY = 86400.0
@@ -124,7 +124,7 @@ class DisableUser(UserCommand, frozen=True, kw_only=True):
     def change(self, store: Store, settings: Settings, _: str) -> Performed:
         _check_admin_left(store, settings, self.name)
         user = users.change_user(store, self.name, disabled=1)
-        ended = sessions.end_sessions(store, user.name)
+        ended = users.end_sessions(store, user.name)
         return _performed(f"Disabled {user.name}; {counted(ended, 'session')} ended.")
 
 
@@ -149,7 +149,7 @@ class ResetPassword(UserCommand, frozen=True, kw_only=True):
 
     def change(self, store: Store, _: Settings, __: str) -> Performed:
         user = users.change_user(store, self.name, password=hash_password(self.password))
-        ended = sessions.end_sessions(store, user.name)
+        ended = users.end_sessions(store, user.name)
         return _performed(f"{user.name} has a new password; {counted(ended, 'session')} ended.")
 
 
@@ -163,7 +163,7 @@ class RemoveUser(UserCommand, frozen=True, kw_only=True):
     def change(self, store: Store, settings: Settings, _: str) -> Performed:
         _check_admin_left(store, settings, self.name)
         user = users.remove_user(store, self.name)
-        ended = sessions.end_sessions(store, user.name)
+        ended = users.end_sessions(store, user.name)
         return _performed(f"Removed {user.name}; {counted(ended, 'session')} ended.")
 
 
@@ -175,7 +175,7 @@ class EndSession(UserCommand, frozen=True, kw_only=True):
     session: Annotated[str, Meta(min_length=1, max_length=64)]
 
     def change(self, store: Store, _: Settings, __: str) -> Performed:
-        sessions.end_session(store, self.session)
+        users.end_session(store, self.session)
         return _performed("The session has ended.")
 
 
@@ -188,7 +188,7 @@ class EndSessions(UserCommand, frozen=True, kw_only=True):
 
     def change(self, store: Store, _: Settings, __: str) -> Performed:
         return _performed(
-            f"{counted(sessions.end_sessions(store, self.name), 'session').capitalize()} of {self.name} ended."
+            f"{counted(users.end_sessions(store, self.name), 'session').capitalize()} of {self.name} ended."
         )
 
 
@@ -215,7 +215,7 @@ class MakeToken(UserCommand, frozen=True, kw_only=True):
             created_at=now,
             expires_at=None if self.days is None else now + self.days * DAY,
         )
-        made, secret = sessions.make_token(store, token)
+        made, secret = users.make_token(store, token)
         return Performed(outcome="done", message=f"Created the API token {made.name!r}.", secret=secret)
 
 
@@ -227,7 +227,7 @@ class RevokeToken(UserCommand, frozen=True, kw_only=True):
     name: TokenName
 
     def change(self, store: Store, _: Settings, __: str) -> Performed:
-        return _performed(f"Revoked the API token {sessions.revoke_token(store, self.name).name!r}.")
+        return _performed(f"Revoked the API token {users.revoke_token(store, self.name).name!r}.")
 
 
 USER_COMMANDS: tuple[type[UserCommand], ...] = (

@@ -9,7 +9,7 @@
 | STARTED for 60 s, worker up | the worker, twice; the result backend | the stored result, or LOST |
 | PENDING or RETRY for 45 s | queue and workers, twice; the result backend | the result, REVOKED if expired, or LOST |
 | a gap in the events | all queues and workers, twice; the result backend | where it is, the result, or LOST |
-| a message that was removed here | none: the writer reads it in store/tasks/messages.py | REVOKED |
+| a message that was removed here | none: the writer reads it in store/tasks/detail.py | REVOKED |
 
 Nothing is concluded if anybody who may have the task did not reply, or if the task changed between the questions. Any
 later event of the task overrides the conclusion.

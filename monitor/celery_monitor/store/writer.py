@@ -30,13 +30,13 @@ from celery_monitor.store.retention.partitions import TaskIds, force_index_looku
 from celery_monitor.store.rollups.counters import Counters, Deltas, signature_of
 from celery_monitor.store.rollups.totals import Observed, Totals
 from celery_monitor.store.schema import STATE_CODES, TERM_KINDS
-from celery_monitor.store.tasks.cache import TaskCache
+from celery_monitor.store.tasks.detail import delete_removals, removals, save_messages
 from celery_monitor.store.tasks.keys import from_key
-from celery_monitor.store.tasks.messages import delete_removals, removals, save_messages
 from celery_monitor.store.tasks.rows import (
     CHANGING_COLUMNS,
     RUN_COLUMNS,
     TASK_COLUMNS,
+    TaskCache,
     names_of,
     run_row,
     task_row,

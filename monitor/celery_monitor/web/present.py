@@ -41,7 +41,7 @@ from celery_monitor.store.receivers import read_clusters
 from celery_monitor.store.rollups.failures import read_open_groups
 from celery_monitor.store.tasks.page import count_states, count_tasks
 from celery_monitor.web.pages import Context, Page, View
-from celery_monitor.web.parts import guarded
+from celery_monitor.web.problems import guarded
 from celery_monitor.web.render import link
 from celery_monitor.web.security.reach import allows
 from celery_monitor.web.wording import brief, counted, number, visible

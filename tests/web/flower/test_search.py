@@ -4,7 +4,7 @@ import pytest
 from flower.utils.search import QuerySyntaxError, parse_query
 
 from celery_monitor.core.filters.terms import All
-from celery_monitor.web.flower.search import LONGEST, NOTHING, SearchError, parse_search
+from celery_monitor.web.flower.tasks import LONGEST, NOTHING, SearchError, parse_search
 
 
 def test_empty_search_matches_everything() -> None:

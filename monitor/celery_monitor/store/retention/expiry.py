@@ -38,7 +38,7 @@ from celery_monitor.store.engine import Deletion, Store, force_index_scans
 from celery_monitor.store.retention.partitions import FullPartition, PartitionDrops
 from celery_monitor.store.rollups.counters import counting_tasks
 from celery_monitor.store.schema import STATE_CODES
-from celery_monitor.store.tasks.messages import expire_messages
+from celery_monitor.store.tasks.detail import expire_messages
 from celery_monitor.store.terms import cluster_id
 
 STEP_SECONDS = 0.15  # of the writing thread's time at once

@@ -23,8 +23,7 @@ from celery_monitor.web.api import (
     workers,
     workflows,
 )
-from celery_monitor.web.api.openapi import document
-from celery_monitor.web.api.operation import Operation, json_response, route
+from celery_monitor.web.api.operation import Operation, document, json_response, route
 from celery_monitor.web.security.reach import IN_PART, LimitedRoute
 from celery_monitor.web.wording import register_names
 

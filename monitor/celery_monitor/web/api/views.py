@@ -10,8 +10,7 @@ from celery_monitor.core.filters.terms import exactly
 from celery_monitor.records.page import Hit, SavedView
 from celery_monitor.records.task import TaskState
 from celery_monitor.store.receivers import read_clusters
-from celery_monitor.store.search import search
-from celery_monitor.store.views import read_view, read_views
+from celery_monitor.store.views import read_view, read_views, search
 from celery_monitor.web.api.operation import CHANGE_ERRORS, Call, InCluster, NoParameters, Operation, operation
 from celery_monitor.web.render import link, path_part
 from celery_monitor.web.security.reach import IN_PART

@@ -2,12 +2,12 @@
 
 from starlette.routing import BaseRoute
 
-from celery_monitor.web.flower import control, send, tasks, workers
+from celery_monitor.web.flower import control, send, tasks
 from celery_monitor.web.flower.call import Handler, endpoint
 from celery_monitor.web.security.reach import IN_PART, Access, LimitedRoute, Reach
 
 GET: dict[str, Handler] = {
-    "/api/workers": workers.list_workers,
+    "/api/workers": control.list_workers,
     "/api/tasks": tasks.list_tasks,
     "/api/task/types": tasks.list_types,
     "/api/task/info/{target:path}": tasks.task_info,

@@ -21,8 +21,19 @@ from celery_monitor.records.alert import Alert, AlertState, NotificationState, R
 from celery_monitor.store.alerts.history import would_have_fired
 from celery_monitor.store.alerts.rules import read_channels, read_rule, read_rules
 from celery_monitor.store.alerts.states import count_firing, read_alerts, read_messages
-from celery_monitor.web.forms import TONES, Form, command_of, fields, whole
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.pages import (
+    TONES,
+    Act,
+    Context,
+    Form,
+    FormRequest,
+    Page,
+    Result,
+    View,
+    command_of,
+    fields,
+    whole,
+)
 
 PATH = "/alerts"
 MOST_FIRING = 200

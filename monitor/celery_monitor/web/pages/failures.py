@@ -36,9 +36,8 @@ from celery_monitor.web.charts import (
     step_words,
     total_of,
 )
-from celery_monitor.web.forms import command_of, perform_form
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
-from celery_monitor.web.parts import read_part
+from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, command_of, perform_form
+from celery_monitor.web.problems import read_part
 from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import parts
 

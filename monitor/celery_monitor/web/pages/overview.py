@@ -21,7 +21,7 @@ from celery_monitor.web.charts import (
     wait_title,
 )
 from celery_monitor.web.pages import Context, Page, View
-from celery_monitor.web.parts import read_part
+from celery_monitor.web.problems import read_part
 from celery_monitor.web.security.reach import IN_PART
 
 LISTED = 6

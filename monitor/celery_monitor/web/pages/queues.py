@@ -35,9 +35,21 @@ from celery_monitor.web.charts import (
     throughput,
     wait_title,
 )
-from celery_monitor.web.forms import Form, action_on, command_of, fields, perform_form
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, part_of
-from celery_monitor.web.parts import read_part
+from celery_monitor.web.pages import (
+    Act,
+    Context,
+    Form,
+    FormRequest,
+    Page,
+    Result,
+    View,
+    action_on,
+    command_of,
+    fields,
+    part_of,
+    perform_form,
+)
+from celery_monitor.web.problems import read_part
 from celery_monitor.web.security.reach import IN_PART
 
 RATE_SECONDS = 300.0

@@ -10,8 +10,7 @@ from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.forms import TONES, fields, seconds
-from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
+from celery_monitor.web.pages import TONES, Context, FormRequest, Page, Result, View, fields, seconds
 from celery_monitor.web.security.reach import IN_PART
 
 MOST_CHOICES = 500  # queues in the form

@@ -29,9 +29,19 @@ from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.tasks.detail import read_lineage, read_task
 from celery_monitor.store.workers import read_workers
-from celery_monitor.web.forms import TONES, command_of, fields, perform_form, seconds
-from celery_monitor.web.pages import Context, FormRequest, Page, Result, View
-from celery_monitor.web.parts import read_part
+from celery_monitor.web.pages import (
+    TONES,
+    Context,
+    FormRequest,
+    Page,
+    Result,
+    View,
+    command_of,
+    fields,
+    perform_form,
+    seconds,
+)
+from celery_monitor.web.problems import read_part
 from celery_monitor.web.security.reach import IN_PART
 from celery_monitor.web.wording import parts
 

@@ -19,10 +19,8 @@ from celery_monitor.control.users import (
 )
 from celery_monitor.errors import Forbidden, MonitorError
 from celery_monitor.records.user import ROLES, Role
-from celery_monitor.store.accounts.sessions import read_sessions, read_tokens
-from celery_monitor.store.accounts.users import read_users
-from celery_monitor.web.forms import command_of, fields
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.store.accounts.users import read_sessions, read_tokens, read_users
+from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, command_of, fields
 from celery_monitor.web.security.auth import named
 
 PATH = "/users"

@@ -6,8 +6,7 @@ from urllib.parse import parse_qs
 from celery_monitor.control.views import DeleteView, RenameView, SaveView, ViewCommand
 from celery_monitor.errors import MonitorError
 from celery_monitor.store.views import read_views
-from celery_monitor.web.forms import Form, command_of, fields, whole
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View
+from celery_monitor.web.pages import Act, Context, Form, FormRequest, Page, Result, View, command_of, fields, whole
 from celery_monitor.web.security.reach import IN_PART
 
 

@@ -26,9 +26,20 @@ from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.charts import RANGE_WORDS, TimeRange, parse_range, percentiles, step_words, throughput
-from celery_monitor.web.forms import Form, action_on, command_of, perform_form
-from celery_monitor.web.pages import Act, Context, FormRequest, Page, Result, View, part_of
-from celery_monitor.web.parts import read_part
+from celery_monitor.web.pages import (
+    Act,
+    Context,
+    Form,
+    FormRequest,
+    Page,
+    Result,
+    View,
+    action_on,
+    command_of,
+    part_of,
+    perform_form,
+)
+from celery_monitor.web.problems import read_part
 from celery_monitor.web.security.reach import IN_CLUSTERS
 
 RATE_SECONDS = 3600.0

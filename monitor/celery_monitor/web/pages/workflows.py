@@ -22,7 +22,7 @@ from celery_monitor.records.task import TaskState
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.tasks.workflows import MOST_STUCK, read_steps, read_stuck_workflows, read_workflows
 from celery_monitor.web.pages import Context, Page, View
-from celery_monitor.web.parts import read_part
+from celery_monitor.web.problems import read_part
 from celery_monitor.web.security.reach import IN_PART
 
 LISTED = 50

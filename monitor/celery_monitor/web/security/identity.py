@@ -1,17 +1,24 @@
-"""Who asks: an API token, a password, a trusted proxy's header, or the session of a browser that has signed in."""
+"""Who asks: an API token, a password, a trusted proxy's header, or the session of a browser that has signed in.
+
+Also which proxies before us are believed about the client's address, the scheme and the user.
+"""
 
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import urlencode
 
 from anyio import to_thread
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from celery_monitor.errors import Forbidden, Unauthenticated
 from celery_monitor.records.user import ANONYMOUS, Actor, Role, Session
 from celery_monitor.settings import Settings
-from celery_monitor.store.accounts import sessions
+from celery_monitor.store.accounts import users
 from celery_monitor.store.accounts.users import find_user, has_users
 from celery_monitor.store.engine import Store
 from celery_monitor.web.security.access import must_sign_in
@@ -96,13 +103,13 @@ class Identities:
             raise
 
     async def _admit_token(self, secret: str, address: str) -> Identity:
-        token = await to_thread.run_sync(sessions.find_token, self._store, secret)
+        token = await to_thread.run_sync(users.find_token, self._store, secret)
         now = time.time()
         if token is None or (token.expires_at is not None and token.expires_at <= now):
             await self._gate.failed.note(f"token:{token.name}" if token else UNKNOWN_TOKEN, address, "API token")
             raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
-        if now - (token.used_at or 0.0) > sessions.TOUCH_SECONDS:
-            await to_thread.run_sync(sessions.touch_token, self._store, token, now)
+        if now - (token.used_at or 0.0) > users.TOUCH_SECONDS:
+            await to_thread.run_sync(users.touch_token, self._store, token, now)
         return Identity(Actor(f"token:{token.name}", token.role, token.scope), "token")
 
     def _proxied(self, name: str) -> Actor:
@@ -113,12 +120,12 @@ class Identities:
         return Actor(name, user.role, user.scope) if user else Actor(name, Role.VIEWER)
 
     def _by_session(self, secret: str) -> Identity:
-        session, now = sessions.find_session(self._store, secret), time.time()
+        session, now = users.find_session(self._store, secret), time.time()
         actor = None if session is None or self._is_over(session, now) else self._actor_of(session)
         if session is None or actor is None:
             raise Unauthenticated(SIGN_IN)
-        if now - session.used_at > sessions.TOUCH_SECONDS:
-            sessions.touch_session(self._store, session, now)
+        if now - session.used_at > users.TOUCH_SECONDS:
+            users.touch_session(self._store, session, now)
         return Identity(actor, "session", session.id)
 
     def _is_over(self, session: Session, now: float) -> bool:
@@ -145,3 +152,34 @@ def _check_peer(connection: HTTPConnection) -> None:
     peer = connection.client
     if peer and is_address(peer.host) and not is_loopback(peer.host):
         raise Forbidden("Without authentication only this machine is answered; add a user.", client=peer.host)
+
+
+UNIX_PEER = "127.0.0.1"  # a socket file has no address; who may open it is a matter of its permissions
+
+
+class TrustedProxies:
+    """Reads X-Forwarded-For and X-Forwarded-Proto from trusted proxies alone, and marks what came through one."""
+
+    def __init__(self, app: ASGIApp, networks: Iterable[str], *, unix_socket: bool) -> None:
+        self.app = app
+        self.unix_socket = unix_socket
+        given = [*networks, *([UNIX_PEER] if unix_socket else [])]
+        self.networks: list[IPv4Network | IPv6Network] = [ip_network(each) for each in given]
+        self.forwarded: ASGIApp = ProxyHeadersMiddleware(app, trusted_hosts=given)  # type: ignore[arg-type,assignment]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"} and self._is_trusted(scope):
+            scope[FROM_PROXY] = True
+            await self.forwarded(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_trusted(self, scope: Scope) -> bool:
+        if self.unix_socket and not scope.get("client"):
+            scope["client"] = (UNIX_PEER, 0)
+        client = scope.get("client")
+        try:
+            peer = ip_address(client[0]) if client else None
+        except ValueError:
+            return False
+        return peer is not None and any(peer in network for network in self.networks)

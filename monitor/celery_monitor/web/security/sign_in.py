@@ -14,7 +14,7 @@ from celery_monitor.errors import MonitorError, Unauthenticated
 from celery_monitor.records.page import Action
 from celery_monitor.records.user import Role, Session
 from celery_monitor.settings import Settings
-from celery_monitor.store.accounts import sessions
+from celery_monitor.store.accounts import users
 from celery_monitor.store.accounts.users import has_users
 from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
@@ -110,8 +110,8 @@ class SignIn:
     def _open(self, session: Session) -> str:
         idle, oldest = self._settings.session_idle_hours * HOUR, self._settings.session_days * DAY
         now = session.created_at
-        sessions.delete_expired(self.store, used_before=now - idle, created_before=now - oldest)
-        secret = sessions.open_session(self.store, session)
+        users.delete_expired(self.store, used_before=now - idle, created_before=now - oldest)
+        secret = users.open_session(self.store, session)
         record(self.store, "session.sign_in", session.user, "done", f"Signed in from {session.address}.")
         return secret
 
@@ -131,9 +131,9 @@ class SignIn:
     def _end_sessions(self, identity: Identity, *, everywhere: bool) -> None:
         name = identity.actor.name
         if everywhere:
-            count = sessions.end_sessions(self.store, name)
+            count = users.end_sessions(self.store, name)
         elif identity.session:
-            sessions.end_session(self.store, identity.session)
+            users.end_session(self.store, identity.session)
             count = 1
         else:
             return
@@ -141,7 +141,7 @@ class SignIn:
 
     def account(self, request: Request) -> Response:
         identity: Identity = request.scope["identity"]
-        own = sessions.read_sessions(self.store, identity.actor.name)
+        own = users.read_sessions(self.store, identity.actor.name)
         return self._show(request, "account.html", {"identity": identity, "sessions": own, "title": "Account"})
 
     def page(
