@@ -3,10 +3,20 @@
 import time
 from typing import Any
 
+from celery.app.control import Control
 from celery.contrib.abortable import AbortableTask
 
 from tests.apps.basic import app, task
 
+
+class PatientControl(Control):  # type: ignore[misc]
+    """Celery waits 1 s for answers of workers, which a busy machine exceeds; Flower answers with an error then."""
+
+    def broadcast(self, command: str, *arguments: Any, timeout: float = 10.0, **options: Any) -> Any:
+        return super().broadcast(command, *arguments, timeout=timeout, **options)
+
+
+app.control_cls = "tests.apps.peers:PatientControl"
 app.set_current()
 
 
