@@ -58,6 +58,7 @@ CONFINED = {
     "celery_monitor_capture": (),  # it runs in the workers
 }
 MOST_MODULES = 15  # of a folder
+LONGEST_CHAIN = 14  # of modules, each of which imports the next
 STORE_ORDER = ("schema", "engine")  # every other module of store/ may import these; they import none of it
 
 
@@ -131,6 +132,15 @@ def test_no_import_goes_in_a_circle() -> None:
 
     for name in MODULES:
         visit(name, ())
+
+
+def test_chains_of_imports_are_short() -> None:
+    @cache
+    def chain(name: str) -> tuple[str, ...]:
+        return (name, *max(map(chain, own_imports(name)), key=len, default=()))
+
+    longest = max(map(chain, MODULES), key=len)
+    assert len(longest) <= LONGEST_CHAIN, " -> ".join(longest)
 
 
 def test_third_parties_stand_where_they_belong() -> None:

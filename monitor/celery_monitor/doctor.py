@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from celery_monitor.addresses import without_password
-from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.connection import application_of
 from celery_monitor.brokers.examine import examine_broker
 from celery_monitor.brokers.results import result_backend, stored_results
 from celery_monitor.core.health.checks import (
@@ -27,7 +27,7 @@ from celery_monitor.settings.values import Broker
 from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.health import read_record_facts
-from celery_monitor.web.security.access import check_bind, must_sign_in
+from celery_monitor.web.security.identity import check_bind, must_sign_in
 
 INDENT = " " * 9
 LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}

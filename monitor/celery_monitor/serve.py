@@ -19,8 +19,8 @@ from typing import NoReturn
 import msgspec
 
 from celery_monitor.alerts.rules_file import read_rules_file
-from celery_monitor.brokers.application import application_of, broker_of
-from celery_monitor.brokers.connection import check_brokers
+from celery_monitor.brokers.application import broker_of
+from celery_monitor.brokers.connection import application_of, check_brokers
 from celery_monitor.errors import SettingsError, StoreUnavailable
 from celery_monitor.records.receiver import ReceiverEnding
 from celery_monitor.settings import Settings
@@ -28,7 +28,7 @@ from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import connect_only, database_without_password, open_store
 from celery_monitor.store.receivers import save_ending
 from celery_monitor.supervise import ChildJob, Ending, PythonCall, supervise
-from celery_monitor.web.security.access import check_bind
+from celery_monitor.web.security.identity import check_bind
 
 log = logging.getLogger(__name__)
 

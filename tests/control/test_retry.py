@@ -11,7 +11,8 @@ import redis
 from celery_monitor.brokers.publish import Route, publisher
 from celery_monitor.control.arguments import FoundArguments, find_arguments
 from celery_monitor.control.commands import Target
-from celery_monitor.control.retry import RetryTask, RetryTasks, find_route, prepare, send_all
+from celery_monitor.control.inspect import find_route
+from celery_monitor.control.retry import RetryTask, RetryTasks, prepare, send_all
 from celery_monitor.core.arguments import judge
 from celery_monitor.errors import ConfirmationRequired, Conflict, Forbidden
 from celery_monitor.records.receiver import Delivery

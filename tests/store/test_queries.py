@@ -34,7 +34,8 @@ from celery_monitor.store.tasks import page as task_page
 from celery_monitor.store.tasks import plan
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.facets import read_facets
-from celery_monitor.store.tasks.page import Cursor, count_tasks, find_tasks, write_cursor
+from celery_monitor.store.tasks.keys import Cursor, write_cursor
+from celery_monitor.store.tasks.page import count_tasks, find_tasks
 from celery_monitor.store.tasks.where import contains
 from celery_monitor.store.terms import find_terms
 from tests.factories import NOW, make_id

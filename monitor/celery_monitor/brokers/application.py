@@ -20,19 +20,11 @@ from celery_monitor.brokers import read_application as reader
 from celery_monitor.core.untrusted import NotJson, decode_json, plain_value
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application
-from celery_monitor.settings import Settings
 from celery_monitor.settings.values import DEFAULT_CLUSTER, Broker
 
 LIMIT_SECONDS = 60
 POLL_MILLISECONDS = 50
 HINT = "write module:attribute, as for celery -A"
-
-
-def application_of(settings: Settings) -> Application | None:
-    """The application that the settings name; read once. Raises SettingsError."""
-    if settings.application is not None or settings.app is None:
-        return settings.application
-    return _read_once(settings.app)
 
 
 def loaded(app: Celery, name: str | None) -> Application:
@@ -53,19 +45,6 @@ def broker_of(application: Application) -> Broker:
     return Broker(DEFAULT_CLUSTER, application.broker_read_url)
 
 
-def applies_to(application: Application, broker: Broker, settings: Settings) -> bool:
-    """Whether the application belongs to this cluster; with several clusters the broker's address decides."""
-    return len(settings.broker) <= 1 or broker.url == application.broker_read_url
-
-
-def configured_queues(broker: Broker, settings: Settings) -> frozenset[str]:
-    """The queues that the application configures, before any worker has answered."""
-    application = application_of(settings)
-    if application is None or not applies_to(application, broker, settings):
-        return frozenset()
-    return frozenset(application.queues)
-
-
 def read_application(name: str, seconds: int = LIMIT_SECONDS) -> Application:
     """Imports the user's code in a separate process. Raises SettingsError with a one-line reason."""
     with TemporaryFile() as output:
@@ -79,7 +58,7 @@ def read_application(name: str, seconds: int = LIMIT_SECONDS) -> Application:
     return _application(document, name)
 
 
-_read_once = lru_cache(maxsize=8)(read_application)
+read_once = lru_cache(maxsize=8)(read_application)
 
 
 def _application(document: dict[str, Any], name: str | None) -> Application:

@@ -19,8 +19,7 @@ from celery.schedules import ParseException, crontab_parser
 from redis import Redis
 from redis.exceptions import RedisError
 
-from celery_monitor.brokers.application import application_of
-from celery_monitor.brokers.connection import link
+from celery_monitor.brokers.connection import application_of, link
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.untrusted import CUT, REPLACED, NotJson, decode_json, plain_value
 from celery_monitor.records.application import Application, Unread

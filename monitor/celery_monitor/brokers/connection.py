@@ -16,13 +16,33 @@ from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
 
 from celery_monitor.addresses import check_broker, masked, require_supported, transport_of, without_password
-from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.application import read_once
 from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
 from celery_monitor.records.application import TLS_SETTING, Application
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
 CONNECT_SECONDS = 5.0
+
+
+def application_of(settings: Settings) -> Application | None:
+    """The application that the settings name; read once. Raises SettingsError."""
+    if settings.application is not None or settings.app is None:
+        return settings.application
+    return read_once(settings.app)
+
+
+def applies_to(application: Application, broker: Broker, settings: Settings) -> bool:
+    """Whether the application belongs to this cluster; with several clusters the broker's address decides."""
+    return len(settings.broker) <= 1 or broker.url == application.broker_read_url
+
+
+def configured_queues(broker: Broker, settings: Settings) -> frozenset[str]:
+    """The queues that the application configures, before any worker has answered."""
+    application = application_of(settings)
+    if application is None or not applies_to(application, broker, settings):
+        return frozenset()
+    return frozenset(application.queues)
 
 
 def check_brokers(settings: Settings) -> None:

@@ -19,9 +19,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from celery_monitor.addresses import without_password
-from celery_monitor.brokers.application import application_of
 from celery_monitor.brokers.beat import timezone_of
-from celery_monitor.brokers.connection import app_for, short_error
+from celery_monitor.brokers.connection import app_for, application_of, short_error
 from celery_monitor.brokers.read_application import DJANGO_RESULTS
 from celery_monitor.core.lifecycle import parse_time
 from celery_monitor.core.untrusted import NotJson, decode_json

@@ -2,7 +2,7 @@
 
 from celery_monitor.control.alerts import ALERT_COMMANDS
 from celery_monitor.control.bulk import AbortJob, BulkRetry, BulkRevoke
-from celery_monitor.control.commands import Allowed, Command
+from celery_monitor.control.commands import READS, Allowed, Command
 from celery_monitor.control.queues import QUEUE_COMMANDS, FindMessage
 from celery_monitor.control.retry import RetryTask, RetryTasks
 from celery_monitor.control.revoke import RevokeById, RevokeStamped, RevokeTask, RevokeTasks
@@ -19,8 +19,6 @@ COMMANDS: tuple[type[Command], ...] = (
 )  # fmt: skip
 ALLOWED: dict[str, Allowed] = {
     **{command.action: Allowed(command.role, command.in_part) for command in COMMANDS},
-    "message.read": Allowed(Role.ADMIN, in_part=True),  # a captured message is stored with its secrets
-    "export.tasks": Allowed(Role.VIEWER, in_part=True),
-    "export.actions": Allowed(Role.ADMIN, in_part=True),  # reasons and parameters of everybody's actions
+    **READS,
 }
 REQUIRED_ROLE: dict[str, Role] = {action: each.role for action, each in ALLOWED.items()}

@@ -14,6 +14,7 @@ REFUSED = {
     TaskState.RETRY: "by its last event, its next attempt is already sent",
 }
 # Warnings before a task in one of these states is retried.
+NOT_REMEMBERED = "workers remember a revoke only while they run, so a worker that starts later may still run it"
 WARNINGS = {
     TaskState.SUCCESS: "It succeeded: a retry does its work a second time.",
     TaskState.LOST: "It is only presumed lost: if its worker comes back, or it is redelivered, it runs twice.",

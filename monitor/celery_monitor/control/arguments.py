@@ -14,7 +14,7 @@ from celery_monitor.brokers import task_messages
 from celery_monitor.brokers.results import result_backend, stored_results
 from celery_monitor.brokers.task_messages import can_read_by_delivery, can_read_messages, find_task_messages
 from celery_monitor.control.commands import Target, find_broker
-from celery_monitor.control.inspect import consumed
+from celery_monitor.control.inspect import consumed, workers_of
 from celery_monitor.core.arguments import Arguments, ReportedArguments, from_result, from_worker, judge_message
 from celery_monitor.core.captures import Trust
 from celery_monitor.core.filters.scope import Limits
@@ -171,7 +171,7 @@ def _from_results(target: Target, tasks: Sequence[Task], found: dict[str, FoundA
 
 
 def _from_worker(target: Target, task: Task, found: FoundArguments) -> FoundArguments:
-    workers = [each for each in target.workers() if each.hostname == task.worker]
+    workers = [each for each in workers_of(target) if each.hostname == task.worker]
     if not workers or workers[0].status is not WorkerStatus.ONLINE:
         return found
     name = workers[0].hostname

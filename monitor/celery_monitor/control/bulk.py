@@ -7,12 +7,18 @@ from uuid import UUID, uuid4, uuid5
 
 from msgspec import Meta
 
-from celery_monitor.control.allowed import REFUSED, WARNINGS, retried_as_words, retried_words, why_not_revoke
+from celery_monitor.control.allowed import (
+    NOT_REMEMBERED,
+    REFUSED,
+    WARNINGS,
+    retried_as_words,
+    retried_words,
+    why_not_revoke,
+)
 from celery_monitor.control.arguments import FoundArguments, find_all_arguments
 from celery_monitor.control.commands import ClusterCommand, Command, Performed, RequestId, Target
-from celery_monitor.control.inspect import consumed
-from celery_monitor.control.retry import SAMPLES, PreparedRetry, prepare, recorded_route
-from celery_monitor.control.revoke import NOT_REMEMBERED
+from celery_monitor.control.inspect import consumed, recorded_route
+from celery_monitor.control.retry import SAMPLES, PreparedRetry, prepare
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.core.words import counted
 from celery_monitor.errors import ArgumentsUnknown, Conflict, InvalidInput, NotFound

@@ -20,7 +20,6 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, NoneType, StrType, Type, UnionType, VarTupleType
 
-from celery_monitor.brokers.application import configured_queues
 from celery_monitor.brokers.queues import ReadMessages
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.arguments import Fidelity
@@ -29,13 +28,9 @@ from celery_monitor.core.words import counted
 from celery_monitor.errors import ConfirmationRequired, Forbidden, InvalidInput, NotFound
 from celery_monitor.records.job import Job
 from celery_monitor.records.user import Actor, Role
-from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import Store
-from celery_monitor.store.queues import read_queues
-from celery_monitor.store.tasks.unfinished import queue_names
-from celery_monitor.store.workers import read_workers
 
 ANSWER_SECONDS = 2.0  # without an answer, after which a worker counts as silent
 
@@ -66,23 +61,6 @@ class Target:
     @staticmethod
     def now() -> float:
         return time.time()
-
-    def workers(self) -> list[Worker]:
-        """Every worker, also for somebody whose scope has none: they have and consume the tasks inside."""
-        return read_workers(self.store.whole, self.cluster)
-
-    def living_workers(self) -> list[str]:
-        """Workers that may have or consume a task: online, or silent because busy."""
-        return [worker.hostname for worker in self.workers() if worker.status is not WorkerStatus.OFFLINE]
-
-    def queue_names(self) -> list[str]:
-        """Queues of this cluster: sampled, consumed by a worker, named by tasks or configured by the application."""
-        sampled = {queue.name for queue in read_queues(self.store, self.cluster)}
-        consumed = {name for worker in self.workers() for name in worker.queues or ()}
-        of_tasks = queue_names(self.store, self.cluster)
-        others = consumed | configured_queues(self.broker, self.settings)
-        scope = self.store.limits.scope
-        return sorted(sampled | of_tasks | {name for name in others if scope.has_queue(self.cluster, name)})
 
 
 def find_broker(settings: Settings, cluster: str) -> Broker:
@@ -229,6 +207,14 @@ class Allowed(NamedTuple):
 
     role: Role
     in_part: bool
+
+
+# What is recorded though it changes nothing.
+READS = {
+    "message.read": Allowed(Role.ADMIN, in_part=True),  # a captured message is stored with its secrets
+    "export.tasks": Allowed(Role.VIEWER, in_part=True),
+    "export.actions": Allowed(Role.ADMIN, in_part=True),  # reasons and parameters of everybody's actions
+}
 
 
 class ClusterCommand(Command, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Inspecting workers with Celery's remote control. Changes nothing.
 
-Which queues a worker consumes is cached for a moment: a task whose events name no queue came from one of them.
+Which queues a worker consumes is cached for a moment: a task whose events name no queue came from one of them, and is
+sent again there.
 """
 
 import logging
@@ -12,13 +13,19 @@ from datetime import datetime
 from threading import Lock
 from typing import NamedTuple
 
+from celery_monitor.brokers.connection import configured_queues
+from celery_monitor.brokers.publish import Route
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.control.commands import Target, find_broker
+from celery_monitor.core.arguments import is_whole
+from celery_monitor.core.captures import DELAYED_EXCHANGE_PREFIX
 from celery_monitor.core.sanitize import Redactor
-from celery_monitor.errors import MonitorError
+from celery_monitor.errors import Conflict, MonitorError
 from celery_monitor.records.task import Task
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
+from celery_monitor.store.queues import read_queues, recorded_queue_names
+from celery_monitor.store.workers import read_workers
 
 log = logging.getLogger(__name__)
 
@@ -304,7 +311,7 @@ def consumed(target: Target, task: Task) -> Consumed | None:
 
 
 def _find(target: Target, name: str, pid: int | None) -> Consumed:
-    worker = next((each for each in target.workers() if each.hostname == name), None)
+    worker = next((each for each in workers_of(target) if each.hostname == name), None)
     same = worker is not None and pid in {None, worker.pid}
     return Consumed(name, _queues(target, name, worker), same)
 
@@ -325,3 +332,76 @@ def _queues(target: Target, name: str, worker: Worker | None) -> tuple[str, ...]
 _Key = tuple[str, str, str, int | None]
 _cache: dict[_Key, tuple[float, Consumed]] = {}
 _cache_lock = Lock()
+
+
+def workers_of(target: Target) -> list[Worker]:
+    """Every worker, also for somebody whose scope has none: they have and consume the tasks inside."""
+    return read_workers(target.store.whole, target.cluster)
+
+
+def living_workers(target: Target) -> list[str]:
+    """Workers that may have or consume a task: online, or silent because busy."""
+    return [worker.hostname for worker in workers_of(target) if worker.status is not WorkerStatus.OFFLINE]
+
+
+def queues_of(target: Target) -> list[str]:
+    """Queues of the cluster: sampled, consumed by a worker, named by tasks or configured by the application."""
+    sampled = {queue.name for queue in read_queues(target.store, target.cluster)}
+    consumed = {name for worker in workers_of(target) for name in worker.queues or ()}
+    of_tasks = recorded_queue_names(target.store, target.cluster)
+    others = consumed | configured_queues(target.broker, target.settings)
+    scope = target.store.limits.scope
+    return sorted(sampled | of_tasks | {name for name in others if scope.has_queue(target.cluster, name)})
+
+
+def find_route(
+    target: Target, task: Task, queue: str | None, stored: str | None = None, *, doubtful: bool = False
+) -> Route:
+    """The route for a task. Raises Conflict, which lists the queues to choose from.
+
+    The requested queue, else the task's own, else its exchange and routing key, else the only queue that its worker
+    consumes. ``stored``: the queue in a result backend, which is really the routing key, so it is only used if a queue
+    has that name (celery.backends.base). ``doubtful``: its queue may be from a message that is not used.
+    """
+    if queue is not None:
+        return _requested_route(target, task, queue)
+    if (task.sent is not None or not doubtful) and (route := recorded_route(task)):
+        return route
+    found = consumed(target, task)
+    if found is not None and found.only_queue is not None and is_whole(found.only_queue):
+        return Route("", found.only_queue)
+    names = queues_of(target)
+    if stored in names:
+        return Route("", str(stored))
+    choice = list(found.queues) if found is not None and found.queues else names
+    raise Conflict(
+        f"The queue of task {task.id} is unknown: events name it only with task_send_sent_event{_consumes(found)}. "
+        f"Choose {' or '.join(choice) if choice else 'one once a worker answers; no queue is known yet'}.",
+        queues=choice,
+    )
+
+
+def _requested_route(target: Target, task: Task, queue: str) -> Route:
+    names = queues_of(target)
+    if queue not in names and ((found := consumed(target, task)) is None or queue not in found.queues):
+        raise Conflict(f"Unknown queue {queue!r}. Known queues: {', '.join(names) or 'none'}.", queues=names)
+    return Route("", queue)
+
+
+def _consumes(found: Consumed | None) -> str:
+    if found is None:
+        return ""
+    if not found.queues:
+        return f", and {found.worker} did not report which queues it consumes"
+    if not found.same_process:
+        return f", and {found.worker} was restarted since; it consumes {', '.join(found.queues)} now"
+    return f", and {found.worker} consumes {', '.join(found.queues)}"
+
+
+def recorded_route(task: Task) -> Route | None:
+    """The route of a task, if its events contain it."""
+    if task.queue and is_whole(task.queue):
+        return Route("", task.queue)
+    if task.routing_key and task.exchange is not None and not task.exchange.startswith(DELAYED_EXCHANGE_PREFIX):
+        return Route(task.exchange, task.routing_key)
+    return None

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -21,6 +21,12 @@ from celery_monitor.store.engine import Store
 UNRECORDED = "Not added to the record of actions: the database cannot be written now."
 CommandT = TypeVar("CommandT", bound=Command)
 log = logging.getLogger(__name__)
+
+
+class JobRunner(Protocol):
+    """Runs jobs: celery_monitor.control.jobs.Runner."""
+
+    def start(self) -> None: ...
 
 
 class Controller:

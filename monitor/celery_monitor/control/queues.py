@@ -28,7 +28,7 @@ from celery_monitor.control.commands import (
     require_typed,
     summary,
 )
-from celery_monitor.control.inspect import queue_names
+from celery_monitor.control.inspect import living_workers, queue_names, workers_of
 from celery_monitor.control.workers import AddConsumer, CancelConsumer, WorkerCommand, ask_workers
 from celery_monitor.core.filters.scope import Scope
 from celery_monitor.core.message import why_not_exact
@@ -106,7 +106,7 @@ class ResumeQueue(QueueCommand, frozen=True, kw_only=True):
         pause = read_pauses(target.store, target.cluster).get((target.cluster, self.queue))
         if pause is None:
             raise Conflict(f"{self.queue} was not paused from here. To consume it, add it to a worker.")
-        workers = target.workers()
+        workers = workers_of(target)
         offline = {worker.hostname for worker in workers if worker.status is WorkerStatus.OFFLINE}
         online = tuple(name for name in pause.workers if name not in offline)
         gone = [done(name, GONE) for name in pause.workers if name in offline]
@@ -259,10 +259,10 @@ class RemovedMessages:
 
 def consumers(target: Target, queue: str) -> list[str]:
     """The workers that consume the queue: by their answers, or by the record for those that do not answer."""
-    living = target.living_workers()
+    living = living_workers(target)
     replies = target.remote.ask("active_queues", timeout=ANSWER_SECONDS, expected=living)
     reported = {name: queue_names(reply.ok) for name, reply in replies.items()}
-    recorded = {worker.hostname: worker.queues for worker in target.workers()}
+    recorded = {worker.hostname: worker.queues for worker in workers_of(target)}
     names = {*living, *reported}
     return sorted(name for name in names if queue in (reported.get(name) or recorded.get(name) or ()))
 

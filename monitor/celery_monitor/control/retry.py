@@ -27,10 +27,9 @@ from celery_monitor.control.commands import (
     distinct,
     summary,
 )
-from celery_monitor.control.inspect import Consumed, consumed
+from celery_monitor.control.inspect import find_route
 from celery_monitor.core.arguments import Arguments, edit, is_whole, without_secrets
 from celery_monitor.core.captures import (
-    DELAYED_EXCHANGE_PREFIX,
     PROPERTIES,
     is_delayed,
     is_of_delivery,
@@ -267,59 +266,6 @@ def _prepare_call(
         )
     route = find_route(target, task, queue, found.queue, doubtful=found.doubtful)
     return PreparedRetry(task, name, arguments, route)
-
-
-def find_route(
-    target: Target, task: Task, queue: str | None, stored: str | None = None, *, doubtful: bool = False
-) -> Route:
-    """The route for a task. Raises Conflict, which lists the queues to choose from.
-
-    The requested queue, else the task's own, else its exchange and routing key, else the only queue that its worker
-    consumes. ``stored``: the queue in a result backend, which is really the routing key, so it is only used if a queue
-    has that name (celery.backends.base). ``doubtful``: its queue may be from a message that is not used.
-    """
-    if queue is not None:
-        return _requested_route(target, task, queue)
-    if (task.sent is not None or not doubtful) and (route := recorded_route(task)):
-        return route
-    found = consumed(target, task)
-    if found is not None and found.only_queue is not None and is_whole(found.only_queue):
-        return Route("", found.only_queue)
-    names = target.queue_names()
-    if stored in names:
-        return Route("", str(stored))
-    choice = list(found.queues) if found is not None and found.queues else names
-    raise Conflict(
-        f"The queue of task {task.id} is unknown: events name it only with task_send_sent_event{_consumes(found)}. "
-        f"Choose {' or '.join(choice) if choice else 'one once a worker answers; no queue is known yet'}.",
-        queues=choice,
-    )
-
-
-def _requested_route(target: Target, task: Task, queue: str) -> Route:
-    names = target.queue_names()
-    if queue not in names and ((found := consumed(target, task)) is None or queue not in found.queues):
-        raise Conflict(f"Unknown queue {queue!r}. Known queues: {', '.join(names) or 'none'}.", queues=names)
-    return Route("", queue)
-
-
-def _consumes(found: Consumed | None) -> str:
-    if found is None:
-        return ""
-    if not found.queues:
-        return f", and {found.worker} did not report which queues it consumes"
-    if not found.same_process:
-        return f", and {found.worker} was restarted since; it consumes {', '.join(found.queues)} now"
-    return f", and {found.worker} consumes {', '.join(found.queues)}"
-
-
-def recorded_route(task: Task) -> Route | None:
-    """The route of a task, if its events contain it."""
-    if task.queue and is_whole(task.queue):
-        return Route("", task.queue)
-    if task.routing_key and task.exchange is not None and not task.exchange.startswith(DELAYED_EXCHANGE_PREFIX):
-        return Route(task.exchange, task.routing_key)
-    return None
 
 
 def _prepare_all(

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from celery_monitor.brokers.remote import Reply
-from celery_monitor.control.allowed import why_not_revoke
+from celery_monitor.control.allowed import NOT_REMEMBERED, why_not_revoke
 from celery_monitor.control.commands import (
     ANSWER_SECONDS,
     ClusterCommand,
@@ -24,6 +24,7 @@ from celery_monitor.control.commands import (
     summary,
     unconfirmed,
 )
+from celery_monitor.control.inspect import living_workers
 from celery_monitor.control.workers import Answer, WorkerCommand, ask_workers
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.records.task import Task, TaskState
@@ -32,7 +33,6 @@ from celery_monitor.store.tasks.detail import read_task
 
 # A worker has the task in these states, so its answer decides. In any other, every online worker may receive it.
 WITH_WORKER = frozenset({TaskState.SCHEDULED, TaskState.RECEIVED, TaskState.STARTED})
-NOT_REMEMBERED = "workers remember a revoke only while they run, so a worker that starts later may still run it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class RevokeStamped(WorkerCommand, frozen=True, kw_only=True):
         return {"headers": {self.header: list(self.stamps)}, "terminate": self.terminate, "signal": self.signal}
 
     def run(self, target: Target) -> Performed:
-        workers = self.workers or tuple(target.living_workers())
+        workers = self.workers or tuple(living_workers(target))
         if not workers:
             raise Conflict("No worker is up to receive the revoke, and one that starts later would not know of it.")
         return ask_workers(target, msgspec.structs.replace(self, workers=workers))
@@ -175,7 +175,7 @@ def _allowed(target: Target, ids: Sequence[str], *, terminate: bool) -> tuple[li
 
 def send_revoke(target: Target, ids: Sequence[str], terminate: bool, signal: str) -> Answers:
     """Sends the revoke to all workers and waits for their answers."""
-    workers = tuple(target.living_workers())
+    workers = tuple(living_workers(target))
     arguments = {"task_id": list(ids), "terminate": terminate, "signal": signal}
     return Answers(workers, target.remote.ask("revoke", arguments, timeout=ANSWER_SECONDS, expected=workers))
 

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
-from celery_monitor.brokers.application import application_of, applies_to
+from celery_monitor.brokers.connection import application_of, applies_to
 from celery_monitor.brokers.publish import Route, TaskCall, publisher
 from celery_monitor.brokers.results import mark_aborted
 from celery_monitor.control.commands import (
@@ -19,8 +19,7 @@ from celery_monitor.control.commands import (
     TypedName,
     done,
 )
-from celery_monitor.control.inspect import names_by_worker
-from celery_monitor.control.retry import find_route
+from celery_monitor.control.inspect import find_route, living_workers, names_by_worker, queues_of, workers_of
 from celery_monitor.core.arguments import parse_json_arguments
 from celery_monitor.core.filters.scope import Scope
 from celery_monitor.errors import ArgumentsUnknown, ConfirmationRequired, Conflict, Forbidden, NotFound, TakenUnknown
@@ -61,7 +60,7 @@ class RunTask(ClusterCommand, frozen=True, kw_only=True):
     def run(self, target: Target) -> Performed:
         """Raises InvalidInput or Conflict with the reason; then nothing was sent."""
         args, kwargs = parse_json_arguments(self.args, self.kwargs)
-        names = target.queue_names()
+        names = queues_of(target)
         if self.queue not in names:
             raise Conflict(f"Unknown queue {self.queue!r}. Known queues: {', '.join(names) or 'none'}.", queues=names)
         workers = workers_with_task(target, self.name)
@@ -82,7 +81,7 @@ class RunTask(ClusterCommand, frozen=True, kw_only=True):
 
 def workers_with_task(target: Target, name: str) -> list[str]:
     """The workers that have registered the task. Raises Conflict if none has."""
-    living = target.living_workers()
+    living = living_workers(target)
     names = names_by_worker(target.settings, target.cluster, living)
     if workers := [worker for worker, tasks in names.items() if name in tasks]:
         return workers
@@ -97,7 +96,7 @@ def _consumer_warning(target: Target, command: RunTask, workers: list[str]) -> s
     """A warning if no worker consumes the queue, or one does that has not registered the task."""
     consumers = {
         worker.hostname
-        for worker in target.workers()
+        for worker in workers_of(target)
         if worker.status is not WorkerStatus.OFFLINE and command.queue in (worker.queues or ())
     }
     if not consumers:

@@ -29,7 +29,7 @@ from celery_monitor.control.commands import (
     summary,
     unconfirmed,
 )
-from celery_monitor.control.inspect import pool_processes, queue_names
+from celery_monitor.control.inspect import pool_processes, queue_names, workers_of
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.user import Role
 from celery_monitor.records.worker import Worker, WorkerStatus
@@ -489,4 +489,4 @@ def _goes_offline(target: Target, name: str) -> bool:
 def _workers(target: Target, names: Sequence[str]) -> Mapping[str, Worker]:
     """The workers by name, as recorded; one without a record has nothing but its name."""
     unknown = {name: Worker(cluster=target.cluster, hostname=name, status=WorkerStatus.SILENT) for name in names}
-    return unknown | {worker.hostname: worker for worker in target.workers()}
+    return unknown | {worker.hostname: worker for worker in workers_of(target)}

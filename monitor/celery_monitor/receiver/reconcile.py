@@ -44,6 +44,7 @@ from celery_monitor.records.receiver import Delivery, Gap, ReceiverHealth, Recon
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store.engine import Store
+from celery_monitor.store.queues import recorded_queue_names
 from celery_monitor.store.receivers import read_gaps
 from celery_monitor.store.tasks.unfinished import (
     WAITING_STATES,
@@ -51,7 +52,6 @@ from celery_monitor.store.tasks.unfinished import (
     UnfinishedTask,
     has_sent_events,
     last_number,
-    queue_names,
     read_usual_runs,
     recorded_ids,
     tasks_by_process,
@@ -405,7 +405,7 @@ class GapCheck:
         """Makes the next snapshot; the first is repeated while workers are silent, for PATIENCE_SECONDS."""
         newest = last_number(self._store, self._cluster)
         consumed = {queue for worker in workers for queue in worker.queues or ()}
-        queues = consumed | queue_names(self._store, self._cluster)
+        queues = consumed | recorded_queue_names(self._store, self._cluster)
         snapshot = self._locations.snapshot(workers, queues)
         work = work._replace(asked_at=now, until=work.until or now + PATIENCE_SECONDS)
         if work.first is None or (now < work.until and work.first.silent | snapshot.silent):

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from celery_monitor.brokers.application import configured_queues
+from celery_monitor.brokers.connection import configured_queues
 from celery_monitor.brokers.queues import Probe
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.health.findings import RecentSamples
@@ -40,11 +40,10 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.queues import MOST_QUEUES, read_pauses, save_queues
+from celery_monitor.store.queues import MOST_QUEUES, read_pauses, recorded_queue_names, save_queues
 from celery_monitor.store.tasks.unfinished import (
     SendTime,
     WaitingTasks,
-    queue_names,
     queues_without_sent_events,
     sent_messages,
     waiting_tasks,
@@ -227,7 +226,7 @@ class QueueNames:
     def read(self) -> set[str]:
         began = time.monotonic()
         if began >= self._due:
-            self._names = queue_names(self._store, self._cluster)
+            self._names = recorded_queue_names(self._store, self._cluster)
             spent = time.monotonic() - began
             self._due = began + spent * (REST if spent > LONG_SECONDS else 1.0)
         return self._names

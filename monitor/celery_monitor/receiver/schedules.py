@@ -9,7 +9,6 @@ import msgspec
 from msgspec.structs import replace
 
 from celery_monitor.addresses import transport_of
-from celery_monitor.brokers.application import application_of, applies_to
 from celery_monitor.brokers.beat import (
     TRANSPORTS,
     ReadEntries,
@@ -21,6 +20,7 @@ from celery_monitor.brokers.beat import (
     schedule_of_django,
     timezone_of,
 )
+from celery_monitor.brokers.connection import application_of, applies_to
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.schedule import next_overdue

@@ -10,7 +10,7 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Action, ListPage
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.tasks.page import Cursor, read_cursor, write_cursor
+from celery_monitor.store.tasks.keys import Cursor, read_cursor, write_cursor
 from celery_monitor.store.terms import cluster_id, cluster_ids, cluster_names
 
 _COPIED = ("at", "actor", "action", "target", "query", "count", "reason", "outcome", "message")

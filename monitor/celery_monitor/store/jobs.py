@@ -23,8 +23,8 @@ from celery_monitor.store import schema
 from celery_monitor.store.actions import put_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import JOB_OUTCOME_CODES, STATES
-from celery_monitor.store.tasks.keys import from_key, to_key
-from celery_monitor.store.tasks.page import Cursor, Position, read_cursor, select_tasks, write_cursor
+from celery_monitor.store.tasks.keys import Cursor, from_key, read_cursor, to_key, write_cursor
+from celery_monitor.store.tasks.page import Position, select_tasks
 from celery_monitor.store.tasks.rows import read_tasks
 from celery_monitor.store.tasks.where import SENT
 from celery_monitor.store.terms import cluster_id, cluster_ids, cluster_names

@@ -1,15 +1,21 @@
-"""Keys: task ids in as few bytes as possible; and spans of keys, for an id or the beginning of ids.
+"""Keys: task ids in as few bytes as possible; spans of keys, for an id or the beginning of ids; and cursors of lists.
 
 Celery's own ids are UUIDs in canonical form: 16 bytes. Any other string is stored as UTF-8 after a NUL (two where that
-would make 16 bytes); no id begins with NUL, which is replaced before storage.
+would make 16 bytes); no id begins with NUL, which is replaced before storage. A cursor is the place in a list beside
+which a page begins, as opaque text.
 """
 
+import base64
+import binascii
+import math
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import msgspec
 from sqlalchemy import ColumnElement, and_, func, literal_column
 
 from celery_monitor.core.filters.terms import Pattern
+from celery_monitor.errors import InvalidInput
 from celery_monitor.store import schema
 
 _UUID_LENGTH = 16
@@ -99,3 +105,42 @@ def is_alone() -> ColumnElement[bool]:
 def in_tree(span: KeySpan) -> ColumnElement[bool]:
     """Tasks below the roots in the span, in the words of the condition of the index ``task_root``."""
     return and_(_task.root.is_not(None), func.length(_task.root) > literal_column("0"), span.holds(_task.root))
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """The row beside which a page begins. ``search_limit`` fixes the rows of a list that is sorted by another key."""
+
+    sort: str
+    direction: Literal["next", "previous"]
+    key: float | int | str
+    id: int
+    search_limit: tuple[float, int] | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Cursor).decode
+_MOST = 2**63 - 1
+
+
+def write_cursor(cursor: Cursor) -> str:
+    """As opaque text."""
+    return base64.urlsafe_b64encode(_encode(cursor)).rstrip(b"=").decode()
+
+
+def read_cursor(text: str, sort: str, *, by_text: bool = False) -> Cursor:
+    """Raises InvalidInput unless it is a cursor of a list in this order, with a key that is text or a number."""
+    try:
+        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+        cursor = _decode(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError):
+        raise InvalidInput("not a cursor; leave it out to begin at the first page") from None
+    if cursor.sort != sort:
+        raise InvalidInput(
+            f"this cursor is of a list sorted by {cursor.sort!r}; leave it out to begin at the first page"
+        )
+    if isinstance(cursor.key, str) != by_text or (by_text and "\0" in str(cursor.key)):
+        raise InvalidInput("invalid cursor; leave it out to begin at the first page")
+    found = [cursor.id, *([] if isinstance(cursor.key, str) else [cursor.key]), *(cursor.search_limit or ())]
+    if any(abs(each) > _MOST or not math.isfinite(each) for each in found if isinstance(each, int)):
+        raise InvalidInput("invalid cursor; leave it out to begin at the first page")
+    return cursor

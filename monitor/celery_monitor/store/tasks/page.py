@@ -3,14 +3,10 @@
 Also the counts by state and the longest running tasks of the overview.
 """
 
-import base64
-import binascii
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -37,6 +33,7 @@ from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, force_index_scans, numbers
 from celery_monitor.store.schema import STATE_CODES, STATES
 from celery_monitor.store.tasks.counts import estimate, total, totals_by
+from celery_monitor.store.tasks.keys import Cursor, read_cursor, write_cursor
 from celery_monitor.store.tasks.plan import Plan, plan_from_counts, plan_from_terms
 from celery_monitor.store.tasks.rows import load_tasks
 from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, where_counts
@@ -61,45 +58,6 @@ _measures: dict[str, ColumnElement[float]] = {
 NAME_SORTS = ("name", "queue", "worker")
 SORTS = (*NAME_SORTS, *_measures)
 _UNKNOWN_LAST = 1e300  # sorts unknown values last in both directions
-
-
-class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """The row beside which a page begins. ``search_limit`` fixes the rows of a list that is sorted by another key."""
-
-    sort: str
-    direction: Literal["next", "previous"]
-    key: float | int | str
-    id: int
-    search_limit: Position | None = None
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Cursor).decode
-_MOST = 2**63 - 1
-
-
-def write_cursor(cursor: Cursor) -> str:
-    """As opaque text."""
-    return base64.urlsafe_b64encode(_encode(cursor)).rstrip(b"=").decode()
-
-
-def read_cursor(text: str, sort: str, *, by_text: bool = False) -> Cursor:
-    """Raises InvalidInput unless it is a cursor of a list in this order, with a key that is text or a number."""
-    try:
-        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-        cursor = _decode(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError):
-        raise InvalidInput("not a cursor; leave it out to begin at the first page") from None
-    if cursor.sort != sort:
-        raise InvalidInput(
-            f"this cursor is of a list sorted by {cursor.sort!r}; leave it out to begin at the first page"
-        )
-    if isinstance(cursor.key, str) != by_text or (by_text and "\0" in str(cursor.key)):
-        raise InvalidInput("invalid cursor; leave it out to begin at the first page")
-    found = [cursor.id, *([] if isinstance(cursor.key, str) else [cursor.key]), *(cursor.search_limit or ())]
-    if any(abs(each) > _MOST or not math.isfinite(each) for each in found if isinstance(each, int)):
-        raise InvalidInput("invalid cursor; leave it out to begin at the first page")
-    return cursor
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,6 @@ def ids_without_queue(store: Store, cluster: str, hostnames: Collection[str]) ->
 # Queues, workers and senders
 
 
-def queue_names(store: Store, cluster: str) -> set[str]:
-    """The queues of all recorded tasks of a cluster."""
-    return _counted_names(store, cluster, _count.queue_id)
-
-
 class Prefetched(NamedTuple):
     """Tasks that were received and not started, and the longest wait on a worker, in seconds, of those that run.
 
@@ -200,7 +195,10 @@ def read_prefetched(store: Store, *, by_worker: bool) -> Prefetched:
 
 def workers_with_tasks(store: Store, cluster: str) -> set[str]:
     """The workers of all recorded tasks: those whose task events arrive, or did once."""
-    return _counted_names(store, cluster, _count.worker_id)
+    with store.read() as connection:
+        mine = (_count.cluster_id == _number(connection, cluster), _count["count"] > 0)
+        numbers = connection.execute(select(_count.worker_id).where(*mine).distinct()).scalars()
+        return set(texts(connection, numbers).values())
 
 
 def waiting_by_queue(store: Store, cluster: str) -> dict[str, int]:
@@ -302,12 +300,6 @@ def _tasks(connection: Connection, statement: Select[Any]) -> list[UnfinishedTas
 def _newest(*columns: ColumnElement[Any]) -> Any:
     """These columns of the newest tasks of all clusters."""
     return select(*columns).order_by(_task.sort_time.desc(), _task.id.desc()).limit(NEWEST).subquery().c
-
-
-def _counted_names(store: Store, cluster: str, column: ColumnElement[int]) -> set[str]:
-    with store.read() as connection:
-        mine = (_count.cluster_id == _number(connection, cluster), _count["count"] > 0)
-        return set(texts(connection, connection.execute(select(column).where(*mine).distinct()).scalars()).values())
 
 
 def _waiting_counts(connection: Connection, cluster: str) -> dict[int, int]:

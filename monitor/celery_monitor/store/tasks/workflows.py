@@ -14,8 +14,7 @@ from celery_monitor.records.task import Step, Task, TaskState, WaitingStep, Work
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.schema import STATE_CODES, STATES
-from celery_monitor.store.tasks.keys import from_key, in_tree, span_of, to_key
-from celery_monitor.store.tasks.page import Cursor, read_cursor, write_cursor
+from celery_monitor.store.tasks.keys import Cursor, from_key, in_tree, read_cursor, span_of, to_key, write_cursor
 from celery_monitor.store.terms import cluster_ids, cluster_names, storable, texts
 
 STALLED_SECONDS = 60.0

@@ -8,8 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import StreamingResponse
 
-from celery_monitor.control import REQUIRED_ROLE
-from celery_monitor.control.commands import NO_NUL
+from celery_monitor.control.commands import NO_NUL, READS
 from celery_monitor.errors import Forbidden
 from celery_monitor.store.actions import MOST_ROWS, read_actions
 from celery_monitor.store.engine import Store
@@ -94,7 +93,7 @@ def export_actions(call: Call, given: ActionExport) -> StreamingResponse:
     call.controller.note(
         call.actor,
         EXPORT,
-        REQUIRED_ROLE[EXPORT],
+        READS[EXPORT].role,
         cluster=given.cluster,
         query=urlencode(wanted),
         parameters={"format": given.format},

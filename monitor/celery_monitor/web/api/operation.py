@@ -32,7 +32,7 @@ from celery_monitor.control.commands import (
     kinds_of,
     summary_of,
 )
-from celery_monitor.control.perform import Controller
+from celery_monitor.control.perform import Controller, JobRunner
 from celery_monitor.errors import (
     ArgumentsUnknown,
     BrokerUnavailable,
@@ -54,9 +54,8 @@ from celery_monitor.errors import (
 from celery_monitor.records.user import Actor
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.tasks.page import Cursor as ListCursor
-from celery_monitor.store.tasks.page import read_cursor, write_cursor
-from celery_monitor.web.pages import JobRunner
+from celery_monitor.store.tasks.keys import Cursor as ListCursor
+from celery_monitor.store.tasks.keys import read_cursor, write_cursor
 from celery_monitor.web.problems import ErrorBody
 from celery_monitor.web.security.guard import JSON_TYPE, content_type
 from celery_monitor.web.security.reach import Access, LimitedRoute, Reach, within

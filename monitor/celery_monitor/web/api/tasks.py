@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 from starlette.responses import StreamingResponse
 
-from celery_monitor.control import REQUIRED_ROLE
+from celery_monitor.control.commands import READS
 from celery_monitor.core.filters.parser import Filter, parse
 from celery_monitor.records.page import Count, ListPage
 from celery_monitor.records.task import Task, TaskState, WaitSince
@@ -204,7 +204,7 @@ def export_tasks(call: Call, given: Export) -> StreamingResponse:
     if not count.exact:
         parameters["at_least"] = True
     call.controller.note(
-        call.actor, EXPORT, REQUIRED_ROLE[EXPORT], cluster=given.cluster, query=given.q, parameters=parameters
+        call.actor, EXPORT, READS[EXPORT].role, cluster=given.cluster, query=given.q, parameters=parameters
     )
     exact = {COUNT_HEADER: str(count.value), EXACT_HEADER: "true" if count.exact else "false"}
     return download("tasks", given.format, chunks, exact)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from starlette.responses import Response
 
-from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.connection import application_of
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.control.commands import ANSWER_SECONDS, Performed, Signal, find_broker
 from celery_monitor.control.revoke import RevokeById

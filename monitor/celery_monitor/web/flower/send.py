@@ -9,7 +9,7 @@ from uuid import uuid4
 import msgspec
 from starlette.responses import Response
 
-from celery_monitor.brokers.application import application_of
+from celery_monitor.brokers.connection import application_of
 from celery_monitor.brokers.publish import IN_HEADERS, PUBLISHING
 from celery_monitor.brokers.results import READY, TaskMeta, result_backend, task_meta
 from celery_monitor.control.commands import find_broker

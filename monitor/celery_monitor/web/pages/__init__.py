@@ -49,7 +49,7 @@ A form is parsed into a command, which is performed; the answer is a redirect wi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from msgspec.inspect import BoolType, FloatType, Type, VarTupleType
@@ -64,7 +64,7 @@ from celery_monitor.control.commands import (
     noted,
     plain,
 )
-from celery_monitor.control.perform import Controller
+from celery_monitor.control.perform import Controller, JobRunner
 from celery_monitor.errors import InvalidInput, MonitorError
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.settings import Settings
@@ -145,12 +145,6 @@ class Rows:
     template: str
     items: str
     key: Callable[[Any], str]
-
-
-class JobRunner(Protocol):
-    """Runs jobs: celery_monitor.control.jobs.Runner."""
-
-    def start(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
