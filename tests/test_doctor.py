@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import kombu
 import psycopg
 import pytest
 import redis
@@ -55,6 +56,9 @@ def test_a_good_set_up_is_said_to_be_good(broker_url: str, tmp_path: Path) -> No
 def test_a_worker_without_events_and_heartbeats_is_found(broker_url: str, tmp_path: Path) -> None:
     options = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     bare = {"task_send_sent_event": False}
+    if broker_url.startswith("amqp"):  # a new broker, where nothing has sent an event
+        with kombu.Connection(broker_url) as connection:
+            connection.default_channel.exchange_delete("celeryev")
     with running_worker(broker_url, events=False, options=options, config=bare) as worker:
         code, found = examined(broker_url, tmp_path)
     assert code == 1

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import amqp
 from celery.events.event import get_exchange
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
@@ -93,7 +94,10 @@ class _Listened(NamedTuple):
 def _listen(
     connection: Connection, exchange_name: str, transport: str, workers: Sequence[str], seconds: float
 ) -> _Listened | None:
-    """Ends early when every worker has sent an event. ``None`` where the exchange of events does not exist yet."""
+    """Ends early when every worker has sent an event. ``None`` where we may not listen.
+
+    Whatever sends events declares their exchange first: where there is none, nobody does.
+    """
     exchange = get_exchange(connection, name=exchange_name)
     exchange.no_declare = transport == "amqp"  # where it is durable, and declared by the first worker
     name = f"celeryev.doctor-{uuid4()}"
@@ -118,6 +122,8 @@ def _listen(
             ):
                 with suppress(TimeoutError):
                     connection.drain_events(timeout=left)
+    except amqp.NotFound:
+        return listened
     except connection.channel_errors:
         return None
     return listened
