@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 SETTINGS_INTRODUCTION = """\
 # Settings
 
-Written by `make docs` from the table in `monitor/celery_monitor/settings.py`.
+Written by `make docs` from the table in `monitor/celery_monitor/settings/__init__.py`.
 
 Options override the environment, which overrides the TOML file of `--config FILE`, which overrides the defaults. An
 unknown name is an error.
@@ -31,7 +31,7 @@ In the environment, separate the values of a repeatable setting by spaces:
 FILTERS_INTRODUCTION = """\
 # The filter language
 
-Written by `make docs`; the tables come from `monitor/celery_monitor/core/filters/values.py`.
+Written by `make docs`; the tables come from `monitor/celery_monitor/core/filters/terms.py`.
 
 The same filter works in the search field, in the URL of a page (`/tasks?q=...`) and in the API
 (`/api/v1/tasks?q=...`):

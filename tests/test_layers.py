@@ -1,9 +1,12 @@
 """The layers of CONTRIBUTING.md: what may import what, where third parties may be imported, and what may print."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent / "monitor"
 PACKAGE = ROOT / "celery_monitor"
@@ -192,3 +195,12 @@ def test_folders_stay_small_enough_to_read() -> None:
         if folder.name != "versions":  # where each migration is one
             modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
             assert len(modules) <= MOST_MODULES, f"{folder}: {len(modules)}"
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/internals.md", "docs/settings.md", "docs/filters.md"])
+def test_documents_name_files_that_exist(document: str) -> None:
+    home = ROOT.parent
+    named = re.findall(r"(?<![\w/.<])(?:[a-z_]+/)+[a-z_]+\.py\b", (home / document).read_text(encoding="utf-8"))
+    assert named
+    missing = {each for each in named if not any((base / each).exists() for base in (home, PACKAGE))}
+    assert missing - {"celery/worker/control.py"} == set()  # of Celery

@@ -47,7 +47,7 @@ _KEY_LOOK_BACK = 96
 
 
 class Redactor:
-    """Masks values of keys that name a secret (``untrusted/keys.py``), ignoring case; ``-`` and ``_`` are equal."""
+    """Masks values of keys that name a secret (``untrusted.py``), ignoring case; ``-`` and ``_`` are equal."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._words = words(keys)
