@@ -179,6 +179,15 @@ def test_the_ground_of_the_store_imports_nothing_above_it() -> None:
             assert others <= allowed, f"{name} imports {others - allowed}"
 
 
+def test_no_two_classes_have_one_name() -> None:
+    found: dict[str, list[str]] = {}
+    for name, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name)
+    assert {each: names for each, names in found.items() if len(names) > 1} == {}
+
+
 def test_pages_never_import_each_other() -> None:
     for name in MODULES:
         if name.startswith("celery_monitor.web.pages."):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_monitor.core.failures import UNKNOWN_EXCEPTION, Signature, mask, names_in, signature, unwrapped
+from celery_monitor.core.failures import UNKNOWN_EXCEPTION, FailureSignature, mask, names_in, signature, unwrapped
 from celery_monitor.web.wording import parts
 
 LIBRARY = "/srv/venv/lib/python3.12/site-packages"
@@ -23,7 +23,7 @@ SHOP = (
 REQUESTS = f'  File "{LIBRARY}/requests/sessions.py", line 703, in send\n    r = adapter.send(request)\n'
 
 
-def sign(exception: str | None, traceback: str | None = None, name: str | None = "shop.pay.charge") -> Signature:
+def sign(exception: str | None, traceback: str | None = None, name: str | None = "shop.pay.charge") -> FailureSignature:
     return signature(name, exception, traceback)
 
 
@@ -72,7 +72,7 @@ def test_a_directory_named_after_a_library_is_none(path: str) -> None:
 
 
 def test_line_number_and_release_directory_do_not_split_a_group() -> None:
-    def frame(path: str, line: int) -> Signature:
+    def frame(path: str, line: int) -> FailureSignature:
         return sign("ValueError('x')", f'{CELERY}  File "{path}", line {line}, in charge\n    raise\nValueError: x')
 
     assert frame("/app/shop/pay.py", 12) == frame("/app/shop/pay.py", 99)

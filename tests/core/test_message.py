@@ -14,7 +14,7 @@ from celery_monitor.core.message import (
     DECOMPRESSORS,
     MAX_READ,
     MOST_MEMORY,
-    TooLarge,
+    ContentTooLarge,
     Unreadable,
     decompressed,
     facts,
@@ -152,7 +152,7 @@ def test_content_within_the_bound_is_whole(name: str, compress: object) -> None:
 
 @pytest.mark.parametrize(("name", "compress"), COMPRESS.items())
 def test_content_beyond_the_bound_is_refused(name: str, compress: object) -> None:
-    with pytest.raises(TooLarge):
+    with pytest.raises(ContentTooLarge):
         decompressed(compress(b"x" * 10_000_000), name, 1000)  # type: ignore[operator]
 
 

@@ -183,7 +183,7 @@ class Doubt(NamedTuple):
     differs: bool = True
 
 
-class Choice(NamedTuple):
+class RetryMessage(NamedTuple):
     """The message that a retry may send unchanged, or why there is none. ``warning``: one differs from the events."""
 
     message: Message | None
@@ -195,7 +195,7 @@ NO_TRUST = Trust()
 _NO_EVENT = "it cannot be checked: no event"
 
 
-def choose(message: Message, task: Task, trust: Trust = NO_TRUST) -> Choice:
+def choose(message: Message, task: Task, trust: Trust = NO_TRUST) -> RetryMessage:
     """Decides among all messages of a task that are kept. The first one that agrees counts."""
     everything = (message, *message.others)
     doubts = [(each, _doubt(each, task, trust)) for each in everything]
@@ -203,13 +203,13 @@ def choose(message: Message, task: Task, trust: Trust = NO_TRUST) -> Choice:
     differing = [(each, doubt) for each, doubt in doubts if doubt and doubt.differs and not _is_of_earlier(each, task)]
     if not agreeing:
         _, doubt = max(doubts, key=lambda each: attempt_of(each[0]) or 0)
-        return Choice(None, doubt.text if doubt else None, _warning(differing, message))
+        return RetryMessage(None, doubt.text if doubt else None, _warning(differing, message))
     if any(content_of(each) != content_of(agreeing[0]) for each in agreeing[1:]):
         why = "its message was captured, but two different ones were announced for this attempt"
-        return Choice(
+        return RetryMessage(
             None, why, f"Two different messages were announced for this task, by {_senders(agreeing)}. {UNUSED}"
         )
-    return Choice(agreeing[0], None, _warning(differing, message))
+    return RetryMessage(agreeing[0], None, _warning(differing, message))
 
 
 UNUSED = "Neither is sent: check who can publish events."

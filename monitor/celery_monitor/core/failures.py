@@ -93,7 +93,7 @@ _PREPOSITIONS = frozenset(("about", "against", "at", "by", "for", "from", "in", 
 _ENDS = ".,;:!?)"
 
 
-class Signature(NamedTuple):
+class FailureSignature(NamedTuple):
     """The identity of a failure group. ``digest`` is 16 bytes over the task's name, type, message and frame.
 
     ``variant`` is the message with the names that are left out of ``message``; equal if there are none.
@@ -106,7 +106,7 @@ class Signature(NamedTuple):
     variant: str
 
 
-def signature(name: str | None, exception: str | None, traceback: str | None) -> Signature:
+def signature(name: str | None, exception: str | None, traceback: str | None) -> FailureSignature:
     """The signature of a task's name, and the exception (a repr) and traceback of its failure event."""
     header, frame = _read_traceback(traceback or "")
     exception_type, message = _read_exception(exception or "", header)
@@ -115,7 +115,7 @@ def signature(name: str | None, exception: str | None, traceback: str | None) ->
     else:
         message = _IN_WORDS.get(exception_type) or mask(message)
     loose = loosen(message)
-    return Signature(exception_type, loose, frame, digest_of(name, exception_type, loose, frame), message)
+    return FailureSignature(exception_type, loose, frame, digest_of(name, exception_type, loose, frame), message)
 
 
 def digest_of(name: str | None, exception_type: str, message: str, frame: str | None) -> bytes:

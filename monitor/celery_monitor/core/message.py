@@ -175,14 +175,14 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-class TooLarge(ValueError):
+class ContentTooLarge(ValueError):
     """The content is larger than the limit."""
 
 
 def decompressed(body: bytes, compression: str, most: int) -> bytes:
     """The content, of at most ``most`` bytes.
 
-    Raises TooLarge, ValueError for damaged data, and KeyError for a format that is not among DECOMPRESSORS.
+    Raises ContentTooLarge, ValueError for damaged data, and KeyError for a format that is not among DECOMPRESSORS.
     """
     decompressor = DECOMPRESSORS[compression]()
     try:
@@ -190,7 +190,7 @@ def decompressed(body: bytes, compression: str, most: int) -> bytes:
     except (zlib.error, OSError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"not {compression}: {error}") from None
     if not decompressor.eof:
-        raise TooLarge(f"more than {most} bytes, or incomplete")
+        raise ContentTooLarge(f"more than {most} bytes, or incomplete")
     return data
 
 
@@ -202,7 +202,7 @@ def _decompressed(body: bytes, compression: str | None) -> bytes:
         return decompressed(body, compression, MAX_READ)
     except KeyError:
         raise Unreadable(f"its body is compressed with {compression}, which is not opened here") from None
-    except TooLarge:
+    except ContentTooLarge:
         raise Unreadable("its body is too large to be shown") from None
     except ValueError:
         raise Unreadable("its body cannot be decompressed") from None

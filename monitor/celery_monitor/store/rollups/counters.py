@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from celery_monitor.core.failures import Signature, signature
+from celery_monitor.core.failures import FailureSignature, signature
 from celery_monitor.core.quantiles import Sketch, bucket, to_bytes
 from celery_monitor.records.failure import FailureState
 from celery_monitor.records.task import Outcome, Run, Task, TaskState
@@ -74,7 +74,7 @@ class FailureTally:
 
     __slots__ = ("counts", "first", "last", "latest", "name", "signature", "variants")
 
-    def __init__(self, name: str | None, signature: Signature) -> None:
+    def __init__(self, name: str | None, signature: FailureSignature) -> None:
         self.name = name
         self.signature = signature
         self.counts: dict[tuple[int, str | None], int] = {}
@@ -172,7 +172,7 @@ Key = tuple[int, int, int]  # name, queue, worker
 _MOST = (MOST_NAMES, MOST_QUEUES, MOST_WORKERS)
 
 
-class Bucket:
+class TallyBucket:
     """The tallies of one span of time, and the values that have their own."""
 
     def __init__(self, others: Key) -> None:
@@ -206,7 +206,7 @@ class Counters:
 
     def __init__(self, store: Store, terms: Terms) -> None:
         self._terms = terms
-        self._buckets: OrderedDict[tuple[int, int], Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[int, int], TallyBucket] = OrderedDict()
         self._groups: dict[bytes, int] = {}
         self._count_tasks = counting_tasks(store)
         self._count_failures = _adding(store, schema.failure_rollup, "count")
@@ -269,7 +269,7 @@ class Counters:
         """The group of all failures that came after the cluster had MOST_GROUPS groups."""
         message = f"Failures of other causes than the first {MOST_GROUPS:,}, counted together"
         digest = OTHER.encode()
-        tally = FailureTally(None, Signature(OTHER, message, None, digest, message))
+        tally = FailureTally(None, FailureSignature(OTHER, message, None, digest, message))
         tally.first, tally.last = min(each.first for each in tallies), max(each.last for each in tallies)
         return self._make_group(connection, cluster_id, digest, tally)
 
@@ -319,7 +319,7 @@ class Counters:
             _, bucket = self._buckets.popitem(last=False)
             tallies -= len(bucket.tallies)
 
-    def _bucket(self, connection: Connection, cluster_id: int, resolution: int, at: int) -> Bucket:
+    def _bucket(self, connection: Connection, cluster_id: int, resolution: int, at: int) -> TallyBucket:
         found = self._buckets.get((resolution, at))
         if found is None:
             others = self._terms.others(connection)
@@ -410,12 +410,12 @@ def _reopening(store: Store) -> PreparedStatement:
     return PreparedStatement(store, statement, ["failed_at", "group"])
 
 
-def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int, others: Key) -> Bucket:
+def _load_bucket(connection: Connection, cluster_id: int, resolution: int, at: int, others: Key) -> TallyBucket:
     table = schema.rollup
     statement = select(table).where(
         table.c.resolution == resolution, table.c.at == at, table.c.cluster_id == cluster_id
     )
-    bucket = Bucket(others)
+    bucket = TallyBucket(others)
     for row in connection.execute(statement):
         tally = bucket.add((row.name_id, row.queue_id, row.worker_id))
         tally.counts = [getattr(row, field) for field in COUNT_FIELDS]

@@ -71,7 +71,7 @@ TABS: dict[str, str | None] = {"All": None, "Unfinished": "unfinished", "Failed"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FilterLink:
     """A link that changes the filter; ``on`` if the filter already has it."""
 
     label: str
@@ -132,7 +132,7 @@ def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
         "tasks": page.items,
         "extra": _extra(view),
         "first": cursor is None,
-        "chips": [Choice(str(each), str(asked.without(each)), True) for each in asked.terms],
+        "chips": [FilterLink(str(each), str(asked.without(each)), True) for each in asked.terms],
         "facets": choices,
         "offered": tuple(_offered(view, choices["state"][1])),
         "spans": list(_spans(asked)),
@@ -152,17 +152,17 @@ def _extra(view: View) -> list[Task]:
     return found
 
 
-def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[Choice, Facet]]:
+def _choices(asked: Filter, field: str, facets: list[Facet]) -> list[tuple[FilterLink, Facet]]:
     rest = asked.without_field(field)
     shown = [(each, each.term in asked.terms) for each in facets]
     return [
-        (Choice(each.value, str(rest if on else rest & each.term), on), each)
+        (FilterLink(each.value, str(rest if on else rest & each.term), on), each)
         for number, (each, on) in enumerate(shown)
         if number < MOST_CHOICES or on or field == "state"
     ]
 
 
-def _offered(view: View, states: list[tuple[Choice, Facet]]) -> Iterable[str]:
+def _offered(view: View, states: list[tuple[FilterLink, Facet]]) -> Iterable[str]:
     """The bulk actions that the states of the matching tasks allow."""
     on = [facet.value for choice, facet in states if choice.on] or [facet.value for _, facet in states]
     if view.may("bulk.retry") and set(on) & RETRYABLE:
@@ -171,22 +171,22 @@ def _offered(view: View, states: list[tuple[Choice, Facet]]) -> Iterable[str]:
         yield "revoke"
 
 
-def _spans(asked: Filter) -> Iterable[Choice]:
+def _spans(asked: Filter) -> Iterable[FilterLink]:
     for label, span in SPANS.items():
         term = ValueRange("received", read_interval(Kind.TIME, f">{span}", 1, asked.now)) if span else None
         yield _instead(asked, "received", label, term)
 
 
-def _tabs(asked: Filter) -> Iterable[Choice]:
+def _tabs(asked: Filter) -> Iterable[FilterLink]:
     for label, word in TABS.items():
         yield _instead(asked, "state", label, State(word) if word else None)
 
 
-def _instead(asked: Filter, field: str, label: str, term: Expression | None) -> Choice:
+def _instead(asked: Filter, field: str, label: str, term: Expression | None) -> FilterLink:
     """A link to the same filter with ``term``, or nothing, instead of its terms of this field."""
     rest = asked.without_field(field)
     on = [each for each in asked.terms if field_of(each) == field] == ([term] if term else [])
-    return Choice(label, str(rest & term if term else rest), on)
+    return FilterLink(label, str(rest & term if term else rest), on)
 
 
 def _columns(view: View) -> tuple[str, ...]:
