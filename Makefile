@@ -1,4 +1,4 @@
-# make demo | dev | fast | test | test-all | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
+# make demo | dev | fast | test | test-all | conformance | check | bench | docs | release: each sets up what it needs in .venv/ and node_modules/ first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # Every worker and every program that a test starts would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev fast test test-all conformance check bench docs format programs clean
+.PHONY: demo dev fast test test-all conformance check bench docs format release programs clean
 
 demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
@@ -50,6 +50,10 @@ bench: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
+
+# Wheels and source distributions in dist/: built twice and compared, checked, each installed.
+release: .venv/ready
+	.ci/release dist
 
 format: .venv/ready node_modules/.package-lock.json
 	$(BIN)/ruff check --fix .
