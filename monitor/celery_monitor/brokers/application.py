@@ -1,5 +1,6 @@
 """The user's Celery application: loaded in a separate process, and what its configuration means for us."""
 
+import logging
 import os
 import select
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,6 +25,8 @@ from celery_monitor.records.application import Application
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import DEFAULT_CLUSTER, Broker
 
+log = logging.getLogger(__name__)
+
 LIMIT_SECONDS = 60
 POLL_MILLISECONDS = 50
 HINT = "write module:attribute, as for celery -A"
@@ -33,6 +37,19 @@ def application_of(settings: Settings) -> Application | None:
     if settings.application is not None or settings.app is None:
         return settings.application
     return _read_once(settings.app)
+
+
+def with_application(settings: Settings) -> Settings:
+    """Settings with their application, and with its broker if none is given. Raises SettingsError."""
+    application = application_of(settings)
+    if application is None:
+        return settings
+    for name, why in application.unusable.items():
+        log.warning("%s of %s cannot be used here: %s", name, application.title, why)
+    for why in application.problems.values():
+        log.warning("%s: %s", application.title, why)
+    broker = settings.broker or (broker_of(application),)
+    return replace(settings, application=application, broker=broker)
 
 
 def loaded(app: Celery, name: str | None) -> Application:

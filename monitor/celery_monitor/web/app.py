@@ -1,6 +1,7 @@
 """The web process: the route table, a handler per kind of route, and uvicorn on a bound socket."""
 
 import asyncio
+import os
 import re
 import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -20,13 +21,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.websockets import WebSocket
 
+from celery_monitor.brokers.application import with_application
 from celery_monitor.control import ALLOWED
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.core.filters.scope import limits_of
 from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.records.user import ANONYMOUS
-from celery_monitor.settings import Settings
+from celery_monitor.settings import Settings, load
 from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api, flower, probes
 from celery_monitor.web.deadlines import DeadlineProtocol
@@ -107,11 +109,13 @@ class Notice(msgspec.Struct):
     link: str | None = None
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings | None = None) -> Starlette:
     """The ASGI application. Opens the database; raises SettingsError or StoreUnavailable.
 
-    It can be mounted in another application; ``settings.url_prefix`` is below that mount.
+    Without settings those of the environment, as for ``uvicorn --factory celery_monitor.web.app:create_app``. It can be
+    mounted in another application; ``settings.url_prefix`` is below that mount.
     """
+    settings = with_application(load({}, os.environ)) if settings is None else settings
     register_names()
     store = open_store(settings.database)
     environment = make_environment()
@@ -154,7 +158,8 @@ def sign_in_routes(sign_in: SignIn, settings: Settings, store: Store) -> list[Ro
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Runs jobs while the application is served. A mounted one gets no lifespan: it begins with its first job."""
+    """Runs jobs while the application is served. Where the application around it does not pass on its lifespan, jobs
+    begin with the first one that is started here, and those of an ended process wait for that."""
     app.state.runner.start()
     yield
     await asyncio.to_thread(app.state.failed_sign_ins.flush)
