@@ -44,6 +44,8 @@ check: .venv/ready node_modules/.package-lock.json
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(NPM) exec --no -- biome check static
+	$(BIN)/yamllint --strict deploy
+	$(BIN)/hadolint deploy/Dockerfile
 
 bench: .venv/ready
 	set -e; for each in benchmarks/bench_*.py; do $(BIN)/python "$$each" $(OPTIONS); done
@@ -78,7 +80,10 @@ programs:
 	command -v chromium chromium-browser google-chrome >/dev/null || $$sudo apt-get install --yes --quiet chromium \
 	  || echo "no Chromium: the tests in a browser will be skipped"; \
 	command -v promtool >/dev/null || $$sudo env RUNLEVEL=1 apt-get install --yes --quiet --no-install-recommends prometheus \
-	  || echo "no Prometheus: tests of deploy/ will be skipped"
+	  || echo "no Prometheus: tests of deploy/ will be skipped"; \
+	{ PATH=$$PATH:/usr/sbin command -v nginx && command -v caddy; } >/dev/null \
+	  || $$sudo env RUNLEVEL=1 apt-get install --yes --quiet --no-install-recommends nginx-light caddy \
+	  || echo "no nginx and Caddy: tests of deploy/ will be skipped"
 
 clean:
 	rm -rf .venv node_modules static/vendor dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis test-results

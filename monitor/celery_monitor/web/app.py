@@ -17,7 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.websockets import WebSocket
 
@@ -58,8 +58,10 @@ from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
 from celery_monitor.web.security.guard import actor_of, check_page_token, make_gate, middleware, page_token, secret_of
+from celery_monitor.web.security.origin import foreign_host, is_own_origin
 from celery_monitor.web.security.reach import (
     EVERYBODY,
+    IN_PART,
     Access,
     LimitedRoute,
     LimitedWebSocketRoute,
@@ -97,6 +99,10 @@ LONGEST_NOTICE = 1500
 NOTICE_SECONDS = 60
 SESSION_CHECK_SECONDS = 5.0
 SIGNED_OUT = 4401
+NO_WEBSOCKET = (
+    "Websockets do not reach the dashboard. If there is a proxy in front of it, let it pass them on; nginx: "
+    'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";'
+)
 
 Handler = Callable[[Request], Response]
 
@@ -170,6 +176,7 @@ def routes(presenter: Presenter) -> list[BaseRoute]:
     """The whole route table."""
     table = [*probes.routes(), *api.routes(), *flower.routes()]
     table.append(LimitedWebSocketRoute("/live", live, name="live", access=Access(Reach.PART, masked=True)))
+    table.append(LimitedRoute("/live", why_not_live, methods=["GET"], name="why-not-live", access=IN_PART))
     static = Assets(assets("static")).serve
     table.append(LimitedRoute("/static/{version}/{path:path}", static, name="static", access=EVERYBODY))
     for page in presenter.pages:
@@ -240,6 +247,16 @@ async def live(websocket: WebSocket) -> None:
         await hub.serve(websocket, _visitor(websocket))
     finally:
         watch.cancel()
+
+
+def why_not_live(request: Request) -> Response:
+    """For a page whose socket is refused, though requests are answered: what the proxy in front does wrong.
+
+    A browser's script sees no reason of a refused handshake.
+    """
+    origin, host = request.query_params.get("origin", ""), request.headers.get("host", "")
+    why = NO_WEBSOCKET if is_own_origin(origin, host) else foreign_host(origin, host)
+    return JSONResponse({"why": why}, headers={"Cache-Control": "no-store"})
 
 
 def _visitor(websocket: WebSocket) -> Visitor:
