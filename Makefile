@@ -1,4 +1,4 @@
-# make demo | dev | fast | test | test-all | conformance | check | bench | docs: each sets up what it needs in .venv/ and node_modules/ first.
+# make demo | dev | fast | test | test-all | conformance | check | bench | docs | release: each sets up what it needs in .venv/ and node_modules/ first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +13,7 @@ SHELL := /bin/bash
 # Every worker and every program that a test starts would compile all it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dev fast test test-all conformance check bench docs format programs clean
+.PHONY: demo dev fast test test-all conformance check bench docs format release programs clean
 
 demo: .venv/ready
 	$(BIN)/celery-monitor demo $(OPTIONS)
@@ -44,6 +44,8 @@ check: .venv/ready node_modules/.package-lock.json
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(NPM) exec --no -- biome check static
+	$(BIN)/yamllint --strict deploy
+	$(BIN)/hadolint deploy/Dockerfile
 
 # Ten minutes on a machine where nothing else is at work: the summary of docs/benchmarks.md, which it writes.
 bench: .venv/ready
@@ -51,6 +53,10 @@ bench: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py
+
+# Wheels and source distributions in dist/: built twice and compared, checked, each installed.
+release: .venv/ready
+	.ci/release dist
 
 format: .venv/ready node_modules/.package-lock.json
 	$(BIN)/ruff check --fix .
@@ -75,7 +81,10 @@ programs:
 	command -v chromium chromium-browser google-chrome >/dev/null || $$sudo apt-get install --yes --quiet chromium \
 	  || echo "no Chromium: the tests in a browser will be skipped"; \
 	command -v promtool >/dev/null || $$sudo env RUNLEVEL=1 apt-get install --yes --quiet --no-install-recommends prometheus \
-	  || echo "no Prometheus: tests of deploy/ will be skipped"
+	  || echo "no Prometheus: tests of deploy/ will be skipped"; \
+	{ PATH=$$PATH:/usr/sbin command -v nginx && command -v caddy; } >/dev/null \
+	  || $$sudo env RUNLEVEL=1 apt-get install --yes --quiet --no-install-recommends nginx-light caddy \
+	  || echo "no nginx and Caddy: tests of deploy/ will be skipped"
 
 clean:
 	rm -rf .venv node_modules static/vendor dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis test-results

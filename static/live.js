@@ -6,6 +6,7 @@ import { Idiomorph } from "./vendor/idiomorph.js";
 const STALE_AFTER = 13_000; // the server sends a message every 2 s
 const LONGEST_PAUSE = 10_000;
 const EXTRA_PAUSE = 500;
+const REFUSALS = 2; // one may be a restart of the dashboard
 const RELOAD_PAUSE = 60_000; // a page that reloads itself for nothing must not do so all the time
 const SIGNED_OUT = 4401;
 const TOKEN_REFUSED = 4403;
@@ -86,6 +87,16 @@ async function sessionHasEnded() {
   }
 }
 
+// Requests are answered, but the socket is refused again and again: the server says what the proxy in front does wrong.
+async function whyRefused(base) {
+  try {
+    const response = await fetch(`${base}/live?origin=${encodeURIComponent(location.origin)}`, { cache: "no-store" });
+    return response.ok ? (await response.json()).why : "";
+  } catch {
+    return ""; // the dashboard cannot be reached, or something else answers
+  }
+}
+
 export class Live {
   #socket = null;
   #pause = 500;
@@ -94,6 +105,8 @@ export class Live {
   #extra = [];
   #sentExtra = [];
   #extraTimer = null;
+  #refused = 0;
+  #why = "";
   #rows;
   #view;
   #base;
@@ -130,6 +143,8 @@ export class Live {
     this.#socket = socket;
     socket.addEventListener("open", () => {
       opened = true;
+      this.#refused = 0;
+      this.#explain("");
       this.#request({ token: document.body.dataset.token });
     });
     socket.addEventListener("message", (event) => this.#receive(inflate(event.data)));
@@ -148,6 +163,8 @@ export class Live {
     else this.#show(Date.now() - this.#receivedAt > STALE_AFTER ? "stale" : "reconnecting");
     const ended = code === SIGNED_OUT || code === TOKEN_REFUSED || (!opened && (await sessionHasEnded()));
     if (ended && reloadPage()) return;
+    this.#refused = opened ? 0 : this.#refused + 1;
+    if (this.#refused >= REFUSALS) this.#explain(await whyRefused(this.#base));
     const pause = this.#pause * (0.75 + Math.random() / 2);
     this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2);
     setTimeout(() => this.#connect(), pause);
@@ -175,11 +192,25 @@ export class Live {
     document.dispatchEvent(new CustomEvent("monitor:update", { detail: message }));
   }
 
+  // In a banner of its own, since the others are replaced by each update.
+  #explain(why) {
+    if (why === this.#why) return;
+    this.#why = why;
+    const banners = document.getElementById("not-live");
+    banners.replaceChildren();
+    if (!why) return;
+    const banner = fragment('<div class="banner bad"><span class="glyph" aria-hidden="true">!</span><p></p></div>');
+    banner.querySelector("p").textContent = why;
+    banners.append(banner);
+    this.#show("failing");
+  }
+
   #check() {
     if (Date.now() - this.#receivedAt > STALE_AFTER) this.#show("stale");
   }
 
-  #show(state, why = "") {
+  #show(state, why = this.#why) {
+    if (this.#why && state !== "live") state = "failing";
     const since = new Date(this.#receivedAt).toLocaleTimeString(undefined, { hour12: false });
     const words = { live: "live", reconnecting: "reconnecting", stale: `stale since ${since}`, failing: "not updated" };
     if (this.#status.textContent !== words[state]) this.#status.textContent = words[state];

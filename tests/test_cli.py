@@ -3,12 +3,13 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,21 @@ def test_an_unknown_variable_is_an_error(tmp_path: Path) -> None:
     done = call("web", directory=tmp_path, CELERY_MONITOR_PROT="7000")
     assert done.returncode == 2
     assert "there is no setting 'prot'; did you mean port?" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("serve", "--broker", "redis://127.0.0.1:1/0"), ("web",), ("users", "list")])
+def test_a_record_of_a_newer_version_is_refused_and_kept(command: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "celery-monitor.db"
+    call("users", "list", directory=tmp_path)
+    with closing(sqlite3.connect(file, isolation_level=None)) as record:
+        record.execute("UPDATE alembic_version SET version_num = '9999'")
+        tables = record.execute("SELECT sql FROM sqlite_master").fetchall()
+    done = call(*command, directory=tmp_path)
+    assert done.returncode == 2
+    assert "a newer version of celery-monitor has changed its tables (to 9999; this version knows" in done.stderr
+    assert "install that version, or use another database" in done.stderr
+    with closing(sqlite3.connect(file)) as record:
+        assert record.execute("SELECT sql FROM sqlite_master").fetchall() == tables
 
 
 def test_a_port_in_use_is_said(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ perform_locally = later("celery_monitor.control.users:perform_locally")
 open_store = later("celery_monitor.store.engine:open_store")
 read_users = later("celery_monitor.store.accounts.users:read_users")
 read_tokens = later("celery_monitor.store.accounts.users:read_tokens")
+save_backup = later("celery_monitor.store.copies.record:save_backup")
+restore_backup = later("celery_monitor.store.copies.record:restore_backup")
+copy_record = later("celery_monitor.store.copies.record:copy_record")
 
 
 class Failure(click.ClickException):
@@ -449,6 +452,68 @@ _database_command(
 )
 _database_command(tokens, "list", _list_tokens, "List the tokens.")
 _database_command(tokens, "revoke", _performing("token.revoke"), "Revoke a token.", NAME)
+
+
+def _backup(settings: Settings, *, file: Path) -> None:
+    say(f"Saved {_tasks(save_backup(settings.database, file).tasks)} to {file}.")
+
+
+def _restore(settings: Settings, *, file: Path, replace: bool) -> None:
+    copied = restore_backup(file, settings.database, replace=replace)
+    say(f"Restored {_tasks(copied.tasks)} to {copied.target}.")
+
+
+def _export(settings: Settings, *, address: str, replace: bool) -> None:
+    copied = copy_record(settings.database, address, replace=replace)
+    say(f"Copied {_tasks(copied.tasks)} to {copied.target}.")
+
+
+def _import(settings: Settings, *, address: str, replace: bool) -> None:
+    copied = copy_record(address, settings.database, replace=replace)
+    say(f"Copied {_tasks(copied.tasks)} to {copied.target}.")
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task{'' if count == 1 else 's'}"
+
+
+FILE = click.Argument(["file"], type=click.Path(path_type=Path, dir_okay=False))
+ADDRESS = click.Argument(["address"])
+REPLACE = click.Option(["--replace"], is_flag=True, help="Delete what the target has. [default: refuse]")
+_database_command(
+    main,
+    "backup",
+    _backup,
+    "Save the record to a new SQLite file, as it is at one moment; everything may go on running. The file holds "
+    "password hashes and captured messages: it is readable by its owner alone.",
+    FILE,
+)
+_database_command(
+    main,
+    "restore",
+    _restore,
+    "Make a backup the record. End celery-monitor first; the backup may be from an older version.",
+    FILE,
+    REPLACE,
+)
+_database_command(
+    main,
+    "export",
+    _export,
+    "Copy the record to the empty database at ADDRESS: from SQLite to PostgreSQL, or back.\n\n\b\n"
+    "Example:\n  celery-monitor export postgresql://monitor@db/monitor --database sqlite:///celery-monitor.db",
+    ADDRESS,
+    REPLACE,
+)
+_database_command(
+    main,
+    "import",
+    _import,
+    "Copy the record at ADDRESS to the empty database of --database: from SQLite to PostgreSQL, or back.\n\n\b\n"
+    "Example:\n  celery-monitor import sqlite:///celery-monitor.db --database postgresql://monitor@db/monitor",
+    ADDRESS,
+    REPLACE,
+)
 
 
 @click.command(

@@ -19,8 +19,7 @@ from typing import NoReturn
 import msgspec
 
 from celery_monitor.alerts.rules_file import read_rules_file
-from celery_monitor.brokers.application import broker_of
-from celery_monitor.brokers.connection import application_of, check_brokers
+from celery_monitor.brokers.connection import check_brokers, with_application
 from celery_monitor.errors import SettingsError, StoreUnavailable
 from celery_monitor.records.receiver import ReceiverEnding
 from celery_monitor.settings import Settings
@@ -35,19 +34,6 @@ log = logging.getLogger(__name__)
 Announce = Callable[[str], object]
 ANSWER_SECONDS = 1.0
 BACKLOG = 512
-
-
-def with_application(settings: Settings) -> Settings:
-    """Settings with their application, and with its broker if none is given. Raises SettingsError."""
-    application = application_of(settings)
-    if application is None:
-        return settings
-    for name, why in application.unusable.items():
-        log.warning("%s of %s cannot be used here: %s", name, application.title, why)
-    for why in application.problems.values():
-        log.warning("%s: %s", application.title, why)
-    broker = settings.broker or (broker_of(application),)
-    return replace(settings, application=application, broker=broker)
 
 
 def with_brokers(settings: Settings) -> Settings:

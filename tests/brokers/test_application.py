@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from celery_monitor.brokers.application import read_application
+from celery_monitor.brokers.connection import with_application
 from celery_monitor.brokers.connection import app_for
 from celery_monitor.brokers.results import result_backend
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application
-from celery_monitor.serve import with_application
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 from tests.workers import wait_for

@@ -28,6 +28,7 @@ SWITCHES = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    "--host-resolver-rules=MAP *.example.com 127.0.0.1",  # of the proxies
 )
 RESULTS = ROOT / "test-results"
 WIDE: ViewportSize = {"width": 1400, "height": 900}

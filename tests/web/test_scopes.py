@@ -93,6 +93,7 @@ READS: dict[str, Read] = {
     "/account": Read(metrics=True),
     "/sign-in": Read(open=True),
     "/static/{version}/{path:path}": Read("app.js", open=True),
+    "/live": Read(),
     "/alerts": Read(scoped=False),
     "/healthcheck": Read(open=True),
     "/livez": Read(open=True),

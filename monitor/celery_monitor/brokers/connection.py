@@ -4,8 +4,10 @@ Every step of a connection has a time limit, it is always closed, and its errors
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -16,13 +18,14 @@ from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
 
 from celery_monitor.addresses import check_broker, masked, require_supported, transport_of, without_password
-from celery_monitor.brokers.application import read_once
+from celery_monitor.brokers.application import broker_of, read_once
 from celery_monitor.errors import BrokerUnavailable, SettingsError, Unsupported
 from celery_monitor.records.application import TLS_SETTING, Application
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
 CONNECT_SECONDS = 5.0
+log = logging.getLogger(__name__)
 
 
 def application_of(settings: Settings) -> Application | None:
@@ -30,6 +33,19 @@ def application_of(settings: Settings) -> Application | None:
     if settings.application is not None or settings.app is None:
         return settings.application
     return read_once(settings.app)
+
+
+def with_application(settings: Settings) -> Settings:
+    """Settings with their application, and with its broker if none is given. Raises SettingsError."""
+    application = application_of(settings)
+    if application is None:
+        return settings
+    for name, why in application.unusable.items():
+        log.warning("%s of %s cannot be used here: %s", name, application.title, why)
+    for why in application.problems.values():
+        log.warning("%s: %s", application.title, why)
+    broker = settings.broker or (broker_of(application),)
+    return replace(settings, application=application, broker=broker)
 
 
 def applies_to(application: Application, broker: Broker, settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 """The web process: the route table, a handler per kind of route, and uvicorn on a bound socket."""
 
 import asyncio
+import os
 import re
 import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -16,17 +17,18 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.websockets import WebSocket
 
+from celery_monitor.brokers.connection import with_application
 from celery_monitor.control import ALLOWED
 from celery_monitor.control.jobs import Runner
 from celery_monitor.control.perform import Controller
 from celery_monitor.core.filters.scope import limits_of
 from celery_monitor.errors import MonitorError, SettingsError, StoreUnavailable
 from celery_monitor.records.user import ANONYMOUS
-from celery_monitor.settings import Settings
+from celery_monitor.settings import Settings, load
 from celery_monitor.store.engine import Changes, Store, open_store
 from celery_monitor.web import api, flower, probes
 from celery_monitor.web.deadlines import DeadlineProtocol
@@ -56,8 +58,10 @@ from celery_monitor.web.present import Presenter, csrf_field
 from celery_monitor.web.problems import handlers
 from celery_monitor.web.render import Assets, assets, link, make_environment
 from celery_monitor.web.security.guard import actor_of, check_page_token, make_gate, middleware, page_token, secret_of
+from celery_monitor.web.security.origin import foreign_host, is_own_origin
 from celery_monitor.web.security.reach import (
     EVERYBODY,
+    IN_PART,
     Access,
     LimitedRoute,
     LimitedWebSocketRoute,
@@ -95,6 +99,10 @@ LONGEST_NOTICE = 1500
 NOTICE_SECONDS = 60
 SESSION_CHECK_SECONDS = 5.0
 SIGNED_OUT = 4401
+NO_WEBSOCKET = (
+    "Websockets do not reach the dashboard. If there is a proxy in front of it, let it pass them on; nginx: "
+    'proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";'
+)
 
 Handler = Callable[[Request], Response]
 
@@ -107,11 +115,13 @@ class Notice(msgspec.Struct):
     link: str | None = None
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings | None = None) -> Starlette:
     """The ASGI application. Opens the database; raises SettingsError or StoreUnavailable.
 
-    It can be mounted in another application; ``settings.url_prefix`` is below that mount.
+    Without settings those of the environment, as for ``uvicorn --factory celery_monitor.web.app:create_app``. It can be
+    mounted in another application; ``settings.url_prefix`` is below that mount.
     """
+    settings = with_application(load({}, os.environ)) if settings is None else settings
     register_names()
     store = open_store(settings.database)
     environment = make_environment()
@@ -154,7 +164,8 @@ def sign_in_routes(sign_in: SignIn, settings: Settings, store: Store) -> list[Ro
 
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Runs jobs while the application is served. A mounted one gets no lifespan: it begins with its first job."""
+    """Runs jobs while the application is served. Where the application around it does not pass on its lifespan, jobs
+    begin with the first one that is started here, and those of an ended process wait for that."""
     app.state.runner.start()
     yield
     await asyncio.to_thread(app.state.failed_sign_ins.flush)
@@ -165,6 +176,7 @@ def routes(presenter: Presenter) -> list[BaseRoute]:
     """The whole route table."""
     table = [*probes.routes(), *api.routes(), *flower.routes()]
     table.append(LimitedWebSocketRoute("/live", live, name="live", access=Access(Reach.PART, masked=True)))
+    table.append(LimitedRoute("/live", why_not_live, methods=["GET"], name="why-not-live", access=IN_PART))
     static = Assets(assets("static")).serve
     table.append(LimitedRoute("/static/{version}/{path:path}", static, name="static", access=EVERYBODY))
     for page in presenter.pages:
@@ -235,6 +247,16 @@ async def live(websocket: WebSocket) -> None:
         await hub.serve(websocket, _visitor(websocket))
     finally:
         watch.cancel()
+
+
+def why_not_live(request: Request) -> Response:
+    """For a page whose socket is refused, though requests are answered: what the proxy in front does wrong.
+
+    A browser's script sees no reason of a refused handshake.
+    """
+    origin, host = request.query_params.get("origin", ""), request.headers.get("host", "")
+    why = NO_WEBSOCKET if is_own_origin(origin, host) else foreign_host(origin, host)
+    return JSONResponse({"why": why}, headers={"Cache-Control": "no-store"})
 
 
 def _visitor(websocket: WebSocket) -> Visitor:

@@ -15,6 +15,7 @@ from celery_monitor.errors import Forbidden
 from celery_monitor.records.user import Actor
 
 BROWSER_HEADERS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
+MOST_SHOWN = 200  # characters of a header in a message
 OWN_SITES = frozenset({"same-origin", "none"})
 TOKEN_SECONDS = 86_400.0
 CLOCK_DIFFERENCE_SECONDS = 300.0  # between two web processes, one of which made the token
@@ -81,12 +82,21 @@ def check_site(headers: Headers) -> None:
     if site is not None:
         allowed = site in OWN_SITES
     else:
-        allowed = "origin" not in headers or _is_own_origin(headers["origin"], headers.get("host", ""))
+        allowed = "origin" not in headers or is_own_origin(headers["origin"], headers.get("host", ""))
     if not allowed:
-        raise Forbidden("The request comes from another site's page; open the dashboard itself and try there.")
+        proxy = "" if site is not None else f" {foreign_host(headers['origin'], headers.get('host', ''))}"
+        raise Forbidden(f"The request comes from another site's page; open the dashboard itself and try there.{proxy}")
 
 
-def _is_own_origin(origin: str, host: str) -> bool:
+def foreign_host(origin: str, host: str) -> str:
+    """Advice for whoever runs a proxy that replaces the Host header."""
+    return (
+        f"If this is the dashboard's own page: it is at {origin[:MOST_SHOWN]}, but the proxy in front of the dashboard "
+        f"sends Host {host[:MOST_SHOWN]}. Pass on the browser's; nginx: proxy_set_header Host $http_host;"
+    )
+
+
+def is_own_origin(origin: str, host: str) -> bool:
     """Ignores the scheme, which is unknown behind a proxy that terminates TLS."""
     try:
         parts = urlsplit(origin)

@@ -1,0 +1,1 @@
+"""Copies of a record: backups as SQLite files, and moving between SQLite and PostgreSQL."""
