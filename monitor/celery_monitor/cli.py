@@ -70,9 +70,9 @@ perform_locally = later("celery_monitor.control.users:perform_locally")
 open_store = later("celery_monitor.store.engine:open_store")
 read_users = later("celery_monitor.store.accounts.users:read_users")
 read_tokens = later("celery_monitor.store.accounts.users:read_tokens")
-save_backup = later("celery_monitor.store.copies.record:save_backup")
-restore_backup = later("celery_monitor.store.copies.record:restore_backup")
-copy_record = later("celery_monitor.store.copies.record:copy_record")
+save_backup = later("celery_monitor.store.copies:save_backup")
+restore_backup = later("celery_monitor.store.copies:restore_backup")
+copy_record = later("celery_monitor.store.copies:copy_record")
 
 
 class Failure(click.ClickException):

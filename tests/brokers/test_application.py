@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from celery_monitor.brokers.application import read_application
-from celery_monitor.brokers.connection import with_application
-from celery_monitor.brokers.connection import app_for
+from celery_monitor.brokers.connection import app_for, with_application
 from celery_monitor.brokers.results import result_backend
 from celery_monitor.errors import SettingsError
 from celery_monitor.records.application import Application

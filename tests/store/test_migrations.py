@@ -19,7 +19,7 @@ from celery_monitor.store.rollups.failures import read_failure_group, read_failu
 from celery_monitor.store.tasks.keys import to_key
 from celery_monitor.store.tasks.page import find_tasks
 from tests.factories import NOW, make_event, make_id
-from tests.store.copies.rows import row_of
+from tests.store.rows import row_of
 from tests.store.test_writer import counts, one_task, write
 
 OLDER = sorted(each.name[:4] for each in migrations.VERSIONS.glob("[0-9]*.py"))[:-1]

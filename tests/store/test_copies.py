@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from celery_monitor.core.filters.parser import parse
 from celery_monitor.errors import Conflict, InvalidInput, MonitorError, StoreUnavailable, Unsupported
 from celery_monitor.store import migrations, schema
-from celery_monitor.store.copies.record import copy_record, restore_backup, save_backup, sqlite_number
+from celery_monitor.store.copies import copy_record, restore_backup, save_backup, sqlite_number
 from celery_monitor.store.engine import open_store
 from celery_monitor.store.lease import make_lease
 from celery_monitor.store.retention.partitions import first_id, partitions
 from celery_monitor.store.tasks.page import find_tasks
 from tests.factories import NOW, make_id
-from tests.store.copies.rows import Rows, all_rows, fill_all, fill_partitions
+from tests.store.rows import Rows, all_rows, fill_all, fill_partitions
 from tests.store.test_migrations import empty
 from tests.store.test_writer import one_task, write
 from tests.store.traffic import seed
