@@ -468,7 +468,10 @@ def _migrate(store: Store) -> None:
     with store.begin() as connection:  # on SQLite its lock keeps other processes out
         if not store.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        migrations.upgrade(connection)
+        if store.is_sqlite and migrations.revision_of(connection) is None:
+            migrations.create(connection)
+        else:
+            migrations.upgrade(connection)
 
 
 def is_migrated(store: Store) -> bool:
