@@ -41,7 +41,7 @@ def sqlite_details(store: Store) -> dict[str, list[tuple[object, ...]]]:
         for table in list(names):
             columns = run(f"SELECT name, type, \"notnull\", dflt_value, pk FROM pragma_table_xinfo('{table}')")
             indexes = run(
-                f"SELECT i.\"unique\", i.origin, i.partial, group_concat(c.name || c.\"desc\"), m.sql "
+                f'SELECT i."unique", i.origin, i.partial, group_concat(c.name || c."desc"), m.sql '
                 f"FROM pragma_index_list('{table}') i, pragma_index_xinfo(i.name) c "
                 "LEFT JOIN sqlite_master m ON m.name = i.name WHERE c.key GROUP BY i.name"
             )
