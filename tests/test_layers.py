@@ -10,7 +10,7 @@ PACKAGE = ROOT / "celery_monitor"
 
 # Lower imports from lower only. Modules of one layer may import each other, but in no circle.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("celery_monitor", "celery_monitor.errors", "celery_monitor.records"),
+    ("celery_monitor", "celery_monitor.errors", "celery_monitor.lazy", "celery_monitor.records"),
     (
         "celery_monitor.addresses",
         "celery_monitor.core",

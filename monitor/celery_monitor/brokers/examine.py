@@ -4,13 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from celery.events.event import get_exchange
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
-from redis.exceptions import RedisError
 
 from celery_monitor.addresses import require_events
 from celery_monitor.brokers.amqp import read_management_api
@@ -19,10 +18,16 @@ from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.health.checks import BrokerFacts, EventQueue, Sender
 from celery_monitor.errors import BrokerUnavailable
+from celery_monitor.lazy import Lazy
 from celery_monitor.receiver.decode import decode, json_of
 from celery_monitor.records.receiver import RefusedEvents
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
+
+if TYPE_CHECKING:
+    import redis
+else:
+    redis = Lazy("redis")
 
 LISTEN_SECONDS = 3.0  # a worker beats every 2 s
 ANSWER_SECONDS = 1.0
@@ -58,9 +63,9 @@ def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_S
 def _redis(connection: Connection) -> Mapping[str, object]:
     channel: Any = connection.default_channel
     found: dict[str, object] = {}
-    with suppress(RedisError):  # a managed Redis refuses some of these commands
+    with suppress(redis.RedisError):  # a managed Redis refuses some of these commands
         found |= channel.client.info("memory")
-    with suppress(RedisError):
+    with suppress(redis.RedisError):
         name = "client-output-buffer-limit"
         found["pubsub_limit"] = channel.client.config_get(name).get(name)
     return found

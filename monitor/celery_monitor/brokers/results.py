@@ -8,15 +8,11 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from celery import Celery
 from celery.app.backends import by_url
-from celery.backends.redis import RedisBackend
 from celery.utils.saferepr import saferepr
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from celery_monitor.addresses import without_password
 from celery_monitor.brokers.application import application_of
@@ -26,10 +22,19 @@ from celery_monitor.brokers.read_application import DJANGO_RESULTS
 from celery_monitor.core.lifecycle import parse_time
 from celery_monitor.core.untrusted.values import NotJson, decode_json
 from celery_monitor.errors import BrokerUnavailable, SettingsError, StoreUnavailable, Unsupported
+from celery_monitor.lazy import Lazy
 from celery_monitor.records.application import Application
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import REDIS_SCHEMES, SQL_SCHEMES, Broker
 from celery_monitor.store.foreign import CELERY, DJANGO, ResultTable, read_results
+
+if TYPE_CHECKING:
+    import redis
+    import redis.backoff
+    import redis.retry
+    from celery.backends.redis import RedisBackend
+else:
+    redis = Lazy("redis")
 
 CONNECT_SECONDS = ANSWER_SECONDS = 2.0
 READ = "Redis, the database backend (db+...) and django-db are read"
@@ -80,7 +85,7 @@ def stored_results(broker: Broker, settings: Settings, ids: Sequence[str]) -> di
         if backend.table is not None:
             return read_results(backend.table, ids)
         return _from_redis(app_for(broker, settings), backend.url, ids)
-    except (RedisError, OSError, StoreUnavailable, SettingsError) as error:
+    except (redis.RedisError, OSError, StoreUnavailable, SettingsError) as error:
         raise BrokerUnavailable(
             f"The result backend of {broker.cluster} at {backend.address} does not answer ({short_error(error)})."
         ) from error
@@ -180,7 +185,7 @@ def mark_aborted(broker: Broker, settings: Settings, task_id: str) -> None:
     backend = _backend(app, found.url)
     try:
         backend.set(backend.get_key_for_task(task_id), json.dumps({**meta, "task_id": task_id}))
-    except (RedisError, OSError) as error:
+    except (redis.RedisError, OSError) as error:
         raise BrokerUnavailable(
             f"The result backend at {found.address} does not answer ({short_error(error)})."
         ) from error
@@ -194,12 +199,12 @@ def _require_backend(broker: Broker, settings: Settings) -> ResultBackend:
 
 
 @lru_cache(maxsize=64)
-def _backend(app: Celery, url: str) -> RedisBackend:
+def _backend(app: Celery, url: str) -> "RedisBackend":
     """Its client is created by the first request, with timeouts that a page can wait for."""
     kind, address = by_url(url, app.loader)
     backend: RedisBackend = kind(app=app, url=address)
     limits = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
-    backend.connparams |= {**limits, "retry": Retry(NoBackoff(), 1)}
+    backend.connparams |= {**limits, "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1)}
     return backend
 
 

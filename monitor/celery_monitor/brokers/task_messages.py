@@ -11,12 +11,10 @@ from base64 import b64decode
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from kombu.utils.json import dumps
-from redis import Redis
-from redis.exceptions import ResponseError
 
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.amqp import AmqpMessages
@@ -24,9 +22,15 @@ from celery_monitor.brokers.connection import broker_unavailable, link, short_er
 from celery_monitor.brokers.queues import task_id_of
 from celery_monitor.brokers.redis import lists_of, walk
 from celery_monitor.core.message import with_links
+from celery_monitor.lazy import Lazy
 from celery_monitor.records.event import READ, REMOVED, UNACKED, WAITING, Message
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
+
+if TYPE_CHECKING:
+    import redis
+else:
+    redis = Lazy("redis")
 
 MOST_READ = 20_000  # messages in one search
 MOST_BYTES = 64_000_000
@@ -118,13 +122,13 @@ def stored_messages(broker: Broker, settings: Settings, queues: Sequence[str]) -
     """The unacknowledged messages and those in these queues. Raises BrokerUnavailable."""
     with link(broker, settings) as connection:
         channel: Any = connection.default_channel
-        client: Any = Redis(connection_pool=channel.pool)
+        client: Any = redis.Redis(connection_pool=channel.pool)
         unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
         delivered = (StoredMessage(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
         lists = (StoredMessage(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
         try:
             yield StoredMessages(chain(delivered, lists))
-        except ResponseError as error:  # a key of another type, or one without permission
+        except redis.ResponseError as error:  # a key of another type, or one without permission
             raise broker_unavailable(broker, f"does not let messages be read ({short_error(error)})") from error
 
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from threading import current_thread, local
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -30,7 +30,13 @@ from celery_monitor.addresses import masked
 from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.errors import SettingsError, StoreRefused, StoreUnavailable
 from celery_monitor.files import make_private
+from celery_monitor.lazy import Lazy
 from celery_monitor.store import migrations, schema
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
+else:
+    postgresql = Lazy("sqlalchemy.dialects.postgresql")
 
 LOCK_TIMEOUT_SECONDS = 10
 POLL_SECONDS = 0.05
