@@ -346,6 +346,9 @@ class Reader:
 
     def commit(self, number: int) -> None:
         """Reports to the worker how many records (or messages, if it counts these) are stored."""
+        self._report(number)
+
+    def _report(self, number: int) -> None:
         with suppress(OSError):  # the pipe is full, and a later commit includes this one; or the worker has ended
             self._pipe.send(COMMITTED.pack(number))
 
@@ -565,10 +568,10 @@ class QuietReader(Reader):
                 return
         super()._receive()
 
-    def commit(self, number: int) -> None:
+    def _report(self, number: int) -> None:
         self._own.commit(number)
         if not self._alone:
-            super().commit(number)
+            super()._report(number)
 
     def close(self) -> None:
         with self._lock:
