@@ -158,9 +158,10 @@ def test_third_parties_stand_where_they_belong() -> None:
 
 def test_no_import_hides_in_a_function() -> None:
     for name in MODULES:
-        hidden = [
-            each.lineno for each in nodes(name) if isinstance(each, ast.Import | ast.ImportFrom) and each.col_offset
-        ]
+        checks = [each for each in MODULES[name].body if isinstance(each, ast.If)]  # for type checkers
+        allowed = {each.lineno for check in checks for each in check.body}
+        found = (each for each in nodes(name) if isinstance(each, ast.Import | ast.ImportFrom))
+        hidden = [each.lineno for each in found if each.col_offset and each.lineno not in allowed]
         assert not hidden, f"{name} imports inside, in the lines {hidden}"
 
 

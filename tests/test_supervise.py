@@ -16,7 +16,18 @@ from threading import Event
 import pytest
 
 from celery_monitor.errors import StoreUnavailable
-from celery_monitor.supervise import ChildJob, ChildProcess, Ending, MaskingFormatter, Program, PythonCall, Supervisor
+from celery_monitor.supervise import (
+    ChildCall,
+    ChildJob,
+    ChildProcess,
+    Ending,
+    MaskingFormatter,
+    Program,
+    PythonCall,
+    Supervisor,
+    SupervisorPlan,
+    become_supervisor,
+)
 from tests.workers import wait_for
 
 REPORT = """
@@ -131,6 +142,46 @@ def test_what_serves_loads_neither_receiver_nor_web_server() -> None:
         "import sys, celery_monitor.serve; print(*({'celery_monitor.receiver.ingest', 'uvicorn'} & sys.modules.keys()))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split() == []
+
+
+def test_a_supervisor_has_loaded_next_to_nothing() -> None:
+    program = "import sys, celery_monitor.supervise; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).split()
+    assert {"celery", "click", "email", "importlib.metadata", "msgspec", "sqlalchemy", "ssl"} & {*loaded} == set()
+
+
+def test_a_web_process_loads_no_client_of_redis_before_it_needs_one() -> None:
+    program = "import sys, celery_monitor.web.app; print('redis' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60) == "False\n"
+
+
+def run_as_supervisor(file: Path) -> None:
+    noting = (f"{__name__}:write_ending", (file.with_suffix(".ending"),))
+    call = ChildCall.of("of the test", "info", f"{__name__}:write_state", [file], ended=noting)
+    become_supervisor(SupervisorPlan("info", [call], "it \x1b runs"))
+
+
+def write_ending(file: Path, ending: Ending, _stop: Event) -> None:
+    file.write_text(ending.cause, encoding="utf-8")
+
+
+def test_a_program_that_becomes_a_supervisor_replaces_a_killed_child_and_ends_on_a_signal(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    code = "import sys; from pathlib import Path; from tests.test_supervise import run_as_supervisor as run"
+    command = [sys.executable, "-c", f"{code}; run(Path(sys.argv[1]))", str(file)]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "it \\x1b runs\n"
+        wait_for(file.exists, what="the child")
+        first = json.loads(file.read_text(encoding="utf-8"))[0]
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: json.loads(file.read_text(encoding="utf-8"))[0] != first, what="the next child")
+        wait_for(lambda: file.with_suffix(".ending").exists(), what="the note of its end")
+        program.terminate()
+        assert program.wait(60) == 0
+    assert file.with_suffix(".stopped").exists()
+    assert file.with_suffix(".ending").read_text(encoding="utf-8") == "SIGKILL"
 
 
 def fail(stop: Event) -> None:

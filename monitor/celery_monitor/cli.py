@@ -254,7 +254,7 @@ def _command(name: str, run: Runner, text: str) -> ClickCommand:
         settings = _load(options)
         if secret:  # in the list of processes, where everybody on this machine reads it
             start_afresh(settings, RESUME, name)
-        run(settings, stop_on_signals(), say)
+        run(settings, stop_on_signals())
 
     return ClickCommand(name, callback=callback, params=setting_options(), help=text, epilog=EPILOG)
 
@@ -540,7 +540,7 @@ def resume(command: str, descriptor: int) -> None:
     """Go on with settings that were read already: by ``celery -A proj monitor``, or from options with secrets."""
     settings = handed_over(descriptor)
     configure_logging(settings.log_level)
-    RUNNERS[command](settings, stop_on_signals(), say)
+    RUNNERS[command](settings, stop_on_signals())
 
 
 def application_name(arguments: Sequence[str], environ: Mapping[str, str]) -> str | None:

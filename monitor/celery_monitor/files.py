@@ -4,6 +4,7 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 from typing import BinaryIO
 
 FILE_MODE = 0o600
@@ -36,6 +37,19 @@ def make_private_folder(path: Path) -> None:
 def open_private(path: Path) -> BinaryIO:
     """A file to append to, which nobody else can read. Raises OSError."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, FILE_MODE), "ab")
+
+
+def unnamed_file(content: bytes) -> int:
+    """The descriptor of a file in memory, if the system has such, which the program that replaces ours inherits."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("settings", 0)
+    else:
+        descriptor, path = mkstemp()
+        Path(path).unlink()
+        os.set_inheritable(descriptor, True)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    return descriptor
 
 
 def exposed(path: Path) -> list[Path]:

@@ -7,12 +7,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from tempfile import mkstemp
 from threading import Event
 from typing import NoReturn
 
@@ -21,12 +19,13 @@ import msgspec
 from celery_monitor.alerts.rules_file import read_rules_file
 from celery_monitor.brokers.connection import check_brokers, with_application
 from celery_monitor.errors import SettingsError, StoreUnavailable
+from celery_monitor.files import unnamed_file
 from celery_monitor.records.receiver import ReceiverEnding
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import connect_only, database_without_password, open_store
 from celery_monitor.store.receivers import save_ending
-from celery_monitor.supervise import ChildJob, Ending, PythonCall, supervise
+from celery_monitor.supervise import ChildCall, ChildJob, Ending, Listening, SupervisorPlan, become_supervisor, job_of
 from celery_monitor.web.security.identity import check_bind
 
 log = logging.getLogger(__name__)
@@ -56,23 +55,11 @@ def start_afresh(settings: Settings, *command: str) -> NoReturn:
 
     The settings are passed in memory: others could read a command line or an environment.
     """
-    descriptor = _memory()
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(msgspec.json.encode(settings))
+    descriptor = unnamed_file(msgspec.json.encode(settings))
     sys.stdout.flush()
     sys.stderr.flush()
     # -P: a module of the project that has the name of ours is not taken for it.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "celery_monitor", *command, str(descriptor)])  # noqa: S606
-
-
-def _memory() -> int:
-    """An unnamed file that the program which replaces this process inherits."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("settings", 0)
-    descriptor, path = mkstemp()
-    Path(path).unlink()
-    os.set_inheritable(descriptor, True)
-    return descriptor
 
 
 def handed_over(descriptor: int) -> Settings:
@@ -85,44 +72,46 @@ def handed_over(descriptor: int) -> Settings:
         raise SettingsError("this command is for celery-monitor itself; start celery-monitor serve") from None
 
 
-def run_serve(settings: Settings, stop: Event, announce: Announce) -> None:
-    """Receivers and the web process, until ``stop`` is set."""
+def run_serve(settings: Settings, stop: Event) -> None:
+    """Receivers and the web process, until a signal ends them."""
     settings = with_brokers(settings)
-    _run(settings, receiver_jobs(settings), stop, announce)
+    _run(settings, receiver_calls(settings), stop)
 
 
-def run_web(settings: Settings, stop: Event, announce: Announce) -> None:
+def run_web(settings: Settings, stop: Event) -> None:
     """The web process alone."""
     settings = with_application(settings)
     check_brokers(settings)
-    _run(settings, [], stop, announce)
+    _run(settings, [], stop)
 
 
-def run_receive(settings: Settings, stop: Event, announce: Announce) -> None:
+def run_receive(settings: Settings, stop: Event) -> None:
     """The receivers alone."""
     settings = with_brokers(settings)
     prepare_store(settings)
     shown = database_without_password(settings.database)
-    supervise(
-        receiver_jobs(settings),
-        stop,
-        ready=lambda: True,
-        announce=lambda: announce(f"receiving events of {', '.join(settings.clusters)} into {shown}"),
-    )
+    text = f"receiving events of {', '.join(settings.clusters)} into {shown}"
+    if not stop.is_set():
+        become_supervisor(SupervisorPlan(settings.log_level, receiver_calls(settings), text))
 
 
-def _run(settings: Settings, jobs: list[ChildJob], stop: Event, announce: Announce) -> None:
+def _run(settings: Settings, calls: Sequence[ChildCall], stop: Event) -> None:
     check_access(settings)
     with _listening(settings) as listener:
         prepare_store(settings)
         settings = with_port(settings, listener)
-        address = url_of(settings)
-        supervise(
-            [web_job(settings, listener), *jobs],
-            stop,
-            ready=lambda: answers(settings),
-            announce=lambda: announce(f"celery-monitor is at {address} (Ctrl-C to stop)"),
-        )
+        text = f"celery-monitor is at {url_of(settings)} (Ctrl-C to stop)"
+        if not stop.is_set():
+            plan = SupervisorPlan(
+                settings.log_level, [web_call(settings, listener), *calls], text, _listening_at(settings)
+            )
+            become_supervisor(plan)
+
+
+def _listening_at(settings: Settings) -> Listening:
+    file = settings.unix_socket
+    address = str(file) if file is not None else (_reachable(settings.host), settings.port)
+    return Listening(address, f"{settings.url_prefix.rstrip('/')}/healthcheck", None if file is None else str(file))
 
 
 def check_access(settings: Settings) -> None:
@@ -142,16 +131,21 @@ def prepare_store(settings: Settings) -> None:
 
 
 def receiver_jobs(settings: Settings) -> list[ChildJob]:
-    return [_receiver_job(settings, broker) for broker in settings.broker]
+    return [job_of(call, settings.log_level) for call in receiver_calls(settings)]
 
 
-def _receiver_job(settings: Settings, broker: Broker) -> ChildJob:
-    name = f"receiver of {broker.cluster}"
-    start = partial(PythonCall, name, settings.log_level, "celery_monitor.receiver.process:run", (settings, broker))
-    return ChildJob(name, start, ended=partial(note_ending, settings.database, broker.cluster))
+def receiver_calls(settings: Settings) -> list[ChildCall]:
+    return [_receiver_call(settings, broker) for broker in settings.broker]
 
 
-def note_ending(database: str, cluster: str, ending: Ending) -> None:
+def _receiver_call(settings: Settings, broker: Broker) -> ChildCall:
+    arguments = (settings, broker)
+    noting = ("celery_monitor.serve:note_ending", (settings.database, broker.cluster))
+    name, function = f"receiver of {broker.cluster}", "celery_monitor.receiver.process:run"
+    return ChildCall.of(name, settings.log_level, function, arguments, ended=noting)
+
+
+def note_ending(database: str, cluster: str, ending: Ending, _stop: Event) -> None:
     """Records that a receiver ended unexpectedly, for the pages: a killed receiver cannot."""
     noted = ReceiverEnding(
         cluster=cluster, error=ending.cause, since=ending.since, failures=ending.failures, at=time.time()
@@ -164,12 +158,14 @@ def note_ending(database: str, cluster: str, ending: Ending) -> None:
 
 
 def web_job(settings: Settings, listener: socket.socket) -> ChildJob:
+    return job_of(web_call(settings, listener), settings.log_level)
+
+
+def web_call(settings: Settings, listener: socket.socket) -> ChildCall:
     """The listener outlives the web process: browsers wait in its backlog for the next one."""
     descriptor = listener.fileno()
     arguments = (settings, descriptor)
-    return ChildJob(
-        "web", partial(PythonCall, "web", settings.log_level, "celery_monitor.web.app:serve", arguments, [descriptor])
-    )
+    return ChildCall.of("web", settings.log_level, "celery_monitor.web.app:serve", arguments, files=(descriptor,))
 
 
 @contextmanager
@@ -240,11 +236,6 @@ def url_of(settings: Settings) -> str:
         return f"unix:{settings.unix_socket}"
     host = _reachable(settings.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{settings.url_prefix.rstrip('/')}/"
-
-
-def answers(settings: Settings) -> bool:
-    """Whether the web process answers, with any status."""
-    return _get(settings, "/healthcheck") is not None
 
 
 def is_connected(settings: Settings) -> bool:

@@ -3,6 +3,9 @@
 A PythonCall runs in a new interpreter that reads it from its standard input: on a command line every user of the
 machine could read a broker's password. The input closes when this process ends, in whatever way, and the child stops.
 multiprocessing would add another process and run our main module again in each child.
+
+Whoever serves becomes a program that has loaded this module alone, and waits for signals: what supervises for months
+should need no more than that.
 """
 
 import ctypes
@@ -10,23 +13,26 @@ import gc
 import logging
 import os
 import pickle
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from threading import Event, Thread
 from types import FrameType, TracebackType
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, NoReturn
 
 from celery_monitor.addresses import masked
 from celery_monitor.core.untrusted import printable, printable_lines
 from celery_monitor.errors import MonitorError
-from celery_monitor.files import open_private
+from celery_monitor.files import open_private, unnamed_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +54,14 @@ CHILD_CODE = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     f"from {__name__} import run_call; run_call(*pickle.load(sys.stdin.buffer))"
 )
+SUPERVISOR_CODE = (
+    "import os, pickle, sys; file = os.fdopen(int(sys.argv[1]), 'rb'); file.seek(0); sys.path[:] = pickle.load(file); "
+    f"from {__name__} import run_plan; run_plan(pickle.load(file))"
+)
+# glibc gives each thread a heap of its own, of which a process with one interpreter lock has no use.
+CHILD_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+STDOUT = 1
+ANSWER_SECONDS = 1.0
 
 
 class MaskingFormatter(logging.Formatter):
@@ -142,14 +156,17 @@ class PythonCall(ChildProcess):
     def __init__(
         self, name: str, log_level: str, function: str, arguments: Sequence[object], files: Sequence[int] = ()
     ) -> None:
+        self._start(ChildCall.of(name, log_level, function, arguments, files))
+
+    def _start(self, call: "ChildCall") -> None:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # until the child can handle them
         try:
-            pipe = subprocess.PIPE
-            super().__init__([*CHILD, CHILD_CODE, name], stdin=pipe, stdout=pipe, pass_fds=files)
+            pipe, environ = subprocess.PIPE, os.environ | CHILD_ENVIRONMENT
+            super().__init__([*CHILD, CHILD_CODE, call.name], stdin=pipe, stdout=pipe, pass_fds=call.files, env=environ)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with suppress(BrokenPipeError):  # it has ended already
-            self._write(pickle.dumps(sys.path) + pickle.dumps((log_level, function, arguments)))
+            self._write(call.packed)
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -158,6 +175,38 @@ class PythonCall(ChildProcess):
 
     def cause(self) -> str:
         return self.stdout.read().decode("utf-8", "replace") or super().cause()
+
+
+class PackedCall(PythonCall):
+    """A PythonCall whose arguments stay packed, so that nothing of them is loaded here."""
+
+    def __init__(self, call: "ChildCall") -> None:
+        self._start(call)
+
+
+class ChildCall(NamedTuple):
+    """A PythonCall to make, packed.
+
+    ``ended``: ``module:function``, and arguments to which the Ending is added, of a call after each unexpected end.
+    """
+
+    name: str
+    packed: bytes
+    files: tuple[int, ...]
+    ended: tuple[str, tuple[object, ...]] | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        log_level: str,
+        function: str,
+        arguments: Sequence[object],
+        files: Sequence[int] = (),
+        ended: tuple[str, tuple[object, ...]] | None = None,
+    ) -> "ChildCall":
+        packed = pickle.dumps(sys.path) + pickle.dumps((log_level, function, arguments))
+        return cls(name, packed, tuple(files), ended)
 
 
 def run_call(log_level: str, function: str, arguments: Sequence[object]) -> None:
@@ -212,6 +261,18 @@ class ChildJob(NamedTuple):
     ended: Callable[[Ending], object] | None = None
 
 
+def job_of(call: ChildCall, log_level: str) -> ChildJob:
+    """The job of making this call again and again."""
+
+    def note(ending: Ending) -> None:
+        if call.ended is not None:
+            function, arguments = call.ended
+            with PythonCall(f"end of {call.name}", log_level, function, (*arguments, ending)) as noting:
+                noting.wait()
+
+    return ChildJob(call.name, partial(PackedCall, call), ended=None if call.ended is None else note)
+
+
 @dataclass
 class _Running:
     """A job with its current process, or waiting for its restart."""
@@ -257,6 +318,11 @@ class Supervisor:
     def restart_ended(self) -> None:
         for each in self._running:
             each.restart_if_ended(time.monotonic())
+
+    def seconds_left(self) -> float | None:
+        """Until the next restart is due; ``None``: all run."""
+        due = [each.restart_at for each in self._running if each.restart_at is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def stop(self) -> None:
         """Terminates all, and kills those that have not ended in time."""
@@ -308,6 +374,89 @@ def supervise(
                 announce()
     finally:
         supervisor.stop()
+
+
+class Listening(NamedTuple):
+    """Where a web process answers: a path at a host and port, or at a socket file, which is removed at the end."""
+
+    address: str | tuple[str, int]
+    path: str
+    file: str | None
+
+    def answers(self) -> bool:
+        """Whether it answers, with any status."""
+        if isinstance(self.address, str):
+            family, host = socket.AF_UNIX, "localhost"
+        else:
+            family, host = socket.AF_INET6 if ":" in self.address[0] else socket.AF_INET, self.address[0]
+        with closing(socket.socket(family, socket.SOCK_STREAM)) as client, suppress(OSError):
+            client.settimeout(ANSWER_SECONDS)
+            client.connect(self.address)
+            client.sendall(f"GET {self.path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            return bool(client.recv(1))
+        return False
+
+
+class SupervisorPlan(NamedTuple):
+    """What to supervise, and what is announced as soon as it runs, and answers if it is ``listening``."""
+
+    log_level: str
+    calls: Sequence[ChildCall]
+    text: str
+    listening: Listening | None = None
+
+
+def become_supervisor(plan: SupervisorPlan) -> NoReturn:
+    """Replaces this program by one that has loaded no more than it needs to run the plan until a signal."""
+    for descriptor in {each for call in plan.calls for each in call.files}:
+        os.set_inheritable(descriptor, True)
+    file = unnamed_file(pickle.dumps(sys.path) + pickle.dumps(plan))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)  # until they can be handled again
+    os.execv(sys.executable, [*CHILD, SUPERVISOR_CODE, str(file), "supervisor"])  # noqa: S606
+
+
+def run_plan(plan: SupervisorPlan) -> None:
+    """What the program of ``become_supervisor`` runs."""
+    configure_logging(plan.log_level)
+    supervisor, announced = Supervisor(), False
+    with _signals() as wait:
+        try:
+            supervisor.start([job_of(call, plan.log_level) for call in plan.calls])
+            while not wait(supervisor.seconds_left() if announced else TICK_SECONDS):
+                supervisor.restart_ended()
+                if not announced and (plan.listening is None or plan.listening.answers()):
+                    announced = True
+                    os.write(STDOUT, f"{printable_lines(plan.text)}\n".encode())
+        finally:
+            supervisor.stop()
+            if plan.listening is not None and plan.listening.file is not None:
+                Path(plan.listening.file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[float | None], bool]]:
+    """Gives a function that waits for a signal, for at most so many seconds, and returns whether it is one to end."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (*END_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)  # its number is in the pipe
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+
+    def wait(seconds: float | None) -> bool:
+        if not select.select([reading], [], [], seconds)[0]:
+            return False
+        return not END_SIGNALS.isdisjoint(os.read(reading, 4096))
+
+    try:
+        yield wait
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(reading)
+        os.close(writing)
 
 
 def stop_on_signals() -> Event:

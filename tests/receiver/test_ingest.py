@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ import redis
 from celery import Celery
 
 from celery_monitor.errors import NotFound
-from celery_monitor.receiver import pace
+from celery_monitor.receiver import ingest, pace
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
-from celery_monitor.store.receivers import read_gaps, read_receiver_records
+from celery_monitor.store.receivers import note_use, read_gaps, read_receiver_records
 from celery_monitor.store.tasks.page import count_states
 from celery_monitor.store.workers import read_workers
 from celery_monitor.store.writer import Writer
@@ -153,11 +154,48 @@ def test_a_lost_broker_is_reported_at_once_though_nobody_uses_the_dashboard(
     monkeypatch.setattr(pace, "USE_SECONDS", 0.0)
     monkeypatch.setattr(pace, "UNUSED_FACTOR", 1e6)
     url, process = own_redis
-    with receiving(url, pace.Pace(store)):
+    with closing(pace.Pace(store)) as unused, receiving(url, unused):
         wait_for(lambda: read_receiver_records(store) and health(store).connected)
         process.kill()
         wait_for(lambda: not health(store).connected)
         assert health(store).report_seconds == 1e6
+
+
+@pytest.mark.parametrize("end", ["use", "task", "late", "stop"])
+def test_heartbeats_gather_while_nothing_happens_and_are_stored_as_soon_as_anything_does(
+    broker_url: str, receiving: RunReceiver, store: Store, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(pace, "USE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "IDLE_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(ingest, "IDLE_GATHER_SECONDS", 3600.0)
+    freq = 0.01 if end == "late" else 3600.0
+
+    def stored() -> float:
+        return max((each.last_heartbeat or 0.0 for each in read_workers(store, "shop")), default=0.0)
+
+    with (
+        closing(pace.Pace(store)) as unused,
+        receiving(broker_url, unused) as receiver,
+        Celery(broker=broker_url) as app,
+    ):
+        wait_for(connected(receiver))
+        with app.events.default_dispatcher(hostname="worker1@shop") as dispatcher:
+            dispatcher.send("worker-heartbeat", freq=3600.0, active=0, processed=0)
+            first = wait_for(stored)
+            dispatcher.send("worker-heartbeat", freq=freq, active=0, processed=0)
+            if end != "late":  # then it may be stored by now
+                wait_for(lambda: receiver.last_heartbeat("worker1@shop") > first)
+                assert stored() == first
+                assert health(store).lag_seconds is not None
+            monkeypatch.setattr(pace, "USE_SECONDS", 60.0)
+            monkeypatch.setattr(pace, "IDLE_AFTER_SECONDS", 60.0)
+            if end == "use":
+                note_use(store)
+            elif end == "task":
+                dispatcher.send("task-succeeded", uuid="77", result="1", runtime=0.5)
+        if end != "stop":
+            wait_for(lambda: stored() > first)
+    assert stored() > first
 
 
 def send_event(url: str, task_id: str) -> None:

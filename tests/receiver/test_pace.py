@@ -6,7 +6,7 @@ from threading import Event, Thread
 import pytest
 
 from celery_monitor.receiver import pace
-from celery_monitor.receiver.pace import UNUSED_BATCH_SECONDS, UNUSED_FACTOR, Pace
+from celery_monitor.receiver.pace import IDLE_FACTOR, UNUSED_BATCH_SECONDS, UNUSED_FACTOR, Pace
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.store.receivers import note_use
 from tests.workers import wait_for
@@ -20,14 +20,15 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def unused(store: Store, monkeypatch: pytest.MonkeyPatch) -> Pace:
+def unused(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
     """The pace after a while without anybody; the next use counts for a minute."""
     monkeypatch.setattr(pace, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(pace, "USE_SECONDS", 0.0)
     found = Pace(store)
     monkeypatch.setattr(pace, "USE_SECONDS", 60.0)
     found.look()
-    return found
+    yield found
+    found.close()
 
 
 def test_pauses_are_long_until_somebody_uses_the_dashboard(store: Store, unused: Pace) -> None:
@@ -36,6 +37,29 @@ def test_pauses_are_long_until_somebody_uses_the_dashboard(store: Store, unused:
     unused.look()
     assert before == (False, 2.0 * UNUSED_FACTOR, UNUSED_BATCH_SECONDS)
     assert (unused.used, unused.pause(2.0), unused.batch_seconds(0.1)) == (True, 2.0, 0.1)
+
+
+def test_without_news_pauses_are_longer_until_there_are_some(unused: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = unused.idle, unused.pause(2.0)
+    monkeypatch.setattr(pace, "IDLE_AFTER_SECONDS", 0.0)
+    unused.news()
+    idle = unused.idle, unused.pause(2.0)
+    monkeypatch.setattr(pace, "IDLE_AFTER_SECONDS", 60.0)
+    unused.news()
+    assert before == (False, 2.0 * UNUSED_FACTOR)
+    assert idle == (True, 2.0 * IDLE_FACTOR)
+    assert (unused.idle, unused.pause(2.0)) == before
+
+
+def test_a_use_is_read_only_after_a_commit(store: Store, unused: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Store] = []
+    monkeypatch.setattr(pace, "last_use", reads.append)
+    for _ in range(3):
+        unused.look()
+    assert reads == []
+    note_use(store)
+    unused.look()
+    assert reads == [store]
 
 
 def test_a_new_receiver_starts_as_though_the_dashboard_were_used(store: Store) -> None:
@@ -54,8 +78,11 @@ def test_a_longer_batch_time_is_never_shortened(unused: Pace) -> None:
     assert unused.batch_seconds(7.0) == 7.0
 
 
-@pytest.mark.parametrize("why", ["stop", "event", "use"])
-def test_a_wait_ends_at_once(store: Store, unused: Pace, why: str) -> None:
+@pytest.mark.parametrize("why", ["stop", "event", "use", "news"])
+def test_a_wait_ends_at_once(store: Store, unused: Pace, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "IDLE_AFTER_SECONDS", 0.0)
+    unused.news()
+    monkeypatch.setattr(pace, "IDLE_AFTER_SECONDS", 60.0)
     stop, event, ended = Event(), Event(), Event()
 
     def wait() -> None:
@@ -69,6 +96,8 @@ def test_a_wait_ends_at_once(store: Store, unused: Pace, why: str) -> None:
     if why == "use":
         note_use(store)
         unused.look()
+    elif why == "news":
+        unused.news()
     else:
         {"stop": stop, "event": event}[why].set()
         unused.wake()

@@ -38,6 +38,35 @@ def tables(store: Store) -> Mapping[str, Mapping[str, tuple[str, bool]]]:
     }
 
 
+def sqlite_details(store: Store) -> dict[str, list[tuple[object, ...]]]:
+    """Of each table its columns with defaults and keys, and its indexes with their columns and conditions."""
+    with store.read() as connection:
+        run = connection.exec_driver_sql
+        names = run("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'").scalars()
+        found: dict[str, list[tuple[object, ...]]] = {}
+        for table in list(names):
+            columns = run(f"SELECT name, type, \"notnull\", dflt_value, pk FROM pragma_table_xinfo('{table}')")
+            indexes = run(
+                f'SELECT i."unique", i.origin, i.partial, group_concat(c.name || c."desc"), m.sql '
+                f"FROM pragma_index_list('{table}') i, pragma_index_xinfo(i.name) c "
+                "LEFT JOIN sqlite_master m ON m.name = i.name WHERE c.key GROUP BY i.name"
+            )
+            found[table] = sorted([*map(tuple, columns), *map(tuple, indexes)], key=repr)
+    return found
+
+
+def test_a_new_file_has_what_the_migrations_make(sqlite_url: str) -> None:
+    created = open_store(sqlite_url)
+    assert len(sqlite_details(created)) > 20
+    migrated = Store(sa.create_engine(sqlite_url.replace(".db", "-migrated.db")))
+    with migrated.engine.begin() as connection:
+        migrations.upgrade(connection)
+    assert sqlite_details(created) == sqlite_details(migrated)
+    assert migrations.head() == created.engine.connect().exec_driver_sql("SELECT * FROM alembic_version").scalar()
+    created.close()
+    migrated.close()
+
+
 def empty(store: Store) -> None:
     with store.begin() as connection:
         schema.metadata.drop_all(connection)
@@ -85,9 +114,9 @@ def test_the_newest_revision_is_alembics_head() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.head()]
 
 
-def test_opening_a_current_database_loads_no_alembic(sqlite_url: str) -> None:
-    open_store(sqlite_url).close()
+def test_opening_a_new_or_current_database_loads_no_alembic(sqlite_url: str) -> None:
     code = "import sys; from celery_monitor.store.engine import open_store; open_store(sys.argv[1]).close()"
+    code += "; open_store(sys.argv[1]).close()"
     code += "; print([each for each in sys.modules if each.startswith('alembic')])"
     ran = subprocess.run([sys.executable, "-c", code, sqlite_url], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"

@@ -50,7 +50,8 @@ class Judge:
         save_file_rules(self._store, read_rules_file(self._settings.rules) if self._settings.rules else ())
         while not stop.is_set():
             try:
-                self.judge(time.time())
+                if self.judge(time.time()):
+                    self._pace.news()  # there may be messages to send
                 self._tidy()
                 self._helpers.succeeded(ALERTS)
                 self._pace.wait(stop, self._pace.pause(JUDGE_SECONDS))

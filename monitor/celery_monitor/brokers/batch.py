@@ -16,10 +16,9 @@ from amqp.exceptions import ChannelError, PreconditionFailed, ResourceLocked
 from amqp.exceptions import NotFound as DestinationNotFound
 from celery import Celery
 from kombu import Connection, Producer
-from redis import Redis
-from redis.exceptions import ResponseError, WatchError
 
 from celery_monitor.brokers.connection import app_for, link, short_error
+from celery_monitor.brokers.lazy import redis
 from celery_monitor.brokers.publish import Copy, Publisher, Route, TaskCall
 from celery_monitor.errors import BrokerUnavailable, NotTaken, TakenUnknown
 from celery_monitor.settings import Settings
@@ -113,7 +112,7 @@ class Batches(Publisher):
 class _Recorder:
     """Replaces kombu's Redis client while messages are built: writes are recorded, reads are executed."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: "redis.Redis") -> None:
         self._client = client
         self.commands: list[tuple[str, str, object]] = []
 
@@ -145,7 +144,7 @@ class RedisBatches(Batches):
         super().__init__(app, connection, job)
         channel = self.producer.channel
         # kombu's own client prefixes some commands and not others; this one prefixes none.
-        self.client = Redis(connection_pool=channel.pool)
+        self.client = redis.Redis(connection_pool=channel.pool)
         self.prefix = channel.global_keyprefix or ""
         self.last: str | None = None
 
@@ -165,9 +164,9 @@ class RedisBatches(Batches):
                 for name, key, value in commands:
                     pipe.execute_command(name, f"{self.prefix}{key}", value)  # type: ignore[no-untyped-call]
                 pipe.execute()
-        except WatchError as error:
+        except redis.WatchError as error:
             raise TakenUnknown(f"The batch {token} was settled by another process meanwhile.") from error
-        except ResponseError as error:  # out of memory, read-only: nothing was executed
+        except redis.ResponseError as error:  # out of memory, read-only: nothing was executed
             raise BrokerUnavailable(f"Redis refuses messages: {short_error(error)}.") from error
         except self.lost as error:
             raise TakenUnknown(f"The connection was lost while a batch was sent ({short_error(error)}).") from error

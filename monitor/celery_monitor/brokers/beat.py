@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from celery.schedules import ParseException, crontab_parser
-from redis import Redis
-from redis.exceptions import RedisError
 
 from celery_monitor.brokers.connection import application_of, link
+from celery_monitor.brokers.lazy import redis
 from celery_monitor.core.sanitize import Redactor
 from celery_monitor.core.untrusted import CUT, REPLACED, NotJson, decode_json, plain_value
 from celery_monitor.records.application import Application, Unread
@@ -256,7 +255,7 @@ def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) ->
     """All entries of RedBeat in one Redis, and its lock. Raises BrokerUnavailable."""
     prefix = prefix_of(settings)
     with link(broker, settings) as connection:
-        client = Redis(connection_pool=connection.channel().pool)  # kombu's own client would prefix the keys
+        client = redis.Redis(connection_pool=connection.channel().pool)  # kombu's own client would prefix the keys
         pipeline = client.pipeline(transaction=False)
         pipeline.zrange(f"{prefix}:schedule", 0, MOST_ENTRIES - 1, withscores=True)
         pipeline.zcard(f"{prefix}:schedule")
@@ -269,7 +268,7 @@ def read_redbeat(broker: Broker, settings: Settings, reading: RedBeatContext) ->
     for stored, (key, score) in zip(texts, due, strict=True):
         try:
             found.entries.append(read_entry(stored, score, reading))
-        except (TypeError, ValueError, OverflowError, RecursionError, RedisError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError, redis.RedisError) as error:
             name = plain_value(key.decode("utf-8", "replace")).removeprefix(prefix)
             found.unread.append(Unread(name=name, reason=plain_value(str(error)) or type(error).__name__))
     if count > len(due):
@@ -287,7 +286,7 @@ def prefix_of(settings: Settings) -> str:
 
 def read_entry(stored: Any, due: float, reading: RedBeatContext) -> ScheduleEntry:
     """An entry from its two texts. Raises TypeError, ValueError, OverflowError, RecursionError or RedisError."""
-    if isinstance(stored, RedisError):
+    if isinstance(stored, redis.RedisError):
         raise stored
     if stored[0] is None:
         raise ValueError("its key is gone, or has no definition")

@@ -11,11 +11,11 @@ import amqp
 from celery.events.event import get_exchange
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
-from redis.exceptions import RedisError
 
 from celery_monitor.addresses import require_events
 from celery_monitor.brokers.amqp import read_management_api
 from celery_monitor.brokers.connection import app_for, keep_compressed, link
+from celery_monitor.brokers.lazy import redis
 from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.health.checks import BrokerFacts, EventQueue, Sender
@@ -59,9 +59,9 @@ def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_S
 def _redis(connection: Connection) -> Mapping[str, object]:
     channel: Any = connection.default_channel
     found: dict[str, object] = {}
-    with suppress(RedisError):  # a managed Redis refuses some of these commands
+    with suppress(redis.RedisError):  # a managed Redis refuses some of these commands
         found |= channel.client.info("memory")
-    with suppress(RedisError):
+    with suppress(redis.RedisError):
         name = "client-output-buffer-limit"
         found["pubsub_limit"] = channel.client.config_get(name).get(name)
     return found

@@ -14,10 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from kombu import Connection
-from redis import Redis
-from redis.exceptions import ResponseError
 
 from celery_monitor.brokers.connection import link
+from celery_monitor.brokers.lazy import redis
 from celery_monitor.brokers.queues import (
     GenericProbe,
     Markers,
@@ -49,7 +48,7 @@ class RedisProbe(GenericProbe):
             self._queue_of_tag = {}
             self._markers = {}
         # kombu's own client prefixes some commands and not others; this one prefixes none.
-        client = Redis(connection_pool=self._channel.pool)
+        client = redis.Redis(connection_pool=self._channel.pool)
         lists = {name: lists_of(self._channel, name) for name in queue_names}
         pipeline = client.pipeline(transaction=False)
         for key in (key for keys in lists.values() for key in keys):
@@ -143,7 +142,7 @@ def _is_queued(client: Any, key: str, length: int, payload: bytes) -> bool | Non
     try:
         if client.lpos(key, payload, rank=-1, maxlen=MOST_BEFORE_MARKER) is not None:
             return True
-    except ResponseError:  # before Redis 6.0.6
+    except redis.ResponseError:  # before Redis 6.0.6
         return None
     return False if length <= MOST_BEFORE_MARKER else None
 
@@ -186,7 +185,7 @@ class RedisMessages(QueueMessages):
                 aside = f"{key}.purged-{uuid4().hex}"
                 try:
                     client.pipeline().rename(key, aside).expire(aside, ASIDE_SECONDS).execute()
-                except ResponseError as error:
+                except redis.ResponseError as error:
                     if "no such key" not in str(error):
                         raise
                     continue  # Redis has no empty lists
@@ -202,7 +201,7 @@ class RedisMessages(QueueMessages):
         """A client, and the list of each priority. kombu's own client prefixes some commands and not others."""
         with link(self.broker, self.settings) as connection:
             channel: Any = connection.default_channel
-            yield Redis(connection_pool=channel.pool), lists_of(channel, self.queue)
+            yield redis.Redis(connection_pool=channel.pool), lists_of(channel, self.queue)
 
 
 def lists_of(channel: Any, queue: str) -> list[str]:

@@ -8,19 +8,16 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from celery import Celery
 from celery.app.backends import by_url
-from celery.backends.redis import RedisBackend
 from celery.utils.saferepr import saferepr
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from celery_monitor.addresses import without_password
 from celery_monitor.brokers.beat import timezone_of
 from celery_monitor.brokers.connection import app_for, application_of, short_error
+from celery_monitor.brokers.lazy import redis
 from celery_monitor.brokers.read_application import DJANGO_RESULTS
 from celery_monitor.core.lifecycle import parse_time
 from celery_monitor.core.untrusted import NotJson, decode_json
@@ -29,6 +26,9 @@ from celery_monitor.records.application import Application
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import REDIS_SCHEMES, SQL_SCHEMES, Broker
 from celery_monitor.store.foreign import CELERY, DJANGO, ResultTable, read_results
+
+if TYPE_CHECKING:
+    from celery.backends.redis import RedisBackend
 
 CONNECT_SECONDS = ANSWER_SECONDS = 2.0
 READ = "Redis, the database backend (db+...) and django-db are read"
@@ -79,7 +79,7 @@ def stored_results(broker: Broker, settings: Settings, ids: Sequence[str]) -> di
         if backend.table is not None:
             return read_results(backend.table, ids)
         return _from_redis(app_for(broker, settings), backend.url, ids)
-    except (RedisError, OSError, StoreUnavailable, SettingsError) as error:
+    except (redis.RedisError, OSError, StoreUnavailable, SettingsError) as error:
         raise BrokerUnavailable(
             f"The result backend of {broker.cluster} at {backend.address} does not answer ({short_error(error)})."
         ) from error
@@ -179,7 +179,7 @@ def mark_aborted(broker: Broker, settings: Settings, task_id: str) -> None:
     backend = _backend(app, found.url)
     try:
         backend.set(backend.get_key_for_task(task_id), json.dumps({**meta, "task_id": task_id}))
-    except (RedisError, OSError) as error:
+    except (redis.RedisError, OSError) as error:
         raise BrokerUnavailable(
             f"The result backend at {found.address} does not answer ({short_error(error)})."
         ) from error
@@ -193,12 +193,12 @@ def _require_backend(broker: Broker, settings: Settings) -> ResultBackend:
 
 
 @lru_cache(maxsize=64)
-def _backend(app: Celery, url: str) -> RedisBackend:
+def _backend(app: Celery, url: str) -> "RedisBackend":
     """Its client is created by the first request, with timeouts that a page can wait for."""
     kind, address = by_url(url, app.loader)
     backend: RedisBackend = kind(app=app, url=address)
     limits = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
-    backend.connparams |= {**limits, "retry": Retry(NoBackoff(), 1)}
+    backend.connparams |= {**limits, "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1)}
     return backend
 
 

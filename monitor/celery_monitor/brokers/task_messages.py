@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 from kombu.utils.json import dumps
-from redis import Redis
-from redis.exceptions import ResponseError
 
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.amqp import AmqpMessages
 from celery_monitor.brokers.connection import broker_unavailable, link, short_error
+from celery_monitor.brokers.lazy import redis
 from celery_monitor.brokers.queues import task_id_of
 from celery_monitor.brokers.redis import lists_of, walk
 from celery_monitor.core.message import with_links
@@ -118,13 +117,13 @@ def stored_messages(broker: Broker, settings: Settings, queues: Sequence[str]) -
     """The unacknowledged messages and those in these queues. Raises BrokerUnavailable."""
     with link(broker, settings) as connection:
         channel: Any = connection.default_channel
-        client: Any = Redis(connection_pool=channel.pool)
+        client: Any = redis.Redis(connection_pool=channel.pool)
         unacked = f"{channel.global_keyprefix}{channel.unacked_key}"
         delivered = (StoredMessage(value, None) for _, value in client.hscan_iter(unacked, count=SCANNED))
         lists = (StoredMessage(value, queue) for queue in queues for _, value in walk(client, lists_of(channel, queue)))
         try:
             yield StoredMessages(chain(delivered, lists))
-        except ResponseError as error:  # a key of another type, or one without permission
+        except redis.ResponseError as error:  # a key of another type, or one without permission
             raise broker_unavailable(broker, f"does not let messages be read ({short_error(error)})") from error
 
 

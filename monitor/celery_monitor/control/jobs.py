@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 10.0
 BEAT_SECONDS = 2.0
-LOOK_SECONDS = 5.0  # for jobs of processes that have ended; a new one is started at once
+LOOK_SECONDS = 15.0  # for jobs of processes that have ended; a new one is started at once
 TIDY_SECONDS = 600.0
 LONGEST_PAUSE_SECONDS = 10.0
 MOST_AT_ONCE = 4  # jobs; each has a connection of its own to broker and database

@@ -35,10 +35,13 @@ log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 1.0
 # For which a read waits for events, and conclusions of other threads for it: while somebody uses the dashboard, or not.
-READ_SECONDS, UNUSED_READ_SECONDS = 0.25, 0.5
+READ_SECONDS, UNUSED_READ_SECONDS = 0.25, 1.0
+IDLE_GATHER_SECONDS = 12.0  # for which heartbeats gather while nothing else happens
+LATE_INTERVALS, LATE_SECONDS = 1.5, 0.5  # of a heartbeat, after which it is missing, and that is news
+WATCH_SECONDS = 0.25  # between two looks at whether the thread that stores has left its source alone for so long
 SLOW_SECONDS = 5.0  # for one batch; a broker may drop a connection that is not read for longer
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last is repeated
-MOST_DELIVERIES = 10  # in one transaction, when the receiver is behind
+MOST_DELIVERIES, UNUSED_MOST_DELIVERIES = 10, 30  # in one transaction, when the receiver is behind
 PAUSES = 5  # while a batch fills
 RETENTION_SECONDS = 5.0  # between two checks when there was nothing more to delete
 # The pause between two deletions, as a multiple of the last one's duration. Deleting a task takes about a quarter of
@@ -58,6 +61,15 @@ class Work(NamedTuple):
     arrived: float
     began: float
     deliveries: Sequence[Delivery]
+
+
+class LastHeartbeat(NamedTuple):
+    """The last heartbeat of a worker: its process, when it arrived, also by the monotonic clock, and its interval."""
+
+    pid: int | None
+    arrived: float
+    at: float
+    freq: float
 
 
 class SlowBatch(NamedTuple):
@@ -104,6 +116,10 @@ class Receiver:
         self._on_new_worker: Callable[[], None] = lambda: None
         self._work: Work | None = None
         self._slow: SlowBatch | None = None
+        self._busy_since: float | None = None  # since when nothing was read from the source
+        self._heartbeats: dict[str, LastHeartbeat] = {}  # while nobody uses the dashboard, the oldest first
+        self._gathered: list[Delivery] = []  # heartbeats that are not stored yet
+        self._gathered_since = 0.0
 
     @property
     def health(self) -> ReceiverHealth:
@@ -114,6 +130,11 @@ class Receiver:
     def senders(self) -> Senders:
         """The clock offsets of the clients that send tasks."""
         return self._writer.senders
+
+    def last_heartbeat(self, hostname: str) -> float:
+        """When a worker's last heartbeat arrived that may not be stored yet; 0: none. Thread-safe."""
+        known = self._heartbeats.get(hostname)
+        return 0.0 if known is None else known.arrived
 
     def conclude(self, delivery: Delivery) -> None:
         """Stores concluded events (``task-lost``) with the next batch. Thread-safe."""
@@ -221,15 +242,73 @@ class Receiver:
         return f"the receiver was busy with one batch for {busy}, and lost its connection to the broker"
 
     def _receive(self, stop: threading.Event) -> None:
+        self._gathered = []  # what was not acknowledged comes again
         while not stop.is_set():
             self._check_lease()
-            deliveries = self._correct_arrivals(self._collect())
-            if any(each.events or each.malformed or each.dropped or each.gap for each in deliveries):
-                self._store_batch(deliveries, stop)
-            for refused in {sender for each in deliveries for sender in each.refused}:
-                self._note_refused(refused)
-            self._source.acknowledge()
+            self._busy_since = None
+            deliveries = self._collect()
+            self._busy_since = time.monotonic()
+            if not self._only_gathers(deliveries):
+                self._process([*self._gathered, *deliveries], stop)
             self._do_housekeeping(time.time())
+        self._store_gathered()
+
+    def _process(self, collected: Sequence[Delivery], stop: threading.Event) -> None:
+        deliveries = self._correct_arrivals(collected)
+        if any(each.events or each.malformed or each.dropped or each.gap for each in deliveries):
+            self._store_batch(deliveries, stop)
+        self._gathered = []
+        for refused in {sender for each in deliveries for sender in each.refused}:
+            self._note_refused(refused)
+        self._source.acknowledge()
+
+    # Idleness
+
+    def _store_gathered(self) -> None:
+        """Before this receiver stops; what cannot be stored is left to the next one, if the source keeps it."""
+        with suppress(StoreUnavailable):
+            if self._gathered and self._writer.write(self._correct_arrivals(self._gathered)):
+                self._source.acknowledge()
+
+    def _only_gathers(self, deliveries: Sequence[Delivery]) -> bool:
+        """Whether a read may wait for later ones: nobody uses the dashboard, and it has at most usual heartbeats."""
+        if self._pace.used:
+            self._heartbeats.clear()
+            return False
+        now = time.monotonic()
+        usual = all(self._is_usual(each, now) for each in deliveries)
+        if not usual or self._misses_heartbeat(now):
+            self._pace.news()
+            return False
+        with_events = [each for each in deliveries if each.events]
+        if not self._pace.idle or not (self._gathered or with_events):
+            return False
+        if not self._gathered:
+            self._gathered_since = now
+        full = len(self._gathered) >= self._settings.batch_events
+        if full or now - self._gathered_since >= IDLE_GATHER_SECONDS:
+            return False
+        self._gathered += with_events
+        return True
+
+    def _is_usual(self, delivery: Delivery, now: float) -> bool:
+        """Whether it has at most heartbeats of known processes. Notes all heartbeats."""
+        usual = not (delivery.malformed or delivery.dropped or delivery.gap or delivery.refused or delivery.concluded)
+        for event in delivery.events:
+            if event.type != "worker-heartbeat":
+                return False
+            known = self._heartbeats.pop(event.hostname, None)  # it goes to the end
+            self._heartbeats[event.hostname] = LastHeartbeat(event.pid, delivery.arrived, now, event.freq or 0.0)
+            usual = usual and known is not None and known.pid == event.pid
+        return usual
+
+    def _misses_heartbeat(self, now: float) -> bool:
+        """Whether the worker that has been silent for the longest is late; that is said once."""
+        hostname, last = next(iter(self._heartbeats.items()), (None, None))
+        if hostname is None or last is None or now - last.at <= LATE_INTERVALS * last.freq + LATE_SECONDS:
+            return False
+        del self._heartbeats[hostname]
+        return True
 
     def _note_refused(self, sender: RefusedEvents) -> None:
         if sender not in self._refused:
@@ -255,6 +334,7 @@ class Receiver:
         now = time.time()
         if seconds := self._clock.jump(now, _steady()):
             self._clock_change += seconds
+            self._heartbeats.clear()
             log.warning("our own clock was set by %+.1f s", seconds)
         moved = []
         for each in deliveries:
@@ -279,18 +359,26 @@ class Receiver:
         deliveries.append(self._source.read(0.0 if deliveries else patience))
         events = len(deliveries[-1].events)
         gather = self._pace.batch_seconds(self._settings.batch_seconds)
-        while events < self._settings.batch_events and len(deliveries) < MOST_DELIVERIES:
+        most = MOST_DELIVERIES if self._pace.used else UNUSED_MOST_DELIVERIES
+        while events < self._settings.batch_events and len(deliveries) < most:
             rest = self._fill_until - time.monotonic()
-            if rest > 0:  # in short pauses, else a burst would have to be spooled to disk
+            if rest > 0 and (gather <= self._settings.batch_seconds or not self._is_used_now()):
+                # In short pauses, else a burst would have to be spooled to disk.
                 time.sleep(min(rest, gather / PAUSES))
+            else:
+                rest = 0.0
             if self._source.waits:
                 deliveries.append(self._source.read(0.0))
                 events += len(deliveries[-1].events)
             elif rest <= 0:
                 break
-        behind = events >= self._settings.batch_events or len(deliveries) >= MOST_DELIVERIES
+        behind = events >= self._settings.batch_events or len(deliveries) >= most
         self._fill_until = time.monotonic() + gather if events and not behind else 0.0
         return deliveries
+
+    def _is_used_now(self) -> bool:
+        self._pace.look()
+        return self._pace.used
 
     # The database
 
@@ -332,14 +420,17 @@ class Receiver:
 
     @contextmanager
     def _reporting_work(self) -> Iterator[None]:
-        """Meanwhile, a thread saves the health while a batch takes long."""
+        """Meanwhile, a thread guards the source and saves the health while a batch takes long."""
         ended = threading.Event()
 
-        def report() -> None:
-            while not ended.wait(HEALTH_SECONDS):
+        def watch() -> None:
+            while not ended.wait(HEALTH_SECONDS if self._pace.idle else WATCH_SECONDS):
+                busy = self._busy_since
+                if busy is not None and time.monotonic() - busy > WATCH_SECONDS:
+                    self._source.guard()
                 self._report_work()
 
-        thread = threading.Thread(target=report, name="health", daemon=True)
+        thread = threading.Thread(target=watch, name="health", daemon=True)
         thread.start()
         try:
             yield
@@ -389,7 +480,9 @@ class Receiver:
         received = [each for each in deliveries if not each.concluded]
         events = sum(len(each.events) for each in received)
         arrived = [each.arrived for each in received if each.events]
-        lag = max(now - min(arrived, default=now), self._writer.lag(received, now))
+        gathered = max((each.arrived for each in self._gathered), default=0.0)  # these waited on purpose
+        late = [each for each in received if each.events and each.arrived > gathered]
+        lag = max(now - min((each.arrived for each in late), default=now), self._writer.lag(late, now))
         malformed = sum(each.malformed for each in deliveries)
         return msgspec.structs.replace(
             health,
@@ -409,7 +502,8 @@ class Receiver:
 
     def _kept_until(self, unstored: Sequence[Delivery] = ()) -> float | None:
         """See ReceiverHealth. During a gap nothing is kept since it began."""
-        moments = [each.arrived for each in unstored if not each.concluded and not self._source.keeps_events]
+        waiting = () if self._source.keeps_events else (*unstored, *self._gathered)
+        moments = [each.arrived for each in waiting if not each.concluded]
         for at in (self._source.kept_until, self._gaps.began):
             moments += () if at is None else (at,)
         return min(moments, default=None)
@@ -479,7 +573,8 @@ class Receiver:
 
     def _delete_old(self, now: float) -> None:
         began = time.monotonic()
-        self._retention_at = began + RETENTION_SECONDS  # also where it fails
+        rest = self._pace.pause(RETENTION_SECONDS) if self._pace.idle else RETENTION_SECONDS
+        self._retention_at = began + rest  # also where it fails
         retired = self._retention.delete_expired(now)
         self._writer.forget_deleted(retired.keys, counters=retired.counters)
         if retired.more:

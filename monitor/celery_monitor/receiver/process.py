@@ -91,7 +91,14 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
         sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders, pace)
         receiver.on_new_worker(sampler.wake)
         reconciler = Reconciler(
-            store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers, pace
+            store,
+            broker.cluster,
+            remote,
+            lambda: receiver.health,
+            receiver.conclude,
+            helpers,
+            pace,
+            receiver.last_heartbeat,
         )
         beside = {
             RECONCILER: reconciler.run,
@@ -103,6 +110,7 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
+        ending.callback(pace.close)
         ending.callback(pace.wake)
         ending.callback(over.set)  # also when an error ends the receiver
         receiver.run(stop)

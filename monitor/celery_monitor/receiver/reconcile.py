@@ -61,6 +61,7 @@ from celery_monitor.store.tasks.unfinished import (
 from celery_monitor.store.workers import change_workers, read_workers
 
 STEP_SECONDS = 0.5
+IDLE_REST = 2.0  # steps are as much rarer while nothing happens: a late heartbeat ends idleness
 COUNT_SECONDS = 1.0  # between two counts of the tasks that processes have
 LONG_SECONDS, REST = 0.1, 10.0  # if counting takes longer, it is repeated after this multiple of its duration
 DEAF_SECONDS = 5.0  # without a step: we were suspended, or the clock was set
@@ -88,7 +89,8 @@ log = logging.getLogger(__name__)
 class Reconciler:
     """Checks the workers of one cluster twice a second while somebody uses the dashboard, in a thread of its own.
 
-    ``health`` returns the receiver's health; ``conclude`` stores concluded events.
+    ``health`` returns the receiver's health; ``conclude`` stores concluded events; ``last_heartbeat`` returns when the
+    last heartbeat of a worker arrived, if it may not be stored yet.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Reconciler:
         conclude: Callable[[Delivery], None],
         helpers: HelperFailures | None = None,
         pace: Pace | None = None,
+        last_heartbeat: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
         self._helpers = helpers or HelperFailures()
         self._pace = pace or Pace()
@@ -107,6 +110,8 @@ class Reconciler:
         self._cluster = cluster
         self._remote = remote
         self._health = health
+        self._last_heartbeat = last_heartbeat
+        self._rest = STEP_SECONDS  # between the last two steps, on purpose
         self._locations = TaskLocations(store, remote, make_probe(remote.broker, remote.settings), conclude)
         self._started = StartedCheck(self._locations)
         self._gaps = GapCheck(self._locations)
@@ -125,7 +130,7 @@ class Reconciler:
 
     def run(self, stop: threading.Event) -> None:
         """Runs until ``stop`` is set; outages of broker and database are waited out."""
-        while not self._pace.wait(stop, self._pace.pause(STEP_SECONDS)):
+        while not self._pace.wait(stop, self._rest):
             try:
                 self.step(time.time())
                 self._helpers.succeeded(RECONCILER)
@@ -135,6 +140,7 @@ class Reconciler:
                 if error.message != self._logged:
                     log.warning("workers cannot be checked: %s", error)
                 self._logged = error.message
+            self._rest = self._pace.pause(STEP_SECONDS) * (IDLE_REST if self._pace.idle else 1.0)
         self._locations.probe.close()
 
     def step(self, now: float) -> None:
@@ -185,7 +191,8 @@ class Reconciler:
 
     def _listening(self, now: float) -> bool:
         """Whether silence is evidence now; if not, all checks start again."""
-        listening = abs(now - self._stepped_at) < DEAF_SECONDS and self._health().is_caught_up(now, HEALTH_SECONDS)
+        stepping = abs(now - self._stepped_at) < DEAF_SECONDS + self._rest
+        listening = stepping and self._health().is_caught_up(now, HEALTH_SECONDS)
         if not listening:
             self._listening_since = now
             self._unanswered.clear()
@@ -251,7 +258,8 @@ class Reconciler:
 
     def _silence(self, worker: Worker, now: float) -> float:
         """Seconds for which we have listened and nothing came."""
-        last = max(worker.last_heartbeat or 0.0, 0.0 if worker.freq else worker.inspected_at or 0.0)
+        heartbeat = max(worker.last_heartbeat or 0.0, self._last_heartbeat(worker.hostname))
+        last = max(heartbeat, 0.0 if worker.freq else worker.inspected_at or 0.0)
         return now - max(last, self._listening_since)
 
     def _mark(self, marks: Iterable[tuple[Worker, WorkerStatus]], now: float) -> None:

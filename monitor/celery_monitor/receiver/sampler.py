@@ -51,6 +51,7 @@ from celery_monitor.store.tasks.unfinished import (
 from celery_monitor.store.terms import cluster_id
 from celery_monitor.store.workers import load_workers, make_room, read_workers, save_workers
 
+IDLE_INSPECT = 4.0  # by which the time between two inspections is longer while nothing happens
 FIRST_SECONDS = 0.15  # between the first questions to a worker that just came up
 GROWTH = 0.25  # of the time since the first question: a worker that does not reply is asked less and less often
 
@@ -274,6 +275,7 @@ class Sampler:
         self._configured = configured_queues(remote.broker, settings)
         self._names = QueueNames(store, cluster)
         self._turns = QueueTurns()
+        self._ready: dict[str, int | None] = {}  # messages by queue, at the last sample
         self._configured_at = 0.0  # when configured queues that do not exist are checked again
 
     def run(self, stop: threading.Event) -> None:
@@ -353,7 +355,8 @@ class Sampler:
             return None
         workers = self._workers_up()
         twin_processes = _twin_processes(workers)
-        if twin_processes - self._duplicates_asked or now - self._inspected_at >= self._settings.inspect_seconds:
+        period = self._settings.inspect_seconds * (IDLE_INSPECT if self._pace.idle else 1.0)
+        if twin_processes - self._duplicates_asked or now - self._inspected_at >= period:
             self._inspect(remote, workers, now)
             self._duplicates_asked = twin_processes
         elif new := self._newcomers.due(workers, now):
@@ -371,14 +374,16 @@ class Sampler:
 
     def measure(self, now: float) -> None:
         """One sample of every queue. Raises BrokerUnavailable and StoreUnavailable."""
-        workers = self._workers_up()
+        with self._store.snapshot():
+            workers = self._workers_up()
+            paused = {queue for _, queue in read_pauses(self._store, self._cluster)}
+            names = self._names.read()
         consumers: dict[str, Counter[str]] = {}  # processes of each name
         for worker in workers:
             for queue in worker.queues or ():
                 processes = self._processes.get(worker.hostname, Counter())[queue]
                 consumers.setdefault(queue, Counter())[worker.hostname] = max(1, processes)
-        paused = {queue for _, queue in read_pauses(self._store, self._cluster)}
-        names = self._names.read() | consumers.keys() | paused
+        names = names | consumers.keys() | paused
         configured = self._configured - names if now >= self._configured_at else frozenset()
         if not names and not configured:
             return
@@ -391,6 +396,10 @@ class Sampler:
         measured = self._oldest.of([each for each in sampled if each.name not in absent], skews, time.time())
         queues = [_consumed(queue, consumers, complete) for queue in measured]
         self._turns.measured(sampled)
+        ready = {queue.name: queue.ready for queue in sampled}
+        if ready != self._ready:
+            self._ready = ready
+            self._pace.news()
         save_queues(self._store, self._cluster, queues, now, self._samples.rising(queues, now))
 
     # Workers

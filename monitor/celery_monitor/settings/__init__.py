@@ -270,7 +270,7 @@ class Settings:
     sample_seconds: float = _setting(
         1.0,
         parse_float,
-        "how often queues are measured; 5 times as long while nobody uses the dashboard",
+        "how often queues are measured; 5 times as long while nobody uses the dashboard, 20 if nothing happens",
         metavar="SECONDS",
     )
     inspect_seconds: float = _setting(

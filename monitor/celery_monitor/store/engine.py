@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from threading import current_thread
+from threading import current_thread, local
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -72,6 +72,7 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.is_sqlite = engine.dialect.name == "sqlite"
+        self._thread = local()  # its ``snapshot``: the connection of a block with several reads
 
     @property
     def limits(self) -> Limits:
@@ -107,11 +108,29 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A read transaction: one snapshot."""
+        shared = getattr(self._thread, "snapshot", None)
+        if shared is not None:
+            with self._store_errors("read"):
+                yield shared
+            return
         level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         with self._store_errors("read"), self.engine.connect() as plain:
             connection = plain.execution_options(**level)
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that this thread reads inside is one transaction: one snapshot, at a fraction of the cost."""
+        with self.read() as connection:
+            if hasattr(self._thread, "snapshot"):
+                yield
+                return
+            self._thread.snapshot = connection
+            try:
+                yield
+            finally:
+                del self._thread.snapshot
 
     @property
     def has_lease(self) -> bool:
@@ -468,7 +487,10 @@ def _migrate(store: Store) -> None:
     with store.begin() as connection:  # on SQLite its lock keeps other processes out
         if not store.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-        migrations.upgrade(connection)
+        if store.is_sqlite and migrations.revision_of(connection) is None:
+            migrations.create(connection)
+        else:
+            migrations.upgrade(connection)
 
 
 def is_migrated(store: Store) -> bool:

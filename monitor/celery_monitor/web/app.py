@@ -5,8 +5,9 @@ import os
 import re
 import socket
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from email.utils import formatdate
 from functools import partial
 from pkgutil import resolve_name
 from threading import Event, Thread
@@ -14,6 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 import uvicorn
+import uvicorn.server
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -335,16 +337,43 @@ def _clear_notice(request: Request, response: Response) -> None:
         response.delete_cookie(NOTICE_COOKIE, path=_base(request) or "/")
 
 
-TICK_SECONDS = 0.5
 CLOSE_SECONDS = 2  # then open /live sockets are closed; their pages reconnect
 
 
+class _ServerState(uvicorn.server.ServerState):
+    """Dates an answer when it is sent."""
+
+    def __init__(self) -> None:
+        self.total_requests = 0
+        self.connections = set()
+        self.tasks = set()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+        return [(b"date", formatdate(usegmt=True).encode())]
+
+
 class _Server(uvicorn.Server):
-    """uvicorn wakes ten times a second, for a date in headers that has seconds."""
+    """uvicorn wakes ten times a second, to look for signals and to write a date; this one waits for ``stop``."""
+
+    def __init__(self, config: uvicorn.Config, stop: Event) -> None:
+        super().__init__(config)
+        self.server_state = _ServerState()
+        self._stop = stop
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # whoever made ``stop`` handles them
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):
-            await asyncio.sleep(TICK_SECONDS)
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+        def wait() -> None:
+            self._stop.wait()
+            loop.call_soon_threadsafe(stopped.set)
+
+        Thread(target=wait, name="stop", daemon=True).start()
+        await stopped.wait()
 
 
 def serve(settings: Settings, descriptor: int, stop: Event) -> None:
@@ -361,12 +390,7 @@ def serve(settings: Settings, descriptor: int, stop: Event) -> None:
             ws="websockets-sansio",
             ws_max_size=LARGEST_MESSAGE,
             ws_per_message_deflate=False,  # live.py compresses, once for all clients of a view
-        )
+        ),
+        stop,
     )
-
-    def exit_on_stop() -> None:
-        stop.wait()
-        server.should_exit = True
-
-    Thread(target=exit_on_stop, daemon=True).start()
     server.run(sockets=[socket.socket(fileno=descriptor)])

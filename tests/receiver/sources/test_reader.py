@@ -22,7 +22,7 @@ from celery_monitor.receiver.sources.reader import BrokerSocket, Packed, Reader,
 from celery_monitor.receiver.sources.redis import RedisFormat
 from celery_monitor.settings import Settings
 from tests.receiver.sources.conftest import MakeSource
-from tests.receiver.traffic import numbered, publisher, read_all, read_for
+from tests.receiver.traffic import numbered, publisher, read_all, read_for, wait_until_read
 from tests.workers import wait_for
 
 Ends = tuple[socket.socket, socket.socket]
@@ -220,16 +220,66 @@ def test_a_signal_to_the_group_leaves_it_until_the_receiver_lets_go(ends: Ends, 
 
 def test_its_death_is_a_lost_connection_and_the_next_one_reads_again(redis_url: str, source_of: MakeSource) -> None:
     source = source_of(redis_url, source="redis")
+    source.guard()
     (pid,) = wait_for(processes)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(BrokerUnavailable, match="reads the broker's socket ended unexpectedly"):
         read_for(source, 60)
     source.connect()
     assert source.missed
+    source.guard()
     with publisher(redis_url) as publish:
         publish.send("task.received", numbered(12))
     assert [event.clock for event in read_all(source, 1)] == [12]
     assert len(processes()) == 1
+
+
+def test_a_process_reads_from_the_first_burst_on_and_nothing_is_missing(redis_url: str, source_of: MakeSource) -> None:
+    source = source_of(redis_url, source="redis")
+    with publisher(redis_url) as publish:
+        for number in range(50):
+            publish.send("task.received", numbered(number))
+        few = [event.clock for event in read_all(source, 50)]
+        assert processes() == []
+        for number in range(50, 5000):
+            publish.send("task.received", numbered(number))
+    rest = [event.clock for event in read_all(source, 4950)]
+    assert few + rest == list(range(5000))
+    assert len(processes()) == 1
+
+
+def test_a_receiver_that_is_busy_has_a_process_read(redis_url: str, source_of: MakeSource) -> None:
+    source = source_of(redis_url, source="redis")
+    with publisher(redis_url) as publish:
+        publish.send("task.received", numbered(1))
+        assert [event.clock for event in read_all(source, 1)] == [1]
+        source.guard()
+        source.guard()
+        publish.send("task.received", numbered(2))
+    assert [event.clock for event in read_all(source, 1)] == [2]
+    assert len(processes()) == 1
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_what_is_not_stored_when_it_is_closed_is_read_again(
+    redis_url: str, source_of: MakeSource, *, handed_over: bool
+) -> None:
+    source = source_of(redis_url, source="redis")
+    with publisher(redis_url) as publish:
+        publish.send("task.received", numbered(1))
+        assert [event.clock for event in read_all(source, 1)] == [1]
+        source.acknowledge()
+        publish.send("task.received", numbered(2))
+        assert [event.clock for event in read_all(source, 1)] == [2]
+        if handed_over:
+            source.guard()
+        publish.send("task.received", numbered(3))
+        if handed_over:
+            wait_until_read(redis_url)
+    source.close()
+    source.connect()
+    assert [event.clock for event in read_all(source, 2)] == [2, 3]
+    assert len(processes()) == 1  # as it had something to read
 
 
 class Lines:

@@ -54,8 +54,11 @@ class Source(ABC):
         unwrap: Callable[[bytes], Body] = lambda body: body,
         refused: set[RefusedEvents] | None = None,
     ) -> None:
+        self._use(Reader(self._url, worker, messages, self._settings, unwrap, refused))
+
+    def _use(self, reader: Reader) -> None:
         self._acknowledged = 0
-        self._reader = Reader(self._url, worker, messages, self._settings, unwrap, refused)
+        self._reader = reader
 
     def read(self, timeout: float) -> Delivery:
         """What has arrived, at once if anything has, else an empty delivery after ``timeout`` seconds.
@@ -78,6 +81,10 @@ class Source(ABC):
         if number != self._acknowledged:
             self._reader.commit(number)
             self._acknowledged = number
+
+    def guard(self) -> None:
+        """Nothing is read for a while. Where that could lose events, something else begins to read. Thread-safe."""
+        return
 
     def discard(self, before: float) -> None:
         """Drops what arrived before, as another receiver has stored it; raises as read() does.

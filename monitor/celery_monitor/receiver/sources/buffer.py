@@ -253,17 +253,18 @@ def _packed(record: Record) -> bytes:
 class Buffer:
     """Records on their way to the receiver: ``limit`` bytes in memory, or half of it and then the spool.
 
-    They are sent in their order of arrival. With a spool, a sent record is kept until it is committed.
+    They are sent in their order of arrival. With a spool, a sent record is kept until it is committed. The receiver
+    counts records from the first of a connection: ``before`` of them came from another buffer.
     """
 
-    def __init__(self, limit: int, spool: Spool | None = None) -> None:
+    def __init__(self, limit: int, spool: Spool | None = None, before: int = 0) -> None:
         self._limit = limit
         self._spool = spool
         self._memory: deque[Record] = deque()
         self._size = 0  # bytes in memory that wait
         self._behind: deque[Record] = deque()  # in memory, after what waits on a full disk
         self._sent: deque[Record | Position] = deque()  # not committed: from memory, or how far the spool was read
-        self._committed = 0
+        self._committed = before
         self._out = memoryview(b"")
         self._end: str | None = None
         self._dropped = 0
@@ -508,12 +509,17 @@ class RedisStream:
             self._refused, self._dropping = b"", False
 
     def tick(self, idle: float) -> bytes:
-        if idle > DEAD_AFTER_SECONDS:
-            raise TimeoutError(f"no answer for {idle:.0f} s")
-        return PING if idle >= PING_AFTER_SECONDS else b""
+        return ping(idle)
 
     def commit(self, number: int) -> None:
         self._buffer.commit(number)
+
+
+def ping(idle: float) -> bytes:
+    """What to send to a Redis that has been silent for so long; raises TimeoutError if it must be dead."""
+    if idle > DEAD_AFTER_SECONDS:
+        raise TimeoutError(f"no answer for {idle:.0f} s")
+    return PING if idle >= PING_AFTER_SECONDS else b""
 
 
 def count_events(message: bytes) -> int:
@@ -551,9 +557,9 @@ class _Descriptor:
             os.write(self._number, data)
 
 
-def read_redis(broker: Socket, out: int, limit: int, directory: Path, room: int) -> None:
+def read_redis(broker: Socket, out: int, limit: int, directory: Path, room: int, before: int = 0) -> None:
     """Reads a Redis until it or the receiver ends; leaves in ``directory`` what the receiver has not stored."""
-    buffer = Buffer(limit, Spool(directory, room) if room else None)
+    buffer = Buffer(limit, Spool(directory, room) if room else None, before)
     stream = RedisStream(buffer)
     try:
         pump(broker, out, stream, buffer)
@@ -563,7 +569,7 @@ def read_redis(broker: Socket, out: int, limit: int, directory: Path, room: int)
         buffer.close()
 
 
-def main(broker: int, out: int, limit: int, directory: Path, room: int) -> None:
+def main(broker: int, out: int, limit: int, directory: Path, room: int, before: int) -> None:
     """The process that reads a Redis."""
     # Signals go to the receiver's whole process group: pass on what has arrived until the receiver closes the pipe.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -571,8 +577,8 @@ def main(broker: int, out: int, limit: int, directory: Path, room: int) -> None:
     with suppress(OSError):
         os.nice(NICENESS)
     os.set_blocking(out, False)
-    read_redis(_Descriptor(broker), out, limit, directory, room)
+    read_redis(_Descriptor(broker), out, limit, directory, room, before)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]), int(sys.argv[6]))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.receiver.decode import count, decode
 from celery_monitor.receiver.helper_failures import SOCKET_PROCESS, HelperFailures
 from celery_monitor.receiver.sources import buffer
-from celery_monitor.receiver.sources.buffer import COMMITTED, DAMAGED, DATA, END, FRAME
+from celery_monitor.receiver.sources.buffer import COMMITTED, DAMAGED, DATA, END, FRAME, Record, Spool
 from celery_monitor.records.event import Event
 from celery_monitor.records.receiver import Delivery, RefusedEvents
 from celery_monitor.settings import Settings
@@ -39,6 +40,7 @@ DISCARD_SECONDS = 0.05  # for the next record to come through the pipe
 # So much in one read of the socket is a burst. The reading thread then gets the interpreter to itself for a while.
 BURST_BYTES = 256 * 1024
 BURST_SECONDS = 0.02
+QUIET_BYTES = 64 * 1024  # as much in one read of the receiver itself, and a process reads from then on
 YIELD_SECONDS = 0.3  # at most, before each batch
 MOST_REFUSED = 20  # senders that are reported
 BATCH_BYTES = 16 * 1024 * 1024  # decoded and stored at once, as a traceback has no limit of its own
@@ -156,14 +158,16 @@ class ReaderThread(threading.Thread):
 class SocketProcess:
     """A process that reads the socket of a Redis (buffer.py). Raises OSError where it cannot be started."""
 
-    def __init__(self, sock: socket.socket, settings: Settings, folder: Path, helpers: HelperFailures) -> None:
+    def __init__(
+        self, sock: socket.socket, settings: Settings, folder: Path, helpers: HelperFailures, before: int = 0
+    ) -> None:
         self._helpers = helpers
         self._steady_at = time.monotonic() + STEADY_SECONDS if helpers.failures(SOCKET_PROCESS) else None
         self.pipe, theirs = _pipe()
         with closed_by_error(self.pipe), theirs:
             sock.setblocking(False)
             handles = (sock.fileno(), theirs.fileno())
-            given = (*handles, settings.buffer_bytes, folder, settings.spool_bytes)
+            given = (*handles, settings.buffer_bytes, folder, settings.spool_bytes, before)
             command = [sys.executable, "-I", "-S", buffer.__file__, *map(str, given)]
             self._process = subprocess.Popen(  # noqa: S603 - the command is our own
                 command, stdin=subprocess.DEVNULL, pass_fds=handles
@@ -281,21 +285,24 @@ class Reader:
         refused: set[RefusedEvents] | None = None,
     ) -> None:
         self._url = url
-        self._worker = worker
-        self._pipe = worker.pipe
         self._messages = messages
         self._settings = settings
         self._unwrap = unwrap
         self._rest = bytearray()
         self._head: Frame | None = None
         self._poll = select.poll()
-        self._poll.register(self._pipe, select.POLLIN)
+        self._attach(worker)
         self._records = self._dropped = 0
         self._end: BrokerUnavailable | None = None
         self._refused = set() if refused is None else refused  # the worker adds to it
         self.complete_records = 0  # whose messages were all read
         self.messages_read = 0
         self.last_received_at = self.kept_until = time.time()
+
+    def _attach(self, worker: ReadingWorker) -> None:
+        self._worker = worker
+        self._pipe = worker.pipe
+        self._poll.register(self._pipe, select.POLLIN)
 
     @property
     def waits(self) -> bool:
@@ -339,6 +346,9 @@ class Reader:
 
     def commit(self, number: int) -> None:
         """Reports to the worker how many records (or messages, if it counts these) are stored."""
+        self._report(number)
+
+    def _report(self, number: int) -> None:
         with suppress(OSError):  # the pipe is full, and a later commit includes this one; or the worker has ended
             self._pipe.send(COMMITTED.pack(number))
 
@@ -433,3 +443,145 @@ class Reader:
         refused = tuple(self._refused)
         self._refused -= set(refused)
         return refused
+
+
+class OwnSocket:
+    """A Redis's socket, which the receiver reads between its batches. What is not stored is kept for the spool."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.pipe = sock
+        self._unstored: deque[Record] = deque()
+        self.records = 0  # that were read
+        self._looked_at = self._last_byte = time.monotonic()
+
+    def made_progress(self) -> None: ...
+
+    def failure(self) -> BrokerUnavailable:
+        raise AssertionError("its frames say why it ended")
+
+    def stop(self) -> None:
+        self.pipe.close()
+
+    def read(self) -> tuple[bytes, int]:
+        """What has arrived, as frames, and the number of its bytes."""
+        try:
+            data = self.pipe.recv(buffer.READ_BYTES)
+        except BlockingIOError:
+            return b"", 0
+        except OSError as error:
+            return self._ended(error), 0
+        if not data:
+            return self._ended(ConnectionError(buffer.CLOSED)), 0
+        self._looked_at = self._last_byte = time.monotonic()
+        self.records += 1
+        record = Record(time.time(), data)
+        self._unstored.append(record)
+        return FRAME.pack(DATA, len(data), record.arrived, record.arrived, 0) + data, len(data)
+
+    def tick(self) -> bytes:
+        """Asks a silent Redis whether it lives; the last frame if it does not."""
+        now, looked_at = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - looked_at > buffer.PING_AFTER_SECONDS:  # its answer may wait in the socket
+            self._last_byte = now
+        try:
+            if question := buffer.ping(now - self._last_byte):
+                self.pipe.send(question)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            return self._ended(error)
+        return b""
+
+    def commit(self, number: int) -> None:
+        """So many records are stored."""
+        while self._unstored and self.records - len(self._unstored) < number:
+            self._unstored.popleft()
+
+    def take_unstored(self) -> list[Record]:
+        """The records that are not stored, and what has arrived since."""
+        if self.pipe.fileno() >= 0:
+            self.read()
+        found = list(self._unstored)
+        self._unstored.clear()
+        return found
+
+    def _ended(self, error: OSError) -> bytes:
+        text = (str(error) or type(error).__name__).encode()
+        return FRAME.pack(END, len(text), time.time(), time.time(), 0) + text
+
+
+class QuietReader(Reader):
+    """Reads the socket itself while little comes, and has a SocketProcess read it from the first burst on.
+
+    At rest that saves a process, and a wake-up of it for each message.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        own: OwnSocket,
+        messages: MessageFormat,
+        settings: Settings,
+        unwrap: Callable[[bytes], Body],
+        folder: Path,
+        start: Callable[[socket.socket, int], SocketProcess],
+    ) -> None:
+        super().__init__(url, own, messages, settings, unwrap)
+        self._own = own
+        self._folder = folder
+        self._start = start
+        self._alone = True  # no process was started
+        self._lock = threading.Lock()
+
+    def read(self, timeout: float) -> Delivery:
+        with self._lock:
+            if self._alone:
+                self._rest += self._own.tick()
+        return super().read(timeout)
+
+    def hand_over(self) -> None:
+        """From now on a process reads the socket. Thread-safe, and may be called again."""
+        with self._lock:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if not self._alone or self._end is not None:
+            return
+        try:
+            process = self._start(self._own.pipe, self._own.records)
+        except OSError as error:
+            log.warning("the broker's socket is read between batches, as no process can be started for it: %s", error)
+            return
+        self._alone = False
+        self._poll.unregister(self._own.pipe)
+        self._attach(process)
+
+    def _receive(self) -> None:
+        with self._lock:
+            if self._alone:
+                frames, size = self._own.read()
+                self._rest += frames
+                if size >= QUIET_BYTES:
+                    self._hand_over()
+                return
+        super()._receive()
+
+    def _report(self, number: int) -> None:
+        self._own.commit(number)
+        if not self._alone:
+            super()._report(number)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._alone:
+                self._own.stop()
+                super().close()  # waits until the process has written what it has
+            unstored = self._own.take_unstored()
+            self._own.stop()
+            self._alone, self._end = False, self._end or unavailable(self._url, ConnectionError(buffer.CLOSED))
+        if unstored and self._settings.spool_bytes:
+            spool = Spool(self._folder, self._settings.spool_bytes)
+            spool.insert(unstored, before=spool.unread)
+            spool.close()

@@ -22,8 +22,15 @@ from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.decode import JSON, Content, to_json
 from celery_monitor.receiver.helper_failures import FEWEST_FAILURES, SOCKET_PROCESS, HelperFailures
 from celery_monitor.receiver.sources.base import Source
-from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, read_redis
-from celery_monitor.receiver.sources.reader import BrokerSocket, ReaderThread, SocketProcess, closed_by_error
+from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, Spool, read_redis
+from celery_monitor.receiver.sources.reader import (
+    BrokerSocket,
+    OwnSocket,
+    QuietReader,
+    ReaderThread,
+    SocketProcess,
+    closed_by_error,
+)
 from celery_monitor.records.receiver import Delivery, RefusedEvents
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
@@ -266,38 +273,51 @@ class RedisSource(Source):
         self._address = parse_redis_address(broker.url)
         self._pattern = channel_pattern(app_for(broker, settings), self._address.db)
         self._socket: BrokerSocket | None = None  # if a thread reads it
+        self._quiet: QuietReader | None = None
 
     def connect(self) -> None:
         self.close()
+        self._quiet = None
         with explained(self._url), closed_by_error(open_socket(self._address)) as sock:
             subscribe(sock, self._address, self._pattern)
-            worker = self._start_process(sock) or self._start_thread(sock)
-        self._read_from(worker, RedisFormat(), unwrap)
+            if isinstance(sock, ssl.SSLSocket) or self._process_keeps_failing():  # the state of TLS is in this process
+                self._read_from(self._start_thread(sock), RedisFormat(), unwrap)
+                return
+            own, start = OwnSocket(sock), self._start_process
+            self._quiet = QuietReader(self._url, own, RedisFormat(), self._settings, unwrap, self._folder, start)
+        self._use(self._quiet)
+        if self._settings.spool_bytes and self._spooled():
+            self._quiet.hand_over()
 
     def read(self, timeout: float) -> Delivery:
         if self._socket is not None:
             self._socket.yield_to_reader()
         return super().read(timeout)
 
-    def _start_process(self, sock: socket.socket) -> SocketProcess | None:
-        """The process, which loses least; ``None`` with TLS, whose state is in this process, or after failures."""
-        if isinstance(sock, ssl.SSLSocket):
-            return None
-        if self._helpers.failures(SOCKET_PROCESS) >= FEWEST_FAILURES:
+    def guard(self) -> None:
+        if (quiet := self._quiet) is not None:
+            quiet.hand_over()
+
+    def discard(self, before: float) -> None:
+        self.guard()  # what others have not stored yet may be much
+        super().discard(before)
+
+    def _spooled(self) -> bool:
+        """Whether an earlier process has left events."""
+        spool = Spool(self._folder, self._settings.spool_bytes)
+        spool.close()
+        return not spool.empty
+
+    def _process_keeps_failing(self) -> bool:
+        failing = self._helpers.failures(SOCKET_PROCESS) >= FEWEST_FAILURES
+        if failing:
             log.warning(
                 "the broker's socket is read by a thread, as the process for it ended unexpectedly several times"
             )
-            return None
-        try:
-            process = SocketProcess(sock, self._settings, self._folder, self._helpers)
-        except OSError as error:
-            for _ in range(FEWEST_FAILURES):  # there will be no second attempt on this connection
-                self._helpers.failed(SOCKET_PROCESS, error)
-            log.warning("the broker's socket is read by a thread, as no process can be started for it: %s", error)
-            return None
-        sock.close()
-        self._socket = None
-        return process
+        return failing
+
+    def _start_process(self, sock: socket.socket, before: int) -> SocketProcess:
+        return SocketProcess(sock, self._settings, self._folder, self._helpers, before)
 
     def _start_thread(self, sock: socket.socket) -> ReaderThread:
         self._socket = broker = BrokerSocket(sock)

@@ -48,6 +48,10 @@ class FactsReader:
 
     def read(self, rules: Sequence[Rule], now: float) -> AlertFacts:
         """What these rules need, and no more. Raises StoreUnavailable."""
+        with self._store.snapshot():
+            return self._read(rules, now)
+
+    def _read(self, rules: Sequence[Rule], now: float) -> AlertFacts:
         store, cluster = self._store, self._cluster
         health = read_facts(store, cluster, now)
         if health.new_failures:

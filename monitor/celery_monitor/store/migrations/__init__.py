@@ -1,6 +1,8 @@
 """Alembic's migrations, run from inside: a database is brought up to date when it is opened.
 
-Alembic is loaded only for a database that needs it: it would be a quarter of what a process loads to open one.
+Alembic is loaded only for a database that needs it: it would be a quarter of what a process loads to open one. A new
+SQLite file needs none: its tables are created as the schema has them, and a test compares them with what the
+migrations make. On PostgreSQL they also make partitions.
 """
 
 from functools import cache
@@ -8,6 +10,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select
+
+from celery_monitor.store.schema import metadata
 
 VERSIONS = Path(__file__).parent / "versions"
 # alembic.runtime.migration.MigrationContext keeps the revision of a database there.
@@ -25,6 +29,13 @@ def revision_of(connection: Connection) -> str | None:
     if not inspect(connection).has_table(_version.name):
         return None
     return connection.execute(select(_version.c.version_num)).scalar()
+
+
+def create(connection: Connection) -> None:
+    """Creates all tables in a new SQLite file, inside the connection's transaction."""
+    metadata.create_all(connection, checkfirst=False)
+    _version.create(connection, checkfirst=True)
+    connection.execute(_version.insert().values(version_num=head()))
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:

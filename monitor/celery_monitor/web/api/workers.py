@@ -13,7 +13,7 @@ from celery_monitor.control.workers import ON_WORKER, WORKER_COMMANDS
 from celery_monitor.core.workers import ProcessState, duplicate_pids, process_state
 from celery_monitor.errors import BrokerUnavailable, Conflict, NotAlive, NotFound, Unsupported
 from celery_monitor.records.worker import Worker, WorkerStatus
-from celery_monitor.store.receivers import is_caught_up
+from celery_monitor.store.receivers import is_caught_up, read_receiver_health
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.api.operation import (
     Call,
@@ -193,7 +193,10 @@ def check_alive(call: Call, given: Aliveness) -> AliveItem:
     if not is_caught_up(call.store, worker.cluster, now):
         return AliveItem(hostname=worker.hostname, alive=None, last_heartbeat=worker.last_heartbeat)
     age = now - (worker.last_heartbeat or 0.0)
-    if worker.status is WorkerStatus.OFFLINE or age > given.within:
+    # While nothing happens, heartbeats gather in the receiver: it has stored those that came before its last report.
+    receiver = read_receiver_health(call.store, worker.cluster)
+    unreported = 0.0 if receiver is None or receiver.updated_at is None else max(0.0, now - receiver.updated_at)
+    if worker.status is WorkerStatus.OFFLINE or age - unreported > given.within:
         raise NotAlive(
             f"{worker.hostname} has sent no heartbeat for {age:.0f} s.", last_heartbeat=worker.last_heartbeat
         )
