@@ -15,8 +15,7 @@ from celery_monitor.alerts.channels import NotSent, SentUnknown, post_alerts, se
 from celery_monitor.alerts.messages import Composer
 from celery_monitor.alerts.pings import Pings
 from celery_monitor.core.alerts.judging import MOST_ALERTS, batches, gets
-from celery_monitor.errors import MonitorError
-from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures
+from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures, Steps
 from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.alert import Channel, Notification, NotificationState
 from celery_monitor.settings import Settings
@@ -47,27 +46,28 @@ class AlertSender:
         self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures, pace: Pace | None = None
     ) -> None:
         self._pace = pace or Pace()
+        self._steps = Steps(ALERT_SENDER, "messages of alerts are not sent", helpers, self._pace)
         self._store = store
         self._cluster = cluster
-        self._helpers = helpers
         self._composer = Composer(settings)
         self._pings = Pings(store, cluster, settings)
         self._busy: dict[int, Future[None]] = {}
         self._refreshed: dict[int, float] = {}
 
+    def wake(self) -> None:
+        """Looks for messages at once. Thread-safe."""
+        self._steps.wake()
+
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set. An error is a fact of health, and the next round tries again."""
+        """Until ``stop`` is set."""
         with ThreadPoolExecutor(MOST_THREADS, "alert-channel") as pool:
-            while not stop.is_set():
-                try:
-                    self.deliver(pool, time.time())
-                    self._pings.ping(time.time())
-                    self._helpers.succeeded(ALERT_SENDER)
-                    self._pace.wait(stop, self._pace.pause(LOOK_SECONDS))
-                except MonitorError as error:
-                    self._helpers.failed(ALERT_SENDER, error)
-                    log.warning("messages of alerts are not sent: %s", error.message)
-                    stop.wait(self._helpers.pause(ALERT_SENDER))
+
+            def step(now: float) -> float:
+                self.deliver(pool, now)
+                self._pings.ping(now)
+                return self._pace.pause(LOOK_SECONDS)
+
+            self._steps.run(stop, step)
 
     def deliver(self, pool: ThreadPoolExecutor, now: float) -> list[Future[None]]:
         """Begins to send what is due. Raises StoreUnavailable, also of what was begun before."""

@@ -89,17 +89,21 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
         probe = make_probe(broker, settings)
         notice, senders = receiver.notice, receiver.senders
         sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders, pace)
-        receiver.on_new_worker(sampler.wake)
+        judge = Judge(store, broker.cluster, settings, helpers, pace)
+        alert_sender = AlertSender(store, broker.cluster, settings, helpers, pace)
+        judge.on_message(alert_sender.wake)
+        receiver.on_new_worker(sampler.wake, judge.wake)
         reconciler = Reconciler(
             store, broker.cluster, remote, lambda: receiver.health, receiver.conclude, helpers, pace
         )
+        reconciler.on_change(judge.wake)
         beside = {
             RECONCILER: reconciler.run,
             SAMPLER: sampler.run,
             QUEUE_SAMPLER: sampler.run_queues,
             SCHEDULES: sampler.run_schedules,
-            ALERTS: Judge(store, broker.cluster, settings, helpers, pace).run,
-            ALERT_SENDER: AlertSender(store, broker.cluster, settings, helpers, pace).run,
+            ALERTS: judge.run,
+            ALERT_SENDER: alert_sender.run,
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)
