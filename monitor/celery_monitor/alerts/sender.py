@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from uuid import uuid4
 
-from celery_monitor.alerts.channels import NotSent, SentUnknown, post_alerts, send
+from celery_monitor.alerts.channels import NotSent, SentUnknown, connect, post_alerts, send
 from celery_monitor.alerts.messages import Composer
 from celery_monitor.alerts.pings import Pings
 from celery_monitor.core.alerts.judging import MOST_ALERTS, batches, gets
@@ -92,27 +94,47 @@ class AlertSender:
             self._refresh(channel)
 
     def _send(self, channel: Channel, group: Sequence[Notification]) -> None:
-        batch = uuid4().hex
-        mine = claim(self._store, [each.id for each in group], batch, time.time())
-        group = [each for each in group if each.id in mine]
-        if not group:
-            return
-        state, error, again = NotificationState.SENT, None, False
+        """Connects before it claims, so that a message is in doubt only from its first byte to the stored answer."""
+        with ExitStack() as stack:
+            connection, refusal = None, None
+            try:
+                connection = connect(channel)
+            except NotSent as error:
+                refusal = error
+            if connection is not None:
+                stack.callback(connection.close)
+            batch = uuid4().hex
+            mine = claim(self._store, [each.id for each in group], batch, time.time())
+            if mine:
+                group = [each for each in group if each.id in mine]
+                self._end(channel, group, batch, refusal or self._outcome(channel, connection, batch, group))
+
+    def _outcome(
+        self, channel: Channel, connection: HTTPConnection | None, batch: str, group: Sequence[Notification]
+    ) -> NotSent | SentUnknown | None:
         try:
-            send(channel, self._composer.message(batch, group), self._composer)
-        except SentUnknown as unknown:
-            state, error = NotificationState.UNCONFIRMED, str(unknown)
-        except NotSent as refusal:
-            state, error, again = NotificationState.FAILED, str(refusal), refusal.again
+            send(channel, connection, self._composer.message(batch, group), self._composer)
+        except (NotSent, SentUnknown) as error:
+            return error
+        return None
+
+    def _end(
+        self, channel: Channel, group: Sequence[Notification], batch: str, error: NotSent | SentUnknown | None
+    ) -> None:
+        """Stores the fate of a batch. What was surely not sent may be tried again."""
+        state, due_at, digest = NotificationState.SENT, None, len(group) > 1
         attempts = max(each.attempts for each in group) + 1
-        due_at = None
-        if again and attempts < MOST_ATTEMPTS:
+        if isinstance(error, SentUnknown):
+            state = NotificationState.UNCONFIRMED
+        elif error is not None and error.again and attempts < MOST_ATTEMPTS:
             state = NotificationState.WAITING
             due_at = time.time() + min(FIRST_PAUSE_SECONDS * 2 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
+        elif error is not None:
+            state = NotificationState.FAILED
         if error is not None:
             log.warning("alert channel %s: %s", channel.name, error)
-        digest = len(group) > 1
-        end_batch(self._store, channel.id, batch, state, time.time(), error=error, due_at=due_at, digest=digest)
+        text = None if error is None else str(error)
+        end_batch(self._store, channel.id, batch, state, time.time(), error=text, due_at=due_at, digest=digest)
 
     def _refresh(self, channel: Channel) -> None:
         """Alertmanager takes an alert for resolved that it does not get again and again."""
@@ -121,6 +143,8 @@ class AlertSender:
         wanted = [alert for alert in firing if gets(channel, alert)]
         if wanted:
             try:
-                post_alerts(channel, wanted, self._composer)
+                if (connection := connect(channel)) is not None:
+                    with closing(connection):
+                        post_alerts(channel, connection, wanted, self._composer)
             except (NotSent, SentUnknown) as error:
                 log.warning("alert channel %s: %s", channel.name, error)
