@@ -8,7 +8,7 @@ from msgspec import structs
 
 from celery_monitor.alerts.messages import shortened
 from celery_monitor.alerts.rules_file import read_rules_file
-from celery_monitor.core.alerts.judging import Standing, advance, is_suspended, measure
+from celery_monitor.core.alerts.judging import Round, Standing, advance, is_suspended
 from celery_monitor.core.alerts.kinds import KINDS
 from celery_monitor.receiver.helper_failures import ALERTS, HelperFailures, Steps
 from celery_monitor.receiver.pace import Pace
@@ -73,10 +73,11 @@ class Judge:
         facts = self._facts.read(enabled, now)
         standing = read_standing(self._store, self._cluster, now - max(rule.cooldown for rule in rules))
         changes: list[Change] = []
+        this_round = Round(facts)
         for rule in rules:
             known = standing.pop(rule.name, Standing())
             suspended = rule.enabled and is_suspended(KINDS[rule.kind], facts, self._began)
-            measured = None if suspended else measure(rule, facts) if rule.enabled else []
+            measured = None if suspended else this_round.measure(rule) if rule.enabled else []
             changes += advance(rule, self._cluster, known, measured, now)
         changes += [_without_rule(alert, now) for each in standing.values() for alert in each.alerts.values()]
         self._pending = any(each.alert.state is AlertState.PENDING and not each.removed for each in changes)
