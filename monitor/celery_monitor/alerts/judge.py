@@ -10,8 +10,8 @@ from celery_monitor.alerts.messages import shortened
 from celery_monitor.alerts.rules_file import read_rules_file
 from celery_monitor.core.alerts.judging import Round, Standing, advance, is_suspended
 from celery_monitor.core.alerts.kinds import KINDS
-from celery_monitor.receiver.helper_failures import ALERTS, HelperFailures, Steps
-from celery_monitor.receiver.pace import Pace
+from celery_monitor.receiver.helper_failures import ALERTS, HelperFailures
+from celery_monitor.receiver.pace import Pace, Steps
 from celery_monitor.records.alert import Alert, AlertState, Change, Rule
 from celery_monitor.settings import Settings
 from celery_monitor.store.alerts.facts import FactsReader, began

@@ -17,8 +17,8 @@ from celery_monitor.alerts.channels import NotSent, SentUnknown, connect, post_a
 from celery_monitor.alerts.messages import Composer
 from celery_monitor.alerts.pings import Pings
 from celery_monitor.core.alerts.judging import MOST_ALERTS, batches, gets
-from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures, Steps
-from celery_monitor.receiver.pace import Pace
+from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures
+from celery_monitor.receiver.pace import Pace, Steps
 from celery_monitor.records.alert import Channel, Notification, NotificationState
 from celery_monitor.settings import Settings
 from celery_monitor.store.alerts.rules import read_channels

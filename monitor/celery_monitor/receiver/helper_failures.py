@@ -4,16 +4,12 @@ Each helper reports the result of every step. One that fails twice in a row is p
 last error and the time of the first, until a step succeeds.
 """
 
-import logging
 import threading
 import time
-from collections.abc import Callable
 
 import msgspec
 
 from celery_monitor.addresses import masked
-from celery_monitor.errors import MonitorError
-from celery_monitor.receiver.pace import Pace
 from celery_monitor.records.receiver import FailingHelper
 
 SAMPLER = "sampler"
@@ -29,7 +25,6 @@ FEWEST_FAILURES = 2  # in a row; one may be a short outage of broker or database
 FIRST_PAUSE_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_ERROR = 500
-log = logging.getLogger(__name__)
 
 
 class HelperFailures:
@@ -74,36 +69,3 @@ class HelperFailures:
         with self._lock:
             found = [each for each in self._failing.values() if each.failures >= FEWEST_FAILURES]
         return tuple(sorted(found, key=lambda each: each.name))
-
-
-class Steps:
-    """The steps of one helper, with pauses between them. ``trouble`` is what the log says where one fails."""
-
-    def __init__(self, name: str, trouble: str, helpers: HelperFailures, pace: Pace) -> None:
-        self._name = name
-        self._trouble = trouble
-        self._helpers = helpers
-        self._pace = pace
-        self._woken = threading.Event()
-
-    def wake(self) -> None:
-        """Begins the next step at once. Thread-safe."""
-        self._woken.set()
-        self._pace.wake()
-
-    def run(self, stop: threading.Event, step: Callable[[float], float]) -> None:
-        """Until ``stop`` is set. ``step`` gets the time, and returns the seconds until the next one.
-
-        An error is a fact of health, and the next step tries again.
-        """
-        while not stop.is_set():
-            self._woken.clear()
-            try:
-                seconds = step(time.time())
-            except MonitorError as error:
-                self._helpers.failed(self._name, error)
-                log.warning("%s: %s", self._trouble, error.message)
-                stop.wait(self._helpers.pause(self._name))
-            else:
-                self._helpers.succeeded(self._name)
-                self._pace.wait(stop, seconds, self._woken)
