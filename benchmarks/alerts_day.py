@@ -1,7 +1,7 @@
 """A day with incidents, judged minute by minute by the default rules: python -m benchmarks.alerts_day.
 
 The day is that of tests/alerts/day.py: 23,000 tasks of a shop through decoder, writer and judge with a made clock, with
-what is normal (a quiet night, a rush, a rolling restart) and fifteen incidents. The table has the alerts of each. Ends
+what is normal (a quiet night, a rush, a rolling restart) and fourteen incidents. The table has the alerts of each. Ends
 with status 1 where an incident was missed, or an alert has none.
 """
 
