@@ -1,6 +1,7 @@
 """The files of deploy/: each of their queries names what a scrape has, and Prometheus itself takes them."""
 
 import json
+import logging
 import re
 import subprocess
 from collections.abc import Iterator
@@ -22,12 +23,32 @@ from tests.servers import free_port, needs_program
 from tests.web.shop import BASE, fill, serving
 from tests.workers import ROOT, running_worker, wait_for
 
+log = logging.getLogger(__name__)
 DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "celery-monitor.json"
 RULES = [DEPLOY / "prometheus" / name for name in ("recording.yml", "alerts.yml")]
 SECTIONS = ("Overview", "Queues", "Tasks", "Workers", "Beat")
 METRIC = re.compile(r"\b((?:flower|celery_monitor)_\w+)")
 RECORDED = re.compile(r"\b([a-z_]+:[a-z_]+:\w+)\b")
+_ENDED = 'flower_events_total{type=~"task-failed|task-succeeded"}'
+# The forms in which dashboards and alerts made for Flower ask for its names and labels. Written by hand: Flower's
+# source archive has no such file.
+FLOWER_QUERIES = (
+    "flower_worker_online",
+    "flower_worker_online == 1",
+    "flower_worker_number_of_currently_executing_tasks",
+    "flower_worker_prefetched_tasks",
+    "sum(avg_over_time(flower_task_prefetch_time_seconds[15m])) by (task, worker)",
+    "avg_over_time(flower_task_prefetch_time_seconds[15m]) >= 0",
+    f'sum(avg_over_time(flower_events_total{{type="task-succeeded"}}[15m])) by (task)'
+    f" / sum(avg_over_time({_ENDED}[15m])) by (task) * 100",
+    f'sum(avg_over_time(flower_events_total{{type="task-failed"}}[15m])) by (task)'
+    f" / sum(avg_over_time({_ENDED}[15m])) by (task) * 100",
+    f'count(flower_events_total{{type="task-failed"}}) by (task) / count({_ENDED}) by (task)',
+    "sum(rate(flower_events_total[1m])) by (type, worker)",
+    "histogram_quantile(0.95, sum(rate(flower_task_runtime_seconds_bucket[1m])) by (le, task))",
+    "rate(flower_task_runtime_seconds_sum[1m]) / rate(flower_task_runtime_seconds_count[1m])",
+)
 VARIABLES = {"$cluster": ".*", "$task": ".*", "$__rate_interval": "1m"}
 
 
@@ -137,3 +158,28 @@ def test_a_real_prometheus_fires_and_resolves_an_alert(redis_url: str, tmp_path:
                 wait_for(lambda: ask(address, f"query?query={succeeded}").get("result"), what="the task in Prometheus")
                 for query in dashboard_queries():
                     assert ask(address, f"query?query={quote(query)}")["resultType"] == "vector", query
+
+
+def test_queries_made_for_flower_name_what_a_scrape_has(scraped: set[str]) -> None:
+    for query in FLOWER_QUERIES:
+        assert set(METRIC.findall(query)) <= scraped, query
+
+
+@pytest.mark.slow
+def test_queries_made_for_flower_find_series_in_a_real_prometheus(redis_url: str, tmp_path: Path) -> None:
+    needs_program("prometheus")
+    with product_of(redis_url, tmp_path) as product, running_worker(redis_url) as worker:
+        target = product.address.removeprefix("http://").rstrip("/")
+        with prometheus(tmp_path, target) as address:
+            for query in FLOWER_QUERIES:
+
+                def found() -> Any:
+                    worker.send("add", 1, 2)  # a rate needs samples that grow
+                    worker.send("fail", "no stock")
+                    return ask(address, f"query?query={quote(query)}").get("result")  # noqa: B023 - called at once
+
+                series = wait_for(found, what=query)
+                log.info("%d series: %s", len(series), query)
+            worker.kill()
+            offline = quote("flower_worker_online == 0")
+            wait_for(lambda: ask(address, f"query?query={offline}").get("result"), what="a worker that is offline")

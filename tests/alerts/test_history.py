@@ -8,7 +8,7 @@ from celery_monitor.store.queues import save_queues
 from celery_monitor.store.receivers import close_gap, open_gap
 from celery_monitor.store.workers import save_worker_starts
 from tests.alerts.scene import CLUSTER, Scene, scene
-from tests.factories import NOW
+from tests.factories import NOW, make_event, make_id
 
 HOUR = 3600.0
 
@@ -23,6 +23,10 @@ def fill(shop: Scene) -> None:
     """A day of hourly traffic with one hour of failures, a slow one, and a gap."""
     for hour in range(30, 0, -1):
         shop.run_tasks(24, NOW - hour * HOUR, failed=12 if hour == 7 else 0, run=9.0 if hour == 4 else 0.5)
+    lost: dict[str, object] = {"uuid": make_id(9071), "hostname": "worker1@shop"}
+    at = NOW - 6 * HOUR
+    shop.write(make_event("task-received", timestamp=at - 60, name="shop.mail", **lost), at=at)
+    shop.write(make_event("task-lost", timestamp=at, exception="gone", **lost), at=at)
     gap = open_gap(shop.store, CLUSTER, NOW - 2.5 * HOUR, "the broker was away")
     close_gap(shop.store, gap, NOW - 2.4 * HOUR)
     for before, ready in ((5.0, 10_001), (4.95, 10_001), (4.9, 10_001), (4.85, 3)):
@@ -53,8 +57,16 @@ def test_each_kind_with_a_history_says_when_its_rule_would_have_fired(sqlite_url
         "growing queue": [],
         "queue without consumer": [4.8],
         "restarting worker": [2.9],
+        "tasks lost": [6.0],
         "gap": [2.5],
     }
+
+
+def test_lost_tasks_of_another_name_are_outside_the_scope_of_a_preview(sqlite_url: str) -> None:
+    with scene(sqlite_url) as shop:
+        fill(shop)
+        rules = [Rule(name="L", kind="tasks lost", scope=scope) for scope in ("name:shop.mail", "name:shop.pay")]
+        assert [len(hours(shop, rule)) for rule in rules] == [1, 0]
 
 
 def test_gap_accuses_nobody_in_a_preview_either(sqlite_url: str) -> None:

@@ -5,18 +5,19 @@ import time
 from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Event
 
 from celery_monitor.core.alerts.kinds import DEFAULT_RULES
 from celery_monitor.records.alert import Channel, NotificationState, Rule
+from celery_monitor.records.task import TaskState
 from celery_monitor.store.alerts.facts import BEGAN
-from celery_monitor.store.alerts.rules import add_channel, save_rule
+from celery_monitor.store.alerts.rules import add_channel, change_channel, save_rule
 from celery_monitor.store.alerts.states import read_messages
 from celery_monitor.store.engine import Store, open_store, put_value
 from tests.alerts.listener import Listener, listening
-from tests.faults.receivers import CLUSTER, Record, receiving
-from tests.workers import running_worker, wait_for
+from tests.faults.receivers import CLUSTER, Program, Record, receiving
+from tests.workers import Worker, running_worker, wait_for
 
-KILLS = 3
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +34,26 @@ def sent(there: Listener) -> Counter[int]:
     return Counter(alert["id"] for each in list(there.requests) for alert in each.json["alerts"])
 
 
+def fail(worker: Worker, letters: str) -> None:
+    """Failures of so many causes."""
+    for letter in letters:
+        worker.send("fail", f"cause {letter * 3} of this round")
+
+
+def fates(store: Store) -> Counter[NotificationState]:
+    return Counter(message.state for message in read_messages(store))
+
+
+def wait_for_fates(store: Store, **expected: int) -> None:
+    wanted = {NotificationState(state): count for state, count in expected.items()}
+    try:
+        wait_for(lambda: fates(store) == wanted, 200, f"{expected}")
+    except TimeoutError as error:
+        raise AssertionError(f"{error}: {fates(store)}") from None
+
+
 def test_no_alert_is_sent_twice_over_three_kills(redis_url: str, database_url: str, tmp_path: Path) -> None:
+    """Killed while messages wait, while the other side has one and has not answered, and once all is sent."""
     with ExitStack() as stack:
         there = stack.enter_context(listening())
         store = stack.enter_context(closing(open_store(database_url)))
@@ -42,28 +62,44 @@ def test_no_alert_is_sent_twice_over_three_kills(redis_url: str, database_url: s
         worker = stack.enter_context(running_worker(redis_url))
         leader = stack.enter_context(receiving(redis_url, database_url, tmp_path, "0"))
         record.wait_for_leader(leader)
-        for kill in range(KILLS):
-            standby = stack.enter_context(receiving(redis_url, database_url, tmp_path, f"{kill + 1}"))
-            record.wait_for_standby(standby)
-            for number in range(5):
-                worker.send("fail", f"cause {'abcd'[kill]}{'vwxyz'[number]} of this round")
-            wait_for(lambda: len(there.requests) > kill, 90, "a message")  # noqa: B023 - called at once
-            leader.kill()
-            leader = standby
-            record.wait_for_leader(leader)
 
-        def settled() -> bool:
-            open_states = (NotificationState.WAITING, NotificationState.SENDING)
-            return not read_messages(store, states=open_states) and bool(read_messages(store))
+        def kill(program: Program, successor: Program) -> Program:
+            program.kill()
+            record.wait_for_leader(successor)
+            return successor
 
-        wait_for(settled, 200, "the fate of every message")
-        found = sent(there)
-        assert max(found.values()) == 1
-        fates = Counter(message.state for message in read_messages(store))
-        log.info("%d alerts in %d messages: %s", len(found), len(there.requests), fates)
-        # One whose receiver was killed before it noted the answer has arrived or not.
-        assert set(fates) <= {NotificationState.SENT, NotificationState.UNCONFIRMED}
-        assert fates[NotificationState.SENT] <= len(found) <= fates.total() == 5 * KILLS
+        def stand_by(number: int) -> Program:
+            program = stack.enter_context(receiving(redis_url, database_url, tmp_path, f"{number}"))
+            record.wait_for_standby(program)
+            return program
+
+        change_channel(store, 1, quiet_hours=this_hour())
+        standby = stand_by(1)
+        fail(worker, "abcde")
+        wait_for_fates(store, waiting=5)
+        leader, standby = kill(leader, standby), stand_by(2)
+        there.hold = Event()
+        change_channel(store, 1, quiet_hours="")
+        wait_for(lambda: there.requests, 90, "the digest")
+        leader = kill(leader, standby)
+        there.hold.set()
+        there.hold = None
+        wait_for_fates(store, unconfirmed=5)
+        standby = stand_by(3)
+        fail(worker, "klmno")
+        wait_for_fates(store, unconfirmed=5, sent=5)
+        leader = kill(leader, standby)
+        fail(worker, "x")
+        wait_for_fates(store, unconfirmed=5, sent=6)
+        assert set(sent(there).values()) == {1}
+        assert len(sent(there)) == 11  # also those that are in doubt had arrived
+        assert len(there.requests[0].json["alerts"]) == 5
+
+
+def this_hour() -> str:
+    """Quiet hours around now."""
+    begin, end = (time.strftime("%H:%M", time.gmtime(time.time() + each * 3600)) for each in (-1, 1))
+    return f"{begin}-{end}"
 
 
 def test_storm_of_failures_in_500_groups_is_a_few_messages(redis_url: str, sqlite_url: str, tmp_path: Path) -> None:
@@ -75,9 +111,10 @@ def test_storm_of_failures_in_500_groups_is_a_few_messages(redis_url: str, sqlit
         worker = stack.enter_context(running_worker(redis_url, concurrency=4))
         record.wait_for_leader(stack.enter_context(receiving(redis_url, sqlite_url, tmp_path, "0")))
         began = time.time()
-        for number in range(2000):
+        for number in range(10_000):
             worker.send("fail", f"cause {_letters(number % 500)}")
-        wait_for(lambda: len(sent(there)) >= 500, 280, "every alert in a message")
+        failed = {TaskState.FAILURE: 10_000}
+        wait_for(lambda: record.counts() == failed and len(sent(there)) >= 500, 400, "every failure and every alert")
         minutes = (time.time() - began) / 60
         log.info("%d messages of 500 alerts in %.1f min", len(there.requests), minutes)
         assert len(there.requests) <= 4 * (minutes + 1)

@@ -102,6 +102,15 @@ def test_silence_counts_only_while_the_receiver_listened(judged: Judged) -> None
     assert "its last heartbeat came 909 s ago (one is due every 3 s)" in event.exception
 
 
+def test_each_change_of_a_status_is_passed_on(judged: Judged) -> None:
+    changes: list[WorkerStatus] = []
+    judged.reconciler.on_change(lambda: changes.append(judged.status()))
+    begin(judged)
+    for seconds in (900, 903, 906, 909, 910):
+        judged.step(NOW + seconds)
+    assert changes == [WorkerStatus.SILENT, WorkerStatus.OFFLINE]
+
+
 def test_late_heartbeat_and_no_answer_is_silence_but_nobody_is_gone_for_that(judged: Judged) -> None:
     task_id = begin(judged)
     judged.step(NOW)

@@ -18,6 +18,7 @@ import msgspec
 
 from celery_monitor import __version__
 from celery_monitor.alerts.messages import Composer, state_word
+from celery_monitor.errors import InvalidInput
 from celery_monitor.records.alert import Alert, AlertMessage, Channel
 
 TIMEOUT_SECONDS = 10.0
@@ -38,32 +39,48 @@ class SentUnknown(Exception):
     """No answer came: the message may have arrived, or not."""
 
 
-def send(channel: Channel, message: AlertMessage, composer: Composer) -> None:
-    """Sends it, or raises NotSent or SentUnknown."""
-    SENDERS[channel.kind](channel, message, composer)
+def connect(channel: Channel) -> HTTPConnection | None:
+    """A connection over which ``send`` posts; ``None`` where Apprise makes its own. Raises NotSent.
 
-
-def post(url: str, body: bytes, headers: Mapping[str, str]) -> None:
-    """Posts JSON. Raises NotSent or SentUnknown."""
-    parts = urlsplit(url)
+    To connect takes the longest, and who dies meanwhile has surely sent nothing.
+    """
+    if channel.kind == "apprise":
+        return None
+    parts = urlsplit(channel.url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.connect()
+    except (OSError, UnicodeError) as error:  # the latter: no host can have this name
+        connection.close()
+        raise NotSent(f"cannot connect: {getattr(error, 'strerror', None) or error}", again=True) from None
+    return connection
+
+
+def send(channel: Channel, connection: HTTPConnection | None, message: AlertMessage, composer: Composer) -> None:
+    """Sends it over the connection of ``connect``. Raises NotSent or SentUnknown."""
+    if connection is None:
+        send_by_apprise(channel, message)
+    elif channel.kind == "webhook":
+        send_webhook(channel, connection, message, composer)
+    elif channel.kind == "alertmanager":
+        send_to_alertmanager(channel, connection, message, composer)
+    else:
+        raise InvalidInput(f"{channel.kind!r} is not a kind of channel")
+
+
+def post(connection: HTTPConnection, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+    """Posts JSON over a connection to the host of the URL. Raises NotSent or SentUnknown."""
+    parts = urlsplit(url)
     given = {"Content-Type": "application/json", "User-Agent": f"celery-monitor/{__version__}", **headers}
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         given["Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
     try:
-        try:
-            connection.connect()
-        except OSError as error:
-            raise NotSent(f"cannot connect: {error.strerror or error}", again=True) from None
-        try:
-            connection.request("POST", f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", body, given)
-            status = connection.getresponse().status
-        except (OSError, HTTPException) as error:
-            raise SentUnknown(f"no answer: {error or type(error).__name__}") from None
-    finally:
-        connection.close()
+        connection.request("POST", f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", body, given)
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise SentUnknown(f"no answer: {error or type(error).__name__}") from None
     if status not in OK:
         raise NotSent(f"the answer is {status}", again=status in RETRIED or status >= 500)
 
@@ -102,28 +119,30 @@ def webhook_body(message: AlertMessage, composer: Composer) -> bytes:
     return msgspec.json.encode(document)
 
 
-def send_webhook(channel: Channel, message: AlertMessage, composer: Composer) -> None:
+def send_webhook(channel: Channel, connection: HTTPConnection, message: AlertMessage, composer: Composer) -> None:
     """Signed where the channel has a secret."""
     body, timestamp = webhook_body(message, composer), str(int(time.time()))
     headers = {"X-Celery-Monitor-Id": message.id, "X-Celery-Monitor-Timestamp": timestamp}
     if channel.secret:
         headers["X-Celery-Monitor-Signature"] = signature(channel.secret, timestamp, body)
-    post(channel.url, body, headers)
+    post(connection, channel.url, body, headers)
 
 
-def send_to_alertmanager(channel: Channel, message: AlertMessage, composer: Composer) -> None:
+def send_to_alertmanager(
+    channel: Channel, connection: HTTPConnection, message: AlertMessage, composer: Composer
+) -> None:
     """Alertmanager knows an alert by its labels, so the same one may arrive again."""
     alerts = [each.alert for each in message.notifications if each.alert is not None]
     try:
-        post_alerts(channel, alerts, composer)
+        post_alerts(channel, connection, alerts, composer)
     except SentUnknown as error:
         raise NotSent(str(error), again=True) from None
 
 
-def post_alerts(channel: Channel, alerts: list[Alert], composer: Composer) -> None:
+def post_alerts(channel: Channel, connection: HTTPConnection, alerts: list[Alert], composer: Composer) -> None:
     """Posts the present states of alerts. Raises NotSent or SentUnknown."""
     url = f"{channel.url.rstrip('/')}/api/v2/alerts"
-    post(url, msgspec.json.encode([_for_alertmanager(each, composer) for each in alerts]), {})
+    post(connection, url, msgspec.json.encode([_for_alertmanager(each, composer) for each in alerts]), {})
 
 
 def _for_alertmanager(alert: Alert, composer: Composer) -> dict[str, object]:
@@ -144,15 +163,8 @@ def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
 
 
-def send_by_apprise(channel: Channel, message: AlertMessage, _: Composer) -> None:
+def send_by_apprise(channel: Channel, message: AlertMessage) -> None:
     """Apprise is loaded with the first message: it takes a while, and most who try us have no channel."""
     notify: Callable[[str, AlertMessage], str | None] = resolve_name("celery_monitor.alerts.apprise_urls:notify")
     if (error := notify(channel.url, message)) is not None:
         raise NotSent(error, again=True)
-
-
-SENDERS: Mapping[str, Callable[[Channel, AlertMessage, Composer], None]] = {
-    "apprise": send_by_apprise,
-    "webhook": send_webhook,
-    "alertmanager": send_to_alertmanager,
-}

@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from uuid import uuid4
 
-from celery_monitor.alerts.channels import NotSent, SentUnknown, post_alerts, send
+from celery_monitor.alerts.channels import NotSent, SentUnknown, connect, post_alerts, send
 from celery_monitor.alerts.messages import Composer
 from celery_monitor.alerts.pings import Pings
 from celery_monitor.core.alerts.judging import MOST_ALERTS, batches, gets
-from celery_monitor.errors import MonitorError
 from celery_monitor.receiver.helper_failures import ALERT_SENDER, HelperFailures
-from celery_monitor.receiver.pace import Pace
+from celery_monitor.receiver.pace import Pace, Steps
 from celery_monitor.records.alert import Channel, Notification, NotificationState
 from celery_monitor.settings import Settings
 from celery_monitor.store.alerts.rules import read_channels
@@ -47,27 +48,28 @@ class AlertSender:
         self, store: Store, cluster: str, settings: Settings, helpers: HelperFailures, pace: Pace | None = None
     ) -> None:
         self._pace = pace or Pace()
+        self._steps = Steps(ALERT_SENDER, "messages of alerts are not sent", helpers, self._pace)
         self._store = store
         self._cluster = cluster
-        self._helpers = helpers
         self._composer = Composer(settings)
         self._pings = Pings(store, cluster, settings)
         self._busy: dict[int, Future[None]] = {}
         self._refreshed: dict[int, float] = {}
 
+    def wake(self) -> None:
+        """Looks for messages at once. Thread-safe."""
+        self._steps.wake()
+
     def run(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set. An error is a fact of health, and the next round tries again."""
+        """Until ``stop`` is set."""
         with ThreadPoolExecutor(MOST_THREADS, "alert-channel") as pool:
-            while not stop.is_set():
-                try:
-                    self.deliver(pool, time.time())
-                    self._pings.ping(time.time())
-                    self._helpers.succeeded(ALERT_SENDER)
-                    self._pace.wait(stop, self._pace.pause(LOOK_SECONDS))
-                except MonitorError as error:
-                    self._helpers.failed(ALERT_SENDER, error)
-                    log.warning("messages of alerts are not sent: %s", error.message)
-                    stop.wait(self._helpers.pause(ALERT_SENDER))
+
+            def step(now: float) -> float:
+                self.deliver(pool, now)
+                self._pings.ping(now)
+                return self._pace.pause(LOOK_SECONDS)
+
+            self._steps.run(stop, step)
 
     def deliver(self, pool: ThreadPoolExecutor, now: float) -> list[Future[None]]:
         """Begins to send what is due. Raises StoreUnavailable, also of what was begun before."""
@@ -92,27 +94,47 @@ class AlertSender:
             self._refresh(channel)
 
     def _send(self, channel: Channel, group: Sequence[Notification]) -> None:
-        batch = uuid4().hex
-        mine = claim(self._store, [each.id for each in group], batch, time.time())
-        group = [each for each in group if each.id in mine]
-        if not group:
-            return
-        state, error, again = NotificationState.SENT, None, False
+        """Connects before it claims, so that a message is in doubt only from its first byte to the stored answer."""
+        with ExitStack() as stack:
+            connection, refusal = None, None
+            try:
+                connection = connect(channel)
+            except NotSent as error:
+                refusal = error
+            if connection is not None:
+                stack.callback(connection.close)
+            batch = uuid4().hex
+            mine = claim(self._store, [each.id for each in group], batch, time.time())
+            if mine:
+                group = [each for each in group if each.id in mine]
+                self._end(channel, group, batch, refusal or self._outcome(channel, connection, batch, group))
+
+    def _outcome(
+        self, channel: Channel, connection: HTTPConnection | None, batch: str, group: Sequence[Notification]
+    ) -> NotSent | SentUnknown | None:
         try:
-            send(channel, self._composer.message(batch, group), self._composer)
-        except SentUnknown as unknown:
-            state, error = NotificationState.UNCONFIRMED, str(unknown)
-        except NotSent as refusal:
-            state, error, again = NotificationState.FAILED, str(refusal), refusal.again
+            send(channel, connection, self._composer.message(batch, group), self._composer)
+        except (NotSent, SentUnknown) as error:
+            return error
+        return None
+
+    def _end(
+        self, channel: Channel, group: Sequence[Notification], batch: str, error: NotSent | SentUnknown | None
+    ) -> None:
+        """Stores the fate of a batch. What was surely not sent may be tried again."""
+        state, due_at, digest = NotificationState.SENT, None, len(group) > 1
         attempts = max(each.attempts for each in group) + 1
-        due_at = None
-        if again and attempts < MOST_ATTEMPTS:
+        if isinstance(error, SentUnknown):
+            state = NotificationState.UNCONFIRMED
+        elif error is not None and error.again and attempts < MOST_ATTEMPTS:
             state = NotificationState.WAITING
             due_at = time.time() + min(FIRST_PAUSE_SECONDS * 2 ** (attempts - 1), LONGEST_PAUSE_SECONDS)
+        elif error is not None:
+            state = NotificationState.FAILED
         if error is not None:
             log.warning("alert channel %s: %s", channel.name, error)
-        digest = len(group) > 1
-        end_batch(self._store, channel.id, batch, state, time.time(), error=error, due_at=due_at, digest=digest)
+        text = None if error is None else str(error)
+        end_batch(self._store, channel.id, batch, state, time.time(), error=text, due_at=due_at, digest=digest)
 
     def _refresh(self, channel: Channel) -> None:
         """Alertmanager takes an alert for resolved that it does not get again and again."""
@@ -121,6 +143,8 @@ class AlertSender:
         wanted = [alert for alert in firing if gets(channel, alert)]
         if wanted:
             try:
-                post_alerts(channel, wanted, self._composer)
+                if (connection := connect(channel)) is not None:
+                    with closing(connection):
+                        post_alerts(channel, connection, wanted, self._composer)
             except (NotSent, SentUnknown) as error:
                 log.warning("alert channel %s: %s", channel.name, error)

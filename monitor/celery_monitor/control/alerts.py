@@ -59,18 +59,32 @@ class AlertCommand(Command, frozen=True, kw_only=True):
         raise NotImplementedError
 
 
-class SaveRule(AlertCommand, frozen=True, kw_only=True):
+class RuleCommand(AlertCommand, frozen=True, kw_only=True):
+    """Something about the rule of this name."""
+
+    role = Role.OPERATOR
+    subject = "{0.name}"
+    name: RuleName
+
+
+class ChannelCommand(AlertCommand, frozen=True, kw_only=True):
+    """Something about the channel of this number."""
+
+    role = Role.ADMIN
+    subject = "channel {0.channel}"
+    address = ("cluster", "channel")
+    channel: int
+
+
+class SaveRule(RuleCommand, frozen=True, kw_only=True):
     """Add a rule, or change the rule of that name.
 
     What is left out has its default: see docs/alerts.md.
     """
 
     action = "rule.save"
-    role = Role.OPERATOR
-    subject = "{0.name}"
     route = "rules"
     body = "RuleBody"
-    name: RuleName
     kind: KindName
     bound: Number | None = None
     window: Duration | None = None
@@ -93,18 +107,15 @@ class SaveRule(AlertCommand, frozen=True, kw_only=True):
         return checked(Rule(**{**given, "severity": Severity(self.severity)}))
 
 
-class MuteRule(AlertCommand, frozen=True, kw_only=True):
+class MuteRule(RuleCommand, frozen=True, kw_only=True):
     """Mute a rule for some seconds, or end that with 0; muted, it sends nothing.
 
     The rule, and for how long it is muted.
     """
 
     action = "rule.mute"
-    role = Role.OPERATOR
-    subject = "{0.name}"
     route = "rules/mute"
     body = "MuteRuleBody"
-    name: RuleName
     seconds: Duration
 
     def change(self, store: Store) -> Performed:
@@ -114,18 +125,15 @@ class MuteRule(AlertCommand, frozen=True, kw_only=True):
         return Performed(outcome="done", message=message, details={"seconds": self.seconds})
 
 
-class DeleteRule(AlertCommand, frozen=True, kw_only=True):
+class DeleteRule(RuleCommand, frozen=True, kw_only=True):
     """Delete a rule; a default rule of that name applies again.
 
     The rule to delete.
     """
 
     action = "rule.delete"
-    role = Role.OPERATOR
-    subject = "{0.name}"
     route = "rules/delete"
     body = "DeleteRuleBody"
-    name: RuleName
 
     def change(self, store: Store) -> Performed:
         rule = delete_rule(store, self.name)
@@ -166,19 +174,15 @@ class AddChannel(AlertCommand, frozen=True, kw_only=True):
         return _performed(added, f"Added the channel {added.name!r}. Send a test to see whether it works.")
 
 
-class ChangeChannel(AlertCommand, frozen=True, kw_only=True):
+class ChangeChannel(ChannelCommand, frozen=True, kw_only=True):
     """Change a channel.
 
     An empty ``url`` or ``secret`` leaves the present one.
     """
 
     action = "channel.change"
-    role = Role.ADMIN
-    subject = "channel {0.channel}"
     route = "channels/{id:int}/change"
     body = "ChannelChangeBody"
-    address = ("cluster", "channel")
-    channel: int
     url: Url = ""
     secret: Secret = ""
     severity: SeverityName = "warning"
@@ -202,26 +206,22 @@ class ChangeChannel(AlertCommand, frozen=True, kw_only=True):
         return _performed(change_channel(store, self.channel, **changes), f"Changed the channel {before.name!r}.")
 
 
-class DeleteChannel(AlertCommand, frozen=True, kw_only=True):
+class DeleteChannel(ChannelCommand, frozen=True, kw_only=True):
     """Delete a channel with the messages that wait for it.
 
     Why the channel is deleted.
     """
 
     action = "channel.delete"
-    role = Role.ADMIN
-    subject = "channel {0.channel}"
     route = "channels/{id:int}/delete"
     body = "DeleteChannelBody"
-    address = ("cluster", "channel")
-    channel: int
 
     def change(self, store: Store) -> Performed:
         channel = delete_channel(store, self.channel)
         return _performed(channel, f"Deleted the channel {channel.name!r}.")
 
 
-class SendTest(AlertCommand, frozen=True, kw_only=True):
+class SendTest(ChannelCommand, frozen=True, kw_only=True):
     """Send a test message to a channel, as the receiver sends all others.
 
     Why it is tested.
@@ -229,11 +229,8 @@ class SendTest(AlertCommand, frozen=True, kw_only=True):
 
     action = "channel.test"
     role = Role.OPERATOR
-    subject = "channel {0.channel}"
     route = "channels/{id:int}/test"
     body = "SendTestBody"
-    address = ("cluster", "channel")
-    channel: int
 
     def change(self, store: Store) -> Performed:
         """Waits for the answer for ANSWER_SECONDS. Raises NotFound."""

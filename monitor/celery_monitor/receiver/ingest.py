@@ -113,7 +113,7 @@ class Receiver:
         self._log_at = 0.0
         self._standby = standby or Standby(store, source, cluster)
         self._gaps = self._standby.gaps
-        self._on_new_worker: Callable[[], None] = lambda: None
+        self._on_new_worker: tuple[Callable[[], None], ...] = ()
         self._work: Work | None = None
         self._slow: SlowBatch | None = None
         self._busy_since: float | None = None  # since when nothing was read from the source
@@ -144,9 +144,9 @@ class Receiver:
         """Adds a text about something that the receiver did on its own; the newest few are kept."""
         self._change(notices=(*self._health.notices, text)[-NOTICES:])
 
-    def on_new_worker(self, call: Callable[[], None]) -> None:
+    def on_new_worker(self, *calls: Callable[[], None]) -> None:
         """Sets what is called after the first event of a worker process is stored."""
-        self._on_new_worker = call
+        self._on_new_worker = calls
 
     def run(self, stop: threading.Event) -> None:
         """Receives until ``stop`` is set. Outages of broker and database are waited out. Raises LeaseLost."""
@@ -512,7 +512,8 @@ class Receiver:
         self._health = health = written.health or self._health
         self._saved_at, self._saved_news = time.monotonic(), self._news()
         if written.new_workers:
-            self._on_new_worker()
+            for call in self._on_new_worker:
+                call()
         self._log_malformed(sum(each.malformed for each in deliveries) + written.refused)
         for each in deliveries:
             if each.dropped:

@@ -6,9 +6,11 @@ Web processes write each use into the record. The thread that stores looks for i
 
 import logging
 import time
+from collections.abc import Callable
 from threading import Condition, Event
 
-from celery_monitor.errors import StoreUnavailable
+from celery_monitor.errors import MonitorError, StoreUnavailable
+from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.store.engine import Changes, Store
 from celery_monitor.store.receivers import USE_SECONDS, last_use
 
@@ -106,3 +108,36 @@ class Pace:
     def close(self) -> None:
         if self._commits is not None:
             self._commits.close()
+
+
+class Steps:
+    """The steps of one helper, with pauses between them. ``trouble`` is what the log says where one fails."""
+
+    def __init__(self, name: str, trouble: str, helpers: HelperFailures, pace: Pace) -> None:
+        self._name = name
+        self._trouble = trouble
+        self._helpers = helpers
+        self._pace = pace
+        self._woken = Event()
+
+    def wake(self) -> None:
+        """Begins the next step at once. Thread-safe."""
+        self._woken.set()
+        self._pace.wake()
+
+    def run(self, stop: Event, step: Callable[[float], float]) -> None:
+        """Until ``stop`` is set. ``step`` gets the time, and returns the seconds until the next one.
+
+        An error is a fact of health, and the next step tries again.
+        """
+        while not stop.is_set():
+            self._woken.clear()
+            try:
+                seconds = step(time.time())
+            except MonitorError as error:
+                self._helpers.failed(self._name, error)
+                log.warning("%s: %s", self._trouble, error.message)
+                stop.wait(self._helpers.pause(self._name))
+            else:
+                self._helpers.succeeded(self._name)
+                self._pace.wait(stop, seconds, self._woken)

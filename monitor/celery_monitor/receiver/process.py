@@ -89,7 +89,10 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
         probe = make_probe(broker, settings)
         notice, senders = receiver.notice, receiver.senders
         sampler = Sampler(store, broker.cluster, probe, remote, settings, notice, helpers, senders, pace)
-        receiver.on_new_worker(sampler.wake)
+        judge = Judge(store, broker.cluster, settings, helpers, pace)
+        alert_sender = AlertSender(store, broker.cluster, settings, helpers, pace)
+        judge.on_message(alert_sender.wake)
+        receiver.on_new_worker(sampler.wake, judge.wake)
         reconciler = Reconciler(
             store,
             broker.cluster,
@@ -100,13 +103,14 @@ def _lead(term: Leadership, settings: Settings, broker: Broker, stop: threading.
             pace,
             receiver.last_heartbeat,
         )
+        reconciler.on_change(judge.wake)
         beside = {
             RECONCILER: reconciler.run,
             SAMPLER: sampler.run,
             QUEUE_SAMPLER: sampler.run_queues,
             SCHEDULES: sampler.run_schedules,
-            ALERTS: Judge(store, broker.cluster, settings, helpers, pace).run,
-            ALERT_SENDER: AlertSender(store, broker.cluster, settings, helpers, pace).run,
+            ALERTS: judge.run,
+            ALERT_SENDER: alert_sender.run,
         }
         for name, run_it in beside.items():
             ending.callback(start_beside(name, run_it, over, helpers).join, END_SECONDS)

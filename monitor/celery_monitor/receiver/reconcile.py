@@ -127,6 +127,11 @@ class Reconciler:
         self._activity: dict[ProcessKey, Activity] = {}
         self._may_return: set[ProcessKey] = set()  # whose tasks were marked lost
         self._logged = ""
+        self._on_change: Callable[[], None] = lambda: None
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Sets what is called after the status of a worker was changed."""
+        self._on_change = call
 
     def run(self, stop: threading.Event) -> None:
         """Runs until ``stop`` is set; outages of broker and database are waited out."""
@@ -277,6 +282,7 @@ class Reconciler:
             return msgspec.structs.replace(worker, status=status, offline_at=offline_at)
 
         change_workers(self._store, self._cluster, list(changed), change)
+        self._on_change()
         for hostname, (_, status) in list(changed.items())[:MOST_LOGGED]:
             log.info("%s is %s", hostname, status.value)
         if len(changed) > MOST_LOGGED:

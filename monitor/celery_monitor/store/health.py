@@ -5,12 +5,12 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -71,6 +71,7 @@ from celery_monitor.store.tasks.workflows import MOST_STUCK, read_stuck_workflow
 from celery_monitor.store.terms import cluster_ids
 from celery_monitor.store.workers import MOST_WORKERS, read_workers
 
+T = TypeVar("T")
 PROVE_SECONDS = 2.0  # between two attempts to write
 
 _proved: WeakKeyDictionary[Store, tuple[float, str | None]] = WeakKeyDictionary()
@@ -89,26 +90,9 @@ def read_banner_facts(store: Store, cluster: str | None, now: float) -> HealthFa
 
 
 def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
-    """All facts: those of the banners, and of queues, schedule, tasks and failures."""
-    facts, since = read_banner_facts(store, cluster, now), now - WINDOW_SECONDS
-    queues = {(queue.cluster, queue.name): queue for queue in read_queues(store, cluster)}
-    rising = read_growing_queues(store, cluster)
-    depths = read_depths(store, since=now - GROWTH_SECONDS, cluster=cluster)
-    stuck = read_stuck_workflows(store, now, cluster)
-    lost = find_tasks(store, parse(LOST, now).in_cluster(cluster), sort="-finished", limit=1)
-    facts = replace(
-        facts,
-        bounds=_bounds(store, facts.receivers, facts.workers, list(queues.values()), now),
-        queues=list(queues.values()),
-        growing={key for key, queue in queues.items() if grows(queue, depths.get(key, ()), rising, now)},
-        pauses=read_pauses(store, cluster),
-        beats=[read_beat_health(store, each.cluster) for each in facts.receivers],
-        stalls=read_stalls(store, facts.receivers, facts.workers, now, cluster),
-        stuck=stuck,
-        stuck_more=len(stuck) >= MOST_STUCK,
-        lost=(lost.count or Count(1, exact=False)) if lost.items else Count(0),
-        lost_at=lost.items[0].finished if lost.items else None,
-    )
+    """All facts: those of ``read_work_facts``, of failures, and the bounds that were reached."""
+    facts, since = read_work_facts(store, cluster, now), now - WINDOW_SECONDS
+    facts = replace(facts, bounds=_bounds(store, facts.receivers, facts.workers, facts.queues, now))
     if all(each.last_event_at is None for each in facts.receivers):
         return facts  # no event yet: whether tasks fail is unknown
     groups = read_failure_groups(store, since=since, cluster=cluster, states=UNRESOLVED, limit=1)
@@ -117,6 +101,40 @@ def read_facts(store: Store, cluster: str | None, now: float) -> HealthFacts:
         failures=read_failure_counts(store, since=since, cluster=cluster),
         top_failure=groups[0] if groups else None,
         new_failures=read_new_failure_groups(store, since=since, cluster=cluster),
+    )
+
+
+class Reads(Protocol):
+    """Reads a part of the facts, or returns what was read before. ``part`` is its name."""
+
+    def __call__(self, part: str, read: Callable[[], T]) -> T: ...
+
+
+def read_now(part: str, read: Callable[[], T]) -> T:  # noqa: ARG001 - of Reads
+    """Reads every part."""
+    return read()
+
+
+def read_work_facts(store: Store, cluster: str | None, now: float, reads: Reads = read_now) -> HealthFacts:
+    """Those of the banners, and of queues, schedule, workflows and tasks. ``reads``: of what is costly."""
+    facts = read_banner_facts(store, cluster, now)
+    queues = {(queue.cluster, queue.name): queue for queue in read_queues(store, cluster)}
+    rising = read_growing_queues(store, cluster)
+    depths = reads("depths", lambda: read_depths(store, since=now - GROWTH_SECONDS, cluster=cluster))
+    stuck = reads("stuck", lambda: read_stuck_workflows(store, now, cluster))
+    lost_tasks = parse(LOST, now).in_cluster(cluster)
+    lost = reads("lost", lambda: find_tasks(store, lost_tasks, sort="-finished", limit=1))
+    return replace(
+        facts,
+        queues=list(queues.values()),
+        growing={key for key, queue in queues.items() if grows(queue, depths.get(key, ()), rising, now)},
+        pauses=read_pauses(store, cluster),
+        beats=[read_beat_health(store, each.cluster) for each in facts.receivers],
+        stalls=reads("stalls", lambda: read_stalls(store, facts.receivers, facts.workers, now, cluster)),
+        stuck=stuck,
+        stuck_more=len(stuck) >= MOST_STUCK,
+        lost=(lost.count or Count(1, exact=False)) if lost.items else Count(0),
+        lost_at=lost.items[0].finished if lost.items else None,
     )
 
 

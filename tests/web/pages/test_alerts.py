@@ -118,7 +118,7 @@ def test_editor_says_what_is_wrong_and_offers_no_saving(house: House) -> None:
     assert "worker: does not apply here; known are queue, cluster" in text
     assert "Save rule" not in text
     assert "must be a number" in house.text("/alerts?kind=queue+depth&name=Mine&for_seconds=soon")
-    assert "keeps no history" in house.text("/alerts?kind=disk&name=Mine&for_seconds=0")
+    assert "keeps no sizes of the disk" in house.text("/alerts?kind=disk&name=Mine&for_seconds=0")
     assert "Preview" in house.text("/alerts?edit=Deep+queue")
 
 

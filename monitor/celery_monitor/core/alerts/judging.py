@@ -7,6 +7,7 @@ nothing ends, since silence would then be taken for evidence.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -35,6 +36,7 @@ SETTLE_SECONDS = 60.0  # after a gap: heartbeats and samples have to arrive agai
 STALE_SECONDS = 60.0  # without a judgement, after which an excess is no longer without a break
 MOST_ALERTS = 1000  # of one rule and cluster at a time
 CHANNEL_FIELDS = ("name", "queue", "worker", "exception", "cluster")
+SCOPED_COUNT = "tasks lost"  # the kind whose scope is part of what is counted
 LONGEST_NAME = 80
 SINGLE_MESSAGES = 3  # in DIGEST_SECONDS; more become one digest
 DIGEST_SECONDS = 60.0
@@ -45,7 +47,8 @@ MOST_SECONDS = 31 * 86400.0
 # Rules and scopes
 
 
-def scope_of(text: str, fields: Sequence[str]) -> Expression:
+@lru_cache(1024)  # each rule's scope is asked for in every round
+def scope_of(text: str, fields: tuple[str, ...]) -> Expression:
     """The filter of a scope. Raises FilterError for an invalid one, InvalidInput for a field that does not apply."""
     expression = parse(text, 0.0).expression
     for leaf in leaves(expression):
@@ -104,7 +107,7 @@ def checked(rule: Rule) -> Rule:
     return rule
 
 
-def _checked_scope(text: str, fields: Sequence[str]) -> None:
+def _checked_scope(text: str, fields: tuple[str, ...]) -> None:
     try:
         scope_of(text, fields)
     except FilterError as error:
@@ -134,11 +137,29 @@ def is_suspended(kind: RuleKind, facts: AlertFacts, began: float | None) -> bool
     return not caught_up or not all(caught_up) or bool(unsettled)
 
 
+class Round:
+    """The rules of one judgement. Those that differ by their scopes alone are measured once."""
+
+    def __init__(self, facts: AlertFacts) -> None:
+        self._facts = facts
+        self._known: dict[tuple[object, ...], list[Measured]] = {}
+
+    def measure(self, rule: Rule) -> list[Measured]:
+        """The subjects within the rule's scope that exceed its bound."""
+        alike = (rule.kind, rule.bound, rule.window, rule.scope if rule.kind == SCOPED_COUNT else None)
+        if alike not in self._known:
+            self._known[alike] = list(KINDS[rule.kind].measure(self._facts, rule))
+        return _within(rule, self._known[alike], self._facts)
+
+
 def measure(rule: Rule, facts: AlertFacts) -> list[Measured]:
-    """The subjects within the rule's scope that exceed its bound."""
+    """What one rule alone measures."""
+    return Round(facts).measure(rule)
+
+
+def _within(rule: Rule, found: list[Measured], facts: AlertFacts) -> list[Measured]:
     kind = KINDS[rule.kind]
-    found = list(kind.measure(facts, rule))
-    if rule.scope and rule.kind != "tasks lost":  # whose scope is part of the count
+    if rule.scope and rule.kind != SCOPED_COUNT:
         scope = scope_of(rule.scope, fields_of(kind))
         found = [each for each in found if applies(scope, {**each.about, "cluster": facts.cluster})]
     return found[:MOST_ALERTS]

@@ -68,8 +68,13 @@ class RuleKind:
     window_default: float | None = None
     needs_scope: bool = False
     of_record: bool = False  # about the record itself: judged also while that is incomplete
-    history: bool = True  # the record keeps enough to say when the rule would have fired
+    not_kept: str = ""  # what the record would have to keep to say when the rule would have fired; empty: it does
     default: Rule | None = None
+
+    @property
+    def history(self) -> bool:
+        """Whether the record keeps enough to say when the rule would have fired."""
+        return not self.not_kept
 
     def bound_of(self, rule: Rule) -> float:
         return (self.bound_default or 0.0) if rule.bound is None else rule.bound
@@ -458,7 +463,7 @@ KINDS: Mapping[str, RuleKind] = {
             name="no worker",
             help="no worker is up, and there were some",
             measure=_no_worker,
-            history=False,
+            not_kept="The record keeps when workers started and which are up now, but not when they were up.",
             default=_rule("No worker", "no worker", Severity.CRITICAL, for_seconds=60.0),
         ),
         RuleKind(
@@ -466,7 +471,7 @@ KINDS: Mapping[str, RuleKind] = {
             help="a worker sends no heartbeat and is not just busy, or left without a shutdown in the last hour",
             measure=_silent,
             fields=("worker",),
-            history=False,
+            not_kept="The record keeps the last heartbeat of each worker, but none from before.",
             default=_rule("Silent worker", "silent worker", for_seconds=60.0),
         ),
         RuleKind(
@@ -474,7 +479,7 @@ KINDS: Mapping[str, RuleKind] = {
             help="all running tasks of a worker take unusually long, and it starts nothing else",
             measure=_stuck_worker,
             fields=("worker",),
-            history=False,
+            not_kept="The record keeps when tasks started and ended, but not how full a worker was meanwhile.",
             default=_rule("Stuck worker", "stuck worker", Severity.CRITICAL, for_seconds=120.0),
         ),
         RuleKind(
@@ -494,7 +499,7 @@ KINDS: Mapping[str, RuleKind] = {
             "name is the name of the entry",
             measure=_beat_missed,
             fields=("name",),
-            history=False,
+            not_kept="The record keeps what the schedule is now and what is overdue now, but neither from before.",
             default=_rule("Missed schedule entry", "beat missed", Severity.CRITICAL, for_seconds=30.0),
         ),
         RuleKind(
@@ -502,7 +507,7 @@ KINDS: Mapping[str, RuleKind] = {
             help="a workflow is stalled: nothing of it runs or waits in a queue",
             measure=_stuck_workflow,
             fields=("name", "root"),
-            history=False,
+            not_kept="The record keeps where a workflow is now, but not for how long it was stalled before.",
             default=_rule("Stuck workflow", "stuck workflow", for_seconds=120.0),
         ),
         RuleKind(
@@ -512,7 +517,6 @@ KINDS: Mapping[str, RuleKind] = {
             fields=("name", "queue", "worker"),
             bound="tasks",
             bound_default=0,
-            history=False,
             default=_rule("Lost tasks", "tasks lost"),
         ),
         RuleKind(
@@ -522,7 +526,7 @@ KINDS: Mapping[str, RuleKind] = {
             bound="seconds",
             bound_default=30,
             of_record=True,
-            history=False,
+            not_kept="The record keeps gaps, but not how far the receiver was behind before.",
             default=_rule("Receiver behind", "receiver behind", Severity.CRITICAL, for_seconds=60.0),
         ),
         RuleKind(
@@ -541,7 +545,7 @@ KINDS: Mapping[str, RuleKind] = {
             bound="GiB",
             bound_default=2,
             of_record=True,
-            history=False,
+            not_kept="The record keeps no sizes of the disk from before.",
             default=_rule("Disk nearly full", "disk", Severity.CRITICAL),
         ),
     )

@@ -2,9 +2,10 @@
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import func, select
 
@@ -21,7 +22,7 @@ from celery_monitor.records.series import NameTotal
 from celery_monitor.records.worker import WorkerStart
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store, put_value, read_value
-from celery_monitor.store.health import read_facts
+from celery_monitor.store.health import read_work_facts
 from celery_monitor.store.rollups.failures import UNRESOLVED, read_failure_groups, read_new_failure_groups
 from celery_monitor.store.rollups.series import read_name_totals, record_began
 from celery_monitor.store.tasks.page import count_tasks
@@ -29,11 +30,31 @@ from celery_monitor.store.terms import cluster_ids, cluster_names, texts
 
 HOUR = 3600
 MINUTE = 60
-SLOW_SECONDS = 60.0  # how often what changes slowly is read: what is usual, and the last successes
+REST, LONGEST_REST_SECONDS = 1000.0, 60.0  # until a costly read is repeated: times its CPU time, and at most
 KNOWN_SECONDS = 30 * DAY  # since when a task was seen that shall succeed again and again
 NAME_KINDS = frozenset({"failure share", "slow wait", "slow run"})
+NEW_KINDS = frozenset({"new failure", "regressed failure"})
 BEGAN = "alerts_began:"  # prefix of keys in ``meta``
 _rollup = schema.rollup.c
+T = TypeVar("T")
+
+
+class SparingReads:
+    """Repeats each read after a multiple of the CPU time that it took: of a large record, not in every round."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # of this round
+        self._known: dict[str, tuple[float, float, Any]] = {}  # by part: when it was read, the rest, and what was read
+
+    def __call__(self, part: str, read: Callable[[], T]) -> T:
+        at, rest, value = self._known.get(part, (float("-inf"), 0.0, None))
+        if not 0 <= self.now - at < rest:
+            began = time.thread_time()
+            value = read()
+            rest = min(REST * (time.thread_time() - began), LONGEST_REST_SECONDS)
+            self._known[part] = (self.now, rest, value)
+        found: T = value
+        return found
 
 
 class FactsReader:
@@ -42,9 +63,8 @@ class FactsReader:
     def __init__(self, store: Store, cluster: str) -> None:
         self._store = store
         self._cluster = cluster
-        self._read_at = float("-inf")
-        self._slow: tuple[dict[str, NameTotal], dict[str, float]] = ({}, {})
-        self._slow_rules: list[Rule] = []
+        self._reads = SparingReads()
+        self._usual: tuple[float, dict[str, NameTotal]] = (0.0, {})
 
     def read(self, rules: Sequence[Rule], now: float) -> AlertFacts:
         """What these rules need, and no more. Raises StoreUnavailable."""
@@ -52,43 +72,51 @@ class FactsReader:
             return self._read(rules, now)
 
     def _read(self, rules: Sequence[Rule], now: float) -> AlertFacts:
-        store, cluster = self._store, self._cluster
-        health = read_facts(store, cluster, now)
-        if health.new_failures:
-            new = read_new_failure_groups(store, since=now - WINDOW_SECONDS, cluster=cluster, limit=MOST_ALERTS)
+        store, cluster, self._reads.now = self._store, self._cluster, now
+        health = read_work_facts(store, cluster, now, self._reads)
+        if any(rule.kind in NEW_KINDS for rule in rules):
+            new = self._reads("new failures", lambda: self._new_groups(now - WINDOW_SECONDS))
             health = replace(health, new_failures=new)
         wanted = sorted(_windows(rules, NAME_KINDS))
-        usual, successes = self._slowly(rules, now)
         return AlertFacts(
             now=now,
             cluster=cluster,
             health=health,
-            names={window: _totals(store, cluster, now - window, now) for window in wanted},
-            usual=usual,
-            groups={window: self._groups(now - window) for window in _windows(rules, {"many failures"})},
+            names={window: self._names(window, now) for window in wanted},
+            usual=self._usual_of(now) if wanted else {},
+            groups={window: self._groups(window, now) for window in _windows(rules, {"many failures"})},
             starts=read_starts(store, cluster, now - max(_windows(rules, {"restarting worker"}), default=0.0)),
-            successes=successes,
+            successes=self._successes(rules, now),
             lost={rule.scope: self._lost(rule, health, now) for rule in rules if rule.kind == "tasks lost"},
             free_bytes=free_bytes(store) if any(rule.kind == "disk" for rule in rules) else None,
         )
 
-    def _groups(self, since: float) -> list[FailureGroup]:
-        return read_failure_groups(
-            self._store, since=since, cluster=self._cluster, states=UNRESOLVED, limit=MOST_ALERTS
-        )
+    def _names(self, window: float, now: float) -> dict[str, NameTotal]:
+        return self._reads(f"names {window}", lambda: _totals(self._store, self._cluster, now - window, now))
+
+    def _new_groups(self, since: float) -> list[FailureGroup]:
+        return read_new_failure_groups(self._store, since=since, cluster=self._cluster, limit=MOST_ALERTS)
+
+    def _groups(self, window: float, now: float) -> list[FailureGroup]:
+        wanted = {"since": now - window, "cluster": self._cluster, "states": UNRESOLVED, "limit": MOST_ALERTS}
+        return self._reads(f"groups {window}", lambda: read_failure_groups(self._store, **wanted))  # type: ignore[arg-type]
 
     def _lost(self, rule: Rule, health: HealthFacts, now: float) -> Count:
         if not rule.scope or not health.lost.value:
             return health.lost
         return count_tasks(self._store, parse(f"{LOST} ({rule.scope})", now).in_cluster(self._cluster))
 
-    def _slowly(self, rules: Sequence[Rule], now: float) -> tuple[dict[str, NameTotal], dict[str, float]]:
-        mine = [rule for rule in rules if rule.kind in NAME_KINDS or rule.kind == "no success"]
-        if mine != self._slow_rules or time.monotonic() - self._read_at > SLOW_SECONDS:
-            self._read_at, self._slow_rules = time.monotonic(), mine
-            usual = read_usual(self._store, self._cluster, now) if _windows(mine, NAME_KINDS) else {}
-            self._slow = usual, read_successes(self._store, self._cluster, mine, now)
-        return self._slow
+    def _usual_of(self, now: float) -> dict[str, NameTotal]:
+        """Of whole hours, so it is read once in each."""
+        hour = now // HOUR
+        if self._usual[0] != hour:
+            self._usual = hour, read_usual(self._store, self._cluster, now)
+        return self._usual[1]
+
+    def _successes(self, rules: Sequence[Rule], now: float) -> dict[str, float]:
+        mine = [rule for rule in rules if rule.kind == "no success"]
+        part = f"successes {[(rule.scope, rule.window) for rule in mine]}"
+        return self._reads(part, lambda: read_successes(self._store, self._cluster, mine, now))
 
 
 def began(store: Store, cluster: str, now: float) -> float:

@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 from msgspec import structs
 from sqlalchemy import ColumnElement, func, select
 
-from celery_monitor.core.alerts.judging import MOST_ALERTS, Standing, advance, is_suspended, measure
+from celery_monitor.core.alerts.judging import (
+    MOST_ALERTS,
+    Standing,
+    advance,
+    applies,
+    fields_of,
+    is_suspended,
+    measure,
+    scope_of,
+)
 from celery_monitor.core.alerts.kinds import DAY, KINDS, AlertFacts
 from celery_monitor.core.health.findings import GROWTH_SECONDS, WINDOW_SECONDS, is_growing
 from celery_monitor.core.health.judgement import HealthFacts
 from celery_monitor.core.quantiles import Sketch
 from celery_monitor.records.alert import Alert, AlertState, Rule
 from celery_monitor.records.failure import FailureGroup, FailureState
+from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue, QueueSample
 from celery_monitor.records.receiver import Gap, ReceiverHealth
 from celery_monitor.records.series import NameTotal
@@ -103,6 +113,8 @@ def _adder(span: Span) -> At:
         return _queues(span)
     if kind == "no success":
         return _successes(span)
+    if kind == "tasks lost":
+        return _lost(span)
     starts = read_starts(span.store, span.cluster, span.start - span.window) if kind == "restarting worker" else ()
     return lambda facts: replace(facts, starts=starts)
 
@@ -279,5 +291,33 @@ def _successes(span: Span) -> At:
             end = bisect_right(found, facts.now)
             last[name] = float(found[end - 1] + MINUTE) if end else begin
         return replace(facts, successes=last)
+
+    return add
+
+
+def _lost(span: Span) -> At:
+    """Tasks that were lost and neither came back nor are known to have ended since. Retried ones count as well."""
+    names = _rollup.name_id, _rollup.queue_id, _rollup.worker_id
+    with span.store.read() as connection:
+        wanted = (
+            _rollup.resolution == MINUTE,
+            _rollup.at >= span.start - DAY,
+            _rollup.lost != 0,
+            _rollup.cluster_id.in_(cluster_ids(connection, span.cluster)),
+        )
+        rows = connection.execute(select(_rollup.at, _rollup.lost, *names).where(*wanted)).all()
+        known = texts(connection, {number for row in rows for number in row[2:]})
+    scope = scope_of(span.rule.scope, fields_of(KINDS[span.rule.kind]))
+    counts = []
+    for row in rows:
+        about = zip(("name", "queue", "worker"), (known.get(number) or "" for number in row[2:]), strict=True)
+        if applies(scope, {**dict(about), "cluster": span.cluster}):
+            counts.append((row.at + MINUTE, row.lost))
+
+    def add(facts: AlertFacts) -> AlertFacts:
+        mine = [(at, count) for at, count in counts if facts.now - DAY < at <= facts.now]
+        newest = max((at for at, _ in mine), default=None)
+        lost = Count(max(0, sum(count for _, count in mine)))
+        return replace(facts, lost={span.rule.scope: lost}, health=replace(facts.health, lost_at=newest))
 
     return add

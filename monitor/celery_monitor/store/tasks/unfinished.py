@@ -331,6 +331,7 @@ MOST_STARTED = 2000  # the newest; a worker with more started tasks is not judge
 MOST_RECEIVED = 400
 WITHIN_SECONDS = 86400.0
 USUAL_SECONDS = 60.0  # for which usual run times are cached
+HABIT_RUNS, HABIT_SECONDS = 500, 600.0  # of so many runs in a day, the usual time hardly changes in so long
 UNKNOWN_SECONDS = 5.0  # for which the lack of them is cached
 MOST_USUAL = 5000  # cached names
 _STARTED, _RECEIVED, _SUCCEEDED = (
@@ -420,7 +421,12 @@ def read_usual_runs(store: Store, names: set[str], now: float, cluster: str | No
 
 
 def _is_due(cached: tuple[float, Usual | None] | None, at: float) -> bool:
-    return cached is None or at - cached[0] > (UNKNOWN_SECONDS if cached[1] is None else USUAL_SECONDS)
+    if cached is None:
+        return True
+    read_at, usual = cached
+    if usual is None:
+        return at - read_at > UNKNOWN_SECONDS
+    return at - read_at > (HABIT_SECONDS if usual.runs >= HABIT_RUNS else USUAL_SECONDS)
 
 
 def _usual_of(sums: NameSums | None) -> Usual | None:

@@ -2,10 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, func, literal_column, or_, select
 
 from celery_monitor.core.workflow import state_of
 from celery_monitor.errors import NotFound
@@ -93,19 +93,29 @@ def _most(counts: Counter[tuple[int, int]], names: dict[int, str]) -> dict[str, 
 
 def _candidates(connection: Connection, now: float, clusters: Sequence[int]) -> list[Place]:
     found: dict[Place, None] = {}
+    span = {"first": now - WITHIN_SECONDS, "last": now - STALLED_SECONDS, "clusters": list(clusters)}
+    for statement in _candidate_statements():
+        for row in connection.execute(statement, span):
+            found[row.cluster_id, bytes(row.root)] = None
+    return list(found)[:MOST_STUCK]
+
+
+@cache
+def _candidate_statements() -> list[Select[Any]]:
+    """For each state. To build them takes longer than to run them, and the judge of alerts does every few seconds."""
+    found = []
     for state in _unended:
         newest = (
             select(_task.cluster_id, _task.root)
             .where(_task.state == state, literal_column("state") != STATE_CODES[TaskState.SUCCESS])
-            .where(_task.sort_time <= now - STALLED_SECONDS, _task.sort_time > now - WITHIN_SECONDS)
+            .where(_task.sort_time <= bindparam("last"), _task.sort_time > bindparam("first"))
             .order_by(_task.sort_time.desc(), _task.id.desc())
             .limit(MOST_SEARCHED)
             .subquery()
         ).c
         inside = select(newest.cluster_id, newest.root).distinct().where(func.length(newest.root) > 0)
-        for row in connection.execute(inside.where(newest.cluster_id.in_(clusters))):
-            found[row.cluster_id, bytes(row.root)] = None
-    return list(found)[:MOST_STUCK]
+        found.append(inside.where(newest.cluster_id.in_(bindparam("clusters", expanding=True))))
+    return found
 
 
 def read_children(store: Store, tasks: Sequence[Task]) -> dict[str, list[str]]:
