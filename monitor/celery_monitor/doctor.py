@@ -27,7 +27,7 @@ from celery_monitor.settings.values import Broker
 from celery_monitor.store.accounts.users import has_users_yet
 from celery_monitor.store.engine import connect_only, database_without_password
 from celery_monitor.store.health import read_record_facts
-from celery_monitor.web.security.identity import check_bind, must_sign_in
+from celery_monitor.web.security.access import check_bind
 
 INDENT = " " * 9
 LEVELS: dict[Tone, str] = {"good": "ok", "plain": "note", "unknown": "unknown", "warning": "wrong", "bad": "wrong"}
@@ -99,7 +99,7 @@ def _dashboard(settings: Settings) -> Report:
     try:
         with closing(connect_only(settings.database)) as store:
             check_bind(settings, store)
-            users = must_sign_in(settings, has_users_yet(store))
+            users = settings.has_sign_in or has_users_yet(store)
     except SettingsError as error:
         fix = "Add a user with celery-monitor users add, or listen on --host 127.0.0.1."
         return Report("dashboard", address, [Finding("access", "bad", error.message, fix)])

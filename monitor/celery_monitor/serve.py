@@ -26,7 +26,7 @@ from celery_monitor.settings.values import Broker
 from celery_monitor.store.engine import connect_only, database_without_password, open_store
 from celery_monitor.store.receivers import save_ending
 from celery_monitor.supervise import ChildCall, ChildJob, Ending, Listening, SupervisorPlan, become_supervisor, job_of
-from celery_monitor.web.security.identity import check_bind
+from celery_monitor.web.security.access import check_bind
 
 log = logging.getLogger(__name__)
 

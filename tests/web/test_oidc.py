@@ -23,7 +23,7 @@ from celery_monitor.settings import Settings, load
 from celery_monitor.store.accounts.users import read_sessions
 from celery_monitor.store.actions import read_actions
 from celery_monitor.store.engine import open_store
-from celery_monitor.web.security.identity import check_bind
+from celery_monitor.web.security.access import check_bind
 from celery_monitor.web.security.oidc import email_of, role_of, scope_of
 from tests.servers import free_port, wait_for_port
 from tests.web.shop import BASE, serving

@@ -15,8 +15,8 @@ from celery_monitor.errors import SettingsError
 from celery_monitor.settings import Settings, load
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.web.problems import handlers
+from celery_monitor.web.security.access import check_bind
 from celery_monitor.web.security.guard import actor_of, middleware
-from celery_monitor.web.security.identity import check_bind
 
 PROXY, STRANGER = "10.7.0.9", "192.0.2.66"
 HEADER = "x-forwarded-user"

@@ -15,6 +15,7 @@ from celery_monitor.errors import Forbidden, SettingsError
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store, open_store
 from celery_monitor.web.problems import handlers
+from celery_monitor.web.security.access import check_bind
 from celery_monitor.web.security.guard import (
     BODY_LIMIT,
     CONTENT_SECURITY_POLICY,
@@ -24,7 +25,6 @@ from celery_monitor.web.security.guard import (
     middleware,
     page_token,
 )
-from celery_monitor.web.security.identity import check_bind
 from tests.web.shop import QUICK, user
 
 BASE = "http://127.0.0.1:5757"

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from celery_monitor.alerts.messages import shortened
 from celery_monitor.alerts.rules_file import read_rules_file
-from celery_monitor.core.alerts.judging import Round, Standing, advance, is_suspended
+from celery_monitor.core.alerts.judging import JudgingRound, Standing, advance, is_suspended
 from celery_monitor.core.alerts.kinds import KINDS
 from celery_monitor.receiver.helper_failures import ALERTS, HelperFailures
 from celery_monitor.receiver.pace import Pace, Steps
@@ -76,7 +76,7 @@ class Judge:
         facts = self._facts.read(enabled, now)
         standing = read_standing(self._store, self._cluster, now - max(rule.cooldown for rule in rules))
         changes: list[Change] = []
-        this_round = Round(facts)
+        this_round = JudgingRound(facts)
         for rule in rules:
             known = standing.pop(rule.name, Standing())
             suspended = rule.enabled and is_suspended(KINDS[rule.kind], facts, self._began)

@@ -356,6 +356,11 @@ class Settings:
     application: Application | None = field(default=None, repr=False, compare=False)
 
     @property
+    def has_sign_in(self) -> bool:
+        """Whether somebody can sign in, beside users that are stored."""
+        return bool(self.basic_auth or self.auth_proxy_header or self.oidc_client_id)
+
+    @property
     def clusters(self) -> tuple[str, ...]:
         return tuple(broker.cluster for broker in self.broker)
 

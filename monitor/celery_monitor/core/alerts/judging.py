@@ -137,7 +137,7 @@ def is_suspended(kind: RuleKind, facts: AlertFacts, began: float | None) -> bool
     return not caught_up or not all(caught_up) or bool(unsettled)
 
 
-class Round:
+class JudgingRound:
     """The rules of one judgement. Those that differ by their scopes alone are measured once."""
 
     def __init__(self, facts: AlertFacts) -> None:
@@ -154,7 +154,7 @@ class Round:
 
 def measure(rule: Rule, facts: AlertFacts) -> list[Measured]:
     """What one rule alone measures."""
-    return Round(facts).measure(rule)
+    return JudgingRound(facts).measure(rule)
 
 
 def _within(rule: Rule, found: list[Measured], facts: AlertFacts) -> list[Measured]:

@@ -32,13 +32,13 @@ from celery_monitor.store.actions import record_action
 from celery_monitor.store.engine import Store
 from celery_monitor.store.receivers import read_secret
 from celery_monitor.web.problems import error_json, error_text, is_api, is_flower, local_path
+from celery_monitor.web.security.access import check_bind
 from celery_monitor.web.security.auth import SIGN_IN, FailedSignIns, Gate, parse_accounts
 from celery_monitor.web.security.identity import (
     SIGN_IN_PATH,
     Identities,
     Identity,
     TrustedProxies,
-    check_bind,
     sign_in_address,
 )
 from celery_monitor.web.security.origin import Hosts, Tokens, check_site, is_loopback, is_script

@@ -1,7 +1,6 @@
 """Who asks: an API token, a password, a trusted proxy's header, or the session of a browser that has signed in.
 
-Also whether anybody has to sign in, whether the dashboard may be started so, and which proxies before us are believed
-about the client's address, the scheme and the user.
+Also which proxies before us are believed about the client's address, the scheme and the user.
 """
 
 import re
@@ -16,57 +15,14 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from celery_monitor.core.filters.scope import parse_scope
-from celery_monitor.errors import Forbidden, InvalidInput, SettingsError, Unauthenticated
+from celery_monitor.errors import Forbidden, Unauthenticated
 from celery_monitor.records.user import ANONYMOUS, Actor, Role, Session
 from celery_monitor.settings import Settings
 from celery_monitor.store.accounts import users
-from celery_monitor.store.accounts.users import find_user, has_users, has_users_yet
+from celery_monitor.store.accounts.users import find_user, has_users
 from celery_monitor.store.engine import Store
-from celery_monitor.web.security.auth import SIGN_IN, Gate, check_accounts
+from celery_monitor.web.security.auth import SIGN_IN, Gate
 from celery_monitor.web.security.origin import is_address, is_loopback
-
-
-def must_sign_in(settings: Settings, users: bool) -> bool:
-    """Whether there is anybody who can; ``users``: some are stored."""
-    return bool(settings.basic_auth or settings.auth_proxy_header or settings.oidc_client_id) or users
-
-
-def check_bind(settings: Settings, store: Store) -> None:
-    """Raises SettingsError for users that cannot sign in, and where other machines could act without signing in."""
-    check_accounts(settings.basic_auth)
-    _check_provider(settings)
-    if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
-        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
-    alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
-    if alone or must_sign_in(settings, has_users_yet(store)):
-        return
-    raise SettingsError(
-        f"refusing to listen on {settings.host or 'every address'} without authentication: anybody there could retry "
-        "and revoke tasks. Add a user with celery-monitor users add, or listen on --host 127.0.0.1"
-    )
-
-
-def _check_provider(settings: Settings) -> None:
-    """An identity provider that is named can be reached, and somebody has a role."""
-    if settings.oidc_client_id is None:
-        return
-    if settings.oidc_issuer is None and settings.oidc_provider not in {"google", "github", "gitlab"}:
-        raise SettingsError(
-            f"oidc_issuer is missing: write the address of {settings.oidc_provider}, as its users see it"
-        )
-    if settings.oidc_client_secret is None:
-        raise SettingsError("oidc_client_secret is missing: the identity provider shows it beside the client id")
-    for entry in settings.oidc_scopes:
-        who, _, scope = entry.rpartition("=")
-        try:
-            parse_scope(scope)
-        except InvalidInput as error:
-            raise SettingsError(f"oidc_scopes: {who}: {error.message}") from None
-    anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
-    if not anybody and settings.oidc_default_role == "none":
-        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
-
 
 FROM_PROXY = "from_trusted_proxy"  # in the scope of a request that came through one
 SESSION_COOKIE = "celery_monitor_session"
@@ -124,7 +80,7 @@ class Identities:
             return Identity(await self._admit_proxied(name, peer_of(connection)), "proxy")
         if secret := connection.cookies.get(SESSION_COOKIE):
             return await to_thread.run_sync(self._by_session, secret)
-        if must_sign_in(self._settings, await to_thread.run_sync(has_users, self._store)):
+        if self._settings.has_sign_in or await to_thread.run_sync(has_users, self._store):
             raise Unauthenticated(SIGN_IN)
         _check_peer(connection)
         return Identity(ANONYMOUS, "none")
