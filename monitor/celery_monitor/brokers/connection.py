@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, cast
 
 from celery import Celery
 from kombu import Connection
+from kombu.asynchronous.aws.ext import exceptions as aws
 from kombu.exceptions import KombuError
 from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
@@ -23,6 +25,8 @@ from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
 CONNECT_SECONDS = 5.0
+# Of a request that SQS refuses; boto3 need not be installed, and kombu does not count it among its errors.
+AWS_REFUSAL: type[Exception] = getattr(aws, "ClientError", aws.BotoCoreError)
 
 
 def check_brokers(settings: Settings) -> None:
@@ -160,7 +164,8 @@ def broker_errors(transport: Transport) -> tuple[type[BaseException], ...]:
     Each transport has its own. Some refusals are channel errors: a wrong password in py-amqp, a missing database or
     permission in redis.
     """
-    return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors)
+    refusals = (AWS_REFUSAL,) if transport.driver_type == "sqs" else ()
+    return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors, *refusals)
 
 
 @lru_cache(maxsize=64)
@@ -208,6 +213,11 @@ ADVICE = (
         "The user lacks a right (ACL SETUSER): PSUBSCRIBE, PING and the channels of events to listen, "
         "all commands and keys of Celery to act.",
     ),
+    (
+        ("invalidclienttokenid", "signaturedoesnotmatch", "credentials", "expiredtoken", "security token"),
+        "Check the credentials of AWS: in --broker (sqs://KEY:SECRET@, percent-encoded), the environment, or the role.",
+    ),
+    (("accessdenied", "not authorized"), "The user of AWS lacks a right on this queue; docs/brokers.md lists them."),
     (("db index",), "Check the number of the database in --broker."),
     (("vhost",), CHECK_HOST),
     (("certificate", "ssl", "tls"), "Check the ssl_ca_certs, ssl_certfile and ssl_keyfile given in the URL."),
@@ -221,6 +231,8 @@ CONFIRM_SECONDS = 10.0  # for RabbitMQ to confirm a message; it does not while i
 # Without these, a broker behind a firewall that drops packets would block a click for minutes.
 OPTIONS: dict[str, dict[str, object]] = {
     "redis": {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS},
+    # Longer than SQS waits for messages.
+    "sqs": {"client-config": {"connect_timeout": 5, "read_timeout": 25, "retries": {"total_max_attempts": 2}}},
     "amqp": {"confirm_publish": True, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS},
 }
 
@@ -271,6 +283,11 @@ def broker_unavailable(broker: Broker, what: str) -> BrokerUnavailable:
 def _connection(broker: Broker, settings: Settings, heartbeat: float, options: dict[str, object]) -> Connection:
     app = app_for(broker, settings)
     connection: Connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
+    return bounded(connection, options)
+
+
+def bounded(connection: Connection, options: Mapping[str, object] = MappingProxyType({})) -> Connection:
+    """The connection, which is not open yet, with a limit for each of its waits, and further transport options."""
     defaults = OPTIONS.get(connection.transport.driver_type, {})
     connection.transport_options = {**defaults, **(connection.transport_options or {}), **options}
     return connection

@@ -12,7 +12,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.message import Message
 
-from celery_monitor.addresses import require_events
+from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained, keep_compressed
 from celery_monitor.receiver.decode import json_of
 from celery_monitor.receiver.sources.amqp import HEARTBEAT_SECONDS, declare, open_connection, queue_name, remember
@@ -34,7 +34,7 @@ class KombuSource(Source):
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         super().__init__(broker, settings)
-        self.keeps_events = require_events(broker.url) == "amqp"
+        self.keeps_events = transport_of(broker.url) == "amqp"
         self._app = app_for(broker, settings)
 
     def connect(self) -> None:
