@@ -227,7 +227,12 @@ class ReadMessages:
 
 
 class QueueMessages(ABC):
-    """The messages of one queue. Each call opens its own connection. Raises BrokerUnavailable, NotFound."""
+    """The messages of one queue, over a new connection for each call.
+
+    Raises BrokerUnavailable, NotFound, and Unsupported for what the broker cannot do.
+    """
+
+    after_purge = ""  # what else there is to know
 
     def __init__(self, broker: Broker, settings: Settings, queue: str) -> None:
         self.broker = broker
