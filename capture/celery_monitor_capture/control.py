@@ -18,7 +18,7 @@ from celery import bootsteps
 from celery.utils.collections import AttributeDict
 from celery.worker import state
 from celery.worker.control import Panel
-from kombu import Connection, Producer, Queue
+from kombu import Connection, Exchange, Producer, Queue
 
 from celery_monitor_capture.events import connect, queue_name
 
@@ -67,12 +67,16 @@ class ControlQueue(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has
         thread.start()
         thread.join(RETRY_SECONDS)
 
-    def _name(self, c: Any) -> str:
-        return control_queue(queue_name(c.app), c.hostname)
+    def _queue(self, c: Any, channel: Any) -> Queue:
+        """Declared and bound: virtual transports delete no queue that they know no binding of."""
+        name = control_queue(queue_name(c.app), c.hostname)
+        queue = Queue(name, Exchange(name, type="direct"), routing_key=name)(channel)
+        queue.declare()
+        return queue
 
     def _delete(self, c: Any) -> None:
         with suppress(Exception), connect(c.app) as connection:
-            Queue(self._name(c))(connection.channel()).delete()
+            self._queue(c, connection.channel()).delete()
 
     def _run(self, c: Any) -> None:
         while not self._over.is_set():
@@ -88,8 +92,7 @@ class ControlQueue(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has
 
     def _poll(self, c: Any, connection: Connection) -> None:
         channel = connection.channel()
-        queue = Queue(self._name(c))(channel)
-        queue.declare()
+        queue = self._queue(c, channel)
         producer = Producer(channel, auto_declare=False)
         handlers = AttributeDict(app=c.app, hostname=c.hostname, consumer=c, tset=set)
         node = c.app.control.mailbox.Node(c.hostname, handlers=Panel.data, state=handlers)

@@ -37,6 +37,8 @@ BATCH_BYTES = 96 * 1024
 SMALL_BYTES = 2 * 1024  # what is smaller is not compressed
 # Bytes of a body before kombu encodes it in base64, for SQS and Azure's queues even twice.
 LARGEST = {"sqs": 140 * 1024, "azurestoragequeues": 34 * 1024, "azureservicebus": 180 * 1024}
+# Else a request to a dead endpoint takes minutes. SQS waits up to 20 s for messages.
+SQS_OPTIONS = {"client-config": {"connect_timeout": 5, "read_timeout": 25, "retries": {"max_attempts": 0}}}
 GATHER_SECONDS = 0.1
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)  # the last is repeated
 FLUSH_SECONDS = 5.0  # at the end of a process
@@ -53,6 +55,8 @@ def queue_name(app: Celery) -> str:
 def connect(app: Celery) -> Connection:
     """A connection to the broker of the event queue, which is the application's unless a setting names another."""
     connection: Connection = app.connection_for_write(app.conf.get(BROKER_SETTING))
+    if connection.transport.driver_type == "sqs":
+        connection.transport_options = {**SQS_OPTIONS, **(connection.transport_options or {})}
     return connection
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Self
 from uuid import uuid4
 
-from kombu import Connection, Producer, Queue
+from kombu import Connection, Exchange, Producer, Queue
 
 from celery_monitor.brokers.event_queue import (
     SqsQueue,
@@ -73,7 +73,9 @@ class QueuePost:
         return _replies(bytes(message.body) if not isinstance(message.body, str) else message.body)
 
     def _queue(self) -> Any:
-        return Queue(self.reply_queue)(self.channel)
+        """Bound, as virtual transports delete no queue that they know no binding of."""
+        name = self.reply_queue
+        return Queue(name, Exchange(name, type="direct"), routing_key=name)(self.channel)
 
 
 class SqsPost(QueuePost):
