@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from celery_monitor.core.untrusted.keys import SECRET_KEYS, key_pattern
-from celery_monitor.errors import SettingsError
+from celery_monitor.errors import SettingsError, Unsupported
 
 MASK = "**"
 NO_URL = "(no URL)"
@@ -26,14 +26,13 @@ QUEUE_TRANSPORTS = frozenset(
         "consul",
         "etcd",
         "kafka",
-        "pyro",
-        "slmq",
         "sqla",
         "sqlalchemy",
         "sqs",
         "zookeeper",
     }
 )
+GONE_TRANSPORTS = frozenset({"pyro", "slmq"})  # of kombu, whose library or service is no more
 SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
 DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
 RESULT_DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb")
@@ -113,9 +112,11 @@ def transport_of(url: str) -> str:
 
 
 def require_supported(url: str) -> str:
-    """``transport_of(url)``; SettingsError if kombu has no such transport."""
+    """``transport_of(url)``; SettingsError if kombu has no such transport, Unsupported if it is of the past."""
     transport = transport_of(url)
     known = EVENT_TRANSPORTS | QUEUE_TRANSPORTS
+    if transport in GONE_TRANSPORTS:
+        raise Unsupported(f"brokers of the transport {transport} are not read: it is not maintained any more")
     if transport.lower() in known or "." in transport:  # module.path:Class is kombu's form for a transport of one's own
         return transport
     if not _SCHEME.fullmatch(transport):
@@ -131,7 +132,7 @@ def carries_events(url: str) -> bool:
 
 
 def check_broker(url: str) -> None:
-    """Raises SettingsError for a broker URL that can never work. Errors contain no secret."""
+    """Raises SettingsError or Unsupported for a broker URL that can never work. Errors contain no secret."""
     for each in url.split(";"):
         if "://" not in each:
             raise SettingsError(f"not a URL; {EXAMPLE}")

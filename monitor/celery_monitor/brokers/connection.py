@@ -25,6 +25,7 @@ from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
 CONNECT_SECONDS = 5.0
+EXTRAS = {"kafka": "confluentkafka", "sqla": "sqlalchemy"}
 # Of a request that SQS refuses; boto3 need not be installed, and kombu does not count it among its errors.
 AWS_REFUSAL: type[Exception] = getattr(aws, "ClientError", aws.BotoCoreError)
 
@@ -47,16 +48,19 @@ def _check_transport(url: str) -> None:
     transport = transport_of(url)
     try:
         _ = Connection(url).transport
-    except (ImportError, RuntimeError) as error:  # qpid's raises the latter
+    except (ImportError, RuntimeError, NameError) as error:  # qpid's raises RuntimeError, Kafka's NameError
         raise lacks_package(transport, error) from None
     except (TypeError, ValueError, KeyError):  # their texts may repeat the address
+        if "." in transport:
+            raise SettingsError(f"{transport}: kombu has no such transport, and cannot load it") from None
         raise SettingsError(f"{transport}: an option after the ? of the address is unknown or invalid") from None
 
 
 def lacks_package(transport: str, error: Exception) -> Unsupported:
-    """A transport whose library is not installed; kombu has an extra of the same name."""
+    """A transport whose library is not installed; kombu has an extra of the same name, or nearly so."""
+    extra = EXTRAS.get(transport, transport)
     return Unsupported(
-        f"{transport} needs a package that is not installed ({error}); run pip install 'kombu[{transport}]'",
+        f"{transport} needs a package that is not installed ({error}); run pip install 'kombu[{extra}]'",
         transport=transport,
     )
 
@@ -172,7 +176,7 @@ def broker_errors(transport: Transport) -> tuple[type[BaseException], ...]:
 def _errors_at(url: str) -> tuple[type[BaseException], ...]:
     try:
         return broker_errors(Connection(url).transport)
-    except ImportError as error:  # the library of a transport need not be installed
+    except (ImportError, NameError) as error:  # the library of a transport need not be installed
         raise lacks_package(transport_of(url), error) from None
 
 

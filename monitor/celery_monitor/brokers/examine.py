@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from celery_monitor.addresses import require_supported
 from celery_monitor.brokers.amqp import read_management_api
 from celery_monitor.brokers.connection import app_for, keep_compressed, link
-from celery_monitor.brokers.event_queue import uses_queues
+from celery_monitor.brokers.event_queue.names import uses_queues
 from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.core.health.checks import BrokerFacts, EventQueue, Sender

@@ -15,8 +15,8 @@ from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from celery_monitor.brokers.connection import app_for, link
-from celery_monitor.brokers.event_queue import uses_queues
-from celery_monitor.brokers.queue_post import QueuePost, SqsPost
+from celery_monitor.brokers.event_queue.names import uses_queues
+from celery_monitor.brokers.event_queue.post import QueuePost, SqsPost
 from celery_monitor.core.untrusted.values import plain_value, read_plain
 from celery_monitor.errors import InvalidInput, Unsupported
 from celery_monitor.settings import Settings

@@ -2,9 +2,9 @@
 
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.amqp import AmqpMessages, AmqpProbe
+from celery_monitor.brokers.event_queue.sqs import SqsMessages, SqsProbe
 from celery_monitor.brokers.queues import GenericProbe, Probe, QueueMessages
 from celery_monitor.brokers.redis import RedisMessages, RedisProbe
-from celery_monitor.brokers.sqs import SqsMessages, SqsProbe
 from celery_monitor.errors import Unsupported
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker

@@ -3,7 +3,7 @@
 import logging
 
 from celery_monitor.addresses import require_supported, without_password
-from celery_monitor.brokers.event_queue import uses_queues
+from celery_monitor.brokers.event_queue.names import uses_queues
 from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.receiver.sources.amqp import AmqpSource

@@ -19,7 +19,7 @@ from kombu.message import Message
 
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.connection import AWS_REFUSAL, app_for, bounded, explained, keep_compressed, short_error
-from celery_monitor.brokers.event_queue import SqsQueue, find_sqs_queue, open_envelope
+from celery_monitor.brokers.event_queue.sqs import SqsQueue, find_sqs_queue, open_envelope
 from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.decode import Content, json_of, to_json
 from celery_monitor.receiver.sources.amqp import open_connection

@@ -1,18 +1,19 @@
-"""Queues on SQS: what its attributes say, and purging.
+"""SQS: finding a queue, what its attributes say, purging, and messages as kombu writes them.
 
 SQS tells numbers of messages, approximately, and no ages: ApproximateAgeOfOldestMessage is a metric of CloudWatch. It
 shows a message only by delivering it, which hides it from workers and counts towards its dead-letter limit.
 """
 
 import time
-from base64 import b64decode
-from collections.abc import Callable, Sequence
-from typing import Any
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
 
+import msgspec
 from kombu import Connection
 
 from celery_monitor.brokers.connection import link
-from celery_monitor.brokers.event_queue import SqsQueue, find_sqs_queue, open_envelope
 from celery_monitor.brokers.queues import GenericProbe, QueueMessages, ReadMessages
 from celery_monitor.errors import NotFound, Unsupported
 from celery_monitor.records.queue import Queue
@@ -25,6 +26,66 @@ ONLY_DELIVERS = (
     "SQS shows a message only by delivering it, which hides it from workers and counts towards its dead-letter limit; "
     "so messages of its queues are not read or deleted one by one."
 )
+
+
+class SqsQueue(NamedTuple):
+    """A queue of SQS, and the client of boto3 that reaches it."""
+
+    client: Any
+    url: str
+
+
+def find_sqs_queue(channel: Any, name: str) -> SqsQueue | None:
+    """A queue by its name in Celery; ``None`` where it does not exist. ``channel`` is kombu's.
+
+    kombu's own look-ups create what is missing.
+    """
+    if channel.predefined_queues:
+        given = channel.predefined_queues.get(name)
+        return SqsQueue(channel.sqs(queue=name), str(given["url"])) if given else None
+    client = channel.sqs()
+    try:
+        found = client.get_queue_url(QueueName=channel.canonical_queue_name(name))
+    except client.exceptions.QueueDoesNotExist:
+        return None
+    return SqsQueue(client, str(found["QueueUrl"]))
+
+
+class Envelope(msgspec.Struct):
+    """A message as kombu writes it for virtual transports."""
+
+    body: str
+    content_type: str | None = msgspec.field(default=None, name="content-type")
+    content_encoding: str | None = msgspec.field(default=None, name="content-encoding")
+    headers: dict[str, Any] | None = None
+    properties: dict[str, Any] | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The body. Raises ValueError."""
+        encoded = (self.properties or {}).get("body_encoding") == "base64"
+        return b64decode(self.body) if encoded else self.body.encode()
+
+
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+
+
+def open_envelope(text: str) -> Envelope:
+    """The message in the text of a message of SQS. Raises ValueError and RecursionError."""
+    return _decode_envelope(text if text.startswith("{") else b64decode(text))
+
+
+def in_envelope(body: object, queue: str, headers: Mapping[str, object]) -> str:
+    """JSON as the text of a message of SQS that kombu reads."""
+    delivery = {"exchange": "", "routing_key": queue}
+    envelope = Envelope(
+        body=b64encode(msgspec.json.encode(body)).decode(),
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers=dict(headers),
+        properties={"body_encoding": "base64", "delivery_info": delivery, "delivery_tag": str(uuid4()), "priority": 0},
+    )
+    return b64encode(msgspec.json.encode(envelope)).decode()
 
 
 class SqsProbe(GenericProbe):

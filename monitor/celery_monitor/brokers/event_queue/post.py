@@ -13,14 +13,8 @@ from uuid import uuid4
 
 from kombu import Connection, Exchange, Producer, Queue
 
-from celery_monitor.brokers.event_queue import (
-    SqsQueue,
-    control_prefix,
-    control_queue,
-    find_sqs_queue,
-    in_envelope,
-    open_envelope,
-)
+from celery_monitor.brokers.event_queue.names import control_prefix, control_queue
+from celery_monitor.brokers.event_queue.sqs import SqsQueue, find_sqs_queue, in_envelope, open_envelope
 from celery_monitor.settings import Settings
 
 POLL_SECONDS = 0.1
