@@ -20,7 +20,9 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.inspect import FloatType, IntType, LiteralType, Metadata, NoneType, StrType, Type, UnionType, VarTupleType
 
+from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.application import configured_queues
+from celery_monitor.brokers.event_queue.names import uses_queues
 from celery_monitor.brokers.queues import ReadMessages
 from celery_monitor.brokers.remote import Remote, Reply
 from celery_monitor.core.arguments import Fidelity
@@ -74,6 +76,15 @@ class Target:
     def living_workers(self) -> list[str]:
         """Workers that may have or consume a task: online, or silent because busy."""
         return [worker.hostname for worker in self.workers() if worker.status is not WorkerStatus.OFFLINE]
+
+    def why_no_control(self) -> str | None:
+        """Why no worker receives commands; ``None`` if some may."""
+        if not uses_queues(self.broker, self.settings) or self.living_workers():
+            return None
+        return (
+            f"Over {transport_of(self.broker.url)} Celery has no remote control: only workers with "
+            "celery_monitor_capture receive commands, and none of these is up."
+        )
 
     def queue_names(self) -> list[str]:
         """Queues of this cluster: sampled, consumed by a worker, named by tasks or configured by the application."""

@@ -174,7 +174,9 @@ def _allowed(target: Target, ids: Sequence[str], *, terminate: bool) -> tuple[li
 
 
 def send_revoke(target: Target, ids: Sequence[str], terminate: bool, signal: str) -> Answers:
-    """Sends the revoke to all workers and waits for their answers."""
+    """Sends the revoke to all workers and waits for their answers. Raises Conflict where none can receive it."""
+    if why := target.why_no_control():
+        raise Conflict(why)
     workers = tuple(target.living_workers())
     arguments = {"task_id": list(ids), "terminate": terminate, "signal": signal}
     return Answers(workers, target.remote.ask("revoke", arguments, timeout=ANSWER_SECONDS, expected=workers))
