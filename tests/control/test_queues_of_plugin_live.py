@@ -28,7 +28,7 @@ from tests.workers import Worker, running_worker, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # kombu's, for SQL
 ADMIN = Actor("ada", Role.ADMIN)
-NO_WAIT = {"wait_time_seconds": 1}  # moto answers a request that waits only in the end
+NO_WAIT = {"wait_time_seconds": 0}  # while a request waits, moto keeps a processor busy
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def shop(
 ) -> Iterator[tuple[Watch, Worker]]:
     """A watched worker with the plug-in, and a sender with it."""
     config = {"broker_transport_options": options if options is not None else NO_WAIT, **given.pop("config", {})}
-    settings = {"broker_options": options or {}, "source": "queue" if options is not None else "auto"}
+    settings = {"broker_options": options or NO_WAIT, "source": "queue" if options is not None else "auto"}
     with (
         watching(url, directory, **settings) as watch,
         running_worker(url, app="tests.apps.queued", config=config, **given) as worker,

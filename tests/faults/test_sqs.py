@@ -1,7 +1,9 @@
 """SQS: receivers that are killed, and an endpoint that is dead. What is recorded equals a ledger kept by the tasks."""
 
+import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,12 @@ from tests.workers import running_worker, wait_for
 
 TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "1000"))
 KILLS = 10
+SENDERS = 4
 FAILING_EACH = 20  # one in so many
 APPLICATION = "tests.apps.queued"
+NO_WAIT = {"wait_time_seconds": 0}  # while a request waits, moto keeps a processor busy
+OPTIONS = ("--broker-options", json.dumps(NO_WAIT))
+CONFIG = {"broker_transport_options": NO_WAIT}
 STEPS, STEP_SECONDS = 600, 0.1  # a minute
 
 
@@ -39,18 +45,21 @@ def test_receivers_that_are_killed_lose_no_event(sqs_url: str, book: Any, sqlite
     store = open_store(sqlite_url)
     record = Record(store)
     sent: list[str] = []
-    with running_worker(sqs_url, app=APPLICATION, concurrency=2) as worker:
+    queue = "ledger"
+    with (
+        running_worker(sqs_url, app=APPLICATION, queue=queue, hostname="one@shop", config=CONFIG) as worker,
+        running_worker(sqs_url, app=APPLICATION, queue=queue, hostname="two@shop", config=CONFIG),
+        ThreadPoolExecutor(SENDERS) as senders,  # each request takes a while
+    ):
         celery_monitor_capture.install(worker.app)
         for kill in range(KILLS):
-            with receiving(sqs_url, sqlite_url, tmp_path, f"receiver-{kill}") as program:
+            with receiving(sqs_url, sqlite_url, tmp_path, f"receiver-{kill}", *OPTIONS) as program:
                 record.wait_for_leader(program)
-                sent += [
-                    worker.send("entry", number % FAILING_EACH == 0)
-                    for number in range(kill * TASKS // KILLS, (kill + 1) * TASKS // KILLS)
-                ]
+                numbers = range(kill * TASKS // KILLS, (kill + 1) * TASKS // KILLS)
+                sent += senders.map(lambda number: worker.send("entry", number % FAILING_EACH == 0), numbers)
                 program.kill()
         wait_for(lambda: entered(book) == TASKS, 60 + TASKS / 20, "the end of all tasks")
-        with receiving(sqs_url, sqlite_url, tmp_path, "last") as program:
+        with receiving(sqs_url, sqlite_url, tmp_path, "last", *OPTIONS) as program:
             record.wait_for_leader(program)
             failed = len(book.hgetall("ledger:failed"))
             assert failed == TASKS // FAILING_EACH
@@ -71,7 +80,7 @@ def test_no_task_waits_for_a_dead_endpoint(
 ) -> None:
     """Of the events: the tasks' own broker answers all the time, else Celery itself would wait."""
     with proxy(sqs_service.port) as events:
-        config = {"capture_event_broker": f"sqs://test:test@127.0.0.1:{events.port}"}
+        config = {**CONFIG, "capture_event_broker": f"sqs://test:test@127.0.0.1:{events.port}"}
         with running_worker(sqs_url, app=APPLICATION, concurrency=2, config=config) as worker:
             worker.send("entry", False)
             wait_for(lambda: entered(book) == 1)
@@ -84,7 +93,7 @@ def test_no_task_waits_for_a_dead_endpoint(
             wait_for(lambda: book.llen("ledger:steps") == STEPS, 200, "the steps while the endpoint is dead")
             events.wake()
             store = open_store(sqlite_url)
-            with receiving(sqs_url, sqlite_url, tmp_path, "receiver"):
+            with receiving(sqs_url, sqlite_url, tmp_path, "receiver", *OPTIONS):
                 expected = {TaskState.FAILURE: STEPS // 2, TaskState.SUCCESS: STEPS // 2 + 2}
                 Record(store).wait_for_counts(expected)
             store.close()

@@ -72,9 +72,13 @@ class GenericProbe:
         if connection is not None:
             connection.collect()
 
+    def new_connection(self) -> Connection:
+        connection: Connection = app_for(self.broker, self.settings).connection_for_read(heartbeat=0)
+        return connection
+
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = app_for(self.broker, self.settings).connection_for_read(heartbeat=0)
+            self._connection = self.new_connection()
         self._connection.ensure_connection(max_retries=1, interval_start=0)
         return self._connection
 

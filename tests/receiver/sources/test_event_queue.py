@@ -27,12 +27,7 @@ from tests.workers import wait_for
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 EVENTS = "shop-events"  # not the default
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """moto answers a request that waits only in the end."""
-    monkeypatch.setattr(event_queue, "WAIT_SECONDS", 1)
+NO_WAIT: dict[str, Any] = {"wait_time_seconds": 0}  # while a request waits, moto keeps a processor busy
 
 
 class Batches:
@@ -64,7 +59,7 @@ def batches(url: str, queue: str = EVENTS, **options: Any) -> Iterator[Batches]:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
     """The address of a broker without events, and transport options for it."""
     if request.param == "sqs":
-        return request.getfixturevalue("sqs_url"), {}
+        return request.getfixturevalue("sqs_url"), NO_WAIT
     if request.param == "sqlalchemy":
         return f"sqla+sqlite:///{tmp_path}/broker.db", {}
     folder, control = tmp_path / "messages", tmp_path / "control"
@@ -136,10 +131,10 @@ def test_a_message_is_deleted_once_it_is_stored_and_else_delivered_again(
     with batches(sqs_url) as sender:
         for number in range(1, 26):
             sender.send_numbered(number, number)
-    source = source_of(sqs_url, event_queue=EVENTS)
+    source = source_of(sqs_url, event_queue=EVENTS, broker_options=NO_WAIT)
     assert clocks(source, 25) == list(range(1, 26))
     source.close()  # nothing was acknowledged
-    again = source_of(sqs_url, event_queue=EVENTS)
+    again = source_of(sqs_url, event_queue=EVENTS, broker_options=NO_WAIT)
     assert clocks(again, 25) == list(range(1, 26))
     assert not again.missed
     again.acknowledge()
@@ -147,7 +142,7 @@ def test_a_message_is_deleted_once_it_is_stored_and_else_delivered_again(
 
 
 def test_what_is_stored_is_deleted_at_the_end(sqs_url: str, source_of: MakeSource) -> None:
-    source = source_of(sqs_url, event_queue=EVENTS)
+    source = source_of(sqs_url, event_queue=EVENTS, broker_options=NO_WAIT)
     with batches(sqs_url) as sender:
         sender.send_numbered(1, 2)
     assert clocks(source, 2) == [1, 2]
@@ -168,7 +163,7 @@ def test_a_full_buffer_loses_nothing(place: tuple[str, dict[str, Any]], source_o
 
 def test_messages_of_a_fifo_queue(sqs_url: str, source_of: MakeSource) -> None:
     name = f"{EVENTS}.fifo"
-    source = source_of(sqs_url, event_queue=name)
+    source = source_of(sqs_url, event_queue=name, broker_options=NO_WAIT)
     with batches(sqs_url, name) as sender:
         for number in range(1, 16):
             sender.send_numbered(number, number, MessageGroupId="worker7@shop")
@@ -180,7 +175,7 @@ def test_messages_of_a_fifo_queue(sqs_url: str, source_of: MakeSource) -> None:
 
 
 def test_the_prefix_of_queue_names_is_used(sqs_url: str, source_of: MakeSource) -> None:
-    options = {"queue_name_prefix": "stage-"}
+    options = {"queue_name_prefix": "stage-", **NO_WAIT}
     source = source_of(sqs_url, event_queue=EVENTS, broker_options=options)
     with batches(sqs_url, **options) as sender:
         sender.send_numbered(3, 3)
@@ -197,7 +192,7 @@ def test_a_queue_that_is_not_predefined_is_named(sqs_url: str, source_of: MakeSo
 def test_a_deleted_queue_ends_the_connection_and_the_next_one_makes_it_again(
     sqs_url: str, source_of: MakeSource
 ) -> None:
-    source = source_of(sqs_url, event_queue=EVENTS)
+    source = source_of(sqs_url, event_queue=EVENTS, broker_options=NO_WAIT)
     client = client_of(sqs_url)
     client.delete_queue(QueueUrl=client.get_queue_url(QueueName=EVENTS)["QueueUrl"])
     with pytest.raises(BrokerUnavailable, match="does not exist"):

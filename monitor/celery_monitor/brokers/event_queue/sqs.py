@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 from kombu import Connection
 
-from celery_monitor.brokers.connection import link
+from celery_monitor.brokers.connection import bounded, link
 from celery_monitor.brokers.queues import GenericProbe, QueueMessages, ReadMessages
 from celery_monitor.errors import NotFound, Unsupported
 from celery_monitor.records.queue import Queue
@@ -94,6 +94,9 @@ class SqsProbe(GenericProbe):
     _channel: Any = None
     _queues: dict[str, SqsQueue]
     _answers: dict[str, tuple[float, Queue]]
+
+    def new_connection(self) -> Connection:
+        return bounded(super().new_connection())
 
     def measure(self, connection: Connection, queue_names: Sequence[str]) -> list[Queue]:
         if self._channel is None:

@@ -35,7 +35,8 @@ from celery_monitor.settings.values import Broker
 READING_DELETES = frozenset({"filesystem", "sqla", "sqlalchemy", "azurestoragequeues", "memory"})
 READERS = 2  # threads that ask SQS for messages
 MOST_MESSAGES = 10  # of one request
-WAIT_SECONDS = 10  # for messages, in one request
+LONGEST_WAIT = 20  # seconds for messages, in one request
+REST_SECONDS = 1.0  # after a request without messages, if none is to wait
 # After which SQS delivers a message again that was not deleted: when a receiver was killed. A database that is away
 # for longer means that events are read twice.
 HIDDEN_SECONDS = 30
@@ -86,7 +87,7 @@ class QueueSource(Source):
             found = find_sqs_queue(channel, self._queue)
             if found is None:
                 raise ConnectionError(f"the queue {self._queue} was created, and cannot be found yet")
-        return SqsReading(buffer, found)
+        return SqsReading(buffer, found, min(int(channel.wait_time_seconds), LONGEST_WAIT))
 
 
 class QueueReading(KombuReading):
@@ -141,9 +142,10 @@ def dropped_before(headers: dict[str, Any]) -> int:
 class SqsReading:
     """Asks SQS for messages in several threads, and deletes those that are stored. For a thread of its own."""
 
-    def __init__(self, buffer: Buffer, queue: SqsQueue) -> None:
+    def __init__(self, buffer: Buffer, queue: SqsQueue, wait_seconds: int) -> None:
         self._buffer = buffer
         self._queue = queue
+        self._wait_seconds = wait_seconds
         self._arrived: Queue[list[dict[str, Any]] | Exception] = Queue(READERS)
         self._over = threading.Event()
         self._handles: deque[str] = deque()  # of messages that are not deleted
@@ -217,15 +219,17 @@ class SqsReading:
                 answer = self._queue.client.receive_message(
                     QueueUrl=self._queue.url,
                     MaxNumberOfMessages=MOST_MESSAGES,
-                    WaitTimeSeconds=WAIT_SECONDS,
+                    WaitTimeSeconds=self._wait_seconds,
                     VisibilityTimeout=HIDDEN_SECONDS,
                 )
                 arrived = answer.get("Messages", [])
             except Exception as error:  # noqa: BLE001 - of boto3
                 self._hand_over(error)
                 return
-            if not self._hand_over(arrived):
+            if arrived and not self._hand_over(arrived):
                 self._release(arrived)
+            if not arrived and not self._wait_seconds:
+                self._over.wait(REST_SECONDS)
 
     def _hand_over(self, arrived: list[dict[str, Any]] | Exception) -> bool:
         while not self._over.is_set():
