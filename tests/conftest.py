@@ -31,6 +31,7 @@ else:
     AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     os.environ["TEST_REDIS_URL"] = REDIS_URL  # tests/apps/extended.py
 
+AWS_VARIABLE = "TEST_AWS_SQS_URL"  # such as sqs://, with credentials and region in AWS's own variables
 AWS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -67,10 +68,15 @@ def _needs(url: str, standard_port: int) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in SLOW:
             item.add_marker(pytest.mark.slow)
+    if not os.environ.get(
+        AWS_VARIABLE
+    ):  # it costs money: without the variable it is no test of ours, not a skipped one
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("aws")])
+        items[:] = [item for item in items if not item.get_closest_marker("aws")]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,14 +1,17 @@
 """Control, retry and purge on SQS, SQL and files, where celery_monitor_capture's queues carry events and commands."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import celery_monitor_capture
 import pytest
+from starlette.testclient import TestClient
 
 from celery_monitor.brokers.event_queue.names import control_queue
 from celery_monitor.brokers.remote import Remote
@@ -17,13 +20,18 @@ from celery_monitor.control.queues import PurgeQueue
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.revoke import RevokeTask
 from celery_monitor.control.workers import GrowPool, RateLimit, ShutDownWorker
+from celery_monitor.doctor import examine, lines
+from celery_monitor.errors import Conflict
 from celery_monitor.records.task import TaskState
 from celery_monitor.records.user import Actor, Role
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.messages import read_message
+from celery_monitor.web.app import create_app
 from tests.apps import queued
+from tests.apps.basic import make_app
+from tests.conftest import AWS_VARIABLE
 from tests.control.test_retry_exact_live import assert_same
-from tests.control.watch import CLUSTER, Watch, watching
+from tests.control.watch import CLUSTER, Watch, make_settings, watching
 from tests.workers import Worker, running_worker, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # kombu's, for SQL
@@ -37,7 +45,10 @@ def shop(
 ) -> Iterator[tuple[Watch, Worker]]:
     """A watched worker with the plug-in, and a sender with it."""
     config = {"broker_transport_options": options if options is not None else NO_WAIT, **given.pop("config", {})}
-    settings = {"broker_options": options or NO_WAIT, "source": "queue" if options is not None else "auto"}
+    settings = {
+        "broker_options": NO_WAIT if options is None else options,
+        "source": "queue" if options is not None else "auto",
+    }
     with (
         watching(url, directory, **settings) as watch,
         running_worker(url, app="tests.apps.queued", config=config, **given) as worker,
@@ -165,3 +176,57 @@ def test_without_the_plug_in_nobody_answers_and_why_is_said(sqs_url: str, tmp_pa
 def names_of_queues(url: str) -> list[str]:
     client = boto3.client("sqs", endpoint_url=url.replace("sqs://test:test@", "http://"))
     return [address.rpartition("/")[2] for address in client.list_queues().get("QueueUrls", ())]
+
+
+@pytest.mark.aws
+def test_everything_on_a_real_sqs(tmp_path: Path) -> None:
+    """Costs a fraction of a cent. Its queues have names of their own, and are deleted."""
+    prefix = {"queue_name_prefix": f"celery-monitor-test-{uuid4().hex[:8]}-"}
+    url = os.environ[AWS_VARIABLE]
+    try:
+        with shop(url, tmp_path, options=prefix) as (watch, worker):
+            watch.wait_for(worker.send("add", 1, 2), TaskState.SUCCESS)
+            failed = watch.wait_for(worker.send("fail_once", f"{tmp_path}/once", 7), TaskState.FAILURE)
+            before = wait_for(lambda: read_message(watch.store, failed), what="its message")
+            (result,) = watch.perform(RetryTask(cluster=CLUSTER, id=failed.id)).results
+            assert (result.outcome, result.fidelity) == ("done", "exact")
+            watch.wait_for(str(result.new_id), TaskState.SUCCESS)
+            assert before.body is not None
+            limit = RateLimit(cluster=CLUSTER, workers=(worker.hostname,), task="basic.add", rate="1/h")
+            assert watch.perform(limit).outcome == "done"
+    finally:
+        client = boto3.client("sqs")
+        for address in client.list_queues(QueueNamePrefix=prefix["queue_name_prefix"]).get("QueueUrls", ()):
+            client.delete_queue(QueueUrl=address)
+
+
+def test_doctor_prints_the_line_to_add_where_no_worker_has_the_plug_in(sqs_url: str, tmp_path: Path) -> None:
+    settings = make_settings(sqs_url, tmp_path, broker_options=NO_WAIT)
+    with running_worker(sqs_url, config={"broker_transport_options": NO_WAIT}):
+        text = "\n".join(lines(examine(settings)))
+    assert "plug-in: No worker with celery_monitor_capture answered." in text
+    assert "celery_monitor_capture.install(app)" in text
+    renamed = "\n".join(lines(examine(make_settings(sqs_url, tmp_path, event_queue="shop-events"))))
+    assert 'celery_monitor_capture.install(app, event_queue="shop-events")' in renamed
+
+
+def test_doctor_finds_workers_with_the_plug_in(sqs_url: str, tmp_path: Path) -> None:
+    with shop(sqs_url, tmp_path) as (watch, worker):
+        text = "\n".join(lines(examine(watch.settings)))
+    assert f"workers: 1 answered: {worker.hostname}." in text
+    assert "exact retries: All workers use celery_monitor_capture." in text
+    assert "plug-in" not in text
+
+
+def test_a_revoke_that_nobody_receives_says_why(sqs_url: str, tmp_path: Path) -> None:
+    with watching(sqs_url, tmp_path, broker_options=NO_WAIT) as watch:
+        app = make_app(sqs_url, broker_transport_options=NO_WAIT)
+        celery_monitor_capture.install(app)
+        task_id = app.send_task("shop.pay", queue="orders").id  # by a sender with the plug-in; no worker has it
+        watch.wait_for(task_id, TaskState.PENDING)
+        with pytest.raises(Conflict, match="only workers with celery_monitor_capture receive commands"):
+            watch.perform(RevokeTask(cluster=CLUSTER, id=task_id))
+        with TestClient(create_app(watch.settings), base_url="http://127.0.0.1") as client:
+            page = client.get(f"/tasks/{task_id}").text
+            assert "No Revoke button: Over sqs Celery has no remote control" in page
+            assert "/revoke" not in page

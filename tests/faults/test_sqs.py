@@ -21,6 +21,7 @@ from tests.workers import running_worker, wait_for
 TASKS = int(os.environ.get("TEST_LEDGER_TASKS", "1000"))
 KILLS = 10
 SENDERS = 4
+CHUNK = 50  # tasks; TASKS is a multiple of KILLS times this
 FAILING_EACH = 20  # one in so many
 APPLICATION = "tests.apps.queued"
 NO_WAIT = {"wait_time_seconds": 0}  # while a request waits, moto keeps a processor busy
@@ -46,6 +47,10 @@ def test_receivers_that_are_killed_lose_no_event(sqs_url: str, book: Any, sqlite
     record = Record(store)
     sent: list[str] = []
     queue = "ledger"
+
+    def few_wait() -> bool:
+        return len(sent) - entered(book) < CHUNK
+
     with (
         running_worker(sqs_url, app=APPLICATION, queue=queue, hostname="one@shop", config=CONFIG) as worker,
         running_worker(sqs_url, app=APPLICATION, queue=queue, hostname="two@shop", config=CONFIG),
@@ -55,8 +60,11 @@ def test_receivers_that_are_killed_lose_no_event(sqs_url: str, book: Any, sqlite
         for kill in range(KILLS):
             with receiving(sqs_url, sqlite_url, tmp_path, f"receiver-{kill}", *OPTIONS) as program:
                 record.wait_for_leader(program)
-                numbers = range(kill * TASKS // KILLS, (kill + 1) * TASKS // KILLS)
-                sent += senders.map(lambda number: worker.send("entry", number % FAILING_EACH == 0), numbers)
+                for first in range(kill * TASKS // KILLS, (kill + 1) * TASKS // KILLS, CHUNK):
+                    # The time of each request to moto grows with the number of messages that wait.
+                    wait_for(few_wait)
+                    fails = [number % FAILING_EACH == 0 for number in range(first, first + CHUNK)]
+                    sent.extend(senders.map(lambda each: worker.send("entry", each), fails))
                 program.kill()
         wait_for(lambda: entered(book) == TASKS, 60 + TASKS / 20, "the end of all tasks")
         with receiving(sqs_url, sqlite_url, tmp_path, "last", *OPTIONS) as program:
