@@ -107,7 +107,7 @@ class QueueReading(KombuReading):
     def arrived(self, message: Message) -> None:
         self._unacknowledged.append(message)
         self._buffer.drop(dropped_before(message.headers or {}))
-        keep(self._buffer, pack([json_of(message)], self.refused))
+        self._buffer.keep(pack([json_of(message)], self.refused))
 
     def commit(self, number: int) -> None:
         while self._acknowledged < number:
@@ -125,12 +125,6 @@ def read_body(text: str) -> tuple[Body, int]:
     headers = envelope.headers or {}
     given = (envelope.content_type, headers.get("compression"), headers.get("hostname"))
     return to_json(body, Content(*(None if each is None else str(each) for each in given))), dropped_before(headers)
-
-
-def keep(buffer: Buffer, data: bytes) -> None:
-    """Puts a message into the buffer, beyond its limit if need be: the broker has others, this one is here."""
-    if not buffer.put(data):
-        buffer.put_last(data)
 
 
 def dropped_before(headers: dict[str, Any]) -> int:
@@ -199,7 +193,7 @@ class SqsReading:
                 body, dropped = read_body(message["Body"])
                 self._handles.append(message["ReceiptHandle"])
                 self._buffer.drop(dropped)
-                keep(self._buffer, pack([body], self.refused))
+                self._buffer.keep(pack([body], self.refused))
 
     def _delete(self, *, all_of_them: bool = False) -> None:
         """A message that cannot be deleted any more is delivered again, which changes nothing."""

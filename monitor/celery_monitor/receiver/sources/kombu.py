@@ -111,7 +111,9 @@ class KombuReading:
 
     def arrived(self, message: Message) -> None:
         body = json_of(message)
-        if not self._buffer.put(pack([body], self.refused)):
+        if self._keeps_events:
+            self._buffer.keep(pack([body], self.refused))
+        elif not self._buffer.put(pack([body], self.refused)):
             self._buffer.drop(events_in(body))
 
     def close(self) -> None:
