@@ -18,7 +18,7 @@ from celery_monitor.brokers.connection import app_for, link
 from celery_monitor.brokers.event_queue.names import uses_queues
 from celery_monitor.brokers.event_queue.post import QueuePost, SqsPost
 from celery_monitor.core.untrusted.values import plain_value, read_plain
-from celery_monitor.errors import InvalidInput, Unsupported
+from celery_monitor.errors import InvalidInput
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
@@ -62,8 +62,8 @@ class Remote:
         """The replies by worker; waits until nobody has replied for ``timeout`` seconds.
 
         Without ``destination`` all workers are asked; once those in ``expected`` have replied, others are not waited
-        for. Raises BrokerUnavailable, Unsupported, and InvalidInput for FORBIDDEN; workers refuse commands that do not
-        exist.
+        for. Where the broker has no broadcast, commands go through queues of celery_monitor_capture, and take a second.
+        Raises BrokerUnavailable, and InvalidInput for FORBIDDEN; workers refuse commands that do not exist.
         """
         if command == FORBIDDEN:
             raise InvalidInput(f"the remote command {command} is not sent: it ends a lone worker")
@@ -73,9 +73,6 @@ class Remote:
         if uses_queues(self.broker, self.settings):
             return self._ask_through_queues(command, arguments, destination, awaited, timeout, on_reply)
         with link(self.broker, self.settings) as connection:
-            if not connection.supports_exchange_type("fanout"):
-                kind = connection.transport.driver_type
-                raise Unsupported(f"workers on {kind} cannot be controlled: it has no broadcast")
             mailbox = app_for(self.broker, self.settings).control.mailbox
             question = _Question(connection, (mailbox.exchange, mailbox.reply_exchange), awaited, on_reply)
             addressed = None if destination is None else list(awaited)
