@@ -19,7 +19,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from tests.databases import empty_record, empty_schema, statements_of_tables
-from tests.servers import free_port, running_rabbitmq, running_redis
+from tests.servers import SqsServer, free_port, running_rabbitmq, running_redis, running_sqs
 
 FIRST = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"
 POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test").replace("+psycopg", "")
@@ -30,6 +30,15 @@ else:
     REDIS_URL = f"redis://127.0.0.1:{free_port()}/15"
     AMQP_URL = f"amqp://guest:guest@127.0.0.1:{free_port()}//"
     os.environ["TEST_REDIS_URL"] = REDIS_URL  # tests/apps/extended.py
+
+AWS_VARIABLE = "TEST_AWS_SQS_URL"  # such as sqs://, with credentials and region in AWS's own variables
+AWS_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "eu-central-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
 
 SLOW = {"faults", "installation"}  # folders whose tests wait for timeouts, or make environments
 
@@ -59,10 +68,15 @@ def _needs(url: str, standard_port: int) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in SLOW:
             item.add_marker(pytest.mark.slow)
+    if not os.environ.get(
+        AWS_VARIABLE
+    ):  # it costs money: without the variable it is no test of ours, not a skipped one
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("aws")])
+        items[:] = [item for item in items if not item.get_closest_marker("aws")]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -112,6 +126,23 @@ def redis_url(redis_service: str) -> Iterator[str]:
         client.flushdb()
         yield redis_service
         client.flushdb()
+
+
+@pytest.fixture(scope="session")
+def sqs_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqsServer]:
+    """The SQS of this process."""
+    with running_sqs(tmp_path_factory.mktemp("sqs")) as server:
+        yield server
+
+
+@pytest.fixture
+def sqs_url(sqs_service: SqsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An SQS that is empty before and after the test, whatever account this machine has."""
+    for name, value in AWS_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sqs_service.reset()
+    yield sqs_service.url
+    sqs_service.reset()
 
 
 @pytest.fixture

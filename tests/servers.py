@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,37 @@ def running_rabbitmq(directory: Path, port: int | None = None) -> Iterator[Rabbi
         server.kill()
 
 
+@dataclass
+class SqsServer:
+    """moto's server: SQS on this machine, in memory."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"sqs://test:test@127.0.0.1:{self.port}"
+
+    def reset(self) -> None:
+        """Deletes all queues."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/moto-api/reset", method="POST")
+        urllib.request.urlopen(request, timeout=START_SECONDS).close()
+
+
+@contextmanager
+def running_sqs(directory: Path) -> Iterator[SqsServer]:
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (directory / "sqs.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for_port(port)
+        yield SqsServer(process, port)
+    finally:
+        process.kill()
+        process.wait(START_SECONDS)
+
+
 def wait_for_port(port: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -275,6 +307,10 @@ class Proxy:
     def fall_silent(self) -> None:
         """As a pulled cable: nobody learns anything any more."""
         self._silent.set()
+
+    def wake(self) -> None:
+        """What was said meanwhile is lost."""
+        self._silent.clear()
 
     def cut(self) -> None:
         """Reset every connection."""

@@ -35,9 +35,10 @@ BROKEN_BROKERS = [
     (f"redis+socket://:{SECRET}@/run/r.sock?virtual_host=shop", "the database of a Redis is a number"),
     (f"foo://:{SECRET}@h", "there is no transport 'foo'; known are amqp"),
     (f"rdis://:{SECRET}@h", "did you mean redis://?"),
-    (f"kafka://:{SECRET}@h", "Celery sends no events and no remote control over kafka"),
-    (f"sqs://KEY:{SECRET}@", "Use a broker that carries events (amqp, filesystem"),
-    (f"my.own:Transport://:{SECRET}@h", "Celery sends no events"),
+    (f"kafka://:{SECRET}@h", "run pip install 'kombu[confluentkafka]'"),
+    (f"slmq://:{SECRET}@h", "brokers of the transport slmq are not read"),
+    (f"zookeeper://:{SECRET}@h", "run pip install 'kombu[zookeeper]'"),
+    (f"my.own:Transport://:{SECRET}@h", "my.own:Transport: kombu has no such transport"),
     ("memory://", "no other process can be seen there"),
 ]
 BROKEN_OPTIONS = [
@@ -69,7 +70,7 @@ BROKEN_OPTIONS = [
     (("--result-backend", f"db+mysql+pymysql://u:{SECRET}@h:99999/x"), "result_backend: default: the port must be"),
     (("--result-backend", f"redis://u:{SECRET}@h/x"), "result_backend: default: the database of a Redis is a number"),
     (("--source", "amqp"), "source amqp cannot read from redis"),
-    (("--source", "pigeon"), "source: 'pigeon' is not one of auto, kombu, redis, amqp"),
+    (("--source", "pigeon"), "source: 'pigeon' is not one of auto, kombu, redis, amqp, queue"),
     (("--port", f"redis://:{SECRET}@h"), "port: 'redis://**@h' is not an integer"),
     (("--port", "70000"), "70000 is not a port; choose a --port"),
     (("--sample-seconds", "1e300"), "too large"),

@@ -39,6 +39,9 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request as CeleryRequest
 from kombu.utils.json import dumps
 
+from celery_monitor_capture import events
+from celery_monitor_capture.control import ControlQueue
+
 EVENT = "capture-message"
 GROUP = "capture"  # not ``task``: other monitors read the type of a task event as a state
 LIMIT_VARIABLE = "CELERY_CAPTURE_MAX_BYTES"
@@ -107,18 +110,29 @@ class RequestOnReceive(Request):
 
 
 def install(
-    app: Celery, *, on_receive: bool = False, max_bytes: int | None = None, key_file: str | None = None
+    app: Celery,
+    *,
+    on_receive: bool = False,
+    max_bytes: int | None = None,
+    key_file: str | None = None,
+    event_queue: bool | str | None = None,
 ) -> None:
     """Captures the messages of all tasks of the application; its other annotations are kept.
 
     ``max_bytes`` applies to this process; the environment's CELERY_CAPTURE_MAX_BYTES to all. ``key_file``: a file with
-    the key to sign with.
+    the key to sign with. ``event_queue``: whether events and remote control use queues of their own; by default where
+    the broker carries neither; a text is the queue's name.
     """
     if key_file is not None:
         app.conf[KEY_SETTING] = key_file
     if max_bytes is not None:
         Request.max_bytes = max_bytes
     name = f"{__name__}:{'RequestOnReceive' if on_receive else 'Request'}"
+    if isinstance(event_queue, str):
+        app.conf[events.QUEUE_SETTING] = event_queue
+    if event_queue or (event_queue is None and not events.carries_events(app)):
+        events.dispatch_to_queue(app)
+        app.steps["consumer"].add(ControlQueue)
     given = app.conf.task_annotations or ()
     app.conf.task_annotations = [*(given if isinstance(given, (list, tuple)) else (given,)), {"*": {"Request": name}}]
 

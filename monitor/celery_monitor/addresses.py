@@ -17,8 +17,8 @@ EXAMPLE = "write for example redis://localhost:6379/0 or amqp://localhost"
 EVENT_TRANSPORTS = frozenset(
     {"amqp", "redis", "sentinel", "filesystem", "mongodb", "gcpubsub", "qpid", "pgmq", "memory"}
 )
-# The other transports of kombu 5.7.
-EVENTLESS_TRANSPORTS = frozenset(
+# The other transports of kombu 5.7: there events and remote control go through queues of celery_monitor_capture.
+QUEUE_TRANSPORTS = frozenset(
     {
         "azureservicebus",
         "azurestoragequeues",
@@ -26,14 +26,13 @@ EVENTLESS_TRANSPORTS = frozenset(
         "consul",
         "etcd",
         "kafka",
-        "pyro",
-        "slmq",
         "sqla",
         "sqlalchemy",
         "sqs",
         "zookeeper",
     }
 )
+GONE_TRANSPORTS = frozenset({"pyro", "slmq"})  # of kombu, whose library or service is no more
 SAME_TRANSPORT = {"amqps": "amqp", "pyamqp": "amqp", "librabbitmq": "amqp", "rediss": "redis"}
 DATABASES = ("sqlite", "postgresql", "postgres", "postgresql+psycopg")
 RESULT_DATABASES = ("sqlite", "postgresql", "postgres", "mysql", "mariadb")
@@ -113,29 +112,23 @@ def transport_of(url: str) -> str:
 
 
 def require_supported(url: str) -> str:
-    """``transport_of(url)``; SettingsError if kombu has no such transport."""
+    """``transport_of(url)``; SettingsError if kombu has no such transport, Unsupported if it is of the past."""
     transport = transport_of(url)
-    known = EVENT_TRANSPORTS | EVENTLESS_TRANSPORTS
+    known = EVENT_TRANSPORTS | QUEUE_TRANSPORTS
+    if transport in GONE_TRANSPORTS:
+        raise Unsupported(f"brokers of the transport {transport} are not read: it is not maintained any more")
     if transport.lower() in known or "." in transport:  # module.path:Class is kombu's form for a transport of one's own
         return transport
     if not _SCHEME.fullmatch(transport):
         raise SettingsError(f"the address begins with no transport; {EXAMPLE}")
     near = get_close_matches(transport.lower(), [*known, *SAME_TRANSPORT], 1)
-    hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(sorted(EVENT_TRANSPORTS - {'memory'}))}"
+    hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(sorted(known - {'memory'}))}"
     raise SettingsError(f"there is no transport {transport!r}; {hint}")
 
 
-def require_events(url: str) -> str:
-    """``transport_of(url)``; Unsupported if Celery sends no events over it."""
-    transport = require_supported(url)
-    if transport not in EVENT_TRANSPORTS:
-        name = transport if _SCHEME.fullmatch(transport) else "this transport"
-        raise Unsupported(
-            f"Celery sends no events and no remote control over {name}, so its tasks and workers cannot be watched. "
-            f"Use a broker that carries events ({', '.join(sorted(EVENT_TRANSPORTS - {'memory'}))}); {EXAMPLE}",
-            transport=transport,
-        )
-    return transport
+def carries_events(url: str) -> bool:
+    """Whether Celery's own events and remote control work there, without celery_monitor_capture's queues."""
+    return transport_of(url) in EVENT_TRANSPORTS
 
 
 def check_broker(url: str) -> None:
@@ -143,7 +136,7 @@ def check_broker(url: str) -> None:
     for each in url.split(";"):
         if "://" not in each:
             raise SettingsError(f"not a URL; {EXAMPLE}")
-    transport = require_events(url)
+    transport = require_supported(url)
     if transport == "memory":
         raise SettingsError(
             "memory:// exists inside one process, and no other process can be seen there; "

@@ -17,6 +17,7 @@ from threading import Event
 from typing import NamedTuple
 
 import demo_workers
+from celery_monitor.brokers.connection import check_brokers
 from celery_monitor.errors import Unsupported
 from celery_monitor.files import make_private_folder, open_private
 from celery_monitor.serve import (
@@ -70,6 +71,7 @@ def run(demo: Demo, stop: Event, announce: Announce) -> None:
         redis = find_redis(free_port(), directory) if demo.broker == OWN_BROKER else None
         broker_url = f"redis://127.0.0.1:{redis.port}/0" if redis else demo.broker
         settings = with_port(demo_settings(demo, broker_url, directory), listener)
+        check_brokers(settings)
         check_access(settings)
         prepare_store(settings)
         shop = Shop(demo, broker_url, directory)

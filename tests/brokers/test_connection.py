@@ -2,7 +2,7 @@
 
 import pytest
 
-from celery_monitor.addresses import require_events, transport_of, without_password
+from celery_monitor.addresses import require_supported, transport_of, without_password
 from celery_monitor.brokers.connection import RETRY_SECONDS, app_for, explained, link, transport_options
 from celery_monitor.errors import BrokerUnavailable, SettingsError
 from celery_monitor.settings import Settings
@@ -43,7 +43,7 @@ def test_no_address_shows_a_password(url: str, shown: str | None) -> None:
     ],
 )
 def test_transport(url: str, transport: str) -> None:
-    assert transport_of(url) == require_events(url) == transport
+    assert transport_of(url) == require_supported(url) == transport
 
 
 def test_the_app_has_the_brokers_address_and_options_and_is_made_once() -> None:

@@ -9,7 +9,7 @@ import redis
 
 from celery_monitor.brokers.connection import link
 from celery_monitor.brokers.remote import Remote, Reply
-from celery_monitor.errors import BrokerUnavailable, InvalidInput, Unsupported
+from celery_monitor.errors import BrokerUnavailable, InvalidInput
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 from tests.servers import running_redis
@@ -140,9 +140,11 @@ def test_what_a_broker_refuses_later_is_not_reported_as_a_lost_connection(amqp_u
         connection.default_channel.queue_declare("never-declared", passive=True)
 
 
-def test_a_transport_without_broadcast_is_reported() -> None:
-    with pytest.raises(Unsupported):
-        make_remote("sqla+sqlite:///:memory:").ask("ping")
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # kombu's, for SQL
+def test_without_broadcast_nobody_answers_who_is_not_named(tmp_path: Path) -> None:
+    remote = make_remote(f"sqla+sqlite:///{tmp_path}/broker.db")
+    assert remote.ask("ping", timeout=0.1) == {}
+    assert remote.ask("ping", {}, ["gone@shop"], timeout=0.1) == {}
 
 
 def test_a_connection_that_is_lost_is_not_reported_to_have_sent_nothing(redis_url: str) -> None:

@@ -143,6 +143,8 @@ def test_nothing_seen_yet() -> None:
     assert (found.kind, found.text) == ("receiver", "No receiver has written to this database yet.")
     assert "celery-monitor serve --broker" in found.then
     assert only(*shown([make_health()], [])).text == "No worker has been seen yet."
+    through_queue = only(*shown([make_health(source="queue")], []))
+    assert "only workers with celery_monitor_capture.install(app) are seen" in through_queue.then
 
 
 def test_receiver_that_stopped_writing() -> None:

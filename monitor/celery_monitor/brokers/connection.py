@@ -5,14 +5,17 @@ Every step of a connection has a time limit, it is always closed, and its errors
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, cast
 
 from celery import Celery
 from kombu import Connection
+from kombu.asynchronous.aws.ext import exceptions as aws
 from kombu.exceptions import KombuError
 from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
@@ -61,6 +64,11 @@ def configured_queues(broker: Broker, settings: Settings) -> frozenset[str]:
     return frozenset(application.queues)
 
 
+EXTRAS = {"kafka": "confluentkafka", "sqla": "sqlalchemy"}
+# Of a request that SQS refuses; boto3 need not be installed, and kombu does not count it among its errors.
+AWS_REFUSAL: type[Exception] = getattr(aws, "ClientError", aws.BotoCoreError)
+
+
 def check_brokers(settings: Settings) -> None:
     """Raises SettingsError or Unsupported where a broker can never be used as configured. Errors contain no secret.
 
@@ -79,16 +87,19 @@ def _check_transport(url: str) -> None:
     transport = transport_of(url)
     try:
         _ = Connection(url).transport
-    except (ImportError, RuntimeError) as error:  # qpid's raises the latter
+    except (ImportError, RuntimeError, NameError) as error:  # qpid's raises RuntimeError, Kafka's NameError
         raise lacks_package(transport, error) from None
     except (TypeError, ValueError, KeyError):  # their texts may repeat the address
+        if "." in transport:
+            raise SettingsError(f"{transport}: kombu has no such transport, and cannot load it") from None
         raise SettingsError(f"{transport}: an option after the ? of the address is unknown or invalid") from None
 
 
 def lacks_package(transport: str, error: Exception) -> Unsupported:
-    """A transport whose library is not installed; kombu has an extra of the same name."""
+    """A transport whose library is not installed; kombu has an extra of the same name, or nearly so."""
+    extra = EXTRAS.get(transport, transport)
     return Unsupported(
-        f"{transport} needs a package that is not installed ({error}); run pip install 'kombu[{transport}]'",
+        f"{transport} needs a package that is not installed ({error}); run pip install 'kombu[{extra}]'",
         transport=transport,
     )
 
@@ -196,14 +207,15 @@ def broker_errors(transport: Transport) -> tuple[type[BaseException], ...]:
     Each transport has its own. Some refusals are channel errors: a wrong password in py-amqp, a missing database or
     permission in redis.
     """
-    return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors)
+    refusals = (AWS_REFUSAL,) if transport.driver_type == "sqs" else ()
+    return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors, *refusals)
 
 
 @lru_cache(maxsize=64)
 def _errors_at(url: str) -> tuple[type[BaseException], ...]:
     try:
         return broker_errors(Connection(url).transport)
-    except ImportError as error:  # the library of a transport need not be installed
+    except (ImportError, NameError) as error:  # the library of a transport need not be installed
         raise lacks_package(transport_of(url), error) from None
 
 
@@ -244,6 +256,11 @@ ADVICE = (
         "The user lacks a right (ACL SETUSER): PSUBSCRIBE, PING and the channels of events to listen, "
         "all commands and keys of Celery to act.",
     ),
+    (
+        ("invalidclienttokenid", "signaturedoesnotmatch", "credentials", "expiredtoken", "security token"),
+        "Check the credentials of AWS: in --broker (sqs://KEY:SECRET@, percent-encoded), the environment, or the role.",
+    ),
+    (("accessdenied", "not authorized"), "The user of AWS lacks a right on this queue; docs/brokers.md lists them."),
     (("db index",), "Check the number of the database in --broker."),
     (("vhost",), CHECK_HOST),
     (("certificate", "ssl", "tls"), "Check the ssl_ca_certs, ssl_certfile and ssl_keyfile given in the URL."),
@@ -257,6 +274,8 @@ CONFIRM_SECONDS = 10.0  # for RabbitMQ to confirm a message; it does not while i
 # Without these, a broker behind a firewall that drops packets would block a click for minutes.
 OPTIONS: dict[str, dict[str, object]] = {
     "redis": {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS},
+    # Longer than SQS waits for messages.
+    "sqs": {"client-config": {"connect_timeout": 5, "read_timeout": 25, "retries": {"total_max_attempts": 2}}},
     "amqp": {"confirm_publish": True, "read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS},
 }
 
@@ -307,9 +326,40 @@ def broker_unavailable(broker: Broker, what: str) -> BrokerUnavailable:
 def _connection(broker: Broker, settings: Settings, heartbeat: float, options: dict[str, object]) -> Connection:
     app = app_for(broker, settings)
     connection: Connection = app.connection_for_write(connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
+    return bounded(connection, options)
+
+
+def bounded(connection: Connection, options: Mapping[str, object] = MappingProxyType({})) -> Connection:
+    """The connection, which is not open yet, with a limit for each of its waits, and further transport options."""
     defaults = OPTIONS.get(connection.transport.driver_type, {})
     connection.transport_options = {**defaults, **(connection.transport_options or {}), **options}
+    if connection.transport.driver_type == "sqs":
+        _share_clients(connection.transport)
     return connection
+
+
+_clients: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+MOST_CLIENTS = 16
+
+
+def _share_clients(transport: Any) -> None:
+    """All connections to one address share boto3's client, which may be used by several threads.
+
+    To make one takes a tenth of a second and megabytes, which the garbage collector gets back late.
+    """
+
+    class Sharing(transport.Channel):  # type: ignore[misc]
+        def new_sqs_client(self, *arguments: Any, **named: Any) -> Any:
+            options = repr(self.transport_options.get("client-config"))
+            key = (self.endpoint_url, self.is_secure, options, *arguments, *sorted(named.items()))
+            client = _clients.get(key)
+            if client is None:
+                client = _clients[key] = super().new_sqs_client(*arguments, **named)
+                if len(_clients) > MOST_CLIENTS:
+                    _clients.popitem(last=False)
+            return client
+
+    transport.Channel = Sharing
 
 
 def _close(connection: Connection, errors: tuple[type[BaseException], ...]) -> None:

@@ -12,9 +12,10 @@ from celery.events.event import get_exchange
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 
-from celery_monitor.addresses import require_events
+from celery_monitor.addresses import require_supported
 from celery_monitor.brokers.amqp import read_management_api
 from celery_monitor.brokers.connection import app_for, keep_compressed, link
+from celery_monitor.brokers.event_queue.post import uses_queues
 from celery_monitor.brokers.lazy import redis
 from celery_monitor.brokers.queues import PassiveDeclarations
 from celery_monitor.brokers.remote import Remote
@@ -30,8 +31,12 @@ ANSWER_SECONDS = 1.0
 
 
 def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_SECONDS) -> BrokerFacts:
-    """Listens to events for up to ``seconds``. Raises BrokerUnavailable, and Unsupported where Celery sends none."""
-    transport = require_events(broker.url)
+    """Listens to events for up to ``seconds``, except to those in a queue, which are the receiver's.
+
+    Raises BrokerUnavailable, and Unsupported where a package is missing.
+    """
+    transport = require_supported(broker.url)
+    in_queue = uses_queues(broker, settings)
     remote = Remote(broker, settings)
     answers: Counter[str] = Counter()
     remote.ask("ping", timeout=ANSWER_SECONDS, on_reply=lambda reply: answers.update([reply.worker]))
@@ -41,7 +46,8 @@ def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_S
     with link(broker, settings) as connection:
         redis = _redis(connection) if transport == "redis" else None
         queues = _queues(connection, own, settings) if transport == "amqp" else None
-        listened = _listen(connection, app_for(broker, settings).conf.event_exchange, transport, workers, seconds)
+        exchange = app_for(broker, settings).conf.event_exchange
+        listened = None if in_queue else _listen(connection, exchange, transport, workers, seconds)
     return BrokerFacts(
         transport=transport,
         workers=workers,
@@ -53,6 +59,7 @@ def examine_broker(broker: Broker, settings: Settings, seconds: float = LISTEN_S
         redis=redis,
         queues=queues,
         own_queue=own,
+        event_queue=settings.event_queue if in_queue else None,
     )
 
 

@@ -72,9 +72,13 @@ class GenericProbe:
         if connection is not None:
             connection.collect()
 
+    def new_connection(self) -> Connection:
+        connection: Connection = app_for(self.broker, self.settings).connection_for_read(heartbeat=0)
+        return connection
+
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = app_for(self.broker, self.settings).connection_for_read(heartbeat=0)
+            self._connection = self.new_connection()
         self._connection.ensure_connection(max_retries=1, interval_start=0)
         return self._connection
 
@@ -227,7 +231,12 @@ class ReadMessages:
 
 
 class QueueMessages(ABC):
-    """The messages of one queue. Each call opens its own connection. Raises BrokerUnavailable, NotFound."""
+    """The messages of one queue, over a new connection for each call.
+
+    Raises BrokerUnavailable, NotFound, and Unsupported for what the broker cannot do.
+    """
+
+    after_purge = ""  # what else there is to know
 
     def __init__(self, broker: Broker, settings: Settings, queue: str) -> None:
         self.broker = broker

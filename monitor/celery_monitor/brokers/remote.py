@@ -15,14 +15,16 @@ from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from celery_monitor.brokers.connection import app_for, link
+from celery_monitor.brokers.event_queue.post import QueuePost, SqsPost, uses_queues
 from celery_monitor.core.untrusted import plain_value, read_plain
-from celery_monitor.errors import InvalidInput, Unsupported
+from celery_monitor.errors import InvalidInput
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
 FORBIDDEN = "election"  # of Celery's commands (celery/worker/control.py) the one that kills a lone worker
 # What kombu raises for a reply in JSON that names a type with a bad value, or is nested too deeply.
 UNDECODABLE = (KombuError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+QUEUE_SECONDS = 4.0  # for a reply through queues: a worker polls, and handles commands about once a second
 REPLY_QUEUE_SECONDS = 60.0  # after which RabbitMQ deletes the reply queue of a process that died
 
 
@@ -59,22 +61,52 @@ class Remote:
         """The replies by worker; waits until nobody has replied for ``timeout`` seconds.
 
         Without ``destination`` all workers are asked; once those in ``expected`` have replied, others are not waited
-        for. Raises BrokerUnavailable, Unsupported, and InvalidInput for FORBIDDEN; workers refuse commands that do not
-        exist.
+        for. Where the broker has no broadcast, commands go through queues of celery_monitor_capture, and take a second.
+        Raises BrokerUnavailable, and InvalidInput for FORBIDDEN; workers refuse commands that do not exist.
         """
         if command == FORBIDDEN:
             raise InvalidInput(f"the remote command {command} is not sent: it ends a lone worker")
         awaited = tuple(destination if destination is not None else expected or ())
         if destination is not None and not awaited:
             return {}
+        if uses_queues(self.broker, self.settings):
+            return self._ask_through_queues(command, arguments, destination, awaited, timeout, on_reply)
         with link(self.broker, self.settings) as connection:
-            if not connection.supports_exchange_type("fanout"):
-                kind = connection.transport.driver_type
-                raise Unsupported(f"workers on {kind} cannot be controlled: it has no broadcast")
             mailbox = app_for(self.broker, self.settings).control.mailbox
             question = _Question(connection, (mailbox.exchange, mailbox.reply_exchange), awaited, on_reply)
             addressed = None if destination is None else list(awaited)
             return question.put({"method": command, "arguments": arguments or {}, "destination": addressed}, timeout)
+
+    def _ask_through_queues(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        destination: Sequence[str] | None,
+        awaited: tuple[str, ...],
+        timeout: float,
+        on_reply: OnReply | None,
+    ) -> dict[str, Reply]:
+        seconds = max(timeout, QUEUE_SECONDS)
+        with link(self.broker, self.settings) as connection:
+            post = (SqsPost if connection.transport.driver_type == "sqs" else QueuePost)(connection, self.settings)
+            body = {
+                "method": command,
+                "arguments": arguments or {},
+                "ticket": post.ticket,
+                "reply_to": post.reply_queue,
+            }
+            headers = {"expires": time.time() + seconds}
+            with post:
+                awaiting = post.send(body, headers, awaited, to_all=destination is None)
+                replies: dict[str, Reply] = {}
+                silent_since = time.monotonic()
+                while len(replies) < awaiting and (left := silent_since + seconds - time.monotonic()) > 0:
+                    for worker, value in post.receive(left).items():
+                        reply = _reply(str(plain_value(worker)), value)
+                        replies[reply.worker] = reply
+                        if on_reply:
+                            on_reply(reply)
+        return replies
 
 
 class _Question:

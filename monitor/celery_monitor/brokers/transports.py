@@ -2,14 +2,25 @@
 
 from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.amqp import AmqpMessages, AmqpProbe
+from celery_monitor.brokers.event_queue.sqs import SqsMessages, SqsProbe
 from celery_monitor.brokers.queues import GenericProbe, Probe, QueueMessages
 from celery_monitor.brokers.redis import RedisMessages, RedisProbe
 from celery_monitor.errors import Unsupported
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
 
-_PROBES: dict[str, type[GenericProbe]] = {"redis": RedisProbe, "sentinel": RedisProbe, "amqp": AmqpProbe}
-_MESSAGES: dict[str, type[QueueMessages]] = {"redis": RedisMessages, "sentinel": RedisMessages, "amqp": AmqpMessages}
+_PROBES: dict[str, type[GenericProbe]] = {
+    "redis": RedisProbe,
+    "sentinel": RedisProbe,
+    "amqp": AmqpProbe,
+    "sqs": SqsProbe,
+}
+_MESSAGES: dict[str, type[QueueMessages]] = {
+    "redis": RedisMessages,
+    "sentinel": RedisMessages,
+    "amqp": AmqpMessages,
+    "sqs": SqsMessages,
+}
 
 
 def make_probe(broker: Broker, settings: Settings) -> Probe:

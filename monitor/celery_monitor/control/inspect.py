@@ -13,7 +13,9 @@ from datetime import datetime
 from threading import Lock
 from typing import NamedTuple
 
+from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.connection import configured_queues
+from celery_monitor.brokers.event_queue.post import uses_queues
 from celery_monitor.brokers.publish import Route
 from celery_monitor.brokers.remote import Remote
 from celery_monitor.control.commands import Target, find_broker
@@ -342,6 +344,16 @@ def workers_of(target: Target) -> list[Worker]:
 def living_workers(target: Target) -> list[str]:
     """Workers that may have or consume a task: online, or silent because busy."""
     return [worker.hostname for worker in workers_of(target) if worker.status is not WorkerStatus.OFFLINE]
+
+
+def why_no_control(target: Target) -> str | None:
+    """Why no worker receives commands; ``None`` if some may."""
+    if not uses_queues(target.broker, target.settings) or living_workers(target):
+        return None
+    return (
+        f"Over {transport_of(target.broker.url)} Celery has no remote control: only workers with "
+        "celery_monitor_capture receive commands, and none of these is up."
+    )
 
 
 def queues_of(target: Target) -> list[str]:

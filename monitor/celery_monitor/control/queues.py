@@ -144,7 +144,8 @@ class PurgeQueue(QueueCommand, frozen=True, kw_only=True):
     def run(self, target: Target) -> Performed:
         """Deletes all messages and concludes their tasks."""
         removed = RemovedMessages(target, self.queue)
-        number = messages_of(target.broker, target.settings, self.queue).purge(removed.add)
+        messages = messages_of(target.broker, target.settings, self.queue)
+        number = messages.purge(removed.add)
         concluded = removed.conclude(f"queue {self.queue} purged by {target.actor}")
         unread = number - removed.number
         rest = f" {unread} not read: the tasks are checked within minutes." if unread else ""
@@ -152,7 +153,7 @@ class PurgeQueue(QueueCommand, frozen=True, kw_only=True):
         deleted = f"{counted(number, 'message')} deleted from {self.queue}; {tasks}"
         return Performed(
             outcome="done",
-            message=f"{deleted}{rest} Tasks already received still run.",
+            message=f"{deleted}{rest}{messages.after_purge} Tasks already received still run.",
             details={"purged": number, "concluded": concluded},
         )
 

@@ -24,7 +24,7 @@ from celery_monitor.control.commands import (
     summary,
     unconfirmed,
 )
-from celery_monitor.control.inspect import living_workers
+from celery_monitor.control.inspect import living_workers, why_no_control
 from celery_monitor.control.workers import Answer, WorkerCommand, ask_workers
 from celery_monitor.errors import Conflict, NotFound
 from celery_monitor.records.task import Task, TaskState
@@ -174,7 +174,9 @@ def _allowed(target: Target, ids: Sequence[str], *, terminate: bool) -> tuple[li
 
 
 def send_revoke(target: Target, ids: Sequence[str], terminate: bool, signal: str) -> Answers:
-    """Sends the revoke to all workers and waits for their answers."""
+    """Sends the revoke to all workers and waits for their answers. Raises Conflict where none can receive it."""
+    if why := why_no_control(target):
+        raise Conflict(why)
     workers = tuple(living_workers(target))
     arguments = {"task_id": list(ids), "terminate": terminate, "signal": signal}
     return Answers(workers, target.remote.ask("revoke", arguments, timeout=ANSWER_SECONDS, expected=workers))

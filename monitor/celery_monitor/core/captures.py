@@ -162,7 +162,7 @@ EARLY_SECONDS = 60.0  # by which a signature may be older than the receipt of th
 QUOTED_LENGTH = 80
 _LEVELS = 100  # compared of a text that was cut
 # Properties to resend. Others belong to one delivery, or (user_id) to the first sender.
-PROPERTIES = ("priority", "delivery_mode", "reply_to", "message_id", "timestamp", "type", "app_id")
+PROPERTIES = ("priority", "delivery_mode", "reply_to", "message_id", "timestamp", "type", "app_id", "MessageGroupId")
 
 # In the text of arguments: the beginning of what JSON carries in another form than the sender had it.
 _NOT_JSON = re.compile(r"\\|[\w.]\(|<|\bb'|\{[^'}]")

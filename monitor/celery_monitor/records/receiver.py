@@ -95,7 +95,7 @@ class ReceiverHealth(msgspec.Struct, kw_only=True):
 
     cluster: str
     connected: bool
-    source: str | None = None  # redis, amqp, kombu
+    source: str | None = None  # redis, amqp, kombu, queue
     error: str | None = None  # why it is not connected
     unwritten: str | None = None  # why the record cannot be written now; the other fields are as old as updated_at
     last_event_at: float | None = None

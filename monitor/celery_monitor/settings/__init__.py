@@ -195,8 +195,14 @@ class Settings:
     )
     source: str = _setting(
         "auto",
-        parse_choice("auto", "kombu", "redis", "amqp"),
-        "how events are read: auto, kombu, redis or amqp",
+        parse_choice("auto", "kombu", "redis", "amqp", "queue"),
+        "how events are read: auto, kombu, redis, amqp, or queue for the queue of celery_monitor_capture",
+        metavar="NAME",
+    )
+    event_queue: str = _setting(
+        "celery-monitor-events",
+        str,
+        "queue to which celery_monitor_capture sends events where the broker carries none: SQS, Kafka, Azure, SQL ...",
         metavar="NAME",
     )
     broker_options: dict[str, object] = _setting(
@@ -490,7 +496,7 @@ def _parse_one(name: str, parse: Callable[[str], object], value: object) -> obje
 def _check_source(settings: Settings) -> None:
     """Raises SettingsError if the source cannot read from a broker."""
     for broker in settings.broker:
-        if settings.source not in {"auto", "kombu", transport_of(broker.url)}:
+        if settings.source not in {"auto", "kombu", "queue", transport_of(broker.url)}:
             raise SettingsError(
                 f"source {settings.source} cannot read from {transport_of(broker.url)} ({broker.cluster}); "
                 "leave it auto, or write kombu"

@@ -248,3 +248,12 @@ def test_an_exchange_that_exists_in_another_shape_is_used_as_it_is(amqp_url: str
         finally:
             channel.exchange_delete("celeryev")
             channel.exchange_declare("celeryev", "topic", durable=True, auto_delete=False)
+
+
+@BOTH
+def test_a_full_buffer_loses_nothing(amqp_url: str, source_of: MakeSource, source_name: str) -> None:
+    source = source_of(amqp_url, source=source_name, buffer_bytes=20_000)  # an event has about 200
+    with publisher(amqp_url) as publish:
+        publish.send_numbered(1, 3000)
+    wait_for(lambda: source.waits)
+    assert clocks(read_all(source, 3000)) == list(range(1, 3001))

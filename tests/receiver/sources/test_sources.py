@@ -143,16 +143,14 @@ def test_close_may_be_called_twice_and_connect_again(source: Source, broker_url:
         ("amqp://localhost/shop", {}, "amqp"),
         ("amqps://localhost/shop", {}, "amqp"),
         ("pyamqp://localhost/shop", {}, "amqp"),
+        ("sqs://key:secret@", {}, "queue"),
+        ("sqla+sqlite:///x.db", {}, "queue"),
+        ("kafka://localhost", {}, "queue"),
+        ("my.own:Transport://localhost", {}, "queue"),
     ],
 )
 def test_the_fastest_source_that_serves(url: str, options: dict[str, object], expected: str) -> None:
     assert make_source(Broker("shop", url), Settings(broker_options=options)).name == expected
-
-
-@pytest.mark.parametrize("url", ["sqs://", "sqla+sqlite:///x.db", "sqlalchemy+sqlite:///x.db", "kafka://localhost"])
-def test_a_transport_without_events_says_what_to_use_instead(url: str) -> None:
-    with pytest.raises(Unsupported, match="Use a broker that carries events"):
-        make_source(Broker("shop", url), Settings())
 
 
 def test_an_unknown_transport_lists_what_is_known() -> None:
@@ -164,6 +162,7 @@ def test_a_source_can_be_forced() -> None:
     assert make_source(Broker("shop", "redis://localhost/3"), Settings(source="kombu")).name == "kombu"
     assert make_source(Broker("shop", "redis://localhost/3"), Settings(source="redis")).name == "redis"
     assert make_source(Broker("shop", "amqp://localhost/3"), Settings(source="amqp")).name == "amqp"
+    assert make_source(Broker("shop", "filesystem://"), Settings(source="queue")).name == "queue"
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,13 @@ FULL_SHARE = 0.9
 VISIBILITY_SECONDS = 3600.0  # kombu's default on Redis
 SENT_EVENTS_FIX = "Set task_send_sent_event = True where tasks are sent."
 CAPTURE = "celery_monitor_capture"
+EVENT_QUEUE = "celery-monitor-events"  # its default queue
 CAPTURE_KEY = "capture_key_file"  # the setting of Celery that names the workers' key
 INSTALL = "pip install celery-monitor-capture; app.conf.task_annotations ="
+INSTALL_QUEUE = (
+    "In the workers' environment: pip install celery-monitor-capture. Where the application is made: "
+    "import celery_monitor_capture; celery_monitor_capture.install(app)"
+)
 FORMER_CAPTURE = re.compile(r"(?:celery_)?monitor\.capture:")
 
 
@@ -58,6 +63,7 @@ class BrokerFacts:
     queues: Sequence[EventQueue] | None = None
     own_queue: str | None = None
     capture_key: bool = False  # whether this monitor has one
+    event_queue: str | None = None  # of celery_monitor_capture, where events come through it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,13 @@ def judge_workers(facts: BrokerFacts, record: RecordFacts | None) -> Iterator[Fi
     """Checks of the workers of one broker."""
     if facts.workers:
         yield Finding("workers", "good", f"{len(facts.workers)} answered: {named(facts.workers)}.")
+    elif facts.event_queue is not None:
+        text = (
+            f"No worker with celery_monitor_capture answered. Over {facts.transport} Celery sends no events and has no "
+            "remote control, so workers without it cannot be seen."
+        )
+        queue = "" if facts.event_queue == EVENT_QUEUE else f'(app, event_queue="{facts.event_queue}")'
+        yield Finding("plug-in", "bad", text, INSTALL_QUEUE.replace("(app)", queue) if queue else INSTALL_QUEUE)
     else:
         fix = "Start one on this broker; a solo pool does not answer while it runs a task."
         yield Finding("workers", "bad", "No worker answered.", fix)

@@ -52,6 +52,7 @@ BANNERS = frozenset(
 # Warnings that are not about failing tasks or growing queues.
 MINOR = frozenset({"workers", "lag", "gap", "malformed events", "clocks", "long task"})
 
+PLUGIN_ONLY = "This broker carries no events: only workers with celery_monitor_capture.install(app) are seen."
 ALL_WELL = Finding("all well", "good", "Nothing is failing and no queue is growing.")
 
 Key = tuple[str, str]  # cluster and name
@@ -205,7 +206,8 @@ def _workers(facts: HealthFacts) -> Iterator[Finding]:
         if expected and health.connected and health.updated_at is not None:
             text = f"No worker{_of(facts, health.cluster)} {'is up' if seen else 'has been seen yet'}."
             tone: Tone = "bad" if seen else "warning"
-            yield Finding("no workers", tone, text, "Tasks wait until one starts.", FindingLink("/workers"))
+            then = "Tasks wait until one starts." if health.source != "queue" else PLUGIN_ONLY
+            yield Finding("no workers", tone, text, then, FindingLink("/workers"))
         off = [worker.hostname for worker in here if worker.events_enabled is False]
         yield from events_off(off, health.cluster)
     yield from shared_names({each.hostname: len(pids) for each in alive if (pids := duplicate_pids(each))})

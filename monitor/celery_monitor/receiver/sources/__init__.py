@@ -2,11 +2,13 @@
 
 import logging
 
-from celery_monitor.addresses import require_events, without_password
+from celery_monitor.addresses import require_supported, without_password
+from celery_monitor.brokers.event_queue.post import uses_queues
 from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.helper_failures import HelperFailures
 from celery_monitor.receiver.sources.amqp import AmqpSource
 from celery_monitor.receiver.sources.base import Source
+from celery_monitor.receiver.sources.event_queue import QueueSource
 from celery_monitor.receiver.sources.kombu import KombuSource
 from celery_monitor.receiver.sources.redis import RedisSource, serves
 from celery_monitor.settings import Settings
@@ -18,9 +20,11 @@ log = logging.getLogger(__name__)
 def make_source(broker: Broker, settings: Settings, helpers: HelperFailures | None = None) -> Source:
     """The fastest source that serves this broker as it is configured, or the one that ``settings.source`` names.
 
-    Raises Unsupported where Celery sends no events, SettingsError where there is no such transport.
+    Raises Unsupported for a source that cannot read there, SettingsError where there is no such transport.
     """
-    transport, source = require_events(broker.url), settings.source
+    transport, source = require_supported(broker.url), settings.source
+    if uses_queues(broker, settings):
+        return QueueSource(broker, settings)
     if source not in {"auto", "kombu", transport}:
         raise Unsupported(f"source {source} cannot read from {without_password(broker.url)}; use auto or kombu")
     if transport == "amqp" and source != "kombu":

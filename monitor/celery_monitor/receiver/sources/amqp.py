@@ -267,7 +267,7 @@ class AmqpStream:
 
     def receive(self, data: bytes) -> None:
         if bodies := self.split(data):
-            self._buffer.put(pack(bodies, self.refused))
+            self._buffer.keep(pack(bodies, self.refused))
         else:
             self._buffer.last_received_at = time.time()
 

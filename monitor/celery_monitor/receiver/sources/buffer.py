@@ -304,6 +304,11 @@ class Buffer:
         self._keep_in_memory(record)
         return True
 
+    def keep(self, data: bytes) -> None:
+        """Keeps what a broker that keeps the rest has delivered, beyond the limit if need be."""
+        if not self.put(data):
+            self.put_last(data)
+
     def put_last(self, data: bytes) -> None:
         """Keeps what put() refused, beyond the limit: the end of a message that has begun."""
         if data:

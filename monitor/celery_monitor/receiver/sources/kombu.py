@@ -12,7 +12,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.exceptions import KombuError
 from kombu.message import Message
 
-from celery_monitor.addresses import require_events
+from celery_monitor.addresses import transport_of
 from celery_monitor.brokers.connection import CONNECT_SECONDS, app_for, explained, keep_compressed
 from celery_monitor.receiver.decode import json_of
 from celery_monitor.receiver.sources.amqp import HEARTBEAT_SECONDS, declare, open_connection, queue_name, remember
@@ -34,7 +34,7 @@ class KombuSource(Source):
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         super().__init__(broker, settings)
-        self.keeps_events = require_events(broker.url) == "amqp"
+        self.keeps_events = transport_of(broker.url) == "amqp"
         self._app = app_for(broker, settings)
 
     def connect(self) -> None:
@@ -111,7 +111,9 @@ class KombuReading:
 
     def arrived(self, message: Message) -> None:
         body = json_of(message)
-        if not self._buffer.put(pack([body], self.refused)):
+        if self._keeps_events:
+            self._buffer.keep(pack([body], self.refused))
+        elif not self._buffer.put(pack([body], self.refused)):
             self._buffer.drop(events_in(body))
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from msgspec import structs
 from celery_monitor.control.allowed import REFUSED, SAME_ID, warnings_of
 from celery_monitor.control.arguments import WAITING, FoundArguments, look_up
 from celery_monitor.control.commands import SIGNALS, Target, find_broker
-from celery_monitor.control.inspect import Consumed, consumed
+from celery_monitor.control.inspect import Consumed, consumed, why_no_control
 from celery_monitor.control.queues import HAZARD, FindMessage, why_not_find
 from celery_monitor.control.retry import RetryTask
 from celery_monitor.control.revoke import RevokeTask
@@ -86,6 +86,7 @@ def context(view: View) -> Context:
         **read_part(lambda: {"parts": parts(task.traceback) if task.traceback else []}, "parts"),
         **read_part(lambda: _lineage(view, task), "origin", "retry_of", "retries"),
         "can": allowed(view, task),
+        "no_control": None if task.state.finished else _no_control(view, task),
         "signals": SIGNALS,
         **read_part(lambda: {"message_details": message_details(message, redactor)}, "message_details"),
         "can_find": _can_find(view, task, known),
@@ -116,7 +117,16 @@ def allowed(view: View, task: Task) -> frozenset[str]:
         can |= {"retry", "edit"}
     if view.may("task.revoke") and not task.state.finished and task.state is not TaskState.LOST:
         can |= {"terminate"} if task.state is TaskState.STARTED else {"revoke"}
-    return frozenset(can)
+    return frozenset(can - {"revoke", "terminate"} if can and _no_control(view, task) else can)
+
+
+def _no_control(view: View, task: Task) -> str | None:
+    """Why no worker can receive a command about the task."""
+    try:
+        broker = find_broker(view.settings, task.cluster)
+    except NotFound:
+        return None
+    return why_no_control(Target(view.store, view.settings, broker))
 
 
 def _panel(view: View, task: Task, origin: FoundArguments, arguments: Arguments) -> Context:
