@@ -48,6 +48,7 @@ BENCHMARKS = {
     "demo": Benchmark("bench_demo"),
     "retention": Benchmark("bench_retention", "--tasks 10000000 --surplus 300000 --seconds 75"),
     "storage": Benchmark("bench_storage"),
+    "alerts": Benchmark("bench_alerts"),
 }
 
 
@@ -102,7 +103,7 @@ def of_rest(lines: Sequence[Line]) -> Iterator[str]:
     for column, what, unit in (
         ("CPU at rest", "at rest, one worker, nobody looking: CPU of a core", " %"),
         ("CPU at 7 tasks/s", "7 tasks/s: CPU of a core", " %"),
-        ("start s", "`serve` until the page answers, new record", " s"),
+        ("first page", "`serve` until the page answers, new record", " s"),
     ):
         yield compared(what, one(lines, column, who="ours"), one(lines, column, who="Flower"), unit)
     yield bounded("memory of all processes", one(lines, "memory", who="ours"), 100, " MB")
