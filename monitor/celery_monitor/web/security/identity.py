@@ -37,7 +37,7 @@ def check_bind(settings: Settings, store: Store) -> None:
     check_accounts(settings.basic_auth)
     _check_provider(settings)
     if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
-        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
+        raise SettingsError("auth_proxy_header needs --trusted-proxies: without it, anybody could sign in as any user")
     alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
     if alone or must_sign_in(settings, has_users_yet(store)):
         return
@@ -65,7 +65,7 @@ def _check_provider(settings: Settings) -> None:
             raise SettingsError(f"oidc_scopes: {who}: {error.message}") from None
     anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
     if not anybody and settings.oidc_default_role == "none":
-        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
+        raise SettingsError("nobody who signs in would have a role: set oidc_admins, oidc_operators or oidc_viewers")
 
 
 FROM_PROXY = "from_trusted_proxy"  # in the scope of a request that came through one
@@ -150,7 +150,7 @@ class Identities:
         now = time.time()
         if token is None or (token.expires_at is not None and token.expires_at <= now):
             await self._gate.failed.note(f"token:{token.name}" if token else UNKNOWN_TOKEN, address, "API token")
-            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
+            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or never existed.")
         if now - (token.used_at or 0.0) > users.TOUCH_SECONDS:
             await to_thread.run_sync(users.touch_token, self._store, token, now)
         return Identity(Actor(f"token:{token.name}", token.role, token.scope), "token")
@@ -194,7 +194,10 @@ def _check_peer(connection: HTTPConnection) -> None:
     """Without users only this machine may ask, however we came to be served."""
     peer = connection.client
     if peer and is_address(peer.host) and not is_loopback(peer.host):
-        raise Forbidden("Without authentication only this machine is answered; add a user.", client=peer.host)
+        raise Forbidden(
+            "Without authentication, only this machine can use the dashboard. Add users to let others in.",
+            client=peer.host,
+        )
 
 
 UNIX_PEER = "127.0.0.1"  # a socket file has no address; who may open it is a matter of its permissions

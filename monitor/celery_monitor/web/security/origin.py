@@ -83,7 +83,7 @@ def check_site(headers: Headers) -> None:
     else:
         allowed = "origin" not in headers or _is_own_origin(headers["origin"], headers.get("host", ""))
     if not allowed:
-        raise Forbidden("The request comes from another site's page; open the dashboard itself and try there.")
+        raise Forbidden("The request came from another site's page. Open the dashboard and try again there.")
 
 
 def _is_own_origin(origin: str, host: str) -> bool:
@@ -124,9 +124,9 @@ class Tokens:
         """Its age in seconds. Raises Forbidden unless the token was made for this actor and session, within a day."""
         content, age = self._content(token or "")
         if content != [actor.name, session]:
-            raise Forbidden("The page's token is missing or not yours; reload the page and try again.")
+            raise Forbidden("The page's token is missing or not valid. Reload the page and try again.")
         if not -CLOCK_DIFFERENCE_SECONDS <= age <= TOKEN_SECONDS:
-            raise Forbidden("The page is too old to change anything; reload it and try again.")
+            raise Forbidden("The page's token is no longer valid. Reload the page and try again.")
         return age
 
     def _content(self, token: str) -> tuple[object, float]:
