@@ -99,7 +99,7 @@ def test_a_message_that_waits_in_redis_is_known_exactly_and_stays(redis_url: str
             watch.perform(retry)
         with redis.Redis.from_url(redis_url) as client:
             client.delete(f"{queue}\x06\x166")  # as whoever purges it does, without an event
-        with pytest.raises(Conflict, match=f"its message was neither in {queue} nor unacknowledged just now"):
+        with pytest.raises(Conflict, match=f"the message was neither in {queue} nor unacknowledged just now"):
             watch.perform(retry)
 
 

@@ -255,7 +255,7 @@ class Receiver:
         now = time.time()
         if seconds := self._clock.jump(now, _steady()):
             self._clock_change += seconds
-            log.warning("our own clock was set by %+.1f s", seconds)
+            log.warning("this machine's clock jumped by %+.1f s", seconds)
         moved = []
         for each in deliveries:
             arrived = each.arrived if each.concluded else self._clock.current(each.arrived, now)

@@ -156,7 +156,7 @@ def test_a_transport_without_events_says_what_to_use_instead(url: str) -> None:
 
 
 def test_an_unknown_transport_lists_what_is_known() -> None:
-    with pytest.raises(SettingsError, match=r"'carrier-pigeon'.*known are.*redis"):
+    with pytest.raises(SettingsError, match=r"'carrier-pigeon'.*use one of.*redis"):
         make_source(Broker("shop", "carrier-pigeon://roof"), Settings())
 
 
