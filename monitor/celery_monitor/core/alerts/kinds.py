@@ -536,7 +536,7 @@ KINDS: Mapping[str, RuleKind] = {
         ),
         RuleKind(
             name="disk",
-            help="less is free on the disk of an SQLite record than the bound",
+            help="free disk space for an SQLite record is below the bound",
             measure=_disk,
             bound="GiB",
             bound_default=2,
