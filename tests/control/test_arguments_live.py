@@ -95,7 +95,7 @@ def test_a_message_that_waits_in_redis_is_known_exactly_and_stays(redis_url: str
         assert found(watch, watch.wait_for(others[29], TaskState.PENDING)).arguments.args_value == [29]
         assert len(payloads(redis_url, queue)) == 31
         retry = RetryTask(cluster=CLUSTER, id=sent.id, confirm=True)
-        with pytest.raises(Conflict, match=f"its message was in {queue} just now"):
+        with pytest.raises(Conflict, match=f"the message was in {queue} just now"):
             watch.perform(retry)
         with redis.Redis.from_url(redis_url) as client:
             client.delete(f"{queue}\x06\x166")  # as whoever purges it does, without an event
@@ -125,7 +125,7 @@ def test_what_a_killed_worker_had_is_sent_again_to_the_byte(redis_url: str, tmp_
             it = found(watch, task)
             assert (it.arguments.fidelity, it.arguments.source) == ("exact", "unacked"), form
             assert "delivered to a worker and not acknowledged" in it.arguments.reason
-            with pytest.raises(ConfirmationRequired, match="not acknowledged, and the broker will deliver it again"):
+            with pytest.raises(ConfirmationRequired, match="not acknowledged, and the broker will redeliver it"):
                 watch.perform(RetryTask(cluster=CLUSTER, id=task_id))
             performed = watch.perform(RetryTask(cluster=CLUSTER, id=task_id, confirm=True))
             new_id = performed.results[0].new_id
