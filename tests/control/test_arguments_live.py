@@ -191,7 +191,7 @@ def test_what_lies_beside_is_passed_over(redis_url: str, tmp_path: Path) -> None
             client.set(queue, "no list")
         it = found(watch, task)
         assert it.arguments.fidelity == "unknown"
-        assert "could not be searched for its message" in it.arguments.reason
+        assert "could not be searched for the message" in it.arguments.reason
 
 
 def test_rabbitmq_is_only_looked_into_when_somebody_asks(amqp_url: str, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_rabbitmq_is_only_looked_into_when_somebody_asks(amqp_url: str, tmp_path
         it = found(watch, lost)
         assert (it.arguments.fidelity, it.arguments.source) == ("exact", "queue")
         assert f"from the queue {queue} when it was last read" in it.arguments.reason
-        with pytest.raises(ConfirmationRequired, match="was in the queue when that was read"):
+        with pytest.raises(ConfirmationRequired, match="was in the queue when last read"):
             watch.perform(RetryTask(cluster=CLUSTER, id=lost.id))
         new_id = watch.perform(RetryTask(cluster=CLUSTER, id=lost.id, confirm=True)).results[0].new_id
         with Connection(amqp_url) as connection:
