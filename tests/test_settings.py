@@ -107,7 +107,7 @@ def test_file_of_a_secret_that_cannot_be_used_is_refused(tmp_path: Path) -> None
         ({"basic_auth_file": str(none)}, "0 lines"),
         ({"secret_key_file": str(tmp_path / "away")}, "No such file"),
         ({"secret_key_file": str(tmp_path)}, "cannot read"),
-        ({"secret_key": "x", "secret_key_file": str(two)}, "leave one"),
+        ({"secret_key": "x", "secret_key_file": str(two)}, "remove one"),
         ({"port_file": str(two)}, "no setting"),
     ):
         with pytest.raises(SettingsError, match=words):
@@ -125,7 +125,7 @@ def test_several_values_in_each_place(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_like_no_other_lists_what_is_known() -> None:
-    with pytest.raises(SettingsError, match=r"'zebra'; known are .*port"):
+    with pytest.raises(SettingsError, match=r"'zebra'; use one of .*port"):
         load({"zebra": "1"}, {})
 
 

@@ -12,7 +12,7 @@ from celery_monitor.errors import SettingsError, Unsupported
 
 MASK = "**"
 NO_URL = "(no URL)"
-EXAMPLE = "write for example redis://localhost:6379/0 or amqp://localhost"
+EXAMPLE = "for example redis://localhost:6379/0 or amqp://localhost"
 # Where Celery's events and remote control work (read in kombu's transports); memory is for tests.
 EVENT_TRANSPORTS = frozenset(
     {"amqp", "redis", "sentinel", "filesystem", "mongodb", "gcpubsub", "qpid", "pgmq", "memory"}
@@ -122,7 +122,7 @@ def require_supported(url: str) -> str:
     if not _SCHEME.fullmatch(transport):
         raise SettingsError(f"the address begins with no transport; {EXAMPLE}")
     near = get_close_matches(transport.lower(), [*known, *SAME_TRANSPORT], 1)
-    hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(sorted(known - {'memory'}))}"
+    hint = f"did you mean {near[0]}://?" if near else f"use one of {', '.join(sorted(known - {'memory'}))}"
     raise SettingsError(f"there is no transport {transport!r}; {hint}")
 
 
@@ -172,7 +172,7 @@ def _check_redis(parts: SplitResult) -> None:
     in_path = not parts.scheme.endswith("+socket")
     database = parts.path if in_path else query.get("virtual_host", "")
     if not re.fullmatch(r"/?[0-9]*", database):
-        raise SettingsError("the database of a Redis is a number; write for example redis://localhost:6379/0")
+        raise SettingsError("the database of a Redis is a number; for example redis://localhost:6379/0")
     if query.get("ssl_cert_reqs", "none") not in CERT_REQS:
         raise SettingsError("ssl_cert_reqs must be required, optional or none")
 
@@ -195,7 +195,7 @@ def check_result_database(url: str) -> None:
     kind = scheme.partition("+")[0]
     if not separator or kind not in RESULT_DATABASES:
         known = ", ".join(f"db+{each}://" for each in RESULT_DATABASES)
-        raise SettingsError(f"this kind of database is not read; known are {known}")
+        raise SettingsError(f"this kind of database is not read; use one of {known}")
     if kind != "sqlite":
         _check_database_port(rest)
 
@@ -210,4 +210,4 @@ def _check_database_port(rest: str) -> None:
 def check_http(url: str) -> None:
     """Raises SettingsError for an invalid HTTP URL."""
     if not url.startswith(("http://", "https://")) or not split(url).hostname:
-        raise SettingsError("not an http:// or https:// URL; write for example http://guest:guest@localhost:15672/api/")
+        raise SettingsError("not an http:// or https:// URL; for example http://guest:guest@localhost:15672/api/")

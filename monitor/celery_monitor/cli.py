@@ -36,8 +36,8 @@ FLOWER = "flower_"  # before the names of its options among ours
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 EPILOG = (
     "Each option can also be set in the environment (--sample-seconds as CELERY_MONITOR_SAMPLE_SECONDS) or in the "
-    "--config file (sample_seconds = 5). An option goes before the environment, which goes before the file. What may "
-    "hold a password can stand in a file of its own: --basic-auth-file FILE, CELERY_MONITOR_BROKER_FILE and so on."
+    "--config file (sample_seconds = 5). Options override the environment, which overrides the file. Settings that "
+    "may hold a password can be read from a file: --basic-auth-file FILE, CELERY_MONITOR_BROKER_FILE and so on."
 )
 MOST_RATE = 10_000.0
 PACKAGED = {"redis", "amqp"}  # transports whose libraries are always installed
@@ -284,8 +284,8 @@ main.add_command(
         "doctor",
         callback=_doctor,
         params=[click.Option(["--json"], is_flag=True, help="Print the findings as JSON."), *setting_options()],
-        help="Diagnose this setup and suggest fixes. Takes the options of serve, checks brokers, workers and the "
-        "database for a few seconds, and never changes anything. Exits with 0 if nothing is wrong, else with 1."
+        help="Diagnose this setup and suggest fixes. Accepts the options of serve, checks brokers, workers and the "
+        "database for a few seconds, and never changes anything. Exits with 0 if there are no problems, else with 1."
         "\n\n\b\nExample:\n  celery-monitor doctor --broker redis://localhost:6379/0",
         epilog=EPILOG,
     )
@@ -294,7 +294,7 @@ main.add_command(
 
 @main.command(cls=ClickCommand)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
-@click.option("--port", default=5555, show_default=True, metavar="PORT", help="Port to listen on; 0 takes a free one.")
+@click.option("--port", default=5555, show_default=True, metavar="PORT", help="Port to listen on; 0 picks a free one.")
 @click.option(
     "--dir",
     "directory",
@@ -327,7 +327,7 @@ def demo(**options: Any) -> None:
     if options["broker"] != "redis":
         check_broker(options["broker"])
     if not 0 < options["rate"] <= MOST_RATE:
-        raise Failure(f"--rate: write tasks per second, above 0 and up to {MOST_RATE:g}")
+        raise Failure(f"--rate must be above 0 and at most {MOST_RATE:g}")
     run_demo(demo_of(**options), stop_on_signals(), say)
 
 
@@ -340,9 +340,11 @@ TOKEN_ROLE = click.Option(
     type=click.Choice(["metrics", "viewer", "operator", "admin"]),
     default="viewer",
     show_default=True,
-    help="metrics reads /metrics and health alone.",
+    help="metrics reads only /metrics and health.",
 )
-SCOPE_HELP = "What is seen and acted on: conditions on cluster, queue and name, as in 'cluster:eu queue:emails,mail-*'."
+SCOPE_HELP = (
+    "What the user can see and act on: conditions on cluster, queue and name, as in 'cluster:eu queue:emails,mail-*'."
+)
 SCOPE = click.Option(["--scope"], default="", metavar="SCOPE", help=f"{SCOPE_HELP} [default: everything]")
 NEW_SCOPE = click.Argument(["scope"])
 PASSWORD = click.Option(

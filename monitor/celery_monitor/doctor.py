@@ -70,7 +70,7 @@ def _broker(broker: Broker, settings: Settings, record: RecordFacts) -> Report:
     except Unsupported as error:
         fix = "Watch the result backend, or use a transport that carries events."
         return Report(broker.cluster, address, [Finding("transport", "bad", error.message, fix), *failing])
-    answers = Finding("broker", "good", "It answers.")
+    answers = Finding("broker", "good", "Reachable.")
     judged = [*judge_workers(facts, record), *judge_transport(facts, record)]
     return Report(broker.cluster, address, [answers, *failing, *judged, *_application(broker, settings, facts)])
 
@@ -106,7 +106,7 @@ def _dashboard(settings: Settings) -> Report:
     except StoreUnavailable:  # which has a report of its own
         users = bool(settings.basic_auth)
     who = "for users who sign in" if users else "on this machine only"
-    return Report("dashboard", address, [Finding("access", "good", f"It is open {who}.")])
+    return Report("dashboard", address, [Finding("access", "good", f"Open {who}.")])
 
 
 def lines(reports: Sequence[Report]) -> Iterator[str]:
@@ -119,7 +119,7 @@ def lines(reports: Sequence[Report]) -> Iterator[str]:
                 yield f"{INDENT}{each.then}"
         yield ""
     wrong = sum(_is_wrong(each) for report in reports for each in report.findings)
-    yield f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong." if wrong else "Nothing is wrong."
+    yield f"{wrong} {'problem' if wrong == 1 else 'problems'} found." if wrong else "No problems found."
 
 
 def to_json(reports: Sequence[Report]) -> dict[str, object]:

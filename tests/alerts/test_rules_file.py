@@ -45,8 +45,8 @@ def test_rules_are_read_with_all_their_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
-        ('kind = "queue depth"', 'kind = "queue death"', 13, "'queue death' is not a kind of rule; known are"),
-        ("bound = 500", "bond = 500", 14, "there is no 'bond'; known are name, kind, bound"),
+        ('kind = "queue depth"', 'kind = "queue death"', 13, "'queue death' is not a kind of rule; use one of"),
+        ("bound = 500", "bond = 500", 14, "there is no 'bond'; use one of name, kind, bound"),
         ("bound = 0.05", 'bound = "much"', 6, "Expected `float | null`, got `str`"),
         ('severity = "critical"', 'severity = "dire"', 8, "Invalid enum value 'dire'"),
         ('scope = "name:shop.pay.*"', 'scope = "queue:shop"', 5, "queue: does not apply here"),

@@ -110,7 +110,7 @@ def test_workers_beyond_the_bound_are_not_listed_and_their_tasks_are_kept(
     assert len(read_workers(store, "shop")) == 3
     assert {read_task(store, make_id(number)).worker for number in range(10)} == {f"w{each}@shop" for each in range(10)}
     assert count_tasks(store, parse("worker:w9@shop", BEGUN)).value == 1
-    assert "3 workers are recorded, the most there can be." in said(store)
+    assert "3 workers are recorded, which is the limit." in said(store)
 
 
 def test_a_worker_that_sends_heartbeats_comes_before_hosts_that_only_name_tasks(
@@ -193,7 +193,7 @@ def test_causes_beyond_the_bound_are_one_group(store: Store, monkeypatch: pytest
     assert groups[OTHER].count == 7
     assert groups[OTHER].first_seen == BEGUN + 2
     assert read_task(store, make_id(9)).failure_group == groups[OTHER].id
-    assert "3 failure groups are recorded, the most there can be." in said(store)
+    assert "3 failure groups are recorded, which is the limit." in said(store)
 
 
 # Queues
@@ -234,7 +234,7 @@ def test_queues_beyond_the_bound_are_not_recorded(store: Store, monkeypatch: pyt
     write(writer_of(store), task_of(1))
     save_queues(store, "shop", [Queue(cluster="shop", name=f"q{each}", ready=each) for each in range(5)], BEGUN)
     assert [each.name for each in read_queues(store, "shop")] == ["q0", "q1", "q2"]
-    assert "3 queues are measured, the most there can be." in said(store)
+    assert "3 queues are measured, which is the limit." in said(store)
     later = BEGUN + QUEUE_IDLE_SECONDS + 1
     save_queues(store, "shop", [Queue(cluster="shop", name="new", ready=0)], later)
     assert "new" in [each.name for each in read_queues(store, "shop")]

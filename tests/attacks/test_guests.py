@@ -135,7 +135,7 @@ def test_many_live_pages_of_one_user_do_not_starve_another(dashboard: Dashboard)
     regions, ended = asyncio.run(crowd())
     assert regions >= 3
     assert Counter(code for code, _ in ended) == {1013: SOCKETS - MOST_OF_USER}
-    assert all("50 live pages of this user" in reason for _, reason in ended)
+    assert all("50 live pages are open for this user" in reason for _, reason in ended)
     assert all(token not in dashboard.log for token in tokens.values())
     assert '"WebSocket /live" [accepted]' in dashboard.log
     assert dashboard.unexpected() == []

@@ -99,7 +99,7 @@ def test_a_broker_that_does_not_answer_is_reported_without_its_password(scheme: 
     ("login", "host", "advice"),
     [
         ("guest:s3cret", "", "Check the user name and password in --broker."),
-        ("guest:guest", "no-such-host", "Check the virtual host in --broker, and the user's rights on it."),
+        ("guest:guest", "no-such-host", "Check the virtual host in --broker, and the user's permissions on it."),
     ],
 )
 def test_rabbitmq_that_lets_nobody_in_is_reported_with_what_to_do(
@@ -119,7 +119,7 @@ def test_rabbitmq_that_lets_nobody_in_is_reported_with_what_to_do(
         (":wr0ng-one@", 0, "Check the user name and password in --broker."),
         ("", 0, "Check the user name and password in --broker."),
         (":s3cret@", 9999, "Check the number of the database in --broker."),
-        ("watcher:w4tch@", 0, "The user lacks a right"),
+        ("watcher:w4tch@", 0, "The user lacks permissions"),
     ],
 )
 def test_redis_that_lets_nobody_in_is_reported_with_what_to_do(

@@ -38,14 +38,14 @@ def test_what_may_happen_twice_is_warned_of(state: TaskState) -> None:
 
 @pytest.mark.parametrize(
     ("why", "words"),
-    [("waiting", "is still in its queue"), ("unacked", "deliver it again"), ("read", "may still be")],
+    [("waiting", "is still in the queue"), ("unacked", "redeliver it"), ("read", "may still be")],
 )
 def test_a_message_that_the_broker_delivers_anyway_is_warned_of(why: str, words: str) -> None:
     message = make_message(make_id(0), why=why)
     for state in (TaskState.LOST, TaskState.REVOKED):
         (warning,) = warnings_of(make_task(state=state), message)
         assert words in warning
-        assert "runs twice" in warning
+        assert "runs the task twice" in warning
     assert warnings_of(make_task(state=TaskState.FAILURE), message) == ()
     assert warnings_of(make_task(state=TaskState.REVOKED), make_message(make_id(0))) == ()
 

@@ -95,11 +95,11 @@ def test_a_message_that_waits_in_redis_is_known_exactly_and_stays(redis_url: str
         assert found(watch, watch.wait_for(others[29], TaskState.PENDING)).arguments.args_value == [29]
         assert len(payloads(redis_url, queue)) == 31
         retry = RetryTask(cluster=CLUSTER, id=sent.id, confirm=True)
-        with pytest.raises(Conflict, match=f"its message was in {queue} just now"):
+        with pytest.raises(Conflict, match=f"the message was in {queue} just now"):
             watch.perform(retry)
         with redis.Redis.from_url(redis_url) as client:
             client.delete(f"{queue}\x06\x166")  # as whoever purges it does, without an event
-        with pytest.raises(Conflict, match=f"its message was neither in {queue} nor unacknowledged just now"):
+        with pytest.raises(Conflict, match=f"the message was neither in {queue} nor unacknowledged just now"):
             watch.perform(retry)
 
 
@@ -125,7 +125,7 @@ def test_what_a_killed_worker_had_is_sent_again_to_the_byte(redis_url: str, tmp_
             it = found(watch, task)
             assert (it.arguments.fidelity, it.arguments.source) == ("exact", "unacked"), form
             assert "delivered to a worker and not acknowledged" in it.arguments.reason
-            with pytest.raises(ConfirmationRequired, match="not acknowledged, and the broker will deliver it again"):
+            with pytest.raises(ConfirmationRequired, match="not acknowledged, and the broker will redeliver it"):
                 watch.perform(RetryTask(cluster=CLUSTER, id=task_id))
             performed = watch.perform(RetryTask(cluster=CLUSTER, id=task_id, confirm=True))
             new_id = performed.results[0].new_id
@@ -191,7 +191,7 @@ def test_what_lies_beside_is_passed_over(redis_url: str, tmp_path: Path) -> None
             client.set(queue, "no list")
         it = found(watch, task)
         assert it.arguments.fidelity == "unknown"
-        assert "could not be searched for its message" in it.arguments.reason
+        assert "could not be searched for the message" in it.arguments.reason
 
 
 def test_rabbitmq_is_only_looked_into_when_somebody_asks(amqp_url: str, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_rabbitmq_is_only_looked_into_when_somebody_asks(amqp_url: str, tmp_path
         it = found(watch, lost)
         assert (it.arguments.fidelity, it.arguments.source) == ("exact", "queue")
         assert f"from the queue {queue} when it was last read" in it.arguments.reason
-        with pytest.raises(ConfirmationRequired, match="was in the queue when that was read"):
+        with pytest.raises(ConfirmationRequired, match="was in the queue when last read"):
             watch.perform(RetryTask(cluster=CLUSTER, id=lost.id))
         new_id = watch.perform(RetryTask(cluster=CLUSTER, id=lost.id, confirm=True)).results[0].new_id
         with Connection(amqp_url) as connection:

@@ -244,7 +244,7 @@ def test_a_double_click_makes_one_job(redis_shop: Shop) -> None:
     with ThreadPoolExecutor(6) as pool:
         said = list(pool.map(lambda _: shop.controller.perform(OLGA, command).message, range(6)))
     assert sum("started: retry 30 tasks" in each for each in said) == 1
-    assert sum("Nothing was started a second time" in each for each in said) == 5
+    assert sum("Nothing was started twice" in each for each in said) == 5
     assert [job.id for job in read_jobs(shop.store)] == [preview.id]
     shop.run(preview)
     assert sum(shop.sent().values()) == 30

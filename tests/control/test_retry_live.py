@@ -182,7 +182,7 @@ def test_a_double_click_sends_once(broker_url: str, tmp_path: Path, workers: Wor
         first = watch.perform(retry(old, confirm=True, request_id="press 1"))
         second = watch.perform(retry(old, confirm=True, request_id="press 1"))
         assert first.results[0].new_id == second.results[0].new_id
-        assert "Nothing was sent a second time" in second.message
+        assert "Nothing was sent twice" in second.message
         third = watch.perform(retry(old, confirm=True, request_id="press 2"))
         assert third.results[0].new_id != first.results[0].new_id
         for performed in (first, third):

@@ -61,7 +61,7 @@ FORGED: list[tuple[dict[str, Any], str]] = [
 def test_every_forged_field_alone_is_named_and_not_exact(fields: dict[str, Any], reason: str) -> None:
     fidelity, why, warning = verdict(make_message(ID, **fields))
     assert fidelity == "probable"
-    assert f"its message was captured, but {reason}" in why
+    assert f"the message was captured, but {reason}" in why
     assert warning is not None
     assert reason in warning
 

@@ -332,7 +332,7 @@ def test_clock_skew_in_both_directions() -> None:
     assert only(*shown([make_health()], [make_worker(skew=-3.24)])).text == "worker1@shop: clock is off by up to 3.2 s."
     assert shown([make_health()], [make_worker(skew=2.0)]) == ()
     jumped = only(*shown([make_health()], [make_worker(skew=0.1, jump=-61.0)]))
-    assert jumped.text == "worker1@shop: clock was set by up to 1 min while running."
+    assert jumped.text == "worker1@shop: clock was changed by up to 1 min while running."
 
 
 def test_two_processes_of_one_name_are_named_with_what_to_do() -> None:

@@ -32,7 +32,7 @@ def test_rule_and_channel_from_the_page_to_a_notification(
         page.goto(f"{product.address}alerts")
         page.get_by_label("Channel name").fill("team")
         page.get_by_label("Kind").select_option("webhook")
-        page.get_by_label("Address; a secret, not shown again").fill(f"{there.address}/t0ken-of-the-team")
+        page.get_by_label("Address (secret, not shown again)").fill(f"{there.address}/t0ken-of-the-team")
         page.get_by_role("button", name="Add channel").click()
         page.get_by_role("button", name="Send a test to team").click()
         expect(page.get_by_text("The test was accepted by 'team'.")).to_be_visible()

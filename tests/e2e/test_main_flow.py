@@ -92,7 +92,7 @@ def test_several_are_retried_from_the_list_and_the_skipped_one_says_why(
         page.get_by_role("row").filter(has_text=order).get_by_role("checkbox").check()
     page.get_by_role("button", name="Retry 3 tasks").click()
     asked = page.get_by_role("region", name="Retry 2 of 3 selected tasks?")
-    expect(asked).to_contain_text("2 probable, 1 cannot be sent")
+    expect(asked).to_contain_text("2 probable, 1 can't be retried")
     expect(asked).to_contain_text("1 skipped: Can't retry basic.charge")
     expect(asked.get_by_role("cell").filter(has_text="1701")).to_be_visible()
     asked.get_by_role("button", name="Retry 2 tasks").click()

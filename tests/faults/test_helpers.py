@@ -50,7 +50,7 @@ def test_what_keeps_failing_is_named_everywhere_until_it_works_again(tmp_path: P
             # A user that may only listen: the events come, and no worker can be asked.
             dashboard.says("The sampler keeps failing", "Failing since", "task events are not turned on")
             sampler = helpers(dashboard)["sampler"]
-            assert "The user lacks a right" in sampler["error"]
+            assert "The user lacks permissions" in sampler["error"]
             assert sampler["failures"] >= 2
             assert "w4tch" not in json.dumps(sampler)
             assert any("The sampler keeps failing" in each for each in findings(url, dashboard, tmp_path))

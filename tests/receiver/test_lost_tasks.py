@@ -109,7 +109,7 @@ def test_started_task_that_its_worker_does_not_have_is_lost_by_the_workers_clock
     [event] = judge(make_unfinished(STARTED), gather(snapshot(), None, make_worker(skew=3600.0))).events
     assert (event.type, event.timestamp, event.hostname, event.pid) == ("task-lost", NOW - 3600, HOST, 31)
     assert event.exception == (
-        "worker7@shop (process 31) is up and no longer has the task: it was asked twice, 30 s apart, over 60 s after "
+        "worker7@shop (process 31) is up and no longer has the task: it was queried twice, 30 s apart, over 60 s after "
         "the start. Its code ignored it, or its end was missed; no result backend has a result"
     )
 

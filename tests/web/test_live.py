@@ -365,7 +365,7 @@ def test_views_of_one_user_do_not_starve_those_of_another() -> None:
     assert len(greeted_after) <= 8  # not the fifty of the other
     refused = [each.closed for each in greedy if each.closed]
     assert {code for code, _ in refused} == {1013}
-    assert all(f"{MOST_SOCKETS_OF_USER} live pages of this user" in reason for _, reason in refused)
+    assert all(f"{MOST_SOCKETS_OF_USER} live pages are open for this user" in reason for _, reason in refused)
 
 
 def test_rounds_read_one_view_of_each_user_in_turn() -> None:
@@ -433,7 +433,10 @@ def test_all_sockets_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         finally:
             await hub.end()
 
-    assert asyncio.run(crowd()).closed == (1013, "30 live pages are open, the most for this dashboard; close some")
+    assert asyncio.run(crowd()).closed == (
+        1013,
+        "30 live pages are open on this dashboard, the most allowed; close some",
+    )
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_repeated_retry_sends_once(browser: Browser, redis_url: str, by_header
     first = browser.post(RETRY, json=body, headers=headers).json()
     second = browser.post(RETRY, json=body, headers=headers).json()
     assert first["id"] == second["id"]
-    assert "Nothing was sent a second time" in second["message"]
+    assert "Nothing was sent twice" in second["message"]
     assert waiting(redis_url) == 1
     third = browser.post(RETRY, json={"confirm": True, "request_id": "press 8"}).json()
     assert third["id"] != first["id"]

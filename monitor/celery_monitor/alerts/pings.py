@@ -76,6 +76,6 @@ def get(url: str) -> None:
     try:
         with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
             if response.status >= 300:
-                log.warning("the ping was answered with %d", response.status)
+                log.warning("the ping failed with status %d", response.status)
     except (OSError, HTTPException) as error:
         log.warning("the ping failed: %s", error)

@@ -41,7 +41,7 @@ def read_rules_file(path: str) -> list[Rule]:
 def _rule(file: Path, text: str, number: int, given: dict[str, object]) -> Rule:
     for name in given:
         if name not in FILE_FIELDS:
-            raise _wrong(file, text, number, name, f"there is no {name!r}; known are {', '.join(FILE_FIELDS)}")
+            raise _wrong(file, text, number, name, f"there is no {name!r}; use one of {', '.join(FILE_FIELDS)}")
     try:
         return checked(msgspec.convert({**given, "source": "file"}, Rule))
     except msgspec.ValidationError as error:

@@ -136,9 +136,9 @@ def read_management_api(api: str, vhost: str) -> list[object]:
 MOST_BYTES = 32_000_000  # of the messages of one reading
 MOST_SEARCHED = 500  # messages that stay unacknowledged during a search
 READ_HAZARD = (
-    "RabbitMQ shows a message only by delivering it. These were received and requeued at once: they are now flagged as "
-    "redelivered, may be in another order if workers received messages meanwhile, and a quorum queue counts this as a "
-    "delivery towards its delivery limit."
+    "RabbitMQ shows a message only by delivering it. These were received and requeued immediately: they are now "
+    "flagged as redelivered, may be in another order if workers received messages meanwhile, and a quorum queue "
+    "counts this as a delivery towards its delivery limit."
 )
 
 

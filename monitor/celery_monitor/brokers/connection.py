@@ -234,11 +234,11 @@ def advice_on(text: str, otherwise: str) -> str:
 GO_ON_TRYING = "Check that the broker runs and that the address in --broker is right; connecting is retried."
 
 
-CHECK_HOST = "Check the virtual host in --broker, and the user's rights on it."
+CHECK_HOST = "Check the virtual host in --broker, and the user's permissions on it."
 ADVICE = (
     (("exclusive use",), "Another receiver reads this queue; give each its own --node-id."),
     (("not_allowed",), CHECK_HOST),
-    (("access_refused - access to",), "The user lacks a right in its virtual host (rabbitmqctl set_permissions)."),
+    (("access_refused - access to",), "The user lacks permissions on its virtual host (rabbitmqctl set_permissions)."),
     (
         (
             "wrongpass",
@@ -253,7 +253,7 @@ ADVICE = (
     ),
     (
         ("noperm", "no permissions"),
-        "The user lacks a right (ACL SETUSER): PSUBSCRIBE, PING and the channels of events to listen, "
+        "The user lacks permissions (ACL SETUSER): PSUBSCRIBE, PING and the channels of events to listen, "
         "all commands and keys of Celery to act.",
     ),
     (

@@ -108,7 +108,7 @@ class SaveRule(RuleCommand, frozen=True, kw_only=True):
 
 
 class MuteRule(RuleCommand, frozen=True, kw_only=True):
-    """Mute a rule for some seconds, or end that with 0; muted, it sends nothing.
+    """Mute a rule for some seconds, or end that with 0; a muted rule sends nothing.
 
     The rule, and for how long it is muted.
     """
@@ -244,7 +244,7 @@ class SendTest(ChannelCommand, frozen=True, kw_only=True):
                     return _performed(channel, f"The test was accepted by {channel.name!r}.")
                 if message.error is not None:
                     return Performed(outcome="failed", message=f"The test failed: {message.error}.")
-        late = "The test is not sent yet: no receiver runs, or the other side takes long. It stays in the list."
+        late = "The test is not sent yet: no receiver is running, or the channel is slow. It stays in the list."
         return Performed(outcome="unconfirmed", message=late, details={"name": channel.name})
 
 
@@ -263,6 +263,6 @@ def _check_url(kind: str, url: str) -> None:
         if kind != "apprise":
             check_http(url)
         elif not _apprise.fullmatch(url):
-            raise InvalidInput("not a URL of Apprise; write for example mailto://user:password@example.com")
+            raise InvalidInput("not a URL of Apprise; for example mailto://user:password@example.com")
     except MonitorError as error:
         raise InvalidInput(f"url: {error.message}", field="url") from None

@@ -16,15 +16,15 @@ REFUSED = {
 # Warnings before a task in one of these states is retried.
 NOT_REMEMBERED = "workers remember a revoke only while they run, so a worker that starts later may still run it"
 WARNINGS = {
-    TaskState.SUCCESS: "It succeeded: a retry does its work a second time.",
-    TaskState.LOST: "It is only presumed lost: if its worker comes back, or it is redelivered, it runs twice.",
+    TaskState.SUCCESS: "This task succeeded: a retry repeats its work.",
+    TaskState.LOST: "This task is only presumed lost: if the worker comes back or it is redelivered, it runs twice.",
 }
 
-_TWICE = "retried now, it runs twice, unless a worker drops the first one as revoked."
+_TWICE = "a retry now runs the task twice, unless a worker drops the first message as revoked."
 STILL_THERE = {
-    WAITING: f"Its message is still in its queue, and a worker will consume it: {_TWICE}",
-    UNACKED: f"Its message is not acknowledged, and the broker will deliver it again: {_TWICE}",
-    READ: f"Its message was in the queue when that was read, and may still be: {_TWICE}",
+    WAITING: f"The message is still in the queue, and a worker will consume it: {_TWICE}",
+    UNACKED: f"The message is not acknowledged, and the broker will redeliver it: {_TWICE}",
+    READ: f"The message was in the queue when last read, and may still be there: {_TWICE}",
 }
 NOT_RUN = {TaskState.LOST, TaskState.REVOKED}
 SAME_ID = (
@@ -64,9 +64,9 @@ def warnings_of(
     if message is not None and message.why in STILL_THERE and task.state in NOT_RUN:
         warnings = [*again, STILL_THERE[message.why]]
     if message is not None and (body := message.chord):
-        warnings.append(f"It is part of a chord: even if the retry succeeds, the chord body {body} stays failed.")
+        warnings.append(f"Part of a chord: even if the retry succeeds, the chord body {body} stays failed.")
     if message is not None and may_be_in_chord(message):
-        text = "It is part of a group, and its message cannot be read: if that is a chord, its body stays failed."
+        text = "Part of a group, and the message cannot be read: if that is a chord, its body stays failed."
         warnings.append(text)
     if same_id:
         warnings.append(SAME_ID)

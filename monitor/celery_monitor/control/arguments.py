@@ -102,7 +102,7 @@ def _from_broker(target: Target, tasks: Sequence[Task], found: dict[str, FoundAr
         search = find_task_messages(target.broker, target.settings, ids, _queues_of(target, tasks))
     except MonitorError as error:
         log.warning("cannot look for messages: %s", error.message)
-        why = "the broker could not be searched for its message"
+        why = "the broker could not be searched for the message"
         return {each: replace(_with_reason(found[each], why), place=why) for each in ids}
     result = {}
     for task in tasks:
@@ -111,7 +111,7 @@ def _from_broker(target: Target, tasks: Sequence[Task], found: dict[str, FoundAr
         if message is not None and why_not_exact(message, task) is None:
             result[task.id] = _with_warning(_in_record(target.settings, task, message), found[task.id])
         elif message is None and not search.whole:
-            why = f"its message is not among the first {task_messages.MOST_READ:,} in the broker"
+            why = f"the message is not among the first {task_messages.MOST_READ:,} in the broker"
             result[task.id] = _with_reason(found[task.id], why)
         result[task.id] = replace(result[task.id], place=_place(task, message, whole=search.whole))
     return result
@@ -125,24 +125,24 @@ def _place(task: Task, message: Message | None, *, whole: bool) -> str:
     """Where the search found the message, on Redis."""
     queue = task.queue or "a known queue"
     if message is None and whole:
-        return f"its message was neither in {queue} nor unacknowledged just now; the next check is within minutes"
+        return f"the message was neither in {queue} nor unacknowledged just now; the next check is within minutes"
     if message is None:
-        return f"its message was not among the first {task_messages.MOST_READ:,} in the broker just now"
+        return f"the message was not among the first {task_messages.MOST_READ:,} in the broker just now"
     if message.why == UNACKED:
-        return "its message was delivered to a worker and not acknowledged just now"
-    return f"its message was in {message.queue or queue} just now"
+        return "the message is with a worker and not acknowledged yet"
+    return f"the message was in {message.queue or queue} just now"
 
 
 def _unchecked(target: Target, task: Task) -> str:
     """Where the message may be, with a broker that shows a message only by delivering it."""
     if not can_read_by_delivery(target.broker):
-        return "its message was not searched for"
+        return "the message was not searched for"
     sampled = [each for each in read_queues(target.store, target.cluster) if each.name == task.queue]
     if not sampled or sampled[0].ready is None or sampled[0].sampled_at is None:
-        return "its message was not searched for: RabbitMQ shows messages only by delivering them"
+        return "the message was not searched for: RabbitMQ shows messages only by delivering them"
     ago = max(0.0, target.now() - sampled[0].sampled_at)
     return (
-        "its message was not searched for: RabbitMQ shows messages only by delivering them; "
+        "the message was not searched for: RabbitMQ shows messages only by delivering them; "
         f"{task.queue} had {counted(sampled[0].ready, 'message')} {ago:.0f} s ago"
     )
 

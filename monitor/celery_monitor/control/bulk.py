@@ -49,7 +49,7 @@ MOST_JUDGED = 1000  # tasks whose arguments a preview reads; with more, it is an
 MOST_REVOKED = 50_000  # remembered by a worker (CELERY_WORKER_REVOKES_MAX in celery/worker/state.py)
 MIN_RATE, MAX_RATE = 0.01, 100_000.0
 LONGEST_REASON = 200
-GONE = "no longer in the record"
+GONE = "no longer recorded"
 DIFFERS = "a message was announced that differs from the task's events; retry it on its own"
 NO_QUEUE = "queue unknown: events name it only with task_send_sent_event"
 
@@ -96,7 +96,7 @@ class BulkCommand(Command, frozen=True, kw_only=True):
             raise Conflict(f"The preview of job {job.id} was never completed. Make a new one.")
         details = {"job": job.id, "count": job.total, "query": job.query, "rate": job.rate}
         if not began:
-            message = f"Job {job.id} was already started and is {job.state}. Nothing was started a second time."
+            message = f"Job {job.id} was already started and is {job.state}. Nothing was started twice."
             return Performed(outcome="done", message=message, details=details)
         message = f"Job {job.id} started: {self.verb} {counted(job.total, 'task')}."
         return Performed(outcome="done", message=message, details=details)
@@ -149,7 +149,7 @@ class BulkRevoke(BulkCommand, frozen=True, kw_only=True):
 
 
 class AbortJob(ClusterCommand, frozen=True, kw_only=True):
-    """Abort a job; tasks not sent yet are left alone."""
+    """Abort a job; tasks not sent yet will not be sent."""
 
     action = "bulk.abort"
     subject = "job {0.job}"
@@ -165,7 +165,7 @@ class AbortJob(ClusterCommand, frozen=True, kw_only=True):
         if not stop_job(target.store, job.id, f"Aborted by {target.actor}."):
             raise Conflict(f"Job {job.id} is {read_job(target.store, job.id).state}: there is nothing to abort.")
         details = {"job": job.id, "count": job.total, "query": job.query}
-        message = f"Job {job.id} is being aborted: tasks not sent yet are left alone."
+        message = f"Job {job.id} is being aborted: tasks not sent yet will not be sent."
         return Performed(outcome="done", message=message, details=details)
 
 

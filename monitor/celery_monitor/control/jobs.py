@@ -143,7 +143,7 @@ class JobWork:
             try:
                 self._attempt()
             except JobLeaseLost:
-                log.warning("another process runs job %s now", self._lease.job)
+                log.warning("another process is running job %s", self._lease.job)
             except Stopped:
                 release(self._lease)
             except (BrokerUnavailable, StoreUnavailable) as error:
@@ -297,7 +297,7 @@ class JobWork:
         finish_job(self._lease, state, message, self._action(message, outcome))
 
     def _fail(self, error: Exception) -> None:
-        message = f"{type(error).__name__}: {error}. Tasks not sent yet are left alone; see the log."
+        message = f"{type(error).__name__}: {error}. Tasks not sent yet will not be sent. See the log."
         try:
             finish_job(self._lease, JobState.FAILED, message, self._action(message, "failed"))
         except (JobLeaseLost, StoreUnavailable):

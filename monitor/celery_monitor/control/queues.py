@@ -168,7 +168,7 @@ class ReadQueue(QueueCommand, frozen=True, kw_only=True):
     route = ON_QUEUE + "messages"
     body = "ReadBody"
     note = (
-        "Redis: nothing changes. RabbitMQ: messages are delivered and returned at once, marked as redelivered, and "
+        "Redis: nothing changes. RabbitMQ: messages are delivered and returned immediately, marked as redelivered, and "
         "a quorum queue counts it"
     )
     limit: Annotated[float, Meta(ge=1, le=200, multiple_of=1)] = 50
@@ -295,7 +295,7 @@ def _with_sent(target: Target, message: QueueMessage) -> QueueMessage:
 
 HAZARD = (
     f"RabbitMQ shows messages only by delivering them. Up to {task_messages.MOST_DELIVERED} are delivered and returned "
-    "at once: they stay marked as redelivered, their order may change if workers consume messages meanwhile, and a "
+    "immediately: they stay marked as redelivered, their order may change if workers consume messages meanwhile, and a "
     "quorum queue counts a delivery."
 )
 

@@ -351,7 +351,7 @@ def _send(
         others = read_lineage(target.store, task).retried_as if first_only else ()
         if others and new_id not in {link.id for link in others}:
             return TaskResult(id=task.id, outcome="skipped", message=_already_retried(others[-1]))
-        message = f"Already sent by this request as task {new_id}. Nothing was sent a second time."
+        message = f"Already sent by this request as task {new_id}. Nothing was sent twice."
         return TaskResult(id=task.id, outcome="done", message=message, new_id=new_id, fidelity=fidelity)
     try:
         sender.send(call_of(prepared, new_id, countdown))

@@ -125,7 +125,7 @@ class RevokeStamped(WorkerCommand, frozen=True, kw_only=True):
     route = "revoke-stamped"
     body = "StampBody"
     remote = "revoke_by_stamped_headers"
-    note = "sent to every worker that is up; one that starts later does not know of it"
+    note = "sent to every worker that is up; one that starts later does not get it"
     workers: tuple[str, ...] = ()  # none: all that are up
     header: TypedName
     stamps: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
@@ -143,7 +143,7 @@ class RevokeStamped(WorkerCommand, frozen=True, kw_only=True):
     def run(self, target: Target) -> Performed:
         workers = self.workers or tuple(living_workers(target))
         if not workers:
-            raise Conflict("No worker is up to receive the revoke, and one that starts later would not know of it.")
+            raise Conflict("No worker is up to receive the revoke, and one that starts later would not get it.")
         return ask_workers(target, msgspec.structs.replace(self, workers=workers))
 
     def judge(self, answer: Answer) -> TaskResult:
@@ -199,11 +199,11 @@ def judge_revoke(task: Task, answers: Answers, *, terminate: bool) -> TaskResult
 def _judge_with_worker(task: Task, worker: str, answers: Answers, *, terminate: bool) -> TaskResult:
     reply = answers.replies.get(worker)
     if reply is None:
-        return unconfirmed(task.id, f"Sent, but {worker}, which has the task, did not answer: it may do so later.")
+        return unconfirmed(task.id, f"Sent, but {worker}, which has the task, did not answer: it may act later.")
     if reply.error:
         return failed(task.id, f"{worker} answered: {reply.error}")
     if terminate and task.id not in str(reply.ok):
-        return unconfirmed(task.id, f"{worker} does not run it any more; it may have ended meanwhile ({reply.ok}).")
+        return unconfirmed(task.id, f"{worker} does not run it any more; it may have finished meanwhile ({reply.ok}).")
     if terminate:
         return done(task.id, f"{worker} terminates the process that runs it.")
     if task.state is TaskState.STARTED:

@@ -69,7 +69,7 @@ class AddUser(UserCommand, frozen=True, kw_only=True):
 
     def change(self, store: Store, settings: Settings, _: str) -> Performed:
         if _unprintable.search(self.name):
-            raise InvalidInput("A user name has no colon and no control character.", field="name")
+            raise InvalidInput("A user name can't contain a colon or a control character.", field="name")
         if self.name in names_of_setting(settings):
             raise Conflict(f"The setting basic_auth has a user {self.name!r} already.", name=self.name)
         user = User(
@@ -204,7 +204,7 @@ class MakeToken(UserCommand, frozen=True, kw_only=True):
 
     def change(self, store: Store, _: Settings, by: str) -> Performed:
         if _unprintable.search(self.name):
-            raise InvalidInput("The name of a token has no colon and no control character.", field="name")
+            raise InvalidInput("A token name can't contain a colon or a control character.", field="name")
         now = time.time()
         token = ApiToken(
             id=0,

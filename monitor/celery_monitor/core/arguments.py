@@ -61,10 +61,8 @@ class Arguments:
 NOT_RESENT = "A retry won't include callbacks, chain, priority or headers"
 FROM_EVENT = f"rebuilt from the event text. {NOT_RESENT}"
 FROM_RESULT = f"from the result backend. {NOT_RESENT}"
-NOT_REPORTED = (
-    "the sender reported no arguments: clients other than Celery leave the headers argsrepr and kwargsrepr out"
-)
-NOT_SHOWN = "its arguments cannot be shown"
+NOT_REPORTED = "the sender reported no arguments: clients other than Celery omit the headers argsrepr and kwargsrepr"
+NOT_SHOWN = "the arguments cannot be shown"
 UNCHANGED = "A retry resends body, headers, callbacks and priority unchanged"
 
 
@@ -288,11 +286,11 @@ def from_result(task_id: str, stored: bytes) -> ReportedArguments:
     try:
         meta = parse_json("result", stored.decode("utf-8"))
     except (UnicodeDecodeError, InvalidInput):
-        raise Unreadable("the result backend's entry is not JSON that can be read here") from None
+        raise Unreadable("the result backend's entry cannot be read as JSON") from None
     if not isinstance(meta, dict) or meta.get("task_id") != task_id:
-        raise Unreadable("the result backend's entry is for something else")
+        raise Unreadable("the result backend's entry belongs to another task")
     if {"args", "kwargs"} & set(meta.get("unread") or ()):
-        raise Unreadable("the result backend stores its arguments as a pickle, which is never opened")
+        raise Unreadable("the result backend stores the arguments as pickle, which is never opened")
     args, kwargs = _values(meta.get("args"), list), _values(meta.get("kwargs"), dict)
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise Unreadable("the result backend stores no arguments: that needs result_extended")

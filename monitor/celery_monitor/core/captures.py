@@ -205,7 +205,7 @@ def choose(message: Message, task: Task, trust: Trust = NO_TRUST) -> RetryMessag
         _, doubt = max(doubts, key=lambda each: attempt_of(each[0]) or 0)
         return RetryMessage(None, doubt.text if doubt else None, _warning(differing, message))
     if any(content_of(each) != content_of(agreeing[0]) for each in agreeing[1:]):
-        why = "its message was captured, but two different ones were announced for this attempt"
+        why = "the message was captured, but two different ones were announced for this attempt"
         return RetryMessage(
             None, why, f"Two different messages were announced for this task, by {_senders(agreeing)}. {UNUSED}"
         )
@@ -244,7 +244,7 @@ def _doubt(message: Message, task: Task, trust: Trust) -> Doubt | None:
         doubt = _doubt_of_capture(message, task, trust, object_of(message.headers))
     except Unreadable as error:
         doubt = Doubt(str(error))
-    return doubt and Doubt(f"its message was captured, but {doubt.text}", doubt.differs)
+    return doubt and Doubt(f"the message was captured, but {doubt.text}", doubt.differs)
 
 
 def _doubt_of_capture(message: Message, task: Task, trust: Trust, headers: Mapping[str, object]) -> Doubt | None:

@@ -324,7 +324,7 @@ def _is_older(worker: Worker, event: Event, at: float, arrived: float) -> bool:
 
 
 def after_setting(worker: Worker, seconds: float) -> Worker:
-    """The worker with its times shifted after our own clock was set by these seconds."""
+    """The worker with its times shifted after this machine's clock jumped by these seconds."""
     times = _shifted(worker, ("skew", "last_heartbeat", "offline_at", "inspected_at", "since"), seconds)
     others = tuple(
         msgspec.structs.replace(each, **_shifted(each, ("skew", "first_seen", "last_heartbeat", "offline_at"), seconds))

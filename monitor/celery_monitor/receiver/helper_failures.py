@@ -18,7 +18,7 @@ SCHEDULES = "schedules"
 RECONCILER = "reconciler"
 RETENTION = "retention"
 SOCKET_PROCESS = "socket process"
-ALERTS = "judge of alerts"
+ALERTS = "alert evaluation"
 ALERT_SENDER = "alert sender"
 
 FEWEST_FAILURES = 2  # in a row; one may be a short outage of broker or database

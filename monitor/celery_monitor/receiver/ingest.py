@@ -335,7 +335,7 @@ class Receiver:
         if seconds := self._clock.jump(now, _steady()):
             self._clock_change += seconds
             self._heartbeats.clear()
-            log.warning("our own clock was set by %+.1f s", seconds)
+            log.warning("this machine's clock jumped by %+.1f s", seconds)
         moved = []
         for each in deliveries:
             arrived = each.arrived if each.concluded else self._clock.current(each.arrived, now)

@@ -229,7 +229,7 @@ def _why_run_is_lost(task: UnfinishedTask, evidence: Evidence) -> str | None:
         return None  # ``why_gone`` judges processes that are gone
     when = f" {AFTER_GAP}" if evidence.gap else _AFTER_START
     name = f"{worker.hostname} (process {task.pid})"
-    return f"{name} is up and no longer has the task: it was asked twice{when}; {evidence.backend}"
+    return f"{name} is up and no longer has the task: it was queried twice{when}; {evidence.backend}"
 
 
 def _why_message_is_gone(task: UnfinishedTask, evidence: Evidence) -> str | None:

@@ -119,7 +119,7 @@ class Settings:
     oidc_provider: str = _setting(
         "oidc",
         parse_choice("oidc", "google", "github", "gitlab", "okta", "keycloak"),
-        "identity provider to sign in with: oidc for any by --oidc-issuer, or google, github, gitlab, okta, keycloak",
+        "identity provider to sign in with: oidc (any, with --oidc-issuer), google, github, gitlab, okta, keycloak",
         metavar="NAME",
     )
     oidc_issuer: str | None = _setting(
@@ -152,8 +152,8 @@ class Settings:
     oidc_scopes: tuple[str, ...] = _setting(
         (),
         parse_scope_of,
-        "WHO=SCOPE: what somebody may see and act on who is signed in there, as in mail-team=queue:emails; WHO as for "
-        "--oidc-admins; the first that fits counts; may be given several times",
+        "WHO=SCOPE: what users who sign in there may see and act on, as in mail-team=queue:emails; WHO as for "
+        "--oidc-admins; the first match applies; may be given several times",
         multiple=True,
         metavar="WHO=SCOPE",
     )
@@ -163,7 +163,7 @@ class Settings:
     trusted_proxies: tuple[str, ...] = _setting(
         (),
         parse_network,
-        "address or network of a proxy whose X-Forwarded-For, X-Forwarded-Proto and --auth-proxy-header are believed; "
+        "address or network of a proxy whose X-Forwarded-For, X-Forwarded-Proto and --auth-proxy-header are trusted; "
         "may be given several times",
         multiple=True,
         metavar="ADDRESS",
@@ -173,10 +173,12 @@ class Settings:
     )
     session_days: float = _setting(30.0, parse_float, "days after which any session ends", metavar="DAYS")
     viewer_sees_arguments: bool = _setting(
-        True, parse_bool, "show viewers arguments, results and errors of tasks; without, only operators and admins"
+        True,
+        parse_bool,
+        "show viewers arguments, results and errors of tasks, not only operators and admins",
     )
     metrics_need_token: bool = _setting(
-        False, parse_bool, "answer /metrics to users and API tokens alone, such as one of the role metrics"
+        False, parse_bool, "require a user or API token for /metrics, such as a token of the role metrics"
     )
     read_only: bool = _setting(False, parse_bool, "refuse every action on the cluster")
     secret_key: str | None = _setting(
@@ -304,7 +306,10 @@ class Settings:
         secret=True,
     )
     max_message_bytes: int = _setting(
-        1024 * 1024, parse_int, "longest message body that is stored; of a longer one only the size is", metavar="BYTES"
+        1024 * 1024,
+        parse_int,
+        "longest message body that is stored; of longer ones only the size is",
+        metavar="BYTES",
     )
     keep_message_days: float = _setting(
         7.0, parse_float, "days that captured messages are kept; never longer than their task", metavar="DAYS"
@@ -428,7 +433,7 @@ def _read_files(given: dict[str, object]) -> dict[str, object]:
             read[name] = value
             continue
         if secret in given:
-            raise SettingsError(f"{secret} and {name} are both given; leave one")
+            raise SettingsError(f"{secret} and {name} are both set; remove one")
         try:
             lines = [line.strip() for line in Path(str(value)).read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -445,7 +450,9 @@ def _read_files(given: dict[str, object]) -> dict[str, object]:
 def _checked(name: str) -> str:
     if name not in SETTINGS and name not in SECRET_FILES:
         near = get_close_matches(name, SETTINGS, 1)
-        hint = REMOVED.get(name) or (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(SETTINGS))}")
+        hint = REMOVED.get(name) or (
+            f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(SETTINGS))}"
+        )
         raise SettingsError(f"there is no setting {quoted(name)}; {hint}")
     return name
 

@@ -139,7 +139,7 @@ def parse_backend(text: str) -> Broker:
     backend = parse_named(text)
     if not backend.url.startswith(RESULT_SCHEMES):
         raise SettingsError(
-            f"{backend.cluster}: only Redis and SQL databases are read; write for example redis://localhost:6379/1 "
+            f"{backend.cluster}: only Redis and SQL databases are read; for example redis://localhost:6379/1 "
             "or db+postgresql://localhost/results"
         )
     _of_cluster(backend, check_broker if backend.url.startswith(REDIS_SCHEMES) else check_result_database)
@@ -170,7 +170,7 @@ def parse_ping(text: str) -> NamedUrl:
 def parse_prefix(text: str) -> str:
     """A path, or empty."""
     if not re.fullmatch(r"/?|(/[\w.~-]+)+/?", text, re.ASCII):
-        raise SettingsError(f"{quoted(text)} is not a path; write for example /celery")
+        raise SettingsError(f"{quoted(text)} is not a path; for example /celery")
     return text
 
 
@@ -187,7 +187,7 @@ def parse_scope_of(text: str) -> str:
     """WHO=SCOPE; the scope itself is read when the dashboard starts."""
     who, _, scope = text.rpartition("=")
     if not who or not scope:
-        raise SettingsError(f"{quoted(text)} is not WHO=SCOPE; write for example mail-team=queue:emails")
+        raise SettingsError(f"{quoted(text)} is not WHO=SCOPE; for example mail-team=queue:emails")
     return text
 
 
@@ -196,14 +196,14 @@ def parse_network(text: str) -> str:
     try:
         return str(ip_network(text, strict=False))
     except ValueError:
-        raise SettingsError(f"{quoted(text)} is not an address or network; write for example 10.0.0.0/8") from None
+        raise SettingsError(f"{quoted(text)} is not an address or network; for example 10.0.0.0/8") from None
 
 
 def parse_header_name(text: str) -> str:
     """The name of an HTTP header; none that says something else already."""
     name = text.lower()
     if not re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]{1,100}", name) or name in {"authorization", "cookie", "host"}:
-        raise SettingsError(f"{quoted(text)} is not a header for this; write for example X-Forwarded-User")
+        raise SettingsError(f"{quoted(text)} is not a header for this; for example X-Forwarded-User")
     return name
 
 
@@ -290,9 +290,7 @@ def parse_broker_options(text: str) -> dict[str, object]:
         options = msgspec.json.decode(text, type=dict[str, object])
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else _json_reason(error)
-        raise SettingsError(
-            f'not a JSON object ({reason}); write for example {{"global_keyprefix": "shop:"}}'
-        ) from None
+        raise SettingsError(f'not a JSON object ({reason}); for example {{"global_keyprefix": "shop:"}}') from None
     return checked_options(options)
 
 

@@ -38,7 +38,7 @@ def save_view(store: Store, name: str, path: str, query: str, actor: str, at: fl
     with store.begin() as connection:
         count = connection.execute(select(func.count()).select_from(_table)).scalar_one()
         if count >= MOST_VIEWS:
-            raise Conflict(f"There are {count} saved views, the most that are allowed; delete one that is not needed.")
+            raise Conflict(f"There are {count} saved views, the most allowed; delete one that is not needed.")
         number = connection.execute(statement.returning(_table.c.id)).scalar()
         if number is None:
             raise _taken(name)

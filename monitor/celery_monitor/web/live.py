@@ -248,9 +248,9 @@ class Live:
     def _full(self, visitor: Visitor) -> str | None:
         """Why there is no place for another socket."""
         if self._sockets[visitor.user] >= visitor.most_sockets:
-            return f"{visitor.most_sockets} live pages of this user are open, the most for one; close some"
+            return f"{visitor.most_sockets} live pages are open for this user, the most allowed; close some"
         if len(self._clients) >= MOST_SOCKETS:
-            return f"{MOST_SOCKETS} live pages are open, the most for this dashboard; close some"
+            return f"{MOST_SOCKETS} live pages are open on this dashboard, the most allowed; close some"
         return None
 
     async def _listen(self, client: Client, websocket: WebSocket, visitor: Visitor) -> None:
@@ -285,7 +285,7 @@ class Live:
             try:
                 self._renew_in(RENEWAL_SECONDS - visitor.check(request.token), client, visitor)
             except Forbidden:
-                return TOKEN_REFUSED, "the page's token has expired or is not its own; reload the page"
+                return TOKEN_REFUSED, "the page's token has expired or is invalid; reload the page"
         client.deflate = request.deflate
         extra = tuple(sorted(request.extra))
         self._show(client, Watched(request.view, visitor.base, visitor.role, visitor.limits, extra))

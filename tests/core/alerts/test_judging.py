@@ -222,11 +222,11 @@ def test_scope_decides_by_what_a_subject_is_about(scope: str, inside: bool) -> N
 @pytest.mark.parametrize(
     ("fields", "wrong", "says"),
     [
-        ({"kind": "nonsense"}, "kind", "known are new failure"),
+        ({"kind": "nonsense"}, "kind", "use one of new failure"),
         ({"name": " "}, "name", "1 to 80"),
         ({"kind": "no worker", "bound": 3.0}, "bound", "has no bound"),
         ({"window": 900.0}, "window", "has no window"),
-        ({"scope": "worker:a"}, "scope", "known are queue, cluster"),
+        ({"scope": "worker:a"}, "scope", "use one of queue, cluster"),
         ({"scope": "state:failed"}, "scope", "does not apply"),
         ({"scope": "queue:(("}, "scope", "column"),
         ({"kind": "no success", "bound": None}, "scope", "needs a scope"),

@@ -72,7 +72,7 @@ def test_acl_user_needs_only_what_events_need(server: RedisServer, source_of: Ma
     with publisher(f"redis://:s3cret%2F%2B@127.0.0.1:{server.port}/3") as publish:
         publish.send("worker.heartbeat", numbered(5))
     assert [event.clock for event in read_all(source, 1)] == [5]
-    with pytest.raises(BrokerUnavailable, match="lacks a right"):
+    with pytest.raises(BrokerUnavailable, match="lacks permissions"):
         source_of(f"redis://watcher:w4tch@127.0.0.1:{server.port}/4")
 
 

@@ -154,7 +154,7 @@ def test_the_fastest_source_that_serves(url: str, options: dict[str, object], ex
 
 
 def test_an_unknown_transport_lists_what_is_known() -> None:
-    with pytest.raises(SettingsError, match=r"'carrier-pigeon'.*known are.*redis"):
+    with pytest.raises(SettingsError, match=r"'carrier-pigeon'.*use one of.*redis"):
         make_source(Broker("shop", "carrier-pigeon://roof"), Settings())
 
 

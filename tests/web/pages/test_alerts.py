@@ -115,7 +115,7 @@ def test_editor_previews_the_last_day_and_then_saves(house: House) -> None:
 
 def test_editor_says_what_is_wrong_and_offers_no_saving(house: House) -> None:
     text = house.text("/alerts?kind=queue+depth&name=Mine&scope=worker:a&for_seconds=60")
-    assert "worker: does not apply here; known are queue, cluster" in text
+    assert "worker: does not apply here; use one of queue, cluster" in text
     assert "Save rule" not in text
     assert "must be a number" in house.text("/alerts?kind=queue+depth&name=Mine&for_seconds=soon")
     assert "keeps no sizes of the disk" in house.text("/alerts?kind=disk&name=Mine&for_seconds=0")
@@ -186,7 +186,7 @@ def test_test_message_goes_the_way_of_all_others(house: House) -> None:
 def test_test_without_a_receiver_is_unconfirmed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "ANSWER_SECONDS", 0.3)
     add_channel(house)
-    assert "not sent yet: no receiver runs" in post(house, "test-channel", channel="1")
+    assert "not sent yet: no receiver is running" in post(house, "test-channel", channel="1")
     assert "waiting team test" in house.text("/alerts")
 
 

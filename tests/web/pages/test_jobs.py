@@ -54,7 +54,7 @@ def test_yes_makes_a_job_that_ends_with_what_was_skipped_and_why(browser: Browse
     after = browser.submit("/jobs/1", "/jobs/1/start", reason="gateway is back", rate="")
     again = browser.submit("/jobs/1", "/jobs/1/start", reason="gateway is back", rate="")
     assert "Job 1 started: retry 2 tasks." in after
-    assert "Nothing was started a second time" in again
+    assert "Nothing was started twice" in again
     store = app.state.store
     wait_for(lambda: read_job(store, 1).state is JobState.DONE, what="the end of the job")
     page = browser.get("/jobs/1").text

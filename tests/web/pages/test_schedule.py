@@ -229,7 +229,7 @@ def test_sign_of_beat_and_what_could_not_be_read_are_said(house: House) -> None:
     house.write()
     save_schedule(house.store, "shop", [entry("one")], house.now)
     save_beat_health(house.store, BeatHealth(cluster="shop", lock_until=house.now + 60, unread=("It is gone.",)))
-    assert "A beat holds RedBeat's lock" in house.text("/schedule")
+    assert "A beat process holds RedBeat's lock" in house.text("/schedule")
     assert "A schedule cannot be read. It is gone. Showing the entries read last." in house.text("/schedule")
     late = (OverdueEntry(name="one", since=house.now - 300),)
     save_beat_health(house.store, BeatHealth(cluster="shop", lock_free_since=house.now - 99, overdue=late))

@@ -134,7 +134,7 @@ def test_selected_tasks_are_shown_before_they_are_sent_and_sent_once(browser: Br
     selected = [f"shop {shop.PROBABLE}", f"shop {shop.TRUNCATED}"]
     preview = browser.submit("/tasks", "/tasks/retry?q=state:failed", task=selected)
     assert "Retry 1 of 2 selected tasks?" in preview
-    assert "1 cannot be sent" in preview
+    assert "1 can't be retried" in preview
     assert "[31, &#34;EUR&#34;]" in preview
     with redis.Redis.from_url(redis_url) as broker:
         assert broker.llen("payments") == 0

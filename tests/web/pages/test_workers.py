@@ -63,7 +63,7 @@ def test_two_processes_of_one_name_are_named_with_what_to_do(house: House) -> No
     assert words in house.text("/")
     assert f"{words} Remote control reaches all of them" in house.text("/workers")
     text = house.text("/workers/dup@shop")
-    assert "2 processes have the name dup@shop. The queues are those of all of them." in text
+    assert "2 processes have the name dup@shop. Queues of all of them are listed." in text
     assert re.search(r"online 32 .* online 31 ", text)
     [worker] = house.client.get("/api/v1/workers").json()["items"]
     assert worker["duplicates"] == [31, 32]
@@ -79,7 +79,7 @@ def test_task_of_a_worker_in_warm_shutdown_says_so_and_is_not_offered_again(hous
     for kind in ("task-received", "task-started"):
         house.write(make_event(kind, uuid=task_id, hostname="dup@shop", pid=31, timestamp=house.now - 8))
     beat(house, -5, 31, "offline")
-    assert "offline shutting down: it finishes its running tasks" in house.text("/workers/dup@shop")
+    assert "offline shutting down, finishing running tasks" in house.text("/workers/dup@shop")
     beat(house, -4, 32, "online")
     text = house.text(f"/tasks/{task_id}")
     assert "Worker shutting down: dup@shop (process 31)" in text

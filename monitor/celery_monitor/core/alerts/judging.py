@@ -54,7 +54,7 @@ def scope_of(text: str, fields: tuple[str, ...]) -> Expression:
     for leaf in leaves(expression):
         if not isinstance(leaf, Word) and (leaf.field not in fields or not isinstance(leaf, Match | Unknown)):
             known = ", ".join(fields) or "none: it has no scope"
-            raise InvalidInput(f"{leaf.field}: does not apply here; known are {known}", field="scope")
+            raise InvalidInput(f"{leaf.field}: does not apply here; use one of {known}", field="scope")
     return expression
 
 
@@ -89,7 +89,7 @@ def checked(rule: Rule) -> Rule:
     """The rule, if it is valid. Raises InvalidInput with the ``field`` that is wrong."""
     kind = KINDS.get(rule.kind)
     if kind is None:
-        raise InvalidInput(f"{rule.kind!r} is not a kind of rule; known are {', '.join(KINDS)}", field="kind")
+        raise InvalidInput(f"{rule.kind!r} is not a kind of rule; use one of {', '.join(KINDS)}", field="kind")
     if not 0 < len(rule.name.strip()) <= LONGEST_NAME:
         raise InvalidInput(f"a rule has a name of 1 to {LONGEST_NAME} characters", field="name")
     for name in ("bound", "window"):
@@ -258,9 +258,7 @@ def quiet_hours(text: str) -> QuietHours | None:
     if not text.strip():
         return None
     found = re.fullmatch(r"(\d\d:\d\d)-(\d\d:\d\d)(?: ([\w/+-]+))?", text.strip())
-    wrong = InvalidInput(
-        f"{text!r} are not quiet hours; write for example 22:00-07:00 Europe/Berlin", field="quiet_hours"
-    )
+    wrong = InvalidInput(f"{text!r} are not quiet hours; for example 22:00-07:00 Europe/Berlin", field="quiet_hours")
     if found is None:
         raise wrong
     try:

@@ -331,7 +331,7 @@ def _behind(facts: AlertFacts, rule: Rule) -> Iterator[Measured]:
     for health in facts.health.receivers:
         lag = health.lag(facts.now)
         if lag is not None and lag > KINDS[rule.kind].bound_of(rule):
-            text = f"The receiver is {age_words(lag)} behind. Pages are that much out of date."
+            text = f"The receiver is {age_words(lag)} behind. Pages are out of date by that much."
             yield Measured(subject="receiver", text=text, value=lag)
 
 
@@ -402,7 +402,7 @@ KINDS: Mapping[str, RuleKind] = {
             f"the day before; with at least {LEAST_RUNS} runs in the window",
             measure=_slow_wait,
             fields=("name",),
-            bound="seconds; none: twice the usual",
+            bound="seconds; empty: twice the usual",
             window=_LOOK_BACK,
             window_default=900,
             default=_rule("Task waits longer than usual", "slow wait", for_seconds=120.0),
@@ -413,7 +413,7 @@ KINDS: Mapping[str, RuleKind] = {
             f"of the day before; with at least {LEAST_RUNS} runs in the window",
             measure=_slow_run,
             fields=("name",),
-            bound="seconds; none: twice the usual",
+            bound="seconds; empty: twice the usual",
             window=_LOOK_BACK,
             window_default=900,
             default=_rule("Task runs longer than usual", "slow run", Severity.INFO, for_seconds=120.0),
@@ -540,7 +540,7 @@ KINDS: Mapping[str, RuleKind] = {
         ),
         RuleKind(
             name="disk",
-            help="less is free on the disk of an SQLite record than the bound",
+            help="free disk space for an SQLite record is below the bound",
             measure=_disk,
             bound="GiB",
             bound_default=2,

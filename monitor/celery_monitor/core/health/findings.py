@@ -111,18 +111,18 @@ MEANINGS = {  # of the names in receiver/helper_failures.py
     "schedules": "The schedule is out of date, and overdue entries are not noticed.",
     "reconciler": "Dead workers and lost tasks are not noticed.",
     "retention": "Old tasks are not deleted, and the database grows.",
-    "judge of alerts": "Rules are not judged: no alert fires or ends.",
+    "alert evaluation": "Alert rules are not evaluated: no alert fires or resolves.",
     "alert sender": "Messages of alerts are not sent.",
     "socket process": "A thread reads the broker until the receiver restarts; a large burst may disconnect it.",
 }
 
 BOUND_WORDS = {
     "workers": (
-        "{most} workers{name} are recorded, the most there can be.",
-        "New ones are listed once others have sent nothing for an hour. Their tasks are recorded all the same.",
+        "{most} workers{name} are recorded, which is the limit.",
+        "New ones are listed once others have sent nothing for an hour. Their tasks are still recorded.",
     ),
     "queues": (
-        "{most} queues{name} are measured, the most there can be.",
+        "{most} queues{name} are measured, which is the limit.",
         "Others are not listed. Queues that workers consume have precedence, and tasks keep the names of their queues.",
     ),
     "counters": (
@@ -130,7 +130,7 @@ BOUND_WORDS = {
         "Charts and totals count the rest as (other). Tasks keep their names, and lists and facets count all of them.",
     ),
     "failures": (
-        "{most} failure groups{name} are recorded, the most there can be.",
+        "{most} failure groups{name} are recorded, which is the limit.",
         "Failures of new causes are counted in the group (other).",
     ),
 }

@@ -145,7 +145,7 @@ def _receiver(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding
     elif health.late(now) > QUIET_SECONDS and not health.unwritten:
         behind = health.lag(now) or now - updated
         text = f"The receiver{name} is {age_words(behind)} behind: it has not updated for {age_words(now - updated)}."
-        then = "It may be at work on a large batch. Pages are that much out of date."
+        then = "It may be processing a large batch. Pages are out of date by that much."
         yield Finding("lag", "warning", text, then, since=updated, mark="Last update")
     elif not health.connected:
         text = f"The broker{name} cannot be reached{f': {as_sentence(health.error)}' if health.error else '.'}"
@@ -153,7 +153,7 @@ def _receiver(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding
         yield Finding("broker", "bad", text, then, since=health.last_event_at)
     elif health.lag_seconds is not None and health.lag_seconds > CAUGHT_UP_SECONDS:
         text = f"The receiver{name} is {age_words(health.lag_seconds)} behind."
-        yield Finding("lag", "warning", text, "Pages are that much out of date.")
+        yield Finding("lag", "warning", text, "Pages are out of date by that much.")
 
 
 def _malformed(health: ReceiverHealth, name: str, now: float) -> Iterator[Finding]:
@@ -180,9 +180,9 @@ def _after_gap(gap: Gap) -> str:
     """The state of its reconciliation."""
     result = gap.reconciliation
     if result is None:
-        return "Charts hatch that time; states may be out of date."
+        return "That time is hatched in charts; states may be out of date."
     progress = "Reconciled" if result.ended is not None else "Being reconciled"
-    return f"Charts hatch that time. {progress}: {reconciliation_words(result)}."
+    return f"That time is hatched in charts. {progress}: {reconciliation_words(result)}."
 
 
 def _bounds(facts: HealthFacts) -> Iterator[Finding]:
@@ -238,8 +238,8 @@ def _set_clocks(workers: Sequence[Worker]) -> Iterator[Finding]:
     if workers:
         largest = age_words(max(abs(worker.jump) for worker in workers))
         clocks = "clock was" if len(workers) == 1 else "clocks were"
-        text = f"{named([worker.hostname for worker in workers])}: {clocks} set by up to {largest} while running."
-        then = "Times continue by the clock as it was before, with a small error, until the worker restarts."
+        text = f"{named([worker.hostname for worker in workers])}: {clocks} changed by up to {largest} while running."
+        then = "Times from it are corrected, with a small error, until the worker restarts."
         yield Finding("clocks", "warning", text, then, FindingLink("/workers"))
 
 

@@ -51,7 +51,7 @@ def add_user(store: Store, user: User, *, first: Role | None = None) -> User:
     with store.begin() as connection:
         count: int = connection.execute(select(func.count()).select_from(_table)).scalar_one()
         if count >= MOST_USERS:
-            raise Conflict(f"There are {count} users, the most that can be kept; remove one first.")
+            raise Conflict(f"There are {count} users, the most allowed; remove one first.")
         role = user.role if count or first is None else first
         values = {**_values(user), "role": int(role), "scope": user.scope if role is user.role else ""}
         statement = store.insert(_table).values(values).on_conflict_do_nothing(index_elements=["name"])
@@ -202,7 +202,7 @@ def make_token(store: Store, token: ApiToken) -> tuple[ApiToken, str]:
     with store.begin() as connection:
         count: int = connection.execute(select(func.count()).select_from(_token)).scalar_one()
         if count >= MOST_TOKENS:
-            raise Conflict(f"There are {count} API tokens, the most that can be kept; revoke one first.")
+            raise Conflict(f"There are {count} API tokens, the most allowed; revoke one first.")
         row = connection.execute(statement.returning(*_token.c)).first()
     if row is None:
         raise Conflict(f"There is an API token {token.name!r} already; choose another name.", name=token.name)

@@ -56,7 +56,7 @@ def save_rule(store: Store, rule: Rule) -> Rule:
         before = rules.get(rule.name)
         _check_not_in_file(before)
         if before is None and len(rules) >= MOST_RULES:
-            raise Conflict(f"There are {len(rules)} rules, the most that are allowed; delete one that is not needed.")
+            raise Conflict(f"There are {len(rules)} rules, the most allowed; delete one that is not needed.")
         _put(store, connection, msgspec.structs.replace(rule, source="page"))
     return rule
 
@@ -111,7 +111,7 @@ def add_channel(store: Store, channel: Channel) -> Channel:
     with store.begin() as connection:
         count: int = connection.execute(select(func.count()).select_from(_channels)).scalar_one()
         if count >= MOST_CHANNELS:
-            raise Conflict(f"There are {count} channels, the most that are allowed; delete one that is not needed.")
+            raise Conflict(f"There are {count} channels, the most allowed; delete one that is not needed.")
         added = statement.on_conflict_do_nothing(index_elements=["name"]).returning(_channels.c.id)
         number = connection.execute(added).scalar()
         if number is None:

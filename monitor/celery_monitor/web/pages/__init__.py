@@ -133,7 +133,7 @@ def part_of(view: View, rows: Sequence[T]) -> Part[T]:
     """The rows of the page that ``?page=`` names; the last one where there are fewer. Raises InvalidInput."""
     given = view.query.get("page") or "1"
     if not (given.isascii() and given.isdigit() and len(given) < 7 and int(given)):
-        raise InvalidInput("page must be a number from 1; leave it out for the first page")
+        raise InvalidInput("page must be an integer from 1; omit it for the first page")
     number = min(int(given), max(1, -(-len(rows) // PART_ROWS)))
     return Part(rows[(number - 1) * PART_ROWS : number * PART_ROWS], number, len(rows))
 

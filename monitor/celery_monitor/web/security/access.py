@@ -14,7 +14,7 @@ def check_bind(settings: Settings, store: Store) -> None:
     check_accounts(settings.basic_auth)
     _check_provider(settings)
     if settings.auth_proxy_header and not settings.trusted_proxies and settings.unix_socket is None:
-        raise SettingsError("auth_proxy_header needs --trusted-proxies: else anybody could name any user")
+        raise SettingsError("auth_proxy_header needs --trusted-proxies: without it, anybody could sign in as any user")
     alone = settings.unix_socket is not None or is_loopback(settings.host.strip("[]"))
     if alone or settings.has_sign_in or has_users_yet(store):
         return
@@ -42,4 +42,4 @@ def _check_provider(settings: Settings) -> None:
             raise SettingsError(f"oidc_scopes: {who}: {error.message}") from None
     anybody = settings.oidc_admins or settings.oidc_operators or settings.oidc_viewers
     if not anybody and settings.oidc_default_role == "none":
-        raise SettingsError("nobody who signs in has a role: set oidc_admins, oidc_operators or oidc_viewers")
+        raise SettingsError("nobody who signs in would have a role: set oidc_admins, oidc_operators or oidc_viewers")

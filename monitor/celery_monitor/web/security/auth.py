@@ -269,10 +269,10 @@ def check_accounts(entries: Sequence[str]) -> dict[str, tuple[Actor, str]]:
             _check_hash(actor.name, password)
         elif FOREIGN_HASH.match(password):
             raise SettingsError(
-                f"basic_auth: the hash of {actor.name!r} is not argon2; make one with the argon2 command"
+                f"basic_auth: the hash of {actor.name!r} is not argon2; create one with the argon2 command"
             )
         if actor.name in found:
-            raise SettingsError(f"basic_auth: two entries name the user {actor.name!r}; leave one")
+            raise SettingsError(f"basic_auth: two entries name the user {actor.name!r}; remove one")
         found[actor.name] = actor, password
     return found
 

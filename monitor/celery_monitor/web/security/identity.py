@@ -106,7 +106,7 @@ class Identities:
         now = time.time()
         if token is None or (token.expires_at is not None and token.expires_at <= now):
             await self._gate.failed.note(f"token:{token.name}" if token else UNKNOWN_TOKEN, address, "API token")
-            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or was never made.")
+            raise Unauthenticated("The API token is not valid: it was revoked, has expired, or never existed.")
         if now - (token.used_at or 0.0) > users.TOUCH_SECONDS:
             await to_thread.run_sync(users.touch_token, self._store, token, now)
         return Identity(Actor(f"token:{token.name}", token.role, token.scope), "token")
@@ -150,7 +150,10 @@ def _check_peer(connection: HTTPConnection) -> None:
     """Without users only this machine may ask, however we came to be served."""
     peer = connection.client
     if peer and is_address(peer.host) and not is_loopback(peer.host):
-        raise Forbidden("Without authentication only this machine is answered; add a user.", client=peer.host)
+        raise Forbidden(
+            "Without authentication, only this machine can use the dashboard. Add users to let others in.",
+            client=peer.host,
+        )
 
 
 UNIX_PEER = "127.0.0.1"  # a socket file has no address; who may open it is a matter of its permissions

@@ -85,7 +85,7 @@ def check_site(headers: Headers) -> None:
         allowed = "origin" not in headers or is_own_origin(headers["origin"], headers.get("host", ""))
     if not allowed:
         proxy = "" if site is not None else f" {foreign_host(headers['origin'], headers.get('host', ''))}"
-        raise Forbidden(f"The request comes from another site's page; open the dashboard itself and try there.{proxy}")
+        raise Forbidden(f"The request came from another site's page. Open the dashboard and try again there.{proxy}")
 
 
 def foreign_host(origin: str, host: str) -> str:
@@ -134,9 +134,9 @@ class Tokens:
         """Its age in seconds. Raises Forbidden unless the token was made for this actor and session, within a day."""
         content, age = self._content(token or "")
         if content != [actor.name, session]:
-            raise Forbidden("The page's token is missing or not yours; reload the page and try again.")
+            raise Forbidden("The page's token is missing or not valid. Reload the page and try again.")
         if not -CLOCK_DIFFERENCE_SECONDS <= age <= TOKEN_SECONDS:
-            raise Forbidden("The page is too old to change anything; reload it and try again.")
+            raise Forbidden("The page's token is no longer valid. Reload the page and try again.")
         return age
 
     def _content(self, token: str) -> tuple[object, float]:

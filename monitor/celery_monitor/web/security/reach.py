@@ -60,7 +60,7 @@ def within(request: Request) -> tuple[Actor, Store, Settings]:
 def check_access(actor: Actor, access: Access) -> None:
     """Raises Forbidden."""
     if actor.role < access.role:
-        raise Forbidden(f"{actor.name} is for metrics and health alone.")
+        raise Forbidden(f"{actor.name} is for metrics and health only.")
     if not allows(access, limits_of(actor)):
         if actor.scope:
             raise Forbidden(f"This is for users who see all of a cluster; {actor.name} sees {actor.scope}.")
