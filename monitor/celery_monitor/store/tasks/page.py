@@ -40,6 +40,8 @@ from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, whe
 from celery_monitor.store.terms import cluster_ids
 
 COUNT_LIMIT = 10_000
+COUNTED_ROWS = 10_000  # that are read to count beside a page, where these have the page itself
+SORTED_ROWS = 20_000  # the newest, of which a list in another order is made
 MOST_ROWS = 1000
 CHUNK = 1000  # tasks that an export reads at once
 NEWEST_FIRST = "-received"
@@ -135,12 +137,23 @@ class Selection:
             stops += [(row.sort_time, row.id) for row in connection.execute(statement)]
         return (max if before is None else min)(stops, default=None)
 
-    def count(self, connection: Connection) -> Count:
-        """How many tasks match: exact from the counters where possible, else counted up to COUNT_LIMIT."""
+    def within(self, rows: int) -> "Selection":
+        """The same with a budget of at most so many rows."""
+        return replace(self, plan=replace(self.plan, most=rows))
+
+    def count(self, connection: Connection, enough: int | None = None) -> Count:
+        """How many tasks match: exact from the counters where possible, else counted up to COUNT_LIMIT.
+
+        With ``enough``, the count may end after COUNTED_ROWS rows if more tasks than that were found.
+        """
         if self.plan.matching is not None:
             return Count(self.plan.matching)
         if self.counted is not None:
             return Count(total(connection, self.counted))
+        if enough is not None and self.plan.bounded:
+            found = self.within(COUNTED_ROWS).count(connection)
+            if found.exact or found.value > enough:
+                return found
         end = self.search_limit(connection)
         rows = self.positions(COUNT_LIMIT + 1, search_limit=end).subquery()
         return _capped(connection.execute(select(func.count()).select_from(rows)).scalar_one(), end)
@@ -194,8 +207,8 @@ def find_tasks(
             items=load_tasks(connection, part.rows, tracebacks=tracebacks),
             next=write_cursor(part.next) if part.next else None,
             previous=write_cursor(part.previous) if part.previous else None,
-            count=found.count(connection) if part.total is None else part.total,
-            searched=Count(found.plan.budget) if part.cut else None,
+            count=found.count(connection, limit) if part.total is None else part.total,
+            searched=Count(part.searched) if part.searched else None,
         )
 
 
@@ -230,7 +243,7 @@ class PagePart(NamedTuple):
     rows: list[int]
     next: Cursor | None
     previous: Cursor | None
-    cut: bool  # the search ended at the budget
+    searched: int | None  # rows, if the search ended at the budget
     total: Count | None  # of all matches, if they were counted too
 
 
@@ -245,21 +258,31 @@ def _by_time(
     older = forward == (sort == NEWEST_FIRST)
     at: Position | None = (float(place.key), place.id) if place else None if older else (float("-inf"), -1)
     after, before = (at, None) if older else (None, at)
-    end = found.search_limit(connection, after=after, before=before)
     most = COUNT_LIMIT if counting else limit
-    statement = found.positions(most + 1, after=after, before=before, search_limit=end)
-    rows = [(row.sort_time, row.id) for row in connection.execute(statement)]
+    if counting and found.plan.bounded:
+        rows, end = _read(connection, found.within(COUNTED_ROWS), most, after, before)
+    if not counting or not found.plan.bounded or (end is not None and len(rows) <= limit):
+        rows, end = _read(connection, found, most, after, before)
     far = rows[limit - 1] if len(rows) > limit else end
     near = (rows[0] if rows else at) if place is not None else None
     beside = _cursors(sort, far, near, forward=forward)
     shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
-    cut = len(rows) <= limit and end is not None
-    return PagePart(shown, *beside, cut, _capped(len(rows), end) if counting else None)
+    searched = found.plan.budget if len(rows) <= limit and end is not None else None
+    return PagePart(shown, *beside, searched, _capped(len(rows), end) if counting else None)
+
+
+def _read(
+    connection: Connection, found: Selection, most: int, after: Position | None, before: Position | None
+) -> tuple[list[Position], Position | None]:
+    """One row more than ``most`` of those within the budget, and where reading stopped."""
+    end = found.search_limit(connection, after=after, before=before)
+    statement = found.positions(most + 1, after=after, before=before, search_limit=end)
+    return [(row.sort_time, row.id) for row in connection.execute(statement)], end
 
 
 def _by_key(connection: Connection, found: Selection, sort: str, limit: int, place: Cursor | None) -> PagePart:
     """A page in another order, of the newest rows within the budget, which the cursor remembers."""
-    found = replace(found, plan=replace(found.plan, bounded=True))
+    found = replace(found, plan=replace(found.plan, bounded=True, most=SORTED_ROWS))
     end = place.search_limit if place else found.search_limit(connection)
     newest = found.positions(found.plan.budget, search_limit=end).subquery()
     descending, forward = sort.startswith("-"), place is None or place.direction == "next"
@@ -276,7 +299,7 @@ def _by_key(connection: Connection, found: Selection, sort: str, limit: int, pla
     near = rows[0] if rows and place is not None else None
     beside = _cursors(sort, far, near, forward=forward, search_limit=end)
     shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
-    return PagePart(shown, *beside, cut=end is not None, total=None)
+    return PagePart(shown, *beside, searched=found.plan.budget if end is not None else None, total=None)
 
 
 def _cursors(
