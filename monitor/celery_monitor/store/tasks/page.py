@@ -25,7 +25,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from celery_monitor.core.filters.parser import Filter
+from celery_monitor.core.filters.parser import UNHANDLED, Filter, parse
+from celery_monitor.core.filters.terms import GROUPS_BY_WORD
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count, ListPage
 from celery_monitor.records.task import Task, TaskState
@@ -36,7 +37,15 @@ from celery_monitor.store.tasks.counts import estimate, total, totals_by
 from celery_monitor.store.tasks.keys import Cursor, read_cursor, write_cursor
 from celery_monitor.store.tasks.plan import Plan, plan_from_counts, plan_from_terms
 from celery_monitor.store.tasks.rows import load_tasks
-from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, where_counts
+from celery_monitor.store.tasks.where import (
+    WAIT,
+    Resolved,
+    few_retried,
+    resolve,
+    retried_tasks,
+    where,
+    where_counts,
+)
 from celery_monitor.store.terms import cluster_ids
 
 COUNT_LIMIT = 10_000
@@ -343,6 +352,7 @@ def _order(
 
 
 _RECENT = 10_000
+_FAILURE = STATE_CODES[TaskState.FAILURE]
 
 
 def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, int]:
@@ -351,6 +361,41 @@ def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, in
         where = schema.task_count.c.cluster_id.in_(cluster_ids(connection, cluster))
         found = totals_by(connection, "state", where)
     return {state: found.get(code, 0) for code, state in STATES.items()}
+
+
+def count_unhandled(store: Store, cluster: str | None, now: float) -> Count:
+    """Failed tasks that still need attention: those that the filter UNHANDLED matches.
+
+    All failed ones, by the counters, less those that somebody retried, muted or resolved. Where these are too many to
+    read, counted up to 10,000.
+    """
+    with store.read() as connection:
+        clusters = cluster_ids(connection, cluster)
+        handled = _count_handled(connection, clusters)
+        if handled is not None:
+            counts = schema.task_count.c
+            failed = total(connection, and_(counts.cluster_id.in_(clusters), counts.state == _FAILURE))
+            return Count(failed - handled)
+    return count_tasks(store, parse(UNHANDLED, now).in_cluster(cluster))
+
+
+def _count_handled(connection: Connection, clusters: Sequence[int]) -> int | None:
+    """Failed tasks that were retried or are in a muted or resolved group; ``None`` where they are too many to read."""
+    if not few_retried(connection, clusters):
+        return None
+    group = schema.failure_group.c
+    words = [state.value for word in ("muted", "resolved") for state in GROUPS_BY_WORD[word]]
+    groups = connection.execute(select(group.id).where(group.cluster_id.in_(clusters), group.state.in_(words)))
+    branches = [*retried_tasks(clusters, is_sqlite=connection.dialect.name == "sqlite")]
+    if settled := groups.scalars().all():
+        branches.append(and_(_task.failure_group_id.is_not(None), numbers(_task.failure_group_id, settled)))
+    failed = (_task.state + literal_column("0")) == _FAILURE  # no index of states: the branches have theirs
+    parts = [select(_task.id).where(each, failed).limit(COUNT_LIMIT + 1).subquery() for each in branches]
+    if not parts:
+        return 0
+    rows = union(*(select(each) for each in parts)).subquery()
+    found: int = connection.execute(select(func.count()).select_from(rows)).scalar_one()
+    return found if found <= COUNT_LIMIT else None
 
 
 def read_longest_running(store: Store, *, cluster: str | None = None, limit: int = 10) -> list[Task]:
