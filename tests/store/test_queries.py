@@ -30,6 +30,7 @@ from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count
 from celery_monitor.records.task import Task
 from celery_monitor.store.engine import Store, open_store
+from celery_monitor.store.tasks import facets as task_facets
 from celery_monitor.store.tasks import page as task_page
 from celery_monitor.store.tasks import plan
 from celery_monitor.store.tasks.detail import read_task
@@ -347,6 +348,30 @@ def test_counts_stop_at_their_limit(store: Store, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(task_page, "COUNT_LIMIT", 20)
     assert count_tasks(store, parse("retries:1", NOW_SEEN)) == Count(20, exact=False)
     assert count_tasks(store, parse("name:shop.*", NOW_SEEN)).exact
+
+
+def test_a_count_beside_a_page_may_end_sooner_than_the_search(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = find_tasks(store, parse("retries:1", NOW_SEEN), limit=5)
+    rare = find_tasks(store, parse("args:\"(3, 'EUR%')\"", NOW_SEEN), limit=5)
+    assert whole.count is not None
+    monkeypatch.setattr(task_page, "COUNTED_ROWS", 150)
+    found = find_tasks(store, parse("retries:1", NOW_SEEN), limit=5)
+    assert found.count is not None
+    assert (found.items, found.searched) == (whole.items, None)
+    assert not found.count.exact
+    assert 5 < found.count.value < whole.count.value
+    second = find_tasks(store, parse("retries:1", NOW_SEEN), limit=5, cursor=found.next)
+    assert second.count == found.count
+    again = find_tasks(store, parse("args:\"(3, 'EUR%')\"", NOW_SEEN), limit=5)
+    assert ([each.pk for each in again.items], again.count) == ([each.pk for each in rare.items], rare.count)
+
+
+def test_facets_of_many_rows_say_that_there_are_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_facets, "SCANNED_ROWS", 100)
+    found = read_facets(store, parse("retries:1", NOW_SEEN), ("name", "state"))
+    assert found["name"]
+    assert not any(each.count.exact for values in found.values() for each in values)
+    assert all(each.count.exact for each in read_facets(store, parse("", NOW_SEEN), ("name",))["name"])
 
 
 def test_names_for_autocomplete(store: Store) -> None:

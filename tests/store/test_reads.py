@@ -27,9 +27,16 @@ from celery_monitor.store.receivers import (
 )
 from celery_monitor.store.rollups.failures import read_failure_group, read_failure_groups, set_failure_state
 from celery_monitor.store.rollups.series import read_name_totals, read_series, record_began
+from celery_monitor.store.tasks import page as task_page
 from celery_monitor.store.tasks.detail import link_retry, read_lineage, read_task
 from celery_monitor.store.tasks.facets import read_facets
-from celery_monitor.store.tasks.page import count_states, count_tasks, find_tasks, read_longest_running
+from celery_monitor.store.tasks.page import (
+    count_states,
+    count_tasks,
+    count_unhandled,
+    find_tasks,
+    read_longest_running,
+)
 from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_worker, read_workers
 from celery_monitor.store.writer import Writer
@@ -139,10 +146,25 @@ def test_failures_that_need_somebody_are_neither_retried_nor_in_a_muted_or_resol
     link_retry(store, "shop", make_id(54), NEW, "exact", NOW + 6)
     page = find_tasks(store, parse(UNHANDLED, NOW + 99))
     assert ([task.id for task in page.items], page.count) == ([make_id(53)], Count(1))
+    assert count_unhandled(store, None, NOW + 99) == Count(1)
+    assert count_unhandled(store, "nowhere", NOW + 99) == Count(0)
     assert str(parse(UNHANDLED, NOW)) == UNHANDLED
     muted = find_tasks(store, parse("group:muted OR group:regressed", NOW + 99)).items
     assert [task.id for task in muted] == [make_id(51)]
     assert len(find_tasks(store, parse("group:open", NOW + 99)).items) == 2
+
+
+def test_a_task_that_was_retried_and_muted_is_handled_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [make_id(number) for number in range(61, 66)]
+    for task_id in ids:
+        write(store, *life(task_id, end="failed", name="shop.noisy"))
+    write(store, *life(NEW, end="failed", name="shop.other"))
+    assert count_unhandled(store, "shop", NOW + 99) == Count(6)
+    set_failure_state(store, read_task(store, ids[0]).failure_group or 0, FailureState.MUTED, NOW + 9)
+    link_retry(store, "shop", ids[1], "order-9", "exact", NOW + 6)
+    assert count_unhandled(store, "shop", NOW + 99) == Count(1)
+    monkeypatch.setattr(task_page, "COUNT_LIMIT", 4)  # the five are too many: counted one by one
+    assert count_unhandled(store, "shop", NOW + 99) == find_tasks(store, parse(UNHANDLED, NOW + 99)).count == Count(1)
 
 
 def test_every_state_has_its_count(store: Store) -> None:

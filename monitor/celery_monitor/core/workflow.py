@@ -335,13 +335,11 @@ def stalled_workers(
 def slow_workflows(active: Sequence[ActiveTask], usual: Mapping[str, Usual], now: float) -> list[SlowWorkflow]:
     """Slow workflows, with the task of each that has been running longest."""
     found: dict[str, SlowWorkflow] = {}
-    for task in sorted(active, key=lambda each: -each.since):
-        seconds = now - task.since
+    for task in sorted(_running_long(active, now), key=lambda each: -each.since):
         known = _usual(usual, task.name)
-        unusual = _overlong(task, usual, now) or (known is None and seconds > LEAST_SECONDS)
-        if task.root_id is not None and task.started and unusual:
+        if task.root_id is not None and (known is None or _overlong(task, usual, now)):
             p99 = known.p99 if known else None
-            found[task.root_id] = SlowWorkflow(task.root_id, task.name, seconds, p99, task.worker)
+            found[task.root_id] = SlowWorkflow(task.root_id, task.name, now - task.since, p99, task.worker)
     return sorted(found.values(), key=lambda each: (each.usual is None, -each.seconds))
 
 
@@ -349,10 +347,15 @@ def long_tasks(active: Sequence[ActiveTask], usual: Mapping[str, Usual], now: fl
     """The longest first."""
     found = [
         LongTask(task.worker, task.name, task.id, now - task.since, known.p99, task.root_id)
-        for task in active
-        if task.started and task.name and _overlong(task, usual, now) and (known := _usual(usual, task.name))
+        for task in _running_long(active, now)
+        if task.name and _overlong(task, usual, now) and (known := _usual(usual, task.name))
     ]
     return sorted(found, key=lambda each: -each.seconds)
+
+
+def _running_long(active: Sequence[ActiveTask], now: float) -> list[ActiveTask]:
+    """The started tasks that may be slow: a younger one is not, however short it usually is."""
+    return [task for task in active if task.started and now - task.since > LEAST_SECONDS]
 
 
 def may_be_busy(worker: Worker) -> bool:

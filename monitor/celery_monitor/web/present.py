@@ -19,7 +19,7 @@ from starlette.datastructures import QueryParams
 from starlette.routing import compile_path
 
 from celery_monitor.control.commands import Allowed
-from celery_monitor.core.filters.parser import UNHANDLED, parse
+from celery_monitor.core.filters.parser import UNHANDLED
 from celery_monitor.core.filters.scope import UNLIMITED, Limits
 from celery_monitor.core.filters.terms import exactly
 from celery_monitor.core.health.findings import Finding
@@ -28,7 +28,6 @@ from celery_monitor.errors import Forbidden, NotFound
 from celery_monitor.records.alert import Alert
 from celery_monitor.records.page import Count
 from celery_monitor.records.queue import Queue
-from celery_monitor.records.task import TaskState
 from celery_monitor.records.user import Role
 from celery_monitor.records.worker import WorkerStatus
 from celery_monitor.settings import Settings
@@ -39,7 +38,7 @@ from celery_monitor.store.health import read_banner_facts
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_clusters
 from celery_monitor.store.rollups.failures import read_open_groups
-from celery_monitor.store.tasks.page import count_states, count_tasks
+from celery_monitor.store.tasks.page import count_states, count_unhandled
 from celery_monitor.web.pages import Context, Page, View
 from celery_monitor.web.problems import guarded
 from celery_monitor.web.render import link
@@ -160,7 +159,7 @@ def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, n
     firing = count_firing(store, cluster)
     return Shell(
         clusters=tuple(sorted({*read_clusters(store), *configured})),
-        failed=unhandled(store, cluster, states[TaskState.FAILURE], now),
+        failed=count_unhandled(store, cluster, now),
         banners=banners(facts),
         firing=tuple(read_alerts(store, cluster=cluster, limit=FIRING_LISTED)) if firing else (),
         firing_count=firing,
@@ -172,13 +171,6 @@ def read_shell(store: Store, configured: tuple[str, ...], cluster: str | None, n
             "workers": (f"{number(up)}/{number(len(facts.workers))}", "workers up, of all recorded"),
         },
     )
-
-
-def unhandled(store: Store, cluster: str | None, failed: int, now: float) -> Count:
-    """Failed tasks that still need attention: those that the filter UNHANDLED matches."""
-    if not failed:
-        return Count(0)
-    return count_tasks(store, parse(UNHANDLED, now).in_cluster(cluster))
 
 
 def _waiting(queues: Iterable[Queue]) -> int | None:

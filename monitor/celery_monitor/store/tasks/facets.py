@@ -33,7 +33,8 @@ from celery_monitor.store.terms import cluster_names, texts
 
 FACET_FIELDS = ("state", "name", "queue", "worker", "exception", "retried")
 MOST_VALUES = 20
-SCAN = 10_000
+SCAN = 2000  # tasks that a facet is counted from, where no counter has it; further ones are shown as "+"
+SCANNED_ROWS = 10_000  # that are read to find them
 _TYPE = re.compile(r"[A-Za-z_][\w.]*(?=\()")
 _columns = {"state": "state", **{name: f"{name}_id" for name in ("name", "queue", "worker", "cluster")}}
 # Only tasks with these conditions have a value. Succeeded ones have no exception, so a small index is enough.
@@ -117,7 +118,7 @@ class _Reads:
 
     def _newest(self, tree: Resolved, columns: Sequence[ColumnElement[Any]]) -> tuple[Select[Any], bool]:
         """These columns of the newest matching rows, one more than SCAN, and whether there is no search limit."""
-        found = select_resolved(self.connection, tree, SCAN)
+        found = select_resolved(self.connection, tree, SCAN).within(SCANNED_ROWS)
         end = found.search_limit(self.connection)
         rows = found.positions(SCAN + 1, search_limit=end, also=columns).subquery()
         return select(*list(rows.c)[2:]), end is None

@@ -25,7 +25,8 @@ from sqlalchemy import (
     union_all,
 )
 
-from celery_monitor.core.filters.parser import Filter
+from celery_monitor.core.filters.parser import UNHANDLED, Filter, parse
+from celery_monitor.core.filters.terms import GROUPS_BY_WORD
 from celery_monitor.errors import InvalidInput
 from celery_monitor.records.page import Count, ListPage
 from celery_monitor.records.task import Task, TaskState
@@ -36,10 +37,20 @@ from celery_monitor.store.tasks.counts import estimate, total, totals_by
 from celery_monitor.store.tasks.keys import Cursor, read_cursor, write_cursor
 from celery_monitor.store.tasks.plan import Plan, plan_from_counts, plan_from_terms
 from celery_monitor.store.tasks.rows import load_tasks
-from celery_monitor.store.tasks.where import WAIT, Resolved, resolve, where, where_counts
+from celery_monitor.store.tasks.where import (
+    WAIT,
+    Resolved,
+    few_retried,
+    resolve,
+    retried_tasks,
+    where,
+    where_counts,
+)
 from celery_monitor.store.terms import cluster_ids
 
 COUNT_LIMIT = 10_000
+COUNTED_ROWS = 10_000  # that are read to count beside a page, where these have the page itself
+SORTED_ROWS = 20_000  # the newest, of which a list in another order is made
 MOST_ROWS = 1000
 CHUNK = 1000  # tasks that an export reads at once
 NEWEST_FIRST = "-received"
@@ -135,12 +146,23 @@ class Selection:
             stops += [(row.sort_time, row.id) for row in connection.execute(statement)]
         return (max if before is None else min)(stops, default=None)
 
-    def count(self, connection: Connection) -> Count:
-        """How many tasks match: exact from the counters where possible, else counted up to COUNT_LIMIT."""
+    def within(self, rows: int) -> "Selection":
+        """The same with a budget of at most so many rows."""
+        return replace(self, plan=replace(self.plan, most=rows))
+
+    def count(self, connection: Connection, enough: int | None = None) -> Count:
+        """How many tasks match: exact from the counters where possible, else counted up to COUNT_LIMIT.
+
+        With ``enough``, the count may end after COUNTED_ROWS rows if more tasks than that were found.
+        """
         if self.plan.matching is not None:
             return Count(self.plan.matching)
         if self.counted is not None:
             return Count(total(connection, self.counted))
+        if enough is not None and self.plan.bounded:
+            found = self.within(COUNTED_ROWS).count(connection)
+            if found.exact or found.value > enough:
+                return found
         end = self.search_limit(connection)
         rows = self.positions(COUNT_LIMIT + 1, search_limit=end).subquery()
         return _capped(connection.execute(select(func.count()).select_from(rows)).scalar_one(), end)
@@ -194,8 +216,8 @@ def find_tasks(
             items=load_tasks(connection, part.rows, tracebacks=tracebacks),
             next=write_cursor(part.next) if part.next else None,
             previous=write_cursor(part.previous) if part.previous else None,
-            count=found.count(connection) if part.total is None else part.total,
-            searched=Count(found.plan.budget) if part.cut else None,
+            count=found.count(connection, limit) if part.total is None else part.total,
+            searched=Count(part.searched) if part.searched else None,
         )
 
 
@@ -230,7 +252,7 @@ class PagePart(NamedTuple):
     rows: list[int]
     next: Cursor | None
     previous: Cursor | None
-    cut: bool  # the search ended at the budget
+    searched: int | None  # rows, if the search ended at the budget
     total: Count | None  # of all matches, if they were counted too
 
 
@@ -245,21 +267,31 @@ def _by_time(
     older = forward == (sort == NEWEST_FIRST)
     at: Position | None = (float(place.key), place.id) if place else None if older else (float("-inf"), -1)
     after, before = (at, None) if older else (None, at)
-    end = found.search_limit(connection, after=after, before=before)
     most = COUNT_LIMIT if counting else limit
-    statement = found.positions(most + 1, after=after, before=before, search_limit=end)
-    rows = [(row.sort_time, row.id) for row in connection.execute(statement)]
+    if counting and found.plan.bounded:
+        rows, end = _read(connection, found.within(COUNTED_ROWS), most, after, before)
+    if not counting or not found.plan.bounded or (end is not None and len(rows) <= limit):
+        rows, end = _read(connection, found, most, after, before)
     far = rows[limit - 1] if len(rows) > limit else end
     near = (rows[0] if rows else at) if place is not None else None
     beside = _cursors(sort, far, near, forward=forward)
     shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
-    cut = len(rows) <= limit and end is not None
-    return PagePart(shown, *beside, cut, _capped(len(rows), end) if counting else None)
+    searched = found.plan.budget if len(rows) <= limit and end is not None else None
+    return PagePart(shown, *beside, searched, _capped(len(rows), end) if counting else None)
+
+
+def _read(
+    connection: Connection, found: Selection, most: int, after: Position | None, before: Position | None
+) -> tuple[list[Position], Position | None]:
+    """One row more than ``most`` of those within the budget, and where reading stopped."""
+    end = found.search_limit(connection, after=after, before=before)
+    statement = found.positions(most + 1, after=after, before=before, search_limit=end)
+    return [(row.sort_time, row.id) for row in connection.execute(statement)], end
 
 
 def _by_key(connection: Connection, found: Selection, sort: str, limit: int, place: Cursor | None) -> PagePart:
     """A page in another order, of the newest rows within the budget, which the cursor remembers."""
-    found = replace(found, plan=replace(found.plan, bounded=True))
+    found = replace(found, plan=replace(found.plan, bounded=True, most=SORTED_ROWS))
     end = place.search_limit if place else found.search_limit(connection)
     newest = found.positions(found.plan.budget, search_limit=end).subquery()
     descending, forward = sort.startswith("-"), place is None or place.direction == "next"
@@ -276,7 +308,7 @@ def _by_key(connection: Connection, found: Selection, sort: str, limit: int, pla
     near = rows[0] if rows and place is not None else None
     beside = _cursors(sort, far, near, forward=forward, search_limit=end)
     shown = [row for _, row in (rows[:limit] if forward else rows[:limit][::-1])]
-    return PagePart(shown, *beside, cut=end is not None, total=None)
+    return PagePart(shown, *beside, searched=found.plan.budget if end is not None else None, total=None)
 
 
 def _cursors(
@@ -320,6 +352,7 @@ def _order(
 
 
 _RECENT = 10_000
+_FAILURE = STATE_CODES[TaskState.FAILURE]
 
 
 def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, int]:
@@ -328,6 +361,41 @@ def count_states(store: Store, cluster: str | None = None) -> dict[TaskState, in
         where = schema.task_count.c.cluster_id.in_(cluster_ids(connection, cluster))
         found = totals_by(connection, "state", where)
     return {state: found.get(code, 0) for code, state in STATES.items()}
+
+
+def count_unhandled(store: Store, cluster: str | None, now: float) -> Count:
+    """Failed tasks that still need attention: those that the filter UNHANDLED matches.
+
+    All failed ones, by the counters, less those that somebody retried, muted or resolved. Where these are too many to
+    read, counted up to 10,000.
+    """
+    with store.read() as connection:
+        clusters = cluster_ids(connection, cluster)
+        handled = _count_handled(connection, clusters)
+        if handled is not None:
+            counts = schema.task_count.c
+            failed = total(connection, and_(counts.cluster_id.in_(clusters), counts.state == _FAILURE))
+            return Count(failed - handled)
+    return count_tasks(store, parse(UNHANDLED, now).in_cluster(cluster))
+
+
+def _count_handled(connection: Connection, clusters: Sequence[int]) -> int | None:
+    """Failed tasks that were retried or are in a muted or resolved group; ``None`` where they are too many to read."""
+    if not few_retried(connection, clusters):
+        return None
+    group = schema.failure_group.c
+    words = [state.value for word in ("muted", "resolved") for state in GROUPS_BY_WORD[word]]
+    groups = connection.execute(select(group.id).where(group.cluster_id.in_(clusters), group.state.in_(words)))
+    branches = [*retried_tasks(clusters, is_sqlite=connection.dialect.name == "sqlite")]
+    if settled := groups.scalars().all():
+        branches.append(and_(_task.failure_group_id.is_not(None), numbers(_task.failure_group_id, settled)))
+    failed = (_task.state + literal_column("0")) == _FAILURE  # no index of states: the branches have theirs
+    parts = [select(_task.id).where(each, failed).limit(COUNT_LIMIT + 1).subquery() for each in branches]
+    if not parts:
+        return 0
+    rows = union(*(select(each) for each in parts)).subquery()
+    found: int = connection.execute(select(func.count()).select_from(rows)).scalar_one()
+    return found if found <= COUNT_LIMIT else None
 
 
 def read_longest_running(store: Store, *, cluster: str | None = None, limit: int = 10) -> list[Task]:

@@ -51,11 +51,13 @@ class Plan:
     high: Limit | None
     matching: int | None = None  # how many tasks match, where the counts say
     extra_rows: frozenset[int] = field(default_factory=frozenset)  # rows that match wherever they are
+    most: int | None = None  # a lower budget, for counts, facets and sorted lists
 
     @property
     def budget(self) -> int:
         """Rows to read for one page: fewer where they are scattered over the table."""
-        return BUDGET if self.index == "task_seen" else BUDGET // 2
+        budget = BUDGET if self.index == "task_seen" else BUDGET // 2
+        return budget if self.most is None else min(self.most, budget)
 
 
 def plan_from_terms(tree: Resolved, need: int) -> Plan | None:

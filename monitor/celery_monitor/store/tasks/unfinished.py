@@ -364,15 +364,14 @@ def read_active_tasks(store: Store, workers: Sequence[Worker], now: float, clust
         ids = {each for row in rows for each in (row.worker_id, row.name_id)}
         names = texts(connection, ids.union(number for _, number in started.partly | received.partly))
     found = []
-    for row in rows:
-        worker = by_name.get((clusters[row.cluster_id], names.get(row.worker_id, "")))
-        is_started = row.state == _STARTED
-        at = row.started if is_started else max(row.received or 0.0, row.eta or 0.0)
-        if worker is not None and at and (row.pid is None or worker.pid is None or row.pid == worker.pid):
+    for of, name_id, worker_id, pid, state, root, key, start, receipt, eta in rows:
+        worker = by_name.get((clusters[of], names.get(worker_id, "")))
+        is_started = state == _STARTED
+        at = start if is_started else max(receipt or 0.0, eta or 0.0)
+        if worker is not None and at and (pid is None or worker.pid is None or pid == worker.pid):
             since = at + (worker.skew or 0.0)
-            root = from_key(row.root) if row.root else None
-            name, task_id = names.get(row.name_id), from_key(row.key)
-            found.append(ActiveTask(worker.cluster, worker.hostname, name, since, is_started, root, task_id))
+            name, root_id = names.get(name_id), from_key(root) if root else None
+            found.append(ActiveTask(worker.cluster, worker.hostname, name, since, is_started, root_id, from_key(key)))
     partly = [
         frozenset((clusters[of], names[number]) for of, number in each.partly if number in names)
         for each in (started, received)
