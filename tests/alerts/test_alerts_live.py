@@ -234,14 +234,16 @@ def stuck_workflow(live: Live) -> Told:
 
 
 def tasks_lost(live: Live) -> Told:
-    live.rule("tasks lost", scope="name:basic.sleep")
+    live.rule("tasks lost", scope="name:basic.hold")
     with live.working(concurrency=1) as worker:
-        task_id = worker.send("sleep", 600)
+        task_id = worker.send("hold", f"{__file__}.released")
         wait_for(lambda: live.state(task_id) is TaskState.STARTED, what="the start of the task")
         worker.kill()
         yield "1 task is lost"
     settings = Settings(broker=(Broker(CLUSTER, live.broker),))
-    command = RetryTask(cluster=CLUSTER, id=task_id, args="[0]", kwargs="{}", queue=live.worker.queue, confirm=True)
+    command = RetryTask(
+        cluster=CLUSTER, id=task_id, args=json.dumps([__file__]), kwargs="{}", queue=live.worker.queue, confirm=True
+    )
     Controller(live.store, settings).perform(Actor("olga", Role.OPERATOR), command)
 
 

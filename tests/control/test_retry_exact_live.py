@@ -23,7 +23,6 @@ from celery_monitor.errors import ConfirmationRequired
 from celery_monitor.records.event import Message
 from celery_monitor.records.task import Task, TaskState
 from celery_monitor.store.tasks.detail import read_lineage, read_message
-from tests.apps import captured
 from tests.apps.order import Order
 from tests.control.conftest import Workers
 from tests.control.test_retry_live import make_value
@@ -324,7 +323,11 @@ def test_capture_loads_nothing_of_the_dashboard() -> None:
 
 
 def test_the_line_of_configuration_is_what_the_application_has() -> None:
-    assert captured.app.conf.task_annotations == {"*": {"Request": "celery_monitor_capture:Request"}}
+    program = "from tests.apps.captured import app; print(app.conf.task_annotations)"
+    found = subprocess.check_output(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], text=True, timeout=60
+    )
+    assert ast.literal_eval(found) == {"*": {"Request": "celery_monitor_capture:Request"}}
 
 
 def test_a_member_of_a_chord_runs_again_and_its_body_stays_failed(redis_url: str, tmp_path: Path) -> None:
