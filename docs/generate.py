@@ -68,7 +68,7 @@ whose retry was sent but not seen yet. A task retried under the same id is not a
 counted by `retries`.
 
 `group:open` finds tasks of failure groups that are open or regressed; `group:regressed`, `group:resolved` and
-`group:muted` those of groups in that state. *Failed* in the navigation counts failures that still need attention:
+`group:muted` those of groups in that state. *Failed tasks* in the navigation counts failures that still need attention:
 `state:failed retried:no -group:muted -group:resolved`.
 """
 

@@ -168,7 +168,7 @@ def test_a_relative_time_moves_with_the_clock_and_stays_the_same_filter() -> Non
         ("OR a", 1, "missing"),
         ("-", 2, "missing"),
         ("pay()", 4, "parenthesis in quotes"),
-        ("http://shop", 1, "quote it"),
+        ("http://shop", 1, "Quote it"),
         ('""', 1, "search text is empty"),
         ("id:*f", 4, "at the end"),
         ("kwargs.card:*visa", 13, "at the end"),

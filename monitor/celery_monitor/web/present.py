@@ -52,7 +52,7 @@ MOST_CACHED = 32
 DAY = 86400.0  # default range of the failures page
 BRIEF = 5  # characters
 FIRING_LISTED = 10  # of which a browser may notify
-FIRST = frozenset({"overview", "tasks", "failures", "queues", "workers"})
+FIRST = frozenset({"overview", "tasks", "queues", "workers"})  # and failed tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +140,14 @@ class ShellReader:
 def _failed_item(failed: Count, *, current: bool) -> NavItem:
     return NavItem(
         "/tasks",
-        "Failed",
+        "Failed tasks",
         "failed",
         {"q": UNHANDLED},
         counted(failed),
         "failed tasks that nobody retried, muted or resolved",
         alarm=failed.value > 0,
         current=current,
+        first=True,
     )
 
 

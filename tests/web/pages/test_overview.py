@@ -196,9 +196,8 @@ def test_failed_counts_what_still_needs_somebody_and_leads_to_it(house: House) -
     set_failure_state(house.store, group or 0, FailureState.MUTED, house.now)
     page = house.client.get("/").text
     assert "1 task needs attention" in page
-    link = re.search(
-        r'href="([^"]*)"[^>]*>(?:(?!</a>).)*<span>Failed</span><span class="count alarm"[^>]*>1<', page, re.DOTALL
-    )
+    label = '<span>Failed<span class="wide"> tasks</span></span><span class="count alarm"'
+    link = re.search(rf'href="([^"]*)"[^>]*>(?:(?!</a>).)*{label}[^>]*>1<', page, re.DOTALL)
     assert link
     listed = house.client.get(unescape(link.group(1))).text
     assert re.findall(r'data-key="shop ([^"]*)"', listed) == [make_id(3)]

@@ -1,6 +1,7 @@
 import re
 import time
 from html import unescape
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -14,6 +15,7 @@ from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id
 from tests.web import shop
 from tests.web.pages.conftest import Browser
+from tests.web.pages.house import open_house
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -173,3 +175,18 @@ def test_page_asks_for_few_and_small_files(browser: Browser) -> None:
 def test_no_style_or_script_stands_in_the_page(browser: Browser) -> None:
     page = browser.get("/tasks").text
     assert not re.search(r"<style|\sstyle=|<script(?![^>]*\ssrc=)", page)
+
+
+def test_a_wrong_filter_keeps_tabs_and_spans_and_names_the_field_that_was_meant(tmp_path: Path) -> None:
+    with open_house(tmp_path) as house:
+        page = house.text("/tasks?q=quue:mail")
+        assert "did you mean queue?" in page
+        assert all(each in page for each in ("Unfinished", "Succeeded", "any time", "24 h"))
+        assert "for an argument use kwargs.language" in house.text("/tasks?q=language:pl")
+
+
+def test_an_assignment_that_finds_nothing_suggests_the_argument(tmp_path: Path) -> None:
+    with open_house(tmp_path) as house:
+        page = house.html("/tasks?q=state:failed+language=pl")
+        assert "q=state%3Afailed%20kwargs.language%3Apl" in page
+        assert "Did you mean" not in house.html("/tasks?q=state:failed+nothing")

@@ -10,6 +10,7 @@ Errors raise FilterError with the column; an invalid filter never matches everyt
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from celery_monitor.core.filters.terms import (
@@ -229,7 +230,9 @@ def make_leaf(name: str, column: int, value: _Value, now: float) -> Leaf:
     base, dot, key = name.partition(".")
     field = FIELDS.get(base.lower())
     if field is None or (dot and (field.name != "kwargs" or not key)):
-        raise FilterError(f"there is no field {name!r}; quote it to search for the text", column, FIELD_NAMES)
+        near = get_close_matches(name, FIELD_NAMES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"for an argument use kwargs.{name}."
+        raise FilterError(f"there is no field {name!r}; {hint} Quote it to search for the text", column, FIELD_NAMES)
     if not value.parts:
         raise FilterError(f'{name}: needs a value; {name}:"" means unknown', value.column)
     if field.kind is Kind.STATE:

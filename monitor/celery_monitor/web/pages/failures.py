@@ -210,7 +210,13 @@ def _by_shape(tasks: list[Task]) -> list[FailureShare]:
 
 
 PAGE = Page(
-    "/failures", "failures.html", context, title="Failures", nav="Failures", regions=("failures",), access=IN_PART
+    "/failures",
+    "failures.html",
+    context,
+    title="Failure groups",
+    nav="Failure groups",
+    regions=("failures",),
+    access=IN_PART,
 )
 GROUP_PAGE = Page(
     "/failures/{id:int}",

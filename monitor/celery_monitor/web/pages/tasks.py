@@ -1,5 +1,6 @@
 """The list of tasks: filter, facets, rows, and actions on selected or all matching tasks."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ SPANS: dict[str, str | None] = {"any time": None, "15 min": "-15m", "1 h": "-1h"
 RETRYABLE = {state.word for state in TaskState} - {state.word for state in REFUSED}
 REVOKABLE = {state.word for state in TaskState if not state.finished}
 TABS: dict[str, str | None] = {"All": None, "Unfinished": "unfinished", "Failed": "failed", "Succeeded": "succeeded"}
+_ASSIGNED = re.compile(r"(?<![^\s(])([A-Za-z_]\w*)=(\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,8 @@ def context(view: View) -> Context:
             "tasks": [],
             "facets": {},
             "chips": [],
-            "spans": [],
-            "tabs": [],
+            "spans": list(_spans(Filter())),
+            "tabs": list(_tabs(Filter())),
             "offered": (),
         }
         return common | empty | {"problem": error, "first": True}
@@ -137,7 +139,14 @@ def _found(view: View, asked: Filter, sort: str, limit: int) -> Context:
         "offered": tuple(_offered(view, choices["state"][1])),
         "spans": list(_spans(asked)),
         "tabs": list(_tabs(asked)),
+        "suggested": None if page.items else _suggested(str(asked)),
     }
+
+
+def _suggested(text: str) -> str | None:
+    """The filter that was meant by ``language=pl``, which searches for these characters; ``None`` for others."""
+    meant = _ASSIGNED.sub(r"kwargs.\1:\2", text)
+    return meant if meant != text else None
 
 
 def _extra(view: View) -> list[Task]:
