@@ -1,14 +1,17 @@
 """What is kept of merged sketches is never older than the record, on both databases."""
 
+import time
 from typing import Any
 
 import pytest
 
 from celery_monitor.records.event import Event
+from celery_monitor.records.queue import Queue
 from celery_monitor.records.receiver import Delivery
 from celery_monitor.records.series import Percentiles
 from celery_monitor.settings import Settings
 from celery_monitor.store.engine import Store
+from celery_monitor.store.queues import save_queues
 from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.writer import Writer
 from tests.factories import make_event, make_id
@@ -50,6 +53,20 @@ def test_late_event_changes_the_totals_of_names(store: Store) -> None:
     assert after["shop.pay"].seconds == pytest.approx(140, rel=0.03)
     again = {each.name: each for each in read_name_totals(store, **span)}
     assert again == after
+
+
+def test_new_sample_stands_beside_depths_that_are_kept(store: Store) -> None:
+    now = time.time()
+    span: dict[str, Any] = {"since": now - 3 * 86_400, "until": now + 3600}
+    for hours, ready in ((40, 7), (40, 31), (20, 5)):
+        save_queues(store, "shop", [Queue(cluster="shop", name="mail", ready=ready)], at=now - hours * 3600)
+    assert [sample.ready for sample in read_series(store, **span).depth] == [31, 5]
+    save_queues(store, "shop", [Queue(cluster="shop", name="mail", ready=11)], at=now)
+    save_queues(store, "shop", [Queue(cluster="shop", name="billing", ready=2)], at=now)
+    assert [sample.ready for sample in read_series(store, **span).depth] == [31, 5, 13]
+    assert [sample.ready for sample in read_series(store, **span, queue="mail").depth] == [31, 5, 11]
+    later: dict[str, Any] = {"since": now - 30 * 3600, "until": now + 3600}
+    assert [sample.ready for sample in read_series(store, **later).depth] == [5, 13]
 
 
 def test_one_cluster_is_not_shown_what_all_of_them_took(store: Store) -> None:

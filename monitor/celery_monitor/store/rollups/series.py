@@ -6,7 +6,7 @@ once, and the merged sketch of a bucket is cached while its counts stay.
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -29,6 +29,7 @@ from celery_monitor.store.terms import OTHER, checked_time, cluster_ids, cluster
 
 MOST_STARTS = 500
 CACHE_SECONDS = 5.0  # totals by name, by the hour and by the day
+DEPTH_SECONDS = 60.0  # depths of closed buckets, which only retention changes
 OPEN_BUCKETS = 2  # the last buckets change all the time
 MOST_BUCKETS = 750  # by the minute up to half a day, by the hour up to a month
 MOST_CACHED = 4000
@@ -66,12 +67,13 @@ class NameSums(NamedTuple):
 
 
 class SketchCache:
-    """Recently used merged sketches. Threads may share it; its values must not be changed."""
+    """Recently used sketches, totals and depths. Threads may share it; its values must not be changed."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[object, tuple[object, dict[int, NameSums]]] = OrderedDict()
         self._buckets: OrderedDict[BucketKey, tuple[Fingerprint, Durations]] = OrderedDict()
         self._totals: OrderedDict[object, tuple[float, list[NameTotal]]] = OrderedDict()
+        self._depths: OrderedDict[object, tuple[float, list[QueueSample]]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: BucketKey, mark: Fingerprint) -> Durations | None:
@@ -97,15 +99,27 @@ class SketchCache:
         with self._lock:
             _put(self._names, span, (mark, sums), MOST_SPANS)
 
-    def get_totals(self, span: object, since: float) -> list[NameTotal] | None:
-        """The totals by name, unless they are older than a moment of the monotonic clock."""
-        with self._lock:
-            at, totals = self._totals.get(span, (since, None))
-            return totals if at > since else None
+    def totals(self, span: object, read: Callable[[], list[NameTotal]]) -> list[NameTotal]:
+        """The totals by name, some seconds old."""
+        return self._kept(self._totals, span, CACHE_SECONDS, read)
 
-    def put_totals(self, span: object, at: float, totals: list[NameTotal]) -> None:
+    def closed_depths(self, span: object, read: Callable[[], list[QueueSample]]) -> list[QueueSample]:
+        """The depths of closed buckets, as they were within the last minute."""
+        return self._kept(self._depths, span, DEPTH_SECONDS, read)
+
+    def _kept(
+        self, cache: OrderedDict[object, tuple[float, V]], span: object, seconds: float, read: Callable[[], V]
+    ) -> V:
+        """The value read for this span in the last seconds; else it is read now."""
+        now = time.monotonic()
         with self._lock:
-            _put(self._totals, span, (at, totals), MOST_SPANS)
+            cached = cache.get(span)
+        if cached is not None and now - cached[0] < seconds:
+            return cached[1]
+        value = read()
+        with self._lock:
+            _put(cache, span, (now, value), MOST_SPANS)
+        return value
 
 
 def _put(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
@@ -145,13 +159,14 @@ def read_series(
 ) -> Series:
     """Counts by outcome, wait and run times, depth and gaps, in equal buckets, empty ones included."""
     step = resolution_of(since, until)
+    cache = _caches.setdefault(store, SketchCache())
     with store.read() as connection:
         wanted = _wanted(connection, step, since, until, cluster, {"name": name, "queue": queue, "worker": worker})
         sums = _sums(connection, wanted)
         scope: Scope = (*cluster_ids(connection, cluster), f"{name!r} {queue!r} {worker!r}")
-        durations = _durations(connection, _caches.setdefault(store, SketchCache()), wanted, step, sums, scope)
+        durations = _durations(connection, cache, wanted, step, sums, scope)
         gaps: list[Gap] = gaps_between(connection, since, until, cluster)
-        depth = _depth(connection, step, since, until, cluster, queue)
+        depth = _depth_with_closed(connection, cache, _Span.of(step, since, until), cluster, queue)
         began = _starts(connection, since, until, cluster, worker)
     starts = range(int(since // step) * step, int(-(-until // step)) * step, step)
     buckets = [_bucket(at, sums.get(at), durations.get(at)) for at in starts]
@@ -229,6 +244,21 @@ def _sums(connection: Connection, wanted: list[ColumnElement[bool]]) -> dict[int
     return found
 
 
+class _Span(NamedTuple):
+    """Buckets from ``first`` up to ``until``; those before ``border`` are closed, as their time is over."""
+
+    step: int
+    first: int
+    border: int
+    until: float
+
+    @classmethod
+    def of(cls, step: int, since: float, until: float) -> "_Span":
+        first = int(since // step) * step
+        closed = int(time.time() // step) * step - OPEN_BUCKETS * step
+        return cls(step, first, max(first, min(closed, int(until // step) * step)), until)
+
+
 def _durations(
     connection: Connection,
     cache: SketchCache,
@@ -251,13 +281,23 @@ def _durations(
     return found
 
 
+def _depth_with_closed(
+    connection: Connection, cache: SketchCache, span: _Span, cluster: str | None, queue: str | None
+) -> list[QueueSample]:
+    """The largest depth of each bucket, in order; a sample is taken in the present, so closed buckets are kept."""
+    step, first, border, until = span
+    key = (step, first, border, cluster, queue)
+    closed = cache.closed_depths(key, lambda: _depth(connection, step, first, border, cluster, queue))
+    return closed + _depth(connection, step, border, until, cluster, queue)
+
+
 def _depth(
-    connection: Connection, step: int, since: float, until: float, cluster: str | None, queue: str | None
+    connection: Connection, step: int, first: int, until: float, cluster: str | None, queue: str | None
 ) -> list[QueueSample]:
     """The largest depth of each bucket; of several queues, the sum over them."""
     sample = schema.queue_sample.c
     start = sample.at - sample.at % step
-    wanted = [sample.at >= int(since // step) * step, sample.at < until]
+    wanted = [sample.at >= first, sample.at < until]
     if cluster is not None:
         wanted.append(sample.cluster_id.in_(cluster_ids(connection, cluster)))
     if queue is not None:
@@ -287,13 +327,10 @@ def read_name_totals(
     """Runs, failures and times of each name in a span. By the hour and by the day, some seconds old."""
     step = resolution_of(since, until)
     place = (step, int(since // step), int(until // step), cluster, queue)
+    if step == RESOLUTIONS[0]:
+        return _name_totals(store, since, until, cluster, queue)
     cache = _caches.setdefault(store, SketchCache())
-    fresh = time.monotonic() - CACHE_SECONDS
-    totals = cache.get_totals(place, fresh) if step > RESOLUTIONS[0] else None
-    if totals is None:
-        totals = _name_totals(store, since, until, cluster, queue)
-        cache.put_totals(place, time.monotonic(), totals)
-    return totals
+    return cache.totals(place, lambda: _name_totals(store, since, until, cluster, queue))
 
 
 def sums_of_names(
