@@ -73,6 +73,7 @@ class SketchCache:
         self._names: OrderedDict[object, tuple[object, dict[int, NameSums]]] = OrderedDict()
         self._buckets: OrderedDict[BucketKey, tuple[Fingerprint, Durations]] = OrderedDict()
         self._totals: OrderedDict[object, tuple[float, list[NameTotal]]] = OrderedDict()
+        self._marked_totals: OrderedDict[object, tuple[object, list[NameTotal]]] = OrderedDict()
         self._depths: OrderedDict[object, tuple[float, list[QueueSample]]] = OrderedDict()
         self._lock = Lock()
 
@@ -102,6 +103,16 @@ class SketchCache:
     def totals(self, span: object, read: Callable[[], list[NameTotal]]) -> list[NameTotal]:
         """The totals by name, some seconds old."""
         return self._kept(self._totals, span, CACHE_SECONDS, read)
+
+    def get_marked_totals(self, span: object, mark: object) -> list[NameTotal] | None:
+        """The totals by name, unless one of the buckets has changed since."""
+        with self._lock:
+            cached = self._marked_totals.get(span)
+            return cached[1] if cached is not None and cached[0] == mark else None
+
+    def put_marked_totals(self, span: object, mark: object, totals: list[NameTotal]) -> None:
+        with self._lock:
+            _put(self._marked_totals, span, (mark, totals), MOST_SPANS)
 
     def closed_depths(self, span: object, read: Callable[[], list[QueueSample]]) -> list[QueueSample]:
         """The depths of closed buckets, as they were within the last minute."""
@@ -346,12 +357,22 @@ def sums_of_names(
 
 
 def _name_totals(store: Store, since: float, until: float, cluster: str | None, queue: str | None) -> list[NameTotal]:
+    """Read again only if a bucket has changed: most commits, as of heartbeats, change none."""
     step = resolution_of(since, until)
+    span, cache = (step, cluster, queue), _caches.setdefault(store, SketchCache())
     with store.read() as connection:
         wanted = _wanted(connection, step, since, until, cluster, {"queue": queue})
         sums = _sums(connection, wanted)
-        found = _by_name(connection, _caches.setdefault(store, SketchCache()), wanted, sums, (step, cluster, queue))
-        names = texts(connection, found)
+        mark = _mark(sums, sorted(sums))
+        totals = cache.get_marked_totals(span, mark)
+        if totals is None:
+            found = _by_name(connection, cache, wanted, sums, span)
+            totals = _totals(found, texts(connection, found))
+            cache.put_marked_totals(span, mark, totals)
+    return totals
+
+
+def _totals(found: dict[int, NameSums], names: dict[int, str]) -> list[NameTotal]:
     return [
         NameTotal(
             name=names.get(key),
@@ -365,6 +386,11 @@ def _name_totals(store: Store, since: float, until: float, cluster: str | None, 
     ]
 
 
+def _mark(sums: dict[int, _Sums], these: Sequence[int]) -> tuple[Fingerprint, ...]:
+    """Of several buckets, which shows a change of one of them."""
+    return tuple((at, *sums[at].mark) for at in these)
+
+
 def _by_name(
     connection: Connection,
     cache: SketchCache,
@@ -374,7 +400,7 @@ def _by_name(
 ) -> dict[int, NameSums]:
     """Sums by name. Those of all closed buckets are cached, until one of them changes or leaves the span."""
     closed = sorted(sums)[:-OPEN_BUCKETS]
-    mark = tuple((at, *sums[at].mark) for at in closed)
+    mark = _mark(sums, closed)
     border = closed[-1] if closed else -1
     older = cache.get_names(span, mark)
     if older is None:
