@@ -13,7 +13,7 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.records.task import TaskState
 from celery_monitor.settings import Settings
 from celery_monitor.settings.values import Broker
-from celery_monitor.store.rollups.series import read_waits
+from celery_monitor.store.rollups.flows import read_waits
 from tests.apps.basic import make_app
 from tests.receiver.watching import CLUSTER, Watching, watching
 from tests.workers import Worker, running_worker, wait_for

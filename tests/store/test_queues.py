@@ -2,7 +2,7 @@ from celery_monitor.records.queue import Queue
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
 from celery_monitor.store.queues import read_depths, save_queues
-from celery_monitor.store.rollups.series import Flow, read_flows
+from celery_monitor.store.rollups.flows import Flow, read_flows
 from celery_monitor.store.schema import TERM_KINDS
 from celery_monitor.store.terms import Terms, cluster_id
 from tests.factories import NOW

@@ -13,7 +13,8 @@ from celery_monitor.records.task import Task
 from celery_monitor.settings import Settings
 from celery_monitor.store import schema
 from celery_monitor.store.engine import Store
-from celery_monitor.store.rollups.series import read_name_totals, read_series, read_waits
+from celery_monitor.store.rollups.flows import read_waits
+from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.tasks.detail import read_task
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.writer import Writer

@@ -13,7 +13,7 @@ from celery_monitor.errors import Conflict
 from celery_monitor.records.queue import Pause, Queue
 from celery_monitor.records.series import WaitPercentiles
 from celery_monitor.store.queues import read_pauses, read_queues
-from celery_monitor.store.rollups.series import read_waits
+from celery_monitor.store.rollups.flows import read_waits
 from celery_monitor.web.api.operation import (
     Call,
     CommandAnswer,

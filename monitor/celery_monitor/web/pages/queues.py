@@ -13,7 +13,8 @@ from celery_monitor.records.queue import Pause, Queue, QueueSample
 from celery_monitor.records.series import WaitPercentiles
 from celery_monitor.records.worker import Worker, WorkerStatus
 from celery_monitor.store.queues import Key, read_depths, read_growing_queues, read_pauses, read_queues
-from celery_monitor.store.rollups.series import Flows, read_flows, read_name_totals, read_series, read_waits
+from celery_monitor.store.rollups.flows import Flows, read_flows, read_waits
+from celery_monitor.store.rollups.series import read_name_totals, read_series
 from celery_monitor.store.workers import read_workers
 from celery_monitor.web.charts import (
     RANGE_WORDS,

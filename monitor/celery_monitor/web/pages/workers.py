@@ -21,7 +21,8 @@ from celery_monitor.records.worker import Worker, WorkerProcess, WorkerStatus
 from celery_monitor.store.health import read_receivers, read_stalls
 from celery_monitor.store.queues import read_queues
 from celery_monitor.store.receivers import read_receiver_records
-from celery_monitor.store.rollups.series import Flow, read_flows, read_series
+from celery_monitor.store.rollups.flows import Flow, read_flows
+from celery_monitor.store.rollups.series import read_series
 from celery_monitor.store.tasks.page import find_tasks
 from celery_monitor.store.terms import find_terms
 from celery_monitor.store.workers import read_workers
