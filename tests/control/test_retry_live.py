@@ -51,7 +51,7 @@ def test_a_task_is_sent_again_with_equal_arguments_after_they_were_seen(
             watch.perform(retry(old))
         assert (asked.value.detail["args"], asked.value.detail["kwargs"]) == ('[1, "x", null]', '{"k": [1, 2]}')
         assert asked.value.detail["fidelity"] == "probable"
-        assert "second time" in str(asked.value.detail["warning"])
+        assert "repeats its work" in str(asked.value.detail["warning"])
         assert watch.action_count() == 0
 
         performed = watch.perform(retry(old, confirm=True, reason="card was charged back"))

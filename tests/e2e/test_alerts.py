@@ -44,7 +44,7 @@ def test_rule_and_channel_from_the_page_to_a_notification(
         page.get_by_label("Bound, GiB").fill("1000000")
         page.locator("#editor select[name=severity]").select_option("critical")
         page.get_by_role("button", name="Preview").click()
-        expect(page.get_by_text("there is no preview")).to_be_visible()
+        expect(page.get_by_text("No preview: The record keeps")).to_be_visible()
         page.get_by_role("button", name="Save rule").click()
         expect(page).to_have_title("(1) Alerts · celery-monitor")
         expect(page.locator("#region-firing")).to_contain_text("GiB free on the disk of the record")

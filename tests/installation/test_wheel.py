@@ -41,7 +41,8 @@ def test_the_wheel_is_complete_and_holds_no_more(wheel: Path) -> None:
 
 def test_the_wheel_of_capture_has_the_products_version(wheel: Path, capture_wheel: Path) -> None:
     names = zipfile.ZipFile(capture_wheel).namelist()
-    assert {name for name in names if ".dist-info/" not in name} == {"celery_monitor_capture/__init__.py"}
+    modules = {f"celery_monitor_capture/{name}.py" for name in ("__init__", "control", "events")}
+    assert {name for name in names if ".dist-info/" not in name} == modules
     assert [each.name.split("-")[1] for each in (wheel, capture_wheel)] == [version("celery-monitor")] * 2
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, cast
 
 from celery import Celery
 from kombu import Connection
-from kombu.asynchronous.aws.ext import exceptions as aws
 from kombu.exceptions import KombuError
 from kombu.transport.base import Transport
 from kombu.utils.url import parse_url
@@ -65,8 +65,6 @@ def configured_queues(broker: Broker, settings: Settings) -> frozenset[str]:
 
 
 EXTRAS = {"kafka": "confluentkafka", "sqla": "sqlalchemy"}
-# Of a request that SQS refuses; boto3 need not be installed, and kombu does not count it among its errors.
-AWS_REFUSAL: type[Exception] = getattr(aws, "ClientError", aws.BotoCoreError)
 
 
 def check_brokers(settings: Settings) -> None:
@@ -201,13 +199,19 @@ def explained(url: str) -> Iterator[None]:
         raise unavailable(url, error) from error
 
 
+def aws_refusal() -> type[Exception]:
+    """The error of a request that AWS refuses; kombu does not count it among its own. boto3 has to be installed."""
+    found: type[Exception] = resolve_name("botocore.exceptions:ClientError")
+    return found
+
+
 def broker_errors(transport: Transport) -> tuple[type[BaseException], ...]:
     """Every exception that means that a broker cannot be used: unreachable, lost, or refusing.
 
     Each transport has its own. Some refusals are channel errors: a wrong password in py-amqp, a missing database or
     permission in redis.
     """
-    refusals = (AWS_REFUSAL,) if transport.driver_type == "sqs" else ()
+    refusals = (aws_refusal(),) if transport.driver_type == "sqs" else ()
     return (OSError, KombuError, *transport.connection_errors, *transport.channel_errors, *refusals)
 
 

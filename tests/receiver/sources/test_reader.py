@@ -17,8 +17,16 @@ import pytest
 
 from celery_monitor.errors import BrokerUnavailable
 from celery_monitor.receiver.helper_failures import HelperFailures
-from celery_monitor.receiver.sources.buffer import PING, Buffer, pump
-from celery_monitor.receiver.sources.reader import BrokerSocket, Packed, Reader, ReaderThread, SocketProcess, pack
+from celery_monitor.receiver.sources.buffer import END, FRAME, PING, Buffer, pump
+from celery_monitor.receiver.sources.reader import (
+    BrokerSocket,
+    OwnSocket,
+    Packed,
+    Reader,
+    ReaderThread,
+    SocketProcess,
+    pack,
+)
 from celery_monitor.receiver.sources.redis import RedisFormat
 from celery_monitor.settings import Settings
 from tests.receiver.sources.conftest import MakeSource
@@ -357,3 +365,19 @@ def test_a_full_buffer_pauses_reading_where_the_broker_keeps_the_rest(ends: Ends
         while reader.messages_read * 2 < sent - 1000:
             reader.read(5)
         assert not buffer.full
+
+
+def test_a_gap_begins_when_anything_last_came_and_not_when_the_end_was_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        own = OwnSocket(ours)
+        theirs.send(b"+PONG\r\n")
+        own.read()
+        read_at = time.time()
+        theirs.close()
+        monkeypatch.setattr("time.time", lambda: read_at + 60)
+        frame, _ = own.read()
+    kind, _, arrived, kept_until, _ = FRAME.unpack_from(frame)
+    assert kind == END
+    assert arrived <= read_at
+    assert kept_until <= read_at

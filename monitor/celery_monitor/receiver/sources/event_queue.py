@@ -18,7 +18,7 @@ from kombu.exceptions import KombuError
 from kombu.message import Message
 
 from celery_monitor.addresses import transport_of
-from celery_monitor.brokers.connection import AWS_REFUSAL, app_for, bounded, explained, keep_compressed, short_error
+from celery_monitor.brokers.connection import app_for, aws_refusal, bounded, explained, keep_compressed, short_error
 from celery_monitor.brokers.event_queue.post import SqsQueue, find_sqs_queue, open_envelope
 from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.decode import Content, json_of, to_json
@@ -152,7 +152,7 @@ class SqsReading:
             threading.Thread(target=self._ask, name=f"sqs-{number}", daemon=True).start()
         try:
             self._loop(out)
-            with suppress(OSError, KombuError, AWS_REFUSAL):  # they are delivered again
+            with suppress(OSError, KombuError, aws_refusal()):  # they are delivered again
                 self._delete(all_of_them=True)
         finally:
             self._over.set()

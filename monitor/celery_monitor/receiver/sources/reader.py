@@ -454,6 +454,7 @@ class OwnSocket:
         self._unstored: deque[Record] = deque()
         self.records = 0  # that were read
         self._looked_at = self._last_byte = time.monotonic()
+        self._received_at = time.time()
 
     def made_progress(self) -> None: ...
 
@@ -475,7 +476,8 @@ class OwnSocket:
             return self._ended(ConnectionError(buffer.CLOSED)), 0
         self._looked_at = self._last_byte = time.monotonic()
         self.records += 1
-        record = Record(time.time(), data)
+        self._received_at = time.time()
+        record = Record(self._received_at, data)
         self._unstored.append(record)
         return FRAME.pack(DATA, len(data), record.arrived, record.arrived, 0) + data, len(data)
 
@@ -508,8 +510,9 @@ class OwnSocket:
         return found
 
     def _ended(self, error: OSError) -> bytes:
+        """The last frame. What is missing began when anything last came, not when that was noticed."""
         text = (str(error) or type(error).__name__).encode()
-        return FRAME.pack(END, len(text), time.time(), time.time(), 0) + text
+        return FRAME.pack(END, len(text), self._received_at, self._received_at, 0) + text
 
 
 class QuietReader(Reader):
