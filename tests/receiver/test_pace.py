@@ -1,6 +1,6 @@
 """The pauses of a receiver, with and without somebody who uses the dashboard."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Event, Thread
 
 import pytest
@@ -31,10 +31,24 @@ def unused(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
     found.close()
 
 
+def wait_for_look(pace: Pace, condition: Callable[[], object]) -> None:
+    """Looks until it is true: PostgreSQL notifies a moment after the commit."""
+
+    def looked() -> object:
+        pace.look()
+        return condition()
+
+    wait_for(looked, what="a look that finds the use")
+
+
+def wait_for_use(pace: Pace) -> None:
+    wait_for_look(pace, lambda: pace.used)
+
+
 def test_pauses_are_long_until_somebody_uses_the_dashboard(store: Store, unused: Pace) -> None:
     before = unused.used, unused.pause(2.0), unused.batch_seconds(0.1)
     note_use(store)
-    unused.look()
+    wait_for_use(unused)
     assert before == (False, 2.0 * UNUSED_FACTOR, UNUSED_BATCH_SECONDS)
     assert (unused.used, unused.pause(2.0), unused.batch_seconds(0.1)) == (True, 2.0, 0.1)
 
@@ -58,7 +72,7 @@ def test_a_use_is_read_only_after_a_commit(store: Store, unused: Pace, monkeypat
         unused.look()
     assert reads == []
     note_use(store)
-    unused.look()
+    wait_for_look(unused, lambda: reads)
     assert reads == [store]
 
 
@@ -68,7 +82,7 @@ def test_a_new_receiver_starts_as_though_the_dashboard_were_used(store: Store) -
 
 def test_a_use_before_the_receiver_started_does_not_count_again(store: Store, unused: Pace) -> None:
     note_use(store)
-    unused.look()
+    wait_for_use(unused)
     until = unused._used_until
     unused.look()
     assert unused._used_until == until

@@ -442,7 +442,8 @@ def test_viewers_who_may_not_see_arguments_see_none(clients: dict[bool, TestClie
     for login in ("vera", "sven"):
         for address in addresses:
             status, text = get(hidden, address, login)
-            assert status in {200, 403, 404}, (login, address)
+            allowed = {200, 403, 404, *([503] if address.endswith("/alive") else [])}  # its worker may have aged
+            assert status in allowed, (login, address)
             assert SECRET not in text, (login, address)
         for page in PAGES:
             assert SECRET not in frames(hidden, addressed(page.path, READS[page.path].inside), login), page.path
