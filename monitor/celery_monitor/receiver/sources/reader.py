@@ -516,10 +516,7 @@ class OwnSocket:
 
 
 class QuietReader(Reader):
-    """Reads the socket itself while little comes, and has a SocketProcess read it from the first burst on.
-
-    At rest that saves a process, and a wake-up of it for each message.
-    """
+    """Has a SocketProcess read the socket; reads it itself, between batches, as long as none can be started."""
 
     def __init__(
         self,

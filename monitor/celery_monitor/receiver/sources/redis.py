@@ -22,7 +22,7 @@ from celery_monitor.errors import Unsupported
 from celery_monitor.receiver.decode import JSON, Content, to_json
 from celery_monitor.receiver.helper_failures import FEWEST_FAILURES, SOCKET_PROCESS, HelperFailures
 from celery_monitor.receiver.sources.base import Source
-from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, Spool, read_redis
+from celery_monitor.receiver.sources.buffer import CLOSED, MESSAGE, read_redis
 from celery_monitor.receiver.sources.reader import (
     BrokerSocket,
     OwnSocket,
@@ -286,8 +286,7 @@ class RedisSource(Source):
             own, start = OwnSocket(sock), self._start_process
             self._quiet = QuietReader(self._url, own, RedisFormat(), self._settings, unwrap, self._folder, start)
         self._use(self._quiet)
-        if self._settings.spool_bytes and self._spooled():
-            self._quiet.hand_over()
+        self._quiet.hand_over()  # at once: a burst of 2,000,000 events/s is cut off before a process has started
 
     def read(self, timeout: float) -> Delivery:
         if self._socket is not None:
@@ -301,12 +300,6 @@ class RedisSource(Source):
     def discard(self, before: float) -> None:
         self.guard()  # what others have not stored yet may be much
         super().discard(before)
-
-    def _spooled(self) -> bool:
-        """Whether an earlier process has left events."""
-        spool = Spool(self._folder, self._settings.spool_bytes)
-        spool.close()
-        return not spool.empty
 
     def _process_keeps_failing(self) -> bool:
         failing = self._helpers.failures(SOCKET_PROCESS) >= FEWEST_FAILURES
