@@ -162,7 +162,8 @@ def test_what_another_receiver_has_stored_is_dropped(ends: Ends, reading: Callab
     for number in range(30):  # from half of the bound on they are on disk
         ends[1].sendall(message(number, 10_000))
     wait_for(lambda: not unread(ends[0]), what="the first piece in the process that reads")
-    half = time.time()
+    half = time.time() + 0.1  # the process notes the time of arrival a moment after it has read
+    wait_for(lambda: time.time() > half)
     for number in range(30, 40):
         ends[1].sendall(message(number, 10_000))
     reader.discard(half)
@@ -242,13 +243,13 @@ def test_its_death_is_a_lost_connection_and_the_next_one_reads_again(redis_url: 
     assert len(processes()) == 1
 
 
-def test_a_process_reads_from_the_first_burst_on_and_nothing_is_missing(redis_url: str, source_of: MakeSource) -> None:
+def test_a_process_reads_from_the_start_and_nothing_is_missing(redis_url: str, source_of: MakeSource) -> None:
     source = source_of(redis_url, source="redis")
     with publisher(redis_url) as publish:
         for number in range(50):
             publish.send("task.received", numbered(number))
         few = [event.clock for event in read_all(source, 50)]
-        assert processes() == []
+        assert len(processes()) == 1
         for number in range(50, 5000):
             publish.send("task.received", numbered(number))
     rest = [event.clock for event in read_all(source, 4950)]
@@ -256,22 +257,7 @@ def test_a_process_reads_from_the_first_burst_on_and_nothing_is_missing(redis_ur
     assert len(processes()) == 1
 
 
-def test_a_receiver_that_is_busy_has_a_process_read(redis_url: str, source_of: MakeSource) -> None:
-    source = source_of(redis_url, source="redis")
-    with publisher(redis_url) as publish:
-        publish.send("task.received", numbered(1))
-        assert [event.clock for event in read_all(source, 1)] == [1]
-        source.guard()
-        source.guard()
-        publish.send("task.received", numbered(2))
-    assert [event.clock for event in read_all(source, 1)] == [2]
-    assert len(processes()) == 1
-
-
-@pytest.mark.parametrize("handed_over", [False, True])
-def test_what_is_not_stored_when_it_is_closed_is_read_again(
-    redis_url: str, source_of: MakeSource, *, handed_over: bool
-) -> None:
+def test_what_is_not_stored_when_it_is_closed_is_read_again(redis_url: str, source_of: MakeSource) -> None:
     source = source_of(redis_url, source="redis")
     with publisher(redis_url) as publish:
         publish.send("task.received", numbered(1))
@@ -279,11 +265,8 @@ def test_what_is_not_stored_when_it_is_closed_is_read_again(
         source.acknowledge()
         publish.send("task.received", numbered(2))
         assert [event.clock for event in read_all(source, 1)] == [2]
-        if handed_over:
-            source.guard()
         publish.send("task.received", numbered(3))
-        if handed_over:
-            wait_until_read(redis_url)
+        wait_until_read(redis_url)
     source.close()
     source.connect()
     assert [event.clock for event in read_all(source, 2)] == [2, 3]
