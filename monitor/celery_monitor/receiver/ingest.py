@@ -38,7 +38,6 @@ HEALTH_SECONDS = 1.0
 READ_SECONDS, UNUSED_READ_SECONDS = 0.25, 1.0
 IDLE_GATHER_SECONDS = 12.0  # for which heartbeats gather while nothing else happens
 LATE_INTERVALS, LATE_SECONDS = 1.5, 0.5  # of a heartbeat, after which it is missing, and that is news
-WATCH_SECONDS = 0.25  # between two looks at whether the thread that stores has left its source alone for so long
 SLOW_SECONDS = 5.0  # for one batch; a broker may drop a connection that is not read for longer
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last is repeated
 MOST_DELIVERIES, UNUSED_MOST_DELIVERIES = 10, 30  # in one transaction, when the receiver is behind
@@ -424,9 +423,9 @@ class Receiver:
         ended = threading.Event()
 
         def watch() -> None:
-            while not ended.wait(HEALTH_SECONDS if self._pace.idle else WATCH_SECONDS):
+            while not ended.wait(HEALTH_SECONDS):
                 busy = self._busy_since
-                if busy is not None and time.monotonic() - busy > WATCH_SECONDS:
+                if busy is not None and time.monotonic() - busy > HEALTH_SECONDS:
                     self._source.guard()
                 self._report_work()
 

@@ -261,7 +261,7 @@ _removal = schema.removal
 
 
 class Removal(NamedTuple):
-    """One task whose message was removed, when, and by whom."""
+    """A task whose message an action deleted; the time, and the user."""
 
     id: str
     at: float
